@@ -1,0 +1,1 @@
+"""Vision encoders: judging frozen features, and pictures of them."""

@@ -1,0 +1,1 @@
+"""Fusing several vision encoders into one language model."""

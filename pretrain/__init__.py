@@ -1,0 +1,1 @@
+"""DINOv2 self-distillation: an encoder from unlabelled images."""

@@ -1,0 +1,110 @@
+"""Crops of several resolutions through one transformer at once, with stochastic depth that skips the dropped work."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.backbone import Backbone
+
+Shape = tuple[int, int]  # (crops of a group, tokens of one of its crops)
+KeptCrops = list[tuple[list[Tensor], list[Tensor]]]  # [layer][0 attention, 1 feed-forward][group] -> kept rows
+
+
+def forward_crop_groups(
+    backbone: Backbone,
+    groups: list[Tensor],
+    masks: list[Tensor | None] | None = None,
+    kept_crops: KeptCrops | None = None,
+    recompute: bool = False,
+) -> list[Tensor]:
+    """Tokens after the final norm for every group of crops, in one pass through the backbone's own sub-modules.
+
+    Norms and linear layers see all tokens at once, attention sees one group at a time. The slow formula, which a test runs, is
+    `[backbone(crops, bool_masked_pos=mask).last_hidden_state for crops, mask in zip(groups, masks)]`; with `kept_crops`, each
+    residual branch runs on the kept rows only and counts `crops / kept` times (DINOv2 `layers/block.py`).
+
+    Args:
+        groups: one tensor `[crops, C, H, W]` per resolution.
+        masks: per group `[crops, N]` bool (True: the patch is replaced by the mask token) or None.
+        kept_crops: from `draw_kept_crops`; None runs every branch on every crop.
+        recompute: keep no activations inside a layer, run it again in the backward pass.
+
+    Returns:
+        One tensor `[crops, 1 + registers + N, D]` per group.
+    """
+    masks = masks or [None] * len(groups)
+    embedded = [
+        backbone.embeddings(crops, bool_masked_pos=mask) for crops, mask in zip(groups, masks, strict=True)
+    ]
+    shapes = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
+    tokens = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
+    for index, layer in enumerate(backbone.encoder.layer):
+        run = partial(checkpoint, _run_layer, use_reentrant=False) if recompute else _run_layer
+        tokens = run(layer, tokens, shapes, kept_crops[index] if kept_crops else None)
+    return _split(backbone.layernorm(tokens), shapes)
+
+
+def draw_kept_crops(num_layers: int, crops_per_group: list[int], drop_path_rate: float) -> KeptCrops | None:
+    """Rows that survive stochastic depth, drawn from torch's global CPU generator: max(int(b * (1 - rate)), 1) of each group of b.
+
+    Attention and feed-forward draw independently, in every layer. None when the rate is 0.
+    """
+    if drop_path_rate == 0:
+        return None
+
+    def draw() -> list[Tensor]:
+        return [torch.randperm(crops)[: max(int(crops * (1 - drop_path_rate)), 1)] for crops in crops_per_group]
+
+    return [(draw(), draw()) for _ in range(num_layers)]
+
+
+def _run_layer(layer, tokens: Tensor, shapes: list[Shape], kept: tuple[list[Tensor], list[Tensor]] | None) -> Tensor:
+    attention_rows, feed_forward_rows = kept or (None, None)
+    tokens = _add_branch(tokens, shapes, attention_rows, partial(_attention_branch, layer))
+    return _add_branch(tokens, shapes, feed_forward_rows, partial(_feed_forward_branch, layer))
+
+
+def _add_branch(tokens: Tensor, shapes: list[Shape], kept_rows: list[Tensor] | None, branch) -> Tensor:
+    """`tokens + branch(tokens)`, or, with `kept_rows`, the branch of those crops alone, scaled by crops / kept."""
+    if kept_rows is None:
+        return tokens + branch(tokens, shapes)
+    indices, scales, kept_shapes, start = [], [], [], 0
+    for rows, (crops, length) in zip(kept_rows, shapes, strict=True):
+        rows = rows.to(tokens.device)
+        indices.append((start + rows[:, None] * length + torch.arange(length, device=tokens.device)).flatten())
+        scales.append(tokens.new_full((len(rows) * length, 1), crops / len(rows)))
+        kept_shapes.append((len(rows), length))
+        start += crops * length
+    index = torch.cat(indices)
+    update = branch(tokens[index], kept_shapes) * torch.cat(scales)
+    return tokens.index_add(0, index, update.to(tokens.dtype))
+
+
+def _attention_branch(layer, tokens: Tensor, shapes: list[Shape]) -> Tensor:
+    attention = layer.attention
+    normed = layer.norm1(tokens)
+    projected = [projection(normed) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    per_group = zip(*(_split(part, shapes) for part in projected), strict=True)
+    attended = [
+        F.scaled_dot_product_attention(*(_heads(part, attention.head_dim) for part in group), scale=attention.scaling)
+        for group in per_group
+    ]
+    joined = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in attended])
+    return layer.layer_scale1(attention.o_proj(joined))
+
+
+def _feed_forward_branch(layer, tokens: Tensor, shapes: list[Shape]) -> Tensor:
+    return layer.layer_scale2(layer.mlp(layer.norm2(tokens)))
+
+
+def _heads(tokens: Tensor, head_dim: int) -> Tensor:
+    """[crops, tokens, D] -> [crops, heads, tokens, head_dim]"""
+    return tokens.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def _split(tokens: Tensor, shapes: list[Shape]) -> list[Tensor]:
+    parts = tokens.split([crops * length for crops, length in shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -1,0 +1,196 @@
+"""Every option of `pretrain/dinov2.py`, and the checks that need no data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pretrain.backbone import BACKBONE_SIZES
+from vision_core.arguments import option
+from vision_core.errors import UserError
+
+
+@dataclass
+class DINOv2Arguments:
+    """DINOv2 pretraining. The defaults are the main job on the embedded scenes for a machine with 2 CPU cores."""
+
+    # --- run
+    output_dir: str | None = option(None, "folder of the run; default outputs/<name>-<n>", "run")
+    name: str = option("dinov2", "name of the run, for the default folder and the trackers", "run")
+    seed: int = option(0, "seed of every random draw", "run")
+    max_steps: int = option(1000, "optimizer steps", "run")
+    logging_steps: int = option(10, "steps between two lines of metrics.jsonl", "run")
+    save_steps: int = option(500, "steps between two checkpoints; the last step always saves", "run")
+    save_total_limit: int = option(2, "checkpoints to keep", "run")
+    report_to: list[str] = option([], "trackers of accelerate: tensorboard, wandb, ...", "run")
+    resume_from_checkpoint: str | None = option(
+        None, "true: the newest whole checkpoint of output_dir; or the folder of one: continues the same run", "run"
+    )
+    init_from: str | None = option(None, "folder or hub name of a checkpoint: takes its weights only, a new run", "run")
+    dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
+    mixed_precision: Literal["no", "bf16"] = option("no", "no is float32", "run")
+    gradient_checkpointing: bool = option(False, "recompute the student's layers in the backward pass: less memory", "run")
+    num_cpu_threads: int | None = option(
+        None, "threads per process on a CPU; default: the cores shared among the processes (exact resume needs it fixed)", "run"
+    )
+
+    # --- data
+    dataset: str = option("scenes?size=64", "images: folder, list:, parquet:, hf:, wds:, scenes (see docs/data.md)", "data")
+    num_channels: int = option(3, "input channels; other than 3 reads multi-band TIFF and .npy", "data")
+    image_mean: list[float] = option([0.485, 0.456, 0.406], "per channel, images scaled to 0..1", "data")
+    image_std: list[float] = option([0.229, 0.224, 0.225], "per channel, images scaled to 0..1", "data")
+    per_device_train_batch_size: int = option(64, "images per process and micro-batch", "data")
+    gradient_accumulation_steps: int = option(
+        1, "micro-batches per step; KoLeo and Sinkhorn see one micro-batch, centers move once a step", "data"
+    )
+    dataloader_num_workers: int = option(1, "processes that read and cut images", "data")
+    max_bad_fraction: float = option(0.01, "stop when more than this share of the drawn images is unreadable", "data")
+
+    # --- backbone
+    backbone: Literal["nano", "micro", "tiny", "small", "base", "large", "giant"] = option(
+        "nano", "; ".join(f"{name} {d} x {n}, {h} heads" for name, (d, n, h) in BACKBONE_SIZES.items()), "backbone"
+    )
+    hidden_size: int | None = option(None, "width, instead of the one of `backbone`", "backbone")
+    num_hidden_layers: int | None = option(None, "layers, instead of those of `backbone`", "backbone")
+    num_attention_heads: int | None = option(None, "heads, instead of those of `backbone`", "backbone")
+    patch_size: int = option(8, "pixels of a side of a patch", "backbone")
+    num_register_tokens: int = option(0, "register tokens", "backbone")
+    ffn: Literal["mlp", "swiglu"] = option("mlp", "feed-forward layer", "backbone")
+    layerscale_value: float = option(1.0, "initial LayerScale; published 1e-5, short runs need 1", "backbone")
+    drop_path_rate: float = option(0.0, "share of crops that skip a residual branch", "backbone")
+
+    # --- crops and masks
+    global_crop_size: list[int] = option([64], "side, or height and width, of the 2 global crops", "crops and masks")
+    local_crop_size: list[int] = option([32], "side, or height and width, of the local crops", "crops and masks")
+    num_local_crops: int = option(4, "local crops per image; published 8", "crops and masks")
+    global_crop_scale: list[float] = option([0.32, 1.0], "share of the image's area", "crops and masks")
+    local_crop_scale: list[float] = option([0.05, 0.32], "share of the image's area", "crops and masks")
+    blur: Literal["official", "paper"] = option(
+        "official", "probability of blur on global 1, global 2, local: official 0/0.9/0.5, paper 1/0.1/0.5", "crops and masks"
+    )
+    mask_probability: float = option(0.5, "share of the global crops that are masked", "crops and masks")
+    mask_ratio: list[float] = option([0.1, 0.5], "least and greatest share of masked patches", "crops and masks")
+    mask_count: Literal["published", "exact"] = option(
+        "published", "exact completes every block mask to its target (DINOv3)", "crops and masks"
+    )
+
+    # --- heads and losses
+    num_prototypes: int = option(4096, "outputs of the DINO head", "heads and losses")
+    head_hidden_dim: int = option(512, "width of the heads' hidden layers; published 2048", "heads and losses")
+    head_bottleneck_dim: int = option(128, "bottleneck of the DINO head", "heads and losses")
+    separate_ibot_head: bool = option(False, "an iBOT head of its own", "heads and losses")
+    ibot_num_prototypes: int | None = option(None, "outputs of a separate iBOT head; default num_prototypes", "heads and losses")
+    ibot_bottleneck_dim: int = option(256, "bottleneck of a separate iBOT head", "heads and losses")
+    train_weight_g: bool = option(True, "the last layer's norm g is trained (published code) or stays 1 (paper)", "heads and losses")
+    centering: Literal["softmax", "sinkhorn_knopp"] = option("softmax", "centering of the teacher", "heads and losses")
+    center_momentum: float = option(0.9, "momentum of the softmax centers", "heads and losses")
+    center_reduction: Literal["ranks", "tokens"] = option(
+        "ranks", "mean of the processes' means (published) or over all tokens", "heads and losses"
+    )
+    student_temp: float = option(0.1, "temperature of the student", "heads and losses")
+    teacher_temp: float = option(0.07, "temperature of the teacher", "heads and losses")
+    warmup_teacher_temp: float = option(0.04, "temperature of the teacher at the first step", "heads and losses")
+    warmup_teacher_temp_steps: int = option(0, "steps of its linear warm-up", "heads and losses")
+    dino_loss_weight: float = option(1.0, "weight of the DINO loss", "heads and losses")
+    ibot_loss_weight: float = option(1.0, "weight of the iBOT loss", "heads and losses")
+    ibot_weighting: Literal["published", "masked_crops"] = option(
+        "published", "divide by all global crops (published) or by the masked ones (paper)", "heads and losses"
+    )
+    koleo_loss_weight: float = option(0.1, "weight of KoLeo, once per global crop", "heads and losses")
+    koleo_gather: bool = option(False, "neighbours over all processes; published: each process alone", "heads and losses")
+    koleo_precision: Literal["float32", "autocast"] = option(
+        "float32", "autocast computes in the features' type, as published; may be inf", "heads and losses"
+    )
+
+    # --- optimisation
+    learning_rate: float = option(2e-3, "before scaling by the global batch", "optimisation")
+    lr_scaling: Literal["sqrt", "linear", "none"] = option(
+        "none", "sqrt: x sqrt(global batch / 1024), published; linear: x global batch / 256", "optimisation"
+    )
+    min_learning_rate: float = option(1e-6, "at the end; never scaled", "optimisation")
+    warmup_steps: int = option(100, "steps of linear learning-rate warm-up", "optimisation")
+    weight_decay: float = option(0.04, "at the first step", "optimisation")
+    weight_decay_end: float = option(0.4, "at the end (cosine)", "optimisation")
+    adam_beta1: float = option(0.9, "AdamW", "optimisation")
+    adam_beta2: float = option(0.999, "AdamW", "optimisation")
+    layerwise_decay: float = option(1.0, "learning-rate factor per layer below the last", "optimisation")
+    patch_embed_lr_mult: float = option(0.2, "learning-rate factor of the patch embedding", "optimisation")
+    freeze_last_layer_steps: int = option(0, "steps with learning rate 0 for the heads' last layer", "optimisation")
+    max_grad_norm: float = option(3.0, "gradient clipping, of the backbone and of each head by itself; 0: none", "optimisation")
+    ema_momentum: float = option(0.992, "of the teacher at the first step", "optimisation")
+    ema_momentum_end: float = option(1.0, "of the teacher at the end (cosine)", "optimisation")
+
+    # --- evaluation
+    eval_dataset: str | None = option(
+        "scenes?size=64&split=held_out&count=2000", "labelled images, the queries of k-NN; none: no evaluation", "evaluation"
+    )
+    eval_bank_dataset: str | None = option(
+        None, "labelled images, the bank of k-NN; default: dataset if it has labels, otherwise a part of eval_dataset", "evaluation"
+    )
+    eval_steps: int = option(250, "steps between two evaluations; the last step always evaluates", "evaluation")
+    eval_image_size: list[int] | None = option(None, "size of evaluated images; default global_crop_size", "evaluation")
+    knn_k: int = option(20, "neighbours", "evaluation")
+    knn_bank_size: int = option(4000, "images drawn for the bank", "evaluation")
+    knn_num_queries: int = option(1000, "images drawn as queries", "evaluation")
+
+
+def image_size(size: list[int]) -> tuple[int, int]:
+    """`[side]` or `[height, width]` as (height, width)."""
+    return (size[0], size[-1])
+
+
+def check_arguments(args: DINOv2Arguments) -> None:
+    """Refuse values that cannot train, naming the key and the cure."""
+    sizes = {"global_crop_size": args.global_crop_size}
+    if args.num_local_crops:
+        sizes["local_crop_size"] = args.local_crop_size
+    if args.eval_image_size is not None:
+        sizes["eval_image_size"] = args.eval_image_size
+    for key, size in sizes.items():
+        if len(size) not in (1, 2):
+            raise UserError(f"{key}={size}: give one side, or height and width")
+        for side in size:
+            if side < args.patch_size or side % args.patch_size:
+                below = max(side // args.patch_size, 1) * args.patch_size
+                raise UserError(
+                    f"{key}={side} is no multiple of patch_size={args.patch_size}; the next ones are {below} and {below + args.patch_size}"
+                )
+    for key in ("global_crop_scale", "local_crop_scale", "mask_ratio"):
+        low_high = getattr(args, key)
+        if len(low_high) != 2 or not 0 <= low_high[0] <= low_high[1] <= 1:
+            raise UserError(f"{key}={low_high}: give two numbers, 0 <= low <= high <= 1")
+    for key in (
+        "max_steps", "logging_steps", "save_steps", "save_total_limit", "eval_steps", "per_device_train_batch_size",
+        "gradient_accumulation_steps", "patch_size", "num_channels", "num_prototypes", "head_hidden_dim", "head_bottleneck_dim",
+        "knn_k", "knn_bank_size", "knn_num_queries", "student_temp", "teacher_temp", "warmup_teacher_temp", "learning_rate",
+    ):  # fmt: skip
+        if getattr(args, key) <= 0:
+            raise UserError(f"{key}={getattr(args, key)}: it must be above 0")
+    for key in (
+        "num_local_crops", "num_register_tokens", "dataloader_num_workers", "warmup_steps", "freeze_last_layer_steps",
+        "warmup_teacher_temp_steps", "koleo_loss_weight", "ibot_loss_weight", "dino_loss_weight", "max_grad_norm", "layerscale_value",
+        "weight_decay", "weight_decay_end",
+    ):  # fmt: skip
+        if getattr(args, key) < 0:
+            raise UserError(f"{key}={getattr(args, key)}: it must not be below 0")
+    for key in ("mask_probability", "drop_path_rate", "ema_momentum", "ema_momentum_end", "center_momentum", "max_bad_fraction"):
+        if not 0 <= getattr(args, key) <= 1:
+            raise UserError(f"{key}={getattr(args, key)}: it must lie between 0 and 1")
+    if args.drop_path_rate == 1:
+        raise UserError("drop_path_rate=1 drops every branch; published values are 0 to 0.4")
+    if args.dino_loss_weight == 0 and args.ibot_loss_weight == 0:
+        raise UserError("dino_loss_weight and ibot_loss_weight are both 0: nothing is learned; set one of them, 1 as published")
+    if args.warmup_steps >= args.max_steps:
+        raise UserError(f"warmup_steps={args.warmup_steps} is not below max_steps={args.max_steps}; lower it or train longer")
+    for key in ("image_mean", "image_std"):
+        if len(getattr(args, key)) != args.num_channels:
+            raise UserError(f"{key} has {len(getattr(args, key))} values, num_channels is {args.num_channels}; give one per channel")
+    if min(args.image_std) <= 0:
+        raise UserError(f"image_std={args.image_std}: every value must be above 0")
+    width, _, heads = backbone_shape(args)
+    if width % heads:
+        raise UserError(f"hidden_size={width} is no multiple of num_attention_heads={heads}")
+
+
+def backbone_shape(args: DINOv2Arguments) -> tuple[int, int, int]:
+    """Hidden size, layers and heads: those of `backbone`, each replaced where it is given by itself."""
+    width, layers, heads = BACKBONE_SIZES[args.backbone]
+    return args.hidden_size or width, args.num_hidden_layers or layers, args.num_attention_heads or heads

@@ -1,0 +1,236 @@
+"""The images of every step: stateless draws, exact order and resume, unreadable images skipped and named."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+
+from pretrain.ibot_loss import masked_token_weights
+from pretrain.masking import block_mask, mask_targets
+from vision_core.errors import UserError
+from vision_core.images.decode import UnreadableImage
+from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, UnreadableSample
+from vision_core.randomness import numpy_generator, seed_of
+
+MAX_REDRAWS = 20
+
+Crops = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
+class Draw(NamedTuple):
+    """One image of one step: `slot` is its place in the global batch, `index` its place in the source."""
+
+    step: int
+    slot: int
+    epoch: int
+    index: int
+
+
+class BatchLayout(NamedTuple):
+    """How a global batch is shared out: `micro_batches` per step, `processes` side by side, `per_device` images each."""
+
+    per_device: int
+    micro_batches: int
+    processes: int
+    rank: int
+
+    @property
+    def global_batch(self) -> int:
+        return self.per_device * self.micro_batches * self.processes
+
+    def slots(self, micro_batch: int) -> range:
+        """The places in the global batch that this process fills in one micro-batch."""
+        start = (micro_batch * self.processes + self.rank) * self.per_device
+        return range(start, start + self.per_device)
+
+
+class StepSampler(Sampler[list[Draw]]):
+    """Batches of `Draw`s for steps `first_step .. last_step - 1`; a function of (seed, step) alone.
+
+    An epoch is a seeded permutation cut into whole global batches; the remainder of fewer images than a batch is left to the next
+    epoch's permutation.
+    """
+
+    def __init__(self, num_images: int, layout: BatchLayout, seed: int, first_step: int, last_step: int) -> None:
+        if num_images < layout.global_batch:
+            raise UserError(
+                f"the dataset has {num_images} images, fewer than the global batch of {layout.global_batch} "
+                "(per_device_train_batch_size x gradient_accumulation_steps x processes); lower per_device_train_batch_size"
+            )
+        self.num_images, self.layout, self.seed = num_images, layout, seed
+        self.first_step, self.last_step = first_step, last_step
+        self.steps_per_epoch = num_images // layout.global_batch
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.layout.micro_batches
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.first_step, self.last_step):
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = numpy_generator(self.seed, "order", epoch).permutation(self.num_images)
+            start = step % self.steps_per_epoch * self.layout.global_batch
+            for micro_batch in range(self.layout.micro_batches):
+                slots = self.layout.slots(micro_batch)
+                yield [Draw(step, slot, epoch, int(order[start + slot])) for slot in slots]
+
+
+class StepMasks:
+    """The block masks of the two global crops of one slot, drawn for the whole global batch from (seed, step, slot)."""
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        global_batch: int,
+        seed: int,
+        probability: float = 0.5,
+        ratio: tuple[float, float] = (0.1, 0.5),
+        exact: bool = False,
+    ) -> None:
+        self.grid, self.global_batch, self.seed = grid, global_batch, seed
+        self.probability, self.ratio, self.exact = probability, ratio, exact
+        self._targets: tuple[int, np.ndarray] | None = None
+
+    def __call__(self, step: int, slot: int) -> torch.Tensor:
+        """[2, N] bool; crop `view` of slot `s` is crop `view * global_batch + s` of the batch whose ratios are stratified."""
+        crops = [view * self.global_batch + slot for view in range(2)]
+        masks = [
+            block_mask(self.grid, int(self.targets(step)[crop]), numpy_generator(self.seed, "mask", step, crop), self.exact)
+            for crop in crops
+        ]
+        return torch.from_numpy(np.stack(masks)).flatten(1)
+
+    def targets(self, step: int) -> np.ndarray:
+        """Masked patches wanted in each of the `2 * global_batch` crops."""
+        if self._targets is None or self._targets[0] != step:
+            generator = numpy_generator(self.seed, "mask targets", step)
+            num_patches = self.grid[0] * self.grid[1]
+            drawn = mask_targets(
+                2 * self.global_batch, num_patches, self.probability, self.ratio, generator, self.exact
+            )
+            self._targets = (step, drawn)
+        return self._targets[1]
+
+
+def cut(record: ImageRecord, multicrop: Callable[[torch.Tensor], Crops], masks: StepMasks, draw: Draw, seed: int, key) -> dict:
+    """The crops and masks of one image. `key` names the image in the seed of its crops."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "crops", draw.epoch, key))
+        global_crops, local_crops = multicrop(record.image)
+    return {"global_crops": global_crops, "local_crops": local_crops, "masks": masks(draw.step, draw.slot), "id": record.id}
+
+
+class IndexedCrops(Dataset):
+    """`source[draw.index]` as crops and masks. An unreadable image is named and another one is drawn from (seed, epoch, index)."""
+
+    def __init__(self, source: ImageSource, multicrop: Callable[[torch.Tensor], Crops], masks: StepMasks, seed: int) -> None:
+        self.source, self.multicrop, self.masks, self.seed = source, multicrop, masks, seed
+
+    def __getitem__(self, draw: Draw) -> dict:
+        bad: list[tuple[str, str]] = []
+        redraws = numpy_generator(self.seed, "redraw", draw.epoch, draw.index)
+        index = draw.index
+        for _ in range(MAX_REDRAWS):
+            try:
+                record = self.source[index]
+            except UnreadableImage as error:
+                bad.append((self.source.id_of(index), error.reason))
+                index = int(redraws.integers(len(self.source)))
+                continue
+            return cut(record, self.multicrop, self.masks, draw, self.seed, draw.index) | {"bad": bad}
+        raise UserError(f"{MAX_REDRAWS} images in a row could not be read, the last was {bad[-1][0]} ({bad[-1][1]})")
+
+
+class StreamedCrops(IterableDataset):
+    """Crops of a stream's records, pass after pass. The order is the stream's and depends on the number of readers; a resumed run
+    starts a new pass, numbered by its first step, instead of the place where it stopped."""
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        multicrop: Callable[[torch.Tensor], Crops],
+        masks: StepMasks,
+        seed: int,
+        layout: BatchLayout,
+        first_step: int,
+    ) -> None:
+        self.stream, self.multicrop, self.masks, self.seed = stream, multicrop, masks, seed
+        self.layout, self.first_step = layout, first_step
+
+    def __iter__(self) -> Iterator[dict]:
+        draws, bad, epoch = self._draws(), [], self.first_step
+        while True:
+            readable = 0
+            for record in self.stream.records(self.layout.rank, self.layout.processes, epoch):
+                if isinstance(record, UnreadableSample):
+                    bad.append((record.id, record.reason))
+                    continue
+                readable += 1
+                draw = next(draws)._replace(epoch=epoch)
+                yield cut(record, self.multicrop, self.masks, draw, self.seed, record.id) | {"bad": bad}
+                bad = []
+            if not readable:
+                return  # no shard for this worker; the others go on
+            epoch += 1
+
+    def _draws(self) -> Iterator[Draw]:
+        """Step and slot of each record that this worker yields: workers take turns, one micro-batch each."""
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        while True:
+            step, micro_batch = divmod(number, self.layout.micro_batches)
+            for slot in self.layout.slots(micro_batch):
+                yield Draw(self.first_step + step, slot, 0, 0)
+            number += workers
+
+
+def collate(samples: list[dict]) -> dict:
+    """A batch in crop-major order: global_crops [2B, ...], local_crops [L*B, ...] or None, masks [2B, N] and their flat positions."""
+
+    def crop_major(name: str) -> torch.Tensor | None:
+        crops = [crop for view in zip(*(sample[name] for sample in samples), strict=True) for crop in view]
+        return torch.stack(crops) if crops else None
+
+    masks = torch.stack([sample["masks"] for sample in samples], dim=1).flatten(0, 1)
+    return {
+        "global_crops": crop_major("global_crops"),
+        "local_crops": crop_major("local_crops"),
+        "masks": masks,
+        "mask_indices": masks.flatten().nonzero().squeeze(1),
+        "mask_weights": masked_token_weights(masks),
+        "ids": [sample["id"] for sample in samples],
+        "bad": [bad for sample in samples for bad in sample["bad"]],
+    }
+
+
+def make_loader(
+    source: ImageSource | ImageStream,
+    multicrop: Callable[[torch.Tensor], Crops],
+    masks: StepMasks,
+    layout: BatchLayout,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    num_workers: int,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Batches of this process for steps `first_step .. last_step - 1`, `layout.micro_batches` per step."""
+    settings = {
+        "collate_fn": collate,
+        "num_workers": num_workers,
+        "pin_memory": pin_memory,
+        "worker_init_fn": _one_thread,
+        "prefetch_factor": 4 if num_workers else None,
+    }
+    if isinstance(source, ImageStream):
+        crops = StreamedCrops(source, multicrop, masks, seed, layout, first_step)
+        return DataLoader(crops, batch_size=layout.per_device, drop_last=True, **settings)
+    sampler = StepSampler(len(source), layout, seed, first_step, last_step)
+    return DataLoader(IndexedCrops(source, multicrop, masks, seed), batch_sampler=sampler, **settings)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

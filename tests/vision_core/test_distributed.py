@@ -1,0 +1,112 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from vision_core.distributed import (
+    all_reduce_sum,
+    all_true,
+    broadcast_text,
+    gather_rows,
+    is_main_process,
+    rank,
+    world_size,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 60
+
+
+def rows() -> torch.Tensor:
+    return torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def weight() -> torch.Tensor:
+    return torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+
+
+def loss_of(features: torch.Tensor) -> torch.Tensor:
+    """Every row meets every other one, so that a gradient that stays on its process is a wrong one."""
+    weights = torch.arange(len(features), dtype=features.dtype)
+    return ((features @ features.T).cos() * weights).sum()
+
+
+def check_on_one_of_two_processes(process: int, store: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=process, world_size=2)
+    assert (rank(), world_size(), is_main_process()) == (process, 2, process == 0)
+
+    value = torch.full((2, 2), float(process + 1)).T
+    assert torch.equal(all_reduce_sum(value), torch.full((2, 2), 3.0))
+    assert torch.equal(value, torch.full((2, 2), float(process + 1)))
+    assert not all_reduce_sum(value.clone().requires_grad_()).requires_grad
+
+    assert [all_true(True), all_true(process == 0), all_true(process == 1), all_true(False)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert broadcast_text(f"outputs/run-{process}") == "outputs/run-0"
+
+    own, matrix = rows()[4 * process : 4 * process + 4], weight()
+    gathered = gather_rows(own @ matrix)
+    loss = loss_of(gathered)
+    loss.backward()
+    expected_matrix = weight()
+    expected = loss_of(rows() @ expected_matrix)
+    expected.backward()
+    averaged = all_reduce_sum(matrix.grad) / 2  # what data parallel does
+    torch.testing.assert_close(gathered, rows() @ weight(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(averaged, expected_matrix.grad, rtol=1e-10, atol=1e-10)
+
+    scattered = torch.randn(3, 4).T.requires_grad_()  # not contiguous, and each process uses only the other's rows
+    other = gather_rows(scattered)[4 * (1 - process) : 4 * (1 - process) + 4]
+    (other * (process + 1)).sum().backward()
+    assert torch.equal(scattered.grad, torch.full((4, 3), float(2 - process)))
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__]
+    workers = [
+        subprocess.Popen(
+            [*command, str(process), str(tmp_path / "store")], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for process in range(2)
+    ]
+    try:
+        errors = [worker.communicate(timeout=TIMEOUT_S)[1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+
+
+def test_without_a_process_group_nothing_changes():
+    assert (rank(), world_size(), is_main_process()) == (0, 1, True)
+    features = rows().requires_grad_()
+    assert gather_rows(features) is features
+    assert torch.equal(all_reduce_sum(features), features) and not all_reduce_sum(features).requires_grad
+    assert all_true(True) and not all_true(False)
+    assert broadcast_text("here") == "here"
+
+
+def test_a_gradient_that_stays_on_its_process_would_be_noticed():
+    """The reference loss tells a gather with gradient from one without: the other half's part of the gradient is not zero."""
+    matrix = weight()
+    half = torch.cat([rows()[:4] @ matrix, (rows()[4:] @ matrix).detach()])
+    loss_of(half).backward()
+    whole = weight()
+    loss_of(rows() @ whole).backward()
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(matrix.grad, whole.grad, rtol=1e-3, atol=1e-3)
+
+
+if __name__ == "__main__":
+    check_on_one_of_two_processes(int(sys.argv[1]), sys.argv[2])

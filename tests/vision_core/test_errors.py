@@ -1,0 +1,23 @@
+import pytest
+
+from vision_core.errors import UserError, run_script
+
+
+def test_user_error_becomes_one_line_and_status_2(capsys):
+    def main():
+        raise UserError("no images under x: give --dataset")
+
+    with pytest.raises(SystemExit) as caught:
+        run_script(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: no images under x: give --dataset\n"
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda: 1 / 0)
+
+
+def test_a_script_that_ends_well_returns():
+    assert run_script(lambda: None) is None
+    assert issubclass(UserError, ValueError)

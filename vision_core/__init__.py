@@ -1,0 +1,1 @@
+"""What every room stands on: arguments, run folders, checkpoints, randomness, images. Imports no sibling package."""

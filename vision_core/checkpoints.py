@@ -1,0 +1,258 @@
+"""Checkpoint folders that are whole or invisible: written aside, fsynced, hashed into a manifest, shown by one rename.
+
+Whatever kills the process or cuts the power, at every moment the newest `checkpoint-<step>` whose manifest verifies can be resumed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from vision_core.errors import UserError
+
+MANIFEST = "MANIFEST.json"
+# A full disk is an OSError in Python's own writes, a SafetensorError in safetensors, a RuntimeError in torch.save.
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+
+
+class CheckpointNotWritten(UserError):
+    """A save failed, usually on a full disk. Nothing partial is left and the earlier checkpoints are untouched: it can be tried again."""
+
+
+def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int | None) -> Path:
+    """Let `write(folder)` fill a folder and show it as `root/checkpoint-<step>`, whole, by one rename.
+
+    Then the checkpoints of earlier steps go, except the newest `keep` with this one counted (None keeps all). A checkpoint of the same
+    step, from before a fall-back, is replaced. Raises CheckpointNotWritten when the disk is full or `write` fails with an OSError, a
+    SafetensorError or a RuntimeError. Call it from one process.
+    """
+    assert keep is None or keep >= 1, f"keep={keep} would leave no checkpoint"
+    aside = root / f".tmp-{step}-{os.getpid()}"
+    target = root / f"checkpoint-{step}"
+    try:
+        _remove(aside)
+        aside.mkdir(parents=True)
+        write(aside)
+        _seal(aside, step)
+        _show(aside, target)
+    except WRITE_ERRORS as error:
+        partial_bytes = _folder_size(aside)
+        _remove(aside)
+        raise CheckpointNotWritten(_failure_text(root, target, error, partial_bytes)) from error
+    except BaseException:
+        _remove(aside)
+        raise
+    _remove_old(root, step, keep)
+    return target
+
+
+def verify_checkpoint(folder: Path) -> str | None:
+    """None if every file is as its manifest says (size and sha256); otherwise the reason, which names the file."""
+    manifest = _read_manifest(folder)
+    if isinstance(manifest, str):
+        return manifest
+    for name, expected in manifest["files"].items():
+        try:
+            size = (folder / name).stat().st_size
+            if size != expected["size"]:
+                return f"{name} has {size} bytes instead of {expected['size']}"
+            if _sha256(folder / name) != expected["sha256"]:
+                return f"{name} has other content than was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The training step of a verified checkpoint folder, whatever the folder is called."""
+    manifest = _read_manifest(folder)
+    assert not isinstance(manifest, str), manifest
+    return manifest["step"]
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Every `checkpoint-<step>` folder in `root`, whole or not, by rising step."""
+    return sorted((path for path in root.glob("checkpoint-*") if _step_in_name(path) is not None), key=_step_in_name)
+
+
+def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint with the highest step that verifies, or None. Each one skipped on the way is reported to `warn` with its reason."""
+    for folder in reversed(list_checkpoints(root)):
+        reason = verify_checkpoint(folder)
+        if reason is None:
+            return folder
+        warn(f"{folder} is damaged and skipped: {reason}")
+    return None
+
+
+def clean_leftovers(root: Path) -> None:
+    """After a killed save: finish a replacement that lacks only its last rename, and remove every other `.tmp-*` and `.del-*`.
+
+    Call it only while no other process writes to `root`.
+    """
+    for aside in root.glob(".tmp-*"):
+        if aside.is_dir() and verify_checkpoint(aside) is None:
+            target = root / f"checkpoint-{checkpoint_step(aside)}"
+            if not target.exists():
+                os.rename(aside, target)
+                _sync(root)
+    for path in [*root.glob(".tmp-*"), *root.glob(".del-*")]:
+        _remove(path)
+
+
+def replace_files(source: Path, root: Path, names: list[str]) -> None:
+    """Copy files from `source` to `root` in the order given, each one fsynced and put in place by an atomic replace.
+
+    A reader finds the old or the new content of a file, never a part of it. Name the weights last. Raises CheckpointNotWritten.
+    """
+    for name in names:
+        target = root / name
+        aside = target.parent / f".tmp-{target.name}"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, aside)
+            _replace(aside, target)
+        except OSError as error:
+            needed = _folder_size(source / name)
+            _remove(aside)
+            raise CheckpointNotWritten(_failure_text(root, target, error, needed)) from error
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader, or a crash, finds the old or the new one. Raises OSError."""
+    aside = path.parent / f".tmp-{path.name}"
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _replace(aside, path)
+    except OSError:
+        _remove(aside)
+        raise
+
+
+def _seal(folder: Path, step: int) -> None:
+    """Bring every file to the disk, then the manifest, then the folders."""
+    paths = sorted(folder.rglob("*"))
+    files = {}
+    for path in paths:
+        if path.is_file():
+            _sync(path)
+            files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    (folder / MANIFEST).write_text(_manifest_text(step, files), encoding="utf-8")
+    for path in [folder / MANIFEST, *(path for path in paths if path.is_dir()), folder]:
+        _sync(path)
+
+
+def _show(aside: Path, target: Path) -> None:
+    """Rename `aside` to `target`. Killed between the two renames of a replacement, `clean_leftovers` does the second one."""
+    replaced = _doomed(target) if target.exists() else None
+    if replaced:
+        os.rename(target, replaced)
+    try:
+        os.rename(aside, target)
+    except OSError:
+        if replaced:
+            os.rename(replaced, target)
+        raise
+    _sync(target.parent)
+
+
+def _manifest_text(step: int, files: dict[str, Any]) -> str:
+    """The one text for these entries, its own digest included: any other byte in the file is damage."""
+    entries = {"step": step, "files": files}
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    return json.dumps(entries | {"sha256": digest}, indent=1) + "\n"
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | str:
+    """The manifest, or the reason why it is none."""
+    try:
+        text = (folder / MANIFEST).read_bytes().decode("utf-8")
+        manifest = json.loads(text)
+        is_intact = text == _manifest_text(manifest["step"], manifest["files"])
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        is_intact = False
+    if not is_intact:
+        return f"{MANIFEST} has other content than was written"
+    named_step = _step_in_name(folder)
+    if named_step is not None and named_step != manifest["step"]:
+        return f"{MANIFEST} says step {manifest['step']}, the folder's name {named_step}"
+    return manifest
+
+
+def _remove_old(root: Path, step: int, keep: int | None) -> None:
+    """Remove what a save replaced. A failure here costs space, not the checkpoint: the next start cleans up."""
+    earlier = [path for path in list_checkpoints(root) if _step_in_name(path) <= step]
+    for path in earlier[:-keep] if keep is not None else []:
+        try:
+            os.rename(path, _doomed(path))
+        except OSError:
+            continue
+    for path in root.glob(".del-*"):
+        _remove(path)
+
+
+def _step_in_name(folder: Path) -> int | None:
+    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(match.group(1)) if match and folder.is_dir() else None
+
+
+def _doomed(path: Path) -> Path:
+    """A name under which a folder no longer counts, from one rename on, however long its removal takes."""
+    name = path.parent / f".del-{path.name}-{os.getpid()}"
+    _remove(name)
+    return name
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _replace(aside: Path, target: Path) -> None:
+    _sync(aside)
+    os.replace(aside, target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_size(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _failure_text(root: Path, target: Path, error: Exception, partial_bytes: int) -> str:
+    """Path, reason, bytes needed (at least what was written, or as much as the newest earlier checkpoint) and bytes free."""
+    earlier = list_checkpoints(root)
+    needed = max(partial_bytes, _folder_size(earlier[-1]) if earlier else 0)
+    needs = f"it needs at least {needed / 1e6:.1f} MB, " if needed else ""
+    free = shutil.disk_usage(next(path for path in [root, *root.parents] if path.exists())).free
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return f"{target} was not written: {reason}; {needs}{free / 1e6:.1f} MB are free; make room, what was saved before is untouched"

@@ -1,0 +1,86 @@
+"""What a training method needs of torch.distributed. Without an initialised process group every function is a no-op for one process."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's number, 0 .. world_size() - 1."""
+    return dist.get_rank() if _is_distributed() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
+def is_main_process() -> bool:
+    """True on the one process that writes files."""
+    return rank() == 0
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over all processes, as a new tensor without gradient; the argument keeps its value.
+
+    With one process the argument itself, detached, is returned. All processes must give the same shape and dtype.
+    """
+    if world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """The rows of all processes in rank order, [B, ...] -> [W * B, ...], with gradient; B is the same on every process.
+
+    The gradient of a row is the sum of what every process sends back to it. So when each process computes the same loss from the gathered
+    rows and data parallel averages parameter gradients over the W processes, the result is the gradient of that loss in one process.
+    """
+    if world_size() == 1:
+        return tensor
+    return _GatherRows.apply(tensor)
+
+
+def all_true(flag: bool) -> bool:
+    """True if `flag` is true on every process; all of them get the same answer."""
+    if world_size() == 1:
+        return flag
+    agreed = torch.tensor(int(flag), device=_collective_device())
+    dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+    return bool(agreed.item())
+
+
+def broadcast_text(text: str) -> str:
+    """The main process's `text`, on every process: how the others learn the run folder that it chose."""
+    if world_size() == 1:
+        return text
+    messages = [text]
+    dist.broadcast_object_list(messages, src=0)
+    return messages[0]
+
+
+class _GatherRows(torch.autograd.Function):
+    """`torch.distributed.nn` has one too, deprecated as of torch 2.15 and not compilable."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        ctx.num_rows = len(tensor)
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = all_reduce_sum(gradient)
+        return total.narrow(0, rank() * ctx.num_rows, ctx.num_rows)
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _collective_device() -> torch.device:
+    """Where a tensor must lie for the process group to reduce it: NCCL takes none on the CPU."""
+    return torch.device("cpu") if "cpu:" in dist.get_backend_config() else torch.accelerator.current_accelerator()

@@ -1,0 +1,164 @@
+"""What stands where in an embedded scene: numbers only, in units of the picture's side, so that a scene is the same at any resolution.
+
+The constants decide how hard the scenes are. What two random crops of a scene share is what self-supervised learning finds, so the evidence of the
+category is everywhere: the main object comes with others of its kind, whose surfaces come from the kind's own three textures, while colours, textures,
+poses and sizes differ from one to the next. Every texture belongs to two kinds: a surface alone does not tell the category, its shape or a second surface does.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vision_core.images.scene_colours import COLOURS
+from vision_core.images.scene_shapes import SHAPES
+from vision_core.images.scene_textures import TEXTURES
+from vision_core.randomness import numpy_generator
+
+CATEGORIES: tuple[str, ...] = tuple(SHAPES)
+SPLITS = ("train", "held_out")
+
+# Each kind's own surfaces; each texture stands in two rows, and two rows share one texture at most.
+TEXTURES_OF_KIND: dict[str, tuple[str, str, str]] = {
+    "star": ("striped", "dotted", "bricked"),
+    "ring": ("striped", "checked", "marbled"),
+    "cross": ("checked", "scaly", "wavy"),
+    "moon": ("scaly", "grid", "radiating"),
+    "arrow": ("grid", "dotted", "patched"),
+    "heart": ("bricked", "honeycombed", "zigzag"),
+    "gear": ("marbled", "triangular", "ringed"),
+    "fish": ("wavy", "honeycombed", "tartan"),
+    "house": ("radiating", "zigzag", "triangular"),
+    "cup": ("patched", "ringed", "tartan"),
+}
+OWN_TEXTURE_SHARE = 1.0  # how often a surface comes from the kind's own three; otherwise from all
+MAX_COMPANIONS = 3  # others of the main object's kind, 0 to this many, equally often
+MAX_DISTRACTORS = 2  # objects of other kinds
+MAIN_DIAMETER = (0.46, 0.68)
+OTHER_DIAMETER = (0.26, 0.38)
+MAIN_CENTRE = (0.36, 0.64)
+OVERLAP = 0.10  # how far two objects' discs may reach into each other, in sides, before another place is looked for
+PLACES_TRIED = 12
+ROTATION = 45.0  # degrees to either side
+TEXTURE_PERIOD = (0.085, 0.15)
+TONE_STEP = (0.26, 0.42)  # difference in lightness of a surface's two tones
+BACKGROUND_CHROMA = (0.015, 0.06)
+BACKGROUND_LIGHTNESS = (0.35, 0.93)
+BACKGROUND_CONTRAST = (0.02, 0.07)
+
+# Depth in metres: an object of a real size near REAL_DIAMETER looks smaller the farther it is. Behind all stands a tilted backdrop.
+REAL_DIAMETER = (1.5, 1.9)
+DEPTH_GAP = 0.4
+BACKDROP_DEPTH = (9.0, 10.5)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One object: where, how large, what it looks like. Lengths in sides of the picture, angles in radians, depth in metres."""
+
+    category: int
+    colour: str
+    texture: str
+    centre: tuple[float, float]
+    diameter: float
+    depth: float
+    rotation: float
+    flip: float
+    variations: tuple[float, float]
+    period: float
+    texture_rotation: float
+    texture_offset: tuple[float, float]
+    lightness: float
+    tone_step: float
+    hue_shift: float
+    tilt: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A scene as numbers. `objects[0]` is the main one: the largest and the nearest. Backdrop tones are OKLCH (lightness, chroma, hue)."""
+
+    objects: tuple[Placed, ...]
+    backdrop_tones: tuple[tuple[float, float, float], tuple[float, float, float]]
+    backdrop_direction: float
+    backdrop_contrast: float
+    backdrop_tilt: float
+    light_direction: float
+    light_strength: float
+    noise: np.ndarray
+
+
+def category_of(seed: int, split: str, index: int) -> int:
+    """The category of a scene, without drawing it: every ten consecutive indices hold each category once, in a random order."""
+    kinds = len(CATEGORIES)
+    return int(numpy_generator(seed, "scene_categories", split, index // kinds).permutation(kinds)[index % kinds])
+
+
+def draw_layout(seed: int, index: int, split: str) -> Layout:
+    """The numbers of scene (seed, split, index)."""
+    rng = numpy_generator(seed, "scene", split, index)
+    main_kind = category_of(seed, split, index)
+    kinds = [main_kind] * (1 + rng.integers(MAX_COMPANIONS + 1))
+    kinds += [(main_kind + int(step)) % len(CATEGORIES) for step in rng.integers(1, len(CATEGORIES), rng.integers(MAX_DISTRACTORS + 1))]
+    diameters = [rng.uniform(*MAIN_DIAMETER), *rng.uniform(*OTHER_DIAMETER, len(kinds) - 1)]
+    centres = _places(rng, diameters)
+    depths = _depths(rng, diameters)
+    colours = rng.permutation(len(COLOURS))
+    objects = tuple(_placed(rng, *each) for each in zip(kinds, colours, centres, diameters, depths, strict=False))
+    hue, lightness = rng.uniform(0.0, 360.0), rng.uniform(*BACKGROUND_LIGHTNESS)
+    tones = (
+        (lightness, rng.uniform(*BACKGROUND_CHROMA), hue),
+        (lightness + rng.uniform(-0.1, 0.1), rng.uniform(*BACKGROUND_CHROMA), hue + rng.uniform(-120.0, 120.0)),
+    )
+    return Layout(
+        objects=objects,
+        backdrop_tones=tones,
+        backdrop_direction=rng.uniform(0.0, 2 * np.pi),
+        backdrop_contrast=rng.uniform(*BACKGROUND_CONTRAST),
+        backdrop_tilt=rng.uniform(0.0, 1.5),
+        light_direction=rng.uniform(-0.8, 0.8) - np.pi / 2,
+        light_strength=rng.uniform(0.08, 0.22),
+        noise=rng.uniform(-1.0, 1.0, (2, 14, 14)).astype(np.float32),
+    )
+
+
+def _places(rng: np.random.Generator, diameters: list[float]) -> list[tuple[float, float]]:
+    """The main object near the middle, each other one at the first place tried that is clear of those before, or else at the clearest."""
+    centres = [tuple(rng.uniform(*MAIN_CENTRE, 2))]
+    for place, diameter in enumerate(diameters[1:], start=1):
+        tried = rng.uniform(0.4 * diameter, 1.0 - 0.4 * diameter, (PLACES_TRIED, 2))
+        apart = np.hypot(*np.moveaxis(tried[:, None] - np.array(centres), -1, 0))
+        clearance = (apart - (np.array(diameters[:place]) + diameter) / 2).min(axis=1)
+        centres.append(tuple(tried[np.argmax(np.minimum(clearance, -OVERLAP))]))
+    return [(float(x), float(y)) for x, y in centres]
+
+
+def _depths(rng: np.random.Generator, diameters: list[float]) -> list[float]:
+    """Depth from apparent size; the main object is the nearest by at least DEPTH_GAP."""
+    depths = rng.uniform(*REAL_DIAMETER, len(diameters)) / np.array(diameters)
+    depths[1:] = np.maximum(depths[1:], depths[0] + DEPTH_GAP)
+    return [float(depth) for depth in depths]
+
+
+def _placed(rng: np.random.Generator, kind: int, colour: int, centre: tuple[float, float], diameter: float, depth: float) -> Placed:
+    own = rng.random() < OWN_TEXTURE_SHARE
+    choices = TEXTURES_OF_KIND[CATEGORIES[kind]] if own else tuple(TEXTURES)
+    texture = choices[rng.integers(len(choices))]
+    uniform = rng.random(12)
+    return Placed(
+        category=kind,
+        colour=COLOURS[colour],
+        texture=texture,
+        centre=centre,
+        diameter=float(diameter),
+        depth=depth,
+        rotation=float(np.deg2rad(ROTATION) * (2 * uniform[0] - 1)),
+        flip=1.0 if uniform[1] < 0.5 else -1.0,
+        variations=(float(uniform[2]), float(uniform[3])),
+        period=float(TEXTURE_PERIOD[0] + uniform[4] * (TEXTURE_PERIOD[1] - TEXTURE_PERIOD[0])),
+        texture_rotation=float(np.pi * uniform[5]),
+        texture_offset=(float(uniform[6]), float(uniform[7])),
+        lightness=float(0.14 * (uniform[8] - 0.5)),
+        tone_step=float((TONE_STEP[0] + uniform[9] * (TONE_STEP[1] - TONE_STEP[0])) * (1 if rng.random() < 0.5 else -1)),
+        hue_shift=float(14.0 * (uniform[10] - 0.5)),
+        tilt=(float(0.6 * (uniform[11] - 0.5)), float(0.6 * (rng.random() - 0.5))),
+    )

@@ -1,0 +1,91 @@
+"""README.md of a trained model: how to load it, how it was made, what was measured."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vision_core.checkpoints import write_text_atomically
+
+LOADING_SNIPPET = """\
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+folder = "path/to/this/folder"
+processor = AutoImageProcessor.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder).eval()
+
+inputs = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    tokens = model(**inputs).last_hidden_state  # [1, tokens, width]: the CLS token first, the patches last
+```"""
+
+
+def write_model_card(
+    path: Path,
+    *,
+    title: str,
+    summary: str,
+    training_command: str,
+    data: str,
+    results: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    note: str,
+    results_command: str = "",
+    tags: Sequence[str] = (),
+    pipeline_tag: str = "image-feature-extraction",
+    loading: str = LOADING_SNIPPET,
+    pictures: Mapping[str, str] | None = None,
+) -> None:
+    """Write a model card with Hugging Face's front matter to `path` (README.md), atomically.
+
+    title, summary, data, note: plain Markdown text; `note` says what was not done or not measured. training_command and results_command:
+    what a reader types to make the model and the numbers. results: the rows of a table, its columns taken from the rows in order of
+    appearance; without rows the card says that nothing was measured. settings: name -> value. loading: a Markdown code block.
+    pictures: caption -> path relative to the card. Raises OSError when the file cannot be written.
+    """
+    measured = _table(results) if results else "Nothing was measured."
+    if results and results_command:
+        measured += f"\n\nThese numbers come from\n\n{_code(results_command)}"
+    images = [f"![{caption}]({place})" for caption, place in (pictures or {}).items()]
+    sections = [
+        _front_matter(pipeline_tag, tags) + f"\n# {_one_line(title)}",
+        summary.strip(),
+        *images,
+        f"## Use\n\n{loading.strip()}",
+        f"## Results\n\n{measured}",
+        f"## Training\n\n{_code(training_command)}",
+        _table([{"setting": name, "value": value} for name, value in settings.items()]) if settings else "",
+        f"## Data\n\n{data.strip()}",
+        f"## Limits\n\n{note.strip()}",
+    ]
+    write_text_atomically(path, "\n\n".join(section for section in sections if section) + "\n")
+
+
+def _front_matter(pipeline_tag: str, tags: Sequence[str]) -> str:
+    fields = {"library_name": "transformers", "pipeline_tag": pipeline_tag, "tags": list(tags)}
+    return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---\n"
+
+
+def _code(command: str) -> str:
+    return f"```bash\n{command.strip()}\n```"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table; a row that lacks a column has an empty cell there."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, ["---"] * len(columns), *([row.get(name, "") for name in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    """Floats with four significant digits; text without what would break the table."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return _one_line(text).replace("|", "\\|")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,355 @@
+"""The folder of one run: who may write in it, its config, its metrics, and the checkpoint from which it goes on.
+
+    output_dir/   config.yaml  metrics.jsonl  bad_samples.jsonl  checkpoint-<step>/  .lock        (the model's own files beside them)
+
+Only the main process opens it; the others are told its path.
+"""
+
+import fcntl
+import json
+import math
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vision_core import checkpoints
+from vision_core.errors import UserError
+
+RESUME_KEY = "resume_from_checkpoint"  # says how a run was started, not what it is
+ABSENT = "(absent)"
+
+
+class RunFolder:
+    """An output folder held by this process. Make one with `RunFolder.open`.
+
+    path: the folder. checkpoint: where to resume from, or None for a new run. step: the checkpoint's step, or 0.
+    changes: the options that a resumed run changes, name -> (old, new). bad_sample_ids: the ids in bad_samples.jsonl.
+    """
+
+    def __init__(self, path: Path, lock: "FolderLock", checkpoint: Path | None, warn: Callable[[str], None]) -> None:
+        self.path = path
+        self.checkpoint = checkpoint
+        self.step = checkpoints.checkpoint_step(checkpoint) if checkpoint else 0
+        self.changes: dict[str, tuple[Any, Any]] = {}
+        self._lock = lock
+        self._warn = warn
+        self._metrics = JsonLines(path / "metrics.jsonl", warn)
+        self._bad_samples = JsonLines(path / "bad_samples.jsonl", warn)
+        self.bad_sample_ids = {record["id"] for record in self._bad_samples.read() if "id" in record}
+
+    @classmethod
+    def open(
+        cls,
+        output_dir: str | None,
+        name: str,
+        config_yaml: str,
+        resume: bool | str | None = None,
+        warn: Callable[[str], None] | None = None,
+    ) -> "RunFolder":
+        """Start a new run's folder, or take up an old one.
+
+        output_dir: None means `outputs/<name>-<n>` with the next free n. config_yaml: the resolved options, kept as config.yaml.
+        resume: None or false starts a new run; true goes on from the newest whole checkpoint of `output_dir`; a path names one.
+        A resumed folder is brought back to its step: later checkpoints are set aside, later metrics dropped, a changed config is written
+        and the old one kept as config-<k>.yaml. `warn` hears of all this (stderr by default).
+
+        Raises UserError: the folder cannot be used, holds another run, is in use by one, or has no checkpoint to resume from.
+        """
+        warn = warn or _warn_on_stderr
+        resume = _read_resume(resume)
+        try:
+            if resume is None:
+                return cls._open_new(output_dir, name, config_yaml, warn)
+            return cls._open_old(output_dir, name, config_yaml, resume, warn)
+        except OSError as error:
+            path = error.filename or output_dir or "outputs"
+            raise UserError(
+                f"output folder {path} cannot be used: {error.strerror}; give another --output_dir"
+            ) from None
+
+    @classmethod
+    def _open_new(cls, output_dir: str | None, name: str, config_yaml: str, warn: Callable[[str], None]) -> "RunFolder":
+        path = Path(output_dir) if output_dir is not None else _next_free_folder(Path("outputs"), name)
+        path.mkdir(parents=True, exist_ok=True)
+        _refuse_used(path)  # before the lock file, which would be litter in a folder of something else
+        lock = FolderLock(path, warn)
+        try:
+            _refuse_used(path)  # again, because another run may have come and gone
+            checkpoints.write_text_atomically(path / "config.yaml", config_yaml)
+            return cls(path, lock, None, warn)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def _open_old(
+        cls, output_dir: str | None, name: str, config_yaml: str, resume: str, warn: Callable[[str], None]
+    ) -> "RunFolder":
+        path = _folder_to_resume(output_dir, name, resume)
+        lock = FolderLock(path, warn)
+        try:
+            checkpoints.clean_leftovers(path)
+            checkpoint = _checkpoint_to_resume(path, resume, warn)
+            folder = cls(path, lock, checkpoint, warn)
+            folder.changes = changed_keys(_read_config(path), config_yaml)
+            folder._keep_old_config(config_yaml)
+            folder._set_aside_later_checkpoints()
+            folder.truncate_metrics(folder.step)
+            return folder
+        except BaseException:
+            lock.release()
+            raise
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl, on the disk when this returns. Non-finite numbers are the strings "nan", "inf", "-inf"."""
+        self._metrics.append(metrics)
+
+    def append_bad_sample(self, sample_id: str, reason: str) -> bool:
+        """Name a sample that could not be read in bad_samples.jsonl, once per id, also across a resume. True if it is a new one."""
+        if sample_id in self.bad_sample_ids:
+            return False
+        self.bad_sample_ids.add(sample_id)
+        self._bad_samples.append({"id": sample_id, "reason": reason})
+        return True
+
+    def truncate_metrics(self, after_step: int) -> None:
+        """Drop the lines of metrics.jsonl whose "step" is above `after_step`, in one atomic replace."""
+        self._metrics.keep_only(lambda record: record.get("step", 0) <= after_step)
+
+    def close(self) -> None:
+        """Give the folder free for another run. The end of the process does the same, however it comes."""
+        self._lock.release()
+
+    def _keep_old_config(self, config_yaml: str) -> None:
+        config = self.path / "config.yaml"
+        if not self.changes and config.exists():
+            return
+        if config.exists():
+            number = 1 + max((int(k) for k in _numbers(self.path, r"config-(\d+)\.yaml")), default=0)
+            checkpoints.write_text_atomically(self.path / f"config-{number}.yaml", config.read_text(encoding="utf-8"))
+            listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in self.changes.items())
+            self._warn(f"resuming with a changed config: {listed}; the old one is kept as config-{number}.yaml")
+        checkpoints.write_text_atomically(config, config_yaml)
+
+    def _set_aside_later_checkpoints(self) -> None:
+        """Checkpoints after the step that is resumed belong to a course that is left, or are damaged: they must not be resumed later."""
+        for path in checkpoints.list_checkpoints(self.path):
+            if int(path.name.removeprefix("checkpoint-")) > self.step:
+                number = 1 + max((int(k) for k in _numbers(self.path, rf"set-aside-(\d+)-{path.name}")), default=0)
+                path.rename(self.path / f"set-aside-{number}-{path.name}")
+                self._warn(
+                    f"{path} is later than step {self.step} and is now set-aside-{number}-{path.name}; remove it if not needed"
+                )
+
+
+class FolderLock:
+    """An advisory lock on `folder/.lock` that the kernel frees when the process dies. Raises UserError when another process has it."""
+
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+        self._descriptor: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._descriptor, 200).decode(errors="replace").strip()
+            self.release()
+            raise UserError(
+                f"{folder} is in use by another run ({holder}); stop it or give another --output_dir"
+            ) from None
+        except OSError as error:
+            warn(f"{folder} cannot be locked on this file system ({error.strerror}): start no second run there")
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+        # A forked data worker would hold the lock as well, and outlive a killed run by seconds.
+        os.register_at_fork(after_in_child=self.release)
+
+    def release(self) -> None:
+        """Close this process's hold; harmless when done twice."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class JsonLines:
+    """A file of one JSON object per line. A full disk delays lines (they are kept for the next call) and never leaves half of one."""
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self.path = path
+        self._warn = warn
+        self._waiting: list[str] = []
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one object, whole or not yet."""
+        self._waiting.append(json.dumps(_plain(record), allow_nan=False) + "\n")
+        try:
+            _append_whole(self.path, "".join(self._waiting).encode())
+            self._waiting.clear()
+        except OSError as error:
+            if len(self._waiting) == 1:
+                self._warn(f"{self.path} cannot be written ({error.strerror}); lines wait in memory until it can")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every whole object in the file; lines that are none (a write cut by a power loss) are reported and left out."""
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
+        records = [record for record in map(_object_or_none, lines) if record is not None]
+        if len(records) < len(lines):
+            self._warn(f"{self.path}: {len(lines) - len(records)} broken line(s) left out")
+        return records
+
+    def keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Rewrite the file with the wanted objects, atomically. Raises OSError."""
+        if self.path.exists():
+            kept = [json.dumps(record) + "\n" for record in self.read() if wanted(record)]
+            checkpoints.write_text_atomically(self.path, "".join(kept))
+
+
+def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
+    """The options that differ between two configs, name -> (old, new), with "(absent)" for a side that lacks it.
+
+    How a run was started (`resume_from_checkpoint`) does not count. Raises UserError if a text is no YAML mapping.
+    """
+    old, new = _read_mapping(old_yaml), _read_mapping(new_yaml)
+    names = [name for name in {**old, **new} if name != RESUME_KEY]
+    pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _read_resume(resume: bool | str | None) -> str | None:
+    """None for a new run, "true" for the newest checkpoint, otherwise a path."""
+    word = str(resume).lower()
+    if word in ("none", "false"):
+        return None
+    return "true" if word == "true" else str(resume)
+
+
+def _refuse_used(path: Path) -> None:
+    if any(entry.name != ".lock" for entry in path.iterdir()):
+        raise UserError(
+            f"output folder {path} is not empty: `--output_dir {path} --{RESUME_KEY} true` continues the run in it, "
+            f"`--output_dir OTHER` starts a new one elsewhere"
+        )
+
+
+def _next_free_folder(root: Path, name: str) -> Path:
+    """Make and return `root/<name>-<n>`, n above every n in use. Two runs that start together get different ones."""
+    root.mkdir(parents=True, exist_ok=True)
+    number = 1 + max(_run_numbers(root, name), default=0)
+    while True:
+        path = root / f"{name}-{number}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _folder_to_resume(output_dir: str | None, name: str, resume: str) -> Path:
+    if resume != "true":
+        parent = Path(resume).resolve().parent
+        if output_dir is not None and Path(output_dir).resolve() != parent:
+            raise UserError(
+                f"--{RESUME_KEY} {resume} is not in --output_dir {output_dir}: leave out --output_dir to continue that run, "
+                f"or start a new one from its weights with --init_from"
+            )
+        if not Path(resume).is_dir():
+            raise UserError(
+                f"--{RESUME_KEY} {resume}: no such folder; give a checkpoint-<step> folder, or true for the newest"
+            )
+        return Path(resume).parent if output_dir is None else Path(output_dir)
+    if output_dir is None:
+        numbers = _run_numbers(Path("outputs"), name)
+        example = f"outputs/{name}-{max(numbers)}" if numbers else "FOLDER"
+        raise UserError(f"--{RESUME_KEY} true needs to know the run: add --output_dir {example}")
+    if not Path(output_dir).is_dir():
+        raise UserError(
+            f"--{RESUME_KEY} true: there is no folder {output_dir}; leave the option out to start a new run there"
+        )
+    return Path(output_dir)
+
+
+def _checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) -> Path:
+    if resume == "true":
+        newest = checkpoints.newest_checkpoint(path, warn)
+        if newest is None:
+            raise UserError(f"no whole checkpoint-<step> in {path}: start a new run with another --output_dir")
+        return newest
+    reason = checkpoints.verify_checkpoint(Path(resume))
+    if reason is not None:
+        raise UserError(
+            f"--{RESUME_KEY} {resume} is no whole checkpoint: {reason}; `true` takes the newest whole one of its run"
+        )
+    return Path(resume)
+
+
+def _read_config(path: Path) -> str:
+    config = path / "config.yaml"
+    return config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
+
+
+def _read_mapping(text: str) -> dict[str, Any]:
+    try:
+        mapping = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"config.yaml of the run is not valid YAML ({' '.join(str(error).split())}): mend it or move it away"
+        ) from None
+    if mapping is not None and not isinstance(mapping, dict):
+        raise UserError("config.yaml of the run must hold lines `key: value`: mend it or move it away")
+    return mapping or {}
+
+
+def _run_numbers(root: Path, name: str) -> list[int]:
+    return _numbers(root, rf"{re.escape(name)}-(\d+)")
+
+
+def _numbers(root: Path, pattern: str) -> list[int]:
+    """The numbers in the names of `root` that match the whole pattern."""
+    names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
+    return [int(match.group(1)) for match in (re.fullmatch(pattern, name) for name in names) if match]
+
+
+def _append_whole(path: Path, data: bytes) -> None:
+    """Append all of `data` or nothing. A line that a dead process left without its end is ended first."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _object_or_none(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numbers of NumPy and torch become Python's, non-finite ones text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _warn_on_stderr(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
