@@ -32,6 +32,14 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """The greatest value over all processes, element by element, as a new tensor without gradient."""
+    greatest = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
+    return greatest
+
+
 def gather_rows(tensor: Tensor) -> Tensor:
     """The rows of all processes in rank order, [B, ...] -> [W * B, ...], with gradient; B is the same on every process.
 
