@@ -13,6 +13,7 @@ from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, UnreadableSample
 from vision_core.randomness import numpy_generator, seed_of
+from vision_core.run_folder import RunFolder
 
 MAX_REDRAWS = 20
 
@@ -40,6 +41,14 @@ class BatchLayout(NamedTuple):
     def global_batch(self) -> int:
         return self.per_device * self.micro_batches * self.processes
 
+    def check(self, num_images: int) -> None:
+        """Raise `UserError` where a global batch needs more images than there are."""
+        if num_images < self.global_batch:
+            raise UserError(
+                f"the dataset has {num_images} images, fewer than the global batch of {self.global_batch} "
+                "(per_device_train_batch_size x gradient_accumulation_steps x processes); lower per_device_train_batch_size"
+            )
+
     def slots(self, micro_batch: int) -> range:
         """The places in the global batch that this process fills in one micro-batch."""
         start = (micro_batch * self.processes + self.rank) * self.per_device
@@ -54,11 +63,7 @@ class StepSampler(Sampler[list[Draw]]):
     """
 
     def __init__(self, num_images: int, layout: BatchLayout, seed: int, first_step: int, last_step: int) -> None:
-        if num_images < layout.global_batch:
-            raise UserError(
-                f"the dataset has {num_images} images, fewer than the global batch of {layout.global_batch} "
-                "(per_device_train_batch_size x gradient_accumulation_steps x processes); lower per_device_train_batch_size"
-            )
+        layout.check(num_images)
         self.num_images, self.layout, self.seed = num_images, layout, seed
         self.first_step, self.last_step = first_step, last_step
         self.steps_per_epoch = num_images // layout.global_batch
@@ -204,6 +209,41 @@ def collate(samples: list[dict]) -> dict:
         "ids": [sample["id"] for sample in samples],
         "bad": [bad for sample in samples for bad in sample["bad"]],
     }
+
+
+class BadImageWatch:
+    """Names unreadable images in the run's bad_samples.jsonl and stops the run above a share of the draws.
+
+    The share counts once at least `MIN_DRAWS` images were drawn, or as many bad ones as the share allows of them.
+    """
+
+    MIN_DRAWS = 1000
+
+    def __init__(self, max_fraction: float, run: RunFolder | None) -> None:
+        self.max_fraction, self.run = max_fraction, run
+        self.drawn, self.bad = 0, 0
+
+    def look_at(self, batch: dict) -> None:
+        """Count a batch of `collate`; raises `UserError` above the share."""
+        self.drawn += len(batch["ids"]) + len(batch["bad"])
+        self.bad += len(batch["bad"])
+        for name, reason in batch["bad"]:
+            if self.run is not None:
+                self.run.append_bad_sample(name, reason)
+        if self.bad > self.max_fraction * max(self.drawn, self.MIN_DRAWS):
+            name, reason = batch["bad"][-1] if batch["bad"] else ("", "")
+            raise UserError(
+                f"{self.bad} of {self.drawn} images drawn are unreadable, more than max_bad_fraction={self.max_fraction}; the last is "
+                f"{name} ({reason}), bad_samples.jsonl names them all; mend or remove them, or raise max_bad_fraction"
+            )
+
+    def state_dict(self) -> dict:
+        """The counts, for a checkpoint."""
+        return {"drawn": self.drawn, "bad": self.bad}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on counting from `state_dict`."""
+        self.drawn, self.bad = state["drawn"], state["bad"]
 
 
 def make_loader(

@@ -1,0 +1,38 @@
+"""Weighted k-nearest-neighbour classification of frozen features."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vision_core.errors import UserError
+
+
+@torch.no_grad()
+def knn_predict(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07, chunk: int = 1024
+) -> Tensor:
+    """Labels `[m]` of `queries [m, D]` from `bank [n, D]` with `bank_labels [n]` (Wu et al. 2018; DINO `eval_knn.py`).
+
+    The k bank features of greatest cosine similarity vote for their labels with weight exp(similarity / temperature).
+    """
+    if len(bank) != len(bank_labels):
+        raise UserError(f"the bank has {len(bank)} features and {len(bank_labels)} labels")
+    if k > len(bank):
+        raise UserError(f"k={k} neighbours from a bank of {len(bank)}; lower k or enlarge the bank")
+    if not (torch.isfinite(bank).all() and torch.isfinite(queries).all()):
+        raise UserError("k-NN: some features are not finite; the encoder has diverged")
+    bank = F.normalize(bank.float(), dim=-1)
+    votes_shape = int(bank_labels.max()) + 1
+    predictions = []
+    for part in queries.split(chunk):
+        similarity, nearest = (F.normalize(part.float(), dim=-1) @ bank.T).topk(k, dim=1)
+        votes = torch.zeros(len(part), votes_shape)
+        # subtracting the best similarity changes no vote's share and keeps exp in range
+        weights = torch.exp((similarity - similarity[:, :1]) / temperature)
+        predictions.append(votes.scatter_add_(1, bank_labels[nearest], weights).argmax(1))
+    return torch.cat(predictions)
+
+
+def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, k: int = 20) -> float:
+    """Top-1 accuracy of `knn_predict` in percent."""
+    return 100 * (knn_predict(bank, bank_labels, queries, k) == query_labels).float().mean().item()

@@ -1,0 +1,257 @@
+"""DINOv2 pretraining: unlabelled images in, a vision encoder out that `transformers.AutoModel` loads.
+
+accelerate launch pretrain/dinov2.py [CONFIG.yaml] [--dataset ... --output_dir ...]; `--help` names every option, docs/pretraining.md explains.
+"""
+
+import sys
+from pathlib import Path
+
+# A script's own folder is first on sys.path; the packages lie beside it.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import os
+import time
+from contextlib import nullcontext
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
+from pretrain.card import write_card
+from pretrain.dinov2_args import DINOv2Arguments, check_arguments
+from pretrain.dinov2_build import (
+    build_benchmark,
+    build_loader,
+    build_method,
+    build_multicrop,
+    build_optimizer,
+    build_schedules,
+    evaluation_size,
+    load_weights,
+    untrained_accuracy,
+)
+from pretrain.dry_run import describe_run
+from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
+from pretrain.param_groups import apply_schedules, clip_per_module
+from pretrain.training_data import BadImageWatch, BatchLayout
+from pretrain.training_state import PUBLISHED_FILES, load_training_state, save_training_state
+from vision_core.arguments import arguments_to_yaml, parse_arguments
+from vision_core.checkpoints import replace_files, write_checkpoint
+from vision_core.distributed import all_true, broadcast_text
+from vision_core.errors import UserError, run_script
+from vision_core.images.sources import ImageSource, open_source
+from vision_core.randomness import seed_of
+from vision_core.run_folder import RunFolder
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+def main() -> None:
+    """Build everything, train, evaluate, publish."""
+    started = time.perf_counter()
+    args = parse_arguments(DINOv2Arguments, description=__doc__)
+    check_arguments(args)
+    set_cpu_threads(args.num_cpu_threads)
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to or None,
+        project_dir=args.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
+    )
+    layout = BatchLayout(
+        args.per_device_train_batch_size, args.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
+    )
+    source = open_source(args.dataset, args.num_channels)
+    if isinstance(source, ImageSource):
+        layout.check(len(source))
+    if args.dry_run:
+        if accelerator.is_main_process:
+            print(describe_run(args, source, layout, build_method(args), build_loader(args, source, layout, 0)))
+        return
+    run = None
+    if accelerator.is_main_process:
+        run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(args), args.resume_from_checkpoint)
+    output_dir = Path(broadcast_text(str(run.path) if run else ""))
+    checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
+    trainer = Trainer(args, accelerator, source, layout, run, output_dir)
+    trainer.start(checkpoint)
+    trainer.train()
+    trainer.finish(time.perf_counter() - started)
+
+
+class Trainer:
+    """One run: what it is made of, the loop, and what the loop calls."""
+
+    def __init__(self, args, accelerator, source, layout: BatchLayout, run: RunFolder | None, output_dir: Path) -> None:
+        self.args, self.accelerator, self.source, self.layout = args, accelerator, source, layout
+        self.run, self.output_dir = run, output_dir
+        self.method = build_method(args)
+        self.method.to(accelerator.device)
+        self.optimizer = build_optimizer(args, self.method)
+        self.schedules = build_schedules(args, layout.global_batch)
+        self.benchmark, self.references = build_benchmark(args, source, run is not None), {}
+        self.model, self.step, self.knn = None, 0, {}
+
+    def start(self, checkpoint: str) -> None:
+        """Take up a checkpoint or initial weights, and get everything ready for the first step."""
+        args = self.args
+        state = load_training_state(Path(checkpoint), self.method, self.optimizer) if checkpoint else None
+        self.step = state["step"] if state else 0
+        self.monitor = Monitor(
+            self.accelerator, self.run, args.max_steps, self.step, args.logging_steps, self.layout.global_batch
+        )
+        self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
+        if state:
+            self.monitor.load_state_dict(state["monitor"])
+            self.bad_images.load_state_dict(state["bad_images"])
+        elif args.init_from:
+            for line in load_weights(self.method, args.init_from):
+                self.monitor.say(line)
+        if args.report_to:
+            self.accelerator.init_trackers(args.name, config={key: str(value) for key, value in vars(args).items()})
+        self.model = self.accelerator.prepare(self.method)
+        self.greet()
+
+    def train(self) -> None:
+        """The loop: load, step, judge, save."""
+        args = self.args
+        batches = iter(build_loader(args, self.source, self.layout, self.step))
+        skipped_in_a_row = 0
+        while self.step < args.max_steps:
+            micro_batches = [self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)]
+            taken = self.training_step(micro_batches)
+            self.step += 1
+            skipped_in_a_row = 0 if taken else skipped_in_a_row + 1
+            if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+                raise UserError(
+                    f"loss or gradients were not finite for {skipped_in_a_row} steps in a row, the last is step {self.step}; the weights "
+                    "are those before them. Lower learning_rate, or resume from a checkpoint with a smaller one"
+                )
+            last = self.step == args.max_steps
+            if self.benchmark and (last or self.step % args.eval_steps == 0):
+                self.judge()
+            if last or self.step % args.save_steps == 0:
+                self.save()
+
+    def training_step(self, micro_batches: list[dict]) -> bool:
+        """Forward, backward, clip, and, where loss and gradients are finite on every process, update. True if it was taken."""
+        at = {name: float(values[self.step]) for name, values in self.schedules.items()}
+        apply_schedules(self.optimizer, at["learning_rate"], at["last_layer_learning_rate"], at["weight_decay"])
+        torch.manual_seed(seed_of(self.args.seed, "step", self.step, self.accelerator.process_index))
+        totals: dict[str, torch.Tensor] = {}
+        for number, batch in enumerate(micro_batches):
+            is_last = number == len(micro_batches) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                losses = self.model(**self.on_device(batch), teacher_temp=at["teacher_temp"])
+                (losses["loss"] / len(micro_batches)).backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.detach() / len(micro_batches)
+        norms = clip_per_module(dict(self.method.student.items()), self.args.max_grad_norm)
+        finite = torch.stack([totals["loss"], *norms.values()]).isfinite().all()
+        taken = all_true(bool(finite))
+        if taken:
+            self.optimizer.step()
+            self.method.update_teacher(at["ema_momentum"])
+            self.method.update_centers()
+        else:
+            self.method.discard_centers()
+            self.report_skipped(totals, micro_batches)
+        self.optimizer.zero_grad(set_to_none=True)
+        if taken:
+            values = totals | {f"{name}_grad_norm": norm for name, norm in norms.items()}
+            self.monitor.step_done(self.step + 1, values, at)
+        return taken
+
+    def next_batch(self, batches) -> dict:
+        """The next micro-batch; unreadable images among its draws are named and counted."""
+        before = time.perf_counter()
+        batch = next(batches)
+        self.monitor.waited_for_data(time.perf_counter() - before)
+        self.bad_images.look_at(batch)
+        return batch
+
+    def on_device(self, batch: dict) -> dict:
+        """The tensors of a batch that the method takes."""
+        names = ("global_crops", "local_crops", "masks", "mask_indices", "mask_weights")
+        move = {"device": self.accelerator.device, "non_blocking": True}
+        return {name: None if batch[name] is None else batch[name].to(**move) for name in names}
+
+    def judge(self) -> None:
+        """k-NN of the teacher's backbone."""
+        if self.run is not None:
+            self.knn = self.benchmark.evaluate(self.method.teacher["backbone"])
+            self.monitor.log(self.step, {f"knn_{name}": value for name, value in self.knn.items()})
+            self.monitor.say(knn_line(self.step, self.knn))
+        self.accelerator.wait_for_everyone()
+
+    def save(self) -> None:
+        """A checkpoint, and the run's root refreshed from it."""
+        if self.run is not None:
+            state = {
+                "step": self.step,
+                "monitor": self.monitor.state_dict(),
+                "bad_images": self.bad_images.state_dict(),
+                "seed": self.args.seed,
+                "global_batch": self.layout.global_batch,
+                "cpu_threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            }
+
+            def write(folder: Path) -> None:
+                save_training_state(folder, self.method, self.optimizer, state)
+                size = evaluation_size(self.args)
+                save_image_processor(folder, size, self.args.image_mean, self.args.image_std, PUBLISHED_MARGIN)
+
+            checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
+            replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
+            results = self.references | {f"this model, {name}": value for name, value in self.knn.items()}
+            write_card(self.output_dir / "README.md", self.args, self.step, self.source.description, results, self.benchmark)
+        self.accelerator.wait_for_everyone()
+
+    def greet(self) -> None:
+        """What this run is, and what it has to beat."""
+        if self.run is None:
+            return
+        parameters = sum(parameter.numel() for parameter in self.method.student["backbone"].parameters())
+        self.monitor.say(f"run folder      {self.output_dir}")
+        self.monitor.say(f"images          {self.source.description}")
+        self.monitor.say(f"crops           {build_multicrop(self.args).describe()}")
+        self.monitor.say(f"backbone        {parameters / 1e6:.1f} M parameters, {self.accelerator.device.type}, {torch.get_num_threads()} threads")
+        self.monitor.say(f"global batch    {self.layout.global_batch} images, steps {self.step} to {self.args.max_steps}")
+        if self.layout.global_batch < 256 and self.args.lr_scaling == "sqrt":
+            self.monitor.say("note            a global batch below 256 learns slowly under the published rules; see docs/pretraining.md")
+        if self.benchmark:
+            self.references = self.benchmark.evaluate_baselines() | untrained_accuracy(self.args, self.benchmark)
+            self.monitor.say(f"k-NN            {self.benchmark.description}")
+            self.monitor.say("to beat         " + ", ".join(f"{name} {value:.1f} %" for name, value in self.references.items()))
+
+    def report_skipped(self, totals: dict[str, torch.Tensor], micro_batches: list[dict]) -> None:
+        """Say which images were in a step whose loss or gradients were not finite."""
+        ids = [name for batch in micro_batches for name in batch["ids"]]
+        self.monitor.log(self.step + 1, {"skipped": True, "loss": float(totals["loss"]), "ids": ids})
+        self.monitor.say(f"step {self.step + 1} skipped: loss {float(totals['loss'])} or its gradients are not finite (ids in metrics.jsonl)")
+
+    def finish(self, seconds: float) -> None:
+        """Figures, and the last words."""
+        self.monitor.bar.close()
+        if self.run is not None:
+            backbone = self.method.teacher["backbone"]
+            write_figures(self.output_dir / "figures", self.output_dir / "metrics.jsonl", backbone, self.benchmark, self.references)
+            self.monitor.say(
+                f"done in {seconds / 60:.1f} min, peak memory {peak_memory_gib():.1f} GiB; the encoder is {self.output_dir}: "
+                f'AutoModel.from_pretrained("{self.output_dir}"); pictures in {self.output_dir / "figures"}'
+            )
+            self.run.close()
+        self.accelerator.end_training()
+
+
+def set_cpu_threads(threads: int | None) -> None:
+    """Launchers set OMP_NUM_THREADS=1; on a CPU that would leave cores idle."""
+    if not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(threads or max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,52 @@
+"""What a run would be, without training: shapes, parameters, memory."""
+
+from torch.utils.data import DataLoader
+
+from pretrain.dinov2_args import DINOv2Arguments, backbone_shape
+from pretrain.self_distillation import SelfDistillation
+from pretrain.training_data import BatchLayout
+from vision_core.arguments import arguments_to_yaml
+from vision_core.images.sources import ImageSource, ImageStream
+
+# Bytes per parameter: student, gradient, two AdamW moments, teacher, all float32.
+BYTES_PER_PARAMETER = 20
+# Floats kept per token and layer for the backward pass, in units of the width: norms, q k v, attention, MLP of ratio 4.
+ACTIVATIONS_PER_WIDTH = 20
+
+
+def describe_run(
+    args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation, loader: DataLoader
+) -> str:
+    """The resolved options, the shapes of one drawn batch, parameter counts, and an estimate of memory per process."""
+    batch = next(iter(loader))
+    shapes = [f"  {name:<14}{list(batch[name].shape)}" for name in ("global_crops", "local_crops", "masks") if batch[name] is not None]
+    parts = {name: sum(value.numel() for value in part.parameters()) for name, part in method.student.items()}
+    counts = [f"  {name:<14}{count / 1e6:.2f} M parameters" for name, count in parts.items()]
+    states, activations = memory_estimate(args, batch, sum(parts.values()))
+    return "\n".join(
+        [
+            "dry run: nothing is trained, nothing is written",
+            arguments_to_yaml(args).rstrip(),
+            "",
+            f"images: {source.description}",
+            f"global batch: {layout.global_batch} images ({layout})",
+            "one batch of this process:",
+            *shapes,
+            f"  masked patches {len(batch['mask_indices'])}",
+            "student (the teacher is its copy):",
+            *counts,
+            f"memory, estimated: {states:.2f} GiB of weights and optimizer, about {activations:.2f} GiB of activations",
+        ]
+    )
+
+
+def memory_estimate(args: DINOv2Arguments, batch: dict, num_parameters: int) -> tuple[float, float]:
+    """GiB of states, and of activations: the student's layers and three copies of the prototype logits."""
+    width, layers, _ = backbone_shape(args)
+    crops = [batch[name] for name in ("global_crops", "local_crops") if batch[name] is not None]
+    tokens = sum(len(part) * (part.shape[2] * part.shape[3] // args.patch_size**2 + 1 + args.num_register_tokens) for part in crops)
+    kept_layers = 1 if args.gradient_checkpointing else layers
+    rows = sum(len(part) for part in crops) + len(batch["mask_indices"]) + len(batch["global_crops"])
+    bytes_per_value = 2 if args.mixed_precision == "bf16" else 4
+    activations = tokens * width * ACTIVATIONS_PER_WIDTH * kept_layers * bytes_per_value + 3 * rows * args.num_prototypes * 4
+    return num_parameters * BYTES_PER_PARAMETER / 2**30, activations / 2**30

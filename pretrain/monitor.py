@@ -1,0 +1,121 @@
+"""What a person sees of a run: progress bar, metrics.jsonl, trackers, k-NN at intervals, figures at the end."""
+
+import json
+import resource
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from encoders.evaluation.knn_benchmark import KnnBenchmark
+from encoders.pictures import attention_picture, curve_picture, display, pca_picture
+from encoders.preprocess import normalise
+from vision_core.run_folder import RunFolder
+
+NUM_PICTURED = 6
+
+
+class Monitor:
+    """Counts, averages and writes. Losses are summed on their device and read once per `logging_steps`.
+
+    Its `state_dict` is part of a checkpoint, so that a resumed run writes the same lines as an uninterrupted one.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, run: RunFolder | None, max_steps: int, first_step: int, logging_steps: int, global_batch: int
+    ) -> None:
+        self.accelerator, self.run = accelerator, run
+        self.logging_steps, self.global_batch = logging_steps, global_batch
+        self.sums: dict[str, Tensor | float] = {}
+        self.count = 0
+        self.window_start, self.waited, self.images = time.perf_counter(), 0.0, 0
+        self.bar = tqdm(
+            total=max_steps, initial=first_step, desc="pretraining", unit="step", disable=run is None, dynamic_ncols=True
+        )
+
+    def waited_for_data(self, seconds: float) -> None:
+        """Add time that the loop spent waiting for a batch."""
+        self.waited += seconds
+
+    def step_done(self, step: int, values: dict[str, Tensor], settings: dict[str, float]) -> None:
+        """Take in one step's losses and gradient norms; write a line every `logging_steps`. `settings` are this step's schedules."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self.count += 1
+        self.images += self.global_batch
+        self.bar.update(1)
+        if step % self.logging_steps == 0:
+            self._write_window(step, settings)
+
+    def log(self, step: int, metrics: dict) -> None:
+        """Write one line to metrics.jsonl and the trackers."""
+        if self.run is not None:
+            self.run.append_metrics({"step": step, **metrics})
+        self.accelerator.log({name: value for name, value in metrics.items() if isinstance(value, int | float)}, step=step)
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar, on the main process."""
+        if self.run is not None:
+            self.bar.write(text)
+
+    def state_dict(self) -> dict:
+        """The unfinished averages, exact in JSON."""
+        return {"count": self.count, "sums": {name: float(value) for name, value in self.sums.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on with the averages of `state_dict`."""
+        self.count, self.sums = state["count"], {name: torch.tensor(value) for name, value in state["sums"].items()}
+
+    def _write_window(self, step: int, settings: dict[str, float]) -> None:
+        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        elapsed = time.perf_counter() - self.window_start
+        speed = {"images_per_second": self.images / elapsed, "data_wait": min(self.waited / elapsed, 1.0)}
+        self.bar.set_postfix_str(
+            f"{speed['images_per_second']:.0f} img/s, data wait {speed['data_wait']:.0%}, "
+            + ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in means.items() if name.endswith("loss"))
+        )
+        self.log(step, means | settings | speed)
+        self.sums, self.count = {}, 0
+        self.window_start, self.waited, self.images = time.perf_counter(), 0.0, 0
+
+
+def knn_line(step: int, accuracies: dict[str, float]) -> str:
+    """k-NN accuracies as one line for people."""
+    return f"step {step}: k-NN " + ", ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
+
+
+def peak_memory_gib() -> float:
+    """Greatest resident memory of this process plus that of its greatest finished or running data worker, in GiB."""
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (own + children) / 2**20
+
+
+def write_figures(folder: Path, metrics: Path, model: nn.Module, benchmark: KnnBenchmark | None, references: dict[str, float]) -> None:
+    """loss.png from metrics.jsonl; with a benchmark also knn.png, attention.png and pca.png on its first queries."""
+    folder.mkdir(exist_ok=True)
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    curve_picture(_curves(lines, "loss"), "Losses", "loss").save(folder / "loss.png")
+    if benchmark is None:
+        return
+    curve_picture(_curves(lines, "knn_"), "k-NN accuracy", "top-1, %", references).save(folder / "knn.png")
+    images = benchmark.queries.images[:NUM_PICTURED]
+    device = next(model.parameters()).device
+    pixels = normalise(images, benchmark.mean, benchmark.std).to(device)
+    shown = display(normalise(images, [0.0], [1.0]))
+    attention_picture(model, shown, pixels).save(folder / "attention.png")
+    pca_picture(model, shown, pixels).save(folder / "pca.png")
+
+
+def _curves(lines: list[dict], part: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Numbers of metrics.jsonl whose name contains `part`, as name -> (steps, values)."""
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if part in name and isinstance(value, int | float):
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(line["step"])
+                values.append(value)
+    return curves

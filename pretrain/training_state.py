@@ -1,0 +1,88 @@
+"""What a checkpoint of a pretraining run holds, and how it comes back. Safetensors and JSON only."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pretrain.self_distillation import SelfDistillation
+from vision_core.errors import UserError
+
+# The root of a run's folder holds copies of these from its newest checkpoint; weights last, so that a reader never sees new
+# weights with an old config.
+PUBLISHED_FILES = ["config.json", "preprocessor_config.json", "heads.safetensors", "model.safetensors"]
+
+
+def save_training_state(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Write into `folder`:
+
+    config.json, model.safetensors   the teacher's backbone, as `AutoModel` loads it
+    heads.safetensors                the teacher's heads and the centers
+    student.safetensors              the student: backbone and heads
+    optimizer.safetensors            AdamW's moments by parameter name
+    training_state.json              `state`: plain numbers
+    """
+    method.teacher["backbone"].save_pretrained(folder)
+    save_file(_contiguous(heads_and_centers(method)), folder / "heads.safetensors")
+    save_file(_contiguous(method.student.state_dict()), folder / "student.safetensors")
+    save_file(_contiguous(optimizer_tensors(method, optimizer)), folder / "optimizer.safetensors")
+    (folder / "training_state.json").write_text(json.dumps(state, indent=1))
+
+
+def load_training_state(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict:
+    """Bring `method` and `optimizer` to the state in `folder`; returns the JSON part. Raises `UserError` where shapes differ."""
+    try:
+        teacher = type(method.teacher["backbone"]).from_pretrained(folder)
+        method.teacher["backbone"].load_state_dict(teacher.state_dict())
+        load_heads_and_centers(method, load_file(folder / "heads.safetensors"))
+        method.student.load_state_dict(load_file(folder / "student.safetensors"))
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder} does not fit this run's model ({str(error).splitlines()[-1].strip()}); resume with the run's own config.yaml"
+        ) from None
+    load_optimizer_tensors(method, optimizer, load_file(folder / "optimizer.safetensors"))
+    return json.loads((folder / "training_state.json").read_text())
+
+
+def heads_and_centers(method: SelfDistillation) -> dict[str, Tensor]:
+    """The teacher's heads as `dino_head.*`, `ibot_head.*`, and the centers as `dino_centering.*`, `ibot_centering.*`."""
+    heads = {name: value for name, value in method.teacher.state_dict().items() if not name.startswith("backbone.")}
+    for name in ("dino_centering", "ibot_centering"):
+        heads |= {f"{name}.{key}": value for key, value in getattr(method, name).state_dict().items()}
+    return heads
+
+
+def load_heads_and_centers(method: SelfDistillation, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `heads_and_centers`; every name must be there."""
+    own = heads_and_centers(method)
+    if own.keys() != tensors.keys() or any(own[name].shape != tensors[name].shape for name in own):
+        raise RuntimeError(f"heads.safetensors has other tensors than the heads: {sorted(own.keys() ^ tensors.keys())[:3]}")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def optimizer_tensors(method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state as `<parameter name>/<step, exp_avg or exp_avg_sq>`."""
+    names = {parameter: name for name, parameter in method.student.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value.reshape(-1) if value.ndim == 0 else value
+        for parameter, entry in optimizer.state.items()
+        for key, value in entry.items()
+    }
+
+
+def load_optimizer_tensors(method: SelfDistillation, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    parameters = dict(method.student.named_parameters())
+    for name, value in tensors.items():
+        parameter_name, key = name.rsplit("/", 1)
+        parameter = parameters[parameter_name]
+        value = value.reshape(()) if key == "step" else value.to(parameter.device)
+        optimizer.state[parameter][key] = value
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
