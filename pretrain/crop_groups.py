@@ -88,16 +88,21 @@ def _attention_branch(layer, tokens: Tensor, shapes: list[Shape]) -> Tensor:
     normed = layer.norm1(tokens)
     projected = [projection(normed) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)]
     per_group = zip(*(_split(part, shapes) for part in projected), strict=True)
-    attended = [
-        F.scaled_dot_product_attention(*(_heads(part, attention.head_dim) for part in group), scale=attention.scaling)
-        for group in per_group
-    ]
+    attended = [_attend(*(_heads(part, attention.head_dim) for part in group), attention.scaling) for group in per_group]
     joined = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in attended])
     return layer.layer_scale1(attention.o_proj(joined))
 
 
 def _feed_forward_branch(layer, tokens: Tensor, shapes: list[Shape]) -> Tensor:
     return layer.layer_scale2(layer.mlp(layer.norm2(tokens)))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
+    # the CPU kernel's backward pass is about four times slower in bfloat16 than in float32
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), scale=scale)
 
 
 def _heads(tokens: Tensor, head_dim: int) -> Tensor:

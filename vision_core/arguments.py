@@ -1,7 +1,7 @@
 """One strict reader for the options of every script: defaults < YAML file < command line.
 
-Options are the fields of a flat dataclass. Both surfaces are read as text and converted by one function, so that `5e-4`, a number to
-people and a string to YAML 1.1, means the same in a file and on the command line.
+Options are the fields of a flat dataclass. Both surfaces are read as text and converted by one function, so that
+`5e-4`, a number to people and a string to YAML 1.1, means the same in a file and on the command line.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ NULL_TAG = "tag:yaml.org,2002:null"
 
 
 def option(default: Any, help: str, group: str = "") -> Any:
-    """A dataclass field with its help text and the group under which `--help` shows it. A list default is copied per object."""
+    """A dataclass field with its help text and its group in `--help`. A list default is copied for each object."""
     metadata = {"help": help, "group": group}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -34,13 +34,15 @@ def option(default: Any, help: str, group: str = "") -> Any:
 
 
 def parse_arguments(arguments_type: type[T], argv: list[str] | None = None, description: str = "") -> T:
-    """Build `arguments_type`, a flat dataclass, from its defaults, a YAML file and the command line, the later ones winning.
+    """Build `arguments_type`, a flat dataclass, from its defaults, a YAML file and the command line; later ones win.
 
-    Fields are int, float, str, bool, Literal, a list of those, or one of these `| None`. The file is named by `--config x.yaml` or by a
-    first argument that ends in .yaml or .yml. On the command line: `--key value`, `--key=value`, `--key a b c` for lists (`--key []` is the
-    empty one), `--flag` or `--flag false`, and `none` for None. `--help` prints the options and exits with status 0.
+    Fields are int, float, str, bool, Literal, a list of those, or one of these `| None`. The file is named by
+    `--config x.yaml` or by a first argument that ends in .yaml or .yml. On the command line: `--key value`,
+    `--key=value`, `--key a b c` for lists (`--key []` is the empty one), `--flag` or `--flag false`, `none` for None.
+    `--help` prints the options and exits with status 0.
 
-    Raises UserError for an unknown or repeated key, a value of another type, a missing value, or a file that cannot be read.
+    Raises UserError for an unknown or repeated key, a value of another type, a missing value, or a file that cannot be
+    read.
     """
     argv = _without_launcher_arguments(sys.argv[1:] if argv is None else argv)
     hints = field_types(arguments_type)
@@ -78,7 +80,7 @@ def arguments_to_yaml(arguments: Any) -> str:
 
 
 def field_types(arguments_type: type) -> dict[str, Any]:
-    """Field name -> type. Raises TypeError for a type that the reader does not know (tuples, nested dataclasses, dicts)."""
+    """Field name -> type. Raises TypeError for a type that the reader does not know, such as a tuple or a dict."""
     hints = get_type_hints(arguments_type)
     types_by_name = {field.name: hints[field.name] for field in dataclasses.fields(arguments_type)}
     for name, hint in types_by_name.items():
@@ -86,7 +88,7 @@ def field_types(arguments_type: type) -> dict[str, Any]:
         element = get_args(kind)[0] if get_origin(kind) is list and get_args(kind) else kind
         if element not in SCALAR_NAMES and get_origin(element) is not Literal:
             raise TypeError(
-                f"{arguments_type.__name__}.{name}: {hint} is no int, float, str, bool, Literal, list of these, or one | None"
+                f"{arguments_type.__name__}.{name}: {hint} is no int, float, str, bool, Literal, list, or one | None"
             )
     return types_by_name
 
@@ -159,7 +161,7 @@ def _read_command_line(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]
 
 
 def _count_values(following: list[str], hint: Any) -> int:
-    """How many of the tokens after `--key` are its values: all up to the next option for a list, one at most for the others."""
+    """How many tokens after `--key` are its values: for a list all up to the next option, for others at most one."""
     available = next((i for i, token in enumerate(following) if token.startswith("--")), len(following))
     return available if get_origin(_split_optional(hint)[0]) is list else min(available, 1)
 
@@ -199,7 +201,7 @@ def _read_yaml(path: str, hints: dict[str, Any]) -> dict[str, Any]:
 
 
 def _yaml_pairs(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
-    """The key and value nodes of a YAML file. Nothing is constructed: tags are not followed, scalars stay as they were written."""
+    """The key and value nodes of a YAML file. Nothing is constructed: no tag is followed, scalars stay as written."""
     try:
         node = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except OSError as error:

@@ -1,6 +1,6 @@
 """Checkpoint folders that are whole or invisible: written aside, fsynced, hashed into a manifest, shown by one rename.
 
-Whatever kills the process or cuts the power, at every moment the newest `checkpoint-<step>` whose manifest verifies can be resumed.
+Whatever kills the process or cuts the power, the newest `checkpoint-<step>` whose manifest verifies can be resumed.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
 
 
 class CheckpointNotWritten(UserError):
-    """A save failed, usually on a full disk. Nothing partial is left and the earlier checkpoints are untouched: it can be tried again."""
+    """A save failed, usually on a full disk. Nothing partial is left, earlier checkpoints are whole: try it again."""
 
 
 def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int | None) -> Path:
     """Let `write(folder)` fill a folder and show it as `root/checkpoint-<step>`, whole, by one rename.
 
-    Then the checkpoints of earlier steps go, except the newest `keep` with this one counted (None keeps all). A checkpoint of the same
-    step, from before a fall-back, is replaced. Raises CheckpointNotWritten when the disk is full or `write` fails with an OSError, a
-    SafetensorError or a RuntimeError. Call it from one process.
+    Then the checkpoints of earlier steps go, except the newest `keep` with this one counted (None keeps all). A
+    checkpoint of the same step, from before a fall-back, is replaced. Raises CheckpointNotWritten when the disk is full
+    or `write` fails with an OSError, a SafetensorError or a RuntimeError. Call it from one process.
     """
     assert keep is None or keep >= 1, f"keep={keep} would leave no checkpoint"
     aside = root / f".tmp-{step}-{os.getpid()}"
@@ -85,7 +85,7 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint with the highest step that verifies, or None. Each one skipped on the way is reported to `warn` with its reason."""
+    """The checkpoint with the highest step that verifies, or None. `warn` hears of each one skipped, and why."""
     for folder in reversed(list_checkpoints(root)):
         reason = verify_checkpoint(folder)
         if reason is None:
@@ -95,7 +95,7 @@ def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def clean_leftovers(root: Path) -> None:
-    """After a killed save: finish a replacement that lacks only its last rename, and remove every other `.tmp-*` and `.del-*`.
+    """After a killed save: finish one that lacks only its last rename, and remove every other `.tmp-*` and `.del-*`.
 
     Call it only while no other process writes to `root`.
     """
@@ -112,7 +112,8 @@ def clean_leftovers(root: Path) -> None:
 def replace_files(source: Path, root: Path, names: list[str]) -> None:
     """Copy files from `source` to `root` in the order given, each one fsynced and put in place by an atomic replace.
 
-    A reader finds the old or the new content of a file, never a part of it. Name the weights last. Raises CheckpointNotWritten.
+    A reader finds the old or the new content of a file, never a part of it. Name the weights last. Raises
+    CheckpointNotWritten.
     """
     for name in names:
         target = root / name
@@ -152,7 +153,7 @@ def _seal(folder: Path, step: int) -> None:
 
 
 def _show(aside: Path, target: Path) -> None:
-    """Rename `aside` to `target`. Killed between the two renames of a replacement, `clean_leftovers` does the second one."""
+    """Rename `aside` to `target`. After a kill between a replacement's renames, `clean_leftovers` does the second."""
     replaced = _doomed(target) if target.exists() else None
     if replaced:
         os.rename(target, replaced)
@@ -249,10 +250,11 @@ def _folder_size(path: Path) -> int:
 
 
 def _failure_text(root: Path, target: Path, error: Exception, partial_bytes: int) -> str:
-    """Path, reason, bytes needed (at least what was written, or as much as the newest earlier checkpoint) and bytes free."""
+    """Path, reason, space needed (at least what was written or what the newest checkpoint takes) and space free."""
     earlier = list_checkpoints(root)
     needed = max(partial_bytes, _folder_size(earlier[-1]) if earlier else 0)
     needs = f"it needs at least {needed / 1e6:.1f} MB, " if needed else ""
     free = shutil.disk_usage(next(path for path in [root, *root.parents] if path.exists())).free
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    return f"{target} was not written: {reason}; {needs}{free / 1e6:.1f} MB are free; make room, what was saved before is untouched"
+    space = f"{needs}{free / 1e6:.1f} MB are free"
+    return f"{target} was not written: {reason}; {space}; make room, what was saved before is untouched"

@@ -1,4 +1,4 @@
-"""What a training method needs of torch.distributed. Without an initialised process group every function is a no-op for one process."""
+"""What a training method needs of torch.distributed; every function is a no-op without an initialised process group."""
 
 import torch
 import torch.distributed as dist
@@ -43,8 +43,9 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
 def gather_rows(tensor: Tensor) -> Tensor:
     """The rows of all processes in rank order, [B, ...] -> [W * B, ...], with gradient; B is the same on every process.
 
-    The gradient of a row is the sum of what every process sends back to it. So when each process computes the same loss from the gathered
-    rows and data parallel averages parameter gradients over the W processes, the result is the gradient of that loss in one process.
+    The gradient of a row is the sum of what every process sends back to it. So when each process computes the same loss
+    from the gathered rows and data parallel averages parameter gradients over the W processes, the result is the
+    gradient of that loss in one process.
     """
     if world_size() == 1:
         return tensor

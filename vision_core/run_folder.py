@@ -1,6 +1,6 @@
 """The folder of one run: who may write in it, its config, its metrics, and the checkpoint from which it goes on.
 
-    output_dir/   config.yaml  metrics.jsonl  bad_samples.jsonl  checkpoint-<step>/  .lock        (the model's own files beside them)
+    output_dir/   config.yaml  metrics.jsonl  bad_samples.jsonl  checkpoint-<step>/  .lock    and the model's own files
 
 Only the main process opens it; the others are told its path.
 """
@@ -54,12 +54,13 @@ class RunFolder:
     ) -> "RunFolder":
         """Start a new run's folder, or take up an old one.
 
-        output_dir: None means `outputs/<name>-<n>` with the next free n. config_yaml: the resolved options, kept as config.yaml.
-        resume: None or false starts a new run; true goes on from the newest whole checkpoint of `output_dir`; a path names one.
-        A resumed folder is brought back to its step: later checkpoints are set aside, later metrics dropped, a changed config is written
-        and the old one kept as config-<k>.yaml. `warn` hears of all this (stderr by default).
+        output_dir: None means `outputs/<name>-<n>` with the next free n.
+        config_yaml: the resolved options, kept as config.yaml.
+        resume: None or false starts a new run; true goes on from the newest whole checkpoint of `output_dir`; a path
+        names one. A resumed folder is brought back to its step: later checkpoints are set aside, later metrics dropped,
+        a changed config is written and the old one kept as config-<k>.yaml. `warn` hears of it (stderr by default).
 
-        Raises UserError: the folder cannot be used, holds another run, is in use by one, or has no checkpoint to resume from.
+        Raises UserError when the folder cannot be used, holds another run, is in use, or has nothing to resume from.
         """
         warn = warn or _warn_on_stderr
         resume = _read_resume(resume)
@@ -107,11 +108,11 @@ class RunFolder:
             raise
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl, on the disk when this returns. Non-finite numbers are the strings "nan", "inf", "-inf"."""
+        """Add one line to metrics.jsonl, safe from a kill at once. Non-finite numbers become "nan", "inf", "-inf"."""
         self._metrics.append(metrics)
 
     def append_bad_sample(self, sample_id: str, reason: str) -> bool:
-        """Name a sample that could not be read in bad_samples.jsonl, once per id, also across a resume. True if it is a new one."""
+        """Name an unreadable sample in bad_samples.jsonl, once per id, also across a resume. True if it is new."""
         if sample_id in self.bad_sample_ids:
             return False
         self.bad_sample_ids.add(sample_id)
@@ -138,18 +139,18 @@ class RunFolder:
         checkpoints.write_text_atomically(config, config_yaml)
 
     def _set_aside_later_checkpoints(self) -> None:
-        """Checkpoints after the step that is resumed belong to a course that is left, or are damaged: they must not be resumed later."""
+        """Checkpoints after the resumed step are damaged or of a course that is left: never to be resumed."""
         for path in checkpoints.list_checkpoints(self.path):
             if int(path.name.removeprefix("checkpoint-")) > self.step:
                 number = 1 + max((int(k) for k in _numbers(self.path, rf"set-aside-(\d+)-{path.name}")), default=0)
                 path.rename(self.path / f"set-aside-{number}-{path.name}")
                 self._warn(
-                    f"{path} is later than step {self.step} and is now set-aside-{number}-{path.name}; remove it if not needed"
+                    f"{path} is later than step {self.step}: now set-aside-{number}-{path.name}, to be removed by hand"
                 )
 
 
 class FolderLock:
-    """An advisory lock on `folder/.lock` that the kernel frees when the process dies. Raises UserError when another process has it."""
+    """A lock on `folder/.lock` that the kernel frees when the process dies. Raises UserError when another has it."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self._descriptor: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -176,7 +177,7 @@ class FolderLock:
 
 
 class JsonLines:
-    """A file of one JSON object per line. A full disk delays lines (they are kept for the next call) and never leaves half of one."""
+    """A file of one JSON object per line. A full disk delays lines until a later call and never leaves half of one."""
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self.path = path
@@ -194,7 +195,7 @@ class JsonLines:
                 self._warn(f"{self.path} cannot be written ({error.strerror}); lines wait in memory until it can")
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole object in the file; lines that are none (a write cut by a power loss) are reported and left out."""
+        """Every whole object in the file; other lines (a write cut by a power loss) are reported and left out."""
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
         records = [record for record in map(_object_or_none, lines) if record is not None]
         if len(records) < len(lines):
@@ -253,8 +254,8 @@ def _folder_to_resume(output_dir: str | None, name: str, resume: str) -> Path:
         parent = Path(resume).resolve().parent
         if output_dir is not None and Path(output_dir).resolve() != parent:
             raise UserError(
-                f"--{RESUME_KEY} {resume} is not in --output_dir {output_dir}: leave out --output_dir to continue that run, "
-                f"or start a new one from its weights with --init_from"
+                f"--{RESUME_KEY} {resume} is not in --output_dir {output_dir}: leave out --output_dir to continue "
+                f"that run, or start a new one from its weights with --init_from"
             )
         if not Path(resume).is_dir():
             raise UserError(

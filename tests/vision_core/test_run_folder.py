@@ -90,10 +90,9 @@ def test_a_full_disk_at_the_start_is_one_line(monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "run/config.yaml")
 
-    monkeypatch.setattr(run_folder.checkpoints, "write_text_atomically", full)
-    assert "No space left on device" in refusal()
-    monkeypatch.undo()
-    monkeypatch.chdir(Path.cwd())
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder.checkpoints, "write_text_atomically", full)
+        assert "No space left on device" in refusal()
     assert open_run("run").step == 0, "the lock was given back"
 
 
@@ -260,7 +259,8 @@ def test_metrics_are_valid_json_and_exact():
         raise AssertionError(f"{word} is no JSON")
 
     first, second = (json.loads(line, parse_constant=refuse) for line in lines[:2])
-    assert first == {"step": 1, "loss": loss, "bad": ["nan", "inf", "-inf"], "name": "é\nx", "none": None, "flag": True}
+    words = ["nan", "inf", "-inf"]
+    assert first == {"step": 1, "loss": loss, "bad": words, "name": "é\nx", "none": None, "flag": True}
     assert second == {"step": 2, "loss": float(np.float32(0.1)), "parts": {"a": "nan"}}
 
 

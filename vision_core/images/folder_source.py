@@ -1,93 +1,104 @@
 """Images as files: a folder at any depth, or a list of paths."""
 
 import os
-import stat
 from pathlib import Path
 
 from vision_core.errors import UserError
-from vision_core.images.decode import UnreadableImage, decode_image
-from vision_core.images.sources import ImageRecord, ImageSource
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy")
-MAX_FILE_BYTES = 256 * 2**20
+from vision_core.images.regular_files import image_extensions, is_inside, read_regular_file
+from vision_core.images.sources import EncodedImageSource
 
 
-class FileSource(ImageSource):
-    """Files below `root`, named by their paths relative to it."""
+class FileSource(EncodedImageSource):
+    """Files below `root`, named by their paths relative to it. A link that leads out of `root` is unreadable."""
 
-    def __init__(
-        self, root: Path, paths: list[str], num_channels: int, labels: list[int] | None, class_names: list[str] | None
-    ) -> None:
-        self.root, self.paths, self.num_channels = root, paths, num_channels
+    def __init__(self, root: Path, paths: list[str], num_channels: int, labels: list[int] | None, class_names: list[str] | None) -> None:
+        self.root, self.paths, self.num_channels = os.path.realpath(root), paths, num_channels
         self.labels, self.class_names = labels, class_names
-        classes = f", {len(class_names)} classes" if class_names else ""
+        classes = f", {len(set(labels))} classes" if labels else ""
         self.description = f"{len(paths):,} images under {root}{classes}"
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> ImageRecord:
-        data = read_file(self.root, self.paths[index])
-        label = None if self.labels is None else self.labels[index]
-        return ImageRecord(self.paths[index], decode_image(data, self.num_channels), label)
-
     def id_of(self, index: int) -> str:
         return self.paths[index]
 
+    def read_bytes(self, index: int) -> bytes:
+        return read_regular_file(os.path.join(self.root, self.paths[index]), self.root)
+
 
 class FolderSource(FileSource):
-    """All images below a folder, sorted by path. Where all lie in sub-folders, the first folder's name is the class."""
+    """All images below a folder, sorted by path; hidden files and folders are left out.
+
+    Where all images lie in sub-folders, the first folder's name is the class.
+    """
 
     def __init__(self, root: Path, num_channels: int = 3) -> None:
         if not root.is_dir():
             raise UserError(f"dataset folder {root} does not exist; give a folder with images")
-        paths = sorted(
-            os.path.relpath(os.path.join(folder, name), root)
-            for folder, _, names in os.walk(root)
-            for name in names
-            if name.lower().endswith(EXTENSIONS)
-        )
+        extensions = image_extensions(num_channels)
+        paths = sorted(_image_paths(str(root), extensions))
         if not paths:
-            raise UserError(f"0 images under {root} (looked for {', '.join(EXTENSIONS)} at any depth)")
-        folders = [Path(path).parts[0] if len(Path(path).parts) > 1 else None for path in paths]
+            raise UserError(f"0 images under {root} (looked for {', '.join(extensions)} at any depth)")
+        folders = [path.partition("/")[0] if "/" in path else None for path in paths]
         names = sorted(set(folders)) if None not in folders else None
         numbers = {name: number for number, name in enumerate(names or [])}
         super().__init__(root, paths, num_channels, [numbers[folder] for folder in folders] if names else None, names)
 
 
+def _image_paths(root: str, extensions: tuple[str, ...]) -> list[str]:
+    """Paths relative to `root`, with slashes."""
+    paths = []
+    for folder, subfolders, names in os.walk(root, onerror=_cannot_list):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in subfolders:
+            _check_link(os.path.join(folder, name), root)
+        relative = "" if folder == root else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
+        paths += [relative + name for name in names if name.lower().endswith(extensions) and not name.startswith(".")]
+    return paths
+
+
+def _cannot_list(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be listed: {error.strerror}; change its permissions or move it away")
+
+
+def _check_link(path: str, root: str) -> None:
+    """A linked folder inside `root` is met where it really is; one outside would be left out silently."""
+    if os.path.islink(path) and not is_inside(os.path.realpath(path), os.path.realpath(root)):
+        raise UserError(f"{path} is a link out of {root}, which is not followed; name its target as the dataset, or copy it")
+
+
 def open_list(path: Path, num_channels: int = 3, root: str | None = None) -> FileSource:
-    """One path a line, relative to `root` (default: the list's folder), with an optional tab and integer label."""
+    """One path a line, relative to `root` (default: the list's folder) and inside it, with an optional tab and integer label.
+
+    Raises:
+        UserError: the list, or a line of it that leads outside, has a label that is no whole number, or lacks one that others have.
+    """
     if not path.is_file():
-        raise UserError(f"list file {path} does not exist")
-    paths, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
-        name, tab, label = line.partition("\t")
-        if not name.strip():
-            continue
-        if tab and not label.strip().isdigit():
-            raise UserError(f"{path}:{number}: the label {label!r} is no whole number; write path, tab, number")
-        paths.append(name.strip())
-        labels.append(int(label) if tab else None)
-    if not paths:
+        raise UserError(f"list file {path} does not exist; give a text file with one image path a line")
+    folder = os.path.abspath(root if root is not None else path.parent)
+    if not os.path.isdir(folder):
+        raise UserError(f"list file {path}: the folder {folder} does not exist; name another by ?root=FOLDER")
+    entries = []
+    for number, line in enumerate(path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n"), start=1):
+        if line.strip():
+            entries.append(_list_entry(line.rstrip("\r"), folder, f"{path}:{number}"))
+    if not entries:
         raise UserError(f"0 images in {path}; write one path a line")
+    labels = [label for _, label in entries]
     if None in labels and any(label is not None for label in labels):
         raise UserError(f"{path}: {labels.count(None)} of {len(labels)} lines have no label; give all of them one, or none")
-    return FileSource(Path(root) if root else path.parent, paths, num_channels, None if None in labels else labels, None)
+    return FileSource(Path(folder), [name for name, _ in entries], num_channels, None if None in labels else labels, None)
 
 
-def read_file(root: Path, relative: str) -> bytes:
-    """The bytes of a regular file inside `root`; links out of it, pipes and devices are refused, and nothing blocks."""
-    try:
-        path = (root / relative).resolve(strict=True)
-        if not path.is_relative_to(root.resolve()):
-            raise UnreadableImage("outside_the_data_folder")
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise UnreadableImage("not_a_regular_file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise UnreadableImage("file_too_large")
-            return file.read()
-    except (OSError, ValueError) as error:
-        raise UnreadableImage("missing" if isinstance(error, FileNotFoundError) else "cannot_be_opened") from None
+def _list_entry(line: str, folder: str, where: str) -> tuple[str, int | None]:
+    """A line as (path relative to `folder`, label)."""
+    name, tab, label = line.partition("\t")
+    if tab and not (label.strip().isascii() and label.strip().isdigit()):
+        raise UserError(f"{where}: the label {label!r} is no whole number; write path, tab, number")
+    if "\0" in name:
+        raise UserError(f"{where}: the path holds a NUL character; write one path a line, as text")
+    path = os.path.normpath(os.path.join(folder, name))
+    if not is_inside(path, folder):
+        raise UserError(f"{where}: {name!r} leads out of {folder}; name a folder that holds all images by ?root=FOLDER")
+    return os.path.relpath(path, folder).replace(os.sep, "/"), int(label) if tab else None

@@ -1,10 +1,22 @@
 """Data sets of the Hugging Face hub (or a local dataset folder) through `datasets`, indexed or streamed."""
 
+import os
 from collections.abc import Iterator
 
+from torch.utils.data import get_worker_info
+
 from vision_core.errors import UserError
-from vision_core.images.decode import UnreadableImage, decode_image
-from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, UnreadableSample
+from vision_core.images.decode import decode_image
+from vision_core.images.regular_files import first_line, is_inside, read_regular_file
+from vision_core.images.sources import (
+    EncodedImageSource,
+    ImageRecord,
+    ImageSource,
+    ImageStream,
+    UnreadableSample,
+    usable_labels,
+)
+from vision_core.images.unreadable import UnreadableImage
 
 
 def open_hub(
@@ -17,55 +29,83 @@ def open_hub(
     streaming: str = "false",
     shuffle_buffer: str = "1000",
 ) -> ImageSource | ImageStream:
-    """`NAME[:CONFIG]` as `datasets.load_dataset` takes them; images stay encoded until our own decoder reads them."""
+    """`NAME[:CONFIG]` as `datasets.load_dataset` takes them; images stay encoded until our own decoder reads them.
+
+    Raises:
+        UserError: `datasets` is missing, the data cannot be loaded, or a column is not there.
+    """
     try:
         import datasets
     except ImportError:
         raise UserError("hf: needs the package datasets; pip install 'vision-encoder-fusion[pretrain]'") from None
-    path, _, config = name.partition(":")
     if streaming not in ("true", "false"):
-        raise UserError(f"hf:{name}: streaming={streaming!r} must be true or false")
+        raise UserError(f"hf:{name}: streaming={streaming!r} is not possible; use true or false")
+    if not (shuffle_buffer.isascii() and shuffle_buffer.isdigit()):
+        raise UserError(f"hf:{name}: shuffle_buffer={shuffle_buffer!r} is no whole number; 0 keeps the order")
+    path, config = (name, "") if os.path.isdir(name) else name.partition(":")[::2]
+    streamed = streaming == "true"
     try:
-        dataset = datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streaming == "true")
+        dataset = datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
     except Exception as error:  # offline, a wrong name, a wrong split: `datasets` has a type for each
-        raise UserError(f"hf:{name}?split={split} cannot be loaded: {str(error).splitlines()[0]}") from None
-    features = dataset.features or {}
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    image = image or (images[0] if len(images) == 1 else None)
-    if image not in features:
-        raise UserError(f"hf:{name}: image column {image or 'not found'}; name one of {', '.join(features)} by ?image=COLUMN")
+        raise UserError(f"hf:{name}?split={split} cannot be loaded: {first_line(error)}") from None
+    image, label = _columns(name, dataset.features, image, label)
     dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    if streaming == "true":
-        return HubStream(dataset, name, image, num_channels, int(shuffle_buffer))
-    return HubSource(dataset, name, image, label or ("label" if "label" in features else None), num_channels)
+    roots = [os.path.realpath(path)] if os.path.isdir(path) else _cache_folders(datasets)
+    if streamed:
+        return HubStream(dataset, f"{name}/{split}", image, label, num_channels, roots, int(shuffle_buffer))
+    return HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots)
 
 
-class HubSource(ImageSource):
-    """A `datasets.Dataset` with an image column."""
+class HubSource(EncodedImageSource):
+    """A `datasets.Dataset` with an image column, memory-mapped by `datasets`."""
 
-    def __init__(self, dataset, name: str, image: str, label: str | None, num_channels: int) -> None:
-        self.dataset, self.name, self.image, self.num_channels = dataset.select_columns([image]), name, image, num_channels
-        self.labels = None if label is None else list(dataset[label])
-        self.class_names = None if label is None else getattr(dataset.features[label], "names", None)
-        self.description = f"{len(dataset):,} images of hf:{name}"
+    def __init__(self, dataset, name: str, image: str, label: str | None, num_channels: int, roots: list[str]) -> None:
+        if not len(dataset):
+            raise UserError(f"0 rows in hf:{name}; choose another by ?split=NAME")
+        self.dataset, self.name, self.image, self.num_channels = (
+            dataset.select_columns([image]),
+            name,
+            image,
+            num_channels,
+        )
+        self.roots = roots
+        self.labels = None if label is None else usable_labels(list(dataset[label]), None if label == "label" else label)
+        self.class_names = getattr(dataset.features[label], "names", None) if self.labels else None
+        classes = f", {len(set(self.labels))} classes" if self.labels else ""
+        self.description = f"{len(dataset):,} images of hf:{name}{classes}"
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> ImageRecord:
-        image = decode_bytes(self.dataset[int(index)][self.image], self.num_channels)
-        return ImageRecord(self.id_of(index), image, None if self.labels is None else self.labels[index])
-
     def id_of(self, index: int) -> str:
         return f"{self.name}:{index}"
 
+    def read_bytes(self, index: int) -> bytes:
+        return encoded_bytes(self.dataset[index][self.image], self.roots)
+
 
 class HubStream(ImageStream):
-    """A streamed data set. Shards go to processes and data workers; each shuffles in a buffer. A resumed run starts a new pass."""
+    """A streamed data set: shards go to processes and data workers, and each of them shuffles in a buffer of `shuffle_buffer` images.
 
-    def __init__(self, dataset, name: str, image: str, num_channels: int, shuffle_buffer: int) -> None:
-        self.dataset = dataset.select_columns([image])
-        self.name, self.image, self.num_channels, self.shuffle_buffer = name, image, num_channels, shuffle_buffer
+    The order is a function of (epoch, world size, number of data workers): the same run twice sees the same images. A resumed run
+    cannot go on where the other stopped; it starts its pass anew. With fewer shards than processes every process reads all shards and
+    keeps its share; a data worker without a shard stays idle.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        name: str,
+        image: str,
+        label: str | None,
+        num_channels: int,
+        roots: list[str],
+        shuffle_buffer: int,
+    ) -> None:
+        self.dataset = dataset.select_columns([image, *([label] if label else [])])
+        self.name, self.image, self.label, self.num_channels, self.roots = name, image, label, num_channels, roots
+        self.shuffle_buffer = shuffle_buffer
+        self.class_names = getattr(dataset.features[label], "names", None) if label else None
         self.description = f"stream of hf:{name}"
 
     def records(self, rank: int, world_size: int, epoch: int) -> Iterator[ImageRecord | UnreadableSample]:
@@ -74,23 +114,53 @@ class HubStream(ImageStream):
         share = self.dataset.shuffle(seed=0, buffer_size=self.shuffle_buffer) if self.shuffle_buffer > 1 else self.dataset
         share = split_dataset_by_node(share, rank=rank, world_size=world_size)
         share.set_epoch(epoch)
+        worker = get_worker_info()
+        reader = f"{self.name}:epoch{epoch}.rank{rank}.worker{worker.id if worker else 0}"
         for number, row in enumerate(share):
-            name = f"{self.name}:{rank}:{epoch}:{number}"
+            label = row[self.label] if self.label else None
             try:
-                yield ImageRecord(name, decode_bytes(row[self.image], self.num_channels))
+                image = decode_image(encoded_bytes(row[self.image], self.roots), self.num_channels)
+                yield ImageRecord(f"{reader}:{number}", image, label if label is not None and label >= 0 else None)
             except UnreadableImage as error:
-                yield UnreadableSample(name, error.reason)
+                yield UnreadableSample(f"{reader}:{number}", error.reason)
 
 
-def decode_bytes(value: dict, num_channels: int):
-    """The bytes of an undecoded `datasets.Image`; a path without bytes is a file that `datasets` itself found."""
-    data = value.get("bytes")
-    if data is None and value.get("path"):
-        try:
-            with open(value["path"], "rb") as file:
-                data = file.read()
-        except OSError:
-            raise UnreadableImage("missing") from None
-    if data is None:
+def encoded_bytes(value: dict | None, roots: list[str]) -> bytes:
+    """The bytes of an undecoded `datasets.Image`. A path without bytes is read only inside `roots`: it is what a data file says."""
+    value = value or {}
+    if value.get("bytes") is not None:
+        return value["bytes"]
+    if not value.get("path"):
         raise UnreadableImage("no_bytes")
-    return decode_image(data, num_channels)
+    real = os.path.realpath(value["path"])
+    for root in roots:
+        if is_inside(real, root):
+            return read_regular_file(real, root)
+    raise UnreadableImage("outside_the_data_folder")
+
+
+def _cache_folders(datasets) -> list[str]:
+    """Where `datasets` puts what it downloads."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return [os.path.realpath(folder) for folder in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
+
+
+def _columns(name: str, features, image: str | None, label: str | None) -> tuple[str, str | None]:
+    """The columns of images and labels, by name or by their types."""
+    import datasets
+
+    if not features:
+        raise UserError(f"hf:{name}: the columns are not known before reading; use streaming=false")
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    image = image or (images[0] if len(images) == 1 else None)
+    if image not in features:
+        wanted = f"no column {image!r}" if image else f"{len(images)} image columns"
+        raise UserError(f"hf:{name}: {wanted}; name one of {', '.join(features)} by ?image=COLUMN")
+    if label and label not in features:
+        raise UserError(f"hf:{name}: no column {label!r}; name one of {', '.join(features)} by ?label=COLUMN")
+    feature = features.get(label or "label")
+    whole_numbers = isinstance(feature, datasets.ClassLabel) or "int" in getattr(feature, "dtype", "")
+    if label and not whole_numbers:
+        raise UserError(f"hf:{name}: column {label!r} holds no whole numbers; name another by ?label=COLUMN")
+    return image, (label or "label") if whole_numbers else None

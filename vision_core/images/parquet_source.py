@@ -1,127 +1,158 @@
 """Images in parquet files: HF `Image` structs or plain bytes, with random access."""
 
-import glob
 import json
 from bisect import bisect_right
 from itertools import accumulate
-from pathlib import Path
 
 from vision_core.errors import UserError
-from vision_core.images.decode import UnreadableImage, decode_image
-from vision_core.images.sources import ImageRecord, ImageSource
+from vision_core.images.regular_files import files_matching, first_line, short_names
+from vision_core.images.sources import EncodedImageSource, usable_labels
+from vision_core.images.unreadable import UnreadableImage
 
 MAX_BYTES_IN_MEMORY = 2**30
 CACHED_ROW_GROUPS = 8
 
 
-class ParquetSource(ImageSource):
-    """Rows of the files that `pattern` matches, in sorted order of files.
+class ParquetSource(EncodedImageSource):
+    """Rows of the files that `pattern` matches, in sorted order of files; a row's id is its file and number.
 
-    Encoded images are kept in memory where the files are below 1 GiB in total; above it the last few row groups are.
+    Where the encoded images take less than 1 GiB they are read at once and kept, so that forked data workers share them. Above that
+    each process keeps the last 8 row groups: fine in file order, slow in random order, for which `hf:FOLDER` maps the same files.
 
     Args:
         image: column of images; default: the only one that looks like images.
-        label: integer column of labels; default `label` where there is one.
+        label: integer column of labels; default `label` where there is one without missing or negative values.
     """
 
     def __init__(self, pattern: str, num_channels: int = 3, image: str | None = None, label: str | None = None) -> None:
         parquet = _import_parquet()
-        self.files = sorted(glob.glob(pattern, recursive=True))
-        if not self.files:
-            raise UserError(f"no file matches parquet:{pattern}; check the path and quote the pattern for the shell")
+        self.files = files_matching("parquet", pattern, ".parquet")
+        self.num_channels = num_channels
+        self._names = short_names(self.files)
         opened = [_open_parquet(parquet, path) for path in self.files]
         schema = opened[0].schema_arrow
-        self.image = image or _image_column(schema, pattern)
-        for name in [self.image, *([label] if label else [])]:
-            if name not in schema.names:
-                raise UserError(f"parquet:{pattern} has no column {name!r}; columns: {', '.join(schema.names)}")
-        label = label or ("label" if "label" in schema.names else None)
-        self.num_channels = num_channels
-        groups = [(number, group) for number, file in enumerate(opened) for group in range(file.num_row_groups)]
-        self._groups = groups
-        self._ends = list(accumulate(opened[number].metadata.row_group(group).num_rows for number, group in groups))
-        self._cache: dict[int, list] = {}
-        self._cache_limit = (
-            len(groups) if sum(Path(path).stat().st_size for path in self.files) < MAX_BYTES_IN_MEMORY else CACHED_ROW_GROUPS
-        )
+        image = image or _only_image_column(schema, pattern)
+        for path, file in zip(self.files, opened, strict=True):
+            for column in (image, *([label] if label else [])):
+                _check_column(path, file.schema_arrow, column)
+        self._column = f"{image}.bytes" if _is_struct(schema.field(image)) else image
+        self._metadata = [file.metadata for file in opened]
+        self._groups = [(number, group) for number, file in enumerate(opened) for group in range(file.num_row_groups)]
+        self._group_ends = list(accumulate(opened[file].metadata.row_group(group).num_rows for file, group in self._groups))
+        self._file_ends = list(accumulate(file.metadata.num_rows for file in opened))
         if not len(self):
-            raise UserError(f"0 rows in parquet:{pattern}")
-        self.labels = self._read_labels(opened, label)
-        self.class_names = _class_names(schema, label)
+            raise UserError(f"0 rows in parquet:{pattern}; give files with at least one image")
+        self.labels = _read_labels(opened, schema, label)
+        self.class_names = _class_names(schema, label or "label") if self.labels else None
         classes = f", {len(set(self.labels))} classes" if self.labels else ""
         self.description = f"{len(self):,} images in {len(self.files)} parquet files{classes}"
+        self._cache: dict[int, object] = {}
+        self._in_memory = self._encoded_bytes() < MAX_BYTES_IN_MEMORY
+        if self._in_memory:
+            for position in range(len(self._groups)):
+                self._row_group(position)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._file_ends[-1]
 
-    def __getitem__(self, index: int) -> ImageRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        position = bisect_right(self._ends, index)
-        row = index - (self._ends[position - 1] if position else 0)
-        value = self._row_group(position)[row]
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if data is None:
-            raise UnreadableImage("no_bytes")  # a path inside a data file is never followed
-        return ImageRecord(
-            self.id_of(index), decode_image(data, self.num_channels), None if self.labels is None else self.labels[index]
-        )
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cache": {}}
 
     def id_of(self, index: int) -> str:
-        position = bisect_right(self._ends, index)
-        file = self._groups[position][0]
-        before = next((end for (number, _), end in zip(reversed(self._groups), reversed(self._ends)) if number < file), 0)
-        return f"{Path(self.files[file]).name}:{index - before}"
+        file = bisect_right(self._file_ends, index)
+        return f"{self._names[file]}:{index - (self._file_ends[file - 1] if file else 0)}"
 
-    def _row_group(self, position: int) -> list:
+    def read_bytes(self, index: int) -> bytes:
+        position = bisect_right(self._group_ends, index)
+        row = index - (self._group_ends[position - 1] if position else 0)
+        data = self._row_group(position)[row].as_py()
+        if data is None:
+            raise UnreadableImage("no_bytes")  # a path inside a data file is never followed
+        return data
+
+    def _row_group(self, position: int):
+        """The encoded images of one row group, as an arrow column of bytes."""
         if position not in self._cache:
-            if len(self._cache) >= self._cache_limit:
+            if not self._in_memory and len(self._cache) >= CACHED_ROW_GROUPS:
                 del self._cache[next(iter(self._cache))]
-            file, group = self._groups[position]
-            table = _import_parquet().ParquetFile(self.files[file]).read_row_group(group, columns=[self.image])
-            self._cache[position] = table.column(0).to_pylist()
+            self._cache[position] = self._read_row_group(*self._groups[position])
         return self._cache[position]
 
-    def _read_labels(self, opened: list, label: str | None) -> list[int] | None:
-        if label is None:
-            return None
-        values = [value for file in opened for value in file.read(columns=[label]).column(0).to_pylist()]
-        if not all(isinstance(value, int) for value in values):
-            raise UserError(f"column {label!r} of {self.files[0]} is no column of whole numbers; name another by label=")
-        return values
+    def _read_row_group(self, file: int, group: int):
+        import pyarrow.compute
+
+        try:
+            opened = _import_parquet().ParquetFile(self.files[file], metadata=self._metadata[file])
+            column = opened.read_row_group(group, columns=[self._column], use_threads=False).column(0)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+            raise UserError(f"{self.files[file]}: row group {group} cannot be read: {first_line(error)}") from None
+        return pyarrow.compute.struct_field(column, "bytes") if self._column.endswith(".bytes") else column
+
+    def _encoded_bytes(self) -> int:
+        total = 0
+        for file, group in self._groups:
+            chunks = self._metadata[file].row_group(group)
+            columns = [chunks.column(number) for number in range(chunks.num_columns)]
+            total += sum(chunk.total_uncompressed_size for chunk in columns if chunk.path_in_schema == self._column)
+        return total
 
 
 def _import_parquet():
     try:
         import pyarrow.parquet
     except ImportError:
-        raise UserError("parquet: needs pyarrow; pip install 'vision-encoder-fusion[pretrain]'") from None
+        raise UserError("parquet: needs the package pyarrow; pip install 'vision-encoder-fusion[pretrain]'") from None
     return pyarrow.parquet
 
 
 def _open_parquet(parquet, path: str):
     try:
         return parquet.ParquetFile(path)
-    except Exception as error:  # pyarrow raises several types on a file that is not parquet
-        raise UserError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable parquet file: {first_line(error)}") from None
 
 
-def _image_column(schema, pattern: str) -> str:
-    import pyarrow
+def _is_struct(field) -> bool:
+    import pyarrow.types
 
-    def holds_images(field) -> bool:
-        if pyarrow.types.is_struct(field.type):
-            return field.type.get_field_index("bytes") >= 0
-        return pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type)
+    return pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
 
-    columns = [field.name for field in schema if holds_images(field)]
+
+def _holds_images(field) -> bool:
+    import pyarrow.types
+
+    return _is_struct(field) or pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type)
+
+
+def _only_image_column(schema, pattern: str) -> str:
+    columns = [field.name for field in schema if _holds_images(field)]
     if len(columns) != 1:
-        found = ", ".join(columns) or "none"
-        raise UserError(f"parquet:{pattern}: image columns found: {found}; name one by ?image=COLUMN")
+        found = f"columns {', '.join(columns)} all hold images" if columns else f"no images in columns {', '.join(schema.names)}"
+        raise UserError(f"parquet:{pattern}: {found}; name one by ?image=COLUMN")
     return columns[0]
 
 
-def _class_names(schema, label: str | None) -> list[str] | None:
+def _check_column(path: str, schema, column: str) -> None:
+    if column not in schema.names:
+        raise UserError(f"{path} has no column {column!r}; its columns are {', '.join(schema.names)}")
+
+
+def _read_labels(opened: list, schema, label: str | None) -> list[int] | None:
+    import pyarrow.types
+
+    column = label or "label"
+    whole_numbers = column in schema.names and (
+        pyarrow.types.is_integer(schema.field(column).type) or pyarrow.types.is_boolean(schema.field(column).type)
+    )
+    if not whole_numbers or any(column not in file.schema_arrow.names for file in opened):
+        if label:
+            raise UserError(f"parquet column {label!r} holds no whole numbers; name another by ?label=COLUMN")
+        return None
+    values = [value for file in opened for value in file.read(columns=[column], use_threads=False).column(0).to_pylist()]
+    return usable_labels(values, label)
+
+
+def _class_names(schema, label: str) -> list[str] | None:
     """Names of a ClassLabel in the metadata that `datasets` writes."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return metadata.get("info", {}).get("features", {}).get(label, {}).get("names") if label else None
+    return metadata.get("info", {}).get("features", {}).get(label, {}).get("names")

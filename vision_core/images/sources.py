@@ -1,6 +1,7 @@
 """One string names a data source: `kind:where?option=value&option=value`."""
 
 import difflib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vision_core.errors import UserError
+from vision_core.images.decode import decode_image
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,34 @@ class ImageSource(ABC):
         """The name of image number `index`, without decoding it."""
 
 
+class EncodedImageSource(ImageSource):
+    """A source of encoded images: `read_bytes` finds them, the one decoder reads them."""
+
+    num_channels: int = 3
+
+    @abstractmethod
+    def read_bytes(self, index: int) -> bytes:
+        """The encoded image number `index`; raises `UnreadableImage`."""
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        index = int(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        image = decode_image(self.read_bytes(index), self.num_channels)
+        return ImageRecord(self.id_of(index), image, None if self.labels is None else self.labels[index])
+
+
+def usable_labels(values: list[int | None], asked_for: str | None) -> list[int] | None:
+    """Labels as numbers, or None where some are missing or negative (the usual mark of a hidden label).
+
+    `asked_for` is the column's name where the user gave it; then a missing label is a `UserError`.
+    """
+    missing = sum(value is None or value < 0 for value in values)
+    if missing and asked_for:
+        raise UserError(f"column {asked_for!r}: {missing} of {len(values)} labels are missing or negative; name another column")
+    return None if missing else [int(value) for value in values]
+
+
 class ImageStream(ABC):
     """Images without an index: every reader gets its share; the order depends on how many readers there are."""
 
@@ -74,7 +104,7 @@ KINDS = {
 
 
 def open_source(text: str, num_channels: int = 3) -> ImageSource | ImageStream:
-    """Open the source that `text` names.
+    """Open the source that `text` names; `num_channels` as in `decode_image`.
 
     `folder:PATH` or a plain path; `list:FILE.txt`; `parquet:GLOB`; `hf:NAME[:CONFIG]`; `wds:GLOB`; `scenes`. See docs/data.md.
 
@@ -82,6 +112,8 @@ def open_source(text: str, num_channels: int = 3) -> ImageSource | ImageStream:
         UserError: unknown kind or option, nothing found, a column that is not there.
     """
     kind, where, options = parse_source(text)
+    if num_channels < 1 or (kind == "scenes" and num_channels != 3):
+        raise UserError(f"dataset {text!r}: num_channels={num_channels} is not possible; use 3, or for files 1 and more")
     if kind == "scenes":
         from vision_core.images.scenes_source import open_scenes
 
@@ -108,24 +140,36 @@ def open_source(text: str, num_channels: int = 3) -> ImageSource | ImageStream:
 
 
 def parse_source(text: str) -> tuple[str, str, dict[str, str]]:
-    """`kind:where?a=b` as (kind, where, options), all checked but `where`."""
-    head, _, tail = text.partition("?")
+    """`kind:where?a=b` as (kind, where, options), all checked but `where`. A `?` without `name=` behind it belongs to a glob pattern."""
+    head, tail = re.fullmatch(r"(.*?)(?:\?(\w+=[^?]*))?", text, re.DOTALL).groups(default="")
     kind, colon, where = head.partition(":")
     if head == "scenes":
-        kind, where = "scenes", ""
+        kind = "scenes"
     elif not colon or (kind not in KINDS and Path(head).exists()):
         kind, where = "folder", head
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        raise UserError(f"dataset {text!r}: unknown kind {kind!r}{_hint(near)}; known: {', '.join(KINDS)}")
-    options = dict(item.partition("=")[::2] for item in tail.split("&") if item)
-    for key in options:
+        raise UserError(f"dataset {text!r}: unknown kind {kind!r}{_hint(kind, KINDS)}; known: {', '.join(KINDS)}")
+    if "?" in where and kind not in ("parquet", "wds", "folder"):
+        raise UserError(f"dataset {text!r}: an option is written name=value, several are joined by &")
+    if not where and kind != "scenes":
+        raise UserError(f"dataset {text!r} names no data; write {kind}:WHERE")
+    return kind, where, _parse_options(text, kind, tail)
+
+
+def _parse_options(text: str, kind: str, tail: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for item in tail.split("&") if tail else []:
+        key, equals, value = item.partition("=")
         if key not in KINDS[kind]:
-            near = difflib.get_close_matches(key, KINDS[kind], n=1)
             known = ", ".join(KINDS[kind]) or "none"
-            raise UserError(f"dataset {text!r}: unknown option {key!r}{_hint(near)}; options of {kind}: {known}")
-    return kind, where, options
+            raise UserError(f"dataset {text!r}: unknown option {key!r}{_hint(key, KINDS[kind])}; options of {kind}: {known}")
+        if not value or key in options:
+            problem = "is given twice" if key in options else "has no value"
+            raise UserError(f"dataset {text!r}: option {key!r} {problem}; write {key}=VALUE once")
+        options[key] = value
+    return options
 
 
-def _hint(near: list[str]) -> str:
+def _hint(word: str, known) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
     return f", did you mean {near[0]!r}?" if near else ""
