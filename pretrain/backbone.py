@@ -33,6 +33,8 @@ def build_backbone(
     num_register_tokens: int = 0,
     use_swiglu_ffn: bool = False,
     layerscale_value: float = 1e-5,
+    initializer_range: float = 0.02,
+    register_init_std: float = 0.02,
 ) -> Backbone:
     """A freshly initialised backbone (random draws from torch's global generator).
 
@@ -42,6 +44,7 @@ def build_backbone(
 
     Args:
         image_size: pixels of a side of the stored, square position grid; a multiple of `patch_size`.
+        initializer_range: std of the linear layers; the published 0.02 suits widths of 384 and more.
         use_swiglu_ffn: SwiGLU of hidden size ((int(4D * 2/3) + 7) // 8) * 8 in place of the GELU MLP.
     """
     settings = {
@@ -53,6 +56,7 @@ def build_backbone(
         "num_channels": num_channels,
         "use_swiglu_ffn": use_swiglu_ffn,
         "layerscale_value": layerscale_value,
+        "initializer_range": initializer_range,
         "attn_implementation": "sdpa",
     }
     if num_register_tokens:
@@ -60,21 +64,21 @@ def build_backbone(
         backbone = Dinov2WithRegistersModel(config)
     else:
         backbone = Dinov2Model(Dinov2Config(**settings))
-    initialise_backbone(backbone)
+    initialise_backbone(backbone, register_init_std)
     return backbone
 
 
 @torch.no_grad()
-def initialise_backbone(backbone: Backbone) -> None:
+def initialise_backbone(backbone: Backbone, register_init_std: float) -> None:
     """Published initialisation (DINOv2 `vision_transformer.py`), which is not the one of transformers.
 
-    Linear layers: truncated normal of std 0.02, bias 0. Patch convolution: PyTorch's default. CLS and registers: normal of std
-    1e-6, so that registers differ from each other. Position embeddings: truncated normal of std 0.02. Mask token: 0. LayerScale:
+    Linear layers: truncated normal of std `config.initializer_range` (published 0.02), bias 0. Patch convolution: PyTorch's default. CLS: normal of
+    std 1e-6. Registers: normal of `register_init_std`; the published 1e-6 leaves them equal for thousands of steps, DINOv3 has 0.02. Position embeddings: truncated normal of std 0.02. Mask token: 0. LayerScale:
     `config.layerscale_value`.
     """
     for module in backbone.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=backbone.config.initializer_range)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d | nn.LayerNorm):
             module.reset_parameters()
@@ -86,7 +90,7 @@ def initialise_backbone(backbone: Backbone) -> None:
     nn.init.trunc_normal_(embeddings.position_embeddings, std=0.02)
     nn.init.zeros_(embeddings.mask_token)
     if num_register_tokens(backbone):
-        nn.init.normal_(embeddings.register_tokens, std=1e-6)
+        nn.init.normal_(embeddings.register_tokens, std=register_init_std)
 
 
 def num_register_tokens(backbone: Backbone) -> int:

@@ -53,8 +53,12 @@ class DINOv2Arguments:
     num_attention_heads: int | None = option(None, "heads, instead of those of `backbone`", "backbone")
     patch_size: int = option(8, "pixels of a side of a patch", "backbone")
     num_register_tokens: int = option(0, "register tokens", "backbone")
+    register_init_std: float = option(
+        0.02, "std of register tokens at the start; the published 1e-6 leaves them equal for thousands of steps", "backbone"
+    )
     ffn: Literal["mlp", "swiglu"] = option("mlp", "feed-forward layer", "backbone")
     layerscale_value: float = option(1.0, "initial LayerScale; published 1e-5, short runs need 1", "backbone")
+    initializer_range: float = option(0.02, "std of the linear layers at the start; narrow ones need more than 0.02", "backbone")
     drop_path_rate: float = option(0.0, "share of crops that skip a residual branch", "backbone")
 
     # --- crops and masks
@@ -63,8 +67,8 @@ class DINOv2Arguments:
     num_local_crops: int = option(4, "local crops per image; published 8", "crops and masks")
     global_crop_scale: list[float] = option([0.32, 1.0], "share of the image's area", "crops and masks")
     local_crop_scale: list[float] = option([0.05, 0.32], "share of the image's area", "crops and masks")
-    blur: Literal["official", "paper"] = option(
-        "official", "probability of blur on global 1, global 2, local: official 0/0.9/0.5, paper 1/0.1/0.5", "crops and masks"
+    blur: Literal["official", "paper", "none"] = option(
+        "official", "probability on global 1, global 2, local: official 0/0.9/0.5, paper 1/0.1/0.5, none for small images", "crops and masks"
     )
     mask_probability: float = option(0.5, "share of the global crops that are masked", "crops and masks")
     mask_ratio: list[float] = option([0.1, 0.5], "least and greatest share of masked patches", "crops and masks")
@@ -160,7 +164,7 @@ def check_arguments(args: DINOv2Arguments) -> None:
     for key in (
         "max_steps", "logging_steps", "save_steps", "save_total_limit", "eval_steps", "per_device_train_batch_size",
         "gradient_accumulation_steps", "patch_size", "num_channels", "num_prototypes", "head_hidden_dim", "head_bottleneck_dim",
-        "knn_k", "knn_bank_size", "knn_num_queries", "student_temp", "teacher_temp", "warmup_teacher_temp", "learning_rate",
+        "knn_k", "knn_bank_size", "knn_num_queries", "initializer_range", "register_init_std", "student_temp", "teacher_temp", "warmup_teacher_temp", "learning_rate",
     ):  # fmt: skip
         if getattr(args, key) <= 0:
             raise UserError(f"{key}={getattr(args, key)}: it must be above 0")

@@ -66,6 +66,8 @@ def build_run_backbone(args: DINOv2Arguments, layerscale_value: float) -> Backbo
         num_register_tokens=args.num_register_tokens,
         use_swiglu_ffn=args.ffn == "swiglu",
         layerscale_value=layerscale_value,
+        initializer_range=args.initializer_range,
+        register_init_std=args.register_init_std,
     )
 
 

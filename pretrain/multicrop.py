@@ -23,7 +23,8 @@ GRAYSCALE_PROBABILITY = 0.2
 BLUR_KERNEL, BLUR_SIGMA = 9, (0.1, 2.0)
 SOLARIZE_THRESHOLD = 128 / 255
 # global 1, global 2, local. The published code hands 1 - p to torchvision's RandomApply, so released models saw "official".
-BLUR_PROBABILITY = {"official": (0.0, 0.9, 0.5), "paper": (1.0, 0.1, 0.5)}
+# Its 9 taps are pixels of a 224 px crop; on 32 px they wipe out the object, hence "none".
+BLUR_PROBABILITY = {"official": (0.0, 0.9, 0.5), "paper": (1.0, 0.1, 0.5), "none": (0.0, 0.0, 0.0)}
 SOLARIZE_PROBABILITY = (0.0, 0.2, 0.0)
 
 
@@ -46,7 +47,7 @@ class MultiCrop:
     Args:
         global_crop_size, local_crop_size: (height, width) in pixels.
         global_crop_scale, local_crop_scale: share of the image's area.
-        blur: "official", the probabilities that the published code really applied, or "paper".
+        blur: "official", the probabilities that the published code really applied, "paper", or "none" for small images.
         mean, std: per channel, of images scaled to 0..1 (uint8) or in their own scale (float32).
     """
 
@@ -57,7 +58,7 @@ class MultiCrop:
         num_local_crops: int,
         global_crop_scale: tuple[float, float] = (0.32, 1.0),
         local_crop_scale: tuple[float, float] = (0.05, 0.32),
-        blur: Literal["official", "paper"] = "official",
+        blur: Literal["official", "paper", "none"] = "official",
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
