@@ -23,7 +23,9 @@ from vision_core.images.scenes import CATEGORIES, draw_scene  # noqa: E402
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=64, help="side of the scenes in pixels (default 64)")
-    parser.add_argument("--bank", type=int, default=4000, help="training scenes: the k-NN bank, and what the convnet learns from (default 4000)")
+    parser.add_argument(
+        "--bank", type=int, default=4000, help="training scenes: the k-NN bank, and what the convnet learns from (default 4000)"
+    )
     parser.add_argument("--queries", type=int, default=1000, help="held-out scenes that are classified (default 1000)")
     parser.add_argument("--neighbours", type=int, default=20, help="k of k-NN (default 20)")
     parser.add_argument("--epochs", type=int, default=8, help="passes of the supervised convnet over the bank (default 8)")
@@ -48,7 +50,9 @@ def main() -> None:
         print(f"  {name:34s} {knn_accuracy(feature(bank), bank_labels, feature(queries), query_labels, args.neighbours):6.1%}", flush=True)
     train(network, bank, bank_labels, args.epochs)
     learned = in_batches(network[:-1])
-    print(f"  {'supervised convnet, penultimate':34s} {knn_accuracy(learned(bank), bank_labels, learned(queries), query_labels, args.neighbours):6.1%}")
+    print(
+        f"  {'supervised convnet, penultimate':34s} {knn_accuracy(learned(bank), bank_labels, learned(queries), query_labels, args.neighbours):6.1%}"
+    )
     print(f"supervised convnet, its own answers: {(in_batches(network)(queries).argmax(1) == query_labels).float().mean():.1%}")
 
 
@@ -58,7 +62,9 @@ def draw_many(seed: int, count: int, size: int, split: str) -> tuple[Tensor, Ten
     return torch.stack([scene.image for scene in scenes]).float() / 255, torch.tensor([scene.category for scene in scenes])
 
 
-def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, neighbours: int, temperature: float = 0.07) -> float:
+def knn_accuracy(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, neighbours: int, temperature: float = 0.07
+) -> float:
     """Share of queries whose weighted vote is right: cosine similarity, weights exp(similarity / temperature) (Wu et al. 2018, section 3.4)."""
     similarity, nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(neighbours)
     votes = torch.zeros(len(queries), int(bank_labels.max()) + 1).scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
@@ -73,7 +79,9 @@ def colour_histogram(images: Tensor) -> Tensor:
 
 
 def random_convolutions() -> Callable[[Tensor], Tensor]:
-    layers = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.Conv2d(64, 128, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layers = nn.Sequential(
+        nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.Conv2d(64, 128, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     return in_batches(layers)
 
 

@@ -53,9 +53,7 @@ def patch_pca(model: nn.Module, pixels: Tensor) -> Tensor:
 def attention_picture(model: nn.Module, images: Tensor, pixels: Tensor) -> Image.Image:
     """A row per image: the image `[n, 3, H, W]` in 0..1, then CLS attention of the last layer's heads and their mean."""
     maps = attention_maps(model, pixels)
-    rows = [
-        [to_picture(image), *(heat(each) for each in heads), heat(heads.mean(0))] for image, heads in zip(images, maps, strict=True)
-    ]
+    rows = [[to_picture(image), *(heat(each) for each in heads), heat(heads.mean(0))] for image, heads in zip(images, maps, strict=True)]
     return contact_sheet(rows, ["image", *(f"head {number}" for number in range(maps.shape[1])), "mean"])
 
 

@@ -14,9 +14,7 @@ SHOWN_SETTINGS = (
 )  # fmt: skip
 
 
-def write_card(
-    path: Path, args: DINOv2Arguments, step: int, data: str, results: dict[str, float], benchmark: KnnBenchmark | None
-) -> None:
+def write_card(path: Path, args: DINOv2Arguments, step: int, data: str, results: dict[str, float], benchmark: KnnBenchmark | None) -> None:
     """README.md of the run's folder after `step` steps; `results` are k-NN accuracies in percent."""
     rows = [{"features": name, "k-NN top-1, %": f"{value:.1f}"} for name, value in results.items()]
     write_model_card(

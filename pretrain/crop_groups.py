@@ -36,9 +36,7 @@ def forward_crop_groups(
         One tensor `[crops, 1 + registers + N, D]` per group.
     """
     masks = masks or [None] * len(groups)
-    embedded = [
-        backbone.embeddings(crops, bool_masked_pos=mask) for crops, mask in zip(groups, masks, strict=True)
-    ]
+    embedded = [backbone.embeddings(crops, bool_masked_pos=mask) for crops, mask in zip(groups, masks, strict=True)]
     shapes = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
     tokens = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
     for index, layer in enumerate(backbone.encoder.layer):

@@ -4,9 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def dino_loss(
-    student_logits: Tensor, teacher_probs: Tensor, skip_same_view: bool, student_temp: float = 0.1
-) -> Tensor:
+def dino_loss(student_logits: Tensor, teacher_probs: Tensor, skip_same_view: bool, student_temp: float = 0.1) -> Tensor:
     """Sum over pairs (student crop, teacher crop) of the mean cross-entropy over images (DINO, eq. 3).
 
         sum over s, g (s != g where skip_same_view) of mean over b of -sum_k teacher[g, b, k] * log_softmax(student[s, b] / temp)[k]

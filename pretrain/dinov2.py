@@ -12,6 +12,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import os
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -71,7 +72,8 @@ def main() -> None:
         return
     run = None
     if accelerator.is_main_process:
-        run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(args), args.resume_from_checkpoint)
+        config = replace(args, resume_from_checkpoint=None)  # how a run was started is no part of what it is
+        run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(config), args.resume_from_checkpoint)
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
     trainer = Trainer(args, accelerator, source, layout, run, output_dir)
@@ -98,9 +100,7 @@ class Trainer:
         args = self.args
         state = load_training_state(Path(checkpoint), self.method, self.optimizer) if checkpoint else None
         self.step = state["step"] if state else 0
-        self.monitor = Monitor(
-            self.accelerator, self.run, args.max_steps, self.step, args.logging_steps, self.layout.global_batch
-        )
+        self.monitor = Monitor(self.accelerator, self.run, args.max_steps, self.step, args.logging_steps, self.layout.global_batch)
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
         if state:
             self.monitor.load_state_dict(state["monitor"])
@@ -129,7 +129,7 @@ class Trainer:
                     "are those before them. Lower learning_rate, or resume from a checkpoint with a smaller one"
                 )
             last = self.step == args.max_steps
-            if self.benchmark and (last or self.step % args.eval_steps == 0):
+            if args.eval_dataset is not None and (last or self.step % args.eval_steps == 0):
                 self.judge()
             if last or self.step % args.save_steps == 0:
                 self.save()
@@ -217,7 +217,9 @@ class Trainer:
         self.monitor.say(f"run folder      {self.output_dir}")
         self.monitor.say(f"images          {self.source.description}")
         self.monitor.say(f"crops           {build_multicrop(self.args).describe()}")
-        self.monitor.say(f"backbone        {parameters / 1e6:.1f} M parameters, {self.accelerator.device.type}, {torch.get_num_threads()} threads")
+        self.monitor.say(
+            f"backbone        {parameters / 1e6:.1f} M parameters, {self.accelerator.device.type}, {torch.get_num_threads()} threads"
+        )
         self.monitor.say(f"global batch    {self.layout.global_batch} images, steps {self.step} to {self.args.max_steps}")
         if self.layout.global_batch < 256 and self.args.lr_scaling == "sqrt":
             self.monitor.say("note            a global batch below 256 learns slowly under the published rules; see docs/pretraining.md")
@@ -230,7 +232,9 @@ class Trainer:
         """Say which images were in a step whose loss or gradients were not finite."""
         ids = [name for batch in micro_batches for name in batch["ids"]]
         self.monitor.log(self.step + 1, {"skipped": True, "loss": float(totals["loss"]), "ids": ids})
-        self.monitor.say(f"step {self.step + 1} skipped: loss {float(totals['loss'])} or its gradients are not finite (ids in metrics.jsonl)")
+        self.monitor.say(
+            f"step {self.step + 1} skipped: loss {float(totals['loss'])} or its gradients are not finite (ids in metrics.jsonl)"
+        )
 
     def finish(self, seconds: float) -> None:
         """Figures, and the last words."""

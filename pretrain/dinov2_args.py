@@ -68,7 +68,9 @@ class DINOv2Arguments:
     global_crop_scale: list[float] = option([0.32, 1.0], "share of the image's area", "crops and masks")
     local_crop_scale: list[float] = option([0.05, 0.32], "share of the image's area", "crops and masks")
     blur: Literal["official", "paper", "none"] = option(
-        "official", "probability on global 1, global 2, local: official 0/0.9/0.5, paper 1/0.1/0.5, none for small images", "crops and masks"
+        "official",
+        "probability on global 1, global 2, local: official 0/0.9/0.5, paper 1/0.1/0.5, none for small images",
+        "crops and masks",
     )
     mask_probability: float = option(0.5, "share of the global crops that are masked", "crops and masks")
     mask_ratio: list[float] = option([0.1, 0.5], "least and greatest share of masked patches", "crops and masks")

@@ -106,9 +106,7 @@ def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
     )
 
 
-def build_loader(
-    args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, first_step: int
-) -> DataLoader:
+def build_loader(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, first_step: int) -> DataLoader:
     """Batches from `first_step` to the end."""
     height, width = image_size(args.global_crop_size)
     grid = (height // args.patch_size, width // args.patch_size)
@@ -120,9 +118,7 @@ def build_loader(
     )  # fmt: skip
 
 
-def build_benchmark(
-    args: DINOv2Arguments, source: ImageSource | ImageStream, on_this_process: bool
-) -> KnnBenchmark | None:
+def build_benchmark(args: DINOv2Arguments, source: ImageSource | ImageStream, on_this_process: bool) -> KnnBenchmark | None:
     """The k-NN benchmark of the run; images are held by the main process alone."""
     if args.eval_dataset is None:
         return None

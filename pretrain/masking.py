@@ -12,11 +12,11 @@ TRIES = 10
 def block_mask(grid: tuple[int, int], target: int, generator: np.random.Generator, exact: bool = False) -> np.ndarray:
     """A bool mask `[height, width]` of rectangular blocks covering at most `target` patches, exactly `target` with `exact`.
 
-        while covered < target:
-            up to 10 times: area uniform in [4, remaining], aspect log-uniform in [0.3, 1 / 0.3], a block of that shape at a random place;
-                take it if it covers between 1 and `remaining` new patches (remaining: target - covered, at most half of the grid)
-            stop where none of the 10 was taken
-        with `exact` (DINOv3): the missing patches at random
+    while covered < target:
+        up to 10 times: area uniform in [4, remaining], aspect log-uniform in [0.3, 1 / 0.3], a block of that shape at a random place;
+            take it if it covers between 1 and `remaining` new patches (remaining: target - covered, at most half of the grid)
+        stop where none of the 10 was taken
+    with `exact` (DINOv3): the missing patches at random
     """
     mask = np.zeros(grid, dtype=bool)
     most = int(0.5 * grid[0] * grid[1])
@@ -61,8 +61,8 @@ def mask_targets(
 ) -> np.ndarray:
     """How many patches to mask in each crop of a batch, `[num_crops]`: stratified, so that the batch's total hardly varies.
 
-        n = int(num_crops * probability); edges = linspace(*ratio, n + 1)
-        masked crop i: int(num_patches * uniform(edges[i], edges[i + 1])), with `exact` int(num_patches * edges[i + 1]); the others: 0; shuffled
+    n = int(num_crops * probability); edges = linspace(*ratio, n + 1)
+    masked crop i: int(num_patches * uniform(edges[i], edges[i + 1])), with `exact` int(num_patches * edges[i + 1]); the others: 0; shuffled
     """
     masked = int(num_crops * probability)
     edges = np.linspace(*ratio, masked + 1)

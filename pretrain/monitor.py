@@ -32,9 +32,7 @@ class Monitor:
         self.sums: dict[str, Tensor | float] = {}
         self.count = 0
         self.window_start, self.waited, self.images = time.perf_counter(), 0.0, 0
-        self.bar = tqdm(
-            total=max_steps, initial=first_step, desc="pretraining", unit="step", disable=run is None, dynamic_ncols=True
-        )
+        self.bar = tqdm(total=max_steps, initial=first_step, desc="pretraining", unit="step", disable=run is None, dynamic_ncols=True)
 
     def waited_for_data(self, seconds: float) -> None:
         """Add time that the loop spent waiting for a batch."""

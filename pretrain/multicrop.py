@@ -97,9 +97,7 @@ def random_resized_crop(picture: Image.Image | Tensor, size: tuple[int, int], sc
     """A box of random area and aspect (Inception; torchvision's RandomResizedCrop), resized bicubically to `size`."""
     height, width = V.get_size(picture)
     top, left, box_height, box_width = random_box(height, width, scale)
-    return V.resized_crop(
-        picture, top, left, box_height, box_width, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
-    )
+    return V.resized_crop(picture, top, left, box_height, box_width, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
 def random_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:

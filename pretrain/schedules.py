@@ -8,13 +8,11 @@ import numpy as np
 from vision_core.errors import UserError
 
 
-def cosine_schedule(
-    base: float, final: float, total_steps: int, warmup_steps: int = 0, start_warmup: float = 0.0
-) -> np.ndarray:
+def cosine_schedule(base: float, final: float, total_steps: int, warmup_steps: int = 0, start_warmup: float = 0.0) -> np.ndarray:
     """Float64 `[total_steps]`: linear from `start_warmup` to `base`, then a half cosine towards `final`.
 
-        warm-up: linspace(start_warmup, base, warmup_steps), both ends included
-        then, i = 0 .. n - 1 of n: final + (base - final) / 2 * (1 + cos(pi * i / n)), which never quite reaches `final`
+    warm-up: linspace(start_warmup, base, warmup_steps), both ends included
+    then, i = 0 .. n - 1 of n: final + (base - final) / 2 * (1 + cos(pi * i / n)), which never quite reaches `final`
     """
     if warmup_steps > total_steps:
         raise UserError(f"a warm-up of {warmup_steps} steps is longer than the run of {total_steps}; shorten it")

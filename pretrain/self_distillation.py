@@ -112,9 +112,7 @@ class SelfDistillation(nn.Module):
         return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
 
     @torch.no_grad()
-    def teacher_targets(
-        self, global_crops: Tensor, mask_indices: Tensor, teacher_temp: float
-    ) -> tuple[Tensor, Tensor | None]:
+    def teacher_targets(self, global_crops: Tensor, mask_indices: Tensor, teacher_temp: float) -> tuple[Tensor, Tensor | None]:
         """Teacher probabilities of the unmasked global crops: CLS `[2, B, K]` and masked patches `[M, K]` (None without iBOT)."""
         (tokens,) = forward_crop_groups(self.teacher["backbone"], [global_crops])
         cls, patches = self._cls_and_patches(tokens)

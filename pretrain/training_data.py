@@ -113,9 +113,7 @@ class StepMasks:
         if self._targets is None or self._targets[0] != step:
             generator = numpy_generator(self.seed, "mask targets", step)
             num_patches = self.grid[0] * self.grid[1]
-            drawn = mask_targets(
-                2 * self.global_batch, num_patches, self.probability, self.ratio, generator, self.exact
-            )
+            drawn = mask_targets(2 * self.global_batch, num_patches, self.probability, self.ratio, generator, self.exact)
             self._targets = (step, drawn)
         return self._targets[1]
 

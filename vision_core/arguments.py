@@ -50,13 +50,9 @@ def parse_arguments(arguments_type: type[T], argv: list[str] | None = None, desc
         print(_help_text(arguments_type, hints, description))
         raise SystemExit(0)
     values = _given_values(argv, hints)
-    missing = [
-        field.name for field in dataclasses.fields(arguments_type) if _is_required(field) and field.name not in values
-    ]
+    missing = [field.name for field in dataclasses.fields(arguments_type) if _is_required(field) and field.name not in values]
     if missing:
-        raise UserError(
-            f"missing option: --{missing[0]} has no default, it must be given ({describe_type(hints[missing[0]])})"
-        )
+        raise UserError(f"missing option: --{missing[0]} has no default, it must be given ({describe_type(hints[missing[0]])})")
     return arguments_type(**values)
 
 
@@ -72,9 +68,7 @@ def arguments_to_yaml(arguments: Any) -> str:
     for group, fields in _fields_by_group(type(arguments)).items():
         lines = {field.name: getattr(arguments, field.name) for field in fields}
         comment = f"# {group}\n" if group else ""
-        text = yaml.dump(
-            lines, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=math.inf
-        )
+        text = yaml.dump(lines, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=math.inf)
         blocks.append(comment + text)
     return "\n".join(blocks)
 
@@ -87,9 +81,7 @@ def field_types(arguments_type: type) -> dict[str, Any]:
         kind, _ = _split_optional(hint)
         element = get_args(kind)[0] if get_origin(kind) is list and get_args(kind) else kind
         if element not in SCALAR_NAMES and get_origin(element) is not Literal:
-            raise TypeError(
-                f"{arguments_type.__name__}.{name}: {hint} is no int, float, str, bool, Literal, list, or one | None"
-            )
+            raise TypeError(f"{arguments_type.__name__}.{name}: {hint} is no int, float, str, bool, Literal, list, or one | None")
     return types_by_name
 
 
@@ -146,9 +138,7 @@ def _read_command_line(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]
         token = argv[position]
         position += 1
         if not token.startswith("--"):
-            raise UserError(
-                f"unexpected argument {token!r}: options are --key value; a config file comes first and ends in .yaml"
-            )
+            raise UserError(f"unexpected argument {token!r}: options are --key value; a config file comes first and ends in .yaml")
         key, equals, text = token[2:].partition("=")
         _check_key(key, hints, values, where="command line")
         texts = [text]
@@ -194,9 +184,7 @@ def _read_yaml(path: str, hints: dict[str, Any]) -> dict[str, Any]:
         try:
             values[key] = _convert_node(value_node, hints[key])
         except (ValueError, KeyError):
-            raise UserError(
-                f"{where}: {key} expects {describe_type(hints[key])}, not {_show_node(value_node)}"
-            ) from None
+            raise UserError(f"{where}: {key} expects {describe_type(hints[key])}, not {_show_node(value_node)}") from None
     return values
 
 
@@ -291,9 +279,7 @@ def _help_text(arguments_type: type, hints: dict[str, Any], description: str) ->
         lines.append(f"{group or 'options'}:")
         for field in fields:
             lines.append(f"  --{field.name}  {describe_type(hints[field.name])}  {_describe_default(field)}")
-            lines += textwrap.wrap(
-                field.metadata.get("help", ""), width=110, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
+            lines += textwrap.wrap(field.metadata.get("help", ""), width=110, initial_indent=" " * 6, subsequent_indent=" " * 6)
         lines.append("")
     return "\n".join(lines)
 
@@ -312,7 +298,5 @@ class _Dumper(yaml.SafeDumper):
     """Lists on one line; the text `none` in quotes, because the reader takes a bare one for None."""
 
 
-_Dumper.add_representer(
-    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-)
+_Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
 _Dumper.add_implicit_resolver(NULL_TAG, re.compile("none", re.IGNORECASE), list("nN"))

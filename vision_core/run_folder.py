@@ -70,9 +70,7 @@ class RunFolder:
             return cls._open_old(output_dir, name, config_yaml, resume, warn)
         except OSError as error:
             path = error.filename or output_dir or "outputs"
-            raise UserError(
-                f"output folder {path} cannot be used: {error.strerror}; give another --output_dir"
-            ) from None
+            raise UserError(f"output folder {path} cannot be used: {error.strerror}; give another --output_dir") from None
 
     @classmethod
     def _open_new(cls, output_dir: str | None, name: str, config_yaml: str, warn: Callable[[str], None]) -> "RunFolder":
@@ -89,9 +87,7 @@ class RunFolder:
             raise
 
     @classmethod
-    def _open_old(
-        cls, output_dir: str | None, name: str, config_yaml: str, resume: str, warn: Callable[[str], None]
-    ) -> "RunFolder":
+    def _open_old(cls, output_dir: str | None, name: str, config_yaml: str, resume: str, warn: Callable[[str], None]) -> "RunFolder":
         path = _folder_to_resume(output_dir, name, resume)
         lock = FolderLock(path, warn)
         try:
@@ -144,9 +140,7 @@ class RunFolder:
             if int(path.name.removeprefix("checkpoint-")) > self.step:
                 number = 1 + max((int(k) for k in _numbers(self.path, rf"set-aside-(\d+)-{path.name}")), default=0)
                 path.rename(self.path / f"set-aside-{number}-{path.name}")
-                self._warn(
-                    f"{path} is later than step {self.step}: now set-aside-{number}-{path.name}, to be removed by hand"
-                )
+                self._warn(f"{path} is later than step {self.step}: now set-aside-{number}-{path.name}, to be removed by hand")
 
 
 class FolderLock:
@@ -159,9 +153,7 @@ class FolderLock:
         except BlockingIOError:
             holder = os.read(self._descriptor, 200).decode(errors="replace").strip()
             self.release()
-            raise UserError(
-                f"{folder} is in use by another run ({holder}); stop it or give another --output_dir"
-            ) from None
+            raise UserError(f"{folder} is in use by another run ({holder}); stop it or give another --output_dir") from None
         except OSError as error:
             warn(f"{folder} cannot be locked on this file system ({error.strerror}): start no second run there")
         os.ftruncate(self._descriptor, 0)
@@ -258,18 +250,14 @@ def _folder_to_resume(output_dir: str | None, name: str, resume: str) -> Path:
                 f"that run, or start a new one from its weights with --init_from"
             )
         if not Path(resume).is_dir():
-            raise UserError(
-                f"--{RESUME_KEY} {resume}: no such folder; give a checkpoint-<step> folder, or true for the newest"
-            )
+            raise UserError(f"--{RESUME_KEY} {resume}: no such folder; give a checkpoint-<step> folder, or true for the newest")
         return Path(resume).parent if output_dir is None else Path(output_dir)
     if output_dir is None:
         numbers = _run_numbers(Path("outputs"), name)
         example = f"outputs/{name}-{max(numbers)}" if numbers else "FOLDER"
         raise UserError(f"--{RESUME_KEY} true needs to know the run: add --output_dir {example}")
     if not Path(output_dir).is_dir():
-        raise UserError(
-            f"--{RESUME_KEY} true: there is no folder {output_dir}; leave the option out to start a new run there"
-        )
+        raise UserError(f"--{RESUME_KEY} true: there is no folder {output_dir}; leave the option out to start a new run there")
     return Path(output_dir)
 
 
@@ -281,9 +269,7 @@ def _checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) 
         return newest
     reason = checkpoints.verify_checkpoint(Path(resume))
     if reason is not None:
-        raise UserError(
-            f"--{RESUME_KEY} {resume} is no whole checkpoint: {reason}; `true` takes the newest whole one of its run"
-        )
+        raise UserError(f"--{RESUME_KEY} {resume} is no whole checkpoint: {reason}; `true` takes the newest whole one of its run")
     return Path(resume)
 
 
@@ -296,9 +282,7 @@ def _read_mapping(text: str) -> dict[str, Any]:
     try:
         mapping = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(
-            f"config.yaml of the run is not valid YAML ({' '.join(str(error).split())}): mend it or move it away"
-        ) from None
+        raise UserError(f"config.yaml of the run is not valid YAML ({' '.join(str(error).split())}): mend it or move it away") from None
     if mapping is not None and not isinstance(mapping, dict):
         raise UserError("config.yaml of the run must hold lines `key: value`: mend it or move it away")
     return mapping or {}

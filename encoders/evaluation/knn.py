@@ -8,9 +8,7 @@ from vision_core.errors import UserError
 
 
 @torch.no_grad()
-def knn_predict(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07, chunk: int = 1024
-) -> Tensor:
+def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07, chunk: int = 1024) -> Tensor:
     """Labels `[m]` of `queries [m, D]` from `bank [n, D]` with `bank_labels [n]` (Wu et al. 2018; DINO `eval_knn.py`).
 
     The k bank features of greatest cosine similarity vote for their labels with weight exp(similarity / temperature).

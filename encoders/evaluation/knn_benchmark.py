@@ -66,9 +66,7 @@ class KnnBenchmark:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Accuracy in percent of the model's CLS token and of the mean of its patch tokens, both after the final norm."""
-        bank, queries = (
-            extract_features(model, normalise(part.images, self.mean, self.std)) for part in (self.bank, self.queries)
-        )
+        bank, queries = (extract_features(model, normalise(part.images, self.mean, self.std)) for part in (self.bank, self.queries))
         return {name: self._accuracy(bank[name], queries[name]) for name in bank}
 
     def evaluate_baselines(self) -> dict[str, float]:

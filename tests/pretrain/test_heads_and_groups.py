@@ -17,9 +17,7 @@ def tiny(registers=0, **settings):
     return build_backbone(32, 3, 2, patch_size=4, image_size=16, num_register_tokens=registers, **settings)
 
 
-@pytest.mark.parametrize(
-    ("prototypes", "bottleneck", "millions"), [(65_536, 256, 23.7), (131_072, 384, 57.5), (131_072, 256, 40.5)]
-)
+@pytest.mark.parametrize(("prototypes", "bottleneck", "millions"), [(65_536, 256, 23.7), (131_072, 384, 57.5), (131_072, 256, 40.5)])
 def test_head_sizes_of_the_large_models(prototypes, bottleneck, millions):
     with torch.device("meta"):
         head = ProjectionHead(1024, prototypes, 2048, bottleneck)

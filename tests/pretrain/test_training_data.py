@@ -45,9 +45,7 @@ def test_an_epoch_is_a_permutation_and_the_next_one_another():
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_what_one_process_sees(processes):
     one = [draw for batch in StepSampler(30, BatchLayout(6, 1, 1, 0), 0, 2, 7) for draw in batch]
-    per_process = [
-        list(StepSampler(30, BatchLayout(6 // processes, 1, processes, rank), 0, 2, 7)) for rank in range(processes)
-    ]
+    per_process = [list(StepSampler(30, BatchLayout(6 // processes, 1, processes, rank), 0, 2, 7)) for rank in range(processes)]
     many = [draw for step in zip(*per_process, strict=True) for part in step for draw in part]
     assert many == one
 

@@ -238,9 +238,7 @@ def test_every_misspelt_key_is_refused_on_both_surfaces_with_the_right_suggestio
 def test_yaml_round_trip(tmp_path, arguments):
     again = parse_arguments(Sample, [yaml_file(tmp_path, arguments_to_yaml(arguments))])
     assert again == arguments
-    assert [type(getattr(again, item.name)) for item in fields(Sample)] == [
-        type(getattr(arguments, item.name)) for item in fields(Sample)
-    ]
+    assert [type(getattr(again, item.name)) for item in fields(Sample)] == [type(getattr(arguments, item.name)) for item in fields(Sample)]
 
 
 def test_random_round_trips(tmp_path):
@@ -289,9 +287,7 @@ def test_option_without_a_default_is_required():
         parse_arguments(Required, [])
 
 
-@pytest.mark.parametrize(
-    "kind", [tuple[float, float], dict, Sample, list, int | str, list[list[int]], list[int | None]]
-)
+@pytest.mark.parametrize("kind", [tuple[float, float], dict, Sample, list, int | str, list[list[int]], list[int | None]])
 def test_types_that_cannot_be_read_are_a_programming_error(kind):
     Wrong = dataclass(type("Wrong", (), {"__annotations__": {"value": kind}}))
     with pytest.raises(TypeError, match="Wrong.value"):

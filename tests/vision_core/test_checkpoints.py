@@ -160,9 +160,7 @@ def test_safetensors_alone_would_not_notice_a_flipped_bit(tmp_path):
 
 def test_leftovers_are_cleaned_and_an_interrupted_replacement_is_finished(tmp_path):
     whole = save(tmp_path, 3)
-    whole.rename(
-        tmp_path / ".tmp-3-123"
-    )  # killed after the old checkpoint-3 went aside, before the new one took its place
+    whole.rename(tmp_path / ".tmp-3-123")  # killed after the old checkpoint-3 went aside, before the new one took its place
     (tmp_path / ".del-checkpoint-3-123").mkdir()
     (tmp_path / ".tmp-4-123").mkdir()
     write_files(tmp_path / ".tmp-4-123")
@@ -172,9 +170,7 @@ def test_leftovers_are_cleaned_and_an_interrupted_replacement_is_finished(tmp_pa
     assert verify_checkpoint(tmp_path / "checkpoint-3") is None
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing")]
-)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing")])
 def test_a_failed_write_leaves_the_earlier_checkpoints_alone(tmp_path, error):
     save(tmp_path, 1, keep=1)
 
@@ -299,9 +295,7 @@ def test_files_reach_the_disk_before_the_rename(tmp_path, monkeypatch):
     """Power loss: each file, the manifest and the folder are fsynced before the rename, the parent after it."""
     events = []
     fsync, rename = os.fsync, os.rename
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))[1]
-    )
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))[1])
     monkeypatch.setattr(os, "rename", lambda a, b: (events.append("rename"), rename(a, b))[1])
     save(tmp_path, 1)
     aside = f".tmp-1-{os.getpid()}"
@@ -314,9 +308,7 @@ def test_replace_files_in_order_and_whole(tmp_path, monkeypatch):
     (root / "state.json").write_text("old")
     order = []
     replace = os.replace
-    monkeypatch.setattr(
-        os, "replace", lambda a, b: (order.append(Path(b).relative_to(root).as_posix()), replace(a, b))[1]
-    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(Path(b).relative_to(root).as_posix()), replace(a, b))[1])
     replace_files(source, root, ["state.json", "heads/dino.bin", "model.safetensors"])
     assert order == ["state.json", "heads/dino.bin", "model.safetensors"]
     for name in order:

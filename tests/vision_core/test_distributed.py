@@ -79,9 +79,7 @@ def test_two_processes_equal_one(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__]
     workers = [
-        subprocess.Popen(
-            [*command, str(process), str(tmp_path / "store")], env=environment, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([*command, str(process), str(tmp_path / "store")], env=environment, stderr=subprocess.PIPE, text=True)
         for process in range(2)
     ]
     try:

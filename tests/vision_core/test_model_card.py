@@ -44,11 +44,7 @@ def test_tables(tmp_path):
         "| CLS \\| mean | 0.1235 | 20 |",
         "| raw pixels | 0.3 |  |",
     ]
-    assert (
-        "| learning_rate | 0.0005 |" in lines
-        and "| crop_scale | [0.32, 1.0] |" in lines
-        and "| max_steps | None |" in lines
-    )
+    assert "| learning_rate | 0.0005 |" in lines and "| crop_scale | [0.32, 1.0] |" in lines and "| max_steps | None |" in lines
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
     assert cells == [4] * 4 + [3] * 5
 
@@ -83,9 +79,7 @@ def test_the_loading_snippet_runs(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     from PIL import Image
 
-    config = transformers.Dinov2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
-    )
+    config = transformers.Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
     folder = tmp_path / "path/to/this/folder"
     transformers.Dinov2Model(config).save_pretrained(folder)
     processor = transformers.BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})

@@ -248,9 +248,7 @@ def test_a_file_system_without_locks_is_a_warning(monkeypatch):
 def test_metrics_are_valid_json_and_exact():
     run = open_run()
     loss = 0.1 + 0.2
-    run.append_metrics(
-        {"step": 1, "loss": loss, "bad": [math.nan, math.inf, -math.inf], "name": "é\nx", "none": None, "flag": True}
-    )
+    run.append_metrics({"step": 1, "loss": loss, "bad": [math.nan, math.inf, -math.inf], "name": "é\nx", "none": None, "flag": True})
     run.append_metrics({"step": np.int64(2), "loss": torch.tensor(0.1), "parts": {"a": np.float32(math.nan)}})
     lines = (run.path / "metrics.jsonl").read_text().split("\n")
     assert len(lines) == 3 and lines[2] == ""

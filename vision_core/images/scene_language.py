@@ -47,7 +47,11 @@ def describe(objects: list[SceneObject]) -> list[str]:
     kinds = list(dict.fromkeys(each.category for each in objects))
     counts = [_counted([each.category for each in objects].count(kind), kind) for kind in kinds]
     surfaces = [f"{_with_article(each.texture)} {each.colour} {each.category}" for each in objects]
-    captions = [short, f"a picture of {_with_article(main.texture)} {main.colour} {main.category}", f"{_listed(counts)} on a plain backdrop"]
+    captions = [
+        short,
+        f"a picture of {_with_article(main.texture)} {main.colour} {main.category}",
+        f"{_listed(counts)} on a plain backdrop",
+    ]
     if len(objects) > 1:
         captions.append(f"{surfaces[0]} in front of {_listed(surfaces[1:])}")
     if same:
@@ -68,7 +72,9 @@ def question(objects: list[SceneObject], side: int, name: tuple[int | str, ...])
     shuffled = [seen[place] for place in rng.permutation(len(seen))]
     colours = tuple(each.colour for each in shuffled)
     nearest = min(shuffled, key=lambda each: each.depth).colour
-    questions.append(Question("nearest", f"Which object is the nearest: {_listed(['the ' + each for each in colours], 'or')} one?", nearest, colours))
+    questions.append(
+        Question("nearest", f"Which object is the nearest: {_listed(['the ' + each for each in colours], 'or')} one?", nearest, colours)
+    )
     return questions + _pairs(shuffled[0], shuffled[1], side)
 
 

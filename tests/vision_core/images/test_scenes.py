@@ -41,7 +41,9 @@ def test_another_process_draws_the_same_scene():
     code = "import hashlib; from vision_core.images.scenes import draw_scene as d; s = d(7, 12, 40); "
     code += "print(hashlib.sha256(s.image.numpy().tobytes() + s.depth.numpy().tobytes() + repr(s.questions).encode()).hexdigest())"
     digests = {
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": salt}, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": salt}, capture_output=True, text=True, check=True
+        ).stdout
         for salt in ("1", "2")
     }
     here: dict[str, object] = {}
@@ -235,7 +237,9 @@ def test_layouts_of_neighbouring_indices_differ():
     assert len({placed.rotation for placed in layouts}) == 50
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"size": 16}, "size 16 is too small"), ({"split": "test"}, "unknown split 'test'; use train or held_out")])
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"size": 16}, "size 16 is too small"), ({"split": "test"}, "unknown split 'test'; use train or held_out")]
+)
 def test_impossible_scenes_are_refused(changes: dict, message: str):
     with pytest.raises(UserError, match=message):
         draw_scene(0, 0, **changes)

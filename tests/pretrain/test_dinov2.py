@@ -1,0 +1,214 @@
+"""The script as users run it: a whole run, its folder, resuming bit for bit, and one line for every mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pretrain import dinov2
+from pretrain.dinov2_args import DINOv2Arguments, check_arguments
+from vision_core.arguments import parse_arguments
+from vision_core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = """
+dataset: scenes?size=32&count=64
+eval_dataset: scenes?size=32&count=40&split=held_out
+global_crop_size: [32]
+local_crop_size: [16]
+num_local_crops: 2
+hidden_size: 32
+num_hidden_layers: 2
+num_attention_heads: 2
+num_prototypes: 32
+head_hidden_dim: 32
+head_bottleneck_dim: 16
+centering: softmax
+per_device_train_batch_size: 8
+dataloader_num_workers: 1
+max_steps: 12
+warmup_steps: 2
+logging_steps: 3
+save_steps: 5
+save_total_limit: 2
+eval_steps: 6
+knn_bank_size: 40
+knn_num_queries: 20
+knn_k: 5
+num_cpu_threads: 1
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    def run_script(*arguments):
+        dinov2.sys.argv = ["dinov2.py", "--config", str(config), *map(str, arguments)]
+        dinov2.main()
+
+    return run_script
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("images_per_second", "data_wait")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, run):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run("--output_dir", folder)
+    return folder
+
+
+def test_the_folder_is_what_was_promised(whole):
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "heads.safetensors", "README.md", "config.yaml"):
+        assert (whole / name).is_file(), name
+    for name in ("loss", "knn", "attention", "pca"):
+        with Image.open(whole / "figures" / f"{name}.png") as picture:
+            assert min(picture.size) > 100
+    assert sorted(path.name for path in whole.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+    assert [line["step"] for line in metrics(whole) if "loss" in line] == [3, 6, 9, 12]
+    assert [line["step"] for line in metrics(whole) if "knn_cls" in line] == [6, 12]
+    heads = load_file(whole / "heads.safetensors")
+    assert heads["dino_centering.center"].abs().sum() > 0
+    assert "k-NN top-1" in (whole / "README.md").read_text()
+
+
+def test_it_loads_in_a_process_that_knows_only_transformers(whole):
+    code = (
+        "import sys, torch\nfrom transformers import AutoImageProcessor, AutoModel\n"
+        "model, processor = AutoModel.from_pretrained(sys.argv[1]), AutoImageProcessor.from_pretrained(sys.argv[1])\n"
+        "pixels = processor(torch.zeros(3, 50, 70, dtype=torch.uint8), return_tensors='pt')['pixel_values']\n"
+        "assert not any(name.split('.')[0] in ('pretrain', 'encoders', 'vision_core') for name in sys.modules)\n"
+        "print(tuple(pixels.shape), tuple(model(pixels).last_hidden_state.shape))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(whole)], cwd="/", capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.strip() == "(1, 3, 32, 32) (1, 17, 32)"
+
+
+@pytest.mark.parametrize("step", [5, 10])
+def test_resumed_is_uninterrupted_bit_for_bit(run, whole, tmp_path, step):
+    """Step 5 lies inside an epoch of 8 steps and inside a window of averages; the data worker runs."""
+    folder = tmp_path / "run"
+    run("--output_dir", folder, "--save_total_limit", 10)
+    for later in folder.glob("checkpoint-*"):
+        if int(later.name.split("-")[1]) > step:
+            later.rename(tmp_path / later.name)
+    run("--output_dir", folder, "--resume_from_checkpoint", "true", "--save_total_limit", 10)
+    assert metrics(folder) == metrics(whole)
+    for name in ("model", "heads"):
+        assert (folder / f"{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes()
+    for name in ("student", "optimizer"):
+        ours, theirs = (load_file(path / "checkpoint-12" / f"{name}.safetensors") for path in (folder, whole))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_init_from_takes_weights_and_heads(run, whole, tmp_path, capsys):
+    run("--output_dir", tmp_path / "run", "--init_from", whole, "--max_steps", 3)
+    assert "heads loaded too" in capsys.readouterr().out
+
+
+def test_it_runs_uninstalled_from_another_folder_through_two_processes(config, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": ""}
+    extra = ["--output_dir", "run", "--max_steps", "4", "--koleo_gather", "--gradient_accumulation_steps", "2"]
+    subprocess.run(
+        [*command, str(ROOT / "pretrain" / "dinov2.py"), str(config), *extra],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=250,
+    )
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert metrics(tmp_path / "run")[-1]["step"] == 4
+
+
+def test_dry_run_shows_and_writes_nothing(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("--dry_run")
+    shown = capsys.readouterr().out
+    assert "global_crops  [16, 3, 32, 32]" in shown and "nothing is written" in shown and not list(tmp_path.iterdir())
+
+
+def test_non_finite_losses_never_reach_the_weights(run, tmp_path, monkeypatch):
+    """Images of infinite pixels after step 3: two skipped steps, then the run stops with finite weights."""
+    folder = tmp_path / "run"
+    plain = dinov2.Trainer.on_device
+
+    def poisoned(self, batch):
+        if self.step >= 6:
+            batch["global_crops"] = batch["global_crops"] * float("inf")
+        return plain(self, batch)
+
+    monkeypatch.setattr(dinov2.Trainer, "on_device", poisoned)
+    with pytest.raises(UserError, match="not finite for 3 steps in a row, the last is step 9"):
+        run("--output_dir", folder)
+    skipped = [line for line in metrics(folder) if line.get("skipped")]
+    assert [line["step"] for line in skipped] == [7, 8, 9] and skipped[0]["loss"] == "nan" and len(skipped[0]["ids"]) == 8
+    for name in ("student", "optimizer", "heads"):
+        tensors = load_file(folder / "checkpoint-5" / f"{name}.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_multi_band_images_train(run, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(20):
+        np.save(images / f"{number}.npy", np.random.default_rng(number).random((5, 24, 30), dtype=np.float32))
+    run(
+        "--dataset", images, "--eval_dataset", "none", "--output_dir", tmp_path / "run", "--max_steps", 3, "--num_channels", 5,
+        "--image_mean", *[0.5] * 5, "--image_std", *[0.3] * 5, "--global_crop_size", 16, 32,
+    )  # fmt: skip
+    assert load_file(tmp_path / "run" / "model.safetensors")["embeddings.patch_embeddings.projection.weight"].shape == (32, 5, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rat", "1"], "learning_rate"),
+        (["--global_crop_size", "33"], "global_crop_size=33 is no multiple of patch_size=8; the next ones are 32 and 40"),
+        (["--global_crop_scale", "0.9", "0.3"], "global_crop_scale"),
+        (["--max_steps", "2"], "warmup_steps=2 is not below max_steps=2"),
+        (["--num_prototypes", "0"], "num_prototypes=0: it must be above 0"),
+        (["--dino_loss_weight", "0", "--ibot_loss_weight", "0"], "nothing is learned"),
+        (["--num_channels", "4"], "image_mean has 3 values, num_channels is 4"),
+        (["--per_device_train_batch_size", "100"], "has 64 images, fewer than the global batch of 100|64 images.*global batch of 100"),
+        (["--dataset", "parquett:x"], "parquet"),
+        (["--dataset", "folder:/nowhere"], "/nowhere"),
+        (["--output_dir", "/dev/null/x"], "/dev/null"),
+        (["--centering", "softmx"], "softmax"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_training(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        run(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folder_of_another_run_is_refused_with_the_two_commands(run, whole):
+    with pytest.raises(UserError, match="--resume_from_checkpoint true.*--output_dir"):
+        run("--output_dir", whole)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "pretrain" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_parses_and_is_possible(recipe):
+    check_arguments(parse_arguments(DINOv2Arguments, [str(recipe)]))
+    assert recipe.read_text().startswith("# ")
