@@ -72,9 +72,9 @@ def build_backbone(
 def initialise_backbone(backbone: Backbone, register_init_std: float) -> None:
     """Published initialisation (DINOv2 `vision_transformer.py`), which is not the one of transformers.
 
-    Linear layers: truncated normal of std `config.initializer_range` (published 0.02), bias 0. Patch convolution: PyTorch's default. CLS: normal of
-    std 1e-6. Registers: normal of `register_init_std`; the published 1e-6 leaves them equal for thousands of steps, DINOv3 has 0.02. Position embeddings: truncated normal of std 0.02. Mask token: 0. LayerScale:
-    `config.layerscale_value`.
+    Linear layers: truncated normal of std `config.initializer_range` (published 0.02), bias 0. Patch convolution: PyTorch's default. CLS
+    token: normal of std 1e-6. Registers: normal of `register_init_std`; the published 1e-6 leaves them equal for thousands of steps, DINOv3
+    has 0.02. Position embeddings: truncated normal of std 0.02. Mask token: 0. LayerScale: `config.layerscale_value`.
     """
     for module in backbone.modules():
         if isinstance(module, nn.Linear):

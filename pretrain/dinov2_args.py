@@ -16,7 +16,7 @@ class DINOv2Arguments:
     output_dir: str | None = option(None, "folder of the run; default outputs/<name>-<n>", "run")
     name: str = option("dinov2", "name of the run, for the default folder and the trackers", "run")
     seed: int = option(0, "seed of every random draw", "run")
-    max_steps: int = option(1000, "optimizer steps", "run")
+    max_steps: int = option(800, "optimizer steps", "run")
     logging_steps: int = option(10, "steps between two lines of metrics.jsonl", "run")
     save_steps: int = option(500, "steps between two checkpoints; the last step always saves", "run")
     save_total_limit: int = option(2, "checkpoints to keep", "run")
@@ -26,7 +26,7 @@ class DINOv2Arguments:
     )
     init_from: str | None = option(None, "folder or hub name of a checkpoint: takes its weights only, a new run", "run")
     dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
-    mixed_precision: Literal["no", "bf16"] = option("no", "no is float32", "run")
+    mixed_precision: Literal["no", "bf16"] = option("bf16", "no is float32", "run")
     gradient_checkpointing: bool = option(False, "recompute the student's layers in the backward pass: less memory", "run")
     num_cpu_threads: int | None = option(
         None, "threads per process on a CPU; default: the cores shared among the processes (exact resume needs it fixed)", "run"
@@ -58,17 +58,17 @@ class DINOv2Arguments:
     )
     ffn: Literal["mlp", "swiglu"] = option("mlp", "feed-forward layer", "backbone")
     layerscale_value: float = option(1.0, "initial LayerScale; published 1e-5, short runs need 1", "backbone")
-    initializer_range: float = option(0.02, "std of the linear layers at the start; narrow ones need more than 0.02", "backbone")
+    initializer_range: float = option(0.08, "std of the linear layers at the start; published 0.02, narrow ones need more", "backbone")
     drop_path_rate: float = option(0.0, "share of crops that skip a residual branch", "backbone")
 
     # --- crops and masks
     global_crop_size: list[int] = option([64], "side, or height and width, of the 2 global crops", "crops and masks")
     local_crop_size: list[int] = option([32], "side, or height and width, of the local crops", "crops and masks")
-    num_local_crops: int = option(4, "local crops per image; published 8", "crops and masks")
-    global_crop_scale: list[float] = option([0.32, 1.0], "share of the image's area", "crops and masks")
-    local_crop_scale: list[float] = option([0.05, 0.32], "share of the image's area", "crops and masks")
+    num_local_crops: int = option(2, "local crops per image; published 8", "crops and masks")
+    global_crop_scale: list[float] = option([0.4, 1.0], "share of the image's area; published 0.32 to 1", "crops and masks")
+    local_crop_scale: list[float] = option([0.15, 0.4], "share of the image's area; published 0.05 to 0.32", "crops and masks")
     blur: Literal["official", "paper", "none"] = option(
-        "official",
+        "none",
         "probability on global 1, global 2, local: official 0/0.9/0.5, paper 1/0.1/0.5, none for small images",
         "crops and masks",
     )
@@ -79,20 +79,20 @@ class DINOv2Arguments:
     )
 
     # --- heads and losses
-    num_prototypes: int = option(4096, "outputs of the DINO head", "heads and losses")
+    num_prototypes: int = option(1024, "outputs of the DINO head", "heads and losses")
     head_hidden_dim: int = option(512, "width of the heads' hidden layers; published 2048", "heads and losses")
     head_bottleneck_dim: int = option(128, "bottleneck of the DINO head", "heads and losses")
     separate_ibot_head: bool = option(False, "an iBOT head of its own", "heads and losses")
     ibot_num_prototypes: int | None = option(None, "outputs of a separate iBOT head; default num_prototypes", "heads and losses")
     ibot_bottleneck_dim: int = option(256, "bottleneck of a separate iBOT head", "heads and losses")
     train_weight_g: bool = option(True, "the last layer's norm g is trained (published code) or stays 1 (paper)", "heads and losses")
-    centering: Literal["softmax", "sinkhorn_knopp"] = option("softmax", "centering of the teacher", "heads and losses")
+    centering: Literal["softmax", "sinkhorn_knopp"] = option("sinkhorn_knopp", "centering of the teacher", "heads and losses")
     center_momentum: float = option(0.9, "momentum of the softmax centers", "heads and losses")
     center_reduction: Literal["ranks", "tokens"] = option(
         "ranks", "mean of the processes' means (published) or over all tokens", "heads and losses"
     )
     student_temp: float = option(0.1, "temperature of the student", "heads and losses")
-    teacher_temp: float = option(0.07, "temperature of the teacher", "heads and losses")
+    teacher_temp: float = option(0.04, "temperature of the teacher; published 0.07", "heads and losses")
     warmup_teacher_temp: float = option(0.04, "temperature of the teacher at the first step", "heads and losses")
     warmup_teacher_temp_steps: int = option(0, "steps of its linear warm-up", "heads and losses")
     dino_loss_weight: float = option(1.0, "weight of the DINO loss", "heads and losses")
@@ -112,16 +112,16 @@ class DINOv2Arguments:
         "none", "sqrt: x sqrt(global batch / 1024), published; linear: x global batch / 256", "optimisation"
     )
     min_learning_rate: float = option(1e-6, "at the end; never scaled", "optimisation")
-    warmup_steps: int = option(100, "steps of linear learning-rate warm-up", "optimisation")
+    warmup_steps: int = option(50, "steps of linear learning-rate warm-up", "optimisation")
     weight_decay: float = option(0.04, "at the first step", "optimisation")
     weight_decay_end: float = option(0.4, "at the end (cosine)", "optimisation")
     adam_beta1: float = option(0.9, "AdamW", "optimisation")
-    adam_beta2: float = option(0.999, "AdamW", "optimisation")
+    adam_beta2: float = option(0.95, "AdamW; published 0.999", "optimisation")
     layerwise_decay: float = option(1.0, "learning-rate factor per layer below the last", "optimisation")
-    patch_embed_lr_mult: float = option(0.2, "learning-rate factor of the patch embedding", "optimisation")
+    patch_embed_lr_mult: float = option(1.0, "learning-rate factor of the patch embedding; published 0.2", "optimisation")
     freeze_last_layer_steps: int = option(0, "steps with learning rate 0 for the heads' last layer", "optimisation")
     max_grad_norm: float = option(3.0, "gradient clipping, of the backbone and of each head by itself; 0: none", "optimisation")
-    ema_momentum: float = option(0.992, "of the teacher at the first step", "optimisation")
+    ema_momentum: float = option(0.99, "of the teacher at the first step", "optimisation")
     ema_momentum_end: float = option(1.0, "of the teacher at the end (cosine)", "optimisation")
 
     # --- evaluation
@@ -166,7 +166,8 @@ def check_arguments(args: DINOv2Arguments) -> None:
     for key in (
         "max_steps", "logging_steps", "save_steps", "save_total_limit", "eval_steps", "per_device_train_batch_size",
         "gradient_accumulation_steps", "patch_size", "num_channels", "num_prototypes", "head_hidden_dim", "head_bottleneck_dim",
-        "knn_k", "knn_bank_size", "knn_num_queries", "initializer_range", "register_init_std", "student_temp", "teacher_temp", "warmup_teacher_temp", "learning_rate",
+        "knn_k", "knn_bank_size", "knn_num_queries", "initializer_range", "register_init_std", "student_temp", "teacher_temp",
+        "warmup_teacher_temp", "learning_rate",
     ):  # fmt: skip
         if getattr(args, key) <= 0:
             raise UserError(f"{key}={getattr(args, key)}: it must be above 0")
