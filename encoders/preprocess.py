@@ -9,39 +9,63 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 from transformers import BitImageProcessor
 
+from vision_core.errors import UserError
+
 # The published evaluation resizes the shorter side to 256 for a centre crop of 224.
 PUBLISHED_MARGIN = 256 / 224
 
 
 def centre_view(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN) -> Tensor:
-    """`[C, H, W]` resized (bicubic) so that it covers `margin` times `size`, then the central `[C, *size]` of it; same type."""
+    """`[C, H, W]` resized (bicubic) so that it covers `margin` times `size`, then the central `[C, *size]` of it; same type.
+
+    Sizes and offsets are rounded as transformers' image processors round them: the shorter side to the nearest pixel, the longer
+    one and the offsets of the crop down.
+    """
     height, width = image.shape[-2:]
-    scale = max(size[0] * margin / height, size[1] * margin / width)
-    resized = [max(round(height * scale), size[0]), max(round(width * scale), size[1])]
+    short, long = min(height, width), max(height, width)
+    new_short = round(short * max(size[0] * margin / height, size[1] * margin / width))
+    new_long = int(new_short * long / short)
+    resized = (new_short, new_long) if height <= width else (new_long, new_short)
+    resized = [max(resized[0], size[0]), max(resized[1], size[1])]
     if resized != [height, width]:
         image = V.resize(image, resized, interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return V.center_crop(image, list(size))
+    return V.crop(image, (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2, *size)
 
 
-def margin_for(image: Tensor, size: tuple[int, int]) -> float:
-    """The published margin, or 1 for images that are not larger than `size`: small pictures are looked at whole."""
-    return PUBLISHED_MARGIN if min(image.shape[-2] / size[0], image.shape[-1] / size[1]) > 1 else 1.0
+def margin_for(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN) -> float:
+    """`margin`, or 1 for images that are not larger than `size`: small pictures are looked at whole."""
+    return margin if min(image.shape[-2] / size[0], image.shape[-1] / size[1]) > 1 else 1.0
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`[n, C, H, W]` uint8 (scaled to 0..1) or float32 to normalised float32."""
-    images = images.float() / 255 if images.dtype == torch.uint8 else images
-    shape = (1, -1, 1, 1)
-    return (images - torch.tensor(list(mean)).view(shape)) / torch.tensor(list(std)).view(shape)
+    """`[n, C, H, W]` uint8 (scaled to 0..1) or float32 (in its own scale) to float32, minus mean, over std.
+
+    `mean` and `std` hold one number for all channels or one per channel; another count raises UserError.
+    """
+    for values in (mean, std):
+        if len(values) not in (1, images.shape[1]):
+            raise UserError(f"image_mean and image_std need one number for each of {images.shape[1]} channels, not {len(values)}")
+    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    mean, std = (torch.tensor(list(values), device=images.device).view(1, -1, 1, 1) for values in (mean, std))
+    return (images - mean) / std
 
 
 def save_image_processor(folder: Path, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], margin: float) -> None:
-    """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` loads: resize, centre crop, normalise."""
+    """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` loads: resize, centre crop, normalise.
+
+    With 3 channels it is the processor of the released DINOv2 models, and for square sizes its pixels are those of `centre_view` and
+    `normalise`. A processor can only set the shorter side: for other sizes the two agree where the image is at least as elongated
+    as `size`; a less elongated one gets black bars from the processor.
+
+    With another number of channels, give it float `[C, H, W]` arrays or tensors with `input_data_format="channels_first"`: nothing is
+    converted to RGB and nothing divided by 255, because `mean` and `std` are then in the scale of the data.
+    """
     BitImageProcessor(
         size={"shortest_edge": round(min(size) * margin)},
         crop_size={"height": size[0], "width": size[1]},
         resample=3,
         image_mean=list(mean),
         image_std=list(std),
+        do_rescale=len(mean) == 3,
         do_convert_rgb=len(mean) == 3,
     ).save_pretrained(folder)

@@ -72,6 +72,9 @@ class DINOv2Arguments:
         "probability on global 1, global 2, local: official 0/0.9/0.5, paper 1/0.1/0.5, none for small images",
         "crops and masks",
     )
+    colour_strength: float = option(
+        0.5, "factor on the ranges of colour jitter and the probability of grayscale; published 1", "crops and masks"
+    )
     mask_probability: float = option(0.5, "share of the global crops that are masked", "crops and masks")
     mask_ratio: list[float] = option([0.1, 0.5], "least and greatest share of masked patches", "crops and masks")
     mask_count: Literal["published", "exact"] = option(
@@ -178,7 +181,15 @@ def check_arguments(args: DINOv2Arguments) -> None:
     ):  # fmt: skip
         if getattr(args, key) < 0:
             raise UserError(f"{key}={getattr(args, key)}: it must not be below 0")
-    for key in ("mask_probability", "drop_path_rate", "ema_momentum", "ema_momentum_end", "center_momentum", "max_bad_fraction"):
+    for key in (
+        "mask_probability",
+        "colour_strength",
+        "drop_path_rate",
+        "ema_momentum",
+        "ema_momentum_end",
+        "center_momentum",
+        "max_bad_fraction",
+    ):
         if not 0 <= getattr(args, key) <= 1:
             raise UserError(f"{key}={getattr(args, key)}: it must lie between 0 and 1")
     if args.drop_path_rate == 1:

@@ -101,6 +101,7 @@ def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
         tuple(args.global_crop_scale),
         tuple(args.local_crop_scale),
         args.blur,
+        args.colour_strength,
         args.image_mean,
         args.image_std,
     )

@@ -48,6 +48,7 @@ class MultiCrop:
         global_crop_size, local_crop_size: (height, width) in pixels.
         global_crop_scale, local_crop_scale: share of the image's area.
         blur: "official", the probabilities that the published code really applied, "paper", or "none" for small images.
+        colour_strength: factor on the ranges of the colour jitter and on the probability of grayscale; published 1.
         mean, std: per channel, of images scaled to 0..1 (uint8) or in their own scale (float32).
     """
 
@@ -59,6 +60,7 @@ class MultiCrop:
         global_crop_scale: tuple[float, float] = (0.32, 1.0),
         local_crop_scale: tuple[float, float] = (0.05, 0.32),
         blur: Literal["official", "paper", "none"] = "official",
+        colour_strength: float = 1.0,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
@@ -66,7 +68,7 @@ class MultiCrop:
         scales = (global_crop_scale, global_crop_scale, local_crop_scale)
         first, second, local = map(CropKind, sizes, scales, BLUR_PROBABILITY[blur], SOLARIZE_PROBABILITY)
         self.global_crops, self.local_crops = [first, second], [local] * num_local_crops
-        self.blur, self.is_rgb = blur, len(mean) == 3
+        self.blur, self.colour_strength, self.is_rgb = blur, colour_strength, len(mean) == 3
         self.mean, self.std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -77,7 +79,7 @@ class MultiCrop:
 
     def describe(self) -> str:
         """One line for people: what was chosen and what was left out."""
-        text = f"{len(self.global_crops)} global and {len(self.local_crops)} local crops, blur {self.blur}"
+        text = f"{len(self.global_crops)} global and {len(self.local_crops)} local crops, blur {self.blur}, colour strength {self.colour_strength:g}"
         return text if self.is_rgb else text + "; left out, they need RGB: colour jitter, grayscale, solarize"
 
     def _cut(self, picture: Image.Image | Tensor, kind: CropKind) -> Tensor:
@@ -85,7 +87,7 @@ class MultiCrop:
         if _happens(0.5):
             view = V.horizontal_flip(view)
         if self.is_rgb:
-            view = V.to_dtype(V.pil_to_tensor(random_colours(view)), torch.float32, scale=True)
+            view = V.to_dtype(V.pil_to_tensor(random_colours(view, self.colour_strength)), torch.float32, scale=True)
         if _happens(kind.blur_probability):
             view = gaussian_blur(view, _uniform(*BLUR_SIGMA))
         if self.is_rgb and _happens(kind.solarize_probability):
@@ -114,18 +116,21 @@ def random_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def random_colours(picture: Image.Image) -> Image.Image:
+def random_colours(picture: Image.Image, strength: float = 1.0) -> Image.Image:
     """Colour jitter (brightness, contrast, saturation and hue in random order) with probability 0.8, grayscale with 0.2."""
     if _happens(JITTER_PROBABILITY):
+        brightness, contrast, saturation = (
+            _uniform(1 - strength * reach, 1 + strength * reach) for reach in (BRIGHTNESS, CONTRAST, SATURATION)
+        )
         changes = [
-            partial(V.adjust_brightness, brightness_factor=_uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS)),
-            partial(V.adjust_contrast, contrast_factor=_uniform(1 - CONTRAST, 1 + CONTRAST)),
-            partial(V.adjust_saturation, saturation_factor=_uniform(1 - SATURATION, 1 + SATURATION)),
-            partial(V.adjust_hue, hue_factor=_uniform(-HUE, HUE)),
+            partial(V.adjust_brightness, brightness_factor=brightness),
+            partial(V.adjust_contrast, contrast_factor=contrast),
+            partial(V.adjust_saturation, saturation_factor=saturation),
+            partial(V.adjust_hue, hue_factor=_uniform(-strength * HUE, strength * HUE)),
         ]
         for number in torch.randperm(4).tolist():
             picture = changes[number](picture)
-    if _happens(GRAYSCALE_PROBABILITY):
+    if _happens(strength * GRAYSCALE_PROBABILITY):
         picture = V.rgb_to_grayscale(picture, num_output_channels=3)
     return picture
 

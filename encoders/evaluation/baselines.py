@@ -13,11 +13,23 @@ def raw_pixels(images: Tensor, side: int = 32) -> Tensor:
 
 
 def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:
-    """`[n, C, H, W]` in 0..1 -> share of pixels per bin: joint `bins^3` for 3 channels, `C * bins` otherwise."""
+    """`[n, C, H, W]` in 0..1 -> share of pixels per bin: joint `[n, bins^3]` for 3 channels, `[n, C * bins]` otherwise."""
     index = (images * bins).long().clamp(0, bins - 1).flatten(2)
     if images.shape[1] == 3:
         index = ((index[:, 0] * bins + index[:, 1]) * bins + index[:, 2])[:, None]
         bins = bins**3
-    counts = torch.zeros(len(images), index.shape[1], bins)
+    counts = torch.zeros(*index.shape[:2], bins)
     counts.scatter_add_(2, index, torch.ones_like(index, dtype=torch.float32))
     return (counts / index.shape[-1]).flatten(1)
+
+
+def channel_range(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Where 0 and 1 lie in `[n, C, H, W]`, each `[1, C, 1, 1]`: 0 and 255 for uint8, each channel's least and greatest value for floats."""
+    if images.dtype == torch.uint8:
+        return torch.zeros(1, images.shape[1], 1, 1), torch.full((1, images.shape[1], 1, 1), 255.0)
+    return images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
+
+
+def to_unit_range(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`[n, C, H, W]` of any scale -> 0..1 between `low` and `high` `[1, C, 1, 1]`, clipped."""
+    return ((images.float() - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)

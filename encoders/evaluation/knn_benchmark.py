@@ -1,19 +1,21 @@
 """A k-NN benchmark drawn once and held in memory, so that a run can be judged at intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from encoders.evaluation.baselines import colour_histogram, raw_pixels
+from encoders.evaluation.baselines import channel_range, colour_histogram, raw_pixels, to_unit_range
 from encoders.evaluation.features import draw_subset, extract_features
 from encoders.evaluation.knn import knn_accuracy
-from encoders.preprocess import centre_view, margin_for, normalise
+from encoders.preprocess import PUBLISHED_MARGIN, centre_view, margin_for, normalise
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import ImageSource
+
+BATCH = 128
 
 
 class LabelledImages(NamedTuple):
@@ -30,6 +32,12 @@ class KnnBenchmark:
     Args:
         size: (height, width) at which images are judged.
         mean, std: the encoder's normalisation.
+        margin: how much larger than `size` an image is made before the centre crop; 1 for images that are not larger anyway.
+
+    Attributes:
+        bank, queries: the images, before normalisation.
+        sizes: {"bank", "queries", "classes", "k", "unreadable"}.
+        description: the same in words.
     """
 
     def __init__(
@@ -42,56 +50,90 @@ class KnnBenchmark:
         size: tuple[int, int],
         mean: Sequence[float],
         std: Sequence[float],
+        margin: float = PUBLISHED_MARGIN,
         k: int = 20,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
-        for source in (bank_source, query_source):
-            if source.labels is None:
-                raise UserError(f"k-NN needs labels, and {source.description} has none; name labelled images or eval_dataset none")
-        queries = draw_subset(len(query_source), num_queries, seed, "knn queries")
-        if bank_source is query_source:
-            taken = set(queries)
-            order = draw_subset(len(bank_source), len(bank_source), seed, "knn bank")
-            bank = [index for index in order if index not in taken][:bank_size]
-            if not bank:
-                raise UserError(f"k-NN: {num_queries} queries leave nothing of {bank_source.description} for the bank; lower them")
-        else:
-            bank = draw_subset(len(bank_source), bank_size, seed, "knn bank")
-        self.bank = load_images(bank_source, bank, size, progress)
-        self.queries = load_images(query_source, queries, size, progress)
+        bank, queries = draw_bank_and_queries(bank_source, query_source, bank_size, num_queries, seed)
+        if not 1 <= k <= len(bank):
+            raise UserError(f"k-NN: k={k} is not possible with a bank of {len(bank)}; give 1 to {len(bank)} or enlarge the bank")
+        self.bank = load_images(bank_source, bank, size, margin, progress)
+        self.queries = load_images(query_source, queries, size, margin, progress)
         self.mean, self.std, self.k = mean, std, k
-        classes = len(set(self.bank.labels.tolist()))
-        self.description = f"bank {len(self.bank.labels):,}, queries {len(self.queries.labels):,}, {classes} classes, k = {k}"
+        self.sizes = {
+            "bank": len(self.bank.labels),
+            "queries": len(self.queries.labels),
+            "classes": len(set(self.bank.labels.tolist())),
+            "k": k,
+            "unreadable": self.bank.unreadable + self.queries.unreadable,
+        }
+
+    @property
+    def description(self) -> str:
+        """The sizes in words."""
+        sizes = self.sizes
+        words = f"bank {sizes['bank']:,}, queries {sizes['queries']:,}, {sizes['classes']} classes, k = {sizes['k']}"
+        return words + (f", {sizes['unreadable']} unreadable images left out" if sizes["unreadable"] else "")
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Accuracy in percent of the model's CLS token and of the mean of its patch tokens, both after the final norm."""
-        bank, queries = (extract_features(model, normalise(part.images, self.mean, self.std)) for part in (self.bank, self.queries))
+        bank, queries = (extract_features(model, self._pixels(part)) for part in (self.bank, self.queries))
         return {name: self._accuracy(bank[name], queries[name]) for name in bank}
 
     def evaluate_baselines(self) -> dict[str, float]:
-        """Accuracy in percent of raw pixels and of the colour histogram."""
+        """Accuracy in percent of raw pixels and of the colour histogram, both of images scaled to 0..1 by the bank's range."""
+        low, high = channel_range(self.bank.images)
         accuracies = {}
         for name, feature in (("raw_pixels", raw_pixels), ("colour_histogram", colour_histogram)):
-            bank, queries = (feature(normalise(part.images, [0.0], [1.0])) for part in (self.bank, self.queries))
+            bank, queries = (
+                torch.cat([feature(to_unit_range(batch, low, high)) for batch in part.images.split(BATCH)])
+                for part in (self.bank, self.queries)
+            )
             accuracies[name] = self._accuracy(bank, queries)
         return accuracies
+
+    def _pixels(self, part: LabelledImages) -> Iterator[Tensor]:
+        return (normalise(batch, self.mean, self.std) for batch in part.images.split(BATCH))
 
     def _accuracy(self, bank: Tensor, queries: Tensor) -> float:
         return knn_accuracy(bank, self.bank.labels, queries, self.queries.labels, self.k)
 
 
-def load_images(source: ImageSource, indices: list[int], size: tuple[int, int], progress: bool = False) -> LabelledImages:
+def draw_bank_and_queries(
+    bank_source: ImageSource, query_source: ImageSource, bank_size: int, num_queries: int, seed: int
+) -> tuple[list[int], list[int]]:
+    """Indices of the bank and of the queries, a function of `seed`; disjoint where both sources are one object."""
+    for source in (bank_source, query_source):
+        if source.labels is None:
+            raise UserError(
+                f"k-NN needs labels, and {source.description} has none; name labelled images, or in pretraining --eval_dataset none"
+            )
+    queries = draw_subset(len(query_source), num_queries, seed, "knn queries")
+    bank = draw_subset(len(bank_source), len(bank_source), seed, "knn bank")
+    if bank_source is query_source:
+        taken = set(queries)
+        bank = [index for index in bank if index not in taken]
+        if not bank:
+            raise UserError(f"k-NN: {num_queries} queries leave nothing of {bank_source.description} for the bank; lower them")
+    return bank[:bank_size], queries
+
+
+def load_images(
+    source: ImageSource, indices: list[int], size: tuple[int, int], margin: float = PUBLISHED_MARGIN, progress: bool = False
+) -> LabelledImages:
     """The centre views of `source[indices]`; unreadable images are left out and counted."""
-    images, labels, unreadable = [], [], 0
+    images, labels = None, []
     for index in tqdm(indices, desc="reading images to judge by", disable=not progress, leave=False):
         try:
             record = source[index]
         except UnreadableImage:
-            unreadable += 1
             continue
-        images.append(centre_view(record.image, size, margin_for(record.image, size)))
+        view = centre_view(record.image, size, margin_for(record.image, size, margin))
+        if images is None:
+            images = view.new_empty(len(indices), *view.shape)
+        images[len(labels)] = view
         labels.append(record.label)
-    if not images:
-        raise UserError(f"none of {len(indices)} images of {source.description} could be read")
-    return LabelledImages(torch.stack(images), torch.tensor(labels), unreadable)
+    if images is None:
+        raise UserError(f"none of {len(indices)} images of {source.description} could be read; name other images")
+    return LabelledImages(images[: len(labels)], torch.tensor(labels), len(indices) - len(labels))

@@ -1,0 +1,99 @@
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from encoders.evaluation.knn import knn_accuracy, knn_predict
+from vision_core.errors import UserError
+
+
+def clusters(count, classes, width, seed, noise=2.5):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(classes, (count,), generator=generator)
+    return centres[labels] + noise * torch.randn(count, width, generator=generator), labels
+
+
+def unit(rows):
+    rows = rows.double().numpy()
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 10.0), (200, 0.5)])
+def test_predictions_are_those_of_scikit_learn(k, temperature):
+    bank, labels = clusters(600, 7, 16, seed=0)
+    queries, _ = clusters(300, 7, 16, seed=1)
+    # for unit vectors |a - b|^2 = 2 - 2 a.b
+    reference = KNeighborsClassifier(k, weights=lambda distance: np.exp((1 - distance**2 / 2) / temperature), algorithm="brute")
+    expected = reference.fit(unit(bank), labels.numpy()).predict(unit(queries))
+    predicted = knn_predict(bank, labels, queries, k, temperature, chunk=64)
+    assert predicted.tolist() == expected.tolist()
+
+
+def test_predictions_are_those_of_a_plain_loop():
+    bank, labels = clusters(60, 4, 8, seed=0)
+    queries, _ = clusters(40, 4, 8, seed=1)
+    expected = []
+    for query in unit(queries):
+        similarities = sorted(((float(query @ row), int(label)) for row, label in zip(unit(bank), labels, strict=True)), reverse=True)
+        votes = [0.0] * 4
+        for similarity, label in similarities[:9]:
+            votes[label] += math.exp(similarity / 0.07)
+        expected.append(votes.index(max(votes)))
+    assert knn_predict(bank, labels, queries, k=9).tolist() == expected
+
+
+def test_weights_count():
+    """One neighbour at similarity 1 against two at 0.9: exp(0.1 / 0.07) = 4.2 > 2, but with a temperature of 1 two votes win."""
+    near, far = torch.tensor([1.0, 0.0]), torch.tensor([0.9, math.sqrt(1 - 0.81)])
+    bank, labels = torch.stack([near, far, far]), torch.tensor([2, 0, 0])
+    assert knn_predict(bank, labels, near[None] * 7, k=3).item() == 2
+    assert knn_predict(bank, labels, near[None] * 7, k=3, temperature=1.0).item() == 0
+
+
+def test_length_and_chunks_do_not_matter():
+    bank, labels = clusters(200, 5, 8, seed=0)
+    queries, _ = clusters(50, 5, 8, seed=1)
+    expected = knn_predict(bank, labels, queries, k=10)
+    assert torch.equal(knn_predict(bank * 1e3, labels, queries * 1e-3, k=10, chunk=7), expected)
+
+
+def test_accuracy_is_percent_and_unknown_classes_are_errors():
+    bank, labels = clusters(100, 3, 8, seed=0)
+    assert knn_accuracy(bank, labels, bank, labels, k=1) == 100.0
+    assert knn_accuracy(bank, labels, bank[:4], torch.tensor([*labels[:3].tolist(), 17]), k=1) == 75.0
+
+
+def test_tiny_temperatures_stay_finite():
+    bank, labels = clusters(100, 3, 8, seed=0)
+    assert torch.equal(knn_predict(bank, labels, bank, k=5, temperature=1e-3), labels)
+
+
+def test_bad_input():
+    bank, labels = clusters(30, 3, 8, seed=0)
+    with pytest.raises(UserError, match="30 features and 29 labels"):
+        knn_predict(bank, labels[:-1], bank)
+    for k in (0, 31):
+        with pytest.raises(UserError, match=f"k={k} is not possible with a bank of 30"):
+            knn_predict(bank, labels, bank, k=k)
+    for bad in (math.nan, math.inf):
+        broken = bank.clone()
+        broken[3, 2] = bad
+        for arguments in ((broken, labels, bank), (bank, labels, broken)):
+            with pytest.raises(UserError, match="not finite"):
+                knn_predict(*arguments)
+    with pytest.raises(UserError, match="30 queries and 1 labels"):
+        knn_accuracy(bank, labels, bank, labels[:1])
+
+
+@pytest.mark.slow
+def test_speed():
+    """40,000 x 384 against 8,000 queries on two cores."""
+    bank, labels = clusters(40_000, 100, 384, seed=0)
+    queries, _ = clusters(8_000, 100, 384, seed=1)
+    started = time.perf_counter()
+    knn_predict(bank, labels, queries)
+    assert time.perf_counter() - started < 20
