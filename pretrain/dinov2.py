@@ -17,6 +17,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import ProjectConfiguration
 
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from pretrain.card import write_card
@@ -57,7 +58,7 @@ def main() -> None:
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         log_with=args.report_to or None,
-        project_dir=args.output_dir,
+        project_dir=args.output_dir or "outputs",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
     )
     layout = BatchLayout(
@@ -76,6 +77,7 @@ def main() -> None:
         run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(config), args.resume_from_checkpoint)
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
+    accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
     trainer = Trainer(args, accelerator, source, layout, run, output_dir)
     trainer.start(checkpoint)
     trainer.train()

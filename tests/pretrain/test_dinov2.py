@@ -120,8 +120,9 @@ def test_resumed_is_uninterrupted_bit_for_bit(run, whole, tmp_path, step):
 
 
 def test_init_from_takes_weights_and_heads(run, whole, tmp_path, capsys):
-    run("--output_dir", tmp_path / "run", "--init_from", whole, "--max_steps", 3)
+    run("--output_dir", tmp_path / "run", "--init_from", whole, "--max_steps", 3, "--report_to", "tensorboard")
     assert "heads loaded too" in capsys.readouterr().out
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 
 def test_it_runs_uninstalled_from_another_folder_through_two_processes(config, tmp_path):
@@ -206,6 +207,11 @@ def test_mistakes_are_one_line_before_any_training(run, arguments, message, tmp_
 def test_the_folder_of_another_run_is_refused_with_the_two_commands(run, whole):
     with pytest.raises(UserError, match="--resume_from_checkpoint true.*--output_dir"):
         run("--output_dir", whole)
+
+
+def test_the_two_core_recipe_is_the_default_job():
+    named = parse_arguments(DINOv2Arguments, [str(ROOT / "pretrain" / "configs" / "scenes_2_cores.yaml")])
+    assert named == DINOv2Arguments(name="scenes")
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "pretrain" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
