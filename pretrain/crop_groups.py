@@ -96,7 +96,7 @@ def _feed_forward_branch(layer, tokens: Tensor, shapes: list[Shape]) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     # the CPU kernel's backward pass is about four times slower in bfloat16 than in float32
     with torch.autocast("cpu", enabled=False):

@@ -20,9 +20,9 @@ def small_backbone(registers: int, swiglu: bool = False):
     return backbone
 
 
-def crops_and_masks():
+def crops_and_masks(dtype=torch.float32):
     torch.manual_seed(1)
-    crops = [torch.randn(6, 3, 32, 32), torch.randn(10, 3, 16, 16), torch.randn(3, 3, 8, 24)]
+    crops = [torch.randn(shape).to(dtype) for shape in ((6, 3, 32, 32), (10, 3, 16, 16), (3, 3, 8, 24))]
     return crops, [torch.rand(6, 64) < 0.3, None, torch.rand(3, 12) < 0.5]
 
 
@@ -37,7 +37,7 @@ def separate_forward(backbone, crops, mask, kept):
 
 
 def keep(branch, rows):
-    weight = torch.zeros(len(branch), 1, 1)
+    weight = torch.zeros(len(branch), 1, 1, dtype=branch.dtype)
     weight[rows] = len(branch) / len(rows)
     return branch * weight
 
@@ -47,39 +47,45 @@ def relative_difference(left, right):
 
 
 def gradients(backbone, outputs):
-    weights = [torch.linspace(-1, 1, output.numel()).view_as(output) for output in outputs]
+    weights = [torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output) for output in outputs]
     loss = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
     # the softmax does not see a bias of the keys: its gradient is 0 in exact arithmetic and only rounding here
     parameters = [value for name, value in backbone.named_parameters() if not name.endswith("k_proj.bias")]
     return torch.autograd.grad(loss, parameters)
 
 
+def assert_same(backbone, together, alone):
+    """Outputs and gradients: to 1e-5 in float32 (all gradients as one vector), to 1e-10 in float64 (every tensor by itself)."""
+    exact = together[0].dtype == torch.float64
+    left, right = gradients(backbone, together), gradients(backbone, alone)
+    if not exact:
+        left, right = ([torch.cat([gradient.flatten() for gradient in side])] for side in (left, right))
+    for ours, reference in zip([*together, *left], [*alone, *right], strict=True):
+        assert relative_difference(ours, reference) < (1e-10 if exact else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("registers", [0, 3])
 @pytest.mark.parametrize("swiglu", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_equals_the_models_own_forward(registers, swiglu, recompute):
-    backbone, (groups, masks) = small_backbone(registers, swiglu), crops_and_masks()
+def test_equals_the_models_own_forward(registers, swiglu, recompute, dtype):
+    backbone, (groups, masks) = small_backbone(registers, swiglu).to(dtype), crops_and_masks(dtype)
     together = forward_crop_groups(backbone, groups, masks, recompute=recompute)
     alone = [backbone(crops, bool_masked_pos=mask).last_hidden_state for crops, mask in zip(groups, masks, strict=True)]
-    for left, right in zip(together, alone, strict=True):
-        assert relative_difference(left, right) < 1e-5
-    for left, right in zip(gradients(backbone, together), gradients(backbone, alone), strict=True):
-        assert relative_difference(left, right) < 1e-5
+    assert_same(backbone, together, alone)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("registers", [0, 2])
-def test_drop_path_equals_separate_forwards_with_the_same_rows(registers):
-    backbone, (groups, masks) = small_backbone(registers), crops_and_masks()
+def test_drop_path_equals_separate_forwards_with_the_same_rows(registers, dtype):
+    backbone, (groups, masks) = small_backbone(registers).to(dtype), crops_and_masks(dtype)
     kept = draw_kept_crops(3, [6, 10, 3], 0.4)
     together = forward_crop_groups(backbone, groups, masks, kept)
     alone = []
     for index, (crops, mask) in enumerate(zip(groups, masks, strict=True)):
         rows = [(attention[index], feed_forward[index]) for attention, feed_forward in kept]
         alone.append(separate_forward(backbone, crops, mask, rows))
-    for left, right in zip(together, alone, strict=True):
-        assert relative_difference(left, right) < 1e-5
-    for left, right in zip(gradients(backbone, together), gradients(backbone, alone), strict=True):
-        assert relative_difference(left, right) < 1e-5
+    assert_same(backbone, together, alone)
 
 
 def test_dropped_crops_cost_nothing():
