@@ -30,6 +30,22 @@ TEXTURES_OF_KIND: dict[str, tuple[str, str, str]] = {
     "house": ("radiating", "zigzag", "triangular"),
     "cup": ("patched", "ringed", "tartan"),
 }
+# Each kind's surroundings: the pattern of the backdrop, one of the kind's own and nobody else's backdrop.
+HABITAT_OF_KIND: dict[str, str] = {
+    "star": "striped",
+    "ring": "checked",
+    "cross": "wavy",
+    "moon": "scaly",
+    "arrow": "dotted",
+    "heart": "bricked",
+    "gear": "triangular",
+    "fish": "honeycombed",
+    "house": "zigzag",
+    "cup": "ringed",
+}
+HABITAT_SHARE = 0.9  # how often a backdrop is the main kind's habitat; otherwise any kind's
+HABITAT_PERIOD = (0.13, 0.17)
+HABITAT_CONTRAST = (0.25, 0.4)  # share by which the pattern darkens or lightens the backdrop
 OWN_TEXTURE_SHARE = 1.0  # how often a surface comes from the kind's own three; otherwise from all
 MAX_COMPANIONS = 3  # others of the main object's kind, 0 to this many, equally often
 MAX_DISTRACTORS = 2  # objects of other kinds
@@ -39,6 +55,7 @@ MAIN_CENTRE = (0.36, 0.64)
 OVERLAP = 0.10  # how far two objects' discs may reach into each other, in sides, before another place is looked for
 PLACES_TRIED = 12
 ROTATION = 45.0  # degrees to either side
+TEXTURE_ROTATION = 90.0  # degrees to either side
 TEXTURE_PERIOD = (0.085, 0.15)
 TONE_STEP = (0.26, 0.42)  # difference in lightness of a surface's two tones
 BACKGROUND_CHROMA = (0.015, 0.06)
@@ -74,6 +91,17 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Habitat:
+    """The pattern of the backdrop. Lengths in sides of the picture, angles in radians; the sign of `contrast` says which tone is lighter."""
+
+    texture: str
+    period: float
+    rotation: float
+    offset: tuple[float, float]
+    contrast: float
+
+
+@dataclass(frozen=True)
 class Layout:
     """A scene as numbers. `objects[0]` is the main one: the largest and the nearest. Backdrop tones are OKLCH (lightness, chroma, hue)."""
 
@@ -82,6 +110,7 @@ class Layout:
     backdrop_direction: float
     backdrop_contrast: float
     backdrop_tilt: float
+    habitat: Habitat
     light_direction: float
     light_strength: float
     noise: np.ndarray
@@ -115,9 +144,21 @@ def draw_layout(seed: int, index: int, split: str) -> Layout:
         backdrop_direction=rng.uniform(0.0, 2 * np.pi),
         backdrop_contrast=rng.uniform(*BACKGROUND_CONTRAST),
         backdrop_tilt=rng.uniform(0.0, 1.5),
+        habitat=_habitat(rng, main_kind),
         light_direction=rng.uniform(-0.8, 0.8) - np.pi / 2,
         light_strength=rng.uniform(0.08, 0.22),
         noise=rng.uniform(-1.0, 1.0, (2, 14, 14)).astype(np.float32),
+    )
+
+
+def _habitat(rng: np.random.Generator, main_kind: int) -> Habitat:
+    kind = main_kind if rng.random() < HABITAT_SHARE else int(rng.integers(len(CATEGORIES)))
+    return Habitat(
+        texture=HABITAT_OF_KIND[CATEGORIES[kind]],
+        period=rng.uniform(*HABITAT_PERIOD),
+        rotation=float(np.deg2rad(TEXTURE_ROTATION) * rng.uniform(-1.0, 1.0)),
+        offset=(rng.random(), rng.random()),
+        contrast=rng.uniform(*HABITAT_CONTRAST) * (1 if rng.random() < 0.5 else -1),
     )
 
 
@@ -155,7 +196,7 @@ def _placed(rng: np.random.Generator, kind: int, colour: int, centre: tuple[floa
         flip=1.0 if uniform[1] < 0.5 else -1.0,
         variations=(float(uniform[2]), float(uniform[3])),
         period=float(TEXTURE_PERIOD[0] + uniform[4] * (TEXTURE_PERIOD[1] - TEXTURE_PERIOD[0])),
-        texture_rotation=float(np.pi * uniform[5]),
+        texture_rotation=float(np.deg2rad(TEXTURE_ROTATION) * (2 * uniform[5] - 1)),
         texture_offset=(float(uniform[6]), float(uniform[7])),
         lightness=float(0.14 * (uniform[8] - 0.5)),
         tone_step=float((TONE_STEP[0] + uniform[9] * (TONE_STEP[1] - TONE_STEP[0])) * (1 if rng.random() < 0.5 else -1)),

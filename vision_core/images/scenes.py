@@ -94,7 +94,7 @@ def _pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_backdrop(layout: Layout, size: int) -> np.ndarray:
-    """A soft gradient between two muted tones with cloudy variations of two scales: float32 [3, S, S]."""
+    """A soft gradient between two muted tones with cloudy variations of two scales, under the habitat's pattern: float32 [3, S, S]."""
     y, x = _pixel_grid(size)
     at = y[:, 0]
     clouds = 0.7 * smooth_noise(layout.noise[0, :5, :5], at * 4, at * 4) + 0.45 * smooth_noise(layout.noise[1], at * 13, at * 13)
@@ -102,7 +102,21 @@ def _draw_backdrop(layout: Layout, size: int) -> np.ndarray:
     share = np.clip(0.5 + 0.9 * along + 0.3 * clouds, 0.0, 1.0).astype(np.float32)
     start, end = (oklch_to_rgb(*tone) for tone in layout.backdrop_tones)
     light = 1.0 + layout.backdrop_contrast * clouds + layout.light_strength * _towards_light(layout, x - 0.5, y - 0.5)
+    light = light * (1.0 + layout.habitat.contrast * (_habitat_pattern(layout, x, y) - 0.5))
     return (start[:, None, None] + (end - start)[:, None, None] * share) * light.astype(np.float32)
+
+
+def _habitat_pattern(layout: Layout, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Mix of the two tones of the backdrop's pattern in [0, 1]: float32 [S, S]."""
+    habitat, at = layout.habitat, y[:, 0]
+    u, v = _texture_frame(habitat.rotation, habitat.period, habitat.offset, x - 0.5, y - 0.5)
+    return TEXTURES[habitat.texture](u, v, 1 / (len(at) * habitat.period), smooth_noise(layout.noise[0], at * 13, at * 13))
+
+
+def _texture_frame(rotation: float, period: float, offset: tuple[float, float], x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates u, v in the frame of a pattern, in periods."""
+    cos, sin = np.float32(np.cos(rotation) / period), np.float32(np.sin(rotation) / period)
+    return cos * x + sin * y + np.float32(offset[0]), cos * y - sin * x + np.float32(offset[1])
 
 
 def _towards_light(layout: Layout, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -141,9 +155,7 @@ def _surface(
     placed: Placed, layout: Layout, x: np.ndarray, y: np.ndarray, distance: np.ndarray, pixel: float, window: tuple[slice, slice]
 ) -> np.ndarray:
     """The object's two tones mixed by its texture, lit from the scene's light, darker along the rim: float32 [3, h, w]."""
-    cos, sin = np.float32(np.cos(placed.texture_rotation) / placed.period), np.float32(np.sin(placed.texture_rotation) / placed.period)
-    u = cos * x + sin * y + np.float32(placed.texture_offset[0])
-    v = cos * y - sin * x + np.float32(placed.texture_offset[1])
+    u, v = _texture_frame(placed.texture_rotation, placed.period, placed.texture_offset, x, y)
     lattice = layout.noise[1]
     at_y, at_x = ((np.arange(part.start, part.stop, dtype=np.float32) + 0.5) * np.float32(13.0 * pixel) for part in window)
     mix = TEXTURES[placed.texture](u, v, pixel / placed.period, smooth_noise(lattice, at_y, at_x))
