@@ -203,7 +203,8 @@ class Trainer:
             def write(folder: Path) -> None:
                 save_training_state(folder, self.method, self.optimizer, state)
                 size = evaluation_size(self.args)
-                save_image_processor(folder, size, self.args.image_mean, self.args.image_std, PUBLISHED_MARGIN)
+                margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
+                save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin)
 
             checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
             replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
@@ -148,7 +147,9 @@ def _blur_matrix(side: int, sigma: float) -> Tensor:
     band = torch.zeros(side, side + 2 * reach)
     offsets = torch.arange(side)[:, None] + torch.arange(BLUR_KERNEL)
     band.scatter_(1, offsets, (taps / taps.sum()).expand(side, -1))
-    source = F.pad(torch.arange(side, dtype=torch.float32)[None], (reach, reach), mode="reflect").long()
+    period = max(2 * (side - 1), 1)
+    beyond = torch.arange(-reach, side + reach).remainder(period)
+    source = torch.minimum(beyond, period - beyond)
     return torch.zeros(side, side).scatter_add_(1, source.expand(side, -1), band)
 
 

@@ -14,6 +14,6 @@ def run_script(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         # a data worker's error arrives with its traceback in front; its last line is the message
-        message = str(error).strip().splitlines()[-1].removeprefix("vision_core.errors.UserError: ")
+        message = (str(error).strip().splitlines() or ["no reason given"])[-1].removeprefix("vision_core.errors.UserError: ")
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -19,11 +19,12 @@ BATCH = 128
 
 
 class LabelledImages(NamedTuple):
-    """`[n, C, H, W]` uint8 or float32 with `[n]` labels; `unreadable` were left out."""
+    """`[n, C, H, W]` uint8 or float32 with `[n]` labels; `unreadable` were left out, `margin` is the largest used."""
 
     images: Tensor
     labels: Tensor
     unreadable: int
+    margin: float
 
 
 class KnnBenchmark:
@@ -37,6 +38,7 @@ class KnnBenchmark:
     Attributes:
         bank, queries: the images, before normalisation.
         sizes: {"bank", "queries", "classes", "k", "unreadable"}.
+        margin: the largest that an image was given: 1 where all were looked at whole.
         description: the same in words.
     """
 
@@ -61,6 +63,7 @@ class KnnBenchmark:
         self.bank = load_images(bank_source, bank, size, margin, progress)
         self.queries = load_images(query_source, queries, size, margin, progress)
         self.mean, self.std, self.k = mean, std, k
+        self.margin = max(self.bank.margin, self.queries.margin)
         self.sizes = {
             "bank": len(self.bank.labels),
             "queries": len(self.queries.labels),
@@ -123,17 +126,19 @@ def load_images(
     source: ImageSource, indices: list[int], size: tuple[int, int], margin: float = PUBLISHED_MARGIN, progress: bool = False
 ) -> LabelledImages:
     """The centre views of `source[indices]`; unreadable images are left out and counted."""
-    images, labels = None, []
+    images, labels, largest = None, [], 1.0
     for index in tqdm(indices, desc="reading images to judge by", disable=not progress, leave=False):
         try:
             record = source[index]
         except UnreadableImage:
             continue
-        view = centre_view(record.image, size, margin_for(record.image, size, margin))
+        own_margin = margin_for(record.image, size, margin)
+        largest = max(largest, own_margin)
+        view = centre_view(record.image, size, own_margin)
         if images is None:
             images = view.new_empty(len(indices), *view.shape)
         images[len(labels)] = view
         labels.append(record.label)
     if images is None:
         raise UserError(f"none of {len(indices)} images of {source.description} could be read; name other images")
-    return LabelledImages(images[: len(labels)], torch.tensor(labels), len(indices) - len(labels))
+    return LabelledImages(images[: len(labels)], torch.tensor(labels), len(indices) - len(labels), largest)

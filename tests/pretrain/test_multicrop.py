@@ -43,6 +43,11 @@ def test_blur_is_torchvisions(sigma):
     torch.testing.assert_close(gaussian_blur(view, sigma), V.gaussian_blur(view, [9, 9], [sigma, sigma]), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+def test_blur_of_crops_smaller_than_its_kernel_keeps_a_flat_picture_flat(side):
+    torch.testing.assert_close(gaussian_blur(torch.full((3, side, side), 0.7), 2.0), torch.full((3, side, side), 0.7))
+
+
 def test_boxes_follow_the_published_distribution():
     torch.manual_seed(0)
     areas, aspects = [], []

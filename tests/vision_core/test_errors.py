@@ -23,6 +23,15 @@ def test_an_error_of_a_data_worker_is_its_last_line(capsys):
     assert capsys.readouterr().err == "error: too many unreadable images: raise --max_bad\n"
 
 
+def test_an_error_without_words_is_said_too(capsys):
+    def main():
+        raise UserError("")
+
+    with pytest.raises(SystemExit):
+        run_script(main)
+    assert capsys.readouterr().err == "error: no reason given\n"
+
+
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run_script(lambda: 1 / 0)

@@ -49,6 +49,14 @@ def test_unreadable_images_are_left_out_and_counted(memory_source):
         load_images(source, [3, 7], (32, 32))
 
 
+@pytest.mark.parametrize(("side", "margin"), [(8, 1.0), (32, 1.0), (40, 256 / 224)])
+def test_the_margin_is_the_one_that_images_were_given(memory_source, side, margin):
+    images = [torch.zeros(3, side, side, dtype=torch.uint8) for _ in range(6)]
+    source = memory_source(images, [0, 1] * 3)
+    benchmark = KnnBenchmark(source, source, bank_size=4, num_queries=2, k=1, **SETTINGS)
+    assert benchmark.margin == margin
+
+
 def test_evaluation_is_features_and_neighbours(memory_source, tiny_model):
     bank_source, query_source, model = memory_source(*pictures(60, 0)), memory_source(*pictures(40, 1)), tiny_model(2)
     benchmark = KnnBenchmark(bank_source, query_source, bank_size=60, num_queries=40, k=1, **SETTINGS)
