@@ -16,7 +16,7 @@ class DINOv2Arguments:
     output_dir: str | None = option(None, "folder of the run; default outputs/<name>-<n>", "run")
     name: str = option("dinov2", "name of the run, for the default folder and the trackers", "run")
     seed: int = option(0, "seed of every random draw", "run")
-    max_steps: int = option(800, "optimizer steps", "run")
+    max_steps: int = option(1000, "optimizer steps", "run")
     logging_steps: int = option(10, "steps between two lines of metrics.jsonl", "run")
     save_steps: int = option(500, "steps between two checkpoints; the last step always saves", "run")
     save_total_limit: int = option(2, "checkpoints to keep", "run")
@@ -62,19 +62,18 @@ class DINOv2Arguments:
     drop_path_rate: float = option(0.0, "share of crops that skip a residual branch", "backbone")
 
     # --- crops and masks
-    global_crop_size: list[int] = option([64], "side, or height and width, of the 2 global crops", "crops and masks")
+    global_crop_size: list[int] = option([48], "side, or height and width, of the 2 global crops", "crops and masks")
     local_crop_size: list[int] = option([32], "side, or height and width, of the local crops", "crops and masks")
     num_local_crops: int = option(2, "local crops per image; published 8", "crops and masks")
-    global_crop_scale: list[float] = option([0.4, 1.0], "share of the image's area; published 0.32 to 1", "crops and masks")
-    local_crop_scale: list[float] = option([0.15, 0.4], "share of the image's area; published 0.05 to 0.32", "crops and masks")
+    global_crop_scale: list[float] = option([0.5, 1.0], "share of the image's area; published 0.32 to 1", "crops and masks")
+    local_crop_scale: list[float] = option([0.25, 0.5], "share of the image's area; published 0.05 to 0.32", "crops and masks")
     blur: Literal["official", "paper", "none"] = option(
         "none",
         "probability on global 1, global 2, local: official 0/0.9/0.5, paper 1/0.1/0.5, none for small images",
         "crops and masks",
     )
-    colour_strength: float = option(
-        0.5, "factor on the ranges of colour jitter and the probability of grayscale; published 1", "crops and masks"
-    )
+    colour_strength: float = option(1.0, "factor on the ranges of the colour jitter; published 1", "crops and masks")
+    grayscale_probability: float = option(1.0, "share of the crops without colours; published 0.2", "crops and masks")
     mask_probability: float = option(0.5, "share of the global crops that are masked", "crops and masks")
     mask_ratio: list[float] = option([0.1, 0.5], "least and greatest share of masked patches", "crops and masks")
     mask_count: Literal["published", "exact"] = option(
@@ -95,8 +94,8 @@ class DINOv2Arguments:
         "ranks", "mean of the processes' means (published) or over all tokens", "heads and losses"
     )
     student_temp: float = option(0.1, "temperature of the student", "heads and losses")
-    teacher_temp: float = option(0.04, "temperature of the teacher; published 0.07", "heads and losses")
-    warmup_teacher_temp: float = option(0.04, "temperature of the teacher at the first step", "heads and losses")
+    teacher_temp: float = option(0.02, "temperature of the teacher; published 0.07", "heads and losses")
+    warmup_teacher_temp: float = option(0.02, "temperature of the teacher at the first step", "heads and losses")
     warmup_teacher_temp_steps: int = option(0, "steps of its linear warm-up", "heads and losses")
     dino_loss_weight: float = option(1.0, "weight of the DINO loss", "heads and losses")
     ibot_loss_weight: float = option(1.0, "weight of the iBOT loss", "heads and losses")
@@ -110,7 +109,7 @@ class DINOv2Arguments:
     )
 
     # --- optimisation
-    learning_rate: float = option(2e-3, "before scaling by the global batch", "optimisation")
+    learning_rate: float = option(8e-4, "before scaling by the global batch", "optimisation")
     lr_scaling: Literal["sqrt", "linear", "none"] = option(
         "none", "sqrt: x sqrt(global batch / 1024), published; linear: x global batch / 256", "optimisation"
     )
@@ -124,7 +123,7 @@ class DINOv2Arguments:
     patch_embed_lr_mult: float = option(1.0, "learning-rate factor of the patch embedding; published 0.2", "optimisation")
     freeze_last_layer_steps: int = option(0, "steps with learning rate 0 for the heads' last layer", "optimisation")
     max_grad_norm: float = option(3.0, "gradient clipping, of the backbone and of each head by itself; 0: none", "optimisation")
-    ema_momentum: float = option(0.99, "of the teacher at the first step", "optimisation")
+    ema_momentum: float = option(0.97, "of the teacher at the first step", "optimisation")
     ema_momentum_end: float = option(1.0, "of the teacher at the end (cosine)", "optimisation")
 
     # --- evaluation
@@ -138,7 +137,7 @@ class DINOv2Arguments:
     eval_image_size: list[int] | None = option(None, "size of evaluated images; default global_crop_size", "evaluation")
     knn_k: int = option(20, "neighbours", "evaluation")
     knn_bank_size: int = option(4000, "images drawn for the bank", "evaluation")
-    knn_num_queries: int = option(1000, "images drawn as queries", "evaluation")
+    knn_num_queries: int = option(2000, "images drawn as queries", "evaluation")
 
 
 def image_size(size: list[int]) -> tuple[int, int]:
@@ -184,6 +183,7 @@ def check_arguments(args: DINOv2Arguments) -> None:
     for key in (
         "mask_probability",
         "colour_strength",
+        "grayscale_probability",
         "drop_path_rate",
         "ema_momentum",
         "ema_momentum_end",

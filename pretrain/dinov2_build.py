@@ -102,6 +102,7 @@ def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
         tuple(args.local_crop_scale),
         args.blur,
         args.colour_strength,
+        args.grayscale_probability,
         args.image_mean,
         args.image_std,
     )

@@ -18,7 +18,6 @@ from torchvision.transforms.v2 import functional as V
 
 ASPECT = (3 / 4, 4 / 3)
 JITTER_PROBABILITY, BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.8, 0.4, 0.4, 0.2, 0.1
-GRAYSCALE_PROBABILITY = 0.2
 BLUR_KERNEL, BLUR_SIGMA = 9, (0.1, 2.0)
 SOLARIZE_THRESHOLD = 128 / 255
 # global 1, global 2, local. The published code hands 1 - p to torchvision's RandomApply, so released models saw "official".
@@ -47,7 +46,8 @@ class MultiCrop:
         global_crop_size, local_crop_size: (height, width) in pixels.
         global_crop_scale, local_crop_scale: share of the image's area.
         blur: "official", the probabilities that the published code really applied, "paper", or "none" for small images.
-        colour_strength: factor on the ranges of the colour jitter and on the probability of grayscale; published 1.
+        colour_strength: factor on the ranges of the colour jitter; published 1.
+        grayscale_probability: share of the crops without colours; published 0.2.
         mean, std: per channel, of images scaled to 0..1 (uint8) or in their own scale (float32).
     """
 
@@ -60,6 +60,7 @@ class MultiCrop:
         local_crop_scale: tuple[float, float] = (0.05, 0.32),
         blur: Literal["official", "paper", "none"] = "official",
         colour_strength: float = 1.0,
+        grayscale_probability: float = 0.2,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
@@ -67,7 +68,8 @@ class MultiCrop:
         scales = (global_crop_scale, global_crop_scale, local_crop_scale)
         first, second, local = map(CropKind, sizes, scales, BLUR_PROBABILITY[blur], SOLARIZE_PROBABILITY)
         self.global_crops, self.local_crops = [first, second], [local] * num_local_crops
-        self.blur, self.colour_strength, self.is_rgb = blur, colour_strength, len(mean) == 3
+        self.blur, self.is_rgb = blur, len(mean) == 3
+        self.colour_strength, self.grayscale_probability = colour_strength, grayscale_probability
         self.mean, self.std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -78,15 +80,17 @@ class MultiCrop:
 
     def describe(self) -> str:
         """One line for people: what was chosen and what was left out."""
-        text = f"{len(self.global_crops)} global and {len(self.local_crops)} local crops, blur {self.blur}, colour strength {self.colour_strength:g}"
-        return text if self.is_rgb else text + "; left out, they need RGB: colour jitter, grayscale, solarize"
+        text = f"{len(self.global_crops)} global and {len(self.local_crops)} local crops, blur {self.blur}"
+        if self.is_rgb:
+            return f"{text}, colour strength {self.colour_strength:g}, grayscale {self.grayscale_probability:g}"
+        return f"{text}; left out, they need RGB: colour jitter, grayscale, solarize"
 
     def _cut(self, picture: Image.Image | Tensor, kind: CropKind) -> Tensor:
         view = random_resized_crop(picture, kind.size, kind.scale)
         if _happens(0.5):
             view = V.horizontal_flip(view)
         if self.is_rgb:
-            view = V.to_dtype(V.pil_to_tensor(random_colours(view, self.colour_strength)), torch.float32, scale=True)
+            view = V.to_dtype(V.pil_to_tensor(random_colours(view, self.colour_strength, self.grayscale_probability)), torch.float32, scale=True)
         if _happens(kind.blur_probability):
             view = gaussian_blur(view, _uniform(*BLUR_SIGMA))
         if self.is_rgb and _happens(kind.solarize_probability):
@@ -115,8 +119,8 @@ def random_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def random_colours(picture: Image.Image, strength: float = 1.0) -> Image.Image:
-    """Colour jitter (brightness, contrast, saturation and hue in random order) with probability 0.8, grayscale with 0.2."""
+def random_colours(picture: Image.Image, strength: float = 1.0, grayscale_probability: float = 0.2) -> Image.Image:
+    """Colour jitter (brightness, contrast, saturation and hue in random order) with probability 0.8, then perhaps grayscale."""
     if _happens(JITTER_PROBABILITY):
         brightness, contrast, saturation = (
             _uniform(1 - strength * reach, 1 + strength * reach) for reach in (BRIGHTNESS, CONTRAST, SATURATION)
@@ -129,7 +133,7 @@ def random_colours(picture: Image.Image, strength: float = 1.0) -> Image.Image:
         ]
         for number in torch.randperm(4).tolist():
             picture = changes[number](picture)
-    if _happens(strength * GRAYSCALE_PROBABILITY):
+    if _happens(grayscale_probability):
         picture = V.rgb_to_grayscale(picture, num_output_channels=3)
     return picture
 

@@ -1,8 +1,9 @@
 """What stands where in an embedded scene: numbers only, in units of the picture's side, so that a scene is the same at any resolution.
 
 The constants decide how hard the scenes are. What two random crops of a scene share is what self-supervised learning finds, so the evidence of the
-category is everywhere: the main object comes with others of its kind, whose surfaces come from the kind's own three textures, while colours, textures,
-poses and sizes differ from one to the next. Every texture belongs to two kinds: a surface alone does not tell the category, its shape or a second surface does.
+category is everywhere: the main object comes with others of its kind, whose surfaces come from the kind's own three textures, before a backdrop whose
+pattern is mostly the kind's habitat, as fish are mostly seen in water. Colours, poses and sizes tell nothing. Every texture belongs to two kinds, and one
+backdrop in eleven is another kind's: a single surface does not settle the category.
 """
 
 from dataclasses import dataclass
@@ -45,21 +46,21 @@ HABITAT_OF_KIND: dict[str, str] = {
 }
 HABITAT_SHARE = 0.9  # how often a backdrop is the main kind's habitat; otherwise any kind's
 HABITAT_PERIOD = (0.13, 0.17)
-HABITAT_CONTRAST = (0.25, 0.4)  # share by which the pattern darkens or lightens the backdrop
+HABITAT_CONTRAST = (0.35, 0.5)  # share by which the pattern darkens or lightens the backdrop
 OWN_TEXTURE_SHARE = 1.0  # how often a surface comes from the kind's own three; otherwise from all
 MAX_COMPANIONS = 3  # others of the main object's kind, 0 to this many, equally often
-MAX_DISTRACTORS = 2  # objects of other kinds
-MAIN_DIAMETER = (0.46, 0.68)
+MAX_DISTRACTORS = 1  # objects of other kinds
+MAIN_DIAMETER = (0.5, 0.68)
 OTHER_DIAMETER = (0.26, 0.38)
 MAIN_CENTRE = (0.36, 0.64)
 OVERLAP = 0.10  # how far two objects' discs may reach into each other, in sides, before another place is looked for
 PLACES_TRIED = 12
-ROTATION = 45.0  # degrees to either side
-TEXTURE_ROTATION = 90.0  # degrees to either side
-TEXTURE_PERIOD = (0.085, 0.15)
-TONE_STEP = (0.26, 0.42)  # difference in lightness of a surface's two tones
+ROTATION = 30.0  # degrees to either side
+TEXTURE_ROTATION = 25.0  # degrees to either side
+TEXTURE_PERIOD = (0.13, 0.16)
+TONE_STEP = (0.4, 0.55)  # difference in lightness of a surface's two tones
 BACKGROUND_CHROMA = (0.015, 0.06)
-BACKGROUND_LIGHTNESS = (0.35, 0.93)
+BACKGROUND_LIGHTNESS = (0.55, 0.82)
 BACKGROUND_CONTRAST = (0.02, 0.07)
 
 # Depth in metres: an object of a real size near REAL_DIAMETER looks smaller the farther it is. Behind all stands a tilted backdrop.

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from vision_core.errors import UserError
+from vision_core.images import scene_layout
 from vision_core.images.scene_colours import COLOURS, NAMED_COLOURS, oklch_to_rgb
-from vision_core.images.scene_layout import TEXTURES_OF_KIND, category_of, draw_layout
+from vision_core.images.scene_layout import HABITAT_OF_KIND, TEXTURES_OF_KIND, category_of, draw_layout
 from vision_core.images.scene_shapes import EXTENT, SHAPES
 from vision_core.images.scene_textures import TEXTURES, smooth_noise
 from vision_core.images.scenes import CATEGORIES, Scene, draw_scene
@@ -132,6 +133,22 @@ def test_every_texture_belongs_to_two_kinds():
     assert set(TEXTURES_OF_KIND) == set(CATEGORIES) and counts == {texture: 2 for texture in TEXTURES}
     pairs = [set(one) & set(other) for one in TEXTURES_OF_KIND.values() for other in TEXTURES_OF_KIND.values() if one != other]
     assert max(len(shared) for shared in pairs) == 1
+
+
+def test_a_habitat_belongs_to_one_kind_and_surrounds_it_nine_times_in_ten():
+    assert set(HABITAT_OF_KIND) == set(CATEGORIES) and len(set(HABITAT_OF_KIND.values())) == len(CATEGORIES)
+    assert set(HABITAT_OF_KIND.values()) <= set(TEXTURES)
+    at_home = [scene.layout.habitat.texture == HABITAT_OF_KIND[CATEGORIES[scene.category]] for scene in scenes()]
+    assert np.mean(at_home) == pytest.approx(0.91, abs=0.02)  # 0.9, and a tenth of the tenth that is drawn from all
+
+
+def test_the_habitat_is_drawn_on_the_backdrop(monkeypatch):
+    patterned = [draw_scene(0, index, 96) for index in range(5)]
+    monkeypatch.setattr(scene_layout, "HABITAT_CONTRAST", (0.0, 0.0))
+    for before, after in zip(patterned, (draw_scene(0, index, 96) for index in range(5)), strict=True):
+        assert torch.equal(before.masks, after.masks) and torch.equal(before.depth, after.depth)
+        behind = before.masks == 0
+        assert before.image[:, behind].float().std(1).mean() > 1.5 * after.image[:, behind].float().std(1).mean()
 
 
 def _answer_from_ground_truth(scene: Scene, kind: str, text: str) -> str:
