@@ -90,7 +90,9 @@ class MultiCrop:
         if _happens(0.5):
             view = V.horizontal_flip(view)
         if self.is_rgb:
-            view = V.to_dtype(V.pil_to_tensor(random_colours(view, self.colour_strength, self.grayscale_probability)), torch.float32, scale=True)
+            view = V.to_dtype(
+                V.pil_to_tensor(random_colours(view, self.colour_strength, self.grayscale_probability)), torch.float32, scale=True
+            )
         if _happens(kind.blur_probability):
             view = gaussian_blur(view, _uniform(*BLUR_SIGMA))
         if self.is_rgb and _happens(kind.solarize_probability):

@@ -113,7 +113,9 @@ def _habitat_pattern(layout: Layout, x: np.ndarray, y: np.ndarray) -> np.ndarray
     return TEXTURES[habitat.texture](u, v, 1 / (len(at) * habitat.period), smooth_noise(layout.noise[0], at * 13, at * 13))
 
 
-def _texture_frame(rotation: float, period: float, offset: tuple[float, float], x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _texture_frame(
+    rotation: float, period: float, offset: tuple[float, float], x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates u, v in the frame of a pattern, in periods."""
     cos, sin = np.float32(np.cos(rotation) / period), np.float32(np.sin(rotation) / period)
     return cos * x + sin * y + np.float32(offset[0]), cos * y - sin * x + np.float32(offset[1])
