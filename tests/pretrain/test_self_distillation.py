@@ -135,7 +135,10 @@ def test_two_processes_are_one(tmp_path, centering):
         subprocess.run([*command, str(WORKER), str(output), centering], check=True, capture_output=True, timeout=200)
         results[processes] = json.loads(output.read_text())
     assert len(results[1]) == 3
-    for one, two in zip(results[1], results[2], strict=True):
+    differences = {}
+    for step, (one, two) in enumerate(zip(results[1], results[2], strict=True)):
         assert one.keys() == two.keys()
-        for name in one:
-            assert two[name] == pytest.approx(one[name], rel=1e-5), name
+        differences |= {f"{name}, step {step}": abs(two[name] / one[name] - 1) for name in one}
+    largest = max(differences, key=differences.get)
+    print(f"largest relative difference {differences[largest]:.1e} ({largest})")  # docs/results.md reads it from pytest -rP
+    assert differences[largest] < 1e-5, largest
