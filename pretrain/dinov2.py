@@ -10,6 +10,10 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
+
+# Before torch loads OpenMP: threads that wait must sleep, for on a CPU the data workers need the cores that they would spin on.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import time
 from contextlib import nullcontext
 from dataclasses import replace
