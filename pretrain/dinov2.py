@@ -14,6 +14,7 @@ import os
 # Before torch loads OpenMP: threads that wait must sleep, for on a CPU the data workers need the cores that they would spin on.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -38,19 +39,22 @@ from pretrain.dinov2_build import (
     untrained_accuracy,
 )
 from pretrain.dry_run import describe_run
+from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
 from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
 from pretrain.param_groups import apply_schedules, clip_per_module
-from pretrain.training_data import BadImageWatch, BatchLayout
-from pretrain.training_state import PUBLISHED_FILES, load_training_state, save_training_state
+from pretrain.training_data import BadImageWatch, BatchLayout, explained_worker_errors
+from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import arguments_to_yaml, parse_arguments
-from vision_core.checkpoints import replace_files, write_checkpoint
-from vision_core.distributed import all_true, broadcast_text
+from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
+from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes
 from vision_core.errors import UserError, run_script
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.randomness import seed_of
 from vision_core.run_folder import RunFolder
+from vision_core.stopping import StopRequest
 
 MAX_SKIPPED_IN_A_ROW = 3
+MAX_FAILED_SAVES_IN_A_ROW = 2
 
 
 def main() -> None:
@@ -82,10 +86,15 @@ def main() -> None:
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
     accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
-    trainer = Trainer(args, accelerator, source, layout, run, output_dir)
-    trainer.start(checkpoint)
-    trainer.train()
-    trainer.finish(time.perf_counter() - started)
+    with StopRequest() as stop:
+        trainer = Trainer(args, accelerator, source, layout, run, output_dir)
+        trainer.start(checkpoint)
+        with explained_worker_errors(source, layout, args.seed, lambda: trainer.step):
+            trainer.train(stop)
+        if trainer.step < args.max_steps:
+            trainer.leave()
+            raise SystemExit(stop.exit_status)
+        trainer.finish(time.perf_counter() - started)
 
 
 class Trainer:
@@ -99,7 +108,7 @@ class Trainer:
         self.optimizer = build_optimizer(args, self.method)
         self.schedules = build_schedules(args, layout.global_batch)
         self.benchmark, self.references = build_benchmark(args, source, run is not None), {}
-        self.model, self.step, self.knn = None, 0, {}
+        self.model, self.step, self.knn, self.failed_saves, self.latest = None, 0, {}, 0, {}
 
     def start(self, checkpoint: str) -> None:
         """Take up a checkpoint or initial weights, and get everything ready for the first step."""
@@ -108,7 +117,13 @@ class Trainer:
         self.step = state["step"] if state else 0
         self.monitor = Monitor(self.accelerator, self.run, args.max_steps, self.step, args.logging_steps, self.layout.global_batch)
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
+        self.health_steps = args.health_steps or max(args.max_steps // CHECKS_PER_RUN, 1)
+        self.probes = draw_probes(self.source, evaluation_size(args), args.seed)
+        self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
         if state:
+            for line in changed_course(state, args.seed, self.layout.global_batch):
+                self.monitor.say(line)
+            self.health.load_state_dict(state["health"])
             self.monitor.load_state_dict(state["monitor"])
             self.bad_images.load_state_dict(state["bad_images"])
         elif args.init_from:
@@ -119,12 +134,12 @@ class Trainer:
         self.model = self.accelerator.prepare(self.method)
         self.greet()
 
-    def train(self) -> None:
-        """The loop: load, step, judge, save."""
+    def train(self, stop: StopRequest) -> None:
+        """The loop: load, step, judge, save; until the last step or until told to stop."""
         args = self.args
         batches = iter(build_loader(args, self.source, self.layout, self.step))
-        skipped_in_a_row = 0
-        while self.step < args.max_steps:
+        skipped_in_a_row, stopped = 0, False
+        while self.step < args.max_steps and not stopped:
             micro_batches = [self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)]
             taken = self.training_step(micro_batches)
             self.step += 1
@@ -134,11 +149,15 @@ class Trainer:
                     f"loss or gradients were not finite for {skipped_in_a_row} steps in a row, the last is step {self.step}; the weights "
                     "are those before them. Lower learning_rate, or resume from a checkpoint with a smaller one"
                 )
-            last = self.step == args.max_steps
+            last, stopped = self.step == args.max_steps, stop.agreed()
+            if last or self.step % self.health_steps == 0:
+                self.check_health()
             if args.eval_dataset is not None and (last or self.step % args.eval_steps == 0):
                 self.judge()
-            if last or self.step % args.save_steps == 0:
-                self.save()
+            if self.step % args.logging_steps == 0:
+                self.bad_images.report()
+            if last or stopped or self.step % args.save_steps == 0:
+                self.save(needed=last or stopped)
 
     def training_step(self, micro_batches: list[dict]) -> bool:
         """Forward, backward, clip, and, where loss and gradients are finite on every process, update. True if it was taken."""
@@ -153,20 +172,21 @@ class Trainer:
                 (losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / len(micro_batches)
+        own_loss, totals = totals["loss"], mean_over_processes(totals)
         norms = clip_per_module(dict(self.method.student.items()), self.args.max_grad_norm)
-        finite = torch.stack([totals["loss"], *norms.values()]).isfinite().all()
-        taken = all_true(bool(finite))
+        # the same on every process: the losses are means over all of them, and so are the gradients
+        taken = bool(torch.stack([totals["loss"], *norms.values()]).isfinite().all())
         if taken:
             self.optimizer.step()
             self.method.update_teacher(at["ema_momentum"])
             self.method.update_centers()
         else:
             self.method.discard_centers()
-            self.report_skipped(totals, micro_batches)
+            self.report_skipped(own_loss, micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
         if taken:
-            values = totals | {f"{name}_grad_norm": norm for name, norm in norms.items()}
-            self.monitor.step_done(self.step + 1, values, at)
+            self.latest = totals | {f"{name}_grad_norm": norm for name, norm in norms.items()}
+            self.monitor.step_done(self.step + 1, self.latest, at)
         return taken
 
     def next_batch(self, batches) -> dict:
@@ -191,30 +211,61 @@ class Trainer:
             self.monitor.say(knn_line(self.step, self.knn))
         self.accelerator.wait_for_everyone()
 
-    def save(self) -> None:
-        """A checkpoint, and the run's root refreshed from it."""
+    def check_health(self) -> None:
+        """Figures of the teacher on the probe images; an alarm is said when it begins, and ends the run where the user wants that."""
+        args = self.args
+        figures = health_figures(
+            self.method, self.probes, args.image_mean, args.image_std, float(self.schedules["teacher_temp"][self.step - 1])
+        )
+        dino_loss = sum(float(value) for name, value in self.latest.items() if name in ("dino_global_loss", "dino_local_loss"))
+        figures["dino_loss"] = dino_loss / args.dino_loss_weight if args.dino_loss_weight else float("nan")
+        figures["gradient_norm"] = float(self.latest.get("backbone_grad_norm", float("nan")))
+        alarms = self.health.look_at(self.step, figures)
+        self.monitor.log(self.step, {f"health_{name}": value for name, value in figures.items()} | ({"alarms": alarms} if alarms else {}))
+        for name in alarms:
+            self.monitor.say(f"health, step {self.step}: {MEANINGS[name](figures)} (docs/health.md)")
+        if alarms and args.stop_when_sick:
+            raise UserError(f"step {self.step}: stopped by stop_when_sick: {MEANINGS[alarms[0]](figures)}")
+
+    def save(self, needed: bool) -> None:
+        """A checkpoint, and the run's root refreshed from it. A full disk is tried again at the next save, unless this one is `needed`."""
+        self.bad_images.report()
+        problem = ""
         if self.run is not None:
-            state = {
-                "step": self.step,
-                "monitor": self.monitor.state_dict(),
-                "bad_images": self.bad_images.state_dict(),
-                "seed": self.args.seed,
-                "global_batch": self.layout.global_batch,
-                "cpu_threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-            }
+            try:
+                self.write_run_folder()
+            except (CheckpointNotWritten, OSError) as error:
+                problem = str(error)
+        problem = broadcast_text(problem)
+        self.failed_saves = self.failed_saves + 1 if problem else 0
+        if problem and (needed or self.failed_saves == MAX_FAILED_SAVES_IN_A_ROW):
+            raise UserError(problem)
+        if problem:
+            self.monitor.say(f"warning: {problem}. The run goes on and tries again {self.args.save_steps} steps later")
 
-            def write(folder: Path) -> None:
-                save_training_state(folder, self.method, self.optimizer, state)
-                size = evaluation_size(self.args)
-                margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
-                save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin)
+    def write_run_folder(self) -> None:
+        """`checkpoint-<step>`, then the published files and the model card in the run's root. Raises CheckpointNotWritten, OSError."""
+        state = {
+            "step": self.step,
+            "monitor": self.monitor.state_dict(),
+            "bad_images": self.bad_images.state_dict(),
+            "health": self.health.state_dict(),
+            "seed": self.args.seed,
+            "global_batch": self.layout.global_batch,
+            "cpu_threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
 
-            checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
-            replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
-            results = self.references | {f"this model, {name}": value for name, value in self.knn.items()}
-            write_card(self.output_dir / "README.md", self.args, self.step, self.source.description, results, self.benchmark)
-        self.accelerator.wait_for_everyone()
+        def write(folder: Path) -> None:
+            save_training_state(folder, self.method, self.optimizer, state)
+            size = evaluation_size(self.args)
+            margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
+            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin)
+
+        checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
+        replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
+        results = self.references | {f"this model, {name}": value for name, value in self.knn.items()}
+        write_card(self.output_dir / "README.md", self.args, self.step, self.source.description, results, self.benchmark)
 
     def greet(self) -> None:
         """What this run is, and what it has to beat."""
@@ -235,17 +286,26 @@ class Trainer:
             self.monitor.say(f"k-NN            {self.benchmark.description}")
             self.monitor.say("to beat         " + ", ".join(f"{name} {value:.1f} %" for name, value in self.references.items()))
 
-    def report_skipped(self, totals: dict[str, torch.Tensor], micro_batches: list[dict]) -> None:
-        """Say which images were in a step whose loss or gradients were not finite."""
+    def report_skipped(self, own_loss: torch.Tensor, micro_batches: list[dict]) -> None:
+        """Say which images were in a step whose loss or gradients were not finite: those of the processes where the loss is, if any."""
         ids = [name for batch in micro_batches for name in batch["ids"]]
-        self.monitor.log(self.step + 1, {"skipped": True, "loss": float(totals["loss"]), "ids": ids})
+        shares = list(enumerate(gather_objects((float(own_loss), ids))))
+        sick = [(rank, loss, ids) for rank, (loss, ids) in shares if not math.isfinite(loss)]
+        sick = sick or [(rank, loss, ids) for rank, (loss, ids) in shares]
+        loss, ranks, ids = sick[0][1], [rank for rank, _, _ in sick], [name for _, _, share in sick for name in share]
+        self.monitor.log(self.step + 1, {"skipped": True, "loss": loss, "ranks": ranks, "ids": ids})
+        self.monitor.say(f"step {self.step + 1} skipped: loss {loss} or its gradients are not finite (ids in metrics.jsonl)")
+
+    def leave(self) -> None:
+        """The last words of a run that was told to stop; its last step is saved."""
         self.monitor.say(
-            f"step {self.step + 1} skipped: loss {float(totals['loss'])} or its gradients are not finite (ids in metrics.jsonl)"
+            f"told to stop: step {self.step} of {self.args.max_steps} is saved; "
+            f"--output_dir {self.output_dir} --resume_from_checkpoint true goes on from it"
         )
+        self.end()
 
     def finish(self, seconds: float) -> None:
         """Figures, and the last words."""
-        self.monitor.bar.close()
         if self.run is not None:
             backbone = self.method.teacher["backbone"]
             write_figures(self.output_dir / "figures", self.output_dir / "metrics.jsonl", backbone, self.benchmark, self.references)
@@ -253,6 +313,12 @@ class Trainer:
                 f"done in {seconds / 60:.1f} min, peak memory {peak_memory_gib():.1f} GiB; the encoder is {self.output_dir}: "
                 f'AutoModel.from_pretrained("{self.output_dir}"); pictures in {self.output_dir / "figures"}'
             )
+        self.end()
+
+    def end(self) -> None:
+        """Close what the run holds."""
+        self.monitor.bar.close()
+        if self.run is not None:
             self.run.close()
         self.accelerator.end_training()
 

@@ -27,6 +27,10 @@ class DINOv2Arguments:
     init_from: str | None = option(None, "folder or hub name of a checkpoint: takes its weights only, a new run", "run")
     dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
     mixed_precision: Literal["no", "bf16"] = option("bf16", "no is float32", "run")
+    health_steps: int | None = option(
+        None, "steps between two looks at the run's health (docs/health.md); default: a twenty-fifth of max_steps", "run"
+    )
+    stop_when_sick: bool = option(False, "stop with an error at the first alarm of the run's health", "run")
     gradient_checkpointing: bool = option(False, "recompute the student's layers in the backward pass: less memory", "run")
     num_cpu_threads: int | None = option(
         None, "threads per process on a CPU; default: the cores shared among the processes (exact resume needs it fixed)", "run"
@@ -42,6 +46,7 @@ class DINOv2Arguments:
         1, "micro-batches per step; KoLeo and Sinkhorn see one micro-batch, centers move once a step", "data"
     )
     dataloader_num_workers: int = option(1, "processes that read and cut images", "data")
+    dataloader_timeout: float = option(600.0, "seconds without a batch after which a data worker counts as hung; 0: for ever", "data")
     max_bad_fraction: float = option(0.01, "stop when more than this share of the drawn images is unreadable", "data")
 
     # --- backbone
@@ -166,17 +171,17 @@ def check_arguments(args: DINOv2Arguments) -> None:
         if len(low_high) != 2 or not 0 <= low_high[0] <= low_high[1] <= 1:
             raise UserError(f"{key}={low_high}: give two numbers, 0 <= low <= high <= 1")
     for key in (
-        "max_steps", "logging_steps", "save_steps", "save_total_limit", "eval_steps", "per_device_train_batch_size",
+        "max_steps", "logging_steps", "health_steps", "save_steps", "save_total_limit", "eval_steps", "per_device_train_batch_size",
         "gradient_accumulation_steps", "patch_size", "num_channels", "num_prototypes", "head_hidden_dim", "head_bottleneck_dim",
         "knn_k", "knn_bank_size", "knn_num_queries", "initializer_range", "register_init_std", "student_temp", "teacher_temp",
         "warmup_teacher_temp", "learning_rate",
     ):  # fmt: skip
-        if getattr(args, key) <= 0:
+        if getattr(args, key) is not None and getattr(args, key) <= 0:
             raise UserError(f"{key}={getattr(args, key)}: it must be above 0")
     for key in (
         "num_local_crops", "num_register_tokens", "dataloader_num_workers", "warmup_steps", "freeze_last_layer_steps",
         "warmup_teacher_temp_steps", "koleo_loss_weight", "ibot_loss_weight", "dino_loss_weight", "max_grad_norm", "layerscale_value",
-        "weight_decay", "weight_decay_end",
+        "weight_decay", "weight_decay_end", "dataloader_timeout",
     ):  # fmt: skip
         if getattr(args, key) < 0:
             raise UserError(f"{key}={getattr(args, key)}: it must not be below 0")

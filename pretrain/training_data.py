@@ -1,6 +1,9 @@
 """The images of every step: stateless draws, exact order and resume, unreadable images skipped and named."""
 
+import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -9,13 +12,16 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from pretrain.ibot_loss import masked_token_weights
 from pretrain.masking import block_mask, mask_targets
+from vision_core.distributed import gather_objects
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, UnreadableSample
 from vision_core.randomness import numpy_generator, seed_of
 from vision_core.run_folder import RunFolder
+from vision_core.stopping import leave_signals_to_parent
 
 MAX_REDRAWS = 20
+NAMED_IN_FLIGHT = 8
 
 Crops = tuple[list[torch.Tensor], list[torch.Tensor]]
 
@@ -210,9 +216,10 @@ def collate(samples: list[dict]) -> dict:
 
 
 class BadImageWatch:
-    """Names unreadable images in the run's bad_samples.jsonl and stops the run above a share of the draws.
+    """Names the unreadable images of all processes in the run's bad_samples.jsonl and stops the run above a share of the draws.
 
-    The share counts once at least `MIN_DRAWS` images were drawn, or as many bad ones as the share allows of them.
+    The share counts once at least `MIN_DRAWS` images were drawn, or as many bad ones as the share allows of them. Batches are
+    remembered by `look_at` and counted by `report`, which every process calls at the same step.
     """
 
     MIN_DRAWS = 1000
@@ -220,28 +227,64 @@ class BadImageWatch:
     def __init__(self, max_fraction: float, run: RunFolder | None) -> None:
         self.max_fraction, self.run = max_fraction, run
         self.drawn, self.bad = 0, 0
+        self._drawn_here, self._bad_here = 0, []
 
     def look_at(self, batch: dict) -> None:
-        """Count a batch of `collate`; raises `UserError` above the share."""
-        self.drawn += len(batch["ids"]) + len(batch["bad"])
-        self.bad += len(batch["bad"])
-        for name, reason in batch["bad"]:
+        """Remember what a batch of `collate` says of its draws."""
+        self._drawn_here += len(batch["ids"]) + len(batch["bad"])
+        self._bad_here += batch["bad"]
+
+    def report(self) -> None:
+        """Name and count what was remembered; raises `UserError` above the share."""
+        shares = gather_objects((self._drawn_here, self._bad_here))
+        self._drawn_here, self._bad_here = 0, []
+        bad = [sample for _, samples in shares for sample in samples]
+        self.drawn += sum(drawn for drawn, _ in shares)
+        self.bad += len(bad)
+        for name, reason in bad:
             if self.run is not None:
                 self.run.append_bad_sample(name, reason)
-        if self.bad > self.max_fraction * max(self.drawn, self.MIN_DRAWS):
-            name, reason = batch["bad"][-1] if batch["bad"] else ("", "")
+        if bad and self.bad > self.max_fraction * max(self.drawn, self.MIN_DRAWS):
+            name, reason = bad[-1]
             raise UserError(
                 f"{self.bad} of {self.drawn} images drawn are unreadable, more than max_bad_fraction={self.max_fraction}; the last is "
                 f"{name} ({reason}), bad_samples.jsonl names them all; mend or remove them, or raise max_bad_fraction"
             )
 
     def state_dict(self) -> dict:
-        """The counts, for a checkpoint."""
+        """The counts, for a checkpoint; after `report`."""
         return {"drawn": self.drawn, "bad": self.bad}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on counting from `state_dict`."""
         self.drawn, self.bad = state["drawn"], state["bad"]
+
+
+@contextmanager
+def explained_worker_errors(source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: Callable[[], int]) -> Iterator[None]:
+    """Turn torch's error of a data worker that died or hangs into one line that names the images on which it may have.
+
+    `step()` is the step in progress. torch may raise it anywhere, from its handler of SIGCHLD.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader"):
+            raise
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for worker in multiprocessing.active_children():  # one that hangs would hold up the end of this process
+            worker.kill()
+            worker.join()
+        signal.signal(signal.SIGCHLD, handler)
+        images = ""
+        if isinstance(source, ImageSource):
+            draws = next(iter(StepSampler(len(source), layout, seed, step(), step() + 1)))
+            images = ", ".join(source.id_of(draw.index) for draw in draws[:NAMED_IN_FLIGHT])
+        raise UserError(
+            f"step {step() + 1}: {str(error).splitlines()[0].rstrip('. ')}; the images in flight began with {images or 'unknown ones'}. "
+            "Killed: usually out of memory, lower dataloader_num_workers; timed out: look at the storage, or raise dataloader_timeout. "
+            "--resume_from_checkpoint true goes on"
+        ) from None
 
 
 def make_loader(
@@ -253,14 +296,19 @@ def make_loader(
     first_step: int,
     last_step: int,
     num_workers: int,
+    timeout: float = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of this process for steps `first_step .. last_step - 1`, `layout.micro_batches` per step."""
+    """Batches of this process for steps `first_step .. last_step - 1`, `layout.micro_batches` per step.
+
+    `timeout`: seconds after which a worker that gives no batch counts as hung; 0 waits for ever.
+    """
     settings = {
         "collate_fn": collate,
         "num_workers": num_workers,
+        "timeout": timeout if num_workers else 0,
         "pin_memory": pin_memory,
-        "worker_init_fn": _one_thread,
+        "worker_init_fn": _start_worker,
         "prefetch_factor": 4 if num_workers else None,
     }
     if isinstance(source, ImageStream):
@@ -270,5 +318,6 @@ def make_loader(
     return DataLoader(IndexedCrops(source, multicrop, masks, seed), batch_sampler=sampler, **settings)
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    leave_signals_to_parent()

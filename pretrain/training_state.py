@@ -46,6 +46,20 @@ def load_training_state(folder: Path, method: SelfDistillation, optimizer: torch
     return json.loads((folder / "training_state.json").read_text())
 
 
+def changed_course(state: dict, seed: int, global_batch: int) -> list[str]:
+    """What makes a run that resumes from `state` differ from an uninterrupted one, a line each."""
+    lines = []
+    for name, value in (("seed", seed), ("global_batch", global_batch)):
+        if state[name] != value:
+            lines.append(
+                f"note            {name} was {state[name]} and is {value}: other images and crops from here on than without the stop"
+            )
+    for name, value in (("cpu_threads", torch.get_num_threads()), ("torch", torch.__version__)):
+        if state[name] != value:
+            lines.append(f"note            {name} was {state[name]} and is {value}: the same course, but not to the last bit")
+    return lines
+
+
 def heads_and_centers(method: SelfDistillation) -> dict[str, Tensor]:
     """The teacher's heads as `dino_head.*`, `ibot_head.*`, and the centers as `dino_centering.*`, `ibot_centering.*`."""
     heads = {name: value for name, value in method.teacher.state_dict().items() if not name.startswith("backbone.")}

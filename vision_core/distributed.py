@@ -1,5 +1,7 @@
 """What a training method needs of torch.distributed; every function is a no-op without an initialised process group."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -40,6 +42,17 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
     return greatest
 
 
+def mean_over_processes(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of every number over all processes, in one reduction, without gradient; one that is not finite anywhere is not finite.
+
+    All processes must give the same names in the same order.
+    """
+    if world_size() == 1:
+        return {name: value.detach() for name, value in values.items()}
+    packed = all_reduce_sum(torch.stack([value.float() for value in values.values()])) / world_size()
+    return dict(zip(values, packed, strict=True))
+
+
 def gather_rows(tensor: Tensor) -> Tensor:
     """The rows of all processes in rank order, [B, ...] -> [W * B, ...], with gradient; B is the same on every process.
 
@@ -68,6 +81,15 @@ def broadcast_text(text: str) -> str:
     messages = [text]
     dist.broadcast_object_list(messages, src=0)
     return messages[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What every process gave, in rank order, on every process: small things, now and then."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 class _GatherRows(torch.autograd.Function):

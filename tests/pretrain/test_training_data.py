@@ -86,8 +86,11 @@ def test_bad_images_are_named_and_replaced_the_same_way_each_time(tmp_path):
 def test_too_many_bad_images_stop_the_run():
     watch = BadImageWatch(0.01, None)
     watch.look_at({"ids": ["a"] * 100, "bad": [("x.png", "truncated")] * 10})
+    watch.report()
+    assert watch.state_dict() == {"drawn": 110, "bad": 10}
+    watch.look_at({"ids": [], "bad": [("x.png", "truncated")] * 2})
     with pytest.raises(UserError, match=r"12 of 112 images drawn are unreadable.*x.png \(truncated\)"):
-        watch.look_at({"ids": [], "bad": [("x.png", "truncated")] * 2})
+        watch.report()
 
 
 def test_fewer_images_than_a_batch_are_refused():

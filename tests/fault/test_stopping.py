@@ -1,0 +1,110 @@
+"""A run that is told to stop saves and leaves nobody behind, whichever launcher was told; what dies, takes everything with it."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+LAUNCHERS = {
+    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"],
+    "torchrun": [*TORCHRUN, "1"],
+    "deepspeed": ["deepspeed", "--num_gpus", "1", "--no_local_rank"],
+}
+TWO_RANKS = ("--per_device_train_batch_size", 4)
+
+
+def gone(run) -> bool:
+    """Whether nothing of the run is left within 10 seconds."""
+    deadline = time.monotonic() + 10
+    while run.processes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not run.processes()
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_sigterm_to_the_launcher_saves_and_leaves_nobody(launch, start, whole, same, last_step, tmp_path, name):
+    if name == "deepspeed" and shutil.which("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    folder = tmp_path / "run"
+    run = launch(LAUNCHERS[name], folder)
+    run.wait_for_step(7)
+    os.kill(run.pid, signal.SIGTERM)
+    told = time.monotonic()
+    while run.processes() and time.monotonic() < told + 20:
+        time.sleep(0.05)
+        run.poll()
+    assert not run.processes(), "alive 20 s after SIGTERM"
+    assert 7 <= last_step(folder) < 60, "it must have been stopped in the middle"
+    assert f"step {last_step(folder)} of 60 is saved" in run.printed
+    assert (folder / f"checkpoint-{last_step(folder)}").is_dir()
+    assert start(folder, "--resume_from_checkpoint", "true").wait() == 0
+    same(folder, whole)
+
+
+def test_a_signal_to_the_whole_session_finds_the_data_workers_alive(start, whole, same, last_step, tmp_path):
+    """A scheduler, or Ctrl-C, signals the workers too; the step in progress still gets its batch. The shell's status is told."""
+    folder = tmp_path / "run"
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        run = start(folder, "--resume_from_checkpoint", "true" if folder.exists() else "none")
+        run.wait_for_step(last_step(folder) + 3)
+        os.killpg(run.pid, number)
+        assert run.wait(20) == status, run.printed
+        assert (folder / f"checkpoint-{last_step(folder)}").is_dir() and gone(run)
+    assert start(folder, "--resume_from_checkpoint", "true").wait() == 0
+    same(folder, whole)
+
+
+def test_a_second_sigterm_does_not_cut_the_save(start, last_step, tmp_path):
+    run = start(tmp_path / "run")
+    run.wait_for_step(4)
+    for _ in range(40):
+        if run.poll() is None:
+            os.kill(run.pid, signal.SIGTERM)
+        time.sleep(0.005)
+    assert run.wait(20) == 143
+    assert (tmp_path / "run" / f"checkpoint-{last_step(tmp_path / 'run')}").is_dir()
+
+
+def test_kill_9_takes_the_data_workers_along(start, tmp_path):
+    run = start(tmp_path / "run")
+    run.wait_for_step(3)
+    workers = run.children()
+    assert len(workers) == 2
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait(5)
+    assert gone(run) and time.monotonic() - run.started < 60
+
+
+def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(launch, same, last_step, tmp_path):
+    """SIGTERM to torchrun, to one rank alone, and kill -9 of a rank; against a run of two ranks that nothing happened to."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert launch([*TORCHRUN, "2"], whole, *TWO_RANKS).wait() == 0
+    resume = (*TWO_RANKS, "--resume_from_checkpoint", "true")
+
+    run = launch([*TORCHRUN, "2"], folder, *TWO_RANKS)
+    run.wait_for_step(8)
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait(20) != 0 and gone(run)
+    assert (folder / f"checkpoint-{last_step(folder)}").is_dir()
+
+    run = launch([*TORCHRUN, "2"], folder, *resume)
+    run.wait_for_step(20)
+    ranks = [pid for pid in run.processes() if pid in run.children()]
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    killed = time.monotonic()
+    assert run.wait(15) != 0 and gone(run) and time.monotonic() - killed < 15
+
+    run = launch([*TORCHRUN, "2"], folder, *resume)
+    run.wait_for_step(30)
+    os.kill(run.children()[1], signal.SIGTERM)
+    assert run.wait(20) != 0 and gone(run)
+    stopped = last_step(folder)
+    assert stopped < 60 and (folder / f"checkpoint-{stopped}").is_dir()
+
+    assert launch([*TORCHRUN, "2"], folder, *resume).wait() == 0
+    same(folder, whole)
