@@ -89,7 +89,7 @@ def main() -> None:
     with StopRequest() as stop:
         trainer = Trainer(args, accelerator, source, layout, run, output_dir)
         trainer.start(checkpoint)
-        with explained_worker_errors(source, layout, args.seed, lambda: trainer.step):
+        with trainer.monitor.bar, explained_worker_errors(source, layout, args.seed, lambda: trainer.step):
             trainer.train(stop)
         if trainer.step < args.max_steps:
             trainer.leave()
@@ -317,7 +317,6 @@ class Trainer:
 
     def end(self) -> None:
         """Close what the run holds."""
-        self.monitor.bar.close()
         if self.run is not None:
             self.run.close()
         self.accelerator.end_training()

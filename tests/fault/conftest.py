@@ -140,6 +140,7 @@ def start(config, tmp_path, _runs):
 
     def start(folder: Path, *options) -> Run:
         log = tmp_path / f"{len(_runs)}.log"
+        log.touch()
         sys.stdout.flush(), sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
