@@ -42,7 +42,7 @@ from pretrain.dry_run import describe_run
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
 from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
 from pretrain.param_groups import apply_schedules, clip_per_module
-from pretrain.training_data import BadImageWatch, BatchLayout, explained_worker_errors
+from pretrain.training_data import BadImageWatch, BatchLayout, explained_worker_errors, time_limit
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
@@ -192,7 +192,8 @@ class Trainer:
     def next_batch(self, batches) -> dict:
         """The next micro-batch; unreadable images among its draws are named and counted."""
         before = time.perf_counter()
-        batch = next(batches)
+        with time_limit(self.args.dataloader_timeout):
+            batch = next(batches)
         self.monitor.waited_for_data(time.perf_counter() - before)
         self.bad_images.look_at(batch)
         return batch

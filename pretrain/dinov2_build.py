@@ -116,7 +116,7 @@ def build_loader(args: DINOv2Arguments, source: ImageSource | ImageStream, layou
     masks = StepMasks(grid, layout.global_batch, args.seed, args.mask_probability, tuple(args.mask_ratio), exact)
     return make_loader(
         source, build_multicrop(args), masks, layout, args.seed, first_step, args.max_steps, args.dataloader_num_workers,
-        timeout=args.dataloader_timeout, pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
 
 

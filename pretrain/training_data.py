@@ -2,8 +2,10 @@
 
 import multiprocessing
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -261,6 +263,23 @@ class BadImageWatch:
 
 
 @contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise in the main thread when waiting for data takes longer. Unlike DataLoader's own timeout it also ends a wait for a worker
+    that hangs while a tensor is fetched from it, and a hang in this process."""
+
+    def give_up(number, frame):
+        raise RuntimeError(f"DataLoader timed out after {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
 def explained_worker_errors(source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: Callable[[], int]) -> Iterator[None]:
     """Turn torch's error of a data worker that died or hangs into one line that names the images on which it may have.
 
@@ -268,10 +287,12 @@ def explained_worker_errors(source: ImageSource | ImageStream, layout: BatchLayo
     """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader"):
+    except (RuntimeError, OSError, EOFError) as error:
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch's handler would raise in the middle of what follows
+        cause = _worker_death(error)
+        if cause is None:
+            signal.signal(signal.SIGCHLD, handler)
             raise
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for worker in multiprocessing.active_children():  # one that hangs would hold up the end of this process
             worker.kill()
             worker.join()
@@ -281,7 +302,7 @@ def explained_worker_errors(source: ImageSource | ImageStream, layout: BatchLayo
             draws = next(iter(StepSampler(len(source), layout, seed, step(), step() + 1)))
             images = ", ".join(source.id_of(draw.index) for draw in draws[:NAMED_IN_FLIGHT])
         raise UserError(
-            f"step {step() + 1}: {str(error).splitlines()[0].rstrip('. ')}; the images in flight began with {images or 'unknown ones'}. "
+            f"step {step() + 1}: {cause}; the images in flight began with {images or 'unknown ones'}. "
             "Killed: usually out of memory, lower dataloader_num_workers; timed out: look at the storage, or raise dataloader_timeout. "
             "--resume_from_checkpoint true goes on"
         ) from None
@@ -296,17 +317,12 @@ def make_loader(
     first_step: int,
     last_step: int,
     num_workers: int,
-    timeout: float = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Batches of this process for steps `first_step .. last_step - 1`, `layout.micro_batches` per step.
-
-    `timeout`: seconds after which a worker that gives no batch counts as hung; 0 waits for ever.
-    """
+    """Batches of this process for steps `first_step .. last_step - 1`, `layout.micro_batches` per step."""
     settings = {
         "collate_fn": collate,
         "num_workers": num_workers,
-        "timeout": timeout if num_workers else 0,
         "pin_memory": pin_memory,
         "worker_init_fn": _start_worker,
         "prefetch_factor": 4 if num_workers else None,
@@ -316,6 +332,16 @@ def make_loader(
         return DataLoader(crops, batch_size=layout.per_device, drop_last=True, **settings)
     sampler = StepSampler(len(source), layout, seed, first_step, last_step)
     return DataLoader(IndexedCrops(source, multicrop, masks, seed), batch_sampler=sampler, **settings)
+
+
+def _worker_death(error: Exception) -> str | None:
+    """What `error` says of a data worker's death, None where it is about something else."""
+    if str(error).startswith("DataLoader"):
+        return str(error).splitlines()[0].rstrip(". ")
+    # a worker that dies while the parent fetches a tensor from it is noticed as a broken connection
+    if any(Path(frame.filename).name == "resource_sharer.py" for frame in traceback.extract_tb(error.__traceback__)):
+        return f"a DataLoader worker died while it handed over a batch ({type(error).__name__})"
+    return None
 
 
 def _start_worker(worker: int) -> None:

@@ -21,6 +21,7 @@ from pretrain import dinov2
 from vision_core.errors import run_script
 
 SCRIPT = Path(dinov2.__file__)
+MARK = "FAULT_TEST_LOG"
 SPEEDS = ("images_per_second", "data_wait")
 CONFIG = """
 dataset: scenes?size=32&count=200
@@ -89,13 +90,20 @@ class Run:
         self.wait_until(lambda: last_step(self.folder) >= step)
 
     def kill(self) -> None:
-        """kill -9 of the whole session."""
-        os.killpg(self.pid, signal.SIGKILL)
+        """kill -9 of everything at once, like a machine that stops."""
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
         self.wait(10)
 
     def processes(self) -> list[int]:
-        """Everything that lives in the session."""
-        return [pid for pid, fields in _processes() if int(fields[3]) == self.pid and fields[0] != "Z"]
+        """Everything that lives of the run: in its session, or, as torchrun puts its ranks into others, with its mark."""
+        return [pid for pid, fields in _processes() if fields[0] != "Z" and (int(fields[3]) == self.pid or self._has_mark(pid))]
+
+    def _has_mark(self, pid: int) -> bool:
+        try:
+            return f"{MARK}={self.log}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
 
     def children(self) -> list[int]:
         """The living children of the run's first process."""
@@ -127,10 +135,7 @@ def _runs():
     runs: list[Run] = []
     yield runs
     for run in runs:
-        for pid in run.processes():
-            os.kill(pid, signal.SIGKILL)
-        if run.poll() is None:
-            run.wait(10)
+        run.kill()
 
 
 @pytest.fixture
@@ -177,7 +182,7 @@ def launch(config, tmp_path, _runs):
     def launch(launcher: list[str], folder: Path, *options) -> Run:
         log = tmp_path / f"{len(_runs)}.log"
         command = [*launcher, str(SCRIPT), "--config", str(config), "--output_dir", str(folder), *map(str, options)]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, MARK: str(log), "ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         with open(log, "wb") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
         _runs.append(Run(process.pid, folder, log))

@@ -64,19 +64,20 @@ def test_two_ranks_name_the_bad_images_of_both_and_stop_together_above_the_share
 
 def test_a_number_that_overflows_on_one_rank_reaches_no_weight(launch, metrics, tmp_path):
     """One of 40 arrays holds 1e38: its steps are left out on both ranks, its loss is logged as it was, its name is told."""
-    order = [draw.index for draws in StepSampler(40, BatchLayout(4, 1, 2, 1), 0, 0, 5) for draw in draws]  # rank 1, first epoch
+    orders = [[[draw.index for draw in draws] for draws in StepSampler(40, BatchLayout(4, 1, 2, rank), 0, 0, 12)] for rank in (0, 1)]
+    sick = orders[1][2][1]  # drawn by rank 1 in step 3
     images = tmp_path / "images"
     images.mkdir()
     for index in range(40):
         values = np.random.default_rng(index).normal(size=(4, 40, 40)).astype(np.float32)
-        np.save(images / f"{index:03d}.npy", values * np.float32(1e38) if index == order[9] else values)
+        np.save(images / f"{index:03d}.npy", np.full_like(values, 1e38) if index == sick else values)
     bands = ("--num_channels", 4, "--image_mean", *[0] * 4, "--image_std", *[1] * 4, "--dataset", images)
     run = launch([*TORCHRUN, "2"], tmp_path / "run", *bands, "--per_device_train_batch_size", 4, "--max_steps", 12, "--save_steps", 1)
     assert run.wait() == 0, run.printed
     skipped = [line for line in metrics(tmp_path / "run") if line.get("skipped")]
-    assert [line["step"] for line in skipped[:1]] == [3] and len(skipped) == 2, skipped
-    assert all(line["loss"] in ("nan", "inf") and f"{order[9]:03d}.npy" in line["ids"] for line in skipped)
-    assert skipped[0]["ranks"] == [1] and len(skipped[0]["ids"]) == 4
+    expected = [(step + 1, [rank]) for step in range(12) for rank in (0, 1) if sick in orders[rank][step]]
+    assert [(line["step"], line["ranks"]) for line in skipped] == expected and expected[0] == (3, [1]), skipped
+    assert all(line["loss"] in ("nan", "inf") and f"{sick:03d}.npy" in line["ids"] and len(line["ids"]) == 4 for line in skipped)
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         for name in ("model", "heads", "student", "optimizer"):
             assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / f"{name}.safetensors").values())
@@ -95,8 +96,8 @@ def test_a_run_whose_every_number_overflows_stops_at_the_third_step(start, metri
 
 
 def test_one_two_and_one_processes_are_one_course(launch, start, metrics, tmp_path):
-    """20 steps each; drop path 0, gathered KoLeo: every loss within a relative 1e-5 of a run of one process."""
-    options = ("--drop_path_rate", 0, "--koleo_gather")
+    """20 steps each; drop path 0, gathered KoLeo, centers over all tokens: every loss within a relative 1e-5 of one process's."""
+    options = ("--drop_path_rate", 0, "--koleo_gather", "--center_reduction", "tokens")
     one, mixed = tmp_path / "one", tmp_path / "mixed"
     assert start(one, *options).wait() == 0
     # a run of max_steps 60 is stopped after its saves at 20 and 40
@@ -107,7 +108,8 @@ def test_one_two_and_one_processes_are_one_course(launch, start, metrics, tmp_pa
     run = launch([*TORCHRUN, "2"], mixed, *resume)
     run.wait_until(lambda: (mixed / "checkpoint-40").is_dir())
     run.kill()
-    assert start(mixed, *options, "--resume_from_checkpoint", mixed / "checkpoint-40").wait() == 0
+    run = start(mixed, *options, "--resume_from_checkpoint", mixed / "checkpoint-40")
+    assert run.wait() == 0, run.printed
     ours, theirs = metrics(mixed), metrics(one)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     worst = 0.0
@@ -124,7 +126,7 @@ def test_uneven_shards_do_not_hang(launch, metrics, tmp_path, shards):
     import datasets
 
     images = write_images(tmp_path / "images", 101)
-    rows = {"image": [str(path) for path in sorted(images.glob("*.png"))]}
+    rows = {"image": [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(images.glob("*.png"))]}
     dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     (tmp_path / "data").mkdir()
     for shard in range(shards):
@@ -141,7 +143,9 @@ def test_a_killed_data_worker_is_one_line_and_the_run_resumes(start, whole, same
     os.kill(run.children()[0], signal.SIGKILL)
     assert run.wait(10) == 2, run.printed
     line = run.printed.splitlines()[-1]
-    assert line.startswith("error: step ") and "killed by signal" in line and "scene" in line and "--resume_from_checkpoint" in line
+    # torch has three ways to notice it
+    assert any(words in line for words in ("is killed by signal", "exited unexpectedly", "died while it handed over")), line
+    assert line.startswith("error: step ") and "scene" in line and "--resume_from_checkpoint" in line
     assert not run.processes()
     assert start(tmp_path / "run", "--resume_from_checkpoint", "true").wait() == 0
     same(tmp_path / "run", whole)
