@@ -109,7 +109,11 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
 
     The position grid is resized (bicubic) where the two differ; any other difference of names or shapes raises `UserError`.
     """
-    loaded = type(backbone).from_pretrained(source, attn_implementation="sdpa")
+    try:
+        loaded = type(backbone).from_pretrained(source, attn_implementation="sdpa")
+    except Exception as error:  # a broken checkpoint raises whatever its reader does
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"init_from={source} cannot be loaded ({reason}); give a folder or hub name with config and safetensors") from None
     if loaded.config.model_type != backbone.config.model_type:
         raise UserError(
             f"init_from={source}: it is a {loaded.config.model_type}, the run builds a {backbone.config.model_type}; "

@@ -42,7 +42,7 @@ from pretrain.dry_run import describe_run
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
 from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
 from pretrain.param_groups import apply_schedules, clip_per_module
-from pretrain.training_data import BadImageWatch, BatchLayout, explained_worker_errors, time_limit
+from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
@@ -89,7 +89,7 @@ def main() -> None:
     with StopRequest() as stop:
         trainer = Trainer(args, accelerator, source, layout, run, output_dir)
         trainer.start(checkpoint)
-        with trainer.monitor.bar, explained_worker_errors(source, layout, args.seed, lambda: trainer.step):
+        with trainer.monitor.progress(), data_workers_watched(source, layout, args.seed, lambda: trainer.step):
             trainer.train(stop)
         if trainer.step < args.max_steps:
             trainer.leave()

@@ -28,11 +28,18 @@ class Monitor:
         self, accelerator: Accelerator, run: RunFolder | None, max_steps: int, first_step: int, logging_steps: int, global_batch: int
     ) -> None:
         self.accelerator, self.run = accelerator, run
+        self.max_steps, self.first_step = max_steps, first_step
         self.logging_steps, self.global_batch = logging_steps, global_batch
         self.sums: dict[str, Tensor | float] = {}
         self.count = 0
         self.window_start, self.waited, self.images = time.perf_counter(), 0.0, 0
-        self.bar = tqdm(total=max_steps, initial=first_step, desc="pretraining", unit="step", disable=run is None, dynamic_ncols=True)
+
+    def progress(self) -> tqdm:
+        """The bar of the loop, for a `with`: closed at its end, so that the line of an error is the last one."""
+        self.bar = tqdm(
+            total=self.max_steps, initial=self.first_step, desc="pretraining", unit="step", disable=self.run is None, dynamic_ncols=True
+        )
+        return self.bar
 
     def waited_for_data(self, seconds: float) -> None:
         """Add time that the loop spent waiting for a batch."""
@@ -57,7 +64,7 @@ class Monitor:
     def say(self, text: str) -> None:
         """Print a line above the progress bar, on the main process."""
         if self.run is not None:
-            self.bar.write(text)
+            tqdm.write(text)
 
     def state_dict(self) -> dict:
         """The unfinished averages, exact in JSON."""
@@ -94,7 +101,8 @@ def peak_memory_gib() -> float:
 def write_figures(folder: Path, metrics: Path, model: nn.Module, benchmark: KnnBenchmark | None, references: dict[str, float]) -> None:
     """loss.png from metrics.jsonl; with a benchmark also knn.png, attention.png and pca.png on its first queries."""
     folder.mkdir(exist_ok=True)
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    # a checkpoint that was carried to another folder may have come without its history
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     curve_picture(_curves(lines, "loss"), "Losses", "loss").save(folder / "loss.png")
     if benchmark is None:
         return

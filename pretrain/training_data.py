@@ -280,23 +280,23 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def explained_worker_errors(source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: Callable[[], int]) -> Iterator[None]:
-    """Turn torch's error of a data worker that died or hangs into one line that names the images on which it may have.
+def data_workers_watched(source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: Callable[[], int]) -> Iterator[None]:
+    """End the data workers with whatever error ends the block, and turn torch's error of a worker that died or hangs into one line
+    that names the images on which it may have.
 
-    `step()` is the step in progress. torch may raise it anywhere, from its handler of SIGCHLD.
+    `step()` is the step in progress. torch may raise its error anywhere, from its handler of SIGCHLD.
     """
     try:
         yield
-    except (RuntimeError, OSError, EOFError) as error:
+    except BaseException as error:
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch's handler would raise in the middle of what follows
-        cause = _worker_death(error)
-        if cause is None:
-            signal.signal(signal.SIGCHLD, handler)
-            raise
-        for worker in multiprocessing.active_children():  # one that hangs would hold up the end of this process
+        for worker in multiprocessing.active_children():  # Python would send SIGTERM, which they leave to us, and wait for ever
             worker.kill()
             worker.join()
         signal.signal(signal.SIGCHLD, handler)
+        cause = _worker_death(error)
+        if cause is None:
+            raise
         images = ""
         if isinstance(source, ImageSource):
             draws = next(iter(StepSampler(len(source), layout, seed, step(), step() + 1)))
@@ -334,7 +334,7 @@ def make_loader(
     return DataLoader(IndexedCrops(source, multicrop, masks, seed), batch_sampler=sampler, **settings)
 
 
-def _worker_death(error: Exception) -> str | None:
+def _worker_death(error: BaseException) -> str | None:
     """What `error` says of a data worker's death, None where it is about something else."""
     if str(error).startswith("DataLoader"):
         return str(error).splitlines()[0].rstrip(". ")

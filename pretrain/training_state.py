@@ -32,18 +32,17 @@ def save_training_state(folder: Path, method: SelfDistillation, optimizer: torch
 
 
 def load_training_state(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict:
-    """Bring `method` and `optimizer` to the state in `folder`; returns the JSON part. Raises `UserError` where shapes differ."""
+    """Bring `method` and `optimizer` to the state in `folder`; returns the JSON part. Raises `UserError` where it is another model's."""
     try:
         teacher = type(method.teacher["backbone"]).from_pretrained(folder)
         method.teacher["backbone"].load_state_dict(teacher.state_dict())
         load_heads_and_centers(method, load_file(folder / "heads.safetensors"))
         method.student.load_state_dict(load_file(folder / "student.safetensors"))
-    except RuntimeError as error:
-        raise UserError(
-            f"{folder} does not fit this run's model ({str(error).splitlines()[-1].strip()}); resume with the run's own config.yaml"
-        ) from None
-    load_optimizer_tensors(method, optimizer, load_file(folder / "optimizer.safetensors"))
-    return json.loads((folder / "training_state.json").read_text())
+        load_optimizer_tensors(method, optimizer, load_file(folder / "optimizer.safetensors"))
+        return json.loads((folder / "training_state.json").read_text())
+    except Exception as error:  # a file that is something else raises whatever its reader does
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise UserError(f"{folder} does not fit this run's model ({reason}); resume with the run's own config.yaml") from None
 
 
 def changed_course(state: dict, seed: int, global_batch: int) -> list[str]:

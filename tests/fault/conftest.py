@@ -138,19 +138,28 @@ def _runs():
         run.kill()
 
 
-@pytest.fixture
-def start(config, tmp_path, _runs):
-    """start(folder, *options) -> Run, forked."""
+@pytest.fixture(scope="session")
+def fork(config):
+    """fork(log, folder, *options) -> Run, of which the caller takes care."""
     torch.set_num_threads(1)  # a process that has run OpenMP threads cannot be forked and run them again
 
-    def start(folder: Path, *options) -> Run:
-        log = tmp_path / f"{len(_runs)}.log"
+    def fork(log: Path, folder: Path, *options) -> Run:
         log.touch()
         sys.stdout.flush(), sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
             _be_the_script(log, config, folder, options)
-        _runs.append(Run(pid, folder, log))
+        return Run(pid, folder, log)
+
+    return fork
+
+
+@pytest.fixture
+def start(fork, tmp_path, _runs):
+    """start(folder, *options) -> Run, forked."""
+
+    def start(folder: Path, *options) -> Run:
+        _runs.append(fork(tmp_path / f"{len(_runs)}.log", folder, *options))
         return _runs[-1]
 
     return start
@@ -208,15 +217,10 @@ def same():
 
 
 @pytest.fixture(scope="session")
-def whole(config, tmp_path_factory) -> Path:
+def whole(fork, tmp_path_factory) -> Path:
     """The folder of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    log = folder.parent / "log"
-    torch.set_num_threads(1)
-    pid = os.fork()
-    if pid == 0:
-        _be_the_script(log, config, folder, ())
-    run = Run(pid, folder, log)
+    run = fork(folder.parent / "log", folder)
     assert run.wait() == 0, run.printed
     return folder
 
