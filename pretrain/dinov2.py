@@ -309,7 +309,10 @@ class Trainer:
         """Figures, and the last words."""
         if self.run is not None:
             backbone = self.method.teacher["backbone"]
-            write_figures(self.output_dir / "figures", self.output_dir / "metrics.jsonl", backbone, self.benchmark, self.references)
+            write_figures(
+                self.output_dir / "figures", self.output_dir / "metrics.jsonl", backbone, self.args.num_prototypes, self.benchmark,
+                self.references,
+            )  # fmt: skip
             self.monitor.say(
                 f"done in {seconds / 60:.1f} min, peak memory {peak_memory_gib():.1f} GiB; the encoder is {self.output_dir}: "
                 f'AutoModel.from_pretrained("{self.output_dir}"); pictures in {self.output_dir / "figures"}'

@@ -1,6 +1,7 @@
 """What a person sees of a run: progress bar, metrics.jsonl, trackers, k-NN at intervals, figures at the end."""
 
 import json
+import math
 import resource
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ from encoders.preprocess import normalise
 from vision_core.run_folder import RunFolder
 
 NUM_PICTURED = 6
+
+Curve = tuple[list[float], list[float]]
 
 
 class Monitor:
@@ -98,15 +101,22 @@ def peak_memory_gib() -> float:
     return (own + children) / 2**20
 
 
-def write_figures(folder: Path, metrics: Path, model: nn.Module, benchmark: KnnBenchmark | None, references: dict[str, float]) -> None:
-    """loss.png from metrics.jsonl; with a benchmark also knn.png, attention.png and pca.png on its first queries."""
+def write_figures(
+    folder: Path, metrics: Path, model: nn.Module, num_prototypes: int, benchmark: KnnBenchmark | None, references: dict[str, float]
+) -> None:
+    """loss.png and health.png from metrics.jsonl; with a benchmark also knn.png, attention.png and pca.png on its first queries."""
     folder.mkdir(exist_ok=True)
     # a checkpoint that was carried to another folder may have come without its history
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-    curve_picture(_curves(lines, "loss"), "Losses", "loss").save(folder / "loss.png")
+    losses = {name: curve for name, curve in _curves(lines).items() if name.endswith("loss") and not name.startswith("health_")}
+    curve_picture(losses, "Losses", "loss").save(folder / "loss.png")
+    curve_picture(_health_shares(lines, num_prototypes, model.config.hidden_size), "Health", "share of the greatest value").save(
+        folder / "health.png"
+    )
     if benchmark is None:
         return
-    curve_picture(_curves(lines, "knn_"), "k-NN accuracy", "top-1, %", references).save(folder / "knn.png")
+    accuracies = {name: curve for name, curve in _curves(lines).items() if name.startswith("knn_")}
+    curve_picture(accuracies, "k-NN accuracy", "top-1, %", references).save(folder / "knn.png")
     images = benchmark.queries.images[:NUM_PICTURED]
     device = next(model.parameters()).device
     pixels = normalise(images, benchmark.mean, benchmark.std).to(device)
@@ -115,13 +125,26 @@ def write_figures(folder: Path, metrics: Path, model: nn.Module, benchmark: KnnB
     pca_picture(model, shown, pixels).save(folder / "pca.png")
 
 
-def _curves(lines: list[dict], part: str) -> dict[str, tuple[list[float], list[float]]]:
-    """Numbers of metrics.jsonl whose name contains `part`, as name -> (steps, values)."""
-    curves: dict[str, tuple[list[float], list[float]]] = {}
+def _curves(lines: list[dict]) -> dict[str, Curve]:
+    """The numbers of metrics.jsonl as name -> (steps, values)."""
+    curves: dict[str, Curve] = {}
     for line in lines:
         for name, value in line.items():
-            if part in name and isinstance(value, int | float):
+            if isinstance(value, int | float):
                 steps, values = curves.setdefault(name, ([], []))
                 steps.append(line["step"])
                 values.append(value)
     return curves
+
+
+def _health_shares(lines: list[dict], num_prototypes: int, width: int) -> dict[str, Curve]:
+    """The health figures that have a greatest value, divided by it."""
+    greatest = {
+        "information": math.log(num_prototypes), "prototypes_in_use": 1, "feature_spread": 1, "feature_cosine": 1, "rankme": width,
+    }  # fmt: skip
+    curves = _curves([line for line in lines if "health_rankme" in line])
+    return {
+        name: (curves[f"health_{name}"][0], [value / most for value in curves[f"health_{name}"][1]])
+        for name, most in greatest.items()
+        if f"health_{name}" in curves
+    }

@@ -77,7 +77,7 @@ def whole(tmp_path_factory, run):
 def test_the_folder_is_what_was_promised(whole):
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "heads.safetensors", "README.md", "config.yaml"):
         assert (whole / name).is_file(), name
-    for name in ("loss", "knn", "attention", "pca"):
+    for name in ("loss", "health", "knn", "attention", "pca"):
         with Image.open(whole / "figures" / f"{name}.png") as picture:
             assert min(picture.size) > 100
     assert sorted(path.name for path in whole.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]

@@ -1,0 +1,90 @@
+"""DINO's two collapses, shown: without centering one prototype takes all images, without sharpening all images get the same targets.
+
+    python benchmarks/collapse.py --output_dir outputs/collapse
+
+trains four short runs on the embedded scenes with the DINO loss alone (no KoLeo, no iBOT): with centering and sharpening, with one of
+them, with none (Caron et al. 2021, sec. 5.3 and figure 7). It prints a table of the last health figures with the step of the first
+alarm, and writes collapse.png: prototypes in use and the loss beside ln K over the steps.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from encoders.pictures import contact_sheet, curve_picture
+
+NUM_PROTOTYPES = 1024
+COMMON = {
+    "eval_dataset": "none", "koleo_loss_weight": 0, "ibot_loss_weight": 0, "centering": "softmax", "num_prototypes": NUM_PROTOTYPES,
+    "per_device_train_batch_size": 32, "warmup_steps": 20, "logging_steps": 10, "health_steps": 10, "save_steps": 1000,
+    "save_total_limit": 1,
+}  # fmt: skip
+NO_CENTERING = {"center_momentum": 1.0}  # the center stays 0
+NO_SHARPENING = {"teacher_temp": 0.1, "warmup_teacher_temp": 0.1}  # the student's own temperature
+RUNS = {
+    "both": {},
+    "sharpening only": NO_CENTERING,
+    "centering only": NO_SHARPENING,
+    "none": NO_CENTERING | NO_SHARPENING,
+}
+COLUMNS = ("dino_loss", "teacher_entropy", "information", "prototypes_in_use", "feature_spread", "feature_cosine", "rankme")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/collapse"))
+    parser.add_argument("--max_steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    checks = {}
+    for name, options in RUNS.items():
+        folder = args.output_dir / name.replace(" ", "_")
+        if not (folder / "model.safetensors").is_file():
+            train(folder, options | {"max_steps": args.max_steps, "seed": args.seed})
+        checks[name] = read_checks(folder)
+    print(table(checks))
+    use = {name: series(lines, "prototypes_in_use") for name, lines in checks.items()}
+    loss = {name: series(lines, "dino_loss") for name, lines in checks.items()}
+    pictures = [
+        curve_picture(use, "Prototypes in use", "exp(H(mean target)) / number of probe images"),
+        curve_picture(loss, "DINO loss", "nats", {"ln K": math.log(NUM_PROTOTYPES)}),
+    ]
+    contact_sheet([[picture] for picture in pictures]).save(args.output_dir / "collapse.png")
+    print(f"picture: {args.output_dir / 'collapse.png'}")
+
+
+def train(folder: Path, options: dict) -> None:
+    """One run of the script, as a user starts it."""
+    words = [word for name, value in (COMMON | options).items() for word in (f"--{name}", str(value))]
+    subprocess.run([sys.executable, str(ROOT / "pretrain" / "dinov2.py"), *words, "--output_dir", str(folder)], check=True)
+
+
+def read_checks(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl that hold health figures."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "health_rankme" in line]
+
+
+def series(checks: list[dict], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one figure."""
+    return [line["step"] for line in checks], [line[f"health_{name}"] for line in checks]
+
+
+def table(checks: dict[str, list[dict]]) -> str:
+    """Markdown: the last figures of every run, and what was flagged when."""
+    rows = ["| run | " + " | ".join(COLUMNS) + " | alarms (step) |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for name, lines in checks.items():
+        values = [f"{lines[-1][f'health_{column}']:.3f}" for column in COLUMNS]
+        alarms = ", ".join(f"{alarm} ({line['step']})" for line in lines for alarm in line.get("alarms", []))
+        rows.append(f"| {name} | " + " | ".join(values) + f" | {alarms or 'none'} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()
