@@ -1,10 +1,10 @@
-"""DINO's two collapses, shown: without centering one prototype takes all images, without sharpening all images get the same targets.
+"""DINO's two collapses, shown: without centering few prototypes take all images, without sharpening all images get the same targets.
 
     python benchmarks/collapse.py --output_dir outputs/collapse
 
-trains four short runs on the embedded scenes with the DINO loss alone (no KoLeo, no iBOT): with centering and sharpening, with one of
-them, with none (Caron et al. 2021, sec. 5.3 and figure 7). It prints a table of the last health figures with the step of the first
-alarm, and writes collapse.png: prototypes in use and the loss beside ln K over the steps.
+trains short runs on the embedded scenes with the DINO loss alone (no KoLeo, no iBOT): with centering and sharpening, with one of them,
+with none (Caron et al. 2021, sec. 5.3 and figure 7), and two with other mistakes. It prints a table of the last health figures with the
+step of each alarm, and writes collapse.png. A run whose folder is there already is not trained again.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from encoders.pictures import contact_sheet, curve_picture
 NUM_PROTOTYPES = 1024
 COMMON = {
     "eval_dataset": "none", "koleo_loss_weight": 0, "ibot_loss_weight": 0, "centering": "softmax", "num_prototypes": NUM_PROTOTYPES,
-    "per_device_train_batch_size": 32, "warmup_steps": 20, "logging_steps": 10, "health_steps": 10, "save_steps": 1000,
-    "save_total_limit": 1,
+    "per_device_train_batch_size": 32, "learning_rate": 4e-4, "ema_momentum": 0.99, "center_momentum": 0.5, "grayscale_probability": 0.2,
+    "warmup_steps": 20, "logging_steps": 10, "health_steps": 10, "save_steps": 1000, "save_total_limit": 1,
 }  # fmt: skip
 NO_CENTERING = {"center_momentum": 1.0}  # the center stays 0
 NO_SHARPENING = {"teacher_temp": 0.1, "warmup_teacher_temp": 0.1}  # the student's own temperature
@@ -32,6 +32,8 @@ RUNS = {
     "sharpening only": NO_CENTERING,
     "centering only": NO_SHARPENING,
     "none": NO_CENTERING | NO_SHARPENING,
+    "learning rate x 40": {"learning_rate": 1.6e-2},
+    "teacher frozen": {"ema_momentum": 1.0},
 }
 COLUMNS = ("dino_loss", "teacher_entropy", "information", "prototypes_in_use", "feature_spread", "feature_cosine", "rankme")
 
@@ -49,13 +51,13 @@ def main() -> None:
             train(folder, options | {"max_steps": args.max_steps, "seed": args.seed})
         checks[name] = read_checks(folder)
     print(table(checks))
-    use = {name: series(lines, "prototypes_in_use") for name, lines in checks.items()}
-    loss = {name: series(lines, "dino_loss") for name, lines in checks.items()}
     pictures = [
-        curve_picture(use, "Prototypes in use", "exp(H(mean target)) / number of probe images"),
-        curve_picture(loss, "DINO loss", "nats", {"ln K": math.log(NUM_PROTOTYPES)}),
+        curve_picture(curves(checks, "dino_loss"), "DINO loss", "nats", {"ln K": math.log(NUM_PROTOTYPES)}),
+        curve_picture(curves(checks, "prototypes_in_use"), "Prototypes in use", "share of the greatest value"),
+        curve_picture(curves(checks, "information"), "Information of the targets about the image", "nats"),
+        curve_picture(curves(checks, "feature_cosine"), "Cosine of two images' features", "mean"),
     ]
-    contact_sheet([[picture] for picture in pictures]).save(args.output_dir / "collapse.png")
+    contact_sheet([pictures[:2], pictures[2:]]).save(args.output_dir / "collapse.png")
     print(f"picture: {args.output_dir / 'collapse.png'}")
 
 
@@ -71,9 +73,9 @@ def read_checks(folder: Path) -> list[dict]:
     return [line for line in lines if "health_rankme" in line]
 
 
-def series(checks: list[dict], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one figure."""
-    return [line["step"] for line in checks], [line[f"health_{name}"] for line in checks]
+def curves(checks: dict[str, list[dict]], name: str) -> dict[str, tuple[list[int], list[float]]]:
+    """One figure of every run, as run -> (steps, values)."""
+    return {run: ([line["step"] for line in lines], [line[f"health_{name}"] for line in lines]) for run, lines in checks.items()}
 
 
 def table(checks: dict[str, list[dict]]) -> str:

@@ -4,7 +4,7 @@ Every figure is measured through the teacher as training uses it. With p the tea
 
     teacher_entropy    mean H(p)                                 0: one prototype an image, ln K: says nothing
     information        H(mean p) - mean H(p), in nats            what a prototype tells of the image; 0 in every collapse (DINO, sec. 5.3)
-    prototypes_in_use  exp(H(mean p)) / min(K, probe images)     1 by construction under Sinkhorn-Knopp
+    prototypes_in_use  exp(H(mean p)) / min(K, probe images)     1 at most; always 1 under Sinkhorn-Knopp
     feature_spread     mean std of L2-normalised CLS x sqrt(D)   1 spread evenly over the sphere, 0 collapsed (SimSiam, sec. 4.1)
     feature_cosine     mean cosine of two images' CLS            1 collapsed
     rankme             effective rank of the CLS features        RankMe (Garrido et al. 2023, eq. 1), not centred
@@ -87,7 +87,7 @@ def target_figures(targets: Tensor) -> dict[str, float]:
     return {
         "teacher_entropy": entropy,
         "information": entropy_of_mean - entropy,
-        "prototypes_in_use": math.exp(entropy_of_mean) / max(min(targets.shape), 1),
+        "prototypes_in_use": min(math.exp(entropy_of_mean) / max(min(targets.shape), 1), 1.0),
     }
 
 
