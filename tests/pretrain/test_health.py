@@ -59,6 +59,11 @@ def test_known_features_have_known_figures():
     assert feature_figures(centres)["rankme"] == pytest.approx(8, abs=0.5)
 
 
+def test_uniform_targets_use_every_prototype_once():
+    assert target_figures(torch.full((3, 8), 1 / 8))["prototypes_in_use"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:std")
 @pytest.mark.parametrize("rows", [0, 1])
 def test_too_few_probes_are_no_crash(rows):
     target_figures(torch.zeros(rows, 4)), feature_figures(torch.zeros(rows, 4))

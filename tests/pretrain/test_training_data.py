@@ -1,12 +1,14 @@
 """Order, resume and bad images of the training data."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pretrain.multicrop import MultiCrop
-from pretrain.training_data import BadImageWatch, BatchLayout, StepMasks, StepSampler, make_loader
+from pretrain.training_data import BadImageWatch, BatchLayout, StepMasks, StepSampler, make_loader, time_limit
 from vision_core.errors import UserError
 from vision_core.images.sources import ImageRecord, ImageStream, UnreadableSample, open_source
 
@@ -114,3 +116,10 @@ def test_a_stream_goes_on_past_its_end_and_names_bad_records():
     taken = [batch for _, batch in zip(range(5), loader, strict=False)]
     assert [name for batch in taken for name in batch["ids"]][:12] == [*"01235678", "9", "10", "11", "0"]
     assert ("4", "truncated") in taken[1]["bad"]
+
+
+def test_a_wait_for_data_has_an_end():
+    with pytest.raises(RuntimeError, match="DataLoader timed out after 0.1 seconds"), time_limit(0.1):
+        time.sleep(5)
+    with time_limit(0):  # none
+        time.sleep(0.01)

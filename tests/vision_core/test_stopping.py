@@ -1,0 +1,39 @@
+"""Signals as a flag; the launchers above a process. tests/fault plays the rest through with real launchers."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from vision_core.stopping import StopRequest
+
+
+def test_a_signal_is_remembered_and_the_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        assert not stop.agreed()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed() and stop.exit_status == 143
+        os.kill(os.getpid(), signal.SIGINT)  # the first one gives the status
+        assert stop.exit_status == 143
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_second_ctrl_c_is_obeyed_at_once():
+    with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed() and stop.exit_status == 130
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is /proc on Linux only")
+@pytest.mark.parametrize("name, expected", [("torchrun", 1), ("torch.distributed.run", 1), ("my_launcher", 0)])
+def test_launchers_are_found_among_the_ancestors(name, expected):
+    """A parent with a launcher's name on its command line starts a child; the child says how many launchers it sees."""
+    child = "from vision_core.stopping import launchers_above; print(len(launchers_above()))"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    result = subprocess.run([sys.executable, "-c", parent, name], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.strip() == str(expected)
