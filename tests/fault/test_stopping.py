@@ -38,6 +38,7 @@ def test_sigterm_to_the_launcher_saves_and_leaves_nobody(launch, start, whole, s
         time.sleep(0.05)
         run.poll()
     assert not run.processes(), "alive 20 s after SIGTERM"
+    print(f"{name}: saved and gone {time.monotonic() - told:.1f} s after SIGTERM")
     assert 7 <= last_step(folder) < 60, "it must have been stopped in the middle"
     assert f"step {last_step(folder)} of 60 is saved" in run.printed
     assert (folder / f"checkpoint-{last_step(folder)}").is_dir()
@@ -98,6 +99,7 @@ def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(launch, same, last_ste
     os.kill(ranks[1], signal.SIGKILL)
     killed = time.monotonic()
     assert run.wait(15) != 0 and gone(run) and time.monotonic() - killed < 15
+    print(f"everything gone {time.monotonic() - killed:.1f} s after kill -9 of a rank")
 
     run = launch([*TORCHRUN, "2"], folder, *resume)
     run.wait_for_step(30)
