@@ -16,7 +16,7 @@ class DINOv2Arguments:
     output_dir: str | None = option(None, "folder of the run; default outputs/<name>-<n>", "run")
     name: str = option("dinov2", "name of the run, for the default folder and the trackers", "run")
     seed: int = option(0, "seed of every random draw", "run")
-    max_steps: int = option(940, "optimizer steps", "run")
+    max_steps: int = option(860, "optimizer steps", "run")
     logging_steps: int = option(10, "steps between two lines of metrics.jsonl", "run")
     save_steps: int = option(500, "steps between two checkpoints; the last step always saves", "run")
     save_total_limit: int = option(2, "checkpoints to keep", "run")
