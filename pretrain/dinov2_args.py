@@ -16,7 +16,7 @@ class DINOv2Arguments:
     output_dir: str | None = option(None, "folder of the run; default outputs/<name>-<n>", "run")
     name: str = option("dinov2", "name of the run, for the default folder and the trackers", "run")
     seed: int = option(0, "seed of every random draw", "run")
-    max_steps: int = option(860, "optimizer steps", "run")
+    max_steps: int = option(920, "optimizer steps", "run")
     logging_steps: int = option(10, "steps between two lines of metrics.jsonl", "run")
     save_steps: int = option(500, "steps between two checkpoints; the last step always saves", "run")
     save_total_limit: int = option(2, "checkpoints to keep", "run")
@@ -138,7 +138,7 @@ class DINOv2Arguments:
     eval_bank_dataset: str | None = option(
         None, "labelled images, the bank of k-NN; default: dataset if it has labels, otherwise a part of eval_dataset", "evaluation"
     )
-    eval_steps: int = option(300, "steps between two evaluations; the last step always evaluates", "evaluation")
+    eval_steps: int = option(460, "steps between two evaluations; the last step always evaluates", "evaluation")
     eval_image_size: list[int] | None = option(None, "size of evaluated images; default global_crop_size", "evaluation")
     knn_k: int = option(20, "neighbours", "evaluation")
     knn_bank_size: int = option(4000, "images drawn for the bank", "evaluation")
