@@ -1,7 +1,7 @@
 """Two global and several local crops of an image, each with its own augmentation (DINOv2 `data/augmentations.py`).
 
-The operations are torchvision v2's functional ones. Colours are changed on PIL images, whose 8-bit kernels are about three times faster than
-tensors at small sizes (`benchmarks/augmentation_speed.py`); the blur is two small matrix products (`gaussian_blur`).
+The operations are torchvision v2's functional ones. Colours are changed on PIL images, whose 8-bit kernels are faster than those of tensors at
+these sizes (`benchmarks/augmentation_speed.py`); the blur is two small matrix products (`gaussian_blur`).
 """
 
 import math
