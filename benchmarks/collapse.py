@@ -4,7 +4,7 @@
 
 trains short runs on the embedded scenes with the DINO loss alone (no KoLeo, no iBOT): with centering and sharpening, with one of them,
 with none (Caron et al. 2021, sec. 5.3 and figure 7), and two with other mistakes. It prints a table of the last health figures with the
-step of each alarm, and writes collapse.png. A run whose folder is there already is not trained again.
+step of each alarm, and writes collapse.png. A run that has finished in its folder is not trained again.
 """
 
 import argparse
@@ -46,8 +46,8 @@ def main() -> None:
     args = parser.parse_args()
     checks = {}
     for name, options in RUNS.items():
-        folder = args.output_dir / name.replace(" ", "_")
-        if not (folder / "model.safetensors").is_file():
+        folder = args.output_dir / f"{name.replace(' ', '_')}_{args.max_steps}_steps_seed_{args.seed}"
+        if not (folder / "figures").is_dir():  # written last
             train(folder, options | {"max_steps": args.max_steps, "seed": args.seed})
         checks[name] = read_checks(folder)
     print(table(checks))

@@ -11,6 +11,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
 
+from vision_core.launchers import launchers_above
+
+LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
+
 # Before torch loads OpenMP: threads that wait must sleep, for on a CPU the data workers need the cores that they would spin on.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -42,7 +46,7 @@ from pretrain.dry_run import describe_run
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
 from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
 from pretrain.param_groups import apply_schedules, clip_per_module
-from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
+from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit, worker_deaths_unnoticed
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
@@ -86,7 +90,7 @@ def main() -> None:
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
     accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
-    with StopRequest() as stop:
+    with StopRequest(LAUNCHERS) as stop:
         trainer = Trainer(args, accelerator, source, layout, run, output_dir)
         trainer.start(checkpoint)
         with trainer.monitor.progress(), data_workers_watched(source, layout, args.seed, lambda: trainer.step):
@@ -124,6 +128,7 @@ class Trainer:
             for line in changed_course(state, args.seed, self.layout.global_batch):
                 self.monitor.say(line)
             self.health.load_state_dict(state["health"])
+            self.knn = state["knn"]
             self.monitor.load_state_dict(state["monitor"])
             self.bad_images.load_state_dict(state["bad_images"])
         elif args.init_from:
@@ -145,14 +150,16 @@ class Trainer:
             self.step += 1
             skipped_in_a_row = 0 if taken else skipped_in_a_row + 1
             if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+                self.save(needed=True)
                 raise UserError(
                     f"loss or gradients were not finite for {skipped_in_a_row} steps in a row, the last is step {self.step}; the weights "
-                    "are those before them. Lower learning_rate, or resume from a checkpoint with a smaller one"
+                    "saved are those before them. Lower learning_rate, or resume from a checkpoint with a smaller one"
                 )
             last, stopped = self.step == args.max_steps, stop.agreed()
             if last or self.step % self.health_steps == 0:
                 self.check_health()
-            if args.eval_dataset is not None and (last or self.step % args.eval_steps == 0):
+            # whoever told us to stop waits half a minute, and k-NN may take longer
+            if args.eval_dataset is not None and (last or (self.step % args.eval_steps == 0 and not stopped)):
                 self.judge()
             if self.step % args.logging_steps == 0:
                 self.bad_images.report()
@@ -234,7 +241,8 @@ class Trainer:
         problem = ""
         if self.run is not None:
             try:
-                self.write_run_folder()
+                with worker_deaths_unnoticed():
+                    self.write_run_folder()
             except (CheckpointNotWritten, OSError) as error:
                 problem = str(error)
         problem = broadcast_text(problem)
@@ -251,6 +259,7 @@ class Trainer:
             "monitor": self.monitor.state_dict(),
             "bad_images": self.bad_images.state_dict(),
             "health": self.health.state_dict(),
+            "knn": self.knn,
             "seed": self.args.seed,
             "global_batch": self.layout.global_batch,
             "cpu_threads": torch.get_num_threads(),

@@ -1,6 +1,6 @@
 """Whether a run learns: figures of the teacher on a fixed set of probe images, and alarms that say what they mean.
 
-Every figure is measured through the teacher as training uses it. With p the teacher's distribution over K prototypes:
+Every figure is measured through the teacher, in float32. With p the teacher's distribution over K prototypes:
 
     teacher_entropy    mean H(p)                                 0: one prototype an image, ln K: says nothing
     information        H(mean p) - mean H(p), in nats            what a prototype tells of the image; 0 in every collapse (DINO, sec. 5.3)

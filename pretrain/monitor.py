@@ -39,6 +39,7 @@ class Monitor:
 
     def progress(self) -> tqdm:
         """The bar of the loop, for a `with`: closed at its end, so that the line of an error is the last one."""
+        self.window_start = time.perf_counter()
         self.bar = tqdm(
             total=self.max_steps, initial=self.first_step, desc="pretraining", unit="step", disable=self.run is None, dynamic_ncols=True
         )

@@ -24,6 +24,7 @@ from vision_core.stopping import leave_signals_to_parent
 
 MAX_REDRAWS = 20
 NAMED_IN_FLIGHT = 8
+KILLED_WORKER_SECONDS = 5.0
 
 Crops = tuple[list[torch.Tensor], list[torch.Tensor]]
 
@@ -281,7 +282,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def data_workers_watched(source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: Callable[[], int]) -> Iterator[None]:
-    """End the data workers with whatever error ends the block, and turn torch's error of a worker that died or hangs into one line
+    """End the data workers with the block, however it ends, and turn torch's error of a worker that died or hangs into one line
     that names the images on which it may have.
 
     `step()` is the step in progress. torch may raise its error anywhere, from its handler of SIGCHLD.
@@ -289,23 +290,30 @@ def data_workers_watched(source: ImageSource | ImageStream, layout: BatchLayout,
     try:
         yield
     except BaseException as error:
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch's handler would raise in the middle of what follows
-        for worker in multiprocessing.active_children():  # Python would send SIGTERM, which they leave to us, and wait for ever
-            worker.kill()
-            worker.join()
-        signal.signal(signal.SIGCHLD, handler)
-        cause = _worker_death(error)
-        if cause is None:
-            raise
-        images = ""
-        if isinstance(source, ImageSource):
-            draws = next(iter(StepSampler(len(source), layout, seed, step(), step() + 1)))
-            images = ", ".join(source.id_of(draw.index) for draw in draws[:NAMED_IN_FLIGHT])
+        with worker_deaths_unnoticed():  # or torch's handler would raise in the middle of what follows
+            cause = _worker_death(error)
+            if cause is None:
+                raise
+            images = _images_in_flight(source, layout, seed, step())
         raise UserError(
-            f"step {step() + 1}: {cause}; the images in flight began with {images or 'unknown ones'}. "
-            "Killed: usually out of memory, lower dataloader_num_workers; timed out: look at the storage, or raise dataloader_timeout. "
-            "--resume_from_checkpoint true goes on"
+            f"step {step() + 1}: {cause}; the images in flight began with {images or 'unknown ones'}. Killed: usually out of memory, lower "
+            "dataloader_num_workers; timed out: look at the storage, or raise dataloader_timeout. --resume_from_checkpoint true goes on"
         ) from None
+    finally:
+        with worker_deaths_unnoticed():
+            for worker in multiprocessing.active_children():  # Python would send SIGTERM, which they leave to us, and wait for ever
+                worker.kill()
+                worker.join(KILLED_WORKER_SECONDS)
+
+
+@contextmanager
+def worker_deaths_unnoticed() -> Iterator[None]:
+    """Keep torch's handler of SIGCHLD from raising inside the block; the next batch still finds a dead worker."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def make_loader(
@@ -342,6 +350,14 @@ def _worker_death(error: BaseException) -> str | None:
     if any(Path(frame.filename).name == "resource_sharer.py" for frame in traceback.extract_tb(error.__traceback__)):
         return f"a DataLoader worker died while it handed over a batch ({type(error).__name__})"
     return None
+
+
+def _images_in_flight(source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: int) -> str:
+    """Names of the first images of a step, '' for a stream."""
+    if not isinstance(source, ImageSource):
+        return ""
+    draws = next(iter(StepSampler(len(source), layout, seed, step, step + 1)))
+    return ", ".join(source.id_of(draw.index) for draw in draws[:NAMED_IN_FLIGHT])
 
 
 def _start_worker(worker: int) -> None:

@@ -7,9 +7,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,7 +94,8 @@ class Run:
     def kill(self) -> None:
         """kill -9 of everything at once, like a machine that stops."""
         for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # a data worker goes with its parent
+                os.kill(pid, signal.SIGKILL)
         self.wait(10)
 
     def processes(self) -> list[int]:
@@ -140,14 +143,15 @@ def _runs():
 
 @pytest.fixture(scope="session")
 def fork(config):
-    """fork(log, folder, *options) -> Run, of which the caller takes care."""
+    """fork(log, folder, *options, environment={}) -> Run, of which the caller takes care."""
     torch.set_num_threads(1)  # a process that has run OpenMP threads cannot be forked and run them again
 
-    def fork(log: Path, folder: Path, *options) -> Run:
+    def fork(log: Path, folder: Path, *options, environment: dict[str, str] | None = None) -> Run:
         log.touch()
         sys.stdout.flush(), sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
+            os.environ.update(environment or {})
             _be_the_script(log, config, folder, options)
         return Run(pid, folder, log)
 
@@ -163,6 +167,23 @@ def start(fork, tmp_path, _runs):
         return _runs[-1]
 
     return start
+
+
+@pytest.fixture
+def start_two(fork, tmp_path, _runs):
+    """start_two(folder, *options) -> two Runs, the ranks of one job, forked; with the environment that torchrun gives its own."""
+
+    def start_two(folder: Path, *options) -> list[Run]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        for rank in ("0", "1"):
+            environment = common | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            _runs.append(fork(tmp_path / f"{len(_runs)}.log", folder, *options, environment=environment))
+        return _runs[-2:]
+
+    return start_two
 
 
 def _be_the_script(log: Path, config: Path, folder: Path, options) -> None:

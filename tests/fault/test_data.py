@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 
 import numpy as np
@@ -13,8 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pretrain.training_data import BatchLayout, StepSampler
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+from vision_core.checkpoints import verify_checkpoint
 
 
 def write_images(folder, count, damaged=()):
@@ -51,18 +49,18 @@ def test_every_bad_image_is_named_the_same_on_every_run_and_across_a_kill(start,
     same(killed, first)
 
 
-def test_two_ranks_name_the_bad_images_of_both_and_stop_together_above_the_share(launch, tmp_path):
+def test_two_ranks_name_the_bad_images_of_both_and_stop_together_above_the_share(start_two, tmp_path):
     images = write_images(tmp_path / "images", 200, range(24))
     options = ("--dataset", images, "--per_device_train_batch_size", 4, "--max_steps", 30)
-    run = launch([*TORCHRUN, "2"], tmp_path / "run", *options, "--max_bad_fraction", 0.2)
-    assert run.wait() == 0, run.printed
+    for rank in start_two(tmp_path / "run", *options, "--max_bad_fraction", 0.2):
+        assert rank.wait() == 0, rank.printed
     assert {line["id"] for line in bad_samples(tmp_path / "run")} == {f"{index:03d}.png" for index in range(24)}
-    run = launch([*TORCHRUN, "2"], tmp_path / "strict", *options)
-    assert run.wait() != 0
-    assert "more than max_bad_fraction=0.01" in run.printed and "Traceback (most" not in run.printed.split("max_bad_fraction")[0]
+    for rank in start_two(tmp_path / "strict", *options):
+        assert rank.wait() == 2
+        assert rank.printed.splitlines()[-1].startswith("error: ") and "more than max_bad_fraction=0.01" in rank.printed
 
 
-def test_a_number_that_overflows_on_one_rank_reaches_no_weight(launch, metrics, tmp_path):
+def test_a_number_that_overflows_on_one_rank_reaches_no_weight(start_two, metrics, tmp_path):
     """One of 40 arrays holds 1e38: its steps are left out on both ranks, its loss is logged as it was, its name is told."""
     orders = [[[draw.index for draw in draws] for draws in StepSampler(40, BatchLayout(4, 1, 2, rank), 0, 0, 12)] for rank in (0, 1)]
     sick = orders[1][2][1]  # drawn by rank 1 in step 3
@@ -72,12 +70,17 @@ def test_a_number_that_overflows_on_one_rank_reaches_no_weight(launch, metrics, 
         values = np.random.default_rng(index).normal(size=(4, 40, 40)).astype(np.float32)
         np.save(images / f"{index:03d}.npy", np.full_like(values, 1e38) if index == sick else values)
     bands = ("--num_channels", 4, "--image_mean", *[0] * 4, "--image_std", *[1] * 4, "--dataset", images)
-    run = launch([*TORCHRUN, "2"], tmp_path / "run", *bands, "--per_device_train_batch_size", 4, "--max_steps", 12, "--save_steps", 1)
-    assert run.wait() == 0, run.printed
+    for rank in start_two(
+        tmp_path / "run", *bands, "--per_device_train_batch_size", 4, "--max_steps", 12, "--save_steps", 1, "--save_total_limit", 12
+    ):
+        assert rank.wait() == 0, rank.printed
     skipped = [line for line in metrics(tmp_path / "run") if line.get("skipped")]
     expected = [(step + 1, [rank]) for step in range(12) for rank in (0, 1) if sick in orders[rank][step]]
     assert [(line["step"], line["ranks"]) for line in skipped] == expected and expected[0] == (3, [1]), skipped
     assert all(line["loss"] in ("nan", "inf") and f"{sick:03d}.npy" in line["ids"] and len(line["ids"]) == 4 for line in skipped)
+    for name in ("model", "heads", "student", "optimizer"):
+        before, after = (tmp_path / "run" / f"checkpoint-{step}" / f"{name}.safetensors" for step in (2, 3))
+        assert before.read_bytes() == after.read_bytes(), f"the skipped step has changed {name}"
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         for name in ("model", "heads", "student", "optimizer"):
             assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / f"{name}.safetensors").values())
@@ -93,10 +96,12 @@ def test_a_run_whose_every_number_overflows_stops_at_the_third_step(start, metri
     assert run.wait() == 2
     assert "not finite for 3 steps in a row, the last is step 3" in run.printed.splitlines()[-1]
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
+    assert verify_checkpoint(tmp_path / "run" / "checkpoint-3") is None
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / "checkpoint-3" / "student.safetensors").values())
 
 
-def test_one_two_and_one_processes_are_one_course(launch, start, metrics, tmp_path):
-    """20 steps each; drop path 0, gathered KoLeo, centers over all tokens: every loss within a relative 1e-5 of one process's."""
+def test_one_two_and_one_processes_are_one_course(start_two, start, metrics, tmp_path):
+    """Changes after 20 and 40 of 60 steps; drop path 0, gathered KoLeo, centers over all tokens: every loss within a relative 1e-5 of one process's."""
     options = ("--drop_path_rate", 0, "--koleo_gather", "--center_reduction", "tokens")
     one, mixed = tmp_path / "one", tmp_path / "mixed"
     assert start(one, *options).wait() == 0
@@ -105,9 +110,10 @@ def test_one_two_and_one_processes_are_one_course(launch, start, metrics, tmp_pa
     run.wait_until(lambda: (mixed / "checkpoint-20").is_dir())
     run.kill()
     resume = (*options, "--resume_from_checkpoint", mixed / "checkpoint-20", "--per_device_train_batch_size", 4)
-    run = launch([*TORCHRUN, "2"], mixed, *resume)
-    run.wait_until(lambda: (mixed / "checkpoint-40").is_dir())
-    run.kill()
+    ranks = start_two(mixed, *resume)
+    ranks[0].wait_until(lambda: (mixed / "checkpoint-40").is_dir())
+    for rank in ranks:
+        rank.kill()
     run = start(mixed, *options, "--resume_from_checkpoint", mixed / "checkpoint-40")
     assert run.wait() == 0, run.printed
     ours, theirs = metrics(mixed), metrics(one)
@@ -121,7 +127,7 @@ def test_one_two_and_one_processes_are_one_course(launch, start, metrics, tmp_pa
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_uneven_shards_do_not_hang(launch, metrics, tmp_path, shards):
+def test_uneven_shards_do_not_hang(start_two, metrics, tmp_path, shards):
     """101 images in 1 or 3 shards for 2 ranks, streamed."""
     import datasets
 
@@ -132,8 +138,8 @@ def test_uneven_shards_do_not_hang(launch, metrics, tmp_path, shards):
     for shard in range(shards):
         dataset.shard(shards, shard).to_parquet(tmp_path / "data" / f"train-{shard}.parquet")
     options = ("--dataset", f"hf:{tmp_path / 'data'}?streaming=true", "--per_device_train_batch_size", 4, "--max_steps", 30)
-    run = launch([*TORCHRUN, "2"], tmp_path / "run", *options)
-    assert run.wait(120) == 0, run.printed
+    for rank in start_two(tmp_path / "run", *options):
+        assert rank.wait(120) == 0, rank.printed
     assert metrics(tmp_path / "run")[-1]["step"] == 30
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vision_core.checkpoints import verify_checkpoint
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 LAUNCHERS = {
     "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"],
@@ -62,22 +64,25 @@ def test_a_signal_to_the_whole_session_finds_the_data_workers_alive(start, whole
 def test_a_second_sigterm_does_not_cut_the_save(start, last_step, tmp_path):
     run = start(tmp_path / "run")
     run.wait_for_step(4)
-    for _ in range(40):
-        if run.poll() is None:
-            os.kill(run.pid, signal.SIGTERM)
-        time.sleep(0.005)
+    os.kill(run.pid, signal.SIGTERM)
+    run.wait_until(lambda: any((tmp_path / "run").glob(f".tmp-*-{run.pid}")))
+    os.kill(run.pid, signal.SIGTERM)
+    assert any((tmp_path / "run").glob(f".tmp-*-{run.pid}")), "the second signal must come while the save is being written"
     assert run.wait(20) == 143
-    assert (tmp_path / "run" / f"checkpoint-{last_step(tmp_path / 'run')}").is_dir()
+    assert verify_checkpoint(tmp_path / "run" / f"checkpoint-{last_step(tmp_path / 'run')}") is None
 
 
 def test_kill_9_takes_the_data_workers_along(start, tmp_path):
+    """Also workers that hang: torch's own watch over the parent needs a worker that runs."""
     run = start(tmp_path / "run")
     run.wait_for_step(3)
     workers = run.children()
     assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
     os.kill(run.pid, signal.SIGKILL)
     run.wait(5)
-    assert gone(run) and time.monotonic() - run.started < 60
+    assert gone(run)
 
 
 def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(launch, same, last_step, tmp_path):

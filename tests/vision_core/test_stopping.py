@@ -12,7 +12,7 @@ from vision_core.stopping import StopRequest
 
 def test_a_signal_is_remembered_and_the_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with StopRequest() as stop:
+    with StopRequest([]) as stop:
         assert not stop.agreed()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.agreed() and stop.exit_status == 143
@@ -22,7 +22,7 @@ def test_a_signal_is_remembered_and_the_handlers_come_back():
 
 
 def test_a_second_ctrl_c_is_obeyed_at_once():
-    with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+    with StopRequest([]) as stop, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.agreed() and stop.exit_status == 130
         os.kill(os.getpid(), signal.SIGINT)
@@ -32,7 +32,7 @@ def test_a_second_ctrl_c_is_obeyed_at_once():
 @pytest.mark.parametrize("name, expected", [("torchrun", 1), ("torch.distributed.run", 1), ("my_launcher", 0)])
 def test_launchers_are_found_among_the_ancestors(name, expected):
     """A parent with a launcher's name on its command line starts a child; the child says how many launchers it sees."""
-    child = "from vision_core.stopping import launchers_above; print(len(launchers_above()))"
+    child = "from vision_core.launchers import launchers_above; print(len(launchers_above()))"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     result = subprocess.run([sys.executable, "-c", parent, name], capture_output=True, text=True, check=True, env=environment)
