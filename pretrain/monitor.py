@@ -3,6 +3,7 @@
 import json
 import math
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -69,6 +70,7 @@ class Monitor:
         """Print a line above the progress bar, on the main process."""
         if self.run is not None:
             tqdm.write(text)
+            sys.stdout.flush()  # whoever follows a log file wants to see a warning when it is said
 
     def state_dict(self) -> dict:
         """The unfinished averages, exact in JSON."""
