@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from encoders.pictures import contact_sheet, curve_picture
+from encoders.curves import curve_picture
+from encoders.sheets import contact_sheet
 
 NUM_PROTOTYPES = 1024
 COMMON = {

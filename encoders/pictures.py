@@ -1,55 +1,34 @@
-"""Pictures of what an encoder sees: CLS attention, PCA of patch tokens, curves."""
+"""Pictures of what encoders see: attention, principal components of the patches, likeness to one patch, several encoders side by side."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
 
-from encoders.evaluation.features import evaluating, num_prefix_tokens
+from encoders.attention import attention_maps, last_attention
+from encoders.base import Encoder
+from encoders.evaluation.emergent_segmentation import keep_mass
+from encoders.evaluation.features import evaluating
+from encoders.sheets import colours, contact_sheet, heat, to_picture
 from vision_core.errors import UserError
 
-TILE = 160
-GAP = 4
-CAPTION_SIZE = 13
-CAPTION_HEIGHT = 20
-
-# dark blue, purple, red, orange, pale yellow
-HEAT_COLOURS = [[0.02, 0.02, 0.12], [0.35, 0.07, 0.43], [0.80, 0.25, 0.30], [0.98, 0.65, 0.20], [0.99, 0.98, 0.80]]
+Kind = Literal["pca", "attention", "cosine"]
+SHARE = 0.6
 
 
-def attention_maps(model: nn.Module, pixels: Tensor) -> Tensor:
-    """Attention of CLS to the patches in the last layer, `[n, heads, rows, columns]` on the CPU, for normalised `[n, C, H, W]`.
-
-    softmax(q_cls k^T / sqrt(head width)) over all tokens (Vaswani et al. 2017, eq. 1), of which the patches' part is returned: a map
-    sums to 1 less what CLS and registers attend to. Computed from the layer's own projections, whatever attention implementation the
-    model runs with, so that no other layer's weights are ever held.
-    """
-    attention = model.encoder.layer[-1].attention
-    inputs: list[Tensor] = []
-    hook = attention.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-    try:
-        with evaluating(model):
-            model(pixels)
-            cls = attention.q_proj(inputs[0][:, :1]).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-            keys = attention.k_proj(inputs[0]).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-    finally:
-        hook.remove()
-    weights = (cls.float() @ keys.float().mT * attention.scaling).softmax(-1)[:, :, 0]
-    return weights[:, :, num_prefix_tokens(model) :].unflatten(-1, _grid(model, pixels)).cpu()
-
-
-def patch_pca(model: nn.Module, pixels: Tensor) -> Tensor:
-    """The first three principal components of the patch tokens of all images jointly, `[n, 3, rows, columns]` in 0..1, on the CPU.
+def patch_pca(patch_maps: Tensor) -> Tensor:
+    """The first three principal components of the patches of all images jointly, `[n, 3, h, w]` in 0..1, of maps `[n, C, h, w]`.
 
     Signs are fixed (the largest entry of each component is positive), each component is stretched from its 1st to 99th percentile.
     """
-    with evaluating(model):
-        tokens = model(pixels).last_hidden_state[:, num_prefix_tokens(model) :].float().cpu()
+    tokens = patch_maps.float().cpu().flatten(2).transpose(1, 2)
     scores = principal_scores(tokens.flatten(0, 1), 3)
     low, high = torch.quantile(scores, torch.tensor([0.01, 0.99]), dim=0)
     scores = ((scores - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
-    return scores.unflatten(0, tokens.shape[:2]).transpose(1, 2).unflatten(-1, _grid(model, pixels))
+    return scores.unflatten(0, tokens.shape[:2]).transpose(1, 2).unflatten(-1, patch_maps.shape[-2:])
 
 
 def principal_scores(rows: Tensor, count: int) -> Tensor:
@@ -61,99 +40,102 @@ def principal_scores(rows: Tensor, count: int) -> Tensor:
     return torch.nn.functional.pad(scores, (0, count - scores.shape[1]))  # fewer rows than directions: the rest is 0
 
 
-def attention_picture(model: nn.Module, images: Tensor, pixels: Tensor) -> Image.Image:
-    """A row per image: the image `[n, 3, H, W]` in 0..1, then CLS attention of the last layer's heads and their mean."""
-    maps = attention_maps(model, pixels)
-    rows = []
+def cosine_maps(patch_maps: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Cosine similarity `[n, h, w]` of every patch of `[n, C, h, w]` with the patch (row, column) of the same image. Raises UserError outside the grid."""
+    (row, column), (rows, columns) = patch, patch_maps.shape[-2:]
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise UserError(f"patch {row} {column} is outside the grid; rows are 0 to {rows - 1}, columns 0 to {columns - 1}")
+    directions = F.normalize(patch_maps.float(), dim=1)
+    return (directions * directions[:, :, row, column, None, None]).sum(1).cpu()
+
+
+def attention_picture(encoder: Encoder, images: Tensor, pixels: Tensor) -> Image.Image:
+    """A row per image `[3, H, W]` in 0..1: the image, the last layer's attention of each head and their mean, and the patches that hold 60 % of the mean."""
+    attention = last_attention(encoder, pixels)
+    maps, rows = attention.maps, []
     for image, heads in zip(images, maps, strict=True):
         shown = to_picture(image)
-        rows.append([shown, *(heat(each).resize(shown.size, Image.Resampling.NEAREST) for each in (*heads, heads.mean(0)))])
-    return contact_sheet(rows, ["image", *(f"head {number}" for number in range(maps.shape[1])), "mean of heads"])
+        tiles = [_enlarged(heat(each), shown) for each in (*heads, heads.mean(0))]
+        rows.append([shown, *tiles, _kept(shown, keep_mass(heads.mean(0), SHARE))])
+    captions = ["image", *(f"head {number}" for number in range(maps.shape[1])), f"mean of heads ({attention.query})", "60 % of the mean"]
+    return contact_sheet(rows, captions)
 
 
-def pca_picture(model: nn.Module, images: Tensor, pixels: Tensor) -> Image.Image:
+def pca_picture(encoder: Encoder, images: Tensor, pixels: Tensor) -> Image.Image:
     """Images `[n, 3, H, W]` in 0..1 above the joint PCA of their patch tokens, its three components as red, green and blue."""
     shown = [to_picture(image) for image in images]
-    components = [_colours(each).resize(shown[0].size, Image.Resampling.NEAREST) for each in patch_pca(model, pixels)]
+    components = [_enlarged(colours(each), shown[0]) for each in patch_pca(_patch_maps(encoder, pixels))]
     return contact_sheet([shown, components])
 
 
-def curve_picture(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    title: str,
-    ylabel: str,
-    references: Mapping[str, float] | None = None,
+def cosine_picture(encoder: Encoder, images: Tensor, pixels: Tensor, patch: tuple[int, int]) -> Image.Image:
+    """Images `[n, 3, H, W]` in 0..1 with the patch (row, column) framed, above every patch's cosine similarity to it."""
+    maps = cosine_maps(_patch_maps(encoder, pixels), patch)
+    shown = [to_picture(image) for image in images]
+    framed = [_framed(tile, patch, maps.shape[-2:]) for tile in shown]
+    return contact_sheet([framed, [_enlarged(heat(each), tile) for each, tile in zip(maps, shown, strict=True)]])
+
+
+def side_by_side(
+    encoders: Mapping[str, Encoder], images: Sequence[Tensor], kind: Kind = "pca", place: tuple[float, float] = (0.5, 0.5)
 ) -> Image.Image:
-    """Lines `name -> (steps, values)` and dashed horizontal references. Raises UserError where matplotlib is missing."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("curves need matplotlib; pip install 'vision-encoder-fusion[pretrain]'") from None
-    figure = Figure(figsize=(8, 4), dpi=140, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    for name, (steps, values) in curves.items():
-        axes.plot(steps, values, label=name, marker="o" if len(steps) < 30 else None, markersize=4)
-    for number, (name, value) in enumerate((references or {}).items()):
-        axes.axhline(value, label=f"{name} ({value:.1f})", linestyle="--", linewidth=1, color=f"C{len(curves) + number}")
-    axes.set(title=title, xlabel="step", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if curves or references:
-        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    canvas.draw()
-    return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+    """A row per image (uint8 `[3, H, W]`, any sizes), a column per encoder under its name.
 
-
-def contact_sheet(rows: list[list[Image.Image]], captions: list[str] | None = None) -> Image.Image:
-    """Pictures in rows with thin white gaps, captions above the columns. A column is as wide as its widest picture, a row as high."""
-    columns = max(len(row) for row in rows)
-    widths = [max(row[column].width for row in rows if column < len(row)) for column in range(columns)]
-    heights = [max(picture.height for picture in row) for row in rows]
-    lefts = [sum(widths[:column]) + column * GAP for column in range(columns)]
-    tops = [sum(heights[:line]) + line * GAP + (CAPTION_HEIGHT if captions else 0) for line in range(len(rows))]
-    sheet = Image.new("RGB", (lefts[-1] + widths[-1], tops[-1] + heights[-1]), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(CAPTION_SIZE)
-    for left, text in zip(lefts, captions or [], strict=False):
-        draw.text((left + 2, 2), text, fill="black", font=font)
-    for top, row in zip(tops, rows, strict=True):
-        for left, picture in zip(lefts, row, strict=False):
-            sheet.paste(picture, (left, top))
-    return sheet
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """`[3, H, W]` in 0..1 as a picture whose shorter side is a tile's."""
-    picture = _colours(image)
-    scale = TILE / min(picture.size)
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-
-
-def heat(values: Tensor) -> Image.Image:
-    """`[rows, columns]`, a pixel each, from dark blue over red to pale yellow, stretched from its least to its greatest value."""
-    low, high = values.min(), values.max()
-    position = ((values - low) / (high - low).clamp_min(1e-12)) * (len(HEAT_COLOURS) - 1)
-    left = position.long().clamp_max(len(HEAT_COLOURS) - 2)
-    colours = torch.tensor(HEAT_COLOURS)
-    return _colours(torch.lerp(colours[left], colours[left + 1], (position - left)[..., None]).permute(2, 0, 1))
-
-
-def display(images: Tensor) -> Tensor:
-    """Images of any channels `[n, C, H, W]` as `[n, 3, H, W]` in 0..1: the first three channels, or the first one as grey.
-
-    Values outside 0..1, which multi-band data has, are stretched from each channel's least to its greatest value.
+    kind: `pca` jointly over the images, `attention` the mean over the heads, or `cosine` to the patch at `place`, (down, across) as shares of the image.
+    Every encoder sees the whole images at its own size, squashed, so that all maps cover the same. A model without attention has an empty tile.
     """
-    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-    if shown.min() >= 0 and shown.max() <= 1:
-        return shown
-    low, high = shown.amin((0, 2, 3), keepdim=True), shown.amax((0, 2, 3), keepdim=True)
-    return (shown - low) / (high - low).clamp_min(1e-12)
+    shown = [to_picture(image.float() / 255) for image in images]
+    rows = [[_pointed(tile, place) if kind == "cosine" else tile] for tile in shown]
+    for encoder in encoders.values():
+        pixels = encoder.transform.resized(encoder.transform.size, "squash")(images).to(encoder.device)
+        for row, tile, drawn in zip(rows, shown, _tiles(encoder, pixels, kind, place), strict=True):
+            row.append(_enlarged(drawn, tile))
+    return contact_sheet(rows, ["image", *encoders])
 
 
-def _colours(image: Tensor) -> Image.Image:
-    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+def _tiles(encoder: Encoder, pixels: Tensor, kind: Kind, place: tuple[float, float]) -> list[Image.Image]:
+    encoder.grid(*pixels.shape[-2:])
+    if kind == "attention":
+        try:
+            return [heat(each.mean(0)) for each in attention_maps(encoder, pixels)]
+        except UserError:  # the size is right, so there is no attention: an empty tile says so
+            return [Image.new("RGB", (1, 1), "white")] * len(pixels)
+    maps = _patch_maps(encoder, pixels)
+    if kind == "pca":
+        return [colours(each) for each in patch_pca(maps)]
+    return [heat(each) for each in cosine_maps(maps, _patch_at(place, maps.shape[-2:]))]
 
 
-def _grid(model: nn.Module, pixels: Tensor) -> tuple[int, int]:
-    patch = model.config.patch_size
-    return pixels.shape[-2] // patch, pixels.shape[-1] // patch
+def _patch_maps(encoder: Encoder, pixels: Tensor) -> Tensor:
+    with evaluating(encoder):
+        return encoder(pixels).patch_map
+
+
+def _patch_at(place: tuple[float, float], grid: Sequence[int]) -> tuple[int, int]:
+    return tuple(min(int(share * side), side - 1) for share, side in zip(place, grid, strict=True))
+
+
+def _enlarged(tile: Image.Image, like: Image.Image) -> Image.Image:
+    return tile.resize(like.size, Image.Resampling.NEAREST)
+
+
+def _kept(image: Image.Image, patches: Tensor) -> Image.Image:
+    """The image where `patches [h, w]` are kept, dark elsewhere."""
+    mask = _enlarged(Image.fromarray((patches * 255).byte().numpy()), image)
+    return Image.composite(image, Image.eval(image, lambda value: value // 5), mask)
+
+
+def _framed(image: Image.Image, patch: tuple[int, int], grid: Sequence[int]) -> Image.Image:
+    framed, (height, width) = image.copy(), (image.height / grid[0], image.width / grid[1])
+    (row, column) = patch
+    box = (column * width, row * height, (column + 1) * width - 1, (row + 1) * height - 1)
+    ImageDraw.Draw(framed).rectangle(box, outline="red", width=2)
+    return framed
+
+
+def _pointed(image: Image.Image, place: tuple[float, float]) -> Image.Image:
+    """The image with a ring around the place."""
+    pointed, (down, across) = image.copy(), (place[0] * image.height, place[1] * image.width)
+    for radius, colour in ((8, "black"), (7, "red"), (6, "red"), (5, "white")):
+        ImageDraw.Draw(pointed).ellipse((across - radius, down - radius, across + radius, down + radius), outline=colour)
+    return pointed

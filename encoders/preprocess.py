@@ -1,7 +1,11 @@
 """How an image becomes pixels for evaluation, and the image processor that says so to transformers."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +19,59 @@ from vision_core.errors import UserError
 PUBLISHED_MARGIN = 256 / 224
 
 
-def centre_view(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN) -> Tensor:
-    """`[C, H, W]` resized (bicubic) so that it covers `margin` times `size`, then the central `[C, *size]` of it; same type.
+@dataclass(frozen=True)
+class ImageTransform:
+    """How an image `[C, H, W]`, uint8 or float32, becomes the pixels `[C, height, width]` of a model; a value that fits into JSON.
+
+    size: (height, width). mean, std: one number for all channels or one per channel. fit: `crop` resizes so that the image covers `margin` times the
+    size and takes the centre (images that are not larger than the size are looked at whole); `squash` resizes both sides to the size, whatever the
+    aspect ratio. interpolation: of the resize, with antialiasing. margin: 1 means that nothing but the longer side is cut.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    fit: Literal["crop", "squash"] = "crop"
+    margin: float = 1.0
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+
+    def view(self, image: Tensor) -> Tensor:
+        """`[C, H, W]` resized and cropped to `[C, height, width]`, in its own type and scale: what a cache or a data worker holds."""
+        if self.fit == "crop":
+            return centre_view(image, self.size, margin_for(image, self.size, self.margin), self.interpolation)
+        if tuple(image.shape[-2:]) == self.size:
+            return image
+        return V.resize(image, list(self.size), interpolation=InterpolationMode(self.interpolation), antialias=True)
+
+    def pixels(self, views: Tensor) -> Tensor:
+        """Views `[n, C, height, width]` as normalised float32 pixels."""
+        return normalise(views, self.mean, self.std)
+
+    def __call__(self, images: Iterable[Tensor]) -> Tensor:
+        """Images `[C, H, W]` of any sizes as `pixel_values` `[n, C, height, width]`."""
+        return self.pixels(torch.stack([self.view(image) for image in images]))
+
+    def resized(self, size: tuple[int, int], fit: Literal["crop", "squash"] | None = None) -> ImageTransform:
+        """The same with another size and, where given, another fit."""
+        return replace(self, size=tuple(size), fit=fit or self.fit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ImageTransform:
+        """The inverse of `to_dict`. Raises UserError for what is no transform."""
+        try:
+            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        except TypeError as error:
+            raise UserError(
+                f"not the description of an image transform ({error}); its keys are {', '.join(cls.__dataclass_fields__)}"
+            ) from None
+
+
+def centre_view(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN, interpolation: str = "bicubic") -> Tensor:
+    """`[C, H, W]` resized (with antialiasing) so that it covers `margin` times `size`, then the central `[C, *size]` of it; same type.
 
     Sizes and offsets are rounded as transformers' image processors round them: the shorter side to the nearest pixel, the longer
     one and the offsets of the crop down.
@@ -28,7 +83,7 @@ def centre_view(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_
     resized = (new_short, new_long) if height <= width else (new_long, new_short)
     resized = [max(resized[0], size[0]), max(resized[1], size[1])]
     if resized != [height, width]:
-        image = V.resize(image, resized, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        image = V.resize(image, resized, interpolation=InterpolationMode(interpolation), antialias=True)
     return V.crop(image, (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2, *size)
 
 

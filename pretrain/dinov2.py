@@ -29,6 +29,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
+from encoders.transformers_encoder import TransformersEncoder
 from pretrain.card import write_card
 from pretrain.dinov2_args import DINOv2Arguments, check_arguments
 from pretrain.dinov2_build import (
@@ -214,7 +215,7 @@ class Trainer:
     def judge(self) -> None:
         """k-NN of the teacher's backbone."""
         if self.run is not None:
-            self.knn = self.benchmark.evaluate(self.method.teacher["backbone"])
+            self.knn = self.benchmark.evaluate(TransformersEncoder(self.method.teacher["backbone"], self.benchmark.transform))
             self.monitor.log(self.step, {f"knn_{name}": value for name, value in self.knn.items()})
             self.monitor.say(knn_line(self.step, self.knn))
         self.accelerator.wait_for_everyone()

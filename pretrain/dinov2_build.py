@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from encoders.evaluation.knn_benchmark import KnnBenchmark
+from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
+from encoders.transformers_encoder import TransformersEncoder
 from pretrain.backbone import Backbone, build_backbone, load_backbone_weights, position_grid_size
 from pretrain.dinov2_args import DINOv2Arguments, backbone_shape, image_size
 from pretrain.heads import ProjectionHead
@@ -137,9 +139,7 @@ def build_benchmark(args: DINOv2Arguments, source: ImageSource | ImageStream, on
         queries,
         bank_size=args.knn_bank_size,
         num_queries=args.knn_num_queries,
-        size=evaluation_size(args),
-        mean=args.image_mean,
-        std=args.image_std,
+        transform=ImageTransform(evaluation_size(args), tuple(args.image_mean), tuple(args.image_std), margin=PUBLISHED_MARGIN),
         k=args.knn_k,
         seed=args.seed,
         progress=True,
@@ -155,7 +155,8 @@ def untrained_accuracy(args: DINOv2Arguments, benchmark: KnnBenchmark) -> dict[s
     """k-NN of the same architecture before training, LayerScale 1, the better of CLS and patch mean."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(args.seed, "untrained"))
-        return {"untrained": max(benchmark.evaluate(build_run_backbone(args, 1.0)).values())}
+        encoder = TransformersEncoder(build_run_backbone(args, 1.0), benchmark.transform)
+        return {"untrained": max(benchmark.evaluate(encoder).values())}
 
 
 def load_weights(method: SelfDistillation, source: str) -> list[str]:

@@ -12,9 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from encoders.curves import curve_picture
 from encoders.evaluation.knn_benchmark import KnnBenchmark
-from encoders.pictures import attention_picture, curve_picture, display, pca_picture
-from encoders.preprocess import normalise
+from encoders.pictures import attention_picture, pca_picture
+from encoders.sheets import display
+from encoders.transformers_encoder import TransformersEncoder
 from vision_core.run_folder import RunFolder
 
 NUM_PICTURED = 6
@@ -121,11 +123,11 @@ def write_figures(
     accuracies = {name: curve for name, curve in _curves(lines).items() if name.startswith("knn_")}
     curve_picture(accuracies, "k-NN accuracy", "top-1, %", references).save(folder / "knn.png")
     images = benchmark.queries.images[:NUM_PICTURED]
-    device = next(model.parameters()).device
-    pixels = normalise(images, benchmark.mean, benchmark.std).to(device)
-    shown = display(normalise(images, [0.0], [1.0]))
-    attention_picture(model, shown, pixels).save(folder / "attention.png")
-    pca_picture(model, shown, pixels).save(folder / "pca.png")
+    encoder = TransformersEncoder(model, benchmark.transform)
+    pixels = benchmark.transform.pixels(images).to(encoder.device)
+    shown = display(images.float() / 255 if images.dtype == torch.uint8 else images)
+    attention_picture(encoder, shown, pixels).save(folder / "attention.png")
+    pca_picture(encoder, shown, pixels).save(folder / "pca.png")
 
 
 def _curves(lines: list[dict]) -> dict[str, Curve]:

@@ -1,6 +1,6 @@
-"""k-NN of a frozen encoder on labelled images, beside the same architecture untrained, raw pixels and colour histogram.
+"""What a frozen encoder is good for: k-NN, linear probe, segmentation, depth, retrieval and more, as a table, a JSON and pictures.
 
-python recipes/evaluate_encoder.py --encoder FOLDER --bank_dataset "parquet:train*.parquet" --query_dataset "parquet:test*.parquet"
+python recipes/evaluate_encoder.py --encoder outputs/dinov2-1 --dataset $DATA/cifar10 --tasks knn linear
 """
 
 import sys
@@ -9,137 +9,92 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import copy
-import json
 from dataclasses import asdict, dataclass
 
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
-
-from encoders.evaluation.knn_benchmark import KnnBenchmark
-from encoders.preprocess import PUBLISHED_MARGIN
+from encoders.evaluation.frozen import FrozenFeatures
+from encoders.evaluation.results import TaskResult
+from recipes.judging import (
+    JudgingArguments,
+    TaskName,
+    check_arguments,
+    frozen_features,
+    join_processes,
+    load,
+    markdown_table,
+    open_folder,
+    problem_with,
+    protocol_of,
+    result_as_json,
+    run_tasks,
+    shown,
+    write_json,
+)
 from vision_core.arguments import option, parse_arguments
+from vision_core.distributed import is_main_process
 from vision_core.errors import UserError, run_script
-from vision_core.images.sources import ImageSource, open_source
-from vision_core.randomness import seed_of
-
-UNDERSTOOD = ("dinov2", "dinov2_with_registers")
+from vision_core.images.splits import open_splits
 
 
 @dataclass
-class EvaluateArguments:
-    """What is judged, on which images."""
+class EvaluateArguments(JudgingArguments):
+    """Which encoder is judged, on which images, by what."""
 
-    encoder: str = option("", "folder or hub name of a Dinov2 or Dinov2WithRegisters checkpoint", "encoder")
-    image_size: int | None = option(None, "side at which images are judged; default: the processor's crop", "encoder")
-    bank_dataset: str = option("scenes?size=64", "labelled images, the bank", "data")
-    query_dataset: str = option(
-        "scenes?size=64&split=held_out&count=2000", "labelled images, the queries; the same text as the bank's gives disjoint draws", "data"
+    encoder: str = option("tiny:dinov2", "folder, hf:NAME, timm:NAME, open_clip:MODEL/TAG, raw_pixels, ...; docs/encoders.md", "encoder")
+    dataset: str = option(
+        "scenes", "images to learn from and to test on: a folder with both, or a source with {split} in it; docs/data.md", "data"
     )
-    num_bank: int = option(10000, "images drawn for the bank", "data")
-    num_queries: int = option(2000, "images drawn as queries", "data")
-    k: int = option(20, "neighbours", "data")
-    seed: int = option(0, "seed of the draws and of the untrained encoder", "data")
-    output: str | None = option(None, "JSON file to write", "data")
+    test_dataset: str | None = option(None, "the test images, where --dataset names the training images alone", "data")
+    tasks: list[TaskName] = option(["knn", "linear"], "what to judge by", "tasks")
 
 
 def main() -> None:
-    """Load, draw, judge, print."""
+    """Load, extract, judge, write."""
     args = parse_arguments(EvaluateArguments, description=__doc__)
-    check_arguments(args)
-    model, processor = load(args.encoder)
-    size, margin = view_of(processor, args.image_size, model.config.patch_size)
-    bank = open_labelled(args.bank_dataset, model.config.num_channels)
-    queries = bank if args.query_dataset == args.bank_dataset else open_labelled(args.query_dataset, model.config.num_channels)
-    benchmark = KnnBenchmark(
-        bank,
-        queries,
-        bank_size=args.num_bank,
-        num_queries=args.num_queries,
-        size=size,
-        mean=processor.image_mean,
-        std=processor.image_std,
-        margin=margin,
-        k=args.k,
-        seed=args.seed,
-        progress=True,
-    )
-    results = {f"encoder, {name}": value for name, value in benchmark.evaluate(model).items()}
-    results |= {f"untrained, {name}": value for name, value in benchmark.evaluate(untrained(model, args.seed)).items()}
-    results |= benchmark.evaluate_baselines()
-    print(f"{args.encoder}, {size[0]} x {size[1]} pixels, {benchmark.description}")
-    for name, value in results.items():
-        print(f"  {name:<24}{value:5.1f} %")
-    if args.output:
-        report = {"arguments": asdict(args), "image_size": size, "sizes": benchmark.sizes, "accuracy": results}
-        Path(args.output).write_text(json.dumps(report, indent=1) + "\n")
+    check_arguments(args, args.tasks)
+    device = join_processes()
+    encoder = load(args.encoder, args, device)
+    frozen = frozen_features(encoder, open_splits(args.dataset, args.test_dataset, encoder.num_channels), args)
+    for name in args.tasks:
+        problem = problem_with(name, frozen)
+        if problem:
+            raise UserError(f"{problem}; leave it out of --tasks, or name other data")
+    folder = open_folder(args, "evaluation")
+    say = print if is_main_process() else lambda text: None
+    say(f"{args.encoder}: {protocol_of(encoder)}{', untrained' if encoder.untrained else ''}")
+    say(f"{args.dataset}: {len(frozen.indices['train']):,} training and {len(frozen.indices['test']):,} test images")
+    results = run_tasks(frozen, args.tasks, args, say)
+    if is_main_process():
+        write_report(folder, args, frozen, results)
+        say(f"table, JSON and pictures: {folder}")
 
 
-def check_arguments(args: EvaluateArguments) -> None:
-    """Raise `UserError` for what cannot work, before anything is loaded."""
-    if not args.encoder:
-        raise UserError("--encoder is missing: give the folder of a run, or a hub name such as facebook/dinov2-small")
-    for name in ("num_bank", "num_queries", "k"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} is not possible; give 1 or more")
-    if args.output and not Path(args.output).absolute().parent.is_dir():
-        raise UserError(f"--output {args.output}: its folder does not exist; make it first")
-
-
-def load(encoder: str) -> tuple[nn.Module, object]:
-    """Model, in float32 and on the accelerator where there is one, and image processor of a checkpoint."""
-    try:
-        config = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
-        if config.model_type not in UNDERSTOOD:
-            raise UserError(f"--encoder {encoder} is a {config.model_type}; {' and '.join(UNDERSTOOD)} are understood")
-        model, report = AutoModel.from_pretrained(
-            encoder, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-        if report["missing_keys"]:
-            raise UserError(f"--encoder {encoder} lacks weights, such as {min(report['missing_keys'])}; give a whole checkpoint")
-        processor = AutoImageProcessor.from_pretrained(encoder, trust_remote_code=False)
-    except UserError:
-        raise
-    except Exception as error:  # a broken checkpoint raises whatever its reader does
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"--encoder {encoder} cannot be loaded ({reason}); give a folder with config, weights and image processor"
-        ) from None
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
-
-
-def view_of(processor, image_size: int | None, patch_size: int) -> tuple[tuple[int, int], float]:
-    """(height, width) at which images are judged, and how much larger they are made before the centre crop."""
-    crop, edge = getattr(processor, "crop_size", None), processor.size.get("shortest_edge")
-    if image_size is not None:
-        size = (image_size, image_size)
-    elif crop:
-        size = (crop["height"], crop["width"])
-    else:
-        raise UserError("the encoder's image processor has no centre crop; give --image_size")
-    for side in size:
-        if side < patch_size or side % patch_size:
-            near = max(round(side / patch_size), 1) * patch_size
-            raise UserError(f"an image size of {side} is no multiple of the patch size {patch_size}; give --image_size {near}")
-    return size, edge / min(crop["height"], crop["width"]) if crop and edge else PUBLISHED_MARGIN
-
-
-def open_labelled(text: str, num_channels: int) -> ImageSource:
-    """A source with an index."""
-    source = open_source(text, num_channels)
-    if not isinstance(source, ImageSource):
-        raise UserError(f"{text} is a stream; k-NN draws from a source with an index: leave out streaming=true")
-    return source
-
-
-def untrained(model: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with transformers' own initialisation and LayerScale 1."""
-    config = copy.deepcopy(model.config)
-    config.layerscale_value = 1.0
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(seed, "untrained"))
-        return AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False).to(model.device)
+def write_report(folder: Path, args: EvaluateArguments, frozen: FrozenFeatures, results: dict[str, TaskResult]) -> None:
+    """results.json, README.md with the table, figures/."""
+    encoder = frozen.encoder
+    report = {
+        "encoder": {
+            "source": args.encoder,
+            "protocol": protocol_of(encoder),
+            "untrained": encoder.untrained,
+            "config": encoder.config().to_dict(),
+        },
+        "images": {split: len(indices) for split, indices in frozen.indices.items()},
+        "results": {name: result_as_json(result) for name, result in results.items()},
+        "arguments": asdict(args),
+    }
+    write_json(folder / "results.json", report)
+    rows = [
+        {"task": name, "figure": metric, "value": shown(value), "protocol": "" if number else result.protocol}
+        for name, result in results.items()
+        for number, (metric, value) in enumerate(result.metrics.items())
+    ]
+    lines = [f"# {args.encoder} on {args.dataset}", protocol_of(encoder), markdown_table(rows)]
+    for name, result in results.items():
+        if result.picture is not None:
+            (folder / "figures").mkdir(exist_ok=True)
+            result.picture.save(folder / "figures" / f"{name}.png")
+            lines.append(f"![{name}](figures/{name}.png)")
+    (folder / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
         _remove(aside)
         aside.mkdir(parents=True)
         write(aside)
-        _seal(aside, step)
+        seal_folder(aside, step)
         _show(aside, target)
     except WRITE_ERRORS as error:
         partial_bytes = _folder_size(aside)
@@ -139,8 +139,8 @@ def write_text_atomically(path: Path, text: str) -> None:
         raise
 
 
-def _seal(folder: Path, step: int) -> None:
-    """Bring every file to the disk, then the manifest, then the folders."""
+def seal_folder(folder: Path, step: int = 0) -> None:
+    """Bring every file to the disk, then the manifest by which `verify_checkpoint` knows them, then the folders."""
     paths = sorted(folder.rglob("*"))
     files = {}
     for path in paths:

@@ -1,4 +1,6 @@
-"""Frozen features of transformers' vision models."""
+"""What the tasks look at: vectors and maps of frozen features."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,35 +8,63 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vision_core.errors import UserError
+from encoders.base import Encoder
+from encoders.evaluation.copy_detection import gem
 from vision_core.randomness import numpy_generator
 
+NUM_BLOCKS = 4  # the linear probe's greatest choice
 
-def extract_features(model: nn.Module, pixels: Tensor | Iterable[Tensor], batch_size: int = 128) -> dict[str, Tensor]:
-    """Features after the final norm, on the CPU: {"cls": [n, D], "patch_mean": [n, D]}, float32.
+
+def vector_features(encoder: Encoder, pixel_values: Tensor) -> dict[str, Tensor]:
+    """Every vector of an image that a task reads, for `[B, C, H, W]`, each `[B, width]`, float32.
+
+    pooled: the published image vector (not there where the model has none). patch_mean, gem: mean and GeM of the last layer's patches. block_1 to
+    block_4: the CLS token of the last block, the one before, and so on, behind the final norm; without a CLS token the mean of the patches, and for the last
+    block the published image vector.
+    """
+    last = encoder.num_layers
+    features = encoder(pixel_values, range(max(1, last + 1 - NUM_BLOCKS), last + 1))
+    vectors = {"patch_mean": features.patch_map.float().mean((2, 3)), "gem": gem(features.patch_map.float())}
+    if features.pooled is not None:
+        vectors["pooled"] = features.pooled.float()
+    for back, layer in enumerate(reversed(features.layers), start=1):
+        vectors[f"block_{back}"] = layer.patch_map.float().mean((2, 3)) if layer.cls is None else layer.cls.float()
+    if features.cls is None and features.pooled is not None:
+        vectors["block_1"] = vectors["pooled"]
+    return vectors
+
+
+def map_features(encoder: Encoder, pixel_values: Tensor, layers: Iterable[int]) -> dict[str, Tensor]:
+    """Maps `map_<number>` `[B, C, h, w]` and, where there is one, CLS tokens `cls_<number>` `[B, C]` of `layers`, float16: half the disk for 3 digits."""
+    stored = {}
+    for layer in encoder(pixel_values, tuple(layers)).layers:
+        stored[f"map_{layer.number}"] = layer.patch_map.half()
+        if layer.cls is not None:
+            stored[f"cls_{layer.number}"] = layer.cls.half()
+    return stored
+
+
+def depth_layers(num_layers: int) -> tuple[int, ...]:
+    """Four layers at even distances, the last among them: 3, 6, 9, 12 of 12 (DINOv2, section 7.4); fewer where there are fewer."""
+    count = min(4, num_layers)
+    return tuple(round(num_layers * step / count) for step in range(1, count + 1))
+
+
+def extract_features(encoder: Encoder, pixels: Tensor | Iterable[Tensor], batch_size: int = 128) -> dict[str, Tensor]:
+    """CLS token and mean of the patches of the last layer, on the CPU: {"cls": [n, D], "patch_mean": [n, D]}, float32.
+
+    For images in memory, judged again and again while an encoder trains; its modules' training modes are put back afterwards.
 
     Args:
-        model: Dinov2Model or Dinov2WithRegistersModel; the training mode of each of its modules is put back afterwards.
         pixels: normalised `[n, C, H, W]`, which goes through in batches of `batch_size`, or batches of that shape one after another.
     """
-    device = next(model.parameters()).device
-    skip = num_prefix_tokens(model)
     cls, patch_mean = [], []
-    with evaluating(model):
+    with evaluating(encoder):
         for batch in pixels.split(batch_size) if isinstance(pixels, Tensor) else pixels:
-            tokens = model(batch.to(device)).last_hidden_state.float()
-            cls.append(tokens[:, 0].cpu())
-            patch_mean.append(tokens[:, skip:].mean(1).cpu())
+            features = encoder(batch.to(encoder.device))
+            cls.append(features.cls.float().cpu())
+            patch_mean.append(features.patch_map.float().mean((2, 3)).cpu())
     return {"cls": torch.cat(cls), "patch_mean": torch.cat(patch_mean)}
-
-
-def num_prefix_tokens(model: nn.Module) -> int:
-    """How many tokens, CLS and registers, stand before the patch tokens. Raises UserError for another kind of model."""
-    if model.config.model_type == "dinov2":
-        return 1
-    if model.config.model_type == "dinov2_with_registers":
-        return 1 + model.config.num_register_tokens
-    raise UserError(f"the model is a {model.config.model_type}; dinov2 and dinov2_with_registers are understood")
 
 
 @contextmanager

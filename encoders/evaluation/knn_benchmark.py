@@ -1,16 +1,17 @@
 """A k-NN benchmark drawn once and held in memory, so that a run can be judged at intervals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from encoders.base import Encoder
 from encoders.evaluation.baselines import channel_range, colour_histogram, raw_pixels, to_unit_range
 from encoders.evaluation.features import draw_subset, extract_features
 from encoders.evaluation.knn import knn_accuracy
-from encoders.preprocess import PUBLISHED_MARGIN, centre_view, margin_for, normalise
+from encoders.preprocess import ImageTransform, margin_for
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import ImageSource
@@ -31,9 +32,7 @@ class KnnBenchmark:
     """k-NN of queries in a bank, both drawn by `seed`; from one and the same source they are disjoint.
 
     Args:
-        size: (height, width) at which images are judged.
-        mean, std: the encoder's normalisation.
-        margin: how much larger than `size` an image is made before the centre crop; 1 for images that are not larger anyway.
+        transform: the size at which images are judged, the encoder's normalisation, how much is cut off around the centre.
 
     Attributes:
         bank, queries: the images, before normalisation.
@@ -49,10 +48,7 @@ class KnnBenchmark:
         *,
         bank_size: int,
         num_queries: int,
-        size: tuple[int, int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        margin: float = PUBLISHED_MARGIN,
+        transform: ImageTransform,
         k: int = 20,
         seed: int = 0,
         progress: bool = False,
@@ -60,9 +56,9 @@ class KnnBenchmark:
         bank, queries = draw_bank_and_queries(bank_source, query_source, bank_size, num_queries, seed)
         if not 1 <= k <= len(bank):
             raise UserError(f"k-NN: k={k} is not possible with a bank of {len(bank)}; give 1 to {len(bank)} or enlarge the bank")
-        self.bank = load_images(bank_source, bank, size, margin, progress)
-        self.queries = load_images(query_source, queries, size, margin, progress)
-        self.mean, self.std, self.k = mean, std, k
+        self.bank = load_images(bank_source, bank, transform, progress)
+        self.queries = load_images(query_source, queries, transform, progress)
+        self.transform, self.k = transform, k
         self.margin = max(self.bank.margin, self.queries.margin)
         self.sizes = {
             "bank": len(self.bank.labels),
@@ -79,9 +75,9 @@ class KnnBenchmark:
         words = f"bank {sizes['bank']:,}, queries {sizes['queries']:,}, {sizes['classes']} classes, k = {sizes['k']}"
         return words + (f", {sizes['unreadable']} unreadable images left out" if sizes["unreadable"] else "")
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy in percent of the model's CLS token and of the mean of its patch tokens, both after the final norm."""
-        bank, queries = (extract_features(model, self._pixels(part)) for part in (self.bank, self.queries))
+    def evaluate(self, encoder: Encoder) -> dict[str, float]:
+        """Accuracy in percent of the encoder's CLS token and of the mean of its patch tokens."""
+        bank, queries = (extract_features(encoder, self._pixels(part)) for part in (self.bank, self.queries))
         return {name: self._accuracy(bank[name], queries[name]) for name in bank}
 
     def evaluate_baselines(self) -> dict[str, float]:
@@ -97,7 +93,7 @@ class KnnBenchmark:
         return accuracies
 
     def _pixels(self, part: LabelledImages) -> Iterator[Tensor]:
-        return (normalise(batch, self.mean, self.std) for batch in part.images.split(BATCH))
+        return (self.transform.pixels(batch) for batch in part.images.split(BATCH))
 
     def _accuracy(self, bank: Tensor, queries: Tensor) -> float:
         return knn_accuracy(bank, self.bank.labels, queries, self.queries.labels, self.k)
@@ -122,19 +118,16 @@ def draw_bank_and_queries(
     return bank[:bank_size], queries
 
 
-def load_images(
-    source: ImageSource, indices: list[int], size: tuple[int, int], margin: float = PUBLISHED_MARGIN, progress: bool = False
-) -> LabelledImages:
-    """The centre views of `source[indices]`; unreadable images are left out and counted."""
+def load_images(source: ImageSource, indices: list[int], transform: ImageTransform, progress: bool = False) -> LabelledImages:
+    """The views of `source[indices]`; unreadable images are left out and counted."""
     images, labels, largest = None, [], 1.0
     for index in tqdm(indices, desc="reading images to judge by", disable=not progress, leave=False):
         try:
             record = source[index]
         except UnreadableImage:
             continue
-        own_margin = margin_for(record.image, size, margin)
-        largest = max(largest, own_margin)
-        view = centre_view(record.image, size, own_margin)
+        largest = max(largest, margin_for(record.image, transform.size, transform.margin))
+        view = transform.view(record.image)
         if images is None:
             images = view.new_empty(len(indices), *view.shape)
         images[len(labels)] = view

@@ -32,6 +32,11 @@ class MemorySource(ImageSource):
 
     def __init__(self, images, labels):
         self.images, self.labels = images, labels
+        self.name = "images in memory"
+
+    @property
+    def fingerprint(self):
+        return self.name
 
     def __len__(self):
         return len(self.images)

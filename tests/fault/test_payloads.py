@@ -152,7 +152,7 @@ def test_code_beside_an_encoder_is_not_run(whole, marker, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(marker)!r}, 'w')\n")
     command = [sys.executable, str(ROOT / "recipes" / "evaluate_encoder.py"), "--encoder", str(folder)]
-    options = ["--bank_dataset", "scenes?size=32&count=50", "--query_dataset", "scenes?size=32&count=50&split=held_out"]
+    options = ["--dataset", "scenes?size=32&count=50", "--test_dataset", "scenes?size=32&count=50&split=held_out"]
     result = subprocess.run([*command, *options], input="y\n" * 9, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("error: "), result.stderr
     assert str(folder) in result.stderr

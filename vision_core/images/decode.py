@@ -3,6 +3,8 @@
 import io
 import struct
 import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +15,13 @@ from vision_core.errors import UserError
 from vision_core.images.multiband import NPY_MAGIC, decode_npy, decode_tiff
 from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage, check_size
 
-__all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "UnreadableImage", "decode_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "UnreadableImage", "decode_image", "decode_values", "picture_size"]
+Result = TypeVar("Result")
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 SIXTEEN_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N"}
+NUMBER_FORMATS = {"PNG", "TIFF"}  # the others change numbers, or have none
 
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 OTHER_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF")
@@ -51,11 +55,29 @@ def decode_image(data: bytes, num_channels: int = 3) -> Tensor:
         UnreadableImage: for any bytes that are not a whole, supported image.
         UserError: a multi-band TIFF where the package tifffile is missing.
     """
+    return _guarded(lambda: _decode(data, num_channels), data)
+
+
+def decode_values(data: bytes) -> Tensor:
+    """The numbers of a PNG or TIFF with one channel, int32 `[H, W]`: grey values of 8 or 16 bits, 0 and 1, or palette indices, never colours.
+
+    Checked and turned as in `decode_image`. Raises UnreadableImage, with a reason that begins with `not_numbers` for whole pictures of another kind: colour,
+    lossy formats, and grey of 2 or 4 bits, which Pillow spreads over 0 to 255.
+    """
+    return _guarded(lambda: _numbers(data), data)
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Height and width of the upright picture, from its header. Raises UnreadableImage."""
+    return _guarded(lambda: _upright_size(_open_header(data)), data)
+
+
+def _guarded(read: Callable[[], Result], data: bytes) -> Result:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decode(data, num_channels)
+            return read()
     except (UnreadableImage, UserError):
         raise
     except Exception as error:  # the decoders raise a dozen types on bad bytes, none of which may end a run
@@ -76,6 +98,14 @@ def _decode(data: bytes, num_channels: int) -> Tensor:
 
 def _open_picture(data: bytes) -> Image.Image:
     """A PIL image of 8 or 16 bits with all its pixels read, upright."""
+    picture = _open_header(data)
+    picture.load()
+    turn = UPRIGHT.get(_orientation(picture))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _open_header(data: bytes) -> Image.Image:
+    """A PIL image of 8 or 16 bits and of a size that is allowed, no pixel read yet."""
     if data.startswith(b"GIF8"):
         check_size(*struct.unpack_from("<HH", data, 6))  # Pillow may fill the whole canvas while it opens a GIF
     picture = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -83,9 +113,7 @@ def _open_picture(data: bytes) -> Image.Image:
     sixteen_bits = picture.mode in SIXTEEN_BIT_MODES or (picture.mode == "I" and picture.format == "PNG")
     if not sixteen_bits and picture.mode not in EIGHT_BIT_MODES:
         raise UnreadableImage(f"unsupported_mode {picture.mode}")
-    picture.load()
-    turn = UPRIGHT.get(_orientation(picture))
-    return picture if turn is None else picture.transpose(turn)
+    return picture
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -94,6 +122,24 @@ def _orientation(picture: Image.Image) -> int:
         return picture.getexif().get(ORIENTATION_TAG, 1)
     except Exception:
         return 1
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    width, height = picture.size
+    return (width, height) if _orientation(picture) >= 5 else (height, width)
+
+
+def _numbers(data: bytes) -> Tensor:
+    header = _open_header(data)
+    if header.format not in NUMBER_FORMATS:
+        raise UnreadableImage(f"not_numbers {header.format}")
+    if header.mode in EIGHT_BIT_MODES - {"1", "L", "P"}:
+        raise UnreadableImage(f"not_numbers {header.mode}")
+    stored = header.tile[0].args if header.tile else "L"  # of Pillow's raw decoder, such as L;4; for TIFF the first of several
+    stored = stored if isinstance(stored, str) else stored[0]
+    if header.mode == "L" and stored != "L":
+        raise UnreadableImage(f"not_numbers {stored}")
+    return torch.from_numpy(np.asarray(_open_picture(data)).astype(np.int32))
 
 
 def _rgb(picture: Image.Image) -> Tensor:

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from vision_core.errors import UserError
-from vision_core.images.regular_files import image_extensions, is_inside, read_regular_file
+from vision_core.images.annotations import make_annotations
+from vision_core.images.regular_files import files_fingerprint, image_extensions, is_inside, read_regular_file
 from vision_core.images.sources import EncodedImageSource
 
 
@@ -19,6 +20,10 @@ class FileSource(EncodedImageSource):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def fingerprint(self) -> str:
+        return files_fingerprint((os.path.join(self.root, path) for path in self.paths), self.labels, self.num_channels)
 
     def id_of(self, index: int) -> str:
         return self.paths[index]
@@ -44,6 +49,26 @@ class FolderSource(FileSource):
         names = sorted(set(folders)) if None not in folders else None
         numbers = {name: number for number, name in enumerate(names or [])}
         super().__init__(root, paths, num_channels, [numbers[folder] for folder in folders] if names else None, names)
+
+
+def open_folder(root: Path, num_channels: int = 3, mask: str | None = None, depth: str | None = None, **options: str) -> FolderSource:
+    """A folder, with masks and depths in parallel folders `mask` and `depth`: for `a/b.jpg` the file `a/b.png`; `options` as for `make_annotations`."""
+    source = FolderSource(root, num_channels)
+    beside = [_parallel(source, folder, kind) for kind, folder in (("mask", mask), ("depth", depth))]
+    source.annotations = make_annotations(source, options, *beside)
+    return source
+
+
+def _parallel(images: FolderSource, folder: str | None, kind: str) -> FileSource | None:
+    if folder is None:
+        return None
+    paths = [os.path.splitext(path)[0] + ".png" for path in images.paths]
+    missing = [path for path in paths if not os.path.isfile(os.path.join(folder, path))]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(paths)} images have no {kind}, such as {folder}/{missing[0]}; add them, or name another folder"
+        )
+    return FileSource(Path(folder), paths, 1, None, None)
 
 
 def _image_paths(root: str, extensions: tuple[str, ...]) -> list[str]:

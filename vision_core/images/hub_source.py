@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 from torch.utils.data import get_worker_info
 
 from vision_core.errors import UserError
+from vision_core.images.annotations import Annotations, Read, holds_texts, make_annotations
 from vision_core.images.decode import decode_image
 from vision_core.images.regular_files import first_line, is_inside, read_regular_file
 from vision_core.images.sources import (
@@ -19,6 +21,10 @@ from vision_core.images.sources import (
 from vision_core.images.unreadable import UnreadableImage
 
 
+class NoSuchSplit(UserError):
+    """A part that the data does not have. `datasets` has a ValueError for it, and for a configuration that is not there."""
+
+
 def open_hub(
     name: str,
     num_channels: int = 3,
@@ -28,6 +34,11 @@ def open_hub(
     revision: str | None = None,
     streaming: str = "false",
     shuffle_buffer: str = "1000",
+    mask: str | None = None,
+    depth: str | None = None,
+    captions: str | None = None,
+    copy_of: str | None = None,
+    **options: str,
 ) -> ImageSource | ImageStream:
     """`NAME[:CONFIG]` as `datasets.load_dataset` takes them; images stay encoded until our own decoder reads them.
 
@@ -44,16 +55,61 @@ def open_hub(
         raise UserError(f"hf:{name}: shuffle_buffer={shuffle_buffer!r} is no whole number; 0 keeps the order")
     path, config = (name, "") if os.path.isdir(name) else name.partition(":")[::2]
     streamed = streaming == "true"
+    wanted = {"mask": mask, "depth": depth, "captions": captions, "copy_of": copy_of}
+    beside = [*options, *(option for option, column in wanted.items() if column)]
+    if streamed and beside:
+        raise UserError(f"hf:{name}: {beside[0]} needs an index, which a stream has not; leave out streaming=true")
     try:
         dataset = datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
     except Exception as error:  # offline, a wrong name, a wrong split: `datasets` has a type for each
-        raise UserError(f"hf:{name}?split={split} cannot be loaded: {first_line(error)}") from None
+        kind = NoSuchSplit if isinstance(error, ValueError) else UserError
+        raise kind(f"hf:{name}?split={split} cannot be loaded: {first_line(error)}") from None
     image, label = _columns(name, dataset.features, image, label)
     dataset = dataset.cast_column(image, datasets.Image(decode=False))
     roots = [os.path.realpath(path)] if os.path.isdir(path) else _cache_folders(datasets)
     if streamed:
         return HubStream(dataset, f"{name}/{split}", image, label, num_channels, roots, int(shuffle_buffer))
-    return HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots)
+    source = HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots)
+    source.annotations = _annotations(dataset, source, wanted, options)
+    return source
+
+
+def _annotations(dataset, source: "HubSource", wanted: dict[str, str | None], options: dict[str, str]) -> Annotations | None:
+    """The columns beside the image, by the usual names unless they are named; see `parquet_source.open_parquet`."""
+    for option, column in wanted.items():
+        if column is not None and column not in dataset.features:
+            raise UserError(f"hf:{source.name}: no column {column!r}; name one of {', '.join(dataset.features)} by ?{option}=COLUMN")
+    masks, depths = (_image_column(dataset, source, wanted[kind], kind) for kind in ("mask", "depth"))
+    texts = _text_column(dataset, source, wanted["captions"], "captions", "caption")
+    ids = _text_column(dataset, source, None, "image_id")
+    copies = _text_column(dataset, source, wanted["copy_of"], "target_image_id") if ids or wanted["copy_of"] else None
+    if copies and not ids:
+        raise UserError(f"hf:{source.name}: copy_of={wanted['copy_of']} needs a column image_id with the names that it holds; add one")
+    return make_annotations(source, options, masks, depths, texts, ids, copies)
+
+
+def _image_column(dataset, source: "HubSource", wanted: str | None, usual: str) -> "HubSource | None":
+    import datasets
+
+    if isinstance(dataset.features.get(wanted or usual), datasets.Image) and (wanted or usual) != source.image:
+        beside = dataset.cast_column(wanted or usual, datasets.Image(decode=False))
+        return HubSource(beside, source.name, wanted or usual, None, 1, source.roots)
+    if wanted is not None:
+        raise UserError(f"hf:{source.name}: column {wanted!r} holds no images besides the images; name another by ?{usual}=COLUMN")
+    return None
+
+
+def _text_column(dataset, source: "HubSource", wanted: str | None, *usual: str) -> Read | None:
+    """What reads a column of texts, or None where none is named and there is none of the usual names."""
+    schema = dataset.features.arrow_schema
+    found = [name for name in ([wanted] if wanted else usual) if name in schema.names and holds_texts(schema.field(name).type)]
+    if wanted and not found:
+        raise UserError(f"hf:{source.name}: column {wanted!r} holds neither texts nor lists of texts; name another")
+    return partial(_read_column, dataset.select_columns(found[:1]), found[0]) if found else None
+
+
+def _read_column(dataset, column: str) -> list:
+    return list(dataset[column])
 
 
 class HubSource(EncodedImageSource):
@@ -76,6 +132,10 @@ class HubSource(EncodedImageSource):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"hf {self.name} {self.dataset._fingerprint} {self.num_channels}"
 
     def id_of(self, index: int) -> str:
         return f"{self.name}:{index}"
@@ -153,7 +213,7 @@ def _columns(name: str, features, image: str | None, label: str | None) -> tuple
     if not features:
         raise UserError(f"hf:{name}: the columns are not known before reading; use streaming=false")
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    image = image or (images[0] if len(images) == 1 else None)
+    image = image or ("image" if "image" in images else images[0] if len(images) == 1 else None)
     if image not in features:
         wanted = f"no column {image!r}" if image else f"{len(images)} image columns"
         raise UserError(f"hf:{name}: {wanted}; name one of {', '.join(features)} by ?image=COLUMN")

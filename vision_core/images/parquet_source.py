@@ -2,15 +2,18 @@
 
 import json
 from bisect import bisect_right
+from functools import partial
 from itertools import accumulate
 
 from vision_core.errors import UserError
-from vision_core.images.regular_files import files_matching, first_line, short_names
+from vision_core.images.annotations import Read, holds_texts, make_annotations
+from vision_core.images.regular_files import files_fingerprint, files_matching, first_line, short_names
 from vision_core.images.sources import EncodedImageSource, usable_labels
 from vision_core.images.unreadable import UnreadableImage
 
 MAX_BYTES_IN_MEMORY = 2**30
 CACHED_ROW_GROUPS = 8
+USUAL_IMAGE = "image"
 
 
 class ParquetSource(EncodedImageSource):
@@ -20,11 +23,14 @@ class ParquetSource(EncodedImageSource):
     each process keeps the last 8 row groups: fine in file order, slow in random order, for which `hf:FOLDER` maps the same files.
 
     Args:
-        image: column of images; default: the only one that looks like images.
+        image: column of images; default `image`, or the only one that looks like images.
         label: integer column of labels; default `label` where there is one without missing or negative values.
+        at_once: whether to read what fits into memory now, or when it is first asked for.
     """
 
-    def __init__(self, pattern: str, num_channels: int = 3, image: str | None = None, label: str | None = None) -> None:
+    def __init__(
+        self, pattern: str, num_channels: int = 3, image: str | None = None, label: str | None = None, at_once: bool = True
+    ) -> None:
         parquet = _import_parquet()
         self.files = files_matching("parquet", pattern, ".parquet")
         self.num_channels = num_channels
@@ -35,6 +41,7 @@ class ParquetSource(EncodedImageSource):
         for path, file in zip(self.files, opened, strict=True):
             for column in (image, *([label] if label else [])):
                 _check_column(path, file.schema_arrow, column)
+        self.image_column = image
         self._column = f"{image}.bytes" if _is_struct(schema.field(image)) else image
         self._metadata = [file.metadata for file in opened]
         self._groups = [(number, group) for number, file in enumerate(opened) for group in range(file.num_row_groups)]
@@ -48,12 +55,16 @@ class ParquetSource(EncodedImageSource):
         self.description = f"{len(self):,} images in {len(self.files)} parquet files{classes}"
         self._cache: dict[int, object] = {}
         self._in_memory = self._encoded_bytes() < MAX_BYTES_IN_MEMORY
-        if self._in_memory:
+        if self._in_memory and at_once:
             for position in range(len(self._groups)):
                 self._row_group(position)
 
     def __len__(self) -> int:
         return self._file_ends[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        return files_fingerprint(self.files, self._column, self.labels, self.num_channels)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}
@@ -97,6 +108,65 @@ class ParquetSource(EncodedImageSource):
         return total
 
 
+def open_parquet(
+    pattern: str,
+    num_channels: int = 3,
+    image: str | None = None,
+    label: str | None = None,
+    mask: str | None = None,
+    depth: str | None = None,
+    captions: str | None = None,
+    copy_of: str | None = None,
+    **options: str,
+) -> ParquetSource:
+    """The rows with what stands beside the image in columns: by default mask and depth (images), captions or caption (text or lists of it), and
+    target_image_id, the `image_id` from which a picture was made. `options` as for `make_annotations`. Nothing of it is read before it is asked for.
+
+    Raises UserError for a column that is not there or holds something else.
+    """
+    source = ParquetSource(pattern, num_channels, image, label)
+    schema = _open_parquet(_import_parquet(), source.files[0]).schema_arrow
+    masks, depths = (_image_column(source, pattern, schema, wanted, usual) for wanted, usual in ((mask, "mask"), (depth, "depth")))
+    texts = _text_column(source, schema, captions, "captions", "caption")
+    ids = _text_column(source, schema, None, "image_id")
+    copies = _text_column(source, schema, copy_of, "target_image_id") if ids or copy_of else None
+    if copies and not ids:
+        raise UserError(f"parquet:{pattern}: copy_of={copy_of} needs a column image_id with the names that it holds; add one")
+    source.annotations = make_annotations(source, options, masks, depths, texts, ids, copies)
+    return source
+
+
+def _image_column(source: ParquetSource, pattern: str, schema, wanted: str | None, usual: str) -> ParquetSource | None:
+    is_there = usual in schema.names and _holds_images(schema.field(usual)) and usual != source.image_column
+    if wanted is None and not is_there:
+        return None
+    _check_column(source.files[0], schema, wanted or usual)
+    if not _holds_images(schema.field(wanted or usual)):
+        raise UserError(f"parquet:{pattern}: column {wanted!r} holds no images; name another by {usual}=COLUMN")
+    return ParquetSource(pattern, 1, wanted or usual, at_once=False)
+
+
+def _text_column(source: ParquetSource, schema, wanted: str | None, *usual: str) -> Read | None:
+    """What reads a column of texts, or None where none is named and there is none of the usual names."""
+    if wanted is None:
+        wanted = next((name for name in usual if name in schema.names and holds_texts(schema.field(name).type)), None)
+        return wanted and partial(_read_column, source.files, wanted)
+    _check_column(source.files[0], schema, wanted)
+    if not holds_texts(schema.field(wanted).type):
+        raise UserError(f"{source.files[0]}: column {wanted!r} holds neither texts nor lists of texts; name another")
+    return partial(_read_column, source.files, wanted)
+
+
+def _read_column(paths: list[str], column: str) -> list:
+    """The values of all rows, file by file."""
+    parquet, values = _import_parquet(), []
+    for path in paths:
+        file = _open_parquet(parquet, path)
+        _check_column(path, file.schema_arrow, column)
+        values += file.read(columns=[column], use_threads=False).column(0).to_pylist()
+    return values
+
+
 def _import_parquet():
     try:
         import pyarrow.parquet
@@ -126,6 +196,8 @@ def _holds_images(field) -> bool:
 
 def _only_image_column(schema, pattern: str) -> str:
     columns = [field.name for field in schema if _holds_images(field)]
+    if USUAL_IMAGE in columns:
+        return USUAL_IMAGE
     if len(columns) != 1:
         found = f"columns {', '.join(columns)} all hold images" if columns else f"no images in columns {', '.join(schema.names)}"
         raise UserError(f"parquet:{pattern}: {found}; name one by ?image=COLUMN")

@@ -1,8 +1,10 @@
 """Reading files that others made: regular ones only, inside their folder, of a bounded size; nothing blocks."""
 
 import glob
+import hashlib
 import os
 import stat
+from collections.abc import Iterable
 
 from vision_core.errors import UserError
 from vision_core.images.unreadable import UnreadableImage
@@ -64,6 +66,18 @@ def files_matching(kind: str, pattern: str, extension: str) -> list[str]:
         if not os.path.isfile(path):
             raise UserError(f"{path} is not a regular file; leave it out of {kind}:{pattern}")
     return paths
+
+
+def files_fingerprint(paths: Iterable[str], *options: object) -> str:
+    """A hash of names, sizes and times of change: another one when a file is written anew."""
+    digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
+    for path in paths:
+        try:
+            status = os.stat(path)
+            digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode("utf-8", "surrogateescape"))
+        except OSError:
+            digest.update(repr((path, "missing")).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def short_names(paths: list[str]) -> list[str]:

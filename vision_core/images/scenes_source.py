@@ -1,8 +1,13 @@
 """The embedded scenes as a source of images: `scenes`, `scenes:?size=96&count=5000&seed=1&split=held_out`."""
 
+import hashlib
+from functools import lru_cache
+
+from torch import Tensor
+
 from vision_core.errors import UserError
 from vision_core.images.scene_layout import CATEGORIES, SPLITS, category_of
-from vision_core.images.scenes import SMALLEST_SIDE, draw_scene
+from vision_core.images.scenes import SMALLEST_SIDE, Scene, draw_scene
 from vision_core.images.sources import ImageRecord, ImageSource
 
 DEFAULTS = {"size": "64", "count": "20000", "seed": "0", "split": "train"}
@@ -15,10 +20,18 @@ class ScenesSource(ImageSource):
         self.size, self.count, self.seed, self.split = size, count, seed, split
         self.class_names = list(CATEGORIES)
         self.labels = [category_of(seed, split, index) for index in range(count)]
+        self.annotations = SceneAnnotations(self)
         self.description = f"embedded scenes ({split}, seed {seed}): {count} images of {size} x {size} pixels, {len(CATEGORIES)} categories"
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def fingerprint(self) -> str:
+        """The options, and how the scenes of this version look."""
+        first = draw_scene(self.seed, 0, self.size, self.split).image
+        looks = hashlib.blake2b(first.numpy().tobytes(), digest_size=8).hexdigest()
+        return f"scenes {self.size} {self.count} {self.seed} {self.split} {looks}"
 
     def __getitem__(self, index: int) -> ImageRecord:
         """Record `index`: image uint8 [3, size, size], label the category of the main object. Raises IndexError outside 0 .. count - 1."""
@@ -29,6 +42,41 @@ class ScenesSource(ImageSource):
 
     def id_of(self, index: int) -> str:
         return f"scenes/{self.split}/{index}"
+
+
+class SceneAnnotations:
+    """The ground truth of scenes, drawn with them; see `annotations.Annotations`."""
+
+    names = frozenset({"mask", "depth", "captions"})
+    image_ids = copy_of = None
+    mask_names = ["backdrop", *CATEGORIES]
+
+    def __init__(self, source: ScenesSource) -> None:
+        self._name = (source.seed, source.size, source.split)
+
+    def mask(self, index: int) -> Tensor:
+        """`[S, S]` int64: 0 for the backdrop, else 1 + the category of the object that is seen there."""
+        scene = _drawn(*self._name, index)
+        numbers = [0, *(1 + CATEGORIES.index(each.category) for each in scene.objects)]
+        return scene.masks.new_tensor(numbers).long()[scene.masks.long()]
+
+    def foreground(self, index: int) -> Tensor:
+        """`[S, S]` bool: the main object."""
+        return _drawn(*self._name, index).masks == 1
+
+    def depth(self, index: int) -> Tensor:
+        """`[S, S]` float32 metres."""
+        return _drawn(*self._name, index).depth.clone()
+
+    def captions(self, index: int) -> list[str]:
+        """Sentences that are true of scene number `index`."""
+        return list(_drawn(*self._name, index).captions)
+
+
+@lru_cache(maxsize=8)
+def _drawn(seed: int, size: int, split: str, index: int) -> Scene:
+    """A scene that is asked for its mask is soon asked for its depth."""
+    return draw_scene(seed, index, size, split)
 
 
 def open_scenes(options: dict[str, str]) -> ScenesSource:

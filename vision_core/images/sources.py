@@ -1,16 +1,22 @@
 """One string names a data source: `kind:where?option=value&option=value`."""
 
+from __future__ import annotations
+
 import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.images.decode import decode_image
+
+if TYPE_CHECKING:
+    from vision_core.images.annotations import Annotations
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,18 @@ class ImageSource(ABC):
         labels: one per image, known without decoding, or None.
         class_names: the names of the labels, or None.
         description: one line for people.
+        fingerprint: a text that is another one when the data is.
+        annotations: what is known besides labels, or None.
     """
 
     labels: list[int] | None = None
     class_names: list[str] | None = None
     description: str = ""
+    annotations: Annotations | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        raise NotImplementedError(f"{type(self).__name__} does not tell when its data changes")
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -53,6 +66,12 @@ class ImageSource(ABC):
     @abstractmethod
     def id_of(self, index: int) -> str:
         """The name of image number `index`, without decoding it."""
+
+    @property
+    def knows(self) -> frozenset[str]:
+        """Which of label, mask, depth, captions, copy_of the source has."""
+        known = self.annotations.names if self.annotations else frozenset()
+        return known | {"label"} if self.labels is not None else known
 
 
 class EncodedImageSource(ImageSource):
@@ -93,11 +112,13 @@ class ImageStream(ABC):
         """One pass over this process's share (in a data worker: that worker's), shuffled by `epoch`."""
 
 
+BESIDE_IMAGES = ("mask", "ignore", "depth", "depth_scale")
+IN_COLUMNS = (*BESIDE_IMAGES, "captions", "copy_of")
 KINDS = {
-    "folder": (),
+    "folder": BESIDE_IMAGES,
     "list": ("root",),
-    "parquet": ("image", "label"),
-    "hf": ("split", "image", "label", "revision", "streaming", "shuffle_buffer"),
+    "parquet": ("image", "label", *IN_COLUMNS),
+    "hf": ("split", "image", "label", "revision", "streaming", "shuffle_buffer", *IN_COLUMNS),
     "wds": (),
     "scenes": ("size", "count", "seed", "split"),
 }
@@ -119,17 +140,17 @@ def open_source(text: str, num_channels: int = 3) -> ImageSource | ImageStream:
 
         return open_scenes(options)
     if kind == "folder":
-        from vision_core.images.folder_source import FolderSource
+        from vision_core.images.folder_source import open_folder
 
-        return FolderSource(Path(where), num_channels)
+        return open_folder(Path(where), num_channels, **options)
     if kind == "list":
         from vision_core.images.folder_source import open_list
 
         return open_list(Path(where), num_channels, **options)
     if kind == "parquet":
-        from vision_core.images.parquet_source import ParquetSource
+        from vision_core.images.parquet_source import open_parquet
 
-        return ParquetSource(where, num_channels, **options)
+        return open_parquet(where, num_channels, **options)
     if kind == "wds":
         from vision_core.images.tar_source import TarSource
 

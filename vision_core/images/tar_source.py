@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from vision_core.errors import UserError
-from vision_core.images.regular_files import files_matching, first_line, image_extensions, short_names
+from vision_core.images.regular_files import files_fingerprint, files_matching, first_line, image_extensions, short_names
 from vision_core.images.sources import EncodedImageSource
 from vision_core.images.unreadable import UnreadableImage
 
@@ -48,6 +48,10 @@ class TarSource(EncodedImageSource):
         self.labels = None if None in found else found
         classes = f", {len(set(self.labels))} classes" if self.labels else ""
         self.description = f"{len(self):,} images in {len(self.shards)} tar shards{classes}"
+
+    @property
+    def fingerprint(self) -> str:
+        return files_fingerprint(self.shards, self.num_channels)
 
     def __len__(self) -> int:
         return len(self.members)

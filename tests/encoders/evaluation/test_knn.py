@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from encoders.evaluation.knn import knn_accuracy, knn_predict
+from encoders.evaluation.knn import knn_accuracies, knn_accuracy, knn_predict
 from vision_core.errors import UserError
 
 
@@ -97,3 +97,25 @@ def test_speed():
     started = time.perf_counter()
     knn_predict(bank, labels, queries)
     assert time.perf_counter() - started < 20
+
+
+def test_accuracies_of_every_k_are_scikit_learns():
+    generator = torch.Generator().manual_seed(3)
+    bank, queries = torch.randn(300, 8, generator=generator), torch.randn(80, 8, generator=generator)
+    labels, query_labels = torch.arange(300) % 7, torch.arange(80) % 7
+    accuracies = knn_accuracies(bank, labels, queries, query_labels, ks=(1, 10, 20, 1000))
+    assert list(accuracies) == [1, 10, 20]
+    for k, scores in accuracies.items():
+        # scikit-learn gives distances 1 - cosine; exp((1 - d) / T) overflows nothing here
+        classifier = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)).fit(bank.double().numpy(), labels)
+        assert scores["top1"] == pytest.approx(100 * classifier.score(queries.double().numpy(), query_labels), abs=1e-9)
+        assert scores["top1"] == pytest.approx(knn_accuracy(bank, labels, queries, query_labels, k))
+        shares = classifier.predict_proba(queries.double().numpy())
+        best = np.argsort(-shares, axis=1, kind="stable")[:, :5]
+        hits = [(row == label) & (shares[i, row] > 0) for i, (row, label) in enumerate(zip(best, query_labels.tolist(), strict=True))]
+        assert scores["top5"] == pytest.approx(100 * np.mean([hit.any() for hit in hits]), abs=1.3)  # ties at the fifth place
+
+
+def test_a_bank_of_one_class():
+    with pytest.raises(UserError, match="one label, so there is nothing to tell apart"):
+        knn_accuracies(torch.randn(9, 3), torch.ones(9, dtype=torch.long), torch.randn(2, 3), torch.ones(2, dtype=torch.long))

@@ -6,12 +6,14 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from encoders.evaluation.features import extract_features
 from encoders.evaluation.knn_benchmark import KnnBenchmark, draw_bank_and_queries, load_images
-from encoders.preprocess import centre_view, normalise
+from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, centre_view, normalise
+from encoders.transformers_encoder import TransformersEncoder
 from vision_core.errors import UserError
 from vision_core.images.sources import open_source
 
 CIFAR = Path(__file__).resolve().parents[3] / "../shared/data/cifar10"
-SETTINGS = {"size": (32, 32), "mean": [0.5] * 3, "std": [0.25] * 3}
+TRANSFORM = ImageTransform((32, 32), (0.5,) * 3, (0.25,) * 3, margin=PUBLISHED_MARGIN)
+SETTINGS = {"transform": TRANSFORM}
 
 
 def pictures(count, seed, channels=3, dtype=torch.uint8):
@@ -38,7 +40,7 @@ def test_one_source_is_cut_in_two(memory_source):
 def test_unreadable_images_are_left_out_and_counted(memory_source):
     images, labels = pictures(20, 0)
     images[3] = images[7] = None
-    loaded = load_images(memory_source(images, labels), [7, 3, 5, 6], (32, 32), margin=1.0)
+    loaded = load_images(memory_source(images, labels), [7, 3, 5, 6], ImageTransform((32, 32)))
     assert loaded.unreadable == 2 and loaded.labels.tolist() == [1, 2] and loaded.images.dtype == torch.uint8
     assert torch.equal(loaded.images[1], centre_view(images[6], (32, 32), 1.0))
     source = memory_source(images, labels)
@@ -46,7 +48,7 @@ def test_unreadable_images_are_left_out_and_counted(memory_source):
     assert benchmark.sizes["bank"] + benchmark.sizes["queries"] == 18 and benchmark.sizes["unreadable"] == 2
     assert benchmark.description.endswith("4 classes, k = 3, 2 unreadable images left out")
     with pytest.raises(UserError, match="none of 2 images of images in memory could be read"):
-        load_images(source, [3, 7], (32, 32))
+        load_images(source, [3, 7], TRANSFORM)
 
 
 @pytest.mark.parametrize(("side", "margin"), [(8, 1.0), (32, 1.0), (40, 256 / 224)])
@@ -58,7 +60,11 @@ def test_the_margin_is_the_one_that_images_were_given(memory_source, side, margi
 
 
 def test_evaluation_is_features_and_neighbours(memory_source, tiny_model):
-    bank_source, query_source, model = memory_source(*pictures(60, 0)), memory_source(*pictures(40, 1)), tiny_model(2)
+    bank_source, query_source, model = (
+        memory_source(*pictures(60, 0)),
+        memory_source(*pictures(40, 1)),
+        TransformersEncoder(tiny_model(2), TRANSFORM),
+    )
     benchmark = KnnBenchmark(bank_source, query_source, bank_size=60, num_queries=40, k=1, **SETTINGS)
     accuracies = benchmark.evaluate(model)
     # the published view by hand, in the sources' own order; k = 1 needs no weights
@@ -78,7 +84,7 @@ def test_baselines_do_not_depend_on_the_scale_of_multi_band_data(memory_source, 
     accuracies = []
     for scale in (1.0, 40.0):
         source = memory_source([image * scale - 100 for image in images], labels)
-        benchmark = KnnBenchmark(source, source, bank_size=60, num_queries=20, k=5, size=(32, 32), mean=[0.0], std=[1.0])
+        benchmark = KnnBenchmark(source, source, bank_size=60, num_queries=20, k=5, transform=ImageTransform((32, 32), (0.0,), (1.0,)))
         accuracies.append(benchmark.evaluate_baselines())
     assert accuracies[0] == accuracies[1]
     assert accuracies[0]["colour_histogram"] > 90  # brightness tells the class

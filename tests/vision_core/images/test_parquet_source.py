@@ -76,8 +76,9 @@ def test_columns_by_name(tmp_path: Path) -> None:
         label=[None, 1, 1, 1],
         word=list("abcd"),
     )
-    with pytest.raises(UserError, match=r"columns image, mask all hold images; name one by \?image=COLUMN"):
-        open_source(text)
+    assert open_source(text).knows == {"mask"}
+    with pytest.raises(UserError, match=r"columns left, right all hold images; name one by \?image=COLUMN"):
+        open_source(write(tmp_path / "two.parquet", left=structs(2), right=structs(2)))
     assert open_source(f"{text}?image=mask").labels is None
     assert open_source(f"{text}?image=mask&label=fine").labels == [3, 2, 1, 0]
     with pytest.raises(UserError, match="'label': 1 of 4 labels are missing"):

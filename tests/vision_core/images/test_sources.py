@@ -154,7 +154,7 @@ def test_the_grammar(text: str, expected: tuple) -> None:
     [
         ("parqet:x", ["unknown kind 'parqet'", "did you mean 'parquet'?", "folder, list"]),
         ("parquet:x?lable=y", ["unknown option 'lable'", "did you mean 'label'?", "image, label"]),
-        ("folder:x?size=3", ["unknown option 'size'", "options of folder: none"]),
+        ("folder:x?size=3", ["unknown option 'size'", "options of folder: mask, ignore, depth, depth_scale"]),
         ("hf:x?split", ["name=value"]),
         ("hf:x?split=", ["'split' has no value"]),
         ("hf:x?split=a&split=b", ["'split' is given twice"]),

@@ -1,0 +1,139 @@
+"""The published DINOv2 `.pth` files (facebookresearch/dinov2) as models of transformers, key by key, with a report of what matched."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
+from encoders.transformers_encoder import TransformersEncoder
+from vision_core.errors import UserError
+
+HEAD_WIDTH = 64  # of every published model; the file does not say it
+BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.(.+)")  # a training dump has the chunk's number in front of the block's
+TOP = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "register_tokens": "embeddings.register_tokens",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+}
+IN_BLOCK = {
+    "norm1": ["norm1"],
+    "norm2": ["norm2"],
+    "attn.qkv": ["attention.q_proj", "attention.k_proj", "attention.v_proj"],  # stacked in this order
+    "attn.proj": ["attention.o_proj"],
+    "ls1.gamma": ["layer_scale1.lambda1"],
+    "ls2.gamma": ["layer_scale2.lambda1"],
+    "mlp.fc1": ["mlp.fc1"],
+    "mlp.fc2": ["mlp.fc2"],
+    "mlp.w12": ["mlp.gate_proj", "mlp.up_proj"],
+    "mlp.w3": ["mlp.down_proj"],
+}
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """matched: published key -> our keys. unused: published keys without a place. missing: our keys that nothing filled."""
+
+    matched: dict[str, list[str]]
+    unused: list[str]
+    missing: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.matched)} published keys matched, {len(self.unused)} unused, {len(self.missing)} missing"]
+        lines += [f"  {old} -> {', '.join(new)}" for old, new in self.matched.items()]
+        return "\n".join([*lines, *(f"  unused: {key}" for key in self.unused), *(f"  missing: {key}" for key in self.missing)])
+
+
+def load_dinov2_pth(path: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> TransformersEncoder:
+    """The model of a published file, or of a `teacher_checkpoint.pth` of the published training; `options` as for `TransformersEncoder`.
+
+    The pixels are the published evaluation's: 256 for a crop of 224, ImageNet's mean and standard deviation. Sizes other than the stored grid's are
+    interpolated without the published code's offset of 0.1, as transformers does. The encoder has the report as `conversion`.
+
+    Raises UserError for a file that holds other than tensors or lacks keys.
+    """
+    model, report = convert_dinov2(read_pth(path), dtype)
+    if report.missing:
+        raise UserError(f"{path}: no published DINOv2 backbone: nothing for {len(report.missing)} weights, such as {report.missing[0]}")
+    transform = ImageTransform((224, 224), margin=PUBLISHED_MARGIN)
+    encoder = TransformersEncoder(model, transform, **options)
+    encoder.conversion = report
+    return encoder
+
+
+def read_pth(path: Path) -> dict[str, Tensor]:
+    """The backbone's tensors in a `.pth` file, read as weights only."""
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is broken, or holds more than tensors, raises whatever its reader does
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} cannot be read as weights ({reason}); give the published .pth file") from None
+    values = values.get("teacher", values) if isinstance(values, dict) else {}
+    values = {key.removeprefix("backbone."): value for key, value in values.items() if isinstance(value, Tensor)}
+    if "pos_embed" not in values or "patch_embed.proj.weight" not in values:
+        raise UserError(f"{path} is no DINOv2 backbone: it has no pos_embed or patch_embed; give the published .pth file")
+    return values
+
+
+def convert_dinov2(
+    published: dict[str, Tensor], dtype: torch.dtype = torch.float32
+) -> tuple[Dinov2Model | Dinov2WithRegistersModel, ConversionReport]:
+    """A transformers model with the published tensors, and what went where."""
+    model = _empty_model(published).to(dtype)
+    wanted, filled, matched, unused = model.state_dict(), {}, {}, []
+    for key, value in published.items():
+        names = renamed(key)
+        value = value.flatten(1) if key == "mask_token" else value
+        parts = value.chunk(len(names)) if names else []
+        fits = names and all(name in wanted and wanted[name].shape == part.shape for name, part in zip(names, parts, strict=True))
+        if fits:
+            filled |= {name: part.clone() for name, part in zip(names, parts, strict=True)}
+            matched[key] = names
+        else:
+            unused.append(key)
+    report = ConversionReport(matched, unused, sorted(set(wanted) - set(filled)))
+    if not report.missing:
+        model.load_state_dict(filled)
+    return model.eval(), report
+
+
+def renamed(key: str) -> list[str]:
+    """transformers' names for a published key, several where it is split in equal parts along the first axis; none for an unknown one."""
+    stem, suffix = key, ""
+    if key.endswith((".weight", ".bias")):
+        stem, _, suffix = key.rpartition(".")
+        suffix = f".{suffix}"
+    if stem in TOP:
+        return [TOP[stem] + suffix]
+    block = BLOCK.fullmatch(stem)
+    if not block or block[2] not in IN_BLOCK:
+        return []
+    return [f"encoder.layer.{block[1]}.{name}{suffix}" for name in IN_BLOCK[block[2]]]
+
+
+def _empty_model(published: dict[str, Tensor]) -> Dinov2Model | Dinov2WithRegistersModel:
+    width, channels, patch, _ = published["patch_embed.proj.weight"].shape
+    numbers = [int(match[1]) for match in map(BLOCK.fullmatch, published) if match]
+    side = int((published["pos_embed"].shape[1] - 1) ** 0.5)
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": max(numbers, default=-1) + 1,
+        "num_attention_heads": max(width // HEAD_WIDTH, 1),
+        "num_channels": channels,
+        "patch_size": patch,
+        "image_size": side * patch,
+        "use_swiglu_ffn": any(".mlp.w12." in key for key in published),
+        "mlp_ratio": 4,
+    }
+    if "register_tokens" in published:
+        return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape, num_register_tokens=published["register_tokens"].shape[1]))
+    return Dinov2Model(Dinov2Config(**shape))

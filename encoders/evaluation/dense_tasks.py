@@ -1,0 +1,176 @@
+"""Tasks on the patches: segmentation, depth, and what attention outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from encoders.attention import last_attention
+from encoders.evaluation.depth import DepthResult, depth_picture, dpt_depth, linear_depth
+from encoders.evaluation.emergent_segmentation import emergent_jaccard, keep_mass
+from encoders.evaluation.features import depth_layers
+from encoders.evaluation.frozen import FrozenFeatures
+from encoders.evaluation.results import TaskResult
+from encoders.evaluation.segmentation import label_picture, linear_segmentation
+from encoders.sheets import contact_sheet, display, to_picture
+from vision_core.errors import UserError
+from vision_core.images.annotations import IGNORED
+from vision_core.images.unreadable import UnreadableImage
+
+SHOWN = 6
+QUERIES = {"cls": "the CLS token", "pooling": "the pooling query", "mean": "all tokens"}
+DPT_CHANNELS, DPT_BATCH = 64, 4  # a quarter of the published width and batch: minutes on two cores
+
+
+def last_layer(frozen: FrozenFeatures) -> tuple[int, ...]:
+    """What the linear heads read."""
+    return (frozen.encoder.num_layers,)
+
+
+def four_layers(frozen: FrozenFeatures) -> tuple[int, ...]:
+    """What the DPT head reads."""
+    return depth_layers(frozen.encoder.num_layers)
+
+
+def run_segmentation(frozen: FrozenFeatures, dense_iterations: int) -> TaskResult:
+    """A linear head on the last layer's map."""
+    maps = {split: frozen.maps(split, last_layer(frozen))[f"map_{frozen.encoder.num_layers}"] for split in ("train", "test")}
+    masks = {split: [frozen.sources[split].annotations.mask(index) for index in frozen.kept(split, dense=True)] for split in maps}
+    num_classes = _num_classes(frozen, masks)
+    result = linear_segmentation(
+        maps["train"], masks["train"], maps["test"], masks["test"], num_classes, dense_iterations,
+        seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device,
+    )  # fmt: skip
+    rows = [
+        [_shown(frozen, index), label_picture(truth, num_classes), label_picture(prediction, num_classes)]
+        for index, truth, prediction in zip(frozen.kept("test", dense=True), masks["test"], result.predictions, strict=False)
+    ]
+    protocol = f"linear head on the last layer at {_size(frozen)}, {dense_iterations:,} iterations of 16 (published: 40,000), mIoU over the whole set"
+    metrics = {"mIoU": result.miou, "pixel accuracy": result.pixel_accuracy}
+    return TaskResult(metrics, protocol, _sheet(rows, ["image", "truth", "prediction"]), {"IoU of each class": result.class_ious})
+
+
+def run_depth(frozen: FrozenFeatures, dense_iterations: int) -> TaskResult:
+    """A linear head on the last layer's map, and its CLS token where there is one."""
+    number = frozen.encoder.num_layers
+    train, test = (frozen.maps(split, last_layer(frozen)) for split in ("train", "test"))
+    depths = _depths(frozen)
+    result = linear_depth(
+        train[f"map_{number}"], depths["train"], test[f"map_{number}"], depths["test"], _greatest(depths),
+        train.get(f"cls_{number}"), test.get(f"cls_{number}"),
+        iterations=dense_iterations, seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device,
+    )  # fmt: skip
+    beside = " beside the CLS token" if frozen.encoder.has_cls else ""
+    protocol = f"linear head on the last layer{beside} at {_size(frozen)}, {dense_iterations:,} iterations of 16 (published: 38,400)"
+    return _depth_result(frozen, result, depths, protocol)
+
+
+def run_depth_dpt(frozen: FrozenFeatures, dense_iterations: int) -> TaskResult:
+    """A DPT head on four layers; a model with fewer gives its last one several times."""
+    layers = four_layers(frozen)
+    train, test = (frozen.maps(split, layers) for split in ("train", "test"))
+    read = (*layers, *layers[-1:] * (4 - len(layers)))
+    depths = _depths(frozen)
+    result = dpt_depth(
+        [train[f"map_{number}"] for number in read], depths["train"], [test[f"map_{number}"] for number in read], depths["test"], _greatest(depths),
+        DPT_CHANNELS, dense_iterations, DPT_BATCH, seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device,
+    )  # fmt: skip
+    protocol = (
+        f"DPT head of {DPT_CHANNELS} channels (published: 256) on layers {', '.join(map(str, read))} at {_size(frozen)}, {dense_iterations:,} iterations of "
+        f"{DPT_BATCH} (published: 38,400 of 16)"
+    )
+    return _depth_result(frozen, result, depths, protocol)
+
+
+def run_emergent_segmentation(frozen: FrozenFeatures) -> TaskResult:
+    """The patches with most of the attention against the mask of the objects."""
+    source, transform, maps, masks, kept = frozen.sources["test"], frozen.dense_transform, [], [], []
+    for index in tqdm(frozen.indices["test"], "attention", disable=not frozen.progress, leave=False):
+        try:
+            image = source[index].image
+        except UnreadableImage:
+            continue
+        attention = last_attention(frozen.encoder, transform([image]))
+        maps.append(attention.maps)
+        masks.append(source.annotations.foreground(index))
+        kept.append(index)
+    if not maps:
+        raise UserError(f"none of {len(frozen.indices['test'])} images of {source.description} could be read; name other images")
+    result = emergent_jaccard(torch.cat(maps), masks, progress=frozen.progress)
+    rows = [
+        [_shown(frozen, index), _white(mask), _white(keep_mass(heads.mean(0)))]
+        for index, mask, heads in zip(kept[:SHOWN], masks, torch.cat(maps[:SHOWN]), strict=False)
+    ]
+    metrics = {
+        "mean of the heads": result.mean_attention,
+        "best head (oracle)": result.best_head,
+        "best fixed head": max(result.heads),
+        "chance": result.chance,
+    }
+    protocol = (
+        f"Jaccard index of the object and the patches that hold 60 % of the attention of {QUERIES[attention.query]} in the last layer at {_size(frozen)}, "
+        f"{result.images:,} images; oracle: the head is chosen for each image with its mask, as DINO publishes it"
+    )
+    return TaskResult(
+        metrics,
+        protocol,
+        _sheet(rows, ["image", "object", "60 % of attention"]),
+        {"heads": result.heads, "whole image": result.whole_image},
+    )
+
+
+def _num_classes(frozen: FrozenFeatures, masks: dict[str, list[Tensor]]) -> int:
+    names = frozen.sources["train"].annotations.mask_names
+    if names:
+        return len(names)
+    return 1 + max(int(mask[mask != IGNORED].max()) for part in masks.values() for mask in part if (mask != IGNORED).any())
+
+
+def _depths(frozen: FrozenFeatures) -> dict[str, list[Tensor]]:
+    return {
+        split: [frozen.sources[split].annotations.depth(index) for index in frozen.kept(split, dense=True)] for split in ("train", "test")
+    }
+
+
+def _greatest(depths: dict[str, list[Tensor]]) -> float:
+    """The end of the bins: what the training images show, in whole metres."""
+    return float(max(1.0, max(depth.max() for depth in depths["train"]).ceil()))
+
+
+def _depth_result(frozen: FrozenFeatures, result: DepthResult, depths: dict[str, list[Tensor]], protocol: str) -> TaskResult:
+    farthest = _greatest(depths)
+    rows = [
+        [_shown(frozen, index), depth_picture(truth, farthest), depth_picture(prediction, farthest)]
+        for index, truth, prediction in zip(frozen.kept("test", dense=True), depths["test"], result.predictions, strict=False)
+    ]
+    metrics = {
+        "RMSE (m)": result.rmse,
+        "AbsRel (fraction)": result.abs_rel,
+        "delta1": result.delta1,
+        "delta2": result.delta2,
+        "delta3": result.delta3,
+    }
+    return TaskResult(metrics, f"{protocol}, depths up to {farthest:.0f} m", _sheet(rows, ["image", "truth", "prediction"]))
+
+
+def _size(frozen: FrozenFeatures) -> str:
+    return "{} x {} pixels".format(*frozen.dense_transform.size)
+
+
+def _shown(frozen: FrozenFeatures, index: int) -> Image.Image:
+    image = frozen.sources["test"][index].image
+    return to_picture(display(image[None] / 255 if image.dtype == torch.uint8 else image[None])[0])
+
+
+def _white(mask: Tensor) -> Image.Image:
+    return Image.fromarray((mask * 255).byte().cpu().numpy()).convert("RGB")
+
+
+def _sheet(rows: Sequence[Sequence[Image.Image]], captions: list[str]) -> Image.Image:
+    """The first rows, every tile as large as the image in front of it."""
+    shown = [[tile.resize(row[0].size, Image.Resampling.NEAREST) for tile in row] for row in rows[:SHOWN]]
+    return contact_sheet(shown, captions)

@@ -1,0 +1,210 @@
+"""Linear classification of frozen features: the published grid of heads trained at once, and logistic regression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vision_core.errors import UserError
+from vision_core.randomness import numpy_generator, seed_of
+
+LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+BLOCKS = (1, 4)
+BATCH, MOMENTUM, REFERENCE_BATCH = 128, 0.9, 256
+HELD_OUT = 0.1
+CS = tuple(10 ** (-6 + 11 * step / 44) for step in range(45))
+
+
+@dataclass(frozen=True)
+class LinearResult:
+    """top1, top5: percent on the test images. chosen: the settings that were best on the held-out images. table: the held-out accuracy of every setting."""
+
+    top1: float
+    top5: float
+    chosen: dict[str, Any]
+    table: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """The heads that read the same vector: `blocks` last blocks, with the mean of the patches or not; one for each learning rate."""
+
+    blocks: int
+    with_patch_mean: bool
+
+    def inputs(self, cls_blocks: Sequence[Tensor], patch_mean: Tensor) -> Tensor:
+        """`[n, width]`: CLS of the last blocks, the earliest first, then the mean of the patches."""
+        return torch.cat([*cls_blocks[-self.blocks :], *([patch_mean] if self.with_patch_mean else [])], dim=1)
+
+
+def linear_probe(
+    cls_blocks: Sequence[Tensor],
+    patch_mean: Tensor,
+    labels: Tensor,
+    test_cls_blocks: Sequence[Tensor],
+    test_patch_mean: Tensor,
+    test_labels: Tensor,
+    *,
+    iterations: int = 12_500,
+    seed: int = 0,
+    progress: bool = False,
+    device: torch.device | str = "cpu",
+) -> LinearResult:
+    """DINOv2's linear evaluation on features that were computed once (section B.3; dinov2/eval/linear.py).
+
+    13 learning rates x {1, 4} last blocks x {CLS, CLS beside the mean of the patches} = 52 heads, trained at once: SGD with momentum 0.9, no weight decay,
+    batches of 128, learning rate times 128 / 256 and by a cosine to 0, weights from N(0, 0.01^2). Published are 12,500 iterations on random crops; here every
+    image has one view. A tenth of each class is held out to choose the head.
+
+    Args:
+        cls_blocks: CLS tokens `[n, D]` of the last blocks behind the final norm, earliest first; with fewer than 4, only heads on the last one are trained.
+        patch_mean: `[n, D]` of the last block. labels: `[n]`. The test images' likewise.
+
+    Raises UserError for a single class, classes of one image, features that are not finite, or lengths that differ.
+    """
+    _check(labels, *cls_blocks, patch_mean)
+    _check_lengths(test_labels, *test_cls_blocks, test_patch_mean)
+    num_classes = int(max(labels.max(), test_labels.max())) + 1
+    kept, held_out = hold_out(labels, seed)
+    groups = [HeadGroup(blocks, mean) for blocks in BLOCKS if blocks <= len(cls_blocks) for mean in (False, True)]
+    best, table = None, []
+    for group in tqdm(groups, "linear heads", disable=not progress):
+        inputs = group.inputs(cls_blocks, patch_mean).to(device)
+        weights = train_heads(
+            inputs[kept], labels[kept].to(device), num_classes, iterations, seed_of(seed, group.blocks, group.with_patch_mean)
+        )
+        accuracies = [_top(scores, labels[held_out])[0] for scores in _scores(inputs[held_out], *weights)]
+        for number, (rate, accuracy) in enumerate(zip(LEARNING_RATES, accuracies, strict=True)):
+            setting = {"learning_rate": rate, "blocks": group.blocks, "with_patch_mean": group.with_patch_mean, "held_out_top1": accuracy}
+            table.append(setting)
+            if best is None or accuracy > best[0]["held_out_top1"]:
+                best = (setting, group, [each[number : number + 1] for each in weights])
+    chosen, group, weights = best
+    top1, top5 = _top(_scores(group.inputs(test_cls_blocks, test_patch_mean).to(device), *weights)[0], test_labels)
+    return LinearResult(top1, top5, chosen, table)
+
+
+def train_heads(
+    inputs: Tensor, labels: Tensor, num_classes: int, iterations: int, seed: int, rates: Sequence[float] = LEARNING_RATES
+) -> tuple[Tensor, Tensor]:
+    """Weights `[heads, D, classes]` and biases `[heads, classes]`, a head for each rate, all trained on the same batches of `inputs [n, D]`.
+
+    For one head, with g the gradient of the batch's mean cross-entropy at w:  v <- 0.9 v + g;  w <- w - rate * (128 / 256) * (1 + cos(pi t / T)) / 2 * v.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weight = (0.01 * torch.randn(inputs.shape[1], num_classes, generator=generator)).to(inputs.device).repeat(len(rates), 1, 1)
+    bias = torch.zeros(len(rates), num_classes, device=inputs.device)
+    velocity = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    scaled = torch.tensor(rates, device=inputs.device) * BATCH / REFERENCE_BATCH
+    for step, batch in enumerate(_batches(len(inputs), iterations, seed)):
+        x, y = inputs[batch], labels[batch]
+        # the gradient of the cross-entropy of logits is softmax - one-hot: no graph is needed
+        error = (torch.einsum("bd,hdc->hbc", x, weight) + bias[:, None]).softmax(-1)
+        error[:, torch.arange(len(y), device=y.device), y] -= 1
+        error /= len(y)
+        rate = scaled * (1 + math.cos(math.pi * step / iterations)) / 2
+        for value, slope, gradient in zip((weight, bias), velocity, (torch.einsum("bd,hbc->hdc", x, error), error.sum(1)), strict=True):
+            slope.mul_(MOMENTUM).add_(gradient)
+            value.sub_(slope * rate.view(-1, *[1] * (value.ndim - 1)))
+    return weight, bias
+
+
+def logistic_regression(
+    features: Tensor,
+    labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    cs: Sequence[float] = CS,
+    seed: int = 0,
+    progress: bool = False,
+) -> LinearResult:
+    """Multinomial logistic regression by L-BFGS (dinov2/eval/log_regression.py): C chosen on a held-out tenth, then fitted to all of `features [n, D]`.
+
+    C, the weight of the data against the L2 norm of the weights, goes through 45 values from 1e-6 to 1e5; each starts where the one before ended, and the
+    search stops when five in a row have not been better. Published are 1,000 iterations in float64 of cuML; this is scikit-learn's, in float64.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    _check(labels, features)
+    _check_lengths(test_labels, test_features)
+    kept, held_out = (rows.numpy() for rows in hold_out(labels, seed))
+    x, y = features.double().numpy(), labels.numpy()
+    model, table = LogisticRegression(max_iter=1000, warm_start=True), []
+    for c in tqdm(cs, "logistic regression", disable=not progress):
+        model.set_params(C=c).fit(x[kept], y[kept])
+        table.append({"C": c, "held_out_top1": 100 * model.score(x[held_out], y[held_out])})
+        best = max(table, key=lambda row: row["held_out_top1"])
+        if len(table) - table.index(best) > 5:
+            break
+    model = LogisticRegression(C=best["C"], max_iter=1000).fit(x, y)
+    scores = torch.full((len(test_features), int(max(labels.max(), test_labels.max())) + 1), -torch.inf, dtype=torch.double)
+    scores[:, torch.from_numpy(model.classes_)] = torch.from_numpy(model.predict_log_proba(test_features.double().numpy()))
+    top1, top5 = _top(scores, test_labels)
+    return LinearResult(top1, top5, {"C": best["C"]}, table)
+
+
+def fit_logistic(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor) -> float:
+    """Top-1 in percent of scikit-learn's logistic regression with C = 1 on features of length 1."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import normalize
+
+    model = LogisticRegression(max_iter=1000).fit(normalize(features.double().numpy()), labels.numpy())
+    return 100 * model.score(normalize(test_features.double().numpy()), test_labels.numpy())
+
+
+def hold_out(labels: Tensor, seed: int, share: float = HELD_OUT) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows to choose by: `share` of each class, at least one image, by `seed`. Raises UserError for a class of one image."""
+    kept, held_out = [], []
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero()[:, 0]
+        if len(rows) < 2:
+            raise UserError(
+                f"linear: class {label} has one training image, so none can be held out to choose by; give two or more, or leave it out"
+            )
+        rows = rows[torch.from_numpy(numpy_generator(seed, "held out", label).permutation(len(rows)))]
+        count = max(1, round(share * len(rows)))
+        held_out.append(rows[:count])
+        kept.append(rows[count:])
+    return torch.cat(kept).sort().values, torch.cat(held_out).sort().values
+
+
+def _batches(num_rows: int, iterations: int, seed: int) -> Iterator[Tensor]:
+    """Rows of each iteration: epochs in an order of their own, joined end to end; fewer rows than a batch come whole."""
+    order, epoch = torch.empty(0, dtype=torch.long), 0
+    for _ in range(iterations):
+        while len(order) < min(BATCH, num_rows):
+            order = torch.cat([order, torch.from_numpy(numpy_generator(seed, "batches", epoch).permutation(num_rows))])
+            epoch += 1
+        yield order[:BATCH]
+        order = order[BATCH:]
+
+
+def _scores(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`[heads, n, classes]` on the CPU."""
+    return (torch.einsum("bd,hdc->hbc", inputs, weight) + bias[:, None]).cpu()
+
+
+def _top(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+    hits = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
+    return 100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item()
+
+
+def _check(labels: Tensor, *features: Tensor) -> None:
+    _check_lengths(labels, *features)
+    if len(labels.unique()) < 2:
+        raise UserError("linear: all images have one label, so there is nothing to tell apart; name data with two classes or more")
+
+
+def _check_lengths(labels: Tensor, *features: Tensor) -> None:
+    for each in features:
+        if len(each) != len(labels):
+            raise UserError(f"linear: {len(each)} features and {len(labels)} labels; give one label per image")
+        if not each.isfinite().all():
+            raise UserError("linear: some features are not finite; extract them in float32, or from another checkpoint")

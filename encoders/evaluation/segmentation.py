@@ -1,0 +1,146 @@
+"""Linear segmentation: how much of what a pixel shows can be read off a frozen patch feature by a linear map."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoders.evaluation.dense import NUM_KEPT, Rows, check_rows, head_outputs, seeded, train_head, training_targets
+from vision_core.errors import UserError
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class SegmentationResult:
+    """In percent, over the whole test set.
+
+    class_ious: None for a class that is neither in the masks nor predicted. predictions: `[H, W]` of the first 8 test images, each of its mask's size.
+    """
+
+    miou: float
+    class_ious: tuple[float | None, ...]
+    pixel_accuracy: float
+    predictions: tuple[Tensor, ...]
+
+
+def linear_segmentation(
+    train_maps: Rows,
+    train_masks: Rows,
+    test_maps: Rows,
+    test_masks: Rows,
+    num_classes: int,
+    iterations: int = 40_000,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: bool = False,
+    device: torch.device | str = "cpu",
+) -> SegmentationResult:
+    """Train a linear head on maps `[C, h, w]` and judge it on the test masks, each at its own resolution.
+
+    The recipe of DINOv3's released linear evaluation (40,000 iterations of 16 images, AdamW, learning rate and weight decay 1e-3, warm-up over
+    1,500 / 40,000 of the iterations, dropout 0.1) but for its random crops, flips and sliding windows: features are computed once, of whole
+    images. Masks `[H, W]` are int64 with 255 for pixels that count nowhere; for training they are resized to four times the grid. mIoU is
+    computed over the whole test set, not per image.
+
+    Raises UserError for masks with other values, with a single class, for features that are not finite and for lengths that differ.
+    """
+    check_rows("segmentation", "training", [train_maps], train_masks)
+    check_rows("segmentation", "test", [test_maps], test_masks)
+    if (_check_masks("training", train_masks, num_classes) > 0).sum() < 2:
+        raise UserError("segmentation: the training masks show a single class; take data with two or more, or more of its images")
+    _check_masks("test", test_masks, num_classes)
+    channels, *grid = train_maps[0].shape
+    targets = training_targets(train_masks, grid, torch.uint8)
+    with seeded(device, seed, "segmentation"):
+        head = linear_head(channels, num_classes).to(device)
+        train_head(
+            head, lambda logits, masks, step: segmentation_loss(logits, masks), [train_maps], targets, iterations=iterations, batch_size=batch_size,
+            learning_rate=1e-3, weight_decay=1e-3, warmup=1500 / 40_000, seed=seed, progress=progress,
+        )  # fmt: skip
+    return _judge(head, test_maps, test_masks, num_classes, batch_size)
+
+
+def linear_head(in_channels: int, num_classes: int) -> nn.Sequential:
+    """Batch norm, dropout of whole channels and a 1 x 1 convolution: `[B, C, h, w] -> [B, classes, h, w]`."""
+    convolution = nn.Conv2d(in_channels, num_classes, 1)
+    nn.init.normal_(convolution.weight, std=0.01)
+    nn.init.zeros_(convolution.bias)
+    return nn.Sequential(nn.BatchNorm2d(in_channels), nn.Dropout2d(0.1), convolution)
+
+
+def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy of `[B, classes, h, w]`, upsampled bilinearly to the masks `[B, H, W]`, over the pixels that are not 255; 0 without any."""
+    logits = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
+    counted = (masks != IGNORE).sum().clamp_min(1)
+    return F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum") / counted
+
+
+def confusion_matrix(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """`[classes, classes]` counts of pixels, a row per true class and a column per predicted one; pixels whose truth is 255 are left out."""
+    counted = truth != IGNORE
+    pairs = truth[counted].long() * num_classes + predicted[counted]
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def segmentation_scores(confusion: Tensor) -> tuple[float, tuple[float | None, ...], float]:
+    """mIoU, IoU of every class and pixel accuracy in percent, from one confusion matrix of the whole set.
+
+    IoU of class c is n_cc / (sum_j n_cj + sum_j n_jc - n_cc) (Everingham et al. 2015, section 4.2); a class without truth and predictions has None
+    and is left out of the mean.
+    """
+    right = confusion.diagonal().double()
+    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    seen = union > 0
+    ious = 100 * right / union
+    accuracy = 100 * right.sum() / confusion.sum()
+    return ious[seen].mean().item(), tuple(iou if there else None for iou, there in zip(ious.tolist(), seen, strict=True)), accuracy.item()
+
+
+def label_picture(mask: Tensor, num_classes: int) -> Image.Image:
+    """A mask `[H, W]`, a pixel each, in colours that depend on the class alone; black for 255."""
+    colours = torch.zeros(256, 3, dtype=torch.uint8)
+    colours[:num_classes] = torch.tensor([_colour(number) for number in range(num_classes)], dtype=torch.uint8)
+    return Image.fromarray(colours[mask.cpu().long()].numpy())
+
+
+def _colour(number: int) -> list[int]:
+    # steps of the golden ratio spread the hues evenly, however many there are
+    hue, saturation, value = number * 0.618034 % 1, (0.75, 0.45, 0.95)[number % 3], (0.95, 0.75)[number // 3 % 2]
+    return [round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)]
+
+
+def _judge(head: nn.Module, maps: Rows, masks: Rows, num_classes: int, batch_size: int) -> SegmentationResult:
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
+    kept = []
+    for index, logits in enumerate(head_outputs(head, [maps], batch_size)):
+        truth = masks[index]
+        predicted = F.interpolate(logits, truth.shape, mode="bilinear", align_corners=False).argmax(1)[0].cpu()
+        confusion += confusion_matrix(predicted, truth, num_classes)
+        if index < NUM_KEPT:
+            kept.append(predicted)
+    return SegmentationResult(*segmentation_scores(confusion), predictions=tuple(kept))
+
+
+def _check_masks(split: str, masks: Rows, num_classes: int) -> Tensor:
+    """Pixels `[classes]` of each class. Raises UserError for values that are no class and where no pixel counts."""
+    if not 2 <= num_classes <= IGNORE:
+        raise UserError(f"segmentation: {num_classes} classes; masks can hold 2 to {IGNORE}")
+    pixels = torch.zeros(num_classes, dtype=torch.long)
+    for index in range(len(masks)):
+        values = masks[index][masks[index] != IGNORE].long()
+        wrong = values[(values < 0) | (values >= num_classes)]
+        if len(wrong):
+            raise UserError(
+                f"segmentation: the mask of {split} image {index} holds the value {wrong[0]}, but the classes are 0 to {num_classes - 1}; "
+                f"name what counts nowhere in the data source's ignore= option"
+            )
+        pixels += torch.bincount(values, minlength=num_classes)
+    if not pixels.any():
+        raise UserError(f"segmentation: no pixel of the {split} masks counts; take other images or fewer values in ignore=")
+    return pixels

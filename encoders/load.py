@@ -1,0 +1,240 @@
+"""From a text to an encoder, from an encoder to a folder and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from encoders.base import Encoder, EncoderConfig
+from encoders.dinov2_weights import load_dinov2_pth
+from encoders.names import nearest_encoders
+from encoders.preprocess import ImageTransform
+from encoders.raw_pixels import RawPixels
+from encoders.tiny import tiny_encoder
+from encoders.transformers_encoder import build_transformers, family_of, load_transformers, read_config, read_transform, vision_config
+from vision_core.errors import UserError
+from vision_core.randomness import seed_of
+
+CONFIG_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
+KINDS = ("hf", "timm", "open_clip", "dinov2_pth", "tiny")
+UNTRAINED = "untrained:"
+
+
+def load_encoder(
+    source: str | os.PathLike,
+    *,
+    layers: Sequence[int] = (-1,),
+    norm: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    frozen: bool = True,
+    compile: bool = False,
+    position_antialias: bool | None = None,
+    seed: int = 0,
+) -> Encoder:
+    """The encoder that `source` names, in evaluation mode, on the CPU.
+
+    Args:
+        source: `hf:NAME`, `timm:NAME`, `open_clip:MODEL/TAG`, `dinov2_pth:FILE`, `tiny:FAMILY`, `raw_pixels`, or a folder: a run of `pretrain/`, a
+            transformers checkpoint, or what `save_encoder` wrote. `untrained:` in front: the architecture with random weights by `seed`.
+        layers, norm: see `Encoder`.
+        image_size: side, or (height, width), that the encoder's own preprocessing makes; default: as published.
+        dtype: of the weights; pixels are cast to it.
+        frozen: no gradients and evaluation mode for good; False leaves the parameters trainable.
+        compile: run the forward through torch.compile.
+        position_antialias: see `TransformersEncoder`; for DINOv2 in transformers only.
+
+    Raises:
+        UserError: an unknown name (with the nearest ones), a folder without an encoder or without its weights, a layer or size the model does not have.
+    """
+    text = os.fspath(source)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    options: dict[str, Any] = {"layers": tuple(layers), "norm": norm, "source": text}
+    if position_antialias is not None:
+        options["position_antialias"] = position_antialias
+    with torch.random.fork_rng(devices=[]):  # random weights are a function of the seed, and the caller's random numbers are left alone
+        torch.manual_seed(seed_of(seed, "encoder"))
+        if text.startswith(UNTRAINED):
+            encoder = _untrained(text.removeprefix(UNTRAINED), size, dtype, options | {"untrained": True})
+        else:
+            encoder = _trained(text, size, dtype, options)
+    if size is not None:
+        encoder.transform = encoder.transform.resized(size)
+    encoder.layer_numbers(encoder.layers)
+    encoder.grid(*encoder.transform.size)
+    if compile:
+        encoder.compile()
+    return encoder.freeze() if frozen else encoder.eval()
+
+
+def build_encoder(config: EncoderConfig, *, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None) -> Encoder:
+    """The encoder that `config` describes with random weights, trainable; inside `torch.device("meta")` it takes no memory.
+
+    attn_implementation: for models of transformers, one of its names; the other libraries choose for themselves.
+
+    Raises UserError for what no installed library can build.
+    """
+    transform = ImageTransform.from_dict(config.transform)
+    options: dict[str, Any] = {"layers": config.layers, "norm": config.norm, "source": config.source, "untrained": config.untrained}
+    if config.library == "transformers":
+        return build_transformers(
+            config.architecture,
+            transform,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            position_antialias=config.position_antialias,
+            **options,
+        )
+    if config.library == "timm":
+        from encoders.timm_encoder import timm_from_architecture
+
+        return timm_from_architecture(config.architecture, transform, dtype=dtype, **options)
+    if config.library == "open_clip":
+        from encoders.open_clip_encoder import open_clip_from_architecture
+
+        return open_clip_from_architecture(config.architecture, transform, dtype=dtype, **options)
+    if config.library == "raw_pixels":
+        from encoders.raw_pixels import RawPixels
+
+        return RawPixels(transform)
+    raise UserError(f"an encoder of the library {config.library!r} cannot be built; known: transformers, timm, open_clip, raw_pixels")
+
+
+def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
+    """Write `encoder.json` and `model.safetensors`, from which `load_encoder(folder)` makes the same encoder, offline and bit for bit.
+
+    The folder appears whole or not at all. Raises UserError where it exists and is not empty.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty; name another folder, nothing is overwritten")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".encoder-") as place:
+        written = Path(place) / "encoder"
+        written.mkdir()
+        weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+        save_file(weights, written / WEIGHTS_FILE)
+        (written / CONFIG_FILE).write_text(json.dumps(encoder.config().to_dict(), indent=1) + "\n")
+        if target.exists():
+            target.rmdir()  # empty, as checked above
+        written.rename(target)
+
+
+def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
+    kind, name = _kind_and_name(text)
+    if kind == "folder":
+        return _from_folder(Path(text), dtype, options)
+    if kind == "hf":
+        try:
+            return load_transformers(name, dtype=dtype, **options)
+        except UserError as error:
+            raise UserError(f"{error}{_nearest(text)}") from None
+    if kind == "dinov2_pth":
+        return load_dinov2_pth(Path(name), dtype=dtype, **options)
+    _refuse_antialias(text, options)
+    if kind == "timm":
+        from encoders.timm_encoder import load_timm
+
+        return load_timm(name, pretrained=True, image_size=size, dtype=dtype, **options)
+    if kind == "open_clip":
+        from encoders.open_clip_encoder import load_open_clip
+
+        model, _, tag = name.partition("/")
+        if not tag:
+            raise UserError(f"{text} names no weights{_nearest(text)}; write open_clip:MODEL/TAG, or untrained:open_clip:MODEL")
+        return load_open_clip(model, tag, image_size=size, dtype=dtype, **options)
+    if kind == "tiny":
+        return tiny_encoder(name, dtype=dtype, **options)
+    return RawPixels(layers=options["layers"])
+
+
+def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
+    kind, name = _kind_and_name(text)
+    if kind in ("hf", "folder"):
+        config = replace(_config_of(name), **options)
+        if "layerscale_value" in config.architecture:
+            # with the 1e-5 that a training starts from, the blocks of a random model would do nothing
+            config = replace(config, architecture={**config.architecture, "layerscale_value": 1.0})
+        return build_encoder(config, dtype=dtype)
+    _refuse_antialias(text, options)
+    if kind == "timm":
+        from encoders.timm_encoder import load_timm
+
+        return load_timm(name, pretrained=False, image_size=size, dtype=dtype, **options)
+    if kind == "open_clip":
+        from encoders.open_clip_encoder import load_open_clip
+
+        return load_open_clip(name.partition("/")[0], None, image_size=size, dtype=dtype, **options)
+    raise UserError(f"{UNTRAINED}{text} does not exist; untrained: goes in front of hf:NAME, timm:NAME, open_clip:MODEL or a folder")
+
+
+def _kind_and_name(text: str) -> tuple[str, str]:
+    """The kind, `folder` for what lies on disk, and what stands behind the colon. Raises UserError for neither."""
+    if Path(text).is_dir():
+        return "folder", text
+    kind, _, name = text.partition(":")
+    if text == "raw_pixels" or (kind in KINDS and name):
+        return kind, name
+    raise UserError(
+        f"{text!r} is no folder and names no encoder{_nearest(text)}; write a folder, raw_pixels, or KIND:NAME ({', '.join(KINDS)})"
+    )
+
+
+def _from_folder(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
+    if not (folder / CONFIG_FILE).is_file():
+        _check_checkpoint(folder)
+        return load_transformers(str(folder), dtype=dtype, **options)
+    encoder = build_encoder(replace(_read_config(folder), **options), dtype=dtype)
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); save the encoder again") from None
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {' '.join(str(error).split())[:200]}") from None
+    return encoder
+
+
+def _check_checkpoint(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no encoder: there is neither {CONFIG_FILE} nor config.json; name a run's or a checkpoint's folder")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder} has a config but no weights (*.safetensors); name a whole checkpoint, or untrained:{folder} for random weights"
+        )
+
+
+def _config_of(place: str) -> EncoderConfig:
+    """The config of a folder or of a Hub name, whatever its weights."""
+    if (Path(place) / CONFIG_FILE).is_file():
+        return _read_config(Path(place))
+    config = read_config(place)
+    family_of(config, place)
+    return EncoderConfig("transformers", vision_config(config).to_dict(), read_transform(place).to_dict())
+
+
+def _read_config(folder: Path) -> EncoderConfig:
+    try:
+        return EncoderConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / CONFIG_FILE} is no encoder's config ({error}); save the encoder again") from None
+
+
+def _refuse_antialias(text: str, options: dict[str, Any]) -> None:
+    if "position_antialias" in options:
+        raise UserError(f"position_antialias is for DINOv2 in transformers, not for {text}; leave it out")
+
+
+def _nearest(text: str) -> str:
+    near = nearest_encoders(text.removeprefix(UNTRAINED))
+    return f"; nearest: {', '.join(near)}" if near else ""

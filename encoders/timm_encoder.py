@@ -1,0 +1,257 @@
+"""Any model of timm behind the contract, through its `forward_intermediates`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoders.base import Encoder, Features, LayerFeatures
+from encoders.names import nearest
+from encoders.preprocess import ImageTransform
+from vision_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What a vision tower says about its layers; `Trunk.of` reads it off a timm model.
+
+    widths: channels of each. strides: pixels from one feature to the next of each. num_prefix_tokens: how many tokens of a layer stand in front and are
+    no patches. has_cls: the first of these is a CLS token, not a register. native_size: the only size it takes, or None for any. norms_layers: its code
+    puts the final norm behind every layer when asked to. map_norm: for code that does not, the norm of maps of its width: the one behind the last
+    layer (Swin) or behind the pooling (ConvNeXt).
+    """
+
+    widths: tuple[int, ...]
+    strides: tuple[int, ...]
+    num_prefix_tokens: int
+    has_cls: bool
+    native_size: tuple[int, int] | None
+    norms_layers: bool
+    map_norm: nn.LayerNorm | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, takes_any_size: bool) -> Trunk:
+        """Raises UserError for a model without `forward_intermediates`."""
+        if not hasattr(model, "forward_intermediates"):
+            raise UserError(f"timm's {type(model).__name__} has no forward_intermediates, so its maps cannot be read; choose another model")
+        is_vit = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+        num_prefix_tokens = getattr(model, "num_prefix_tokens", 0) if is_vit else 0
+        return cls(
+            tuple(entry["num_chs"] for entry in model.feature_info),
+            tuple(entry["reduction"] for entry in model.feature_info),
+            num_prefix_tokens,
+            num_prefix_tokens > 0 and getattr(model, "cls_token", None) is not None,
+            None if takes_any_size else _only_size(model),
+            # many ViTs that average their patches have their norm behind the average, and an Identity here
+            is_vit and not isinstance(getattr(model, "norm", nn.Identity()), nn.Identity),
+            None if is_vit else _map_norm(model),
+        )
+
+    def layer(self, number: int, output: Tensor | tuple[Tensor, Tensor], norm: bool) -> LayerFeatures:
+        """One layer's map, or map and prefix tokens, as `forward_intermediates` gives it, as the contract has it."""
+        patch_map, prefix = output if isinstance(output, tuple) else (output, None)
+        if norm and self.map_norm is not None and self.map_norm.normalized_shape == (patch_map.shape[1],):
+            return LayerFeatures(number, _normed(patch_map, self.map_norm), None, True)
+        return LayerFeatures(number, patch_map, prefix[:, 0] if self.has_cls else None, norm and self.norms_layers)
+
+
+class TimmEncoder(Encoder):
+    """A timm model without its classifier. `pooled` is what its classifier would have got.
+
+    Args:
+        model: made by `timm.create_model(name, num_classes=0, **model_args)`.
+        takes_any_size: it interpolates its positions itself (`dynamic_img_size`).
+    """
+
+    library = "timm"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        transform: ImageTransform,
+        *,
+        name: str,
+        model_args: dict[str, Any],
+        takes_any_size: bool,
+        layers: Sequence[int] = (-1,),
+        norm: bool = True,
+        source: str = "",
+        untrained: bool = False,
+    ) -> None:
+        super().__init__(transform, layers=layers, norm=norm, source=source, untrained=untrained)
+        self.model, self.model_name, self.model_args = model, name, model_args
+        self.trunk = Trunk.of(model, takes_any_size)
+        self.layer_widths, self.stride = self.trunk.widths, self.trunk.strides[-1]
+        self.num_channels = model_args.get("in_chans", model.pretrained_cfg["input_size"][0])
+        self.pooled_width = model.head_hidden_size
+        self.has_cls = self.trunk.has_cls
+
+    def architecture(self) -> dict[str, Any]:
+        return {"name": self.model_name, "args": self.model_args}
+
+    def size_problem(self, height: int, width: int) -> str | None:
+        if self.trunk.native_size is None:
+            return super().size_problem(height, width)
+        problem = native_size_problem(self.trunk.native_size, height, width)
+        return problem and f"{problem}; give load_timm an image_size to have its positions resampled"
+
+    def features(self, pixel_values: Tensor, layers: tuple[int, ...]) -> Features:
+        options = {"norm": self.norm and self.trunk.norms_layers}
+        if self.trunk.num_prefix_tokens:
+            options["return_prefix_tokens"] = True
+        indices = sorted({number - 1 for number in layers})
+        final, outputs = self.model.forward_intermediates(pixel_values, indices=indices, **options)
+        by_number = {index + 1: output for index, output in zip(indices, outputs, strict=True)}
+        chosen = tuple(self.trunk.layer(number, by_number[number], self.norm) for number in layers)
+        self._check_grid(pixel_values, chosen)
+        return Features(chosen, self.model.forward_head(final, pre_logits=True))
+
+    def _check_grid(self, pixel_values: Tensor, layers: tuple[LayerFeatures, ...]) -> None:
+        """Other places than one per stride (Inception has no padding, LeViT has more than its size needs) are none that a mask can be laid on."""
+        expected = self.grid(*pixel_values.shape[-2:])
+        for layer in layers:
+            if layer.number == self.num_layers and layer.patch_map.shape[-2:] != expected:
+                shown, size = (" x ".join(str(side) for side in each.shape[-2:]) for each in (layer.patch_map, pixel_values))
+                raise UserError(
+                    f"{self.name}: its map of {size} pixels is {shown}, not {expected[0]} x {expected[1]}; choose another model"
+                )
+
+
+def load_timm(
+    name: str,
+    *,
+    pretrained: bool,
+    image_size: tuple[int, int] | None = None,
+    model_args: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> TimmEncoder:
+    """The model `name` with its published weights or random ones; `options` as for `Encoder`.
+
+    image_size: (height, width) that a model whose positions belong to one size is made for; default as published. model_args: for `timm.create_model`.
+
+    Raises UserError where timm is missing, does not know the name, or cannot get the weights.
+    """
+    # what is saved must not need the Hub, or the folder, that the name may point to
+    architecture, saved_args = _resolved(name)
+    args = {**saved_args, **(model_args or {})}
+    if image_size is not None and _timm().get_pretrained_cfg(architecture).fixed_input_size:
+        args["img_size"] = list(image_size)
+    model, takes_any_size = _create(name, pretrained, args)
+    transform = published_transform(model, takes_any_size)
+    return TimmEncoder(
+        model.to(dtype).eval(), transform, name=architecture, model_args=args, takes_any_size=takes_any_size, **options
+    )  # fmt: skip
+
+
+def timm_from_architecture(architecture: dict[str, Any], transform: ImageTransform, *, dtype: torch.dtype, **options: Any) -> TimmEncoder:
+    """The model that `TimmEncoder.architecture` describes, with random weights."""
+    name, args = architecture["name"], architecture["args"]
+    _resolved(name)
+    model, takes_any_size = _create(name, False, args)
+    return TimmEncoder(model.to(dtype), transform, name=name, model_args=args, takes_any_size=takes_any_size, **options)
+
+
+def published_transform(model: nn.Module, takes_any_size: bool) -> ImageTransform:
+    """The preprocessing in timm's description of a model, at the size that the model was made for, or the nearest one that it takes.
+
+    A squashed image is squashed to the size itself: timm enlarges it for some ten models and then cuts a few pixels off. Raises UserError for padding.
+    """
+    import timm.data
+
+    said = timm.data.resolve_model_data_config(model)
+    if said["crop_mode"] == "border":
+        raise UserError(f"timm's {type(model).__name__} pads its images to a square, which is not understood; choose another model")
+    size = _only_size(model) if not takes_any_size else None
+    size = size or _multiple_of_stride(model, said["input_size"][-2:])
+    # timm rounds the resized side down; a crop_pct above 1 (VOLO) would put black borders around the image
+    margin = max(math.floor(min(size) / said["crop_pct"]) / min(size), 1.0)
+    fit, margin = ("squash", 1.0) if said["crop_mode"] == "squash" else ("crop", margin)
+    return ImageTransform(size, tuple(said["mean"]), tuple(said["std"]), fit, margin, said["interpolation"])
+
+
+def native_size_problem(native: tuple[int, int], height: int, width: int) -> str | None:
+    """What is wrong with a size for a model that takes only one."""
+    if (height, width) == native:
+        return None
+    return f"it takes images of {native[0]} x {native[1]} pixels and no other size, such as {height} x {width}"
+
+
+def _only_size(model: nn.Module) -> tuple[int, int] | None:
+    if not model.pretrained_cfg.get("fixed_input_size"):
+        return None
+    return _made_for(model) or tuple(model.pretrained_cfg["input_size"][-2:])
+
+
+def _made_for(model: nn.Module) -> tuple[int, int] | None:
+    """The size that the positions of the patches belong to."""
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return tuple(size) if size else None
+
+
+def _multiple_of_stride(model: nn.Module, published: Sequence[int]) -> tuple[int, int]:
+    """ViTs leave the pixels of half a patch out (SigLIP's 384 are 27 patches of 14), convolutions pad them (ResNets are published for such as 176)."""
+    size, stride = _made_for(model), model.feature_info[-1]["reduction"]
+    if size:
+        return size[0] // stride * stride, size[1] // stride * stride
+    return math.ceil(published[0] / stride) * stride, math.ceil(published[1] / stride) * stride
+
+
+def _map_norm(model: nn.Module) -> nn.LayerNorm | None:
+    candidates = [getattr(model, "norm", None), getattr(model, "norm_pre", None), getattr(getattr(model, "head", None), "norm", None)]
+    return next((norm for norm in candidates if isinstance(norm, nn.LayerNorm)), None)
+
+
+def _normed(patch_map: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """`[B, C, h, w]` with the layer norm over its channels at every place, whichever layout timm's own code gives to `norm`."""
+    return F.layer_norm(patch_map.movedim(1, -1), norm.normalized_shape, norm.weight, norm.bias, norm.eps).movedim(-1, 1)
+
+
+def _timm() -> Any:
+    """The part of timm that makes models, or a UserError that says how to get it."""
+    try:
+        import timm.models
+    except ImportError:
+        raise UserError("timm: needs the package timm; pip install 'vision-encoder-fusion[encoders]'") from None
+    return timm.models
+
+
+def _resolved(name: str) -> tuple[str, dict[str, Any]]:
+    """timm's name of the architecture behind `name`, and the arguments that a checkpoint on the Hub or in a folder was made with."""
+    models = _timm()
+    if name.startswith(("hf-hub:", "local-dir:")):
+        try:
+            said = models.resolve_model_input_args(name)
+        except Exception as error:  # an absent or broken config raises whatever its reader does
+            raise _unloadable(name, error) from None
+        return said["model_name"], said.get("pretrained_model_args", {})
+    if not (name in models.list_pretrained() if "." in name else models.is_model(name)):
+        raise UserError(f"timm has no model {name}{nearest(name, [*models.list_pretrained(), *models.list_models()])}")
+    return name, {}
+
+
+def _create(name: str, pretrained: bool, args: dict[str, Any]) -> tuple[nn.Module, bool]:
+    """The model, and whether it takes any size."""
+    create_model = _timm().create_model
+    options = {**args, "pretrained": pretrained, "num_classes": 0}
+    try:
+        try:
+            return create_model(name, dynamic_img_size=True, **options), True
+        except TypeError as error:  # how timm says that a class has no such option
+            if "dynamic_img_size" not in str(error):
+                raise
+        return create_model(name, **options), False
+    except Exception as error:  # a model that cannot be made or loaded raises whatever its code does
+        raise _unloadable(name, error) from None
+
+
+def _unloadable(name: str, error: Exception) -> UserError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return UserError(f"timm:{name} cannot be loaded ({reason}); check the name in list_encoders() and the network")

@@ -1,0 +1,97 @@
+"""The configs of fused models, as transformers keeps them in config.json."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from encoders.base import EncoderConfig
+from vision_core.errors import UserError
+
+
+@strict
+class FusedVisionConfig(PreTrainedConfig):
+    """Several vision encoders and the connector that makes one sequence of tokens of them.
+
+    encoders: each an `encoders.base.EncoderConfig` as a dict; its transform has the side of the square that the encoder sees. encoder_grids: the
+    grids that encoder maps are resized to (bilinear) before the connector. connector: a name in `fusion.build_connector`; connector_options: its
+    options by name. hidden_size: of the tokens. grid: side of the connector's grid. fit, mask_rule: see `fusion.geometry.image_box`.
+    train_encoders: keep a graph through the encoders; False freezes them. newline: a learned token behind every row.
+    """
+
+    model_type = "fused_vision"
+    base_config_key = "vision_config"
+
+    encoders: list | None = None
+    encoder_grids: list | None = None
+    connector: str = "sva"
+    connector_options: dict | None = None
+    hidden_size: int = 4096
+    grid: int = 24
+    newline: bool = True
+    fit: str = "pad"
+    mask_rule: str = "exact"
+    train_encoders: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.encoders = [each.to_dict() if isinstance(each, EncoderConfig) else dict(each) for each in self.encoders or []]
+        self.encoder_grids = [int(side) for side in self.encoder_grids or []]
+        self.connector_options = dict(self.connector_options or {})
+        super().__post_init__(**kwargs)
+        if len(self.encoders) != len(self.encoder_grids):
+            raise UserError(f"{len(self.encoders)} encoders and {len(self.encoder_grids)} encoder_grids; give one grid for each encoder")
+        if self.fit not in ("pad", "squash") or self.mask_rule not in ("exact", "published"):
+            raise UserError(f"fit is 'pad' or 'squash' and mask_rule 'exact' or 'published', not {self.fit!r} and {self.mask_rule!r}")
+
+    @property
+    def encoder_configs(self) -> list[EncoderConfig]:
+        """`encoders`, checked."""
+        return [EncoderConfig.from_dict(each) for each in self.encoders]
+
+
+@strict
+class FusionVlmConfig(PreTrainedConfig):
+    """A language model that reads the tokens of a fused vision model.
+
+    vision_config, text_config: of the two. image_token_id: the token that stands in a text once for every token of an image. num_sva_layers, sva_start,
+    sva_stride: after the layers sva_start + k * sva_stride of the language model, counted from 0, k below num_sva_layers, image positions look into
+    the encoders again (needs the connector `sva`); Cambrian-1-8B has 10, 0, 3. zero_init_sva: those layers start as the identity.
+    """
+
+    model_type = "fusion_vlm"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "vision_config": SubConfigSpec(config_class=FusedVisionConfig),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 0
+    num_sva_layers: int = 0
+    sva_start: int = 0
+    sva_stride: int = 3
+    zero_init_sva: bool = False
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        if self.sva_layers and self.sva_layers[-1] >= self.text_config.num_hidden_layers:
+            raise UserError(
+                f"layers {', '.join(map(str, self.sva_layers))} are to be followed by vision layers, but the language model has only "
+                f"{self.text_config.num_hidden_layers} (0 to {self.text_config.num_hidden_layers - 1}); lower num_sva_layers, sva_start or sva_stride"
+            )
+        if self.sva_layers and self.vision_config.encoders and self.vision_config.connector != "sva":
+            raise UserError(
+                f"num_sva_layers={self.num_sva_layers} needs the connector sva, not {self.vision_config.connector}, which has no windows; "
+                "set num_sva_layers=0"
+            )
+
+    @property
+    def sva_layers(self) -> list[int]:
+        """The language model's layers, from 0, that a vision layer follows."""
+        return [self.sva_start + index * self.sva_stride for index in range(self.num_sva_layers)]

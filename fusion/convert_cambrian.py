@@ -1,0 +1,213 @@
+"""A checkpoint in the layout of the released Cambrian-1 models, made into one of this package, tensor by tensor.
+
+python -m fusion.convert_cambrian --checkpoint cambrian-8b --output_dir outputs/cambrian-8b
+
+A released checkpoint holds the connector and the language model; the encoders come from where they were published.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from fusion.assemble import assemble_vlm, fuse_encoders
+from fusion.fuse import load_with_options
+from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
+from fusion.processing_fusion import FusionProcessor
+from fusion.save import save_fused
+from vision_core.arguments import option, parse_arguments
+from vision_core.errors import UserError, run_script
+
+# specs of the released models: sizes, layers and grids of the four encoders, in the order in which they were trained
+RELEASED_ENCODERS = [
+    "open_clip:ViT-SO400M-14-SigLIP-384/webli?grid=24",
+    "hf:openai/clip-vit-large-patch14-336?layers=-2&norm=false&grid=24",
+    "hf:facebook/dinov2-giant?image_size=378&grid=24",
+    "open_clip:convnext_xxlarge/laion2b_s34b_b82k_augreg_soup?layers=1,2,3,4&norm=false&image_size=1024&grid=96",
+]
+LANGUAGE_MODELS = {"cambrian_llama": "llama", "cambrian_phi3": "phi3"}
+LANGUAGE_MODEL = r"model\.(embed_tokens|layers|norm)\..+|lm_head\.weight"  # names of its tensors
+CONFIG_KEYS = [
+    "hidden_size", "vision_hidden_size", "connector_depth", "connector_only", "image_token_len", "query_num_list",
+    "num_of_vision_sampler_layers", "start_of_vision_sampler_layers", "stride_of_vision_sampler_layers",
+]  # fmt: skip
+NUM_HEADS = 16  # of every released model; it is written in the code, not in the config
+WITHIN_A_LAYER = [
+    (r"(proj_context\.weight|proj_in\.weight|norm\.(?:weight|bias))", r"\1"),
+    (r"proj_out\.linear_1\.weight", "proj_out.0.weight"),
+    (r"proj_out\.linear_2\.weight", "proj_out.2.weight"),
+    (r"cross_attn\.q_proj\.0\.(weight|bias)", r"attention.q_norm.\1"),
+    (r"cross_attn\.q_proj\.1\.weight", "attention.q_proj.weight"),
+    (r"cross_attn\.([kv])_proj_(\d+)\.0\.(weight|bias)", r"attention.\1_norms.\2.\3"),
+    (r"cross_attn\.([kv])_proj_(\d+)\.1\.weight", r"attention.\1_projs.\2.weight"),
+    (r"cross_attn\.o_proj\.weight", "attention.o_proj.weight"),
+]
+OUTSIDE = [
+    (r"model\.mm_projector\.(.+)", r"vision_model.connector.mm_projector.\1"),
+    (r"model\.mm_projector_aux_(\d+)\.(.+)", r"vision_model.connector.mm_projector_aux.\1.\2"),
+    (r"model\.(vision_query|image_newline)", r"vision_model.connector.\1"),
+]
+LAYERS = [
+    (r"model\.vision_sampler_(\d+)\.layers\.(\d+)\.(.+)", r"vision_model.connector.vision_sampler.\1.\2."),
+    (r"model\.vision_sampler_layers\.(\d+)\.layers\.0\.(.+)", r"vision_sampler_layers.\1."),
+]
+
+
+@dataclass
+class ConvertArguments:
+    """What is converted, and where it goes."""
+
+    checkpoint: str = option("", "folder with config.json, *.safetensors and a tokenizer", "what")
+    encoders: list[str] = option(RELEASED_ENCODERS, "in the order in which the checkpoint was trained; options as for fusion.fuse", "what")
+    output_dir: str = option("", "a new folder", "output")
+
+
+def new_name(published: str, grid: int, group_grids: Sequence[int], encoder_grids: Sequence[int]) -> str:
+    """Our name of a published tensor of the connector or of the layers in the language model, in a model of these grids. Raises UserError for another."""
+    for pattern, replacement in LAYERS:
+        match = re.fullmatch(pattern, published)
+        if match:
+            of_queries = grid if "vision_sampler_layers" in published else group_grids[int(match[1])]
+            windowed = [encoder for encoder, side in enumerate(encoder_grids) if side > of_queries]
+            return match.expand(replacement) + _within_a_layer(published, match[match.lastindex], windowed)
+    for pattern, replacement in OUTSIDE:
+        match = re.fullmatch(pattern, published)
+        if match:
+            return match.expand(replacement)
+    raise _unknown(published)
+
+
+def _within_a_layer(published: str, rest: str, windowed: Sequence[int]) -> str:
+    """windowed: the encoders with several tokens per window, which alone have positions."""
+    place = re.fullmatch(r"pos_embed_(\d+)", rest)
+    if place and int(place[1]) in windowed:
+        return f"positions.{windowed.index(int(place[1]))}"
+    if place:
+        raise UserError(f"{published} is of an encoder that has one token per window here; are encoders and grids those of the checkpoint?")
+    for pattern, replacement in WITHIN_A_LAYER:
+        match = re.fullmatch(pattern, rest)
+        if match:
+            return match.expand(replacement)
+    raise _unknown(published)
+
+
+def _unknown(published: str) -> UserError:
+    return UserError(f"{published} is no tensor of the published Cambrian-1 layout; nothing was written")
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's safetensors files. Raises UserError where there are none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} has no *.safetensors; download the whole checkpoint")
+    tensors = {}
+    for file in tqdm(files, desc="reading", disable=len(files) < 2):
+        with safe_open(file, framework="pt") as opened:
+            tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 (not a dict)
+    return tensors
+
+
+def convert(folder: Path, encoders: Iterable[str]) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
+    """The model and processor of a folder in the published layout. Raises UserError where the two do not fit, tensor for tensor."""
+    published, tensors = read_config(folder), read_tensors(folder)
+    of_language_model = {name: tensor for name, tensor in tensors.items() if re.fullmatch(LANGUAGE_MODEL, name)}
+    language_model = AutoModelForCausalLM.from_config(language_config(published), dtype=next(iter(tensors.values())).dtype)
+    take_over(language_model, of_language_model)
+    loaded = [load_with_options(text) for text in encoders]
+    grid = math.isqrt(int(published["image_token_len"]))
+    vision_model, _ = fuse_encoders(
+        [encoder for encoder, _ in loaded],
+        hidden_size=published["hidden_size"],
+        connector_options={
+            "width": published["vision_hidden_size"],
+            "depth": published["connector_depth"],
+            "num_heads": NUM_HEADS,
+            "group_grids": [math.isqrt(int(count)) for count in published["query_num_list"]],
+        },
+        grid=grid,
+        encoder_grids=[side or grid for _, side in loaded],
+        mask_rule="published",
+    )
+    model, processor = assemble_vlm(
+        vision_model,
+        language_model,
+        AutoTokenizer.from_pretrained(folder),
+        num_sva_layers=0 if published["connector_only"] else published["num_of_vision_sampler_layers"],
+        sva_start=published["start_of_vision_sampler_layers"],
+        sva_stride=published["stride_of_vision_sampler_layers"],
+    )
+    connector = vision_model.connector
+    grids = connector.grid, connector.group_grids, connector.encoder_grids
+    take_over(model, {new_name(name, *grids): tensor for name, tensor in tensors.items() if name not in of_language_model})
+    return model, processor
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A released model's config. Raises UserError where it cannot be read or says too little."""
+    try:
+        published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read ({error}); name a released checkpoint's folder") from None
+    if published.get("model_type") not in LANGUAGE_MODELS:
+        known = ", ".join(LANGUAGE_MODELS)
+        raise UserError(f"a config of type {published.get('model_type')!r} is not a released Cambrian-1's; known: {known}")
+    missing = [name for name in CONFIG_KEYS if name not in published]
+    if missing:
+        raise UserError(f"{folder / 'config.json'} does not say {', '.join(missing)}; it is not the config of a whole released model")
+    return published
+
+
+def language_config(published: Mapping[str, Any]) -> PreTrainedConfig:
+    """The language model's part of a released config."""
+    model_type = LANGUAGE_MODELS[published["model_type"]]
+    known = (set(AutoConfig.for_model(model_type).to_dict()) | {"rope_theta", "rope_scaling"}) - {"model_type", "architectures"}
+    return AutoConfig.for_model(model_type, **{name: value for name, value in published.items() if name in known})
+
+
+def take_over(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into the model, whose encoders, and whose language model within a larger one, have theirs already.
+
+    Raises UserError where one is missing, left over or of another shape.
+    """
+    have_theirs = ("vision_model.encoders.", "language_model.", *model.all_tied_weights_keys)
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(have_theirs)}
+    for problem, names in (("has no", set(own) - set(tensors)), ("has, and the model has not,", set(tensors) - set(own))):
+        if names:
+            first = sorted(names)[0]
+            raise UserError(f"the checkpoint {problem} {first} ({len(names)} in all); are encoders and grids those of the checkpoint?")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if own[name].shape != tensor.shape:
+                raise UserError(f"{name} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model")
+            own[name].copy_(tensor)
+
+
+def main() -> None:
+    """Read, convert, save."""
+    args = parse_arguments(ConvertArguments, description=__doc__)
+    target = Path(args.output_dir)
+    if not args.checkpoint or not args.output_dir:
+        raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target} exists and is not empty; name another folder, nothing is overwritten")
+    model, processor = convert(Path(args.checkpoint), args.encoders)
+    target.mkdir(parents=True, exist_ok=True)
+    save_fused(target, model, processor, command=shlex.join(["python", "-m", "fusion.convert_cambrian", *sys.argv[1:]]))
+    print(f"saved {target}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,152 @@
+"""Several vision encoders and a connector as one vision model, which `transformers.AutoModel` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from encoders.base import Encoder, Features
+from encoders.load import build_encoder
+from fusion.build_connector import build_connector
+from fusion.checkpoints import load_strictly
+from fusion.configuration_fusion import FusedVisionConfig
+from fusion.connectors import Connector
+from fusion.geometry import ImageLayout
+from fusion.windows import EncodedImage
+from vision_core.errors import UserError
+
+
+@dataclass
+class FusedVisionOutput(ModelOutput):
+    """last_hidden_state: tokens `[B, n, H]`, images with fewer filled up with zeros at the end. attention_mask: `[B, n]`, 1 for tokens."""
+
+    last_hidden_state: Tensor | None = None
+    attention_mask: Tensor | None = None
+
+
+def resized_map(features: Features, grid: int) -> Tensor:
+    """All returned layers side by side in the channels, each resized to `grid x grid` (bilinear, in float32), `[B, sum of widths, grid, grid]`."""
+    maps = []
+    for layer in features.layers:
+        patch_map = layer.patch_map
+        if patch_map.shape[-2:] != (grid, grid):
+            resized = F.interpolate(patch_map.float(), size=(grid, grid), mode="bilinear", align_corners=False)
+            patch_map = resized.to(patch_map.dtype)
+        maps.append(patch_map)
+    return torch.cat(maps, dim=1)
+
+
+class FusedPreTrainedModel(PreTrainedModel):
+    """What both fused models share: they are loaded strictly, and initialise only what is theirs."""
+
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["Encoder", "Connector", "VisionCrossAttentionLayer"]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Raises UserError where tensors are missing, left over or of another shape: nothing is initialised in silence."""
+        loaded = load_strictly(super().from_pretrained, *args, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
+            if isinstance(module, Encoder):
+                restore_tables(module)
+        return loaded
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: weights are drawn where modules are made, and a checkpoint has all of them."""
+
+
+def restore_tables(encoder: Encoder) -> None:
+    """Give the buffers that no checkpoint holds (positions of timm's rotary models, say) the values of a fresh encoder.
+
+    A model that was built on the meta device to be loaded has none. Models of transformers do it themselves.
+    """
+    if encoder.library == "transformers":
+        return
+    saved = set(encoder.state_dict())
+    tables = [name for name, _ in encoder.named_buffers() if name not in saved]
+    if tables:
+        with torch.device("cpu"):
+            fresh = dict(build_encoder(encoder.config()).named_buffers())
+        for name in tables:
+            encoder.get_buffer(name).copy_(fresh[name])
+
+
+class FusedVisionModel(FusedPreTrainedModel):
+    """`pixel_values` of every encoder to the tokens of every image. encoders: to take as they are; by default new ones are made by the config."""
+
+    config: FusedVisionConfig
+    config_class = FusedVisionConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "vision_model"
+
+    def __init__(self, config: FusedVisionConfig, encoders: Sequence[Encoder] | None = None) -> None:
+        super().__init__(config)
+        if not config.encoders:
+            raise UserError("a fused vision model needs encoders; fusion.fuse_encoders makes one from their names or folders")
+        if encoders is None:
+            dtype, attention = torch.get_default_dtype(), config._attn_implementation
+            encoders = [build_encoder(each, dtype=dtype, attn_implementation=attention) for each in config.encoder_configs]
+        self.encoders = nn.ModuleList(encoder.freeze(not config.train_encoders) for encoder in encoders)
+        self.connector: Connector = build_connector(
+            config.connector,
+            [output_width(encoder) for encoder in self.encoders],
+            config.encoder_grids,
+            config.hidden_size,
+            config.grid,
+            newline=config.newline,
+            **config.connector_options,
+        )
+        self.post_init()
+
+    def encode(self, pixel_values: Sequence[Tensor], image_sizes: Tensor) -> list[EncodedImage]:
+        """pixel_values: of each encoder `[B, C, side, side]`; image_sizes: `[B, 2]`, (height, width) before any resizing.
+
+        Raises UserError where they do not fit.
+        """
+        self._check(pixel_values, image_sizes)
+        dtype = next(self.connector.parameters()).dtype
+        maps = [
+            resized_map(encoder(pixels.to(encoder.device)), side).to(self.device, dtype)
+            for encoder, pixels, side in zip(self.encoders, pixel_values, self.config.encoder_grids, strict=True)
+        ]
+        return self.connector(maps, ImageLayout.of(image_sizes, self.config.fit, self.config.mask_rule))
+
+    def forward(self, pixel_values: Sequence[Tensor], image_sizes: Tensor, **kwargs: Any) -> FusedVisionOutput:
+        """See `encode` and `FusedVisionOutput`."""
+        images = [image.tokens for image in self.encode(pixel_values, image_sizes)]
+        mask = nn.utils.rnn.pad_sequence(
+            [torch.ones(len(tokens), dtype=torch.long, device=tokens.device) for tokens in images], batch_first=True
+        )
+        return FusedVisionOutput(nn.utils.rnn.pad_sequence(images, batch_first=True), mask)
+
+    def _check(self, pixel_values: Sequence[Tensor], image_sizes: Tensor) -> None:
+        names = ", ".join(encoder.name for encoder in self.encoders)
+        if isinstance(pixel_values, Tensor) or len(pixel_values) != len(self.encoders):
+            raise UserError(
+                f"pixel_values must be a list of one tensor for each encoder ({names}); make them with this model's image processor"
+            )
+        counts = {len(pixels) for pixels in pixel_values} | {len(image_sizes)}
+        if counts == {0}:
+            raise UserError("pixel_values holds no images; leave pixel_values and image_sizes out for text alone")
+        if len(counts) > 1:
+            raise UserError(
+                f"pixel_values has {', '.join(str(len(pixels)) for pixels in pixel_values)} images for {names}, and image_sizes {len(image_sizes)}; "
+                "they must be the same images"
+            )
+
+
+def output_width(encoder: Encoder) -> int:
+    """Channels of all the layers that the encoder returns."""
+    return sum(encoder.layer_widths[number - 1] for number in encoder.layer_numbers(encoder.layers))

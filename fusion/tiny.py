@@ -1,0 +1,45 @@
+"""A tiny random language model with a tokenizer, made by the real libraries: what stands in where no checkpoint is at hand."""
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from vision_core.errors import UserError
+from vision_core.randomness import seed_of
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2048,
+}
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3")
+SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    """One token per byte, and three special ones."""
+    alphabet = [*SPECIAL_TOKENS.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
+
+
+def tiny_language_model(family: str = "llama", seed: int = 0, **sizes: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An untrained causal language model of `family`, one of `FAMILIES`, and its tokenizer; `sizes` in place of `SIZES`.
+
+    Raises UserError for another family.
+    """
+    if family not in FAMILIES:
+        raise UserError(f"tiny:{family} does not exist; the families are {', '.join(FAMILIES)}")
+    tokenizer = tiny_tokenizer()
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **{**SIZES, **sizes}, **ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "language model"))
+        return AutoModelForCausalLM.from_config(config).eval(), tokenizer

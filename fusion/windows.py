@@ -1,0 +1,96 @@
+"""What every query may look at, and an image after the connector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class VisionWindows:
+    """The keys and values of N queries, one query per covered cell of a grid, over all images of a batch.
+
+    tokens: of each encoder, `[N, r * r, C]`: the window of its grid that lies under the query. masks: of each encoder, `[N, r * r]` bool, False for
+    padding, or None where nothing is; no row is all False. context: `[B, C]`, one vector per image. image: `[N]`, the image of each query.
+    shares: where a list is given, every layer that reads these windows appends its attention per encoder, `[N, heads, encoders]`.
+    """
+
+    tokens: tuple[Tensor, ...]
+    masks: tuple[Tensor | None, ...]
+    context: Tensor
+    image: Tensor
+    shares: list[Tensor] | None = None
+    _variances: tuple[Tensor, ...] | None = field(default=None, init=False, repr=False)
+
+    def variances(self) -> tuple[Tensor, ...]:
+        """Of each token over its channels, `[N, r * r]` float32 for each encoder: computed once for all layers that normalise the tokens."""
+        if self._variances is None:
+            self._variances = tuple(tokens.float().var(-1, correction=0) for tokens in self.tokens)
+        return self._variances
+
+    def split(self, counts: Sequence[int]) -> list[VisionWindows]:
+        """One for every image; `counts`: the queries of each."""
+        tokens = [each.split(list(counts)) for each in self.tokens]
+        masks = [[None] * len(counts) if each is None else each.split(list(counts)) for each in self.masks]
+        return [
+            VisionWindows(
+                tuple(each[index] for each in tokens),
+                tuple(each[index] for each in masks),
+                self.context[index : index + 1],
+                self.image.new_zeros(count),
+                self.shares,
+            )
+            for index, count in enumerate(counts)
+        ]
+
+    @staticmethod
+    def join(parts: Sequence[VisionWindows]) -> VisionWindows:
+        """The inverse of `split`."""
+        if len(parts) == 1:
+            return parts[0]
+        tokens = tuple(torch.cat(each) for each in zip(*(part.tokens for part in parts), strict=True))
+        counts = [len(part.image) for part in parts]
+        return VisionWindows(
+            tokens,
+            tuple(_join_masks(each, counts) for each in zip(*(part.masks for part in parts), strict=True)),
+            torch.cat([part.context for part in parts]),
+            torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(counts)).to(tokens[0].device),
+            parts[0].shares,
+        )
+
+    def to(self, device: torch.device) -> VisionWindows:
+        """The same on another device, where a language model's layers lie on several."""
+        if self.context.device == device:
+            return self
+        masks = tuple(None if mask is None else mask.to(device) for mask in self.masks)
+        return VisionWindows(
+            tuple(each.to(device) for each in self.tokens), masks, self.context.to(device), self.image.to(device), self.shares
+        )
+
+
+def _join_masks(masks: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | None:
+    """None where no image has padding in its windows; None of one image among others that have is all True."""
+    known = next((mask for mask in masks if mask is not None), None)
+    if known is None:
+        return None
+    return torch.cat([known.new_ones(count, known.shape[1]) if mask is None else mask for mask, count in zip(masks, counts, strict=True)])
+
+
+class EncodedImage(NamedTuple):
+    """An image as a language model reads it. (A tuple, because sharded training finds a module's outputs in tuples and lists.)
+
+    tokens: `[n, H]`, row by row, a newline token behind every row where the connector has one. cells: `[n]` bool, False at newlines. windows: what the
+    cells looked at, for layers in the language model that look again; None where the connector has no windows.
+    """
+
+    tokens: Tensor
+    cells: Tensor
+    windows: VisionWindows | None = None
+
+    def __len__(self) -> int:
+        """Of its tokens."""
+        return len(self.tokens)

@@ -1,0 +1,185 @@
+"""Which encoder is good for what: one table over any encoders, data sets and tasks, as Markdown, JSON, a plot and pictures side by side.
+
+python recipes/compare_encoders.py --encoders outputs/dinov2-1 untrained:outputs/dinov2-1 raw_pixels --datasets $DATA/cifar10 "$DATA/camvid?ignore=11"
+"""
+
+import sys
+from pathlib import Path
+
+# A script's own folder is first on sys.path; the packages lie beside it.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from encoders.curves import bar_picture
+from encoders.evaluation.results import TaskResult
+from encoders.pictures import side_by_side
+from recipes.judging import (
+    JudgingArguments,
+    TaskName,
+    check_arguments,
+    frozen_features,
+    join_processes,
+    load,
+    markdown_table,
+    open_folder,
+    paradigm,
+    problem_with,
+    protocol_of,
+    result_as_json,
+    run_tasks,
+    shown,
+    write_json,
+)
+from vision_core.arguments import option, parse_arguments
+from vision_core.distributed import is_main_process
+from vision_core.errors import UserError, run_script
+from vision_core.images.splits import Splits, open_splits
+
+PICTURED = 4
+KINDS = ("pca", "attention", "cosine")
+ONE_OF_EACH = ["knn", "linear", "segmentation", "depth", "copy_detection", "emergent_segmentation"]
+
+
+@dataclass
+class CompareArguments(JudgingArguments):
+    """Which encoders are compared, on which images, by what."""
+
+    encoders: list[str] = option(
+        ["tiny:dinov2", "tiny:siglip", "tiny:clip", "tiny:vit_mae", "raw_pixels"], "encoders; docs/encoders.md", "encoder"
+    )
+    datasets: list[str] = option(["scenes?count=600"], "data sets, each with training and test images; docs/data.md", "data")
+    tasks: list[TaskName] | None = option(
+        None, "what to judge by, wherever data and encoder allow it; default: one task of each kind", "tasks"
+    )
+
+
+@dataclass
+class Compared:
+    """One encoder's row: who it is, and its results by (task, data set)."""
+
+    source: str
+    paradigm: str
+    untrained: bool
+    protocol: str
+    results: dict[tuple[str, str], TaskResult] = field(default_factory=dict)
+    not_run: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Every encoder in turn through every task on every data set, then the tables."""
+    args = parse_arguments(CompareArguments, description=__doc__)
+    asked_for = args.tasks is not None
+    args.tasks = args.tasks if asked_for else ONE_OF_EACH
+    check_arguments(args, args.tasks)
+    if not args.encoders or not args.datasets:
+        raise UserError("--encoders and --datasets need at least one name each")
+    device = join_processes()
+    data = {text: open_splits(text) for text in args.datasets}
+    if asked_for:
+        check_data(args, data)
+    folder = open_folder(args, "comparison")
+    say = print if is_main_process() else lambda text: None
+    compared = [judge(source, data, args, device, say) for source in args.encoders]
+    if is_main_process():
+        write_report(folder, args, compared, data, device)
+        say(f"\n{(folder / 'table.md').read_text()}\ntables, JSON and pictures: {folder}")
+
+
+def check_data(args: CompareArguments, data: dict[str, Splits]) -> None:
+    """Raise `UserError` for a task that no data set allows, before hours are spent; encoders are asked when their turn comes."""
+    raw = load("raw_pixels", args, torch.device("cpu"))
+    for name in args.tasks:
+        problems = [problem_with(name, frozen_features(raw, splits, args)) for splits in data.values()]
+        if all(problem is not None and "text tower" not in problem for problem in problems):
+            raise UserError(f"{problems[0]}; name data for it, or leave it out of --tasks")
+
+
+def judge(source: str, data: dict[str, Splits], args: CompareArguments, device: torch.device, say) -> Compared:
+    """One encoder's results; what it, or the data, cannot do is left out and named."""
+    encoder = load(source, args, device)
+    row = Compared(source, paradigm(encoder), encoder.untrained, protocol_of(encoder))
+    for text, splits in data.items():
+        frozen = frozen_features(encoder, splits, args)
+        problems = {name: problem_with(name, frozen) for name in args.tasks}
+        possible = [name for name, problem in problems.items() if problem is None]
+        row.not_run += [problem for problem in problems.values() if problem]
+        if possible:
+            say(f"{source} on {text}")
+            row.results |= {(name, text): result for name, result in run_tasks(frozen, possible, args, say).items()}
+    return row
+
+
+def write_report(folder: Path, args: CompareArguments, compared: list[Compared], data: dict[str, Splits], device: torch.device) -> None:
+    """table.md, results.json, figures/ and README.md, which shows them all."""
+    table = markdown_table([table_row(row) for row in compared])
+    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    report = [
+        {
+            **asdict(row),
+            "results": [{"task": task, "dataset": text, **result_as_json(result)} for (task, text), result in row.results.items()],
+        }
+        for row in compared
+    ]
+    write_json(folder / "results.json", {"encoders": report, "arguments": asdict(args)})
+    figures = folder / "figures"
+    figures.mkdir()
+    bar_picture(bars(compared), "higher is better", "%").save(figures / "comparison.png")
+    encoders = {row.source: load(row.source, args, device) for row in compared}
+    for kind in KINDS:
+        side_by_side(encoders, first_images(data), kind).save(figures / f"{kind}.png")
+    pictures = "\n\n".join(f"![{name}](figures/{name}.png)" for name in ("comparison", *KINDS))
+    (folder / "README.md").write_text(f"# Encoders compared\n\n{table}\n\n{protocols(compared)}\n\n{pictures}\n", encoding="utf-8")
+
+
+def table_row(row: Compared) -> dict[str, str]:
+    """The headline of every task; a column is a task on a data set."""
+    cells = {
+        "encoder": row.source,
+        "paradigm": row.paradigm + (", untrained" if row.untrained else ""),
+        "how it looks at images": row.protocol,
+    }
+    for (task, text), result in row.results.items():
+        metric, value = next(iter(result.metrics.items()))
+        cells[f"{task}, {short_name(text)}: {metric}"] = shown(value)
+    return cells
+
+
+def protocols(compared: list[Compared]) -> str:
+    """How each column was measured, once, and what could not be."""
+    lines = {f"* {task}, {short_name(text)}: {result.protocol}": None for row in compared for (task, text), result in row.results.items()}
+    not_run = {f"* not run: {problem}": None for row in compared for problem in row.not_run}
+    return "\n".join([*lines, *not_run])
+
+
+def bars(compared: list[Compared]) -> dict[str, dict[str, float]]:
+    """Percentages by task and data set; of a task in metres or fractions the first figure in percent."""
+    groups: dict[str, dict[str, float]] = {}
+    for row in compared:
+        for (task, text), result in row.results.items():
+            metric, value = next(
+                (metric, value) for metric, value in result.metrics.items() if not metric.endswith((" (m)", " (fraction)"))
+            )
+            label = f"{task.replace('_', chr(10))}\n{metric}\n{short_name(text)}"
+            groups.setdefault(label, {})[row.source] = value
+    return groups
+
+
+def short_name(text: str) -> str:
+    """The last part of a data set's path that is no pattern, without options."""
+    parts = text.partition("?")[0].rstrip("/").split("/")
+    return next((part for part in reversed(parts) if not set("{*") & set(part)), text)
+
+
+def first_images(data: dict[str, Splits]) -> list[torch.Tensor]:
+    """The first test image of each data set, or several of a single one."""
+    if len(data) == 1:
+        test = next(iter(data.values())).test
+        return [test[index].image for index in range(min(PICTURED, len(test)))]
+    return [splits.test[0].image for splits in list(data.values())[: 2 * PICTURED]]
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,351 @@
+"""Conversations about images, from the formats in which people keep them, one way in.
+
+A source is a text, `KIND:WHERE?option=value&option=value`:
+
+    llava:FILE?images=FOLDER       LLaVA, Cambrian, ShareGPT: JSON or JSONL, `conversations` of `from` human / gpt and `value`, `image` one path or several
+    messages:FILE?images=FOLDER    JSON or JSONL, `messages` of `role` and `content`, `images` a list of paths
+    parquet:GLOB                   rows with `messages` or `conversations`, images in the column `image` or `images`, as bytes in the file
+    hf:NAME[:CONFIG]?split=train   the same columns of a data set of the Hub, or of a folder that `datasets` reads
+    scenes?count=1000              questions about drawn scenes, with no file at all
+
+`weight=W` in any of them: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file only the offsets of its lines are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vision_core.errors import UserError
+from vision_core.images.decode import UnreadableImage, decode_image
+from vision_core.images.scenes import draw_scene
+
+IMAGE = "<image>"
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+OPTIONS = {
+    "llava": {"images", "weight"},
+    "messages": {"images", "weight"},
+    "parquet": {"weight"},
+    "hf": {"split", "revision", "weight"},
+    "scenes": {"count", "size", "seed", "split", "weight"},
+}
+
+
+class BadRow(UserError):
+    """A row that cannot be trained on; the message names file, row and cure."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. role: system, user or assistant. text: with one `<image>` where each of its images stands."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns and the images they speak of, `[3, H, W]` uint8, in the order of their places. where: file and row, for messages."""
+
+    where: str
+    messages: tuple[Message, ...]
+    images: tuple[Tensor, ...] = ()
+    kind: str = ""
+
+
+class ConversationSource(ABC):
+    """Rows by number. weight: how often it is drawn in a mixture, relative to the others."""
+
+    name: str
+    weight: float = 1.0
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def row(self, index: int) -> Mapping[str, Any]:
+        """The row as its file has it, images undecoded."""
+
+    @abstractmethod
+    def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
+        """Image `number` of a row, `[3, H, W]` uint8. Raises BadRow where it cannot be had."""
+
+    def where(self, index: int) -> str:
+        """File and row, counted from 1."""
+        return f"{self.name}, row {index + 1}"
+
+    def __getitem__(self, index: int) -> Conversation:
+        """Raises BadRow for whatever is wrong with the row."""
+        where, row = self.where(index), self.row(index)
+        messages = read_messages(row, where)
+        count = image_count(row)
+        messages = with_places(messages, count, where)
+        return Conversation(where, messages, tuple(self.image(row, number, where) for number in range(count)))
+
+
+def read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """The turns of a row in either spelling, checked. Raises BadRow."""
+    turns = row.get("conversations") if row.get("conversations") is not None else row.get("messages")
+    if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
+        raise BadRow(f"{where}: there are no turns; a row has `conversations` or `messages`, a list of them")
+    messages = tuple(_read_turn(turn, where) for turn in turns)
+    spoken = [message.role for message in messages if message.role != "system"]
+    if any(message.role == "system" for message in messages[1:]):
+        raise BadRow(f"{where}: a system turn stands behind others; it goes first")
+    if spoken[::2] != ["user"] * len(spoken[::2]) or spoken[1::2] != ["assistant"] * len(spoken[1::2]) or len(spoken) % 2:
+        raise BadRow(f"{where}: turns are {', '.join(spoken) or 'none'}; user and assistant take turns, and the assistant has the last")
+    empty = next((number for number, message in enumerate(messages, 1) if message.role == "assistant" and not message.text.strip()), None)
+    if empty:
+        raise BadRow(f"{where}: the answer in turn {empty} is empty; there is nothing to learn from it")
+    return messages
+
+
+def _read_turn(turn: Any, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise BadRow(f"{where}: a turn is {type(turn).__name__}, not an object with role and text")
+    role = turn.get("from", turn.get("role"))
+    content = turn.get("value", turn.get("content"))
+    if role not in ROLES:
+        raise BadRow(f"{where}: a turn is spoken by {role!r}; known: {', '.join(ROLES)}")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(_read_part(part, where) for part in content)
+    if not isinstance(content, str):
+        raise BadRow(f"{where}: a turn's text is {type(content).__name__}, not text or a list of parts")
+    if ROLES[role] != "user" and IMAGE in content:
+        raise BadRow(f"{where}: {IMAGE} stands in a turn of the {ROLES[role]}; images are shown by the user")
+    return Message(ROLES[role], content)
+
+
+def _read_part(part: Any, where: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "image":
+        return f"{IMAGE}\n"
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    raise BadRow(f"{where}: a part of a turn is of type {kind!r}; known: text, image")
+
+
+def image_count(row: Mapping[str, Any]) -> int:
+    """Images of a row, in `images` or `image`."""
+    several = row.get("images", row.get("image"))
+    if several is None:
+        return 0
+    return len(several) if isinstance(several, Sequence | np.ndarray) and not isinstance(several, str | bytes) else 1
+
+
+def nth_image(row: Mapping[str, Any], number: int) -> Any:
+    """Image `number` of a row, as it stands there."""
+    several = row.get("images", row.get("image"))
+    return several[number] if isinstance(several, Sequence | np.ndarray) and not isinstance(several, str | bytes) else several
+
+
+def with_places(messages: tuple[Message, ...], count: int, where: str) -> tuple[Message, ...]:
+    """The turns, with `<image>` in front of the first question where images are given and no place is. Raises BadRow for another number of places."""
+    places = sum(message.text.count(IMAGE) for message in messages)
+    if places == count:
+        return messages
+    if places == 0:
+        first = next(number for number, message in enumerate(messages) if message.role == "user")
+        shown = Message("user", f"{IMAGE}\n" * count + messages[first].text)
+        return (*messages[:first], shown, *messages[first + 1 :])
+    raise BadRow(f"{where}: the text has {places} {IMAGE} and the row has {count} images; give one {IMAGE} for each image, or none")
+
+
+class JsonSource(ConversationSource):
+    """A JSON list, or JSONL of which only the offsets of the lines are kept; images are files in a folder."""
+
+    def __init__(self, file: Path, images: Path | None) -> None:
+        self.name, self.file = str(file), file
+        self.images = images if images is not None else file.parent
+        if not file.is_file():
+            raise UserError(f"{file} is not there; name a .json or .jsonl file of conversations")
+        self.rows: list[Any] | None = None
+        if file.suffix == ".json":
+            self.rows = self._read_list()
+        else:
+            self.offsets = self._line_offsets()
+
+    def __len__(self) -> int:
+        return len(self.offsets) if self.rows is None else len(self.rows)
+
+    def where(self, index: int) -> str:
+        return f"{self.file}, {'line' if self.rows is None else 'row'} {index + 1}"
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        if self.rows is not None:
+            row = self.rows[index]
+        else:
+            with self.file.open("rb") as opened:
+                opened.seek(self.offsets[index])
+                row = self._parsed(opened.readline(), index)
+        if not isinstance(row, Mapping):
+            raise BadRow(f"{self.where(index)}: this is {type(row).__name__}, not an object")
+        return row
+
+    def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
+        name = nth_image(row, number)
+        if not isinstance(name, str):
+            raise BadRow(f"{where}: image {number + 1} is {type(name).__name__}, not a path")
+        path = (self.images / name).resolve()
+        if not path.is_relative_to(self.images.resolve()):
+            raise BadRow(f"{where}: {name} leads out of the image folder {self.images}; give paths inside it")
+        try:
+            return decoded(path.read_bytes(), f"{where}: {name}")
+        except OSError as error:
+            raise BadRow(f"{where}: {path} cannot be read ({error.strerror}); mend the path, or name another folder by images=") from None
+
+    def _read_list(self) -> list[Any]:
+        try:
+            rows = json.loads(self.file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{self.file} is no JSON ({error}); rows one to a line go into a .jsonl file") from None
+        if not isinstance(rows, list):
+            raise UserError(f"{self.file} holds {type(rows).__name__}, not a list of rows")
+        return rows
+
+    def _line_offsets(self) -> np.ndarray:
+        offsets, offset = [], 0
+        with self.file.open("rb") as opened:
+            for line in opened:
+                if line.strip():
+                    offsets.append(offset)
+                offset += len(line)
+        return np.array(offsets, dtype=np.int64)
+
+    def _parsed(self, line: bytes, index: int) -> Any:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise BadRow(f"{self.where(index)}: no JSON ({error}); mend the line") from None
+
+
+class TableSource(ConversationSource):
+    """A table of `datasets`: parquet files, a data set of the Hub, a folder. Images are structs of bytes, or decoded by `datasets`."""
+
+    def __init__(self, name: str, table: Any) -> None:
+        from datasets import Image as ImageFeature
+        from datasets import List
+
+        self.name = name
+        for column in ("image", "images"):
+            feature = table.features.get(column)
+            if isinstance(feature, ImageFeature):
+                table = table.cast_column(column, ImageFeature(decode=False))
+            elif isinstance(feature, List) and isinstance(feature.feature, ImageFeature):
+                table = table.cast_column(column, List(ImageFeature(decode=False)))
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        return self.table[index]
+
+    def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
+        image = nth_image(row, number)
+        data = image.get("bytes") if isinstance(image, Mapping) else image
+        if not isinstance(data, bytes):
+            raise BadRow(f"{where}: image {number + 1} is not in the table (no bytes); embed the images, or use llava:FILE?images=FOLDER")
+        return decoded(data, f"{where}: image {number + 1}")
+
+
+class SceneConversations(ConversationSource):
+    """One question with its answer about each drawn scene; the kinds of questions take turns, so that all are asked equally often where they apply."""
+
+    def __init__(self, count: int, size: int, seed: int, split: str) -> None:
+        self.name, self.count, self.size, self.seed, self.split = f"scenes ({split})", count, size, seed, split
+
+    def __len__(self) -> int:
+        return self.count
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        raise NotImplementedError  # a scene is no row of a file
+
+    def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Conversation:
+        scene = draw_scene(self.seed, index, self.size, self.split)
+        asked = scene.questions[index % len(scene.questions)]
+        choices = f" Answer with one of: {', '.join(asked.choices)}."
+        messages = (Message("user", f"{IMAGE}\n{asked.text}{choices}"), Message("assistant", asked.answer))
+        return Conversation(self.where(index), messages, (scene.image,), asked.kind)
+
+
+def decoded(data: bytes, where: str) -> Tensor:
+    """`[3, H, W]` uint8. Raises BadRow."""
+    try:
+        return decode_image(data, 3)
+    except UnreadableImage as error:
+        raise BadRow(f"{where} cannot be decoded ({error.reason}); mend or drop it") from None
+
+
+def open_conversations(text: str) -> ConversationSource:
+    """The source that `text` names; see the module. Raises UserError for what cannot be opened."""
+    kind, where, options = parse_source(text)
+    if kind in ("llava", "messages"):
+        source: ConversationSource = JsonSource(Path(where), Path(options["images"]) if "images" in options else None)
+    elif kind == "scenes":
+        numbers = {
+            name: _whole(text, name, options.get(name, default)) for name, default in (("count", "1000"), ("size", "64"), ("seed", "0"))
+        }
+        split = options.get("split", "train")
+        if split not in ("train", "held_out"):
+            raise UserError(f"{text!r}: there is no split {split!r} of scenes; use train or held_out")
+        source = SceneConversations(numbers["count"], numbers["size"], numbers["seed"], split)
+    else:
+        source = TableSource(text, _table(kind, where, options))
+    source.weight = _weight(text, options.get("weight", "1"))
+    if not len(source):
+        raise UserError(f"{text} has no rows")
+    return source
+
+
+def parse_source(text: str) -> tuple[str, str, dict[str, str]]:
+    """(kind, where, options). Raises UserError for an unknown kind or option."""
+    head, _, tail = text.partition("?")
+    kind, colon, where = head.partition(":")
+    if kind not in OPTIONS or (kind != "scenes" and not where):
+        raise UserError(f"{text!r} names no conversations; write KIND:WHERE with a kind of {', '.join(OPTIONS)}")
+    options = dict(item.partition("=")[::2] for item in tail.split("&")) if tail else {}
+    unknown = sorted(set(options) - OPTIONS[kind])
+    if unknown:
+        raise UserError(f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {', '.join(sorted(OPTIONS[kind]))}")
+    return kind, where, options
+
+
+def _table(kind: str, where: str, options: Mapping[str, str]) -> Any:
+    import datasets
+
+    try:
+        if kind == "parquet":
+            return datasets.load_dataset("parquet", data_files=where, split="train")
+        name, _, config = where.partition(":")
+        return datasets.load_dataset(name, config or None, split=options.get("split", "train"), revision=options.get("revision"))
+    except Exception as error:  # a missing file, name or split raises whatever its reader does
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{kind}:{where} cannot be opened ({reason})") from None
+
+
+def _whole(text: str, name: str, value: str) -> int:
+    if not re.fullmatch(r"\d+", value):
+        raise UserError(f"{text!r}: {name}={value} is no whole number")
+    return int(value)
+
+
+def _weight(text: str, value: str) -> float:
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = -1.0
+    if not 0 < weight < float("inf"):
+        raise UserError(f"{text!r}: weight={value} is no number above 0")
+    return weight

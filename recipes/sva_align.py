@@ -1,0 +1,36 @@
+"""First stage: the connector, and the layers in the language model that look into the encoders again, learn to be read; all else is frozen.
+
+deepspeed recipes/sva_align.py --init_from vlm --conversations "llava:blip_558k.json?images=images" --deepspeed recipes/zero/zero2.json
+"""
+
+import sys
+from pathlib import Path
+
+# A script's own folder is first on sys.path; the packages lie beside it.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from fusion import FusionVlmForConditionalGeneration
+from fusion.lora import trained_modules
+from recipes.vlm_args import AlignArguments
+from recipes.vlm_training import SAMPLER, train
+from vision_core.arguments import parse_arguments
+from vision_core.errors import run_script
+
+
+def only_what_is_new(model: FusionVlmForConditionalGeneration) -> FusionVlmForConditionalGeneration:
+    """Connector and vision layers train, encoders and language model do not."""
+    model.requires_grad_(False)
+    for name in trained_modules(model):
+        model.get_submodule(name).requires_grad_(True)
+    return model
+
+
+def main() -> None:
+    """Read the options, train."""
+    args = parse_arguments(AlignArguments, description=__doc__)
+    rates = [] if args.sampler_learning_rate is None else [(SAMPLER, args.sampler_learning_rate)]
+    train("align", args, only_what_is_new, rates)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,166 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from encoders import load_encoder
+from encoders.evaluation import feature_cache
+from encoders.evaluation.feature_cache import cached_features, encoder_fingerprint
+from encoders.evaluation.features import vector_features
+from encoders.preprocess import ImageTransform
+from vision_core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def source(memory_source):
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, 70 + index, 64), dtype=torch.uint8, generator=generator) for index in range(11)]
+    images[4] = None
+    return memory_source(images, [0, 1] * 5 + [0])
+
+
+class Counted:
+    """`vector_features`, counting the images that went through."""
+
+    def __init__(self):
+        self.images = 0
+
+    def __call__(self, encoder, pixels):
+        self.images += len(pixels)
+        return vector_features(encoder, pixels)
+
+
+def test_stored_is_computed_and_the_second_time_read(source, tmp_path):
+    encoder, compute = load_encoder("tiny:dinov2"), Counted()
+    stored = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=3)
+    assert stored.kept.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10] and stored.unreadable == 1 and compute.images == 10
+    again = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=5)
+    assert compute.images == 10
+    by_hand = vector_features(encoder, encoder.transform([source[int(index)].image for index in stored.kept]))
+    assert set(stored.names) == set(by_hand)
+    for name, expected in by_hand.items():
+        torch.testing.assert_close(again.load(name), expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(torch.stack([again.rows(name)[row] for row in range(10)]), stored.load(name))
+
+
+def test_small_shards_are_the_whole(source, tmp_path, monkeypatch):
+    encoder = load_encoder("tiny:dinov2")
+    whole = cached_features(encoder, source, vector_features, "vectors", tmp_path / "a", batch_size=2)
+    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
+    cut = cached_features(encoder, source, vector_features, "vectors", tmp_path / "b", batch_size=2)
+    assert len(cut.shards) == 6 and torch.equal(cut.load("pooled"), whole.load("pooled")) and torch.equal(cut.kept, whole.kept)
+
+
+def test_other_model_data_transform_or_features_are_other_entries(source, memory_source, tmp_path):
+    encoder, compute = load_encoder("tiny:dinov2"), Counted()
+    other_data = memory_source(source.images, source.labels)
+    other_data.name = "other"
+    other_weights = load_encoder("tiny:dinov2", seed=1)
+    bigger = ImageTransform((72, 72))
+    for arguments, options in [
+        ((encoder, source, compute, "vectors"), {}),
+        ((encoder, source, compute, "other"), {}),
+        ((encoder, other_data, compute, "vectors"), {}),
+        ((other_weights, source, compute, "vectors"), {}),
+        ((load_encoder("tiny:dinov2", norm=False), source, compute, "vectors"), {}),
+        ((encoder, source, compute, "vectors"), {"transform": bigger}),
+        ((encoder, source, compute, "vectors"), {"indices": [1, 2, 3]}),
+    ]:
+        before = compute.images
+        cached_features(*arguments, tmp_path, **options)
+        assert compute.images > before
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_the_fingerprint_is_of_the_weights_not_of_the_name(tmp_path):
+    from encoders import save_encoder
+
+    encoder = load_encoder("tiny:dinov2")
+    save_encoder(encoder, tmp_path / "copy")
+    assert encoder_fingerprint(encoder) == encoder_fingerprint(load_encoder(tmp_path / "copy"))
+    assert encoder_fingerprint(encoder) != encoder_fingerprint(load_encoder("tiny:dinov2", seed=1))
+    assert encoder_fingerprint(encoder) != encoder_fingerprint(load_encoder("tiny:dinov2", dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "manifest", "key", "missing"])
+def test_a_damaged_entry_is_not_read(source, tmp_path, damage):
+    encoder, compute = load_encoder("tiny:dinov2"), Counted()
+    expected = cached_features(encoder, source, compute, "vectors", tmp_path).load("pooled")
+    (folder,) = tmp_path.iterdir()
+    shard = next(folder.glob("*.safetensors"))
+    if damage == "cut":
+        os.truncate(shard, shard.stat().st_size - 10)
+    elif damage == "flip":
+        data = bytearray(shard.read_bytes())
+        data[-5] ^= 1
+        shard.write_bytes(data)
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        next(folder.glob("MANIFEST*" if damage == "manifest" else "key*")).write_text("{}")
+    before = compute.images
+    assert torch.equal(cached_features(encoder, source, compute, "vectors", tmp_path).load("pooled"), expected)
+    assert compute.images == before + 10
+
+
+def test_nothing_is_left_of_features_that_are_not_finite(source, tmp_path):
+    encoder = load_encoder("tiny:dinov2")
+
+    def broken(encoder, pixels):
+        vectors = vector_features(encoder, pixels)
+        vectors["pooled"][-1] = float("nan")
+        return vectors
+
+    with pytest.raises(UserError, match="tiny:dinov2: the features of 3 are not finite"):
+        cached_features(encoder, source, broken, "vectors", tmp_path, batch_size=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_readable_image(memory_source, tmp_path):
+    with pytest.raises(UserError, match="none of 2 images of images in memory could be read"):
+        cached_features(load_encoder("tiny:dinov2"), memory_source([None, None], [0, 1]), vector_features, "vectors", tmp_path)
+
+
+def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_cache, "save_file", full)
+    with pytest.raises(UserError, match="free space or name another folder by --cache_dir"):
+        cached_features(load_encoder("tiny:dinov2"), source, vector_features, "vectors", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from encoders import load_encoder
+from encoders.evaluation.feature_cache import cached_features
+from encoders.evaluation.features import vector_features
+from vision_core.images.sources import open_source
+if "RANK" in __import__("os").environ:
+    dist.init_process_group("gloo")
+source = open_source("scenes?size=64&count=13")
+stored = cached_features(load_encoder("tiny:dinov2"), source, vector_features, "vectors", Path(sys.argv[1]), batch_size=4)
+said = f"rows {len(stored.kept)} {stored.load('pooled').double().sum().item()} {len(stored.shards)}\\n"
+__import__("os").write(1, said.encode())  # in one piece: the lines of two processes must not mix
+"""
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = subprocess.run([*torchrun, script, tmp_path / "two"], env=environment, capture_output=True, text=True, check=True).stdout
+    one = subprocess.run([sys.executable, script, tmp_path / "one"], env=environment, capture_output=True, text=True, check=True).stdout
+    said = [line.split() for line in (two + one).splitlines() if line.startswith("rows")]
+    assert [line[1] for line in said] == ["13"] * 3 and [line[3] for line in said] == ["2", "2", "1"]
+    assert float(said[0][2]) == float(said[1][2]) == pytest.approx(float(said[2][2]), rel=1e-5)

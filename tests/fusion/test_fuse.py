@@ -1,0 +1,133 @@
+"""The command `fuse`, its model cards, the stub, and pictures of attention, as a user meets them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from fusion.pictures import attention_shares, share_picture
+from fusion.save import save_fused
+from vision_core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*args, cwd, module=True):
+    command = [sys.executable, "-m", "fusion.fuse", *map(str, args)] if module else [sys.executable, *map(str, args)]
+    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(cwd)}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, env=environment)
+
+
+SMALL = ("--connector_width", 16, "--connector_heads", 4, "--connector_depth", 1)
+
+
+def test_without_arguments_it_fuses_tiny_encoders(tmp_path):
+    done = run(*SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tiny:siglip: 64 x 64 pixels -> 8 x 8, 1 x 1 under each token" in done.stdout
+    assert "sva: 72 tokens of 1024 for a square image" in done.stdout
+    assert AutoModel.from_pretrained(tmp_path / "outputs" / "fused-1").config.connector == "sva"
+    again = run("--output_dir", "outputs/fused-1", *SMALL, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "outputs/fused-1" in again.stderr
+
+
+def test_two_folders_and_a_language_model_become_one_and_its_card_works(tmp_path, pictures):
+    """Encoders and language model come from folders, as users have them; the card's snippet is run as it stands."""
+    script = (
+        "from encoders import load_encoder, save_encoder\nfrom fusion.tiny import tiny_language_model\n"
+        "save_encoder(load_encoder('tiny:dinov2'), 'one')\nsave_encoder(load_encoder('tiny:clip'), 'two')\n"
+        "model, tokenizer = tiny_language_model('qwen3')\nmodel.save_pretrained('llm')\ntokenizer.save_pretrained('llm')\n"
+    )
+    assert run("-c", script, cwd=tmp_path, module=False).returncode == 0
+    vision = run("--encoders", "one", "two?layers=-2&norm=false&grid=8", "--grid", 4, "--output_dir", "vision", *SMALL, cwd=tmp_path)
+    assert vision.returncode == 0, vision.stderr
+    options = ("--encoders", "one", "two", "--language_model", "llm", "--num_sva_layers", 2, "--sva_stride", 2, "--stub", "true")
+    whole = run(*options, "--output_dir", "vlm", *SMALL, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    pictures[0].save(tmp_path / "image.jpg")
+    for folder in ("vision", "vlm"):
+        card = (tmp_path / folder / "README.md").read_text()
+        snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("path/to/this/folder", folder)
+        done = run("-c", snippet, cwd=tmp_path, module=False)
+        assert done.returncode == 0, done.stderr
+        assert f"--output_dir {folder}" in card
+
+
+@pytest.mark.parametrize("kind", ["vision", "vlm"])
+def test_with_the_stub_a_process_that_imports_only_transformers_loads_it(tmp_path, fused, vlm, kind):
+    model, processor = fused() if kind == "vision" else vlm()
+    save_fused(tmp_path / "model", model, processor, command="a command", stub=True)
+    auto = {"vision": ("AutoModel", "AutoImageProcessor"), "vlm": ("AutoModelForImageTextToText", "AutoProcessor")}[kind]
+    script = (
+        f"import transformers\nloaded = transformers.{auto[0]}.from_pretrained('model', trust_remote_code=True)\n"
+        f"processor = transformers.{auto[1]}.from_pretrained('model', trust_remote_code=True)\nprint(type(loaded).__name__, type(processor).__name__)\n"
+    )
+    done = run("-c", script, cwd=tmp_path, module=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [type(model).__name__, type(processor).__name__]
+    refused = run("-c", script.replace("True", "False"), cwd=tmp_path, module=False)
+    assert refused.returncode != 0
+
+
+def test_without_the_stub_the_folder_has_no_code(tmp_path, vlm):
+    model, processor = vlm()
+    save_fused(tmp_path, model, processor, command="a command")
+    assert not list(tmp_path.glob("*.py"))
+    assert "auto_map" not in (tmp_path / "config.json").read_text()
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path)) is type(model)
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is type(processor)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--connector", "svaa"), "there is no connector 'svaa'; did you mean sva?"),
+        (("--connector", "mlp"), "needs one encoder"),
+        (("--connector", "mlp", "--num_queries", 4), "the connector mlp has no num_queries"),
+        (("--encoders", "tiny:dinov2?grid=7", "--grid", 4), "a grid of 7 x 7, which the connector's 4 x 4 does not divide; hand on 8"),
+        (("--encoders", "tiny:dinov2?size=7"), "unknown option 'size'; known: layers, norm, image_size, grid"),
+        (("--encoders", "tiny:dinov2?grid=x"), "grid=x cannot be read"),
+        (("--encoders", "nowhere"), "'nowhere' is no folder and names no encoder"),
+        (("--num_sva_layers", 2), "--num_sva_layers goes with --language_model"),
+        (("--language_model", "tiny:nothing"), "tiny:nothing does not exist; the families are llama"),
+        (("--language_model", "nowhere"), "nowhere is no causal language model"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, args, message):
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_attention_shares_sum_to_one_and_make_a_picture(vlm, fused, pictures):
+    model, processor = vlm()
+    inputs = processor(text=["<image> and <image>"], images=pictures[:2], return_tensors="pt")
+    shares = attention_shares(model, **inputs)
+    assert shares.shape == (4 * 4 + 4 * 2, 2)
+    assert torch.allclose(shares.sum(1), torch.ones(len(shares)))
+    picture = share_picture(model, pictures[:2], inputs)
+    assert picture.width > 2 * 64
+    vision, image_processor = fused()
+    assert attention_shares(vision, **image_processor(pictures)).shape[1] == 2
+    with pytest.raises(UserError, match="connector sva"):
+        attention_shares(fused("channel_concat", encoder_grids=[4, 4])[0], **image_processor(pictures))
+
+
+def test_shares_follow_the_attention(fused, pictures):
+    """With keys of one encoder made large along the query, all attention goes there."""
+    model, image_processor = fused()
+    batch = image_processor(pictures[:1])
+    for layer in model.connector.vision_sampler[0]:
+        layer.attention.k_norms[0].weight.data.zero_()
+        layer.attention.k_norms[1].weight.data.zero_()
+    even = attention_shares(model, **batch)
+    inside = torch.full((len(even),), 1 / 5)  # one key of the first encoder, four of the second
+    assert (even[:, 0] >= inside - 1e-5).all()  # more where windows of the second are partly padding
+    assert torch.allclose(even.amin(0)[0], torch.tensor(0.2), atol=1e-5)

@@ -1,0 +1,60 @@
+"""A small encoder and small data sets, as users have them."""
+
+import io
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from transformers import Dinov2Config, Dinov2Model
+
+from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
+
+SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8, "image_size": 32}
+
+
+@pytest.fixture(scope="session")
+def save_run():
+    def save(folder, channels=3):
+        """What a run of pretraining leaves."""
+        torch.manual_seed(0)
+        Dinov2Model(Dinov2Config(**SHAPE, num_channels=channels, layerscale_value=0.5)).save_pretrained(folder)
+        save_image_processor(folder, (32, 32), [0.5] * channels, [0.25] * channels, PUBLISHED_MARGIN)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def encoder(save_run, tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("encoder"))
+
+
+def png(array):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory):
+    """Parquet files with images whose hue tells which of 3 classes, their masks (the right half is class 1) and depths; one training image is cut short."""
+    folder, generator = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 21)):
+        rows = []
+        for index in range(count):
+            pixels = generator.integers(0, 90, (40, 48, 3), dtype=np.uint8)
+            pixels[..., index % 3] += 100
+            pixels[:, 24:] += 60
+            mask = np.zeros((40, 48), np.uint8)
+            mask[:, 24:] = 1
+            row = {"image": png(pixels), "mask": png(mask), "depth": png((1000 + 2000 * mask.astype(np.uint16)).astype(np.uint16))}
+            rows.append(
+                row | {"label": index % 3, "image_id": f"{part}{index}", "target_image_id": f"train{index}" if part == "test" else ""}
+            )
+        if part == "train":
+            rows[11]["image"]["bytes"] = rows[11]["image"]["bytes"][:300]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{part}-00000-of-00001.parquet")
+    return folder

@@ -1,0 +1,58 @@
+import json
+import sys
+
+import pytest
+
+from recipes import compare_encoders
+from vision_core.errors import UserError
+
+QUICK = ["--linear_iterations", "20", "--dense_iterations", "10"]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    def call(*arguments):
+        given = ["compare_encoders.py", *arguments, *QUICK, "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "result"]
+        monkeypatch.setattr(sys, "argv", [str(each) for each in given])
+        compare_encoders.main()
+        return tmp_path / "result"
+
+    return call
+
+
+def test_a_row_for_each_encoder_and_a_column_for_each_task_and_data_set(encoder, colours, run, capsys):
+    names = [str(encoder), f"untrained:{encoder}", "tiny:siglip", "tiny:vit_mae", "raw_pixels"]
+    folder = run("--encoders", *names, "--datasets", colours, "scenes?count=40")
+    table = (folder / "table.md").read_text()
+    lines = table.splitlines()
+    assert len(lines) == 2 + len(names) and all(line.startswith(f"| {name} |") for line, name in zip(lines[2:], names, strict=True))
+    assert (
+        "knn, scenes: top-1" in lines[0] and f"copy_detection, {colours.name}: mAP" in lines[0] and "copy_detection, scenes" not in lines[0]
+    )
+    assert "self-distillation, untrained" in lines[3] and "image-text, untrained" in lines[4] and "reconstruction, untrained" in lines[5]
+    report = json.loads((folder / "results.json").read_text())["encoders"]
+    assert [row["source"] for row in report] == names and [row["untrained"] for row in report] == [False, True, True, True, False]
+    tasks = {(result["task"], result["dataset"]) for result in report[0]["results"]}
+    assert len(tasks) == 6 + 5
+    assert any("has no attention" in problem for problem in report[4]["not_run"])
+    assert all(result["protocol"] for row in report for result in row["results"])
+    page = (folder / "README.md").read_text()
+    for name in ("comparison", "pca", "attention", "cosine"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 1000 and f"figures/{name}.png" in page
+    assert "weighted k-NN" in page and table.strip() in page and table.strip() in capsys.readouterr().out
+
+
+def test_a_task_that_no_data_set_allows_is_refused_at_once(encoder, run):
+    with pytest.raises(UserError, match="copy_detection needs copy_of, which embedded scenes"):
+        run("--encoders", encoder, "--datasets", "scenes?count=40", "--tasks", "knn", "copy_detection")
+    with pytest.raises(UserError, match="need at least one name each"):
+        run("--encoders", "[]")
+    with pytest.raises(UserError, match="is no folder and names no encoder"):
+        run("--encoders", "raw_pixels", "nonsense", "--datasets", "scenes?count=40", "--tasks", "knn")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("scenes?count=3", "scenes"), ("/a/b/camvid?ignore=11", "camvid"), ("parquet:/a/b/{split}-*.parquet", "b")]
+)
+def test_short_names(text, name):
+    assert compare_encoders.short_name(text) == name
