@@ -143,7 +143,8 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[
     if name.startswith("tiny:"):
         return tiny_language_model(name.removeprefix("tiny:"))
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False), AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False), tokenizer
     except Exception as error:  # a broken checkpoint raises whatever its reader does
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(

@@ -124,7 +124,8 @@ def convert(folder: Path, encoders: Iterable[str]) -> tuple[FusionVlmForConditio
     """The model and processor of a folder in the published layout. Raises UserError where the two do not fit, tensor for tensor."""
     published, tensors = read_config(folder), read_tensors(folder)
     of_language_model = {name: tensor for name, tensor in tensors.items() if re.fullmatch(LANGUAGE_MODEL, name)}
-    language_model = AutoModelForCausalLM.from_config(language_config(published), dtype=next(iter(tensors.values())).dtype)
+    dtype = next(iter(tensors.values())).dtype
+    language_model = AutoModelForCausalLM.from_config(language_config(published), dtype=dtype, trust_remote_code=False)
     take_over(language_model, of_language_model)
     loaded = [load_with_options(text) for text in encoders]
     grid = math.isqrt(int(published["image_token_len"]))
@@ -144,7 +145,7 @@ def convert(folder: Path, encoders: Iterable[str]) -> tuple[FusionVlmForConditio
     model, processor = assemble_vlm(
         vision_model,
         language_model,
-        AutoTokenizer.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
         num_sva_layers=0 if published["connector_only"] else published["num_of_vision_sampler_layers"],
         sva_start=published["start_of_vision_sampler_layers"],
         sva_stride=published["stride_of_vision_sampler_layers"],

@@ -41,7 +41,7 @@ class FusionVlmForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config)
         self.vision_model = vision_model or FusedVisionModel(config.vision_config)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
         hidden_size = config.text_config.hidden_size
         if config.vision_config.hidden_size != hidden_size:
             raise UserError(

@@ -42,4 +42,4 @@ def tiny_language_model(family: str = "llama", seed: int = 0, **sizes: Any) -> t
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **{**SIZES, **sizes}, **ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "language model"))
-        return AutoModelForCausalLM.from_config(config).eval(), tokenizer
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval(), tokenizer

@@ -94,12 +94,12 @@ def load_model(init_from: str) -> tuple[FusionVlmForConditionalGeneration, Fusio
     """The model and processor of a folder. Raises UserError for one that holds no fused vision-language model."""
     if not (Path(init_from) / "config.json").is_file():
         raise UserError(f"--init_from {init_from} holds no model; name a folder that fusion.fuse or an earlier stage wrote")
-    model = AutoModelForImageTextToText.from_pretrained(init_from)
+    model = AutoModelForImageTextToText.from_pretrained(init_from, trust_remote_code=False)
     if not isinstance(model, FusionVlmForConditionalGeneration):
         raise UserError(
             f"--init_from {init_from} is a {type(model).__name__}, not a fused vision-language model; make one with fusion.fuse"
         )
-    return model, AutoProcessor.from_pretrained(init_from)
+    return model, AutoProcessor.from_pretrained(init_from, trust_remote_code=False)
 
 
 def open_folder(args: VlmArguments, stage: str) -> str:
