@@ -70,27 +70,41 @@ class Connector(nn.Module):
         """Tokens `[N * tokens_per_cell, H]` of the N covered cells (or `[B * fixed_tokens, H]`), and the windows they came from, where there are any."""
         raise NotImplementedError
 
-    def forward(self, maps: Sequence[Tensor], layout: ImageLayout) -> list[EncodedImage]:
-        """maps: `[B, encoder_widths[i], encoder_grids[i], encoder_grids[i]]` of each encoder; layout: where the B images lie in them."""
+    def encode(self, maps: Sequence[Tensor], layout: ImageLayout) -> list[EncodedImage]:
+        """`forward`, cut into images."""
+        tokens, windows = self(maps, layout)
+        boxes = layout.boxes(self.grid)
+        newline = self.image_newline is not None
+        lengths = [self.fixed_tokens or num_image_tokens(box, self.tokens_per_cell, newline) for box in boxes]
+        parts = [None] * len(boxes) if windows is None else windows.split([box.rows * box.columns for box in boxes])
+        cells = [self._cells(length, box).to(tokens.device) for length, box in zip(lengths, boxes, strict=True)]
+        return [EncodedImage(*image) for image in zip(tokens.split(lengths), cells, parts, strict=True)]
+
+    def forward(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, VisionWindows | None]:
+        """Tokens of all images, `[sum of n, H]`, newlines among them, and the windows that their cells looked at.
+
+        maps: `[B, encoder_widths[i], encoder_grids[i], encoder_grids[i]]` of each encoder; layout: where the B images lie in them. The number of tensors that
+        come back does not depend on B: sharded training counts them, and stops where processes differ.
+        """
         expected = [(width, side, side) for width, side in zip(self.encoder_widths, self.encoder_grids, strict=True)]
         assert [tuple(each.shape[1:]) for each in maps] == expected, f"{[tuple(each.shape) for each in maps]} for {expected}"
         tokens, windows = self.aggregate(maps, layout)
-        if self.fixed_tokens:
-            every = torch.ones(self.fixed_tokens, dtype=torch.bool, device=tokens.device)
-            return [EncodedImage(each, every) for each in tokens.split(self.fixed_tokens)]
+        if self.image_newline is None:
+            return tokens, windows
         boxes = layout.boxes(self.grid)
-        counts = [box.rows * box.columns for box in boxes]
-        parts = [None] * len(boxes) if windows is None else windows.split(counts)
-        each = tokens.split([count * self.tokens_per_cell for count in counts])
-        return [self._with_newlines(*image) for image in zip(each, boxes, parts, strict=True)]
+        of_images = tokens.split([box.rows * box.columns * self.tokens_per_cell for box in boxes])
+        with_newlines = []
+        for image, box in zip(of_images, boxes, strict=True):
+            rows = torch.cat([image.unflatten(0, (box.rows, -1)), self.image_newline.expand(box.rows, 1, -1)], dim=1)
+            with_newlines.append(rows.flatten(0, 1))
+        return torch.cat(with_newlines), windows
 
-    def _with_newlines(self, tokens: Tensor, box: Box, windows: VisionWindows | None) -> EncodedImage:
-        rows = tokens.unflatten(0, (box.rows, -1))
-        cells = torch.ones(rows.shape[:2], dtype=torch.bool, device=tokens.device)
+    def _cells(self, length: int, box: Box) -> Tensor:
+        """Which of an image's tokens are no newlines, `[n]` bool."""
+        cells = torch.ones(length, dtype=torch.bool)
         if self.image_newline is not None:
-            rows = torch.cat([rows, self.image_newline.expand(box.rows, 1, -1)], dim=1)
-            cells = F.pad(cells, (0, 1))
-        return EncodedImage(rows.flatten(0, 1), cells.flatten(), windows)
+            cells.view(box.rows, -1)[:, -1] = False
+        return cells
 
     def covered(self, patch_map: Tensor, layout: ImageLayout) -> Tensor:
         """The covered cells of a map `[B, C, grid, grid]`, `[N, C]`."""

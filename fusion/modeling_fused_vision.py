@@ -110,18 +110,28 @@ class FusedVisionModel(FusedPreTrainedModel):
         )
         self.post_init()
 
-    def encode(self, pixel_values: Sequence[Tensor], image_sizes: Tensor) -> list[EncodedImage]:
-        """pixel_values: of each encoder `[B, C, side, side]`; image_sizes: `[B, 2]`, (height, width) before any resizing.
-
-        Raises UserError where they do not fit.
-        """
-        self._check(pixel_values, image_sizes)
+    def maps(self, pixel_values: Sequence[Tensor]) -> list[Tensor]:
+        """What the connector reads: of each encoder `[B, width, grid, grid]`, from its `[B, C, side, side]`. Frozen encoders give the same each time."""
         dtype = next(self.connector.parameters()).dtype
-        maps = [
+        return [
             resized_map(encoder(pixels.to(encoder.device)), side).to(self.device, dtype)
             for encoder, pixels, side in zip(self.encoders, pixel_values, self.config.encoder_grids, strict=True)
         ]
-        return self.connector(maps, ImageLayout.of(image_sizes, self.config.fit, self.config.mask_rule))
+
+    def encode(
+        self, pixel_values: Sequence[Tensor] | None, image_sizes: Tensor, maps: Sequence[Tensor] | None = None
+    ) -> list[EncodedImage]:
+        """pixel_values: of each encoder `[B, C, side, side]`, or `maps` of them; image_sizes: `[B, 2]`, (height, width) before any resizing.
+
+        Raises UserError where they do not fit.
+        """
+        if maps is None:
+            self._check(pixel_values, image_sizes)
+            maps = self.maps(pixel_values)
+        weights = next(self.connector.parameters())
+        return self.connector.encode(
+            [each.to(weights.device, weights.dtype) for each in maps], ImageLayout.of(image_sizes, self.config.fit, self.config.mask_rule)
+        )
 
     def forward(self, pixel_values: Sequence[Tensor], image_sizes: Tensor, **kwargs: Any) -> FusedVisionOutput:
         """See `encode` and `FusedVisionOutput`."""

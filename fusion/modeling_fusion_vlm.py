@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from fusion.configuration_fusion import FusionVlmConfig
 from fusion.cross_attention import VisionCrossAttentionLayer
 from fusion.modeling_fused_vision import FusedPreTrainedModel, FusedVisionModel
+from fusion.supervised_loss import supervised_loss
 from fusion.windows import EncodedImage, VisionWindows
 from vision_core.errors import UserError
 
@@ -95,6 +96,8 @@ class FusionVlmForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        supervised_only: bool = False,
+        vision_maps: Sequence[Tensor] | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -104,11 +107,13 @@ class FusionVlmForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
             input_ids: `[B, T]`, with `image_token_id` for every token of every image.
             pixel_values, image_sizes: of all images of the batch in the order of their places in it; what the processor returns.
             mm_encoder_outputs: `{"image": get_image_features(...)}` in place of them.
+            vision_maps: in place of pixel_values, `vision_model.maps` of them, where frozen encoders need not run again.
             labels: `[B, T]`, -100 where no loss is wanted; the language model's own loss.
+            supervised_only: the same loss, and no logits: those of positions without a label are not computed (see `supervised_loss`).
 
         Raises UserError where images and places for them do not match.
         """
-        images = self._images(pixel_values, image_sizes, mm_encoder_outputs)
+        images = self._images(pixel_values, image_sizes, vision_maps, mm_encoder_outputs)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         elif images:
@@ -118,15 +123,11 @@ class FusionVlmForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
             inputs_embeds = _written(inputs_embeds, places, images)
         if position_ids is None and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)  # padding on the left shifts no position
+        kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
         with self._looking_again(images, places):
-            return self.language_model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                labels=labels,
-                **kwargs,
-            )
+            if supervised_only and labels is not None:
+                return CausalLMOutputWithPast(loss=supervised_loss(self.language_model, labels, **kwargs))
+            return self.language_model(past_key_values=past_key_values, labels=labels, **kwargs)
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """As in transformers. Raises UserError for a batch that is padded on the right, behind which nothing can be written."""
@@ -137,15 +138,16 @@ class FusionVlmForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
             )
         return super().generate(inputs, **kwargs)
 
-    def _images(self, pixel_values: Any, image_sizes: Any, encoded: dict[str, Any] | None) -> list[EncodedImage]:
+    def _images(self, pixel_values: Any, image_sizes: Any, vision_maps: Any, encoded: dict[str, Any] | None) -> list[EncodedImage]:
         if encoded and encoded.get("image") is not None:
             return list(encoded["image"].pooler_output)
-        if pixel_values is None and image_sizes is None:
+        given = pixel_values if vision_maps is None else vision_maps
+        if given is None and image_sizes is None:
             return []
-        if pixel_values is None or image_sizes is None:
-            missing = "pixel_values" if pixel_values is None else "image_sizes"
+        if given is None or image_sizes is None:
+            missing = "pixel_values" if given is None else "image_sizes"
             raise UserError(f"{missing} is missing; pixel_values and image_sizes go together, as the processor returns them")
-        return self.vision_model.encode(pixel_values, image_sizes)
+        return self.vision_model.encode(pixel_values, image_sizes, vision_maps)
 
     @contextmanager
     def _looking_again(self, images: list[EncodedImage], places: Tensor | None) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,8 +79,9 @@ def _join_masks(masks: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor
     return torch.cat([known.new_ones(count, known.shape[1]) if mask is None else mask for mask, count in zip(masks, counts, strict=True)])
 
 
-class EncodedImage(NamedTuple):
-    """An image as a language model reads it. (A tuple, because sharded training finds a module's outputs in tuples and lists.)
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as a language model reads it.
 
     tokens: `[n, H]`, row by row, a newline token behind every row where the connector has one. cells: `[n]` bool, False at newlines. windows: what the
     cells looked at, for layers in the language model that look again; None where the connector has no windows.

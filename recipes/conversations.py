@@ -82,6 +82,11 @@ class ConversationSource(ABC):
         """File and row, counted from 1."""
         return f"{self.name}, row {index + 1}"
 
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Characters and images of a row, whose images are not opened. Raises BadRow."""
+        row = self.row(index)
+        return sum(len(message.text) for message in read_messages(row, self.where(index))), image_count(row)
+
     def __getitem__(self, index: int) -> Conversation:
         """Raises BadRow for whatever is wrong with the row."""
         where, row = self.where(index), self.row(index)
@@ -268,6 +273,9 @@ class SceneConversations(ConversationSource):
 
     def row(self, index: int) -> Mapping[str, Any]:
         raise NotImplementedError  # a scene is no row of a file
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        return 0, 1  # all are alike
 
     def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
         raise NotImplementedError

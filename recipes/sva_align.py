@@ -9,10 +9,15 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from vision_core.launchers import launchers_above
+
+LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
+
 from fusion import FusionVlmForConditionalGeneration
 from fusion.lora import trained_modules
 from recipes.vlm_args import AlignArguments
-from recipes.vlm_training import SAMPLER, train
+from recipes.vlm_trainer import SAMPLER
+from recipes.vlm_training import train
 from vision_core.arguments import parse_arguments
 from vision_core.errors import run_script
 
@@ -29,7 +34,7 @@ def main() -> None:
     """Read the options, train."""
     args = parse_arguments(AlignArguments, description=__doc__)
     rates = [] if args.sampler_learning_rate is None else [(SAMPLER, args.sampler_learning_rate)]
-    train("align", args, only_what_is_new, rates)
+    train("align", args, only_what_is_new, rates, LAUNCHERS)
 
 
 if __name__ == "__main__":

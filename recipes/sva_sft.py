@@ -10,12 +10,17 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from vision_core.launchers import launchers_above
+
+LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
+
 from torch import nn
 
 from fusion import FusionVlmForConditionalGeneration
 from fusion.lora import lora_config
 from recipes.vlm_args import SftArguments
-from recipes.vlm_training import ENCODER, SAMPLER, train
+from recipes.vlm_trainer import ENCODER, SAMPLER
+from recipes.vlm_training import train
 from vision_core.arguments import parse_arguments
 from vision_core.errors import run_script
 
@@ -36,7 +41,7 @@ def main() -> None:
     """Read the options, train."""
     args = parse_arguments(SftArguments, description=__doc__)
     rates = [(ENCODER, args.encoder_learning_rate), (SAMPLER, args.sampler_learning_rate)]
-    train("sft", args, partial(with_language_model, args), [(pattern, rate) for pattern, rate in rates if rate is not None])
+    train("sft", args, partial(with_language_model, args), [(pattern, rate) for pattern, rate in rates if rate is not None], LAUNCHERS)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vision_core.arguments import option
 from vision_core.errors import UserError
@@ -33,6 +34,10 @@ class VlmArguments:
     max_grad_norm: float = option(1.0, "gradients are clipped to it", "optimisation")
     activation_checkpointing: bool = option(False, "compute activations again in the backward pass", "memory")
     bf16: bool = option(False, "mixed precision", "memory")
+    packing: bool = option(False, "several short conversations in one row, each seeing itself alone", "memory")
+    group_by_length: bool = option(False, "conversations of like length in one batch", "memory")
+    feature_cache: str | None = option(None, "a folder for what frozen encoders make of each image; computed once, then read", "memory")
+    feature_cache_dtype: Literal["fp32", "bf16"] = option("bf16", "what it is kept in", "memory")
     deepspeed: str | None = option(None, "a ZeRO config, recipes/zero/zero2.json or zero3.json", "memory")
     logging_steps: float = option(10, "steps between lines of the log", "run")
     eval_steps: float = option(100, "steps between measurements of --eval_conversations", "run")
@@ -41,10 +46,13 @@ class VlmArguments:
     dataloader_num_workers: int = option(0, "processes that read conversations", "run")
     seed: int = option(0, "of order, mixture and new weights", "run")
     output_dir: str | None = option(None, "a new folder; default outputs/<stage>-<n>", "run")
+    resume_from_checkpoint: str | None = option(None, "a checkpoint-<step> folder, or true for the newest of --output_dir", "run")
 
     def __post_init__(self) -> None:
         if self.deepspeed and not Path(self.deepspeed).is_file():
             raise UserError(f"--deepspeed {self.deepspeed} is no file; ZeRO configs lie in recipes/zero")
+        if not self.conversations:
+            raise UserError("--conversations is empty; name at least one source of conversations")
 
 
 @dataclass
@@ -62,3 +70,9 @@ class SftArguments(VlmArguments):
     learning_rate: float = option(4e-5, "of everything without a rate of its own", "optimisation")
     encoder_learning_rate: float | None = option(None, "of the encoders; without one they are frozen", "optimisation")
     lora_rank: int = option(0, "LoRA in the language model; 0 trains it whole", "model")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoder_learning_rate is not None and (self.lora_rank or self.feature_cache):
+            other = "--lora_rank, under which encoders are frozen" if self.lora_rank else "--feature_cache, which is of frozen encoders"
+            raise UserError(f"--encoder_learning_rate and {other}; leave one of them out")

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusion.processing_fusion import FusionProcessor
 from recipes.chat_tokens import IGNORED, tokenise
 from recipes.conversations import ConversationSource
+from recipes.map_cache import MapCache
+from recipes.packing import pack_rows
 from vision_core.errors import UserError
 from vision_core.randomness import numpy_generator
 
@@ -22,12 +25,19 @@ BLANK = torch.full((3, 8, 256), 127, dtype=torch.uint8)
 class ConversationDataset(Dataset):
     """Sources, mixed. A source of weight w has w times its rows in an epoch: whole rounds of all rows, and a draw of some for the rest.
 
-    An item is a dict of `input_ids`, `labels` (lists), `pixel_values` (of each encoder `[images, C, side, side]`) and `image_sizes` `[images, 2]`.
-    Raises BadRow, with file and row, for a row that cannot be trained on.
+    An item is a dict of `input_ids`, `labels` (lists), `pixel_values` (of each encoder `[images, C, side, side]`) and `image_sizes` `[images, 2]`; with a
+    `cache` it has `vision_maps` in place of the pixels. Raises BadRow, with file and row, for a row that cannot be trained on.
     """
 
-    def __init__(self, sources: Sequence[ConversationSource], processor: FusionProcessor, max_length: int, seed: int = 0) -> None:
-        self.sources, self.processor, self.max_length = list(sources), processor, max_length
+    def __init__(
+        self,
+        sources: Sequence[ConversationSource],
+        processor: FusionProcessor,
+        max_length: int,
+        seed: int = 0,
+        cache: MapCache | None = None,
+    ) -> None:
+        self.sources, self.processor, self.max_length, self.cache = list(sources), processor, max_length, cache
         places = [(number, row) for number, source in enumerate(self.sources) for row in rows_of(source, seed, number)]
         self.places = np.array(places, dtype=np.int64).reshape(-1, 2)
 
@@ -40,8 +50,27 @@ class ConversationDataset(Dataset):
         tokens = tokenise(conversation, self.processor, self.max_length)
         item: dict[str, Any] = {"input_ids": tokens.input_ids, "labels": tokens.labels}
         if conversation.images:
-            item |= self.processor.image_processor(list(conversation.images))
+            item |= image_inputs(conversation.images, self.processor, self.cache)
         return item
+
+    def rough_lengths(self) -> list[int]:
+        """Of every sample, in characters and image tokens: enough to put like to like, and no image is opened for it."""
+        side = max(transform["size"][0] for transform in self.processor.image_processor.transforms)
+        of_image = 4 * self.processor.image_processor.num_tokens(side, side)  # some four characters to a token
+        lengths = {}
+        for number, row in self.places.tolist():
+            if (number, row) not in lengths:
+                characters, images = self.sources[number].size_of(row)
+                lengths[number, row] = characters + images * of_image
+        return [lengths[number, row] for number, row in self.places.tolist()]
+
+
+def image_inputs(images: Sequence[Tensor], processor: FusionProcessor, cache: MapCache | None) -> dict[str, Any]:
+    """What a model needs of images `[3, H, W]`: pixels of every encoder, or from the cache their maps."""
+    if cache is None:
+        return dict(processor.image_processor(list(images)))
+    maps = [torch.stack(of_encoder) for of_encoder in zip(*map(cache.load, images), strict=True)]
+    return {"vision_maps": maps, "image_sizes": torch.tensor([image.shape[-2:] for image in images])}
 
 
 def rows_of(source: ConversationSource, seed: int, number: int) -> list[int]:
@@ -55,31 +84,45 @@ def rows_of(source: ConversationSource, seed: int, number: int) -> list[int]:
 
 
 class ConversationCollator:
-    """Samples to a batch, padded on the right.
+    """Samples to a batch: one to a row, padded on the right, or `packed`, several to a row, each of which sees itself alone.
+
+    In a packed batch the positions start again with every sample, there is no attention mask, and transformers' models tell the samples of a row apart by
+    that; what is left of a row is one more sample, of padding.
 
     Every batch shows the vision model at least one image. Where no sample has any, a blank one stands in the padding, where nothing looks at it and
     nothing is learnt from it: sharded training needs every process to run every part of the model, and every parameter to get a gradient, if one of zero.
     """
 
-    def __init__(self, processor: FusionProcessor) -> None:
-        self.processor = processor
-        self.blank = processor.image_processor([BLANK])
+    def __init__(self, processor: FusionProcessor, packed: bool = False, cache: MapCache | None = None) -> None:
+        self.processor, self.packed = processor, packed
+        self.blank = image_inputs([BLANK], processor, cache)
+        self.blank_tokens = processor.image_processor.num_tokens(*BLANK.shape[-2:])
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        images = [item for item in items if "image_sizes" in item] or [self.blank]
-        ghost = self.processor.image_processor.num_tokens(*BLANK.shape[-2:]) if images[0] is self.blank else 0
-        longest = max(len(item["input_ids"]) for item in items) + ghost
-        ids = torch.full((len(items), longest), self.processor.tokenizer.pad_token_id)
-        labels, mask = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
-        for row, item in enumerate(items):
-            length = len(item["input_ids"])
-            ids[row, :length], labels[row, :length], mask[row, :length] = torch.tensor(item["input_ids"]), torch.tensor(item["labels"]), 1
+        lengths = [len(item["input_ids"]) for item in items]
+        rows = pack_rows(lengths, max(lengths)) if self.packed else [[sample] for sample in range(len(items))]
+        items = [items[sample] for row in rows for sample in row]
+        shown = [item for item in items if "image_sizes" in item]
+        tokens = self._rows([[lengths[sample] for sample in row] for row in rows], items, ghost=0 if shown else self.blank_tokens)
+        shown = shown or [self.blank]
+        views = "vision_maps" if "vision_maps" in self.blank else "pixel_values"
+        of_encoders = [torch.cat(each) for each in zip(*(item[views] for item in shown), strict=True)]
+        return tokens | {views: of_encoders, "image_sizes": torch.cat([item["image_sizes"] for item in shown])}
+
+    def _rows(self, lengths: list[list[int]], items: Sequence[dict[str, Any]], ghost: int) -> dict[str, Tensor]:
+        """Token tensors `[rows, width]` of the samples in order; the first row ends in `ghost` places of an image."""
+        width = max(sum(row) for row in lengths) + ghost
+        ids = torch.full((len(lengths), width), self.processor.tokenizer.pad_token_id)
+        labels, positions, mask = torch.full_like(ids, IGNORED), torch.zeros_like(ids), torch.zeros_like(ids)
+        remaining = iter(items)
+        for row, samples in enumerate(lengths):
+            start = 0
+            for length in samples:
+                item, here = next(remaining), slice(start, start + length)
+                ids[row, here], labels[row, here] = torch.tensor(item["input_ids"]), torch.tensor(item["labels"])
+                positions[row, here], mask[row, here] = torch.arange(length), 1
+                start += length
+            positions[row, start:] = torch.arange(width - start)
         if ghost:
-            ids[0, longest - ghost :] = self.processor.image_token_id
-        return {
-            "input_ids": ids,
-            "labels": labels,
-            "attention_mask": mask,
-            "pixel_values": [torch.cat(of_encoder) for of_encoder in zip(*(item["pixel_values"] for item in images), strict=True)],
-            "image_sizes": torch.cat([item["image_sizes"] for item in images]),
-        }
+            ids[0, width - ghost :] = self.processor.image_token_id
+        return {"input_ids": ids, "labels": labels} | ({"position_ids": positions} if self.packed else {"attention_mask": mask})

@@ -2,57 +2,81 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from tqdm import tqdm
+from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from fusion import FusionProcessor, FusionVlmForConditionalGeneration, assemble_vlm, fuse_encoders
+from fusion import FusionVlmForConditionalGeneration
 from fusion.cross_attention import VisionCrossAttentionLayer
 from fusion.resampler import ResamplerLayer
-from fusion.tiny import tiny_language_model
 from recipes.conversations import open_conversations
+from recipes.map_cache import MapCache, load_vision_model
 from recipes.vlm_args import VlmArguments
-from recipes.vlm_data import ConversationCollator, ConversationDataset
+from recipes.vlm_card import write_card
+from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
+from recipes.vlm_models import load_model, load_processor, merge_adapter, write_default_model
+from recipes.vlm_trainer import GroupedByLength, Rates, StopWhenTold, VlmTrainer
+from recipes.zero_config import check_zero_config
 from vision_core.arguments import arguments_to_yaml
-from vision_core.distributed import broadcast_text, is_main_process
-from vision_core.errors import UserError
+from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, world_size
+from vision_core.randomness import numpy_generator
 from vision_core.run_folder import RunFolder
+from vision_core.stopping import StopRequest
 
-SAMPLER = re.compile(r"vision_query|vision_sampler")
-ENCODER = re.compile(r"vision_model\.encoders\.")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class VlmTrainer(Trainer):
-    """Trainer whose optimizer has a rate for each kind of module.
-
-    rates: (pattern, learning rate); the first pattern found in a parameter's name decides, and `args.learning_rate` holds for the others.
-    """
-
-    def __init__(self, *args: Any, rates: Sequence[tuple[re.Pattern[str], float]] = (), **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.rates = list(rates)
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            model = self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(model))
-            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    rate = next((rate for pattern, rate in self.rates if pattern.search(name)), self.args.learning_rate)
-                    groups.setdefault((rate, self.args.weight_decay if name in decayed else 0.0), []).append(parameter)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(
-                [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()], **options
-            )
-        return self.optimizer
+def train(
+    stage: str,
+    args: VlmArguments,
+    choose: Callable[[FusionVlmForConditionalGeneration], nn.Module],
+    rates: Rates,
+    launchers: list[tuple[int, str]],
+) -> None:
+    """A whole stage: join the processes, load, `choose(model)` what trains, train, publish."""
+    with tempfile.TemporaryDirectory() as aside, StopRequest(launchers) as stop:
+        base = args.init_from or aside
+        if args.init_from is None:
+            write_default_model(Path(aside), args.seed)  # before ZeRO-3 takes over how models are made
+        settings = training_arguments(args)
+        run, folder, checkpoint = open_run(args, stage)
+        settings.output_dir = folder
+        cache = filled_cache(args, base, settings) if args.feature_cache else None
+        model, processor = load_model(base)
+        if is_deepspeed_zero3_enabled():
+            fetch_whole_layers(model)
+        model = choose(model)
+        data, held_out = (
+            ConversationDataset(list(map(open_conversations, texts)), processor, args.max_length, args.seed, cache) if texts else None
+            for texts in (args.conversations, args.eval_conversations)
+        )
+        told = StopWhenTold(stop)
+        trainer = VlmTrainer(
+            model,
+            settings,
+            train_dataset=data,
+            eval_dataset=held_out,
+            data_collator=ConversationCollator(processor, args.packing, cache),
+            processing_class=processor,
+            callbacks=[told],
+            rates=rates,
+            sampler=order_by_length(args, data) if args.group_by_length else None,
+            run=run,
+            keep=args.save_total_limit,
+        )
+        trainer.train(resume_from_checkpoint=checkpoint or None)
+        if told.stopped:
+            raise SystemExit(stop.exit_status)
+        publish(trainer, base, args, stage)
 
 
 def training_arguments(args: VlmArguments) -> TrainingArguments:
@@ -60,14 +84,17 @@ def training_arguments(args: VlmArguments) -> TrainingArguments:
     shared = (
         "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps",
         "lr_scheduler_type", "weight_decay", "max_grad_norm", "activation_checkpointing", "bf16", "deepspeed", "logging_steps", "save_steps",
-        "save_total_limit", "dataloader_num_workers", "seed",
+        "dataloader_num_workers", "seed",
     )  # fmt: skip
     settings = TrainingArguments(
         output_dir="outputs",  # replaced by the run's folder once the processes can agree on one
         eval_strategy="steps" if args.eval_conversations else "no",
         eval_steps=args.eval_steps,
+        per_device_eval_batch_size=args.per_device_train_batch_size,
         optim="adamw_torch",
         remove_unused_columns=False,
+        label_names=["labels"],
+        logging_nan_inf_filter=False,
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         **{name: getattr(args, name) for name in shared},
@@ -77,74 +104,72 @@ def training_arguments(args: VlmArguments) -> TrainingArguments:
         import deepspeed
 
         deepspeed.init_distributed()  # ZeRO-3 asks deepspeed's own group for the number of processes when the model is made
+        check_zero_config(Path(args.deepspeed), vars(args), world_size())
     return settings
 
 
-def write_default_model(folder: Path, seed: int) -> None:
-    """Tiny untrained models, fused: what stands in where none is named."""
-    vision_model, _ = fuse_encoders(
-        ["tiny:dinov2", "tiny:siglip"], hidden_size=64, connector_options={"width": 64, "num_heads": 4, "depth": 2}, grid=4, seed=seed
-    )
-    model, processor = assemble_vlm(vision_model, *tiny_language_model("qwen3", seed), num_sva_layers=2, sva_stride=2, seed=seed)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+def open_run(args: VlmArguments, stage: str) -> tuple[RunFolder | None, str, str]:
+    """The run's folder, held by the main process; its path and the checkpoint to go on from, or "", the same on every process."""
+    run = None
+    if is_main_process():
+        run = RunFolder.open(args.output_dir, stage, arguments_to_yaml(args), args.resume_from_checkpoint)
+    path = broadcast_text(str(run.path) if run else "")
+    return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
 
-def load_model(init_from: str) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
-    """The model and processor of a folder. Raises UserError for one that holds no fused vision-language model."""
-    if not (Path(init_from) / "config.json").is_file():
-        raise UserError(f"--init_from {init_from} holds no model; name a folder that fusion.fuse or an earlier stage wrote")
-    model = AutoModelForImageTextToText.from_pretrained(init_from, trust_remote_code=False)
-    if not isinstance(model, FusionVlmForConditionalGeneration):
-        raise UserError(
-            f"--init_from {init_from} is a {type(model).__name__}, not a fused vision-language model; make one with fusion.fuse"
+def fetch_whole_layers(model: nn.Module) -> None:
+    """ZeRO-3 is told of layers that compute with weights of the modules in them, which are there only if the layer is fetched as one."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    kinds = [kind for kind in (VisionCrossAttentionLayer, ResamplerLayer) if any(isinstance(module, kind) for module in model.modules())]
+    if kinds:
+        set_z3_leaf_modules(model, kinds)
+
+
+def order_by_length(args: VlmArguments, data: ConversationDataset) -> GroupedByLength:
+    """Samples of like length in one step."""
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+    return GroupedByLength(data.rough_lengths(), batch, partial(numpy_generator, "length groups", args.seed))
+
+
+def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments) -> MapCache:
+    """The cache of the frozen encoders' features, with every image of the run in it."""
+    with whole_models(settings):
+        vision_model = load_vision_model(Path(base)).to(settings.device)
+    image_processor = load_processor(base).image_processor
+    cache = MapCache(Path(args.feature_cache), vision_model, image_processor, DTYPES[args.feature_cache_dtype])
+    for text in (*args.conversations, *args.eval_conversations):
+        source = open_conversations(text)
+        mine = range(rank(), len(source), world_size())
+        images = (
+            image for index in tqdm(mine, desc=f"features of {text}", disable=not is_main_process()) for image in source[index].images
         )
-    return model, AutoProcessor.from_pretrained(init_from, trust_remote_code=False)
+        cache.fill(images, vision_model, image_processor)
+    cache.fill([BLANK], vision_model, image_processor)
+    gather_objects(None)  # nobody reads before all is there
+    return cache
 
 
-def open_folder(args: VlmArguments, stage: str) -> str:
-    """The new folder of this run with its options in it, the same on every process."""
-    path = ""
+@contextmanager
+def whole_models(settings: TrainingArguments) -> Iterator[None]:
+    """Inside, models are made whole on every process, also where ZeRO-3 would shard them."""
+    config = settings.hf_deepspeed_config
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            set_hf_deepspeed_config(config)
+
+
+def publish(trainer: VlmTrainer, base: str, args: VlmArguments, stage: str) -> None:
+    """The trained model, whole, its processor and its card, in the run's folder."""
+    folder = Path(trainer.args.output_dir)
+    has_adapter = hasattr(trainer.model, "peft_config")
+    trainer.save_model(str(folder / "adapter" if has_adapter else folder))
     if is_main_process():
-        run = RunFolder.open(args.output_dir, stage, arguments_to_yaml(args))
-        run.close()
-        path = str(run.path)
-    return broadcast_text(path)
-
-
-def train(
-    stage: str,
-    args: VlmArguments,
-    choose: Any,
-    rates: Sequence[tuple[re.Pattern[str], float]],
-) -> None:
-    """A whole stage: join, load, `choose(model)` what trains, train, save the model and its processor."""
-    with tempfile.TemporaryDirectory() as aside:
-        if args.init_from is None:
-            write_default_model(Path(aside), args.seed)  # before ZeRO-3 takes over how models are made
-        settings = training_arguments(args)
-        settings.output_dir = open_folder(args, stage)
-        model, processor = load_model(args.init_from or aside)
-    if is_deepspeed_zero3_enabled():
-        from deepspeed.utils import set_z3_leaf_modules
-
-        # these compute with weights of the modules in them, which are there only if the whole layer is fetched as one
-        set_z3_leaf_modules(model, [VisionCrossAttentionLayer, ResamplerLayer])
-    model = choose(model)
-    sets = [
-        ConversationDataset([open_conversations(text) for text in texts], processor, args.max_length, args.seed) if texts else None
-        for texts in (args.conversations, args.eval_conversations)
-    ]
-    trainer = VlmTrainer(
-        model,
-        settings,
-        train_dataset=sets[0],
-        eval_dataset=sets[1],
-        data_collator=ConversationCollator(processor),
-        processing_class=processor,
-        rates=rates,
-    )
-    trainer.train()
-    trainer.save_model()
-    if is_main_process():
-        print(f"saved {settings.output_dir}")
+        if has_adapter:
+            unset_hf_deepspeed_config()
+            merge_adapter(base, folder / "adapter", folder)
+        write_card(folder, stage, f"recipes/sva_{stage}.py", vars(args), trainer.state.log_history)
+        print(f"saved {folder}")

@@ -49,7 +49,7 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
     except BaseException:
         _remove(aside)
         raise
-    _remove_old(root, step, keep)
+    remove_old_checkpoints(root, step, keep)
     return target
 
 
@@ -193,7 +193,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | str:
     return manifest
 
 
-def _remove_old(root: Path, step: int, keep: int | None) -> None:
+def remove_old_checkpoints(root: Path, step: int, keep: int | None) -> None:
     """Remove what a save replaced. A failure here costs space, not the checkpoint: the next start cleans up."""
     earlier = [path for path in list_checkpoints(root) if _step_in_name(path) <= step]
     for path in earlier[:-keep] if keep is not None else []:

@@ -41,7 +41,7 @@ def test_every_connector_is_here():
 def test_tokens_of_an_image_are_as_many_as_its_cells(name, newline):
     connector, maps = make(name, newline)
     layout = ImageLayout(SIZES)
-    for image, box in zip(connector(maps, layout), layout.boxes(GRID), strict=True):
+    for image, box in zip(connector.encode(maps, layout), layout.boxes(GRID), strict=True):
         expected = connector.fixed_tokens or num_image_tokens(box, connector.tokens_per_cell, newline)
         assert image.tokens.shape == (expected, HIDDEN)
         assert image.cells.shape == (expected,)
@@ -52,9 +52,9 @@ def test_tokens_of_an_image_are_as_many_as_its_cells(name, newline):
 @pytest.mark.parametrize("name", CASES)
 def test_a_batch_gives_what_single_images_give(name):
     connector, maps = make(name)
-    together = connector(maps, ImageLayout(SIZES))
+    together = connector.encode(maps, ImageLayout(SIZES))
     for index, size in enumerate(SIZES):
-        alone = connector([each[index : index + 1] for each in maps], ImageLayout((size,)))[0]
+        alone = connector.encode([each[index : index + 1] for each in maps], ImageLayout((size,)))[0]
         assert torch.allclose(alone.tokens, together[index].tokens, atol=1e-6)
 
 
@@ -62,7 +62,7 @@ def test_a_batch_gives_what_single_images_give(name):
 def test_everything_learns(name):
     connector, maps = make(name)
     maps = [each.requires_grad_() for each in maps]
-    torch.cat([image.tokens for image in connector(maps, ImageLayout(SIZES))]).square().sum().backward()
+    torch.cat([image.tokens for image in connector.encode(maps, ImageLayout(SIZES))]).square().sum().backward()
     assert all(each.grad.abs().sum() > 0 for each in maps)
     assert [name for name, each in connector.named_parameters() if each.grad is None or not each.grad.abs().sum() > 0] == []
 
@@ -71,7 +71,7 @@ def test_everything_learns(name):
 def test_padding_changes_nothing(name):
     connector, maps = make(name)
     layout = ImageLayout(SIZES)
-    before = connector(maps, layout)
+    before = connector.encode(maps, layout)
     # a coarse cell that the image touches counts whole, so a finer map's padding within it may count as well: pixel shuffle hands on whole cells
     grid = GRID if name == "pixel_shuffle" else None
     for each in maps:
@@ -79,19 +79,19 @@ def test_padding_changes_nothing(name):
         mask = layout.mask(grid or side)
         mask = mask.repeat_interleave(side // mask.shape[-1], 1).repeat_interleave(side // mask.shape[-1], 2)
         each.add_(torch.randn(each.shape) * ~mask[:, None])
-    for one, other in zip(before, connector(maps, layout), strict=True):
+    for one, other in zip(before, connector.encode(maps, layout), strict=True):
         assert torch.allclose(one.tokens, other.tokens, atol=1e-6)
 
 
 def test_interleaved_tokens_alternate_and_additive_ones_are_mixed():
     connector, maps = make("interleaved", newline=False)
-    tokens = connector(maps, ImageLayout(((8, 8),) * len(SIZES)))[0].tokens
+    tokens = connector.encode(maps, ImageLayout(((8, 8),) * len(SIZES)))[0].tokens
     for encoder in (0, 1):
         alone = connector.mm_projectors[encoder](maps[encoder][0].flatten(1).T)
         assert torch.allclose(tokens[encoder::2], alone, atol=1e-6)
     connector, maps = make("additive", newline=False)
     mixed = connector.mm_projector((0.75 * maps[0] + 0.25 * maps[1])[2].flatten(1).T)
-    assert torch.allclose(connector(maps, ImageLayout(SIZES))[2].tokens, mixed, atol=1e-6)
+    assert torch.allclose(connector.encode(maps, ImageLayout(SIZES))[2].tokens, mixed, atol=1e-6)
 
 
 def test_published_sizes():

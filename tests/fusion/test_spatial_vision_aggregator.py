@@ -51,7 +51,7 @@ def test_the_connector_is_the_published_one(references, shaken, path, rule, grid
     connector = shaken(SpatialVisionAggregator(widths, grids, 10, grid, width=8, num_heads=2, depth=2, group_grids=group_grids, path=path))
     maps = [torch.randn(len(sizes), width, side, side) for width, side in zip(widths, grids, strict=True)]
     layout = ImageLayout(sizes, rule=rule)
-    images = connector(maps, layout)
+    images = connector.encode(maps, layout)
     state = connector.state_dict()
     weights = {published: state[own].double().numpy() for published, own in published_names(connector).items()}
     assert len(weights) == len(state)
@@ -71,7 +71,7 @@ def test_the_paths_agree_on_the_whole_connector(shaken):
         torch.manual_seed(0)
         connector = shaken(SpatialVisionAggregator((5, 6), (4, 8), 12, 4, width=8, num_heads=2, path=path))
         maps = [torch.randn(2, 5, 4, 4, requires_grad=True), torch.randn(2, 6, 8, 8, requires_grad=True)]
-        tokens = torch.cat([image.tokens for image in connector(maps, ImageLayout(((30, 50), (9, 9))))])
+        tokens = torch.cat([image.tokens for image in connector.encode(maps, ImageLayout(((30, 50), (9, 9))))])
         tokens.square().sum().backward()
         results.append([tokens.detach(), *(each.grad for each in maps), *(each.grad for each in connector.parameters())])
     for plain, fast in zip(*results, strict=True):
@@ -86,7 +86,7 @@ def test_context_is_of_the_first_encoder_or_of_all():
     for context, reaches in (("first", False), ("all", True)):
         torch.manual_seed(0)
         connector = SpatialVisionAggregator((5, 6), (4, 8), 12, 4, newline=False, width=8, num_heads=2, context=context)
-        changed = (connector(maps, layout)[0].tokens - connector(other, layout)[0].tokens).abs().amax(1) > 1e-7
+        changed = (connector.encode(maps, layout)[0].tokens - connector.encode(other, layout)[0].tokens).abs().amax(1) > 1e-7
         assert changed[:8].all()
         assert changed[8:].any().item() is reaches
 
