@@ -14,6 +14,7 @@ from vision_core.launchers import launchers_above
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
+import torch
 from torch import nn
 
 from fusion import FusionVlmForConditionalGeneration
@@ -23,6 +24,7 @@ from recipes.vlm_trainer import ENCODER, SAMPLER
 from recipes.vlm_training import train
 from vision_core.arguments import parse_arguments
 from vision_core.errors import run_script
+from vision_core.randomness import seed_of
 
 
 def with_language_model(args: SftArguments, model: FusionVlmForConditionalGeneration) -> nn.Module:
@@ -34,6 +36,7 @@ def with_language_model(args: SftArguments, model: FusionVlmForConditionalGenera
         return model
     from peft import get_peft_model
 
+    torch.manual_seed(seed_of(args.seed, "lora"))  # it draws its matrices without being asked
     return get_peft_model(model, lora_config(model, rank=args.lora_rank, alpha=2 * args.lora_rank))
 
 

@@ -168,6 +168,7 @@ def publish(trainer: VlmTrainer, base: str, args: VlmArguments, stage: str) -> N
     has_adapter = hasattr(trainer.model, "peft_config")
     trainer.save_model(str(folder / "adapter" if has_adapter else folder))
     if is_main_process():
+        (folder / "adapter" if has_adapter else folder).joinpath("training_args.bin").unlink()  # a pickle, which nobody needs to load the model
         if has_adapter:
             unset_hf_deepspeed_config()
             merge_adapter(base, folder / "adapter", folder)

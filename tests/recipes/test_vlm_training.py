@@ -1,0 +1,156 @@
+"""Training of fused models as users start it: launchers, ZeRO, kills and resumes, LoRA, what is saved."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import fusion  # noqa: F401  (registers the models with the Auto classes)
+
+ROOT = Path(__file__).parents[2]
+SFT, ALIGN = ROOT / "recipes" / "sva_sft.py", ROOT / "recipes" / "sva_align.py"
+BIN = Path(sys.executable).parent
+STEPS = 20
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory):
+    """Conversations with none, one and three images of several sizes; whole batches have none."""
+    folder, generator = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
+    rows = []
+    for number in range(48):
+        names = []
+        for each in range([1, 0, 3, 1, 0, 0, 1, 3, 1, 1, 0, 0][number % 12]):
+            names.append(f"{number}_{each}.png")
+            size = [(40, 64), (64, 64), (80, 32)][(number + each) % 3]
+            Image.fromarray(generator.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / names[-1])
+        question = "<image>\n" * len(names) + f"question {number} " + "word " * int(generator.integers(1, 12))
+        answer = f"answer {number} " + "yes " * int(generator.integers(1, 5))
+        row = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+        rows.append(row | ({"image": names} if names else {}))
+    (folder / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"llava:{folder / 'mixed.jsonl'}"
+
+
+def options(source, folder, **others):
+    chosen = {
+        "conversations": source,
+        "eval_conversations": "[]",
+        "max_steps": STEPS,
+        "logging_steps": 1,
+        "save_steps": 1000,
+        "lr_scheduler_type": "constant",
+        "learning_rate": 1e-3,
+        "output_dir": folder,
+        **others,
+    }
+    return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
+
+
+def run(launcher, script, arguments, cwd, expect=0):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [*launcher, str(script), *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280
+    )
+    assert done.returncode == expect, done.stdout[-3000:]
+    return done.stdout
+
+
+PYTHON, DEEPSPEED = [sys.executable], ["deepspeed", "--num_gpus", "2"]
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([line["loss"] for line in lines if "loss" in line], dtype=torch.float64)
+
+
+def weights(folder):
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+@pytest.fixture(scope="module")
+def one_process(mixed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    run(PYTHON, SFT, options(mixed, folder, per_device_train_batch_size=8), folder.parent)
+    return folder
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("zero", ["zero2", "zero3"])
+def test_two_processes_are_one(zero, mixed, one_process, tmp_path):
+    folder = tmp_path / "run"
+    config = ROOT / "recipes" / "zero" / f"{zero}.json"
+    run(DEEPSPEED, SFT, options(mixed, folder, per_device_train_batch_size=4, deepspeed=config), tmp_path)
+    expected = losses(one_process)
+    assert len(expected) == STEPS and expected[-1] < 0.9 * expected[0]
+    torch.testing.assert_close(losses(folder), expected, rtol=1e-4, atol=0)
+    reference, saved = weights(one_process), weights(folder)
+    assert reference.keys() == saved.keys()
+    for name, tensor in reference.items():
+        torch.testing.assert_close(saved[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    text = processor.apply_chat_template([{"role": "user", "content": "<image>\nquestion 0"}], add_generation_prompt=True)
+    inputs = processor(text=[text], images=[Image.new("RGB", (64, 40))], return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("way", ["python", "zero2", "lora"])
+def test_killed_and_resumed_is_uninterrupted(way, mixed, tmp_path):
+    launcher = DEEPSPEED if way == "zero2" else PYTHON
+    chosen = {"max_steps": 8, "save_steps": 3, "per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "packing": "true"}
+    if way == "zero2":
+        chosen["deepspeed"] = ROOT / "recipes" / "zero" / "zero2.json"
+    if way == "lora":
+        chosen["lora_rank"] = 4
+    run(launcher, SFT, options(mixed, tmp_path / "whole", **chosen), tmp_path)
+    killed = tmp_path / "killed"
+    kill_after(launcher, options(mixed, killed, **chosen), killed / "checkpoint-6" / "MANIFEST.json", tmp_path)
+    (killed / "checkpoint-6" / "MANIFEST.json").unlink()  # as if the kill had come in the middle of the save
+    run(launcher, SFT, [*options(mixed, killed, **chosen), "--resume_from_checkpoint", "true"], tmp_path)
+    assert torch.equal(losses(killed), losses(tmp_path / "whole"))
+    expected, got = weights(tmp_path / "whole"), weights(killed)
+    assert expected.keys() == got.keys() and all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+def kill_after(launcher, arguments, file, cwd):
+    """Start a run in a group of its own and kill it once `file` is there."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    with (cwd / "killed.log").open("w") as log:
+        started = subprocess.Popen(
+            [*launcher, str(SFT), *arguments], cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        while not file.exists():
+            assert started.poll() is None, (cwd / "killed.log").read_text()[-3000:]
+            time.sleep(0.01)
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+
+@pytest.mark.timeout(200)
+def test_both_stages_one_after_the_other(mixed, tmp_path):
+    """Alignment moves what is new and nothing else; LoRA starts from it; its folder is a whole model that answers as the trained one did."""
+    run(PYTHON, ALIGN, options(mixed, tmp_path / "first", max_steps=4), tmp_path)
+    run(PYTHON, ALIGN, options(mixed, tmp_path / "none", max_steps=1, learning_rate=0.0, sampler_learning_rate=0.0), tmp_path)
+    before, after = weights(tmp_path / "none"), weights(tmp_path / "first")
+    moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert moved and all(name.startswith(("vision_model.connector.", "vision_sampler_layers.")) for name in moved)
+    assert {name.split(".")[0] for name in moved} == {"vision_model", "vision_sampler_layers"}
+    run(PYTHON, SFT, options(mixed, tmp_path / "second", max_steps=4, init_from=tmp_path / "first", lora_rank=4), tmp_path)
+    tuned = weights(tmp_path / "second")
+    assert tuned.keys() == after.keys()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, tuned[name])}
+    assert any(name.startswith("language_model.") for name in changed) and not any("encoders" in name for name in changed)
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert "lora_rank" in card and "image-text-to-text" in card
+    assert not list((tmp_path / "second").glob("*.bin"))
