@@ -9,16 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from encoders.evaluation.feature_cache import encoder_fingerprint
 from fusion import FusedVisionModel, FusionImageProcessor
 from vision_core.errors import UserError
-
-ENCODERS = "vision_model.encoders."
 
 
 class MapCache:
@@ -92,15 +89,3 @@ class MapCache:
             self.save(image, maps)
         waiting.clear()
         return len(images)
-
-
-def load_vision_model(folder: Path) -> FusedVisionModel:
-    """The vision model of a saved vision-language model, its encoders loaded and its connector new: enough for `maps`."""
-    model = FusedVisionModel(AutoConfig.from_pretrained(folder, trust_remote_code=False).vision_config).eval()
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            names = opened.keys()
-            tensors |= {name.removeprefix(ENCODERS): opened.get_tensor(name) for name in names if name.startswith(ENCODERS)}
-    model.encoders.load_state_dict(tensors)
-    return model

@@ -29,12 +29,7 @@ def load_model(folder: str) -> tuple[FusionVlmForConditionalGeneration, FusionPr
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(model, FusionVlmForConditionalGeneration):
         raise UserError(f"{folder} holds a {type(model).__name__}, not a fused vision-language model; make one with fusion.fuse")
-    return model, load_processor(folder)
-
-
-def load_processor(folder: str) -> FusionProcessor:
-    """Of a fused vision-language model's folder."""
-    return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    return model, AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def merge_adapter(base: str, adapter: Path, folder: Path) -> None:

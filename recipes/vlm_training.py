@@ -19,11 +19,11 @@ from fusion import FusionVlmForConditionalGeneration
 from fusion.cross_attention import VisionCrossAttentionLayer
 from fusion.resampler import ResamplerLayer
 from recipes.conversations import open_conversations
-from recipes.map_cache import MapCache, load_vision_model
+from recipes.map_cache import MapCache
 from recipes.vlm_args import VlmArguments
 from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
-from recipes.vlm_models import load_model, load_processor, merge_adapter, write_default_model
+from recipes.vlm_models import load_model, merge_adapter, write_default_model
 from recipes.vlm_trainer import GroupedByLength, Rates, StopWhenTold, VlmTrainer
 from recipes.zero_config import check_zero_config
 from vision_core.arguments import arguments_to_yaml
@@ -135,8 +135,8 @@ def order_by_length(args: VlmArguments, data: ConversationDataset) -> GroupedByL
 def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments) -> MapCache:
     """The cache of the frozen encoders' features, with every image of the run in it."""
     with whole_models(settings):
-        vision_model = load_vision_model(Path(base)).to(settings.device)
-    image_processor = load_processor(base).image_processor
+        model, processor = load_model(base)
+    vision_model, image_processor = model.vision_model.to(settings.device), processor.image_processor
     cache = MapCache(Path(args.feature_cache), vision_model, image_processor, DTYPES[args.feature_cache_dtype])
     for text in (*args.conversations, *args.eval_conversations):
         source = open_conversations(text)
@@ -168,7 +168,9 @@ def publish(trainer: VlmTrainer, base: str, args: VlmArguments, stage: str) -> N
     has_adapter = hasattr(trainer.model, "peft_config")
     trainer.save_model(str(folder / "adapter" if has_adapter else folder))
     if is_main_process():
-        (folder / "adapter" if has_adapter else folder).joinpath("training_args.bin").unlink()  # a pickle, which nobody needs to load the model
+        (folder / "adapter" if has_adapter else folder).joinpath(
+            "training_args.bin"
+        ).unlink()  # a pickle, which nobody needs to load the model
         if has_adapter:
             unset_hf_deepspeed_config()
             merge_adapter(base, folder / "adapter", folder)

@@ -60,7 +60,13 @@ def options(source, folder, **others):
 def run(launcher, script, arguments, cwd, expect=0):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
     done = subprocess.run(
-        [*launcher, str(script), *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280
+        [*launcher, str(script), *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == expect, done.stdout[-3000:]
     return done.stdout
