@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Sampler
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 
 from vision_core.checkpoints import remove_old_checkpoints, seal_folder
@@ -102,6 +103,33 @@ class StopWhenTold(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stop.agreed():
             self.stopped = control.should_save = control.should_training_stop = True
+
+
+class Progress(TrainerCallback):
+    """A bar for the steps, and a line above it for what was measured; on the main process."""
+
+    SHOWN = ("loss", "eval_loss", "learning_rate", "grad_norm")
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        measured = [f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in self.SHOWN if name in logs]
+        if self.bar is not None and measured:
+            self.bar.write(f"step {state.global_step}: {', '.join(measured)}")
+
+    def close(self) -> None:
+        """Before anything else is said."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class GroupedByLength(Sampler):

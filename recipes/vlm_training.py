@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -24,7 +26,7 @@ from recipes.vlm_args import VlmArguments
 from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import load_model, merge_adapter, write_default_model
-from recipes.vlm_trainer import GroupedByLength, Rates, StopWhenTold, VlmTrainer
+from recipes.vlm_trainer import GroupedByLength, Progress, Rates, StopWhenTold, VlmTrainer
 from recipes.zero_config import check_zero_config
 from vision_core.arguments import arguments_to_yaml
 from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, world_size
@@ -59,7 +61,7 @@ def train(
             ConversationDataset(list(map(open_conversations, texts)), processor, args.max_length, args.seed, cache) if texts else None
             for texts in (args.conversations, args.eval_conversations)
         )
-        told = StopWhenTold(stop)
+        told, progress = StopWhenTold(stop), Progress()
         trainer = VlmTrainer(
             model,
             settings,
@@ -67,13 +69,15 @@ def train(
             eval_dataset=held_out,
             data_collator=ConversationCollator(processor, args.packing, cache),
             processing_class=processor,
-            callbacks=[told],
+            callbacks=[told, progress],
             rates=rates,
             sampler=order_by_length(args, data) if args.group_by_length else None,
             run=run,
             keep=args.save_total_limit,
         )
-        trainer.train(resume_from_checkpoint=checkpoint or None)
+        trainer.remove_callback(PrinterCallback)
+        with closing(progress):
+            trainer.train(resume_from_checkpoint=checkpoint or None)
         if told.stopped:
             raise SystemExit(stop.exit_status)
         publish(trainer, base, args, stage)
@@ -86,6 +90,9 @@ def training_arguments(args: VlmArguments) -> TrainingArguments:
         "lr_scheduler_type", "weight_decay", "max_grad_norm", "activation_checkpointing", "bf16", "deepspeed", "logging_steps", "save_steps",
         "dataloader_num_workers", "seed",
     )  # fmt: skip
+    if args.deepspeed:
+        launched_alone()
+        check_zero_config(Path(args.deepspeed), vars(args), int(os.environ["WORLD_SIZE"]))
     settings = TrainingArguments(
         output_dir="outputs",  # replaced by the run's folder once the processes can agree on one
         eval_strategy="steps" if args.eval_conversations else "no",
@@ -97,6 +104,7 @@ def training_arguments(args: VlmArguments) -> TrainingArguments:
         logging_nan_inf_filter=False,
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
+        disable_tqdm=True,  # `Progress` shows it
         **{name: getattr(args, name) for name in shared},
     )
     _ = settings.device  # joins the processes
@@ -104,8 +112,16 @@ def training_arguments(args: VlmArguments) -> TrainingArguments:
         import deepspeed
 
         deepspeed.init_distributed()  # ZeRO-3 asks deepspeed's own group for the number of processes when the model is made
-        check_zero_config(Path(args.deepspeed), vars(args), world_size())
     return settings
+
+
+def launched_alone() -> None:
+    """Where no launcher has said so, tell deepspeed that this process is the only one."""
+    if "WORLD_SIZE" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def open_run(args: VlmArguments, stage: str) -> tuple[RunFolder | None, str, str]:
@@ -153,7 +169,7 @@ def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments) -> 
 @contextmanager
 def whole_models(settings: TrainingArguments) -> Iterator[None]:
     """Inside, models are made whole on every process, also where ZeRO-3 would shard them."""
-    config = settings.hf_deepspeed_config
+    config = getattr(settings, "hf_deepspeed_config", None)
     unset_hf_deepspeed_config()
     try:
         yield

@@ -160,3 +160,35 @@ def test_both_stages_one_after_the_other(mixed, tmp_path):
     card = (tmp_path / "second" / "README.md").read_text()
     assert "lora_rank" in card and "image-text-to-text" in card
     assert not list((tmp_path / "second").glob("*.bin"))
+
+
+def last_line(text):
+    return [line for line in text.replace("\r", "\n").splitlines() if line.strip()][-1]
+
+
+@pytest.mark.timeout(200)
+def test_mistakes_are_one_line_each(mixed, tmp_path):
+    def said(*arguments, script=SFT):
+        text = run(PYTHON, script, arguments, tmp_path, expect=2)
+        assert "Traceback" not in text
+        return last_line(text)
+
+    plain = options(mixed, tmp_path / "run", max_steps=1)
+    assert "config.json" not in said(*plain, "--init_from", str(tmp_path)) and not (tmp_path / "run" / "model.safetensors").exists()
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n{"conversations"\n')
+    line = said(*options(f"llava:{broken}", tmp_path / "broken", max_steps=3, per_device_train_batch_size=1))
+    assert f"{broken}, line 2" in line
+    clash = tmp_path / "zero.json"
+    clash.write_text(json.dumps({"train_micro_batch_size_per_gpu": 64, "zero_optimization": {"stage": 2}}))
+    assert "per_device_train_batch_size is 8" in said(*options(mixed, tmp_path / "clash"), "--deepspeed", str(clash))
+    run(PYTHON, SFT, [*options(mixed, tmp_path / "alone", max_steps=1), "--deepspeed", str(ROOT / "recipes/zero/zero1.json")], tmp_path)
+    assert "--lora_rank" in said(*plain, "--lora_rank", "4", "--encoder_learning_rate", "1e-5")
+
+
+@pytest.mark.timeout(200)
+def test_cached_features_train_as_the_encoders_do(mixed, one_process, tmp_path):
+    cached = ["--feature_cache", str(tmp_path / "cache"), "--feature_cache_dtype", "fp32"]
+    run(PYTHON, SFT, [*options(mixed, tmp_path / "run", per_device_train_batch_size=8), *cached], tmp_path)
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(one_process), rtol=1e-5, atol=0)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 45  # 20 rows with one image, 8 with three, and the blank one
