@@ -25,7 +25,12 @@ def tokenise(conversation: Conversation, processor: FusionProcessor, max_length:
     Raises BadRow where it is longer than `max_length`: neither an image nor an answer is cut. Raises UserError where the chat template does not keep answers.
     """
     messages = [{"role": message.role, "content": message.text} for message in conversation.messages]
-    text = processor.apply_chat_template(messages)
+    try:
+        text = processor.apply_chat_template(messages)
+    except Exception as error:  # a template raises what it likes
+        raise BadRow(
+            f"{conversation.where}: the language model's chat template refuses it ({error}); change the row or the template"
+        ) from None
     spans = answer_spans(messages, text, processor)
     encoded = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     counts = iter([processor.image_processor.num_tokens(*image.shape[-2:]) for image in conversation.images])
@@ -41,6 +46,8 @@ def tokenise(conversation: Conversation, processor: FusionProcessor, max_length:
             f"{conversation.where}: {len(input_ids)} tokens are more than max_length={max_length}; "
             "raise it, shorten the conversation, or use a connector with fewer tokens"
         )
+    if all(label == IGNORED for label in labels):
+        raise BadRow(f"{conversation.where}: no token of it would be learnt; give it an answer that the tokenizer knows")
     return TokenisedConversation(input_ids, labels)
 
 

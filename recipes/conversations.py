@@ -176,13 +176,13 @@ class JsonSource(ConversationSource):
         if file.suffix == ".json":
             self.rows = self._read_list()
         else:
-            self.offsets = self._line_offsets()
+            self.offsets, self.lines = self._line_offsets()
 
     def __len__(self) -> int:
         return len(self.offsets) if self.rows is None else len(self.rows)
 
     def where(self, index: int) -> str:
-        return f"{self.file}, {'line' if self.rows is None else 'row'} {index + 1}"
+        return f"{self.file}, line {self.lines[index]}" if self.rows is None else f"{self.file}, row {index + 1}"
 
     def row(self, index: int) -> Mapping[str, Any]:
         if self.rows is not None:
@@ -216,14 +216,15 @@ class JsonSource(ConversationSource):
             raise UserError(f"{self.file} holds {type(rows).__name__}, not a list of rows")
         return rows
 
-    def _line_offsets(self) -> np.ndarray:
-        offsets, offset = [], 0
+    def _line_offsets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each line that is not blank begins, in bytes, and its number, from 1."""
+        places, offset = [], 0
         with self.file.open("rb") as opened:
-            for line in opened:
+            for number, line in enumerate(opened, 1):
                 if line.strip():
-                    offsets.append(offset)
+                    places.append((offset, number))
                 offset += len(line)
-        return np.array(offsets, dtype=np.int64)
+        return tuple(np.array(places, dtype=np.int64).reshape(-1, 2).T)
 
     def _parsed(self, line: bytes, index: int) -> Any:
         try:
