@@ -6,7 +6,7 @@ A source is a text, `KIND:WHERE?option=value&option=value`:
     messages:FILE?images=FOLDER    JSON or JSONL, `messages` of `role` and `content`, `images` a list of paths
     parquet:GLOB                   rows with `messages` or `conversations`, images in the column `image` or `images`, as bytes in the file
     hf:NAME[:CONFIG]?split=train   the same columns of a data set of the Hub, or of a folder that `datasets` reads
-    scenes?count=1000              questions about drawn scenes, with no file at all
+    scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all
 
 `weight=W` in any of them: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file only the offsets of its lines are kept.
 """
@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from recipes.scene_turns import Turns, scene_turns
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage, decode_image
 from vision_core.images.scenes import draw_scene
+from vision_core.randomness import numpy_generator
 
 IMAGE = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -35,7 +37,7 @@ OPTIONS = {
     "messages": {"images", "weight"},
     "parquet": {"weight"},
     "hf": {"split", "revision", "weight"},
-    "scenes": {"count", "size", "seed", "split", "weight"},
+    "scenes": {"count", "size", "seed", "split", "turns", "weight"},
 }
 
 
@@ -53,12 +55,16 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns and the images they speak of, `[3, H, W]` uint8, in the order of their places. where: file and row, for messages."""
+    """Turns and the images they speak of, `[3, H, W]` uint8, in the order of their places. where: file and row, for messages.
+
+    kind, choices: of the question, where the source knows them: what it asks about, and the possible answers.
+    """
 
     where: str
     messages: tuple[Message, ...]
     images: tuple[Tensor, ...] = ()
     kind: str = ""
+    choices: tuple[str, ...] = ()
 
 
 class ConversationSource(ABC):
@@ -264,10 +270,10 @@ class TableSource(ConversationSource):
 
 
 class SceneConversations(ConversationSource):
-    """One question with its answer about each drawn scene; the kinds of questions take turns, so that all are asked equally often where they apply."""
+    """Questions about drawn scenes, one scene to a conversation."""
 
-    def __init__(self, count: int, size: int, seed: int, split: str) -> None:
-        self.name, self.count, self.size, self.seed, self.split = f"scenes ({split})", count, size, seed, split
+    def __init__(self, count: int, size: int, seed: int, split: str, turns: Turns) -> None:
+        self.name, self.count, self.size, self.seed, self.split, self.turns = f"scenes ({split})", count, size, seed, split, turns
 
     def __len__(self) -> int:
         return self.count
@@ -283,10 +289,10 @@ class SceneConversations(ConversationSource):
 
     def __getitem__(self, index: int) -> Conversation:
         scene = draw_scene(self.seed, index, self.size, self.split)
-        asked = scene.questions[index % len(scene.questions)]
-        choices = f" Answer with one of: {', '.join(asked.choices)}."
-        messages = (Message("user", f"{IMAGE}\n{asked.text}{choices}"), Message("assistant", asked.answer))
-        return Conversation(self.where(index), messages, (scene.image,), asked.kind)
+        asked = scene_turns(scene, index, self.turns, numpy_generator("scene turns", self.seed, self.split, index))
+        messages = [Message(role, text) for each in asked for role, text in (("user", each.text), ("assistant", each.answer))]
+        messages[0] = Message("user", f"{IMAGE}\n{messages[0].text}")
+        return Conversation(self.where(index), tuple(messages), (scene.image,), asked[0].kind, asked[0].choices)
 
 
 def decoded(data: bytes, where: str) -> Tensor:
@@ -309,7 +315,10 @@ def open_conversations(text: str) -> ConversationSource:
         split = options.get("split", "train")
         if split not in ("train", "held_out"):
             raise UserError(f"{text!r}: there is no split {split!r} of scenes; use train or held_out")
-        source = SceneConversations(numbers["count"], numbers["size"], numbers["seed"], split)
+        turns = options.get("turns", "one")
+        if turns not in ("one", "all"):
+            raise UserError(f"{text!r}: turns={turns} is neither one nor all")
+        source = SceneConversations(numbers["count"], numbers["size"], numbers["seed"], split, turns)
     else:
         source = TableSource(text, _table(kind, where, options))
     source.weight = _weight(text, options.get("weight", "1"))

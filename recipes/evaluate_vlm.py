@@ -1,0 +1,146 @@
+"""What a vision-language model can answer: benchmarks in their published formats, beside the same model blind and with the wrong images.
+
+python recipes/evaluate_vlm.py --model outputs/sft-1 --tasks "scenes?count=400&split=held_out" "cv_bench:$DATA/CV-Bench/test*.parquet"
+"""
+
+import sys
+from pathlib import Path
+
+# A script's own folder is first on sys.path; the packages lie beside it.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from PIL import Image, ImageDraw, ImageFont
+
+from encoders.sheets import LINE_HEIGHT, TILE, contact_sheet, to_picture, wrap
+from recipes.judging import join_processes, markdown_table, write_json
+from recipes.vlm_answers import Score, answer_and_score, chance, examples
+from recipes.vlm_models import load_model
+from recipes.vlm_tasks import Task, open_task
+from vision_core.arguments import arguments_to_yaml, option, parse_arguments
+from vision_core.distributed import is_main_process
+from vision_core.errors import UserError, run_script
+from vision_core.run_folder import RunFolder
+
+
+@dataclass
+class EvaluateVlmArguments:
+    """Which model answers which questions."""
+
+    model: str | None = option(None, "folder of a fused vision-language model: of recipes/sva_sft.py, or of fusion.fuse", "model")
+    tasks: list[str] = option(
+        ["scenes?count=400&split=held_out"], "cv_bench:, mmvp:, pope:, gqa:, mmbench:, captions:, vqa:, or conversations", "tasks"
+    )
+    limit: int | None = option(None, "questions of each task, the first ones; default: all", "tasks")
+    baselines: list[Literal["blind", "shuffled"]] = option(
+        ["blind", "shuffled"], "the same without images, and with those of other questions", "tasks"
+    )
+    batch_size: int = option(32, "questions that are answered at once", "run")
+    output_dir: str | None = option(None, "new folder for table, JSON, answers and pictures; default: the next free one in outputs/", "run")
+
+
+def main() -> None:
+    """Load, ask, grade, write."""
+    args = parse_arguments(EvaluateVlmArguments, description=__doc__)
+    if args.model is None:
+        raise UserError("--model is missing; name a folder that recipes/sva_sft.py wrote, e.g. --model outputs/sft-1")
+    device = join_processes()
+    tasks = [open_task(text, args.limit) for text in args.tasks]
+    model, processor = load_model(args.model)
+    model.to(device).eval()
+    run = RunFolder.open(args.output_dir, "vlm-evaluation", arguments_to_yaml(args)) if is_main_process() else None
+    results = []
+    for task in tasks:
+        scores = {shown: answer_and_score(model, processor, task, shown, args.batch_size) for shown in ("images", *args.baselines)}
+        results.append((task, scores))
+        if is_main_process():
+            print(
+                f"\n{task.name}: {len(task.questions):,} questions; grader {task.grader}; prompt {task.prompt!r}\n\n{table(task, scores)}"
+            )
+    if run is not None:
+        write_report(run.path, args, results)
+        print(f"\ntable, JSON, answers and pictures: {run.path}")
+
+
+def table(task: Task, scores: dict[str, Score]) -> str:
+    """The whole and each group, with images and without; standard errors behind the whole."""
+    guessed = chance(task)
+    columns = {"images": "score", "blind": "blind", "shuffled": "wrong images"}
+    rows = [
+        {"questions": f"all ({len(task.questions)})"}
+        | {columns[shown]: f"{score.score:.1f} ± {score.error:.1f}" for shown, score in scores.items()}
+        | ({} if guessed is None else {"chance": f"{guessed:.1f}"})
+    ]
+    for group, (_, count) in scores["images"].groups.items() if len(scores["images"].groups) > 1 else ():
+        rows.append(
+            {"questions": f"{group} ({count})"} | {columns[shown]: f"{score.groups[group][0]:.1f}" for shown, score in scores.items()}
+        )
+    return markdown_table([{name: row.get(name, "") for name in rows[0]} for row in rows])
+
+
+def write_report(folder: Path, args: EvaluateVlmArguments, results: list[tuple[Task, dict[str, Score]]]) -> None:
+    """results.json, answers.jsonl, README.md with the tables, figures/."""
+    report = {"model": args.model, "arguments": asdict(args), "tasks": {}}
+    lines = [f"# {args.model}"]
+    (folder / "figures").mkdir(exist_ok=True)
+    with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for number, (task, scores) in enumerate(results):
+            report["tasks"][task.name] = {
+                "prompt": task.prompt,
+                "grader": task.grader,
+                "questions": len(task.questions),
+                "chance": chance(task),
+                **{shown: {"score": score.score, "error": score.error, "groups": score.groups} for shown, score in scores.items()},
+            }
+            for at, question in enumerate(task.questions):
+                said = {shown: score.answers[at] for shown, score in scores.items()}
+                points = scores["images"].points[at]
+                row = {
+                    "task": task.name,
+                    "where": question.where,
+                    "question": question.text,
+                    "expected": question.expected,
+                    "points": points,
+                }
+                file.write(json.dumps(row | said) + "\n")
+            sheet(task, scores["images"]).save(folder / "figures" / f"{number}.png")
+            lines += [
+                f"## {task.name}",
+                f"Prompt `{task.prompt!r}`, grader {task.grader}.",
+                table(task, scores),
+                f"![examples](figures/{number}.png)",
+            ]
+    write_json(folder / "results.json", report)
+    (folder / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def sheet(task: Task, score: Score, count: int = 12, columns: int = 4) -> Image.Image:
+    """Some questions with their image and the answer, green where it is right."""
+    tiles = []
+    for question, given, points in examples(task, score, count):
+        shown = question.images()
+        picture = to_picture(shown[0]).resize((TILE, TILE)) if shown else Image.new("RGB", (TILE, TILE), "white")
+        tiles.append(_with_text(picture, question.text, given, question.expected[0], points))
+    return contact_sheet([tiles[start : start + columns] for start in range(0, len(tiles), columns)])
+
+
+def _with_text(picture: Image.Image, asked: str, given: str, expected: str, points: float) -> Image.Image:
+    """The question above an image, the answer below it."""
+    font, width = ImageFont.load_default(13), 2 * TILE
+    above = wrap(asked.split("Answer with")[0], width, font)[:5]
+    below = wrap(f"{given or '(nothing)'}" + ("" if points == 1 else f"   [{expected}]"), width, font)[:2]
+    tile = Image.new("RGB", (width, TILE + 7 * LINE_HEIGHT), "white")
+    tile.paste(picture, (0, 5 * LINE_HEIGHT))
+    draw = ImageDraw.Draw(tile)
+    for number, line in enumerate(above, start=5 - len(above)):
+        draw.text((2, number * LINE_HEIGHT), line, fill="black", font=font)
+    for number, line in enumerate(below):
+        draw.text((2, TILE + (5 + number) * LINE_HEIGHT), line, fill="darkgreen" if points == 1 else "firebrick", font=font)
+    return tile
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,178 @@
+"""Benchmarks read from files in their published formats, and the command as users run it."""
+
+import base64
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from recipes.conversations import BadRow
+from recipes.vlm_answers import answer_and_score, chance, graded
+from recipes.vlm_models import load_model, write_default_model
+from recipes.vlm_tasks import open_task
+from vision_core.errors import UserError
+
+SCRIPT = Path(__file__).parents[2] / "recipes" / "evaluate_vlm.py"
+
+
+def png(seed=0):
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("benchmarks")
+    for number in range(1, 5):
+        (path / f"{number}.jpg").write_bytes(png(number))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    write_default_model(path, seed=0)
+    return path
+
+
+def test_cv_bench_and_its_mean(folder):
+    struct = {"bytes": png(), "path": None}
+    rows = [
+        {"type": kind, "task": task, "source": source, "image": struct, "question": "which?", "choices": ["one", "two"], "answer": answer}
+        for kind, task, source, answer in [
+            ("2D", "Count", "ADE20K", "(A)"), ("2D", "Relation", "COCO", "(B)"), ("2D", "Count", "COCO", "(A)"), ("3D", "Depth", "Omni3D_SUNRGBD", "(B)"),
+        ]
+    ]  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "test.parquet")
+    task = open_task(f"cv_bench:{folder}/test.parquet")
+    assert task.prompted(task.questions[0]).splitlines()[1:3] == ["(A) one", "(B) two"] and chance(task) == 50
+    assert tuple(task.questions[3].images()[0].shape) == (3, 40, 48)
+    score = graded(task, ["A", "A", "A", "(B) two"])
+    assert score.groups == {"ADE20K": (100.0, 1), "COCO": (50.0, 2), "Omni3D": (100.0, 1)}
+    assert score.score == ((100 + 50) / 2 + 100) / 2
+
+
+def test_mmvp_counts_pairs(folder):
+    (folder / "mmvp" / "MMVP Images").mkdir(parents=True)
+    for number in range(1, 5):
+        (folder / "mmvp" / "MMVP Images" / f"{number}.jpg").write_bytes(png(number))
+    with (folder / "mmvp" / "Questions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["Index", "Question", "Options", "Correct Answer"])
+        rows.writerows([[number, "open?", "(a) Open (b) Closed", "(a)" if number % 2 else "(b)"] for number in range(1, 5)])
+    task = open_task(f"mmvp:{folder / 'mmvp'}")
+    assert task.questions[0].choices == ("Open", "Closed") and task.questions[1].expected == ("B",)
+    score = graded(task, ["(a)", "b", "Open", "(a)"])
+    assert score.score == 50 and score.groups == {"all": (50.0, 2)} and chance(task) == 25
+
+
+def test_pope_gqa_vqa_and_captions(folder):
+    lines = [
+        {"question_id": 1, "image": "1.jpg", "text": "Is there a dog?", "label": "yes"},
+        {"image": "2.jpg", "text": "A cat?", "label": "no"},
+    ]
+    (folder / "pope.json").write_text("\n".join(map(json.dumps, lines)))
+    assert graded(open_task(f"pope:{folder / 'pope.json'}"), ["Yes, there is.", "yes"]).score == 50
+    (folder / "gqa.json").write_text(json.dumps({"07": {"question": "Colour?", "answer": "red", "imageId": "3"}}))
+    assert graded(open_task(f"gqa:{folder / 'gqa.json'}?images={folder}"), ["Red."]).score == 100
+    (folder / "vqa.json").write_text(
+        json.dumps([{"question": "Colour?", "image": "1.jpg", "answers": [{"answer": "red"}] * 3 + ["blue"] * 7}])
+    )
+    assert graded(open_task(f"vqa:{folder / 'vqa.json'}"), ["red"]).score == pytest.approx(100 * (3 * 2 / 3 + 7) / 10)
+    notes = [
+        {"image_id": 1, "caption": "a dog runs"},
+        {"image_id": 1, "caption": "the dog"},
+        {"image_id": 2, "caption": "two cars drive by"},
+    ]
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in (1, 2, 3)]
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    task = open_task(f"captions:{folder / 'captions.json'}")
+    assert len(task.questions) == 2 and graded(task, ["a dog runs", "two cars drive by"]).score > graded(task, ["two cars", "a dog"]).score
+    assert chance(task) is None
+
+
+def test_mmbench_is_circular(folder):
+    image = base64.b64encode(png()).decode()
+    rows = [["index", "image", "question", "hint", "A", "B", "C", "answer", "category"]]
+    rows += [["7", image, "which?", "", "x", "y", "z", "A", "shape"], ["1000007", "7", "which?", "", "y", "z", "x", "C", "shape"]]
+    rows += [["8", image, "what?", "look", "x", "y", "", "B", "shape"]]
+    (folder / "mmbench.tsv").write_text("\n".join("\t".join(row) for row in rows))
+    task = open_task(f"mmbench:{folder / 'mmbench.tsv'}")
+    assert [question.bundle for question in task.questions] == ["7", "7", "8"] and task.questions[2].text == "look what?"
+    assert tuple(task.questions[1].images()[0].shape) == (3, 40, 48)
+    assert graded(task, ["A", "C", "A"]).score == 50 and graded(task, ["A", "A", "B"]).score == 50
+    assert chance(task) == pytest.approx(100 * (1 / 9 + 1 / 2) / 2)
+
+
+def test_bad_files_are_named(folder):
+    with pytest.raises(UserError, match="names no task"):
+        open_task("tsv:x")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_task(f"pope:{folder / 'absent.json'}")
+    (folder / "bad.json").write_text('{"image": "1.jpg", "text": "x", "label": "yes"}\n{"image"')
+    with pytest.raises(BadRow, match="bad.json, line 2: no JSON"):
+        open_task(f"pope:{folder / 'bad.json'}")
+    (folder / "bad.json").write_text('{"image": "../x.jpg", "text": "x", "label": "yes"}')
+    with pytest.raises(BadRow, match="line 1.*leads out"):
+        open_task(f"pope:{folder / 'bad.json'}")
+    (folder / "bad.json").write_text('{"image": "9.jpg", "text": "x", "label": "yes"}\n{"image": "1.jpg", "text": "x"}')
+    with pytest.raises(BadRow, match="line 2: there is no 'label'"):
+        open_task(f"pope:{folder / 'bad.json'}")
+
+
+def test_baselines_show_no_image_and_those_of_others(model_folder, monkeypatch):
+    import recipes.vlm_answers as module
+
+    model, processor = load_model(str(model_folder))
+    task = open_task("scenes?count=9&split=held_out")
+    shown = {}
+
+    def watched(model, processor, texts, images, max_new_tokens):
+        return [str(float(each[0].float().mean())) if each else "none" for each in images]
+
+    monkeypatch.setattr(module, "answers", watched)
+    for kind in ("images", "blind", "shuffled"):
+        shown[kind] = answer_and_score(model, processor, task, kind, batch_size=4).answers
+    assert set(shown["blind"]) == {"none"} and sorted(shown["shuffled"]) == sorted(shown["images"])
+    assert all(one != other for one, other in zip(shown["images"], shown["shuffled"], strict=True))
+
+
+def test_batched_answers_are_those_of_one_by_one(model_folder):
+    model, processor = load_model(str(model_folder))
+    task = open_task("scenes?count=5")
+    with torch.no_grad():
+        one, several = (answer_and_score(model.eval(), processor, task, "images", size).answers for size in (1, 3))
+    assert one == several
+
+
+@pytest.mark.timeout(200)
+def test_command_alone_and_in_two_processes(model_folder, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [str(SCRIPT), "--model", str(model_folder), "--tasks", "scenes?count=7&split=held_out", "--batch_size", "2"]
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
+        done = subprocess.run(
+            [*launcher, *arguments, "--output_dir", str(tmp_path / name)], env=environment, capture_output=True, text=True, timeout=150
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "wrong images" in done.stdout and "grader exact" in done.stdout
+    one, two = ([json.loads(line) for line in (tmp_path / name / "answers.jsonl").read_text().splitlines()] for name in ("one", "two"))
+    assert one == two and len(one) == 7 and {"blind", "shuffled", "images"} <= one[0].keys()
+    assert json.loads((tmp_path / "one" / "results.json").read_text())["tasks"]
+    assert Image.open(tmp_path / "one" / "figures" / "0.png").width > 300
+
+
+def test_without_a_model_it_says_how_to_get_one():
+    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and "sva_sft.py" in done.stderr and "Traceback" not in done.stderr
