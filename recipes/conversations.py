@@ -99,7 +99,8 @@ class ConversationSource(ABC):
         messages = read_messages(row, where)
         count = image_count(row)
         messages = with_places(messages, count, where)
-        return Conversation(where, messages, tuple(self.image(row, number, where) for number in range(count)))
+        images = tuple(self.image(row, number, where) for number in range(count))
+        return Conversation(where, messages, images, str(row.get("kind") or ""))
 
 
 def read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:

@@ -74,6 +74,7 @@ def table(task: Task, scores: dict[str, Score]) -> str:
         | {columns[shown]: f"{score.score:.1f} ± {score.error:.1f}" for shown, score in scores.items()}
         | ({} if guessed is None else {"chance": f"{guessed:.1f}"})
     ]
+    rows.append({"questions": "loss of the right answer"} | {columns[shown]: f"{score.loss:.3f}" for shown, score in scores.items()})
     for group, (_, count) in scores["images"].groups.items() if len(scores["images"].groups) > 1 else ():
         rows.append(
             {"questions": f"{group} ({count})"} | {columns[shown]: f"{score.groups[group][0]:.1f}" for shown, score in scores.items()}
@@ -93,7 +94,10 @@ def write_report(folder: Path, args: EvaluateVlmArguments, results: list[tuple[T
                 "grader": task.grader,
                 "questions": len(task.questions),
                 "chance": chance(task),
-                **{shown: {"score": score.score, "error": score.error, "groups": score.groups} for shown, score in scores.items()},
+                **{
+                    shown: {"score": score.score, "error": score.error, "loss": score.loss, "groups": score.groups}
+                    for shown, score in scores.items()
+                },
             }
             for at, question in enumerate(task.questions):
                 said = {shown: score.answers[at] for shown, score in scores.items()}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from fusion.processing_fusion import IMAGE_TOKEN
+from recipes.chat_tokens import IGNORED, tokenise
+from recipes.conversations import Conversation, Message
+from recipes.vlm_data import ConversationCollator, image_inputs
 from recipes.vlm_grading import cider_d
 from recipes.vlm_tasks import Question, Task
 from vision_core.distributed import gather_objects, is_main_process, rank, world_size
@@ -25,11 +29,12 @@ Shown = Literal["images", "blind", "shuffled"]
 class Score:
     """score: the benchmark's figure, in percent (CIDEr-D: as it is). error: its standard error. groups: name -> (score, questions).
 
-    answers, points: of every question.
+    loss: of the expected answers, per token; it sees differences that right and wrong do not show. answers, points: of every question.
     """
 
     score: float
     error: float
+    loss: float
     groups: dict[str, tuple[float, int]]
     answers: list[str] = field(repr=False)
     points: list[float] = field(repr=False)
@@ -43,18 +48,22 @@ def answer_and_score(
     shown: `images`; `blind`, no image at all; `shuffled`, the images of another question, as far away in the list for each.
     """
     indices = range(rank(), len(task.questions), world_size())
-    mine: list[tuple[int, str]] = []
+    mine: list[tuple[int, str, float, int]] = []
     bar = tqdm(range(0, len(indices), batch_size), desc=f"{task.name}, {shown}", disable=not is_main_process(), leave=False)
     for start in bar:
         chosen = indices[start : start + batch_size]
         images = [[] if shown == "blind" else task.questions[_whose(index, len(task.questions), shown)].images() for index in chosen]
         texts = [task.prompted(task.questions[index]) for index in chosen]
-        mine += zip(chosen, answers(model, processor, texts, images, task.max_new_tokens), strict=True)
-    everything = sorted(pair for each in gather_objects(mine) for pair in each)
-    return graded(task, [text for _, text in everything])
+        given = answers(model, processor, texts, images, task.max_new_tokens)
+        mine += zip(
+            chosen, given, *expected_losses(model, processor, texts, images, [task.questions[at].expected[0] for at in chosen]), strict=True
+        )
+    everything = sorted(row for each in gather_objects(mine) for row in each)
+    loss = sum(row[2] for row in everything) / sum(row[3] for row in everything)
+    return graded(task, [row[1] for row in everything], loss)
 
 
-def graded(task: Task, given: Sequence[str]) -> Score:
+def graded(task: Task, given: Sequence[str], loss: float = math.nan) -> Score:
     """The score of answers, one for each question."""
     if task.grade is None:
         points = cider_d(given, [question.expected for question in task.questions])
@@ -74,7 +83,7 @@ def graded(task: Task, given: Sequence[str]) -> Score:
     mean = sum(everything) / len(everything)
     spread = sum((value - mean) ** 2 for value in everything) / len(everything)
     score = task.summary({name: value for name, (value, _) in groups.items()}) if task.summary else factor * mean
-    return Score(score, factor * math.sqrt(spread / len(everything)), groups, list(given), points)
+    return Score(score, factor * math.sqrt(spread / len(everything)), loss, groups, list(given), points)
 
 
 def chance(task: Task) -> float | None:
@@ -97,16 +106,46 @@ def answers(
     max_new_tokens: int,
 ) -> list[str]:
     """Greedy answers to questions, each with its images `[3, H, W]` in front of it."""
-    contents = [f"{IMAGE_TOKEN}\n" * len(shown) + text for text, shown in zip(texts, images, strict=True)]
-    prompts = [processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True) for content in contents]
+    prompts = [
+        processor.apply_chat_template([_shown(text, shown)], add_generation_prompt=True) for text, shown in zip(texts, images, strict=True)
+    ]
     flat = [image for shown in images for image in shown]
     inputs = processor(text=prompts, images=flat or None, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    on_device = {
-        name: [each.to(model.device) for each in value] if isinstance(value, list) else value.to(model.device)
-        for name, value in inputs.items()
-    }
-    new = model.generate(**on_device, max_new_tokens=max_new_tokens, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    new = model.generate(**_on_device(inputs, model.device), max_new_tokens=max_new_tokens, do_sample=False)[
+        :, inputs["input_ids"].shape[1] :
+    ]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+
+
+@torch.inference_mode()
+def expected_losses(
+    model: FusionVlmForConditionalGeneration,
+    processor: FusionProcessor,
+    texts: Sequence[str],
+    images: Sequence[Sequence[Tensor]],
+    expected: Sequence[str],
+) -> tuple[list[float], list[int]]:
+    """Of each expected answer, the sum of -log p over its tokens and that of its end, and their number."""
+    items = []
+    for text, shown, answer in zip(texts, images, expected, strict=True):
+        messages = (Message("user", _shown(text, shown)["content"]), Message("assistant", answer))
+        tokens = tokenise(Conversation(text, messages, tuple(shown)), processor, 2**20)
+        item = {"input_ids": tokens.input_ids, "labels": tokens.labels}
+        items.append(item | (image_inputs(shown, processor, None) if shown else {}))
+    batch = ConversationCollator(processor)(items)
+    labels = batch.pop("labels")[:, 1:].to(model.device)
+    logits = model(**_on_device(batch, model.device)).logits[:, :-1].float()
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape).sum(1)
+    return losses.tolist(), (labels != IGNORED).sum(1).tolist()
+
+
+def _shown(text: str, images: Sequence[Tensor]) -> dict[str, str]:
+    """The turn of the user, images in front."""
+    return {"role": "user", "content": f"{IMAGE_TOKEN}\n" * len(images) + text}
+
+
+def _on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: [each.to(device) for each in value] if isinstance(value, list) else value.to(device) for name, value in inputs.items()}
 
 
 def _whose(index: int, count: int, shown: Shown) -> int:

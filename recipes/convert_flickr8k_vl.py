@@ -1,0 +1,87 @@
+"""Flickr8k photographs with captions, matching sentences, entailment and questions, as conversations: one row for each sentence or question.
+
+python recipes/convert_flickr8k_vl.py --source $DATA/flickr8k_vl --output_dir flickr8k
+"""
+
+import sys
+from pathlib import Path
+
+# A script's own folder is first on sys.path; the packages lie beside it.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet
+from tqdm import tqdm
+
+from vision_core.arguments import option, parse_arguments
+from vision_core.errors import UserError, run_script
+
+CAPTION = "Describe the picture in one sentence."
+MATCH = 'Does this sentence describe the picture: "{text}" Answer with yes or no.'
+ENTAILMENT = 'Given the picture, is this statement true, false or uncertain: "{text}"'
+VERDICTS = ("true", "uncertain", "false")  # of the labels entailment, neutral, contradiction
+COLUMNS = {"image", "image_id", "captions", "itm", "entailment", "vqa"}
+
+
+@dataclass
+class ConvertArguments:
+    """From where to where."""
+
+    source: str | None = option(None, "folder with train-*.parquet and test-*.parquet", "data")
+    output_dir: str | None = option(None, "a new folder for images/, train.jsonl and test.jsonl", "data")
+
+
+def main() -> None:
+    """Write both splits."""
+    args = parse_arguments(ConvertArguments, description=__doc__)
+    if args.source is None or args.output_dir is None:
+        raise UserError("--source and --output_dir are needed: the folder with the parquet files, and a new one for the conversations")
+    folder = Path(args.output_dir)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--output_dir {folder} is not empty; name a new folder")
+    files = {split: sorted(Path(args.source).glob(f"{split}-*.parquet")) for split in ("train", "test")}
+    for split, found in files.items():
+        if not found:
+            raise UserError(f"--source {args.source} has no {split}-*.parquet; name the folder of flickr8k_vl")
+    (folder / "images").mkdir(parents=True)
+    for split, found in files.items():
+        counts = convert(found, folder, split)
+        print(f"{folder / split}.jsonl: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
+
+
+def convert(files: list[Path], folder: Path, split: str) -> dict[str, int]:
+    """One split; how many rows of each kind. Raises UserError for files of another layout."""
+    counts: dict[str, int] = {}
+    with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as out:
+        for file in files:
+            missing = COLUMNS - set(pyarrow.parquet.read_schema(file).names)
+            if missing:
+                raise UserError(f"{file} has no column {', '.join(sorted(missing))}; is it of flickr8k_vl?")
+            for row in tqdm(pyarrow.parquet.read_table(file, columns=sorted(COLUMNS)).to_pylist(), desc=split, unit="image", leave=False):
+                name = Path(row["image_id"]).name
+                (folder / "images" / name).write_bytes(row["image"]["bytes"])
+                for kind, question, answer in questions(row):
+                    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+                    out.write(json.dumps({"image": name, "kind": kind, "conversations": turns}) + "\n")
+                    counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def questions(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(kind, question, answer) of everything that is said about an image."""
+    for caption in row["captions"]:
+        yield "caption", CAPTION, caption
+    for each in row["itm"]:
+        yield "match", MATCH.format(text=each["text"]), "yes" if each["match"] else "no"
+    for each in row["entailment"]:
+        yield "entailment", ENTAILMENT.format(text=each["hypothesis"]), VERDICTS[each["label"]]
+    for each in row["vqa"]:
+        yield "vqa", each["question"], each["answer"]
+
+
+if __name__ == "__main__":
+    run_script(main)
