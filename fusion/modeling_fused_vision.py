@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.core_model_loading import PrefixChange
 from transformers.modeling_outputs import ModelOutput
 
 from encoders.base import Encoder, Features
@@ -60,8 +59,8 @@ class FusedPreTrainedModel(PreTrainedModel):
         """As in transformers. Raises UserError where tensors are missing, left over or of another shape: nothing is initialised in silence."""
         loaded = load_strictly(super().from_pretrained, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # a prefix that some encoder's own checkpoints may have is none of ours, and is not to be put on when this is saved
-        model._weight_conversions = [each for each in getattr(model, "_weight_conversions", None) or [] if not isinstance(each, PrefixChange)]
+        # names that the parts' own checkpoints have, or had, are none of ours: what is saved has the names that are trained, and resumed
+        model._weight_conversions = []
         for module in model.modules():
             if isinstance(module, Encoder):
                 restore_tables(module)

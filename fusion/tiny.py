@@ -30,14 +30,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
 
 
-def tiny_language_model(family: str = "llama", seed: int = 0, **sizes: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An untrained causal language model of `family`, one of `FAMILIES`, and its tokenizer; `sizes` in place of `SIZES`.
+def tiny_language_model(
+    family: str = "llama", seed: int = 0, tokenizer: PreTrainedTokenizerBase | None = None, **sizes: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An untrained causal language model of `family`, one of `FAMILIES`, and its tokenizer (by default one token per byte); `sizes` in place of `SIZES`.
 
     Raises UserError for another family.
     """
     if family not in FAMILIES:
         raise UserError(f"tiny:{family} does not exist; the families are {', '.join(FAMILIES)}")
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer() if tokenizer is None else tokenizer
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **{**SIZES, **sizes}, **ids)
     with torch.random.fork_rng(devices=[]):

@@ -13,28 +13,29 @@ from vision_core.launchers import launchers_above
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
+from functools import partial
+
 from fusion import FusionVlmForConditionalGeneration
 from fusion.lora import trained_modules
 from recipes.vlm_args import AlignArguments
-from recipes.vlm_trainer import SAMPLER
+from recipes.vlm_trainer import SAMPLER, Plan
 from recipes.vlm_training import train
 from vision_core.arguments import parse_arguments
 from vision_core.errors import run_script
 
 
-def only_what_is_new(model: FusionVlmForConditionalGeneration) -> FusionVlmForConditionalGeneration:
+def plan(args: AlignArguments, model: FusionVlmForConditionalGeneration) -> Plan:
     """Connector and vision layers train, encoders and language model do not."""
     model.requires_grad_(False)
     for name in trained_modules(model):
         model.get_submodule(name).requires_grad_(True)
-    return model
+    return Plan(model, args.learning_rate, [] if args.sampler_learning_rate is None else [(SAMPLER, args.sampler_learning_rate)])
 
 
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(AlignArguments, description=__doc__)
-    rates = [] if args.sampler_learning_rate is None else [(SAMPLER, args.sampler_learning_rate)]
-    train("align", args, only_what_is_new, rates, LAUNCHERS)
+    train("align", args, partial(plan, args), LAUNCHERS)
 
 
 if __name__ == "__main__":

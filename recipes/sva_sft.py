@@ -4,7 +4,6 @@ deepspeed recipes/sva_sft.py --init_from outputs/align-1 --conversations "llava:
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 # A script's own folder is first on sys.path; the packages lie beside it.
@@ -14,37 +13,49 @@ from vision_core.launchers import launchers_above
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
+from functools import partial
+
 import torch
-from torch import nn
 
 from fusion import FusionVlmForConditionalGeneration
 from fusion.lora import lora_config
 from recipes.vlm_args import SftArguments
-from recipes.vlm_trainer import ENCODER, SAMPLER
+from recipes.vlm_models import mark_trained, never_trained
+from recipes.vlm_trainer import ENCODER, SAMPLER, Plan
 from recipes.vlm_training import train
 from vision_core.arguments import parse_arguments
 from vision_core.errors import run_script
 from vision_core.randomness import seed_of
 
+PUBLISHED_RATE, UNTRAINED_RATE = 4e-5, 1e-3  # Cambrian-1-8B's script; models that have everything to learn
 
-def with_language_model(args: SftArguments, model: FusionVlmForConditionalGeneration) -> nn.Module:
-    """The language model whole or by LoRA, with everything new; encoders where they have a rate."""
+
+def plan(args: SftArguments, model: FusionVlmForConditionalGeneration) -> Plan:
+    """The language model whole or by LoRA, with everything new; encoders where they have a rate, or nothing to lose."""
+    untrained = never_trained(model)
     model.requires_grad_(True)
     for encoder in model.vision_model.encoders:
-        encoder.freeze(args.encoder_learning_rate is None)
-    if not args.lora_rank:
-        return model
+        encoder.freeze(args.encoder_learning_rate is None and not (untrained and args.feature_cache is None and not args.lora_rank))
+    mark_trained(model)
+    rate = args.learning_rate if args.learning_rate is not None else UNTRAINED_RATE if untrained else PUBLISHED_RATE
+    rates = [(ENCODER, args.encoder_learning_rate), (SAMPLER, args.sampler_learning_rate)]
+    return Plan(
+        with_lora(model, args.lora_rank, args.seed) if args.lora_rank else model, rate, [each for each in rates if each[1] is not None]
+    )
+
+
+def with_lora(model: FusionVlmForConditionalGeneration, rank: int, seed: int) -> torch.nn.Module:
+    """LoRA in the language model; connector and vision layers train whole."""
     from peft import get_peft_model
 
-    torch.manual_seed(seed_of(args.seed, "lora"))  # it draws its matrices without being asked
-    return get_peft_model(model, lora_config(model, rank=args.lora_rank, alpha=2 * args.lora_rank))
+    torch.manual_seed(seed_of(seed, "lora"))  # it draws its matrices without being asked
+    return get_peft_model(model, lora_config(model, rank=rank, alpha=2 * rank))
 
 
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(SftArguments, description=__doc__)
-    rates = [(ENCODER, args.encoder_learning_rate), (SAMPLER, args.sampler_learning_rate)]
-    train("sft", args, partial(with_language_model, args), [(pattern, rate) for pattern, rate in rates if rate is not None], LAUNCHERS)
+    train("sft", args, partial(plan, args), LAUNCHERS)
 
 
 if __name__ == "__main__":

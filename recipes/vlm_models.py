@@ -1,4 +1,4 @@
-"""Fused models into a run and out of it: the small default, a folder's, and what is saved."""
+"""Fused models into a run and out of it: a folder's, and what is saved."""
 
 from __future__ import annotations
 
@@ -7,19 +7,8 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from fusion import FusionProcessor, FusionVlmForConditionalGeneration, assemble_vlm, fuse_encoders
-from fusion.tiny import tiny_language_model
+from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from vision_core.errors import UserError
-
-
-def write_default_model(folder: Path, seed: int) -> None:
-    """Tiny untrained models, fused: what stands in where none is named."""
-    vision_model, _ = fuse_encoders(
-        ["tiny:dinov2", "tiny:siglip"], hidden_size=64, connector_options={"width": 64, "num_heads": 4, "depth": 2}, grid=4, seed=seed
-    )
-    model, processor = assemble_vlm(vision_model, *tiny_language_model("qwen3", seed), num_sva_layers=2, sva_stride=2, seed=seed)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
 
 
 def load_model(folder: str) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
@@ -30,6 +19,18 @@ def load_model(folder: str) -> tuple[FusionVlmForConditionalGeneration, FusionPr
     if not isinstance(model, FusionVlmForConditionalGeneration):
         raise UserError(f"{folder} holds a {type(model).__name__}, not a fused vision-language model; make one with fusion.fuse")
     return model, AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+
+
+def never_trained(model: FusionVlmForConditionalGeneration) -> bool:
+    """Whether no training has seen the encoders, as in the small default."""
+    return all(encoder.untrained for encoder in model.vision_model.encoders)
+
+
+def mark_trained(model: FusionVlmForConditionalGeneration) -> None:
+    """Say of encoders whose weights train that they are untrained no more, in the config that is saved as well."""
+    for encoder, config in zip(model.vision_model.encoders, model.config.vision_config.encoders, strict=True):
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.untrained = config["untrained"] = False
 
 
 def merge_adapter(base: str, adapter: Path, folder: Path) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -22,92 +22,81 @@ from fusion.cross_attention import VisionCrossAttentionLayer
 from fusion.resampler import ResamplerLayer
 from recipes.conversations import open_conversations
 from recipes.map_cache import MapCache
+from recipes.small_default import write_small_default
 from recipes.vlm_args import VlmArguments
 from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
-from recipes.vlm_models import load_model, merge_adapter, write_default_model
-from recipes.vlm_trainer import GroupedByLength, Progress, Rates, StopWhenTold, VlmTrainer
+from recipes.vlm_models import load_model, merge_adapter
+from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
 from recipes.zero_config import check_zero_config
-from vision_core.arguments import arguments_to_yaml
-from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, world_size
+from vision_core.distributed import gather_objects, is_main_process, rank, world_size
 from vision_core.randomness import numpy_generator
-from vision_core.run_folder import RunFolder
+from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest
 
+CORPUS_ROWS = 500  # of each source, for the small default's tokenizer
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def train(
     stage: str,
     args: VlmArguments,
-    choose: Callable[[FusionVlmForConditionalGeneration], nn.Module],
-    rates: Rates,
+    planned: Callable[[FusionVlmForConditionalGeneration], Plan],
     launchers: list[tuple[int, str]],
 ) -> None:
-    """A whole stage: join the processes, load, `choose(model)` what trains, train, publish."""
+    """A whole stage: join the processes, load, decide by `planned(model)` what trains, train, publish."""
     with tempfile.TemporaryDirectory() as aside, StopRequest(launchers) as stop:
         base = args.init_from or aside
         if args.init_from is None:
-            write_default_model(Path(aside), args.seed)  # before ZeRO-3 takes over how models are made
-        settings = training_arguments(args)
+            write_small_default(Path(aside), corpus(args.conversations), args.seed)  # before ZeRO-3 takes over how models are made
+        settings = vlm_training_arguments(args)
         run, folder, checkpoint = open_run(args, stage)
         settings.output_dir = folder
         cache = filled_cache(args, base, settings) if args.feature_cache else None
         model, processor = load_model(base)
         if is_deepspeed_zero3_enabled():
             fetch_whole_layers(model)
-        model = choose(model)
+        plan = planned(model)
+        settings.learning_rate = plan.learning_rate
         data, held_out = (
             ConversationDataset(list(map(open_conversations, texts)), processor, args.max_length, args.seed, cache) if texts else None
             for texts in (args.conversations, args.eval_conversations)
         )
-        told, progress = StopWhenTold(stop), Progress()
         trainer = VlmTrainer(
-            model,
+            plan.model,
             settings,
             train_dataset=data,
             eval_dataset=held_out,
             data_collator=ConversationCollator(processor, args.packing, cache),
             processing_class=processor,
-            callbacks=[told, progress],
-            rates=rates,
+            rates=plan.rates,
             sampler=order_by_length(args, data) if args.group_by_length else None,
             run=run,
             keep=args.save_total_limit,
         )
-        trainer.remove_callback(PrinterCallback)
-        with closing(progress):
-            trainer.train(resume_from_checkpoint=checkpoint or None)
-        if told.stopped:
-            raise SystemExit(stop.exit_status)
+        trainer.train_until_told(stop, checkpoint)
         publish(trainer, base, args, stage)
 
 
-def training_arguments(args: VlmArguments) -> TrainingArguments:
+def corpus(sources: Sequence[str]) -> Iterator[str]:
+    """Texts of the first conversations of each source."""
+    for source in map(open_conversations, sources):
+        for row in range(min(len(source), CORPUS_ROWS)):
+            yield from (message.text for message in source[row].messages)
+
+
+def vlm_training_arguments(args: VlmArguments) -> TrainingArguments:
     """For the Trainer; making them joins the processes, and prepares ZeRO-3, so it comes before the model."""
-    shared = (
-        "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps",
-        "lr_scheduler_type", "weight_decay", "max_grad_norm", "activation_checkpointing", "bf16", "deepspeed", "logging_steps", "save_steps",
-        "dataloader_num_workers", "seed",
-    )  # fmt: skip
     if args.deepspeed:
         launched_alone()
         check_zero_config(Path(args.deepspeed), vars(args), int(os.environ["WORLD_SIZE"]))
-    settings = TrainingArguments(
-        output_dir="outputs",  # replaced by the run's folder once the processes can agree on one
-        eval_strategy="steps" if args.eval_conversations else "no",
-        eval_steps=args.eval_steps,
-        per_device_eval_batch_size=args.per_device_train_batch_size,
-        optim="adamw_torch",
-        remove_unused_columns=False,
+    settings = training_arguments(
+        args,
+        has_eval=bool(args.eval_conversations),
         label_names=["labels"],
-        logging_nan_inf_filter=False,
-        use_cpu=not torch.cuda.is_available(),
-        report_to="none",
-        disable_tqdm=True,  # `Progress` shows it
-        **{name: getattr(args, name) for name in shared},
+        activation_checkpointing=args.activation_checkpointing,
+        deepspeed=args.deepspeed,
     )
-    _ = settings.device  # joins the processes
     if args.deepspeed:
         import deepspeed
 
@@ -122,15 +111,6 @@ def launched_alone() -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-
-def open_run(args: VlmArguments, stage: str) -> tuple[RunFolder | None, str, str]:
-    """The run's folder, held by the main process; its path and the checkpoint to go on from, or "", the same on every process."""
-    run = None
-    if is_main_process():
-        run = RunFolder.open(args.output_dir, stage, arguments_to_yaml(args), args.resume_from_checkpoint)
-    path = broadcast_text(str(run.path) if run else "")
-    return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
 
 def fetch_whole_layers(model: nn.Module) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.vlm_models import write_default_model
+from recipes.small_default import write_small_default
+
+TEXTS = ["what colour is the largest object?", "tell me yes or no"]
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "check_conversations.py"
 
@@ -28,7 +30,7 @@ def test_every_bad_row_is_reported_with_its_line(tmp_path):
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n")
-    write_default_model(tmp_path / "model", seed=0)
+    write_small_default(tmp_path / "model", TEXTS, seed=0)
     done = run("--conversations", f"llava:{file}", "--model", tmp_path / "model", "--max_length", 512, "--output_dir", tmp_path / "out")
     assert done.returncode == 1 and "6 rows, 5 bad" in done.stdout and "Traceback" not in done.stderr
     found = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]

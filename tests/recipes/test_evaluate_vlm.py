@@ -17,10 +17,13 @@ import torch
 from PIL import Image
 
 from recipes.conversations import BadRow
+from recipes.small_default import write_small_default
 from recipes.vlm_answers import answer_and_score, chance, graded
-from recipes.vlm_models import load_model, write_default_model
+from recipes.vlm_models import load_model
 from recipes.vlm_tasks import open_task
 from vision_core.errors import UserError
+
+TEXTS = ["what colour is the largest object?", "tell me yes or no"]
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "evaluate_vlm.py"
 
@@ -42,7 +45,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    write_default_model(path, seed=0)
+    write_small_default(path, TEXTS, seed=0)
     return path
 
 

@@ -10,17 +10,20 @@ from PIL import Image
 from recipes.conversations import open_conversations
 from recipes.map_cache import MapCache
 from recipes.packing import pack_rows
+from recipes.small_default import write_small_default
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
-from recipes.vlm_models import load_model, write_default_model
+from recipes.vlm_models import load_model
 from recipes.vlm_trainer import GroupedByLength
 from vision_core.errors import UserError
 from vision_core.randomness import numpy_generator
+
+TEXTS = ["what colour is the largest object?", "tell me yes or no"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    write_default_model(path, seed=0)
+    write_small_default(path, TEXTS, seed=0)
     return path
 
 

@@ -103,7 +103,8 @@ def test_two_processes_are_one(zero, mixed, one_process, tmp_path):
     reference, saved = weights(one_process), weights(folder)
     assert reference.keys() == saved.keys()
     for name, tensor in reference.items():
-        torch.testing.assert_close(saved[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        # by the norm: where a gradient is all but zero, AdamW makes of its rounding whole steps of one number
+        assert (saved[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     text = processor.apply_chat_template([{"role": "user", "content": "<image>\nquestion 0"}], add_generation_prompt=True)
     inputs = processor(text=[text], images=[Image.new("RGB", (64, 40))], return_tensors="pt")
@@ -181,14 +182,21 @@ def test_mistakes_are_one_line_each(mixed, tmp_path):
     assert f"{broken}, line 2" in line
     clash = tmp_path / "zero.json"
     clash.write_text(json.dumps({"train_micro_batch_size_per_gpu": 64, "zero_optimization": {"stage": 2}}))
-    assert "per_device_train_batch_size is 8" in said(*options(mixed, tmp_path / "clash"), "--deepspeed", str(clash))
+    assert "per_device_train_batch_size is 16" in said(*options(mixed, tmp_path / "clash"), "--deepspeed", str(clash))
     run(PYTHON, SFT, [*options(mixed, tmp_path / "alone", max_steps=1), "--deepspeed", str(ROOT / "recipes/zero/zero1.json")], tmp_path)
     assert "--lora_rank" in said(*plain, "--lora_rank", "4", "--encoder_learning_rate", "1e-5")
 
 
 @pytest.mark.timeout(200)
-def test_cached_features_train_as_the_encoders_do(mixed, one_process, tmp_path):
+def test_cached_features_train_as_the_encoders_do(mixed, tmp_path):
+    run(PYTHON, ALIGN, options(mixed, tmp_path / "plain"), tmp_path)
     cached = ["--feature_cache", str(tmp_path / "cache"), "--feature_cache_dtype", "fp32"]
-    run(PYTHON, SFT, [*options(mixed, tmp_path / "run", per_device_train_batch_size=8), *cached], tmp_path)
-    torch.testing.assert_close(losses(tmp_path / "run"), losses(one_process), rtol=1e-5, atol=0)
+    run(PYTHON, ALIGN, [*options(mixed, tmp_path / "cached"), *cached], tmp_path)
+    torch.testing.assert_close(losses(tmp_path / "cached"), losses(tmp_path / "plain"), rtol=1e-5, atol=0)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 45  # 20 rows with one image, 8 with three, and the blank one
+
+
+@pytest.mark.timeout(200)
+def test_untrained_encoders_train_and_are_untrained_no_more(one_process):
+    config = json.loads((one_process / "config.json").read_text())
+    assert [encoder["untrained"] for encoder in config["vision_config"]["encoders"]] == [False, False]

@@ -1,0 +1,153 @@
+"""SigLIP pretraining: images with captions in, an image-text model out that `transformers.AutoModel` loads.
+
+accelerate launch pretrain/siglip.py --dataset "parquet:train.parquet?captions=text" --output_dir outputs/siglip
+"""
+
+import sys
+from pathlib import Path
+
+# A script's own folder is first on sys.path; the packages lie beside it.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from vision_core.launchers import launchers_above
+
+LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoProcessor, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
+
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, open_images, train_images
+from pretrain.sigmoid_loss import sigmoid_loss
+from vision_core.arguments import option, parse_arguments
+from vision_core.corpus_tokenizer import corpus_tokenizer
+from vision_core.errors import UserError, run_script
+from vision_core.images.sources import ImageSource
+from vision_core.randomness import numpy_generator, seed_of
+from vision_core.run_trainer import TrainerOptions
+
+CORPUS_IMAGES = 2000  # whose captions a new tokenizer is trained on
+TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut
+
+
+@dataclass
+class SiglipArguments(TrainerOptions):
+    """SigLIP; the defaults are a small model on the captions of the embedded scenes for a machine with 2 CPU cores."""
+
+    dataset: str = option("scenes?count=20000", "images with captions; docs/data.md", "data")
+    eval_dataset: str | None = option("scenes?count=500&split=held_out", "images whose loss is measured in between, or none", "data")
+    init_from: str | None = option(None, "a SigLIP of transformers to go on from, with its processor; default: a new small one", "model")
+    image_size: int = option(64, "pixels of a side, of a new model", "model")
+    patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
+    hidden_size: int = option(128, "width of both towers of a new model", "model")
+    num_hidden_layers: int = option(4, "layers of the vision tower of a new model; the text tower has half of them", "model")
+    num_attention_heads: int = option(4, "of both towers of a new model", "model")
+    per_device_train_batch_size: int = option(64, "pairs per process and step", "optimisation")
+    max_steps: int = option(1500, "steps", "optimisation")
+    learning_rate: float = option(1e-3, "at its highest; published: 1e-3", "optimisation")
+    weight_decay: float = option(1e-4, "of matrices; published: 1e-4", "optimisation")
+
+
+def main() -> None:
+    """Read the options, train."""
+    args = parse_arguments(SiglipArguments, description=__doc__)
+    source = captioned(args.dataset)
+    model, processor = start(args, source)
+    held_out = captioned(args.eval_dataset) if args.eval_dataset else None
+    train_images(
+        "siglip",
+        args,
+        LAUNCHERS,
+        model,
+        processor,
+        *(each and DrawnImages(each, partial(pair, each, processor, args.seed)) for each in (source, held_out)),
+        collate=partial(collate, processor),
+        trainer_type=SiglipTrainer,
+        adam_betas=(0.9, 0.95),  # published
+        card={
+            "title": "siglip: images and texts in one space",
+            "summary": "Trained on pairs of images and captions with SigLIP's sigmoid loss.",
+            "tags": ("siglip", "image-text"),
+            "pipeline_tag": "zero-shot-image-classification",
+        },
+    )
+
+
+def captioned(text: str) -> ImageSource:
+    """Images with captions. Raises UserError for images without."""
+    source = open_images(text)
+    if "captions" not in source.knows:
+        raise UserError(f"{text} has no captions; name the column or the file that holds them, captions=... (docs/data.md)")
+    return source
+
+
+def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]:
+    """The model that is trained, and its processor: loaded, or small and new, its tokenizer trained on the captions."""
+    if args.init_from:
+        try:
+            return SiglipModel.from_pretrained(args.init_from), AutoProcessor.from_pretrained(args.init_from, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--init_from {args.init_from} holds no SigLIP with its processor ({error})") from None
+    tokenizer = corpus_tokenizer(captions_of(source))
+    tower = {"hidden_size": args.hidden_size, "num_attention_heads": args.num_attention_heads, "intermediate_size": 2 * args.hidden_size}
+    text = tower | {
+        "num_hidden_layers": max(args.num_hidden_layers // 2, 1),
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": TEXT_LENGTH,
+        "projection_size": args.hidden_size,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+    }
+    vision = tower | {"num_hidden_layers": args.num_hidden_layers, "image_size": args.image_size, "patch_size": args.patch_size}
+    torch.manual_seed(seed_of(args.seed, "siglip"))
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+    nn.init.constant_(model.logit_scale, math.log(10))  # published: 10 and -10, so that training starts at the share of pairs that match
+    nn.init.constant_(model.logit_bias, -10.0)
+    image_processor = SiglipImageProcessor(size={"height": args.image_size, "width": args.image_size})
+    return model, SiglipProcessor(image_processor, tokenizer)
+
+
+def captions_of(source: ImageSource) -> Iterator[str]:
+    """Of the first images, in the lower case that the tower reads."""
+    for index in range(min(len(source), CORPUS_IMAGES)):
+        yield from (caption.lower() for caption in source.annotations.captions(index))
+
+
+def pair(source: ImageSource, processor: Any, seed: int, image: Tensor, epoch: int, index: int) -> Item:
+    """An image `[3, H, W]` and one of its captions, drawn anew in every epoch. Raises UserError for an image without any."""
+    captions = source.annotations.captions(index)
+    if not captions:
+        raise UserError(f"{source.id_of(index)} has no caption; give it one or take it out of the data")
+    chosen = int(numpy_generator("caption", seed, epoch, index).integers(len(captions)))
+    return {"image": image, "text": captions[chosen].lower()}
+
+
+def collate(processor: Any, items: list[Item]) -> dict[str, Tensor]:
+    """`pixel_values` `[B, 3, S, S]`; `input_ids` `[B, L]`, filled up, for padding is read as in the released models."""
+    pixels = processor.image_processor([item["image"] for item in items], return_tensors="pt")["pixel_values"]
+    length = min(processor.tokenizer.model_max_length, TEXT_LENGTH)
+    tokens = processor.tokenizer(
+        [item["text"] for item in items], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
+    return {"pixel_values": pixels, "input_ids": tokens["input_ids"]}
+
+
+class SiglipTrainer(ImageTrainer):
+    """Every image with the texts of all processes."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
+        """Scalar; see `sigmoid_loss`."""
+        outputs = model(**inputs)
+        bare = self.accelerator.unwrap_model(model)
+        return sigmoid_loss(outputs.image_embeds, outputs.text_embeds, bare.logit_scale, bare.logit_bias)
+
+
+if __name__ == "__main__":
+    run_script(main)

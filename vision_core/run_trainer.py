@@ -1,0 +1,187 @@
+"""transformers' Trainer in a run's folder: options, metrics, a progress bar, checkpoints that are whole or invisible, stops and resumes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from vision_core.arguments import arguments_to_yaml, option
+from vision_core.checkpoints import remove_old_checkpoints, seal_folder
+from vision_core.distributed import broadcast_text, gather_objects, is_main_process
+from vision_core.errors import UserError
+from vision_core.run_folder import RunFolder
+from vision_core.stopping import StopRequest
+
+
+@dataclass
+class TrainerOptions:
+    """What every program on this trainer asks for; names are those of transformers' TrainingArguments where it has them."""
+
+    per_device_train_batch_size: int = option(16, "samples per process and step", "optimisation")
+    gradient_accumulation_steps: int = option(1, "batches to one step", "optimisation")
+    num_train_epochs: float = option(1.0, "passes over the data", "optimisation")
+    max_steps: int = option(-1, "steps, in place of epochs", "optimisation")
+    learning_rate: float = option(1e-3, "at its highest", "optimisation")
+    warmup_steps: float = option(0.03, "steps, or below 1 their share", "optimisation")
+    lr_scheduler_type: str = option("cosine", "as in transformers", "optimisation")
+    weight_decay: float = option(0.0, "of matrices", "optimisation")
+    max_grad_norm: float = option(1.0, "gradients are clipped to it", "optimisation")
+    bf16: bool = option(False, "mixed precision", "memory")
+    logging_steps: float = option(10, "steps between lines of the log", "run")
+    eval_steps: float = option(100, "steps between measurements of the loss on held-out data", "run")
+    save_steps: float = option(500, "steps between checkpoints", "run")
+    save_total_limit: int | None = option(2, "checkpoints that are kept", "run")
+    dataloader_num_workers: int = option(0, "processes that read data", "run")
+    seed: int = option(0, "of every random draw", "run")
+    output_dir: str | None = option(None, "a new folder; default outputs/<name>-<n>", "run")
+    resume_from_checkpoint: str | None = option(None, "a checkpoint-<step> folder, or true for the newest of --output_dir", "run")
+
+
+# what TrainingArguments takes as it is; the others decide about folders
+PASSED_ON = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type",
+    "weight_decay", "max_grad_norm", "bf16", "logging_steps", "eval_steps", "save_steps", "dataloader_num_workers", "seed",
+)  # fmt: skip
+
+
+def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> TrainingArguments:
+    """For the Trainer; making them joins the processes. has_eval: there is held-out data. more: further ones, as TrainingArguments has them."""
+    settings = TrainingArguments(
+        output_dir="outputs",  # replaced by the run's folder once the processes can agree on one
+        eval_strategy="steps" if has_eval else "no",
+        per_device_eval_batch_size=options.per_device_train_batch_size,
+        optim="adamw_torch",
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,  # `Progress` shows it
+        **{name: getattr(options, name) for name in PASSED_ON},
+        **more,
+    )
+    _ = settings.device  # joins the processes
+    return settings
+
+
+def open_run(options: TrainerOptions, name: str) -> tuple[RunFolder | None, str, str]:
+    """The run's folder, held by the main process; its path and the checkpoint to go on from, or "", the same on every process."""
+    run = None
+    if is_main_process():
+        run = RunFolder.open(options.output_dir, name, arguments_to_yaml(options), options.resume_from_checkpoint)
+    path = broadcast_text(str(run.path) if run else "")
+    return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
+
+
+class RunTrainer(Trainer):
+    """Trainer that writes into a run's folder.
+
+    sampler: the order of the training samples; by default the Trainer's, a new permutation for every epoch.
+    run: on the main process, the folder that gets the metrics. keep: whole checkpoints that stay, None for all.
+    """
+
+    def __init__(
+        self, *args: Any, sampler: Sampler | None = None, run: RunFolder | None = None, keep: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.sampler, self.run, self.keep = sampler, run, keep
+
+    def train_until_told(self, stop: StopRequest, checkpoint: str) -> None:
+        """All steps from `checkpoint`, or from the start where it is "". Leaves by SystemExit, its last step saved, once told to stop."""
+        told, progress = StopWhenTold(stop), Progress()
+        self.remove_callback(PrinterCallback)
+        self.add_callback(told)
+        self.add_callback(progress)
+        with closing(progress):
+            self.train(resume_from_checkpoint=checkpoint or None)
+        if told.stopped:
+            raise SystemExit(stop.exit_status)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, None]:
+        """The loss of a batch that is not trained on."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach().mean(), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """To metrics.jsonl too. Raises UserError, on all processes alike, for a loss that is no number."""
+        super().log(logs, start_time)
+        if self.run is not None:
+            self.run.append_metrics({"step": self.state.global_step, **logs})
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise UserError(
+                f"the loss is {logs['loss']} at step {self.state.global_step}; resume from the last checkpoint with a smaller learning rate, "
+                "or without bf16"
+            )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Resuming with weights that are not the run's would be no resuming."""
+        tied = set(getattr(self.model, "all_tied_weights_keys", {}))
+        wrong = sorted([*(set(load_result.missing_keys) - tied), *load_result.unexpected_keys])
+        if wrong:
+            raise UserError(f"the checkpoint is of another model: {len(wrong)} tensors are missing or too many, first {wrong[:3]}")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """ZeRO-3 gathers tied weights once for each of their names; they are saved once, as by all others."""
+        if state_dict is not None:
+            tied = getattr(self.model, "all_tied_weights_keys", {})
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
+        super()._save(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's files; then, once all processes have written theirs, the manifest without which nothing is resumed."""
+        super()._save_checkpoint(model, trial)
+        gather_objects(None)
+        if is_main_process():
+            root, step = Path(self.args.output_dir), self.state.global_step
+            seal_folder(root / f"checkpoint-{step}", step)
+            remove_old_checkpoints(root, step, self.keep)
+
+
+class StopWhenTold(TrainerCallback):
+    """Save and leave after a step in which any process was told to stop."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop, self.stopped = stop, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stop.agreed():
+            self.stopped = control.should_save = control.should_training_stop = True
+
+
+class Progress(TrainerCallback):
+    """A bar for the steps, and a line above it for what was measured; on the main process."""
+
+    SHOWN: Sequence[str] = ("loss", "eval_loss", "learning_rate", "grad_norm")
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        measured = [f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in self.SHOWN if name in logs]
+        if self.bar is not None and measured:
+            self.bar.write(f"step {state.global_step}: {', '.join(measured)}")
+
+    def close(self) -> None:
+        """Before anything else is said."""
+        if self.bar is not None:
+            self.bar.close()
