@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from encoders.transformers_encoder import read_config
 from vision_core.distributed import is_main_process
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
@@ -70,6 +71,15 @@ class ImageTrainer(RunTrainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # else accumulated batches would be summed
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices alone, as published: neither biases and norms nor SigLIP's temperature."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """By the library's reader: it writes a model under the names of released checkpoints, which for ViTMAE are not those of its modules."""
+        saved = load_whole(type(self.model), resume_from_checkpoint, "--resume_from_checkpoint", self.model.config)
+        self.model.load_state_dict(saved.state_dict())
+
 
 def open_images(text: str) -> ImageSource:
     """The images of a source text. Raises UserError for a stream, whose length and order nobody knows."""
@@ -77,6 +87,56 @@ def open_images(text: str) -> ImageSource:
     if not isinstance(source, ImageSource):
         raise UserError(f"{text} is a stream; give images that can be read in any order, a folder or parquet: (docs/data.md)")
     return source
+
+
+def load_whole(
+    model_class: type[PreTrainedModel], name: str, option: str = "--init_from", config: PreTrainedConfig | None = None
+) -> PreTrainedModel:
+    """A model from a folder or the Hub, in float32. config: what it must be, to the last weight; by default whatever the checkpoint says.
+
+    Raises UserError, which names `option`, for a model of another kind, for missing weights, or for what cannot be read.
+    """
+    wanted, theirs = model_class.config_class.model_type, read_config(name)
+    if theirs.model_type != wanted:
+        raise UserError(f"{option} {name} is a {theirs.model_type}; give a {wanted}")
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, report = model_class.from_pretrained(name, config=config or theirs, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{option} {name} cannot be loaded ({first_line(error)}); give a whole {wanted}") from None
+    missing = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+    if missing:
+        raise UserError(
+            f"{option} {name} lacks {len(missing)} weights of a {wanted} of this size, such as {missing[0]}; give a whole checkpoint"
+        )
+    if config and report["unexpected_keys"]:
+        raise UserError(
+            f"{option} {name} has more weights than the run's model, such as {min(report['unexpected_keys'])}; leave its sizes as they were"
+        )
+    return model
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, short enough for a message of one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def check_widths(hidden_size: int, num_attention_heads: int, image_size: int, patch_size: int) -> None:
+    """Raises UserError for a new model that cannot be built."""
+    if min(hidden_size, num_attention_heads, image_size, patch_size) < 1:
+        raise UserError("--hidden_size, --num_attention_heads, --image_size and --patch_size must be above 0")
+    if image_size % patch_size:
+        raise UserError(f"--image_size {image_size} is no multiple of --patch_size {patch_size}")
+    if hidden_size % num_attention_heads:
+        raise UserError(f"--hidden_size {hidden_size} is no multiple of --num_attention_heads {num_attention_heads}")
+
+
+def check_enough(data: DrawnImages, held_out: DrawnImages | None, options: TrainerOptions, processes: int) -> None:
+    """Raises UserError for data that does not fill a step, or one look at held-out images: a batch that is not full is left out."""
+    together = options.per_device_train_batch_size * processes
+    for name, images, needed in (("dataset", data, together * options.gradient_accumulation_steps), ("eval_dataset", held_out, together)):
+        if images is not None and len(images) < needed:
+            raise UserError(f"--{name} has {len(images)} images, fewer than a step's {needed}; lower --per_device_train_batch_size")
 
 
 def train_images(
@@ -97,9 +157,7 @@ def train_images(
         settings = training_arguments(
             options, has_eval=held_out is not None, dataloader_drop_last=True, adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]
         )
-        batch = options.per_device_train_batch_size * options.gradient_accumulation_steps * settings.world_size
-        if len(data) < batch:
-            raise UserError(f"there are {len(data)} images, fewer than a step's {batch}; lower --per_device_train_batch_size")
+        check_enough(data, held_out, options, settings.world_size)
         run, folder, checkpoint = open_run(options, name)
         settings.output_dir = folder
         trainer = trainer_type(

@@ -1,6 +1,6 @@
 """MAE pretraining: unlabelled images in, a masked autoencoder out whose encoder `transformers.AutoModel` loads.
 
-accelerate launch pretrain/mae.py --dataset folder:photos --output_dir outputs/mae
+accelerate launch pretrain/mae.py --dataset folder:photos --eval_dataset none --output_dir outputs/mae
 """
 
 import sys
@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
-from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import AutoImageProcessor, ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from encoders.preprocess import normalise
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, open_images, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_images, train_images
+from pretrain.mae_weights import initialise_mae
 from pretrain.multicrop import random_resized_crop
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
@@ -32,6 +33,22 @@ from vision_core.randomness import seed_of
 from vision_core.run_trainer import TrainerOptions
 
 CROP_SCALE = (0.2, 1.0)  # published: shares of the area
+BICUBIC = 3  # Pillow's number; the crops are resized by it too
+LOADING = """\
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+folder = "path/to/this/folder"
+processor = AutoImageProcessor.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder, mask_ratio=0.0).eval()  # nothing is hidden
+
+inputs = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
+in_order = torch.arange(model.embeddings.patch_embeddings.num_patches)[None].float()  # without it the patches come in a random order
+with torch.no_grad():
+    tokens = model(**inputs, noise=in_order).last_hidden_state  # [1, tokens, width]: the CLS token first, then the patches row by row
+```"""
 
 
 @dataclass
@@ -54,10 +71,16 @@ class MaeArguments(TrainerOptions):
     weight_decay: float = option(0.05, "of matrices; published: 0.05", "optimisation")
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1:
-            raise UserError(f"--mask_ratio {self.mask_ratio} is no share between 0 and 1")
-        if self.image_size % self.patch_size:
-            raise UserError(f"--image_size {self.image_size} is no multiple of --patch_size {self.patch_size}")
+        check_widths(self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size)
+        if self.hidden_size % 8 or self.hidden_size // 2 % self.num_attention_heads:
+            raise UserError(
+                f"--hidden_size {self.hidden_size} must be a multiple of 8 for the positions of encoder and decoder, and its half, the decoder's width, "
+                f"of --num_attention_heads {self.num_attention_heads}"
+            )
+        patches = (self.image_size // self.patch_size) ** 2
+        seen = int(patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
+        if not 0 < seen < patches:
+            raise UserError(f"--mask_ratio {self.mask_ratio} must hide some of the {patches} patches and not all; published: 0.75")
 
 
 def main() -> None:
@@ -81,6 +104,7 @@ def main() -> None:
             "title": "mae: a masked autoencoder",
             "summary": "Trained without labels to tell the pixels of hidden patches from those that are seen.",
             "tags": ("mae", "self-supervised"),
+            "loading": LOADING,
         },
     )
 
@@ -88,10 +112,7 @@ def main() -> None:
 def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """The model that is trained, and its image processor: loaded, or small and new."""
     if args.init_from:
-        try:
-            return ViTMAEForPreTraining.from_pretrained(args.init_from), ViTImageProcessor.from_pretrained(args.init_from)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--init_from {args.init_from} holds no ViTMAE with its image processor ({error})") from None
+        return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
     config = ViTMAEConfig(
         hidden_size=args.hidden_size,
         num_hidden_layers=args.num_hidden_layers,
@@ -107,8 +128,22 @@ def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
         norm_pix_loss=True,  # published: targets are the patches' pixels less their mean, over their deviation
     )
     torch.manual_seed(seed_of(args.seed, "mae"))
-    size = {"height": args.image_size, "width": args.image_size}
-    return ViTMAEForPreTraining(config), ViTImageProcessor(size=size, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD)
+    model = ViTMAEForPreTraining(config)
+    initialise_mae(model)
+    return model, ViTImageProcessor(
+        size={"height": args.image_size, "width": args.image_size},
+        resample=BICUBIC,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
+
+
+def load_processor(name: str) -> Any:
+    """Raises UserError where there is none."""
+    try:
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--init_from {name} has no image processor ({first_line(error)}); add its preprocessor_config.json") from None
 
 
 def masked_crop(side: int, num_patches: int, seed: int, image: Tensor, epoch: int, index: int) -> Item:

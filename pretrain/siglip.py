@@ -1,6 +1,6 @@
 """SigLIP pretraining: images with captions in, an image-text model out that `transformers.AutoModel` loads.
 
-accelerate launch pretrain/siglip.py --dataset "parquet:train.parquet?captions=text" --output_dir outputs/siglip
+accelerate launch pretrain/siglip.py --dataset "parquet:train.parquet?captions=text" --eval_dataset none --output_dir outputs/siglip
 """
 
 import sys
@@ -20,10 +20,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from tokenizers import normalizers, processors
 from torch import Tensor, nn
-from transformers import AutoProcessor, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
+from transformers import AutoProcessor, PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
 
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, open_images, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_images, train_images
 from pretrain.sigmoid_loss import sigmoid_loss
 from vision_core.arguments import option, parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
@@ -34,6 +35,22 @@ from vision_core.run_trainer import TrainerOptions
 
 CORPUS_IMAGES = 2000  # whose captions a new tokenizer is trained on
 TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut
+LOADING = """\
+```python
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+folder = "path/to/this/folder"
+processor = AutoProcessor.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder).eval()
+
+texts = ["a red cup", "two green fish"]
+image = Image.open("image.jpg").convert("RGB")
+inputs = processor(text=texts, images=image, padding="max_length", truncation=True, return_tensors="pt")
+with torch.no_grad():
+    matches = model(**inputs).logits_per_image.sigmoid()  # [1, texts]: how sure the model is that each belongs to the image
+```"""
 
 
 @dataclass
@@ -53,21 +70,23 @@ class SiglipArguments(TrainerOptions):
     learning_rate: float = option(1e-3, "at its highest; published: 1e-3", "optimisation")
     weight_decay: float = option(1e-4, "of matrices; published: 1e-4", "optimisation")
 
+    def __post_init__(self) -> None:
+        check_widths(self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size)
+
 
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(SiglipArguments, description=__doc__)
-    source = captioned(args.dataset)
+    source, held_out = (captioned(text) if text else None for text in (args.dataset, args.eval_dataset))
     model, processor = start(args, source)
-    held_out = captioned(args.eval_dataset) if args.eval_dataset else None
     train_images(
         "siglip",
         args,
         LAUNCHERS,
         model,
         processor,
-        *(each and DrawnImages(each, partial(pair, each, processor, args.seed)) for each in (source, held_out)),
-        collate=partial(collate, processor),
+        *(each and DrawnImages(each, partial(pair, each, args.seed)) for each in (source, held_out)),
+        collate=partial(collate, processor, model.config.text_config.max_position_embeddings),
         trainer_type=SiglipTrainer,
         adam_betas=(0.9, 0.95),  # published
         card={
@@ -75,6 +94,7 @@ def main() -> None:
             "summary": "Trained on pairs of images and captions with SigLIP's sigmoid loss.",
             "tags": ("siglip", "image-text"),
             "pipeline_tag": "zero-shot-image-classification",
+            "loading": LOADING,
         },
     )
 
@@ -90,11 +110,8 @@ def captioned(text: str) -> ImageSource:
 def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]:
     """The model that is trained, and its processor: loaded, or small and new, its tokenizer trained on the captions."""
     if args.init_from:
-        try:
-            return SiglipModel.from_pretrained(args.init_from), AutoProcessor.from_pretrained(args.init_from, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--init_from {args.init_from} holds no SigLIP with its processor ({error})") from None
-    tokenizer = corpus_tokenizer(captions_of(source))
+        return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
+    tokenizer = caption_tokenizer(captions_of(source))
     tower = {"hidden_size": args.hidden_size, "num_attention_heads": args.num_attention_heads, "intermediate_size": 2 * args.hidden_size}
     text = tower | {
         "num_hidden_layers": max(args.num_hidden_layers // 2, 1),
@@ -114,13 +131,32 @@ def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]
     return model, SiglipProcessor(image_processor, tokenizer)
 
 
+def load_processor(name: str) -> Any:
+    """For images and texts. Raises UserError where one of them is missing."""
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        _ = processor.tokenizer, processor.image_processor
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"--init_from {name} has no processor of images and texts ({first_line(error)}); add its files") from None
+    return processor
+
+
+def caption_tokenizer(captions: Iterator[str]) -> PreTrainedTokenizerFast:
+    """As the released models have it: lower case, an end behind every text, also where it is cut (the tower pools the last place), padding that is read."""
+    tokenizer = corpus_tokenizer(captions, model_max_length=TEXT_LENGTH, model_input_names=["input_ids"])
+    end, number = tokenizer.eos_token, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, number)])
+    return tokenizer
+
+
 def captions_of(source: ImageSource) -> Iterator[str]:
     """Of the first images, in the lower case that the tower reads."""
     for index in range(min(len(source), CORPUS_IMAGES)):
         yield from (caption.lower() for caption in source.annotations.captions(index))
 
 
-def pair(source: ImageSource, processor: Any, seed: int, image: Tensor, epoch: int, index: int) -> Item:
+def pair(source: ImageSource, seed: int, image: Tensor, epoch: int, index: int) -> Item:
     """An image `[3, H, W]` and one of its captions, drawn anew in every epoch. Raises UserError for an image without any."""
     captions = source.annotations.captions(index)
     if not captions:
@@ -129,13 +165,11 @@ def pair(source: ImageSource, processor: Any, seed: int, image: Tensor, epoch: i
     return {"image": image, "text": captions[chosen].lower()}
 
 
-def collate(processor: Any, items: list[Item]) -> dict[str, Tensor]:
-    """`pixel_values` `[B, 3, S, S]`; `input_ids` `[B, L]`, filled up, for padding is read as in the released models."""
+def collate(processor: Any, length: int, items: list[Item]) -> dict[str, Tensor]:
+    """`pixel_values` `[B, 3, S, S]`; `input_ids` `[B, length]`, filled up and without a mask, for padding is read as in the released models."""
     pixels = processor.image_processor([item["image"] for item in items], return_tensors="pt")["pixel_values"]
-    length = min(processor.tokenizer.model_max_length, TEXT_LENGTH)
-    tokens = processor.tokenizer(
-        [item["text"] for item in items], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-    )
+    texts = [item["text"] for item in items]
+    tokens = processor.tokenizer(texts, padding="max_length", padding_side="right", truncation=True, max_length=length, return_tensors="pt")
     return {"pixel_values": pixels, "input_ids": tokens["input_ids"]}
 
 

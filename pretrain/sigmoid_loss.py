@@ -19,7 +19,8 @@ def sigmoid_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, logit_bias:
     images, texts: `[B, D]` of length 1, row i of one belongs to row i of the other; B is the same on every process. logit_scale, logit_bias: one number each.
     """
     everyones = gather_rows(texts)
-    logits = logit_scale.exp() * images @ everyones.T + logit_bias
+    with torch.autocast(images.device.type, enabled=False):  # in half precision logits around the bias of -10 are rounded to sixteenths
+        logits = logit_scale.exp() * images @ everyones.T + logit_bias
     signs = torch.full_like(logits, -1.0)
     own = torch.arange(len(images), device=images.device)
     signs[own, rank() * len(images) + own] = 1.0

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -20,7 +21,7 @@ from vision_core.checkpoints import remove_old_checkpoints, seal_folder
 from vision_core.distributed import broadcast_text, gather_objects, is_main_process
 from vision_core.errors import UserError
 from vision_core.run_folder import RunFolder
-from vision_core.stopping import StopRequest
+from vision_core.stopping import StopRequest, leave_signals_to_parent
 
 
 @dataclass
@@ -49,8 +50,8 @@ class TrainerOptions:
 
 # what TrainingArguments takes as it is; the others decide about folders
 PASSED_ON = (
-    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "warmup_steps", "lr_scheduler_type",
-    "weight_decay", "max_grad_norm", "bf16", "logging_steps", "eval_steps", "save_steps", "dataloader_num_workers", "seed",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps",
+    "lr_scheduler_type", "weight_decay", "max_grad_norm", "bf16", "logging_steps", "eval_steps", "save_steps", "dataloader_num_workers", "seed",
 )  # fmt: skip
 
 
@@ -99,6 +100,7 @@ class RunTrainer(Trainer):
         """All steps from `checkpoint`, or from the start where it is "". Leaves by SystemExit, its last step saved, once told to stop."""
         told, progress = StopWhenTold(stop), Progress()
         self.remove_callback(PrinterCallback)
+        self.add_callback(TellEpoch())
         self.add_callback(told)
         self.add_callback(progress)
         with closing(progress):
@@ -121,6 +123,13 @@ class RunTrainer(Trainer):
                 f"the loss is {logs['loss']} at step {self.state.global_step}; resume from the last checkpoint with a smaller learning rate, "
                 "or without bf16"
             )
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Data workers leave signals to this process, which needs them until it has saved."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper hands attributes on, and does not take them
+        inner.worker_init_fn = partial(start_worker, inner.worker_init_fn)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
@@ -147,6 +156,27 @@ class RunTrainer(Trainer):
             root, step = Path(self.args.output_dir), self.state.global_step
             seal_folder(root / f"checkpoint-{step}", step)
             remove_old_checkpoints(root, step, self.keep)
+
+
+def start_worker(then: Callable[[int], None] | None, number: int) -> None:
+    """In data worker `number`, before what the Trainer does there."""
+    leave_signals_to_parent()
+    if then is not None:
+        then(number)
+
+
+class TellEpoch(TrainerCallback):
+    """The sampler learns its epoch. The Trainer tells it too, but in a resumed run of several processes its word does not get through
+    accelerate's wrappers, and the rest of a later epoch would be that of the first.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        batches = getattr(train_dataloader, "batch_sampler", None)
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        sampler = getattr(batches, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))
 
 
 class StopWhenTold(TrainerCallback):

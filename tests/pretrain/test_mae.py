@@ -1,0 +1,224 @@
+"""MAE as users run it: the published loss and start, the folder loads everywhere, kills, two processes, and one line for every mistake."""
+
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, SiglipConfig, ViTMAEForPreTraining
+
+from encoders import load_encoder
+from pretrain.mae import MaeArguments, collate, masked_crop, start
+from pretrain.mae_weights import sincos_positions
+from recipes.judging import paradigm
+
+TINY = """
+dataset: scenes?size=32&count=40
+eval_dataset: scenes?size=32&count=20&split=held_out
+image_size: 32
+patch_size: 8
+hidden_size: 32
+num_hidden_layers: 2
+num_attention_heads: 2
+per_device_train_batch_size: 8
+max_steps: 14
+learning_rate: 0.005
+logging_steps: 1
+eval_steps: 7
+save_steps: 4
+save_total_limit: 10
+"""
+KILLED_AT = 8  # epochs have 5 steps: the kill comes in the middle of the second
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(runs, config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert f"saved {folder}" in runs.finish(runs.start("mae", config, "--output_dir", folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("picture") / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 52, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def tiny():
+    return start(MaeArguments(image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2))
+
+
+def losses(lines, name="loss"):
+    return torch.tensor([line[name] for line in lines if name in line], dtype=torch.float64)
+
+
+def test_the_loss_is_that_of_the_paper(tiny):
+    """Mean over hidden patches of the mean squared error to the patch's pixels less their mean, over their deviation; loops in float64."""
+    model, processor = tiny
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8, generator=generator) for _ in range(3)]
+    batch = collate(
+        processor.image_mean, processor.image_std, [masked_crop(32, 16, 0, image, 0, index) for index, image in enumerate(images)]
+    )
+    with torch.no_grad():
+        output = model(**batch)
+    errors = []
+    for pixels, noise, guesses in zip(batch["pixel_values"].double(), batch["noise"], output.logits.double(), strict=True):
+        hidden = noise.argsort()[4:].tolist()  # a quarter of 16 patches is seen, those of the lowest noise
+        for patch in hidden:
+            row, column = divmod(patch, 4)
+            target = pixels[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].permute(1, 2, 0).flatten()
+            target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
+            errors.append(sum((guess - wanted) ** 2 for guess, wanted in zip(guesses[patch].tolist(), target.tolist(), strict=True)) / 192)
+    assert len(errors) == 3 * 12
+    assert output.loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+
+
+def test_a_crop_is_a_function_of_seed_epoch_and_image():
+    image = torch.arange(3 * 40 * 48).reshape(3, 40, 48).remainder(256).to(torch.uint8)
+    first, again = masked_crop(32, 16, 0, image, 1, 7), masked_crop(32, 16, 0, image, 1, 7)
+    assert first["view"].shape == (3, 32, 32) and all(torch.equal(first[name], again[name]) for name in first)
+    for other in ((1, 1, 7), (0, 2, 7), (0, 1, 8)):
+        assert not torch.equal(masked_crop(32, 16, other[0], image, *other[1:])["noise"], first["noise"])
+
+
+def test_a_new_model_starts_as_published(tiny):
+    """transformers alone leaves positions and tokens at zero."""
+    model = tiny[0]
+    embeddings, decoder = model.vit.embeddings, model.decoder
+    assert torch.equal(embeddings.position_embeddings, sincos_positions(16, 32)) and not embeddings.position_embeddings.requires_grad
+    assert torch.equal(decoder.decoder_pos_embed, sincos_positions(16, 16)) and not decoder.decoder_pos_embed.requires_grad
+    for token in (embeddings.cls_token, decoder.mask_token):
+        assert 0.01 < token.std() < 0.04
+    for matrix in (
+        embeddings.patch_embeddings.projection.weight.flatten(1),
+        model.vit.layers[0].mlp.fc1.weight,
+        decoder.decoder_pred.weight,
+    ):
+        bound = (6 / sum(matrix.shape)) ** 0.5
+        assert 0.95 * bound < matrix.abs().max() <= bound
+
+
+def test_positions_are_the_formula():
+    positions = sincos_positions(9, 8)[0].double()
+    assert torch.equal(positions[0], torch.zeros(8).double())
+    for patch in range(9):
+        row, column = divmod(patch, 3)
+        expected = [f(place * 10000 ** (-k / 2)) for place in (column, row) for f in (np.sin, np.cos) for k in range(2)]
+        np.testing.assert_allclose(positions[1 + patch], expected, atol=1e-7)
+
+
+def test_the_loss_falls(whole, metrics):
+    trained, held_out = losses(metrics(whole)), losses(metrics(whole), "eval_loss")
+    assert trained[-3:].mean() < 0.97 * trained[0] and held_out[-1] < held_out[0]
+    assert max(line.get("learning_rate", 0) for line in metrics(whole)) == pytest.approx(0.005)
+
+
+def test_it_loads_everywhere_and_means_the_same(whole, picture, snippet):
+    """The card's code, AutoModel and this project's encoder: the same tokens, in their places, of a whole image."""
+    names = snippet(whole / "README.md", picture)
+    encoder = load_encoder(whole)
+    pixels = AutoImageProcessor.from_pretrained(whole)(Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
+    features = encoder(pixels)
+    assert names["tokens"].shape == (1, 17, 32)
+    torch.testing.assert_close(features.pooled, names["tokens"][:, 0])
+    torch.testing.assert_close(features.patch_map.flatten(2).transpose(1, 2), names["tokens"][:, 1:])
+    assert AutoModel.from_pretrained(whole).config.mask_ratio == 0.75
+    assert encoder.transform.interpolation == "bicubic" and paradigm(encoder) == "reconstruction"
+    assert torch.equal(ViTMAEForPreTraining.from_pretrained(whole).decoder.decoder_pos_embed, sincos_positions(16, 16))
+    assert not list(whole.glob("*.bin"))
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(runs, config, whole, same, tmp_path):
+    folder = tmp_path / "run"
+    killed = runs.start("mae", config, "--output_dir", folder)
+    killed.wait_for(folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json")
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    runs.finish(runs.start("mae", config, "--output_dir", folder, "--resume_from_checkpoint", "true"))
+    same(folder, whole)
+
+
+def test_told_to_stop_it_saves_and_goes_on_later(runs, config, whole, same, tmp_path):
+    """The signal goes to the data worker too, as Ctrl-C does."""
+    folder = tmp_path / "run"
+    stopped = runs.start("mae", config, "--output_dir", folder, "--save_steps", 1000, "--dataloader_num_workers", 1)
+    stopped.wait_for(folder / "metrics.jsonl")
+    time.sleep(0.05)
+    stopped.kill(signal.SIGTERM)
+    runs.finish(stopped, expect=143)
+    assert len(list(folder.glob("checkpoint-*"))) == 1 and not (folder / "model.safetensors").exists()
+    runs.finish(runs.start("mae", config, "--output_dir", folder, "--save_steps", 1000, "--resume_from_checkpoint", "true"))
+    same(folder, whole)
+
+
+def test_two_processes_are_one_with_twice_the_batch(runs, config, whole, metrics, tmp_path):
+    runs.finish(*runs.start_two("mae", config, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4))
+    ours, theirs = metrics(tmp_path / "run"), metrics(whole)
+    for name in ("loss", "eval_loss", "grad_norm"):
+        torch.testing.assert_close(losses(ours, name), losses(theirs, name), rtol=1e-4, atol=0)
+
+
+def test_accumulated_batches_are_one(runs, config, whole, metrics, tmp_path):
+    """With a data worker, too: the mean over batches, not their sum."""
+    arguments = (
+        "--per_device_train_batch_size",
+        4,
+        "--gradient_accumulation_steps",
+        2,
+        "--dataloader_num_workers",
+        1,
+        "--eval_dataset",
+        "none",
+    )
+    runs.finish(runs.start("mae", config, "--output_dir", tmp_path / "run", *arguments))
+    ours, theirs = metrics(tmp_path / "run"), metrics(whole)
+    for name in ("loss", "grad_norm"):
+        torch.testing.assert_close(losses(ours, name), losses(theirs, name), rtol=1e-4, atol=0)
+
+
+def test_it_goes_on_from_a_folder(runs, config, whole, metrics, tmp_path):
+    """With the weights, and the sizes, of what it goes on from."""
+    arguments = ("--max_steps", 2, "--hidden_size", 64, "--learning_rate", 1e-9)
+    runs.finish(runs.start("mae", config, "--init_from", whole, "--output_dir", tmp_path / "run", *arguments))
+    before, after = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "run"))
+    assert before.keys() == after.keys() and all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+
+
+def test_mistakes_are_one_line(runs, config, picture, whole, tmp_path):
+    def error(*arguments):
+        return runs.error("mae", config, "--output_dir", tmp_path / "run", *arguments)
+
+    for ratio in ("0", "1", "1.5", "-0.2", "0.99", "nan"):
+        assert "must hide some of the 16 patches and not all; published: 0.75" in error("--mask_ratio", ratio), ratio
+    assert "--image_size 36 is no multiple of --patch_size 8" in error("--image_size", 36)
+    assert "--hidden_size 36 must be a multiple of 8" in error("--hidden_size", 36)
+    assert "--dataset has 40 images, fewer than a step's 48" in error("--per_device_train_batch_size", 48)
+    SiglipConfig().save_pretrained(tmp_path / "siglip")
+    assert "is a siglip; give a vit_mae" in error("--init_from", tmp_path / "siglip")
+    assert "cannot be loaded" in error("--init_from", tmp_path / "nowhere")
+    assert "--output_dir" in runs.error("mae", config, "--output_dir", whole)
+    again = ("--output_dir", shutil.copytree(whole, tmp_path / "again"), "--resume_from_checkpoint", "true", "--max_steps", 20)
+    assert "--resume_from_checkpoint" in runs.error("mae", config, *again, "--num_hidden_layers", 3)
+    assert "has more weights than the run's model" in runs.error("mae", config, *again, "--num_hidden_layers", 1)
+    assert "weights of a vit_mae of this size" in runs.error("mae", config, *again, "--hidden_size", 64)
+    assert not (tmp_path / "run").exists(), "nothing is written before a run can start"
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(8):
+        (images / f"{number}.png").write_bytes(picture.read_bytes()[: 300 if number == 5 else None])
+    bad = ("--dataset", f"folder:{images}", "--eval_dataset", "none", "--dataloader_num_workers", 1)
+    assert "5.png cannot be read" in error(*bad)

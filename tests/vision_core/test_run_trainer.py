@@ -1,0 +1,104 @@
+"""What the trainer promises beside what the programs' own tests show: kills, stops and resumes are in tests/pretrain and tests/recipes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainingArguments
+
+from vision_core.errors import UserError
+from vision_core.run_trainer import PASSED_ON, RunTrainer, TrainerOptions, open_run, training_arguments
+from vision_core.stopping import StopRequest
+
+ABOUT_FOLDERS = {"output_dir", "resume_from_checkpoint", "save_total_limit"}
+
+
+class Line(nn.Module):
+    """y = w x; the loss is infinite for x = inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (x @ self.weight).square().mean()}
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    def trainer(values, model=None, held_out=None, **options):
+        chosen = TrainerOptions(**{"per_device_train_batch_size": 1, "max_steps": 4, "logging_steps": 1, "save_steps": 2, **options})
+        chosen.output_dir = chosen.output_dir or str(tmp_path / "run")
+        settings = training_arguments(chosen, has_eval=held_out is not None)
+        run, folder, checkpoint = open_run(chosen, "line")
+        settings.output_dir = folder
+        data, held_out = ([{"x": torch.tensor([value])} for value in each] if each else None for each in (values, held_out))
+        made = RunTrainer(
+            model or Line(),
+            settings,
+            train_dataset=data,
+            eval_dataset=held_out,
+            sampler=range(len(data)),
+            run=run,
+            keep=chosen.save_total_limit,
+        )
+        return made, checkpoint
+
+    return trainer
+
+
+def run(made, checkpoint=""):
+    with StopRequest([]) as stop:
+        made.train_until_told(stop, checkpoint)
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_option_reaches_the_trainer():
+    assert {field.name for field in dataclasses.fields(TrainerOptions)} == {*PASSED_ON, *ABOUT_FOLDERS}
+    options = TrainerOptions(learning_rate=0.25, weight_decay=0.125, warmup_steps=7, max_grad_norm=0.5, seed=11, max_steps=3)
+    settings = training_arguments(options, has_eval=False, adam_beta2=0.95)
+    assert isinstance(settings, TrainingArguments) and settings.adam_beta2 == 0.95
+    for name in PASSED_ON:
+        assert getattr(settings, name) == getattr(options, name), name
+
+
+def test_samples_come_in_the_samplers_order_and_checkpoints_are_sealed(trainer, tmp_path, capsys):
+    made, _ = trainer([1.0, 2.0, 3.0, 4.0], held_out=[1.0, 3.0], learning_rate=0.0, eval_steps=2, save_total_limit=1)
+    run(made)
+    lines = metrics(tmp_path / "run")
+    assert [line["loss"] for line in lines if "loss" in line] == [1.0, 4.0, 9.0, 16.0]
+    assert [line["eval_loss"] for line in lines if "eval_loss" in line] == [5.0, 5.0]
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert (tmp_path / "run" / "checkpoint-4" / "MANIFEST.json").is_file()
+    shown = "".join(capsys.readouterr())
+    assert "step 3: loss 9" in shown and "step 4: eval loss 5" in shown
+
+
+def test_a_loss_that_is_no_number_stops_the_run(trainer, tmp_path):
+    made, _ = trainer([1.0, 2.0, float("inf"), 4.0])
+    with pytest.raises(
+        UserError, match="the loss is inf at step 3; resume from the last checkpoint with a smaller learning rate"
+    ) as caught:
+        run(made)
+    assert "\n" not in str(caught.value)
+    assert metrics(tmp_path / "run")[-1]["loss"] == "inf"
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(trainer, tmp_path):
+    made, _ = trainer([1.0, 2.0, 3.0, 4.0])
+    run(made)
+    made.run.close()
+    weights = tmp_path / "run" / "checkpoint-4" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    made, _ = trainer([1.0, 2.0, 3.0, 4.0], output_dir=str(tmp_path / "other"), max_steps=6)
+    with pytest.raises(UserError, match=r"of another model: 2 tensors are missing or too many, first \['other.weight', 'weight'\]"):
+        run(made, str(weights.parent))
