@@ -9,6 +9,7 @@ A source is a text, `KIND:WHERE?option=value&option=value`:
     scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all
 
 `weight=W` in any of them: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file only the offsets of its lines are kept.
+With `stream=true` a table is read as it arrives (recipes/conversation_stream.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from torch import Tensor
 from recipes.scene_turns import Turns, scene_turns
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage, decode_image
+from vision_core.images.regular_files import first_line
 from vision_core.images.scenes import draw_scene
 from vision_core.randomness import numpy_generator
 
@@ -35,8 +37,8 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 OPTIONS = {
     "llava": {"images", "weight"},
     "messages": {"images", "weight"},
-    "parquet": {"weight"},
-    "hf": {"split", "revision", "weight"},
+    "parquet": {"stream", "shuffle_buffer", "weight"},
+    "hf": {"split", "revision", "stream", "shuffle_buffer", "weight"},
     "scenes": {"count", "size", "seed", "split", "turns", "weight"},
 }
 
@@ -95,12 +97,15 @@ class ConversationSource(ABC):
 
     def __getitem__(self, index: int) -> Conversation:
         """Raises BadRow for whatever is wrong with the row."""
-        where, row = self.where(index), self.row(index)
-        messages = read_messages(row, where)
-        count = image_count(row)
-        messages = with_places(messages, count, where)
-        images = tuple(self.image(row, number, where) for number in range(count))
-        return Conversation(where, messages, images, str(row.get("kind") or ""))
+        return read_conversation(self.row(index), self.where(index), self.image)
+
+
+def read_conversation(row: Mapping[str, Any], where: str, image: Callable[[Mapping[str, Any], int, str], Tensor]) -> Conversation:
+    """A row, checked, with its images, which `image(row, number, where)` reads. Raises BadRow."""
+    count = image_count(row)
+    messages = with_places(read_messages(row, where), count, where)
+    images = tuple(image(row, number, where) for number in range(count))
+    return Conversation(where, messages, images, str(row.get("kind") or ""))
 
 
 def read_messages(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
@@ -263,11 +268,7 @@ class TableSource(ConversationSource):
         return self.table[index]
 
     def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
-        image = nth_image(row, number)
-        data = image.get("bytes") if isinstance(image, Mapping) else image
-        if not isinstance(data, bytes):
-            raise BadRow(f"{where}: image {number + 1} is not in the table (no bytes); embed the images, or use llava:FILE?images=FOLDER")
-        return decoded(data, f"{where}: image {number + 1}")
+        return embedded_image(row, number, where)
 
 
 class SceneConversations(ConversationSource):
@@ -296,6 +297,15 @@ class SceneConversations(ConversationSource):
         return Conversation(self.where(index), tuple(messages), (scene.image,), asked[0].kind, asked[0].choices)
 
 
+def embedded_image(row: Mapping[str, Any], number: int, where: str) -> Tensor:
+    """Image `number` of a row of a table, which holds its bytes. Raises BadRow."""
+    image = nth_image(row, number)
+    data = image.get("bytes") if isinstance(image, Mapping) else image
+    if not isinstance(data, bytes):
+        raise BadRow(f"{where}: image {number + 1} is not in the table (no bytes); embed the images, or use llava:FILE?images=FOLDER")
+    return decoded(data, f"{where}: image {number + 1}")
+
+
 def decoded(data: bytes, where: str) -> Tensor:
     """`[3, H, W]` uint8. Raises BadRow."""
     try:
@@ -307,11 +317,14 @@ def decoded(data: bytes, where: str) -> Tensor:
 def open_conversations(text: str) -> ConversationSource:
     """The source that `text` names; see the module. Raises UserError for what cannot be opened."""
     kind, where, options = parse_source(text)
+    if is_stream(text):
+        raise UserError(f"{text!r} is a stream, of which nobody can ask for a row by its number or for their count; leave out stream=true")
     if kind in ("llava", "messages"):
         source: ConversationSource = JsonSource(Path(where), Path(options["images"]) if "images" in options else None)
     elif kind == "scenes":
         numbers = {
-            name: _whole(text, name, options.get(name, default)) for name, default in (("count", "1000"), ("size", "64"), ("seed", "0"))
+            name: whole_number(text, name, options.get(name, default))
+            for name, default in (("count", "1000"), ("size", "64"), ("seed", "0"))
         }
         split = options.get("split", "train")
         if split not in ("train", "held_out"):
@@ -321,8 +334,8 @@ def open_conversations(text: str) -> ConversationSource:
             raise UserError(f"{text!r}: turns={turns} is neither one nor all")
         source = SceneConversations(numbers["count"], numbers["size"], numbers["seed"], split, turns)
     else:
-        source = TableSource(text, _table(kind, where, options))
-    source.weight = _weight(text, options.get("weight", "1"))
+        source = TableSource(text, open_table(kind, where, options))
+    source.weight = weight_of(text, options)
     if not len(source):
         raise UserError(f"{text} has no rows")
     return source
@@ -341,26 +354,41 @@ def parse_source(text: str) -> tuple[str, str, dict[str, str]]:
     return kind, where, options
 
 
-def _table(kind: str, where: str, options: Mapping[str, str]) -> Any:
+def is_stream(text: str) -> bool:
+    """Whether a source is to be read as it arrives. Raises UserError for options that contradict each other."""
+    options = parse_source(text)[2]
+    asked = options.get("stream", "false")
+    if asked not in ("true", "false"):
+        raise UserError(f"{text!r}: stream={asked} is neither true nor false")
+    if asked == "false" and "shuffle_buffer" in options:
+        raise UserError(f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; leave it out, or add stream=true")
+    return asked == "true"
+
+
+def open_table(kind: str, where: str, options: Mapping[str, str], streaming: bool = False) -> Any:
+    """The `datasets.Dataset`, or `IterableDataset`, of a parquet or hf source. Raises UserError."""
     import datasets
 
     try:
         if kind == "parquet":
-            return datasets.load_dataset("parquet", data_files=where, split="train")
+            return datasets.load_dataset("parquet", data_files=where, split="train", streaming=streaming)
         name, _, config = where.partition(":")
-        return datasets.load_dataset(name, config or None, split=options.get("split", "train"), revision=options.get("revision"))
+        split, revision = options.get("split", "train"), options.get("revision")
+        return datasets.load_dataset(name, config or None, split=split, revision=revision, streaming=streaming)
     except Exception as error:  # a missing file, name or split raises whatever its reader does
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{kind}:{where} cannot be opened ({reason})") from None
+        raise UserError(f"{kind}:{where} cannot be opened ({first_line(error)})") from None
 
 
-def _whole(text: str, name: str, value: str) -> int:
+def whole_number(text: str, name: str, value: str) -> int:
+    """The value of option `name` of the source `text`. Raises UserError."""
     if not re.fullmatch(r"\d+", value):
         raise UserError(f"{text!r}: {name}={value} is no whole number")
     return int(value)
 
 
-def _weight(text: str, value: str) -> float:
+def weight_of(text: str, options: Mapping[str, str]) -> float:
+    """The weight of the source `text`. Raises UserError."""
+    value = options.get("weight", "1")
     try:
         weight = float(value)
     except ValueError:

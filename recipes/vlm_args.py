@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from recipes.conversations import is_stream
 from vision_core.arguments import option
 from vision_core.errors import UserError
 from vision_core.run_trainer import TrainerOptions
@@ -41,6 +42,22 @@ class VlmArguments(TrainerOptions):
             raise UserError(f"--deepspeed {self.deepspeed} is no file; ZeRO configs lie in recipes/zero")
         if not self.conversations:
             raise UserError("--conversations is empty; name at least one source of conversations")
+        check_streams(self)
+
+
+def check_streams(args: VlmArguments) -> None:
+    """Raises UserError where a stream is asked for what needs the number of its rows, or all of them at once."""
+    if held_out := next(filter(is_stream, args.eval_conversations), None):
+        raise UserError(f"--eval_conversations {held_out} is a stream, which is not measured on; leave out stream=true")
+    stream = next(filter(is_stream, args.conversations), None)
+    if stream is None:
+        return
+    if args.max_steps < 1:
+        raise UserError(f"--conversations {stream} is a stream, whose length nobody knows; say by --max_steps how long to train")
+    if args.group_by_length:
+        raise UserError(f"--group_by_length needs the length of every row, and {stream} is a stream; leave out one of the two")
+    if args.feature_cache:
+        raise UserError(f"--feature_cache needs every image before the first step, and {stream} is a stream; leave out one of the two")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from fusion.processing_fusion import FusionProcessor
 from recipes.chat_tokens import IGNORED, tokenise
-from recipes.conversations import ConversationSource
+from recipes.conversations import Conversation, ConversationSource
 from recipes.map_cache import MapCache
 from recipes.packing import pack_rows
 from vision_core.errors import UserError
@@ -25,8 +25,7 @@ BLANK = torch.full((3, 8, 256), 127, dtype=torch.uint8)
 class ConversationDataset(Dataset):
     """Sources, mixed. A source of weight w has w times its rows in an epoch: whole rounds of all rows, and a draw of some for the rest.
 
-    An item is a dict of `input_ids`, `labels` (lists), `pixel_values` (of each encoder `[images, C, side, side]`) and `image_sizes` `[images, 2]`; with a
-    `cache` it has `vision_maps` in place of the pixels. Raises BadRow, with file and row, for a row that cannot be trained on.
+    An item is as `training_item` makes it. Raises BadRow, with file and row, for a row that cannot be trained on.
     """
 
     def __init__(
@@ -46,12 +45,7 @@ class ConversationDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, row = self.places[index]
-        conversation = self.sources[number][int(row)]
-        tokens = tokenise(conversation, self.processor, self.max_length)
-        item: dict[str, Any] = {"input_ids": tokens.input_ids, "labels": tokens.labels}
-        if conversation.images:
-            item |= image_inputs(conversation.images, self.processor, self.cache)
-        return item
+        return training_item(self.sources[number][int(row)], self.processor, self.max_length, self.cache)
 
     def rough_lengths(self) -> list[int]:
         """Of every sample, in characters and image tokens: enough to put like to like, and no image is opened for it."""
@@ -63,6 +57,16 @@ class ConversationDataset(Dataset):
                 characters, images = self.sources[number].size_of(row)
                 lengths[number, row] = characters + images * of_image
         return [lengths[number, row] for number, row in self.places.tolist()]
+
+
+def training_item(conversation: Conversation, processor: FusionProcessor, max_length: int, cache: MapCache | None = None) -> dict[str, Any]:
+    """A sample: `input_ids`, `labels` (lists), `pixel_values` (of each encoder `[images, C, side, side]`) and `image_sizes` `[images, 2]`; with a `cache` it
+    has `vision_maps` in place of the pixels. Raises BadRow."""
+    tokens = tokenise(conversation, processor, max_length)
+    item: dict[str, Any] = {"input_ids": tokens.input_ids, "labels": tokens.labels}
+    if conversation.images:
+        item |= image_inputs(conversation.images, processor, cache)
+    return item
 
 
 def image_inputs(images: Sequence[Tensor], processor: FusionProcessor, cache: MapCache | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import Sampler, SequentialSampler
 from tqdm import tqdm
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -19,10 +20,13 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from fusion import FusionVlmForConditionalGeneration
 from fusion.cross_attention import VisionCrossAttentionLayer
+from fusion.processing_fusion import FusionProcessor
 from fusion.resampler import ResamplerLayer
-from recipes.conversations import open_conversations
+from recipes.conversation_stream import first_conversations, open_stream
+from recipes.conversations import is_stream, open_conversations
 from recipes.map_cache import MapCache
 from recipes.small_default import write_small_default
+from recipes.stream_data import StreamDataset
 from recipes.vlm_args import VlmArguments
 from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
@@ -58,10 +62,8 @@ def train(
             fetch_whole_layers(model)
         plan = planned(model)
         settings.learning_rate = plan.learning_rate
-        data, held_out = (
-            ConversationDataset(list(map(open_conversations, texts)), processor, args.max_length, args.seed, cache) if texts else None
-            for texts in (args.conversations, args.eval_conversations)
-        )
+        data, order = training_data(args, processor, cache, settings.train_batch_size)
+        held_out = mixed(args, args.eval_conversations, processor, cache) if args.eval_conversations else None
         trainer = VlmTrainer(
             plan.model,
             settings,
@@ -70,7 +72,7 @@ def train(
             data_collator=ConversationCollator(processor, args.packing, cache),
             processing_class=processor,
             rates=plan.rates,
-            sampler=order_by_length(args, data) if args.group_by_length else None,
+            sampler=order,
             run=run,
             keep=args.save_total_limit,
         )
@@ -80,9 +82,27 @@ def train(
 
 def corpus(sources: Sequence[str]) -> Iterator[str]:
     """Texts of the first conversations of each source."""
-    for source in map(open_conversations, sources):
-        for row in range(min(len(source), CORPUS_ROWS)):
-            yield from (message.text for message in source[row].messages)
+    for text in sources:
+        for conversation in first_conversations(text, CORPUS_ROWS):
+            yield from (message.text for message in conversation.messages)
+
+
+def training_data(
+    args: VlmArguments, processor: FusionProcessor, cache: MapCache | None, batch: int
+) -> tuple[ConversationDataset | StreamDataset, Sampler | None]:
+    """The samples and their order, None for the Trainer's own. batch: samples of one process and forward."""
+    step = batch * args.gradient_accumulation_steps * world_size()
+    if any(map(is_stream, args.conversations)):
+        sources = [open_stream(text) if is_stream(text) else open_conversations(text) for text in args.conversations]
+        stream = StreamDataset(sources, processor, args.max_length, args.seed, args.max_steps * step)
+        return stream, SequentialSampler(stream)
+    data = mixed(args, args.conversations, processor, cache)
+    return data, order_by_length(args, data, step) if args.group_by_length else None
+
+
+def mixed(args: VlmArguments, texts: Sequence[str], processor: FusionProcessor, cache: MapCache | None) -> ConversationDataset:
+    """The mixture of all sources that `texts` name."""
+    return ConversationDataset(list(map(open_conversations, texts)), processor, args.max_length, args.seed, cache)
 
 
 def vlm_training_arguments(args: VlmArguments) -> TrainingArguments:
@@ -122,10 +142,9 @@ def fetch_whole_layers(model: nn.Module) -> None:
         set_z3_leaf_modules(model, kinds)
 
 
-def order_by_length(args: VlmArguments, data: ConversationDataset) -> GroupedByLength:
-    """Samples of like length in one step."""
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
-    return GroupedByLength(data.rough_lengths(), batch, partial(numpy_generator, "length groups", args.seed))
+def order_by_length(args: VlmArguments, data: ConversationDataset, step: int) -> GroupedByLength:
+    """Samples of like length in one step, which takes `step` of them."""
+    return GroupedByLength(data.rough_lengths(), step, partial(numpy_generator, "length groups", args.seed))
 
 
 def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments) -> MapCache:

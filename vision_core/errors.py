@@ -1,5 +1,6 @@
 """How a program tells its user what went wrong: one line, exit status 2."""
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -13,7 +14,8 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        # a data worker's error arrives with its traceback in front; its last line is the message
-        message = (str(error).strip().splitlines() or ["no reason given"])[-1].removeprefix("vision_core.errors.UserError: ")
+        *traceback, message = str(error).strip().splitlines() or ["no reason given"]
+        if traceback:  # a data worker's error arrives with it in front, and its last line is `module.Type: message`
+            message = re.sub(r"^[\w.]+: ", "", message)
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
