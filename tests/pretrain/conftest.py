@@ -50,13 +50,12 @@ class Run:
 class Runs:
     """`start(script, *arguments)`, `start_two`, `finish`; scripts by name, options as on the command line."""
 
-    def __init__(self, server: subprocess.Popen, folder: Path) -> None:
-        self.server, self.folder, self.started = server, folder, []
+    def __init__(self, orders, answers, folder: Path) -> None:
+        self.orders, self.answers, self.folder, self.started = orders, answers, folder, []
 
     def ask(self, order: dict) -> int:
-        self.server.stdin.write(json.dumps(order) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
+        print(json.dumps(order), file=self.orders, flush=True)
+        return json.loads(self.answers.readline())
 
     def start(self, script: str, *arguments, environment: dict[str, str] | None = None) -> Run:
         log = self.folder / f"{len(self.started)}.log"
@@ -95,8 +94,11 @@ class Runs:
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    server = subprocess.Popen([sys.executable, str(SERVER)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    runs = Runs(server, tmp_path_factory.mktemp("runs"))
+    answers, written = os.pipe()
+    command = [sys.executable, str(SERVER), str(written)]
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[written], text=True)
+    os.close(written)
+    runs = Runs(server.stdin, os.fdopen(answers), tmp_path_factory.mktemp("runs"))
     yield runs
     for run in runs.started:
         if run.status is None:

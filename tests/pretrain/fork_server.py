@@ -1,6 +1,7 @@
 """Runs pretraining scripts in processes forked from this one, which has imported everything: a start costs a tenth of a second instead of ten.
 
-Reads one JSON object a line: {"script", "arguments", "environment", "log"} starts a run and answers its process id, {"wait": id} answers its exit status.
+Reads one JSON object a line: {"script", "arguments", "environment", "log"} starts a run and answers its process id, {"wait": id} answers its exit
+status. Answers go to the file descriptor that is its argument, for libraries print while they are imported.
 """
 
 import json
@@ -49,4 +50,4 @@ def serve(orders, answers) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.stdin, os.fdopen(os.dup(1), "w"))
+    serve(sys.stdin, os.fdopen(int(sys.argv[1]), "w"))
