@@ -126,7 +126,7 @@ def sheet(task: Task, score: Score, count: int = 12, columns: int = 4) -> Image.
     tiles = []
     for question, given, points in examples(task, score, count):
         shown = question.images()
-        picture = to_picture(shown[0]).resize((TILE, TILE)) if shown else Image.new("RGB", (TILE, TILE), "white")
+        picture = to_picture(shown[0] / 255).resize((TILE, TILE)) if shown else Image.new("RGB", (TILE, TILE), "white")
         tiles.append(_with_text(picture, question.text, given, question.expected[0], points))
     return contact_sheet([tiles[start : start + columns] for start in range(0, len(tiles), columns)])
 

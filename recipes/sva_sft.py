@@ -20,28 +20,31 @@ import torch
 from fusion import FusionVlmForConditionalGeneration
 from fusion.lora import lora_config
 from recipes.vlm_args import SftArguments
-from recipes.vlm_models import mark_trained, never_trained
+from recipes.vlm_models import UNTRAINED, never_trained
 from recipes.vlm_trainer import ENCODER, SAMPLER, Plan
 from recipes.vlm_training import train
 from vision_core.arguments import parse_arguments
 from vision_core.errors import run_script
 from vision_core.randomness import seed_of
 
-PUBLISHED_RATE, UNTRAINED_RATE = 4e-5, 1e-3  # Cambrian-1-8B's script; models that have everything to learn
+PUBLISHED_RATE, UNTRAINED_RATE = 4e-5, 1e-3  # Cambrian-1-8B's script; a language model that has everything to learn
 
 
 def plan(args: SftArguments, model: FusionVlmForConditionalGeneration) -> Plan:
-    """The language model whole or by LoRA, with everything new; encoders where they have a rate, or nothing to lose."""
-    untrained = never_trained(model)
+    """The language model whole or by LoRA, with everything new; encoders where they have a rate."""
+    rate = args.learning_rate if args.learning_rate is not None else UNTRAINED_RATE if never_trained(model) else PUBLISHED_RATE
+    rates = [
+        (pattern, each)
+        for pattern, each in ((ENCODER, args.encoder_learning_rate), (SAMPLER, args.sampler_learning_rate))
+        if each is not None
+    ]
     model.requires_grad_(True)
     for encoder in model.vision_model.encoders:
-        encoder.freeze(args.encoder_learning_rate is None and not (untrained and args.feature_cache is None and not args.lora_rank))
-    mark_trained(model)
-    rate = args.learning_rate if args.learning_rate is not None else UNTRAINED_RATE if untrained else PUBLISHED_RATE
-    rates = [(ENCODER, args.encoder_learning_rate), (SAMPLER, args.sampler_learning_rate)]
-    return Plan(
-        with_lora(model, args.lora_rank, args.seed) if args.lora_rank else model, rate, [each for each in rates if each[1] is not None]
-    )
+        encoder.freeze(args.encoder_learning_rate is None)
+    if args.lora_rank:
+        return Plan(with_lora(model, args.lora_rank, args.seed), rate, rates)
+    setattr(model.config.text_config, UNTRAINED, False)
+    return Plan(model, rate, rates)
 
 
 def with_lora(model: FusionVlmForConditionalGeneration, rank: int, seed: int) -> torch.nn.Module:

@@ -79,11 +79,9 @@ class SftArguments(VlmArguments):
 
     num_train_epochs: float = option(4.0, "passes over the data; published: 1", "optimisation")
     learning_rate: float | None = option(
-        None, "of everything without a rate of its own; default 4e-5, and 1e-3 for models that were never trained", "optimisation"
+        None, "of everything without a rate of its own; default 4e-5, and 1e-3 for a language model that was never trained", "optimisation"
     )
-    encoder_learning_rate: float | None = option(
-        None, "of the encoders; without one they are frozen, unless they were never trained", "optimisation"
-    )
+    encoder_learning_rate: float | None = option(None, "of the encoders; without one they are frozen", "optimisation")
     lora_rank: int = option(0, "LoRA in the language model; 0 trains it whole", "model")
 
     def __post_init__(self) -> None:

@@ -10,6 +10,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from vision_core.errors import UserError
 
+UNTRAINED = "untrained"  # in the config of a language model with random weights
+
 
 def load_model(folder: str) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
     """The model and processor of a folder. Raises UserError for one that holds no fused vision-language model."""
@@ -22,15 +24,8 @@ def load_model(folder: str) -> tuple[FusionVlmForConditionalGeneration, FusionPr
 
 
 def never_trained(model: FusionVlmForConditionalGeneration) -> bool:
-    """Whether no training has seen the encoders, as in the small default."""
-    return all(encoder.untrained for encoder in model.vision_model.encoders)
-
-
-def mark_trained(model: FusionVlmForConditionalGeneration) -> None:
-    """Say of encoders whose weights train that they are untrained no more, in the config that is saved as well."""
-    for encoder, config in zip(model.vision_model.encoders, model.config.vision_config.encoders, strict=True):
-        if any(parameter.requires_grad for parameter in encoder.parameters()):
-            encoder.untrained = config["untrained"] = False
+    """Whether no training has seen the language model, as `recipes.small_default` says of its own."""
+    return getattr(model.config.text_config, UNTRAINED, False)
 
 
 def merge_adapter(base: str, adapter: Path, folder: Path) -> None:

@@ -22,10 +22,10 @@ from fusion import FusionVlmForConditionalGeneration
 from fusion.cross_attention import VisionCrossAttentionLayer
 from fusion.processing_fusion import FusionProcessor
 from fusion.resampler import ResamplerLayer
-from recipes.conversation_stream import first_conversations, open_stream
+from recipes.conversation_stream import open_stream
 from recipes.conversations import is_stream, open_conversations
 from recipes.map_cache import MapCache
-from recipes.small_default import write_small_default
+from recipes.small_default import STAND_IN_STEPS, corpus, write_small_default
 from recipes.stream_data import StreamDataset
 from recipes.vlm_args import VlmArguments
 from recipes.vlm_card import write_card
@@ -38,7 +38,6 @@ from vision_core.randomness import numpy_generator
 from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest
 
-CORPUS_ROWS = 500  # of each source, for the small default's tokenizer
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -52,7 +51,8 @@ def train(
     with tempfile.TemporaryDirectory() as aside, StopRequest(launchers) as stop:
         base = args.init_from or aside
         if args.init_from is None:
-            write_small_default(Path(aside), corpus(args.conversations), args.seed)  # before ZeRO-3 takes over how models are made
+            # before ZeRO-3 takes over how models are made
+            write_small_default(Path(aside), corpus(args.conversations), args.seed, STAND_IN_STEPS)
         settings = vlm_training_arguments(args)
         run, folder, checkpoint = open_run(args, stage)
         settings.output_dir = folder
@@ -78,13 +78,6 @@ def train(
         )
         trainer.train_until_told(stop, checkpoint)
         publish(trainer, base, args, stage)
-
-
-def corpus(sources: Sequence[str]) -> Iterator[str]:
-    """Texts of the first conversations of each source."""
-    for text in sources:
-        for conversation in first_conversations(text, CORPUS_ROWS):
-            yield from (message.text for message in conversation.messages)
 
 
 def training_data(

@@ -27,12 +27,11 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from recipes.conversation_stream import ConversationStream, first_conversations, open_stream
 from recipes.conversations import BadRow, is_stream, open_conversations
-from recipes.small_default import write_small_default
+from recipes.small_default import corpus, write_small_default
 from recipes.stream_data import StreamDataset, mixture, turns
 from recipes.vlm_args import SftArguments
 from recipes.vlm_models import load_model
 from recipes.vlm_tasks import open_task
-from recipes.vlm_training import corpus
 from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, run_script
 
@@ -67,10 +66,15 @@ def stream(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def processor(tmp_path_factory):
+def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     write_small_default(folder, [f"which row is {name}? row" for name in "xyz"] + [" ".join(map(str, range(99)))], seed=0)
-    return load_model(str(folder))[1]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processor(model_folder):
+    return load_model(str(model_folder))[1]
 
 
 def answer(conversation):
@@ -255,7 +259,7 @@ def test_streams_are_not_measured_on_nor_asked_for_a_row(stream):
 
 
 def test_the_tokenizer_reads_the_first_rows(stream, monkeypatch):
-    monkeypatch.setattr("recipes.vlm_training.CORPUS_ROWS", 2)
+    monkeypatch.setattr("recipes.small_default.CORPUS_ROWS", 2)
     assert (
         list(corpus([stream, "scenes?count=1"]))[:5]
         == ["<image>\nwhich row is x?", "row 0", "which row is x?", "row 1", *corpus(["scenes?count=1"])][:5]
@@ -310,18 +314,22 @@ def weights(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(stream, tmp_path_factory):
+def whole(stream, model_folder, tmp_path_factory):
     """A run over a mixture of a stream, of which it sees more than a pass, and of scenes."""
     folder = tmp_path_factory.mktemp("whole")
-    run("sva_sft", options([f"{stream}&weight=5", "scenes?count=3"], folder / "run", max_steps=20, save_steps=8), folder)
+    run(
+        "sva_sft",
+        options([f"{stream}&weight=5", "scenes?count=3"], folder / "run", max_steps=20, save_steps=8, init_from=model_folder),
+        folder,
+    )
     return folder / "run"
 
 
 @pytest.mark.timeout(200)
-def test_killed_and_resumed_is_uninterrupted(stream, whole, tmp_path):
+def test_killed_and_resumed_is_uninterrupted(stream, model_folder, whole, tmp_path):
     """The resumed run has data workers, the other has none."""
     killed = tmp_path / "run"
-    arguments = options([f"{stream}&weight=5", "scenes?count=3"], killed, max_steps=20, save_steps=8)
+    arguments = options([f"{stream}&weight=5", "scenes?count=3"], killed, max_steps=20, save_steps=8, init_from=model_folder)
     process = start("sva_sft", arguments, tmp_path / "killed.log")
     while not (killed / "checkpoint-8" / "MANIFEST.json").exists():
         assert process.is_alive(), (tmp_path / "killed.log").read_text()[-3000:]
@@ -335,11 +343,13 @@ def test_killed_and_resumed_is_uninterrupted(stream, whole, tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_two_processes_are_one(stream, whole, tmp_path):
+def test_two_processes_are_one(stream, model_folder, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    arguments = options([f"{stream}&weight=5", "scenes?count=3"], tmp_path / "run", max_steps=8, per_device_train_batch_size=2)
+    arguments = options(
+        [f"{stream}&weight=5", "scenes?count=3"], tmp_path / "run", max_steps=8, per_device_train_batch_size=2, init_from=model_folder
+    )
     ranks = [start("sva_sft", arguments, tmp_path / f"log{rank}", **launched, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
     for rank, process in enumerate(ranks):
         process.join()
@@ -348,10 +358,12 @@ def test_two_processes_are_one(stream, whole, tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_mistakes_through_the_command_line(stream, tmp_path):
+def test_mistakes_through_the_command_line(stream, model_folder, tmp_path):
     """In one line: a bad row in a data worker of the first stage, and what is refused before any model is loaded."""
     text = f"{written(tmp_path / 'x', change=spoilt)}&shuffle_buffer=0"
-    said = run("sva_align", options([text], tmp_path / "bad", max_steps=20, dataloader_num_workers=1), tmp_path, expect=2)
+    said = run(
+        "sva_align", options([text], tmp_path / "bad", max_steps=20, dataloader_num_workers=1, init_from=model_folder), tmp_path, expect=2
+    )
     assert "Traceback" not in said and said.strip().splitlines()[-1].startswith(f"error: {text}, row 32: turns are user")
     said = run("sva_sft", options([stream], tmp_path / "none", max_steps=-1), tmp_path, expect=2)
     assert "--max_steps" in said and not (tmp_path / "none").exists()

@@ -1,0 +1,40 @@
+"""A small Qwen3 with a tokenizer of the data's own words, untrained: what fused models are made with where no language model can be downloaded.
+
+python recipes/small_language_model.py --conversations "scenes?count=6000&turns=all" --output_dir outputs/language_model
+"""
+
+import sys
+from pathlib import Path
+
+# A script's own folder is first on sys.path; the packages lie beside it.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dataclasses import dataclass
+
+from recipes.small_default import corpus, small_language_model
+from vision_core.arguments import arguments_to_yaml, option, parse_arguments
+from vision_core.errors import run_script
+from vision_core.run_folder import RunFolder
+
+
+@dataclass
+class LanguageModelArguments:
+    """Whose words the tokenizer learns."""
+
+    conversations: list[str] = option(["scenes?count=6000&turns=all"], "sources of texts; docs/fine_tuning.md", "data")
+    output_dir: str | None = option(None, "a new folder; default outputs/language-model-<n>", "run")
+    seed: int = option(0, "of the weights", "run")
+
+
+def main() -> None:
+    """Read texts, make both, save."""
+    args = parse_arguments(LanguageModelArguments, description=__doc__)
+    model, tokenizer = small_language_model(corpus(args.conversations), args.seed)
+    run = RunFolder.open(args.output_dir, "language-model", arguments_to_yaml(args))
+    model.save_pretrained(run.path)
+    tokenizer.save_pretrained(run.path)
+    print(f"saved {run.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    run_script(main)
