@@ -97,7 +97,6 @@ def chance(task: Task) -> float | None:
     return 100 * sum(bundles.values()) / len(bundles)
 
 
-@torch.inference_mode()
 def answers(
     model: FusionVlmForConditionalGeneration,
     processor: FusionProcessor,
@@ -106,14 +105,29 @@ def answers(
     max_new_tokens: int,
 ) -> list[str]:
     """Greedy answers to questions, each with its images `[3, H, W]` in front of it."""
-    prompts = [
-        processor.apply_chat_template([_shown(text, shown)], add_generation_prompt=True) for text, shown in zip(texts, images, strict=True)
-    ]
+    asked = [[_shown(text, shown)] for text, shown in zip(texts, images, strict=True)]
     flat = [image for shown in images for image in shown]
-    inputs = processor(text=prompts, images=flat or None, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    new = model.generate(**_on_device(inputs, model.device), max_new_tokens=max_new_tokens, do_sample=False)[
-        :, inputs["input_ids"].shape[1] :
-    ]
+    return replies(model, processor, asked, flat, max_new_tokens=max_new_tokens, do_sample=False)
+
+
+@torch.inference_mode()
+def replies(
+    model: FusionVlmForConditionalGeneration,
+    processor: FusionProcessor,
+    conversations: Sequence[Sequence[Mapping[str, str]]],
+    images: Sequence[Tensor],
+    **generation: Any,
+) -> list[str]:
+    """What the model says next in each conversation.
+
+    conversations: turns of `role` and `content`, which has one `<image>` where each image stands. images: `[3, H, W]`, of all conversations in the order of
+    their places. generation: options of `generate`.
+    """
+    prompts = [processor.apply_chat_template(list(turns), add_generation_prompt=True) for turns in conversations]
+    inputs = processor(
+        text=prompts, images=list(images) or None, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+    )
+    new = model.generate(**_on_device(inputs, model.device), **generation)[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
