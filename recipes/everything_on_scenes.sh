@@ -41,15 +41,15 @@ train_and_judge() {
   esac
   make "$at/fused" -m fusion.fuse "${fused[@]}" --language_model "$out/language_model"
   make "$at/align" "$recipes/sva_align.py" --init_from "$at/fused" --conversations "scenes?count=1000&turns=all" "${training[@]}"
-  make "$at/sft" "$recipes/sva_sft.py" --init_from "$at/align" --max_steps "$steps" --learning_rate 1e-3 "${training[@]}"
+  make "$at/sft" "$recipes/sva_sft.py" --init_from "$at/align" --max_steps "$steps" "${training[@]}"
   make "$at/judged" "$recipes/evaluate_vlm.py" --model "$at/sft"
 }
 export -f make train_and_judge
 
 cd "$recipes/.."
 echo "$(date +%H:%M:%S)          everything goes into $out"
-make "$out/siglip" pretrain/siglip.py --eval_dataset none & siglip=$!
-make "$out/dinov2" pretrain/dinov2.py --num_cpu_threads 1 --max_steps 600 --save_steps 600 --eval_steps 300 & dinov2=$!
+make "$out/siglip" pretrain/siglip.py --max_steps 1000 --eval_dataset none & siglip=$!
+make "$out/dinov2" pretrain/dinov2.py --num_cpu_threads 1 --max_steps 500 --eval_steps 250 & dinov2=$!
 wait $siglip
 wait $dinov2
 make "$out/language_model" recipes/small_language_model.py
