@@ -2,7 +2,8 @@
 They stand in where no model is named.
 
 Weights of so narrow models start at a standard deviation near 1 / sqrt(width), not at the 0.02 of large ones, and positions as sines, as strong as the patches:
-drawn with that deviation they are 1 / 200 of a patch's variance, and what stands where is learnt late.
+drawn with that deviation they are 1 / 200 of a patch's variance, and what stands where is learnt late. Heads of the language model are wider than its width's share: Qwen3 normalises queries and keys, so a head of width d starts
+with scores within sqrt(d), and a narrow one cannot look at one place among hundreds.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ VIT = {
 }  # fmt: skip
 ENCODERS = {"dinov2": VIT | {"mlp_ratio": 2, "layerscale_value": 1.0}, "siglip_vision_model": VIT}
 LANGUAGE_MODEL = {
-    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
     "initializer_range": INITIALIZER_RANGE, "tie_word_embeddings": True,
 }  # fmt: skip
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
