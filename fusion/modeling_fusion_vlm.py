@@ -121,13 +121,16 @@ class FusionVlmForConditionalGeneration(FusedPreTrainedModel, GenerationMixin):
         places = None if input_ids is None else input_ids == self.config.image_token_id
         if places is not None and (images or places.any()):
             inputs_embeds = _written(inputs_embeds, places, images)
-        if position_ids is None and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
+        if past_key_values is not None:
+            kwargs["past_key_values"] = past_key_values  # as transformers before 5.24 calls it, then `cache`
+        is_start = past_key_values is None and kwargs.get("cache") is None
+        if position_ids is None and is_start and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)  # padding on the left shifts no position
         kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
         with self._looking_again(images, places):
             if supervised_only and labels is not None:
                 return CausalLMOutputWithPast(loss=supervised_loss(self.language_model, labels, **kwargs))
-            return self.language_model(past_key_values=past_key_values, labels=labels, **kwargs)
+            return self.language_model(labels=labels, **kwargs)
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """As in transformers. Raises UserError for a batch that is padded on the right, behind which nothing can be written."""

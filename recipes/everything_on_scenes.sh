@@ -48,8 +48,8 @@ export -f make train_and_judge
 
 cd "$recipes/.."
 echo "$(date +%H:%M:%S)          everything goes into $out"
-make "$out/siglip" pretrain/siglip.py --max_steps 1000 --eval_dataset none & siglip=$!
-make "$out/dinov2" pretrain/dinov2.py --num_cpu_threads 1 --max_steps 500 --eval_steps 250 & dinov2=$!
+make "$out/siglip" pretrain/siglip.py --max_steps 800 --eval_dataset none & siglip=$!
+make "$out/dinov2" pretrain/dinov2.py --num_cpu_threads 1 --max_steps 800 --eval_steps 400 & dinov2=$!
 wait $siglip
 wait $dinov2
 make "$out/language_model" recipes/small_language_model.py

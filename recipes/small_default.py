@@ -2,8 +2,9 @@
 They stand in where no model is named.
 
 Weights of so narrow models start at a standard deviation near 1 / sqrt(width), not at the 0.02 of large ones, and positions as sines, as strong as the patches:
-drawn with that deviation they are 1 / 200 of a patch's variance, and what stands where is learnt late. Heads of the language model are wider than its width's share: Qwen3 normalises queries and keys, so a head of width d starts
-with scores within sqrt(d), and a narrow one cannot look at one place among hundreds.
+drawn with that deviation they are 1 / 200 of a patch's variance, and what stands where is learnt late. Heads of the language model are wider than their share
+of its width: Qwen3 normalises queries and keys, so that a head of width d starts with scores within sqrt(d), and a narrow one cannot look at one place
+among hundreds.
 """
 
 from __future__ import annotations
