@@ -16,7 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from encoders.sheets import GAP, LINE_HEIGHT, TILE
 from recipes.conversations import BadRow
+from recipes.evaluate_vlm import sheet
 from recipes.small_default import write_small_default
 from recipes.vlm_answers import answer_and_score, chance, graded
 from recipes.vlm_models import load_model
@@ -157,6 +159,15 @@ def test_batched_answers_are_those_of_one_by_one(model_folder):
     with torch.no_grad():
         one, several = (answer_and_score(model.eval(), processor, task, "images", size).answers for size in (1, 3))
     assert one == several
+
+
+def test_the_sheet_shows_the_images():
+    task = open_task("scenes?count=3&split=held_out")
+    picture = np.asarray(sheet(task, graded(task, ["red"] * 3), count=3))
+    for number, question in enumerate(task.questions):
+        left, top = number * (2 * TILE + GAP), 5 * LINE_HEIGHT
+        shown = picture[top : top + TILE, left : left + TILE].mean((0, 1))
+        np.testing.assert_allclose(shown, question.images()[0].float().mean((1, 2)).numpy(), atol=3)
 
 
 @pytest.mark.timeout(200)
