@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from encoders.base import Encoder
@@ -21,6 +20,7 @@ from encoders.preprocess import ImageTransform
 from encoders.transformers_encoder import build_transformers
 from fusion import assemble_vlm, fuse_encoders
 from fusion.tiny import tiny_language_model
+from pretrain.mae_weights import sincos_positions
 from recipes.conversation_stream import first_conversations
 from recipes.stand_ins import train_on_labels
 from recipes.vlm_models import UNTRAINED
@@ -57,26 +57,10 @@ def small_encoders(seed: int) -> list[Encoder]:
             encoder = build_transformers(config | {"model_type": kind}, transform, dtype=torch.float32, untrained=True)
         (positions,) = (parameter for name, parameter in encoder.named_parameters() if "position_embedding" in name)
         with torch.no_grad():
-            positions.view(-1, positions.shape[-1])[-GRID * GRID :] = sine_positions(GRID, positions.shape[-1])
+            patches = positions.view(-1, positions.shape[-1])[-GRID * GRID :]
+            patches.copy_(sincos_positions(GRID * GRID, positions.shape[-1])[0, 1:])
         encoders.append(encoder)
     return encoders
-
-
-def sine_positions(grid: int, width: int) -> Tensor:
-    """`[grid * grid, width]`: sines and cosines of the column, then of the row, of each cell, at frequencies from 1 down to 1 / 10000 (Vaswani et al. 2017,
-    section 3.5, in two dimensions as He et al. 2021 start MAE).
-
-    for cell in range(grid * grid):
-        for axis, at in enumerate((cell % grid, cell // grid)):
-            for i in range(width // 4):
-                angle = at / 10000 ** (4 * i / width)
-                positions[cell][axis * width // 2 + i] = sin(angle)
-                positions[cell][axis * width // 2 + width // 4 + i] = cos(angle)
-    """
-    frequencies = 10000.0 ** -(torch.arange(width // 4) * 4 / width)
-    angles = torch.arange(grid)[:, None] * frequencies
-    of_axis = torch.cat((angles.sin(), angles.cos()), dim=1)
-    return torch.cat((of_axis.repeat(grid, 1), of_axis.repeat_interleave(grid, 0)), dim=1)
 
 
 def small_language_model(texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
