@@ -48,36 +48,43 @@ def train(
     launchers: list[tuple[int, str]],
 ) -> None:
     """A whole stage: join the processes, load, decide by `planned(model)` what trains, train, publish."""
-    with tempfile.TemporaryDirectory() as aside, StopRequest(launchers) as stop:
+    with tempfile.TemporaryDirectory() as aside:
         base = args.init_from or aside
         if args.init_from is None:
-            # before ZeRO-3 takes over how models are made
+            # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
             write_small_default(Path(aside), corpus(args.conversations), args.seed, STAND_IN_STEPS)
-        settings = vlm_training_arguments(args)
-        run, folder, checkpoint = open_run(args, stage)
-        settings.output_dir = folder
-        cache = filled_cache(args, base, settings) if args.feature_cache else None
-        model, processor = load_model(base)
-        if is_deepspeed_zero3_enabled():
-            fetch_whole_layers(model)
-        plan = planned(model)
-        settings.learning_rate = plan.learning_rate
-        data, order = training_data(args, processor, cache, settings.train_batch_size)
-        held_out = mixed(args, args.eval_conversations, processor, cache) if args.eval_conversations else None
-        trainer = VlmTrainer(
-            plan.model,
-            settings,
-            train_dataset=data,
-            eval_dataset=held_out,
-            data_collator=ConversationCollator(processor, args.packing, cache),
-            processing_class=processor,
-            rates=plan.rates,
-            sampler=order,
-            run=run,
-            keep=args.save_total_limit,
-        )
-        trainer.train_until_told(stop, checkpoint)
-        publish(trainer, base, args, stage)
+        with StopRequest(launchers) as stop:
+            _train(stage, args, planned, base, stop)
+
+
+def _train(
+    stage: str, args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, stop: StopRequest
+) -> None:
+    settings = vlm_training_arguments(args)
+    run, folder, checkpoint = open_run(args, stage)
+    settings.output_dir = folder
+    cache = filled_cache(args, base, settings) if args.feature_cache else None
+    model, processor = load_model(base)
+    if is_deepspeed_zero3_enabled():
+        fetch_whole_layers(model)
+    plan = planned(model)
+    settings.learning_rate = plan.learning_rate
+    data, order = training_data(args, processor, cache, settings.train_batch_size)
+    held_out = mixed(args, args.eval_conversations, processor, cache) if args.eval_conversations else None
+    trainer = VlmTrainer(
+        plan.model,
+        settings,
+        train_dataset=data,
+        eval_dataset=held_out,
+        data_collator=ConversationCollator(processor, args.packing, cache),
+        processing_class=processor,
+        rates=plan.rates,
+        sampler=order,
+        run=run,
+        keep=args.save_total_limit,
+    )
+    trainer.train_until_told(stop, checkpoint)
+    publish(trainer, base, args, stage)
 
 
 def training_data(
