@@ -41,7 +41,7 @@ train_and_judge() {
   esac
   make "$at/fused" -m fusion.fuse "${fused[@]}" --language_model "$out/language_model"
   make "$at/align" "$recipes/sva_align.py" --init_from "$at/fused" --conversations "scenes?count=1000&turns=all" "${training[@]}"
-  make "$at/sft" "$recipes/sva_sft.py" --init_from "$at/align" --max_steps "$steps" "${training[@]}"
+  make "$at/sft" "$recipes/sva_sft.py" --init_from "$at/align" --conversations "scenes?count=$((16 * steps))&turns=all" "${training[@]}"
   make "$at/judged" "$recipes/evaluate_vlm.py" --model "$at/sft"
 }
 export -f make train_and_judge

@@ -20,7 +20,7 @@ class VlmArguments(TrainerOptions):
         None, "a folder of fusion.fuse or of an earlier stage; default: small untrained models, fused on the spot", "model"
     )
     conversations: list[str] = option(
-        ["scenes?count=6000&turns=all"],
+        ["scenes?count=16000&turns=all"],
         "what to learn from; llava:FILE, messages:FILE, parquet:GLOB, hf:NAME, scenes; docs/fine_tuning.md",
         "data",
     )
@@ -77,7 +77,6 @@ class AlignArguments(VlmArguments):
 class SftArguments(VlmArguments):
     """The second stage: the language model trains too, whole or by LoRA; encoders when they have a rate."""
 
-    num_train_epochs: float = option(4.0, "passes over the data; published: 1", "optimisation")
     learning_rate: float | None = option(
         None, "of everything without a rate of its own; default 4e-5, and 1e-3 for a language model that was never trained", "optimisation"
     )
