@@ -47,7 +47,7 @@ from pretrain.dry_run import describe_run
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
 from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
 from pretrain.param_groups import apply_schedules, clip_per_module
-from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit, worker_deaths_unnoticed
+from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
@@ -56,7 +56,7 @@ from vision_core.errors import UserError, run_script
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.randomness import seed_of
 from vision_core.run_folder import RunFolder
-from vision_core.stopping import StopRequest
+from vision_core.stopping import StopRequest, worker_deaths_unnoticed
 
 MAX_SKIPPED_IN_A_ROW = 3
 MAX_FAILED_SAVES_IN_A_ROW = 2

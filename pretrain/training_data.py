@@ -1,6 +1,5 @@
 """The images of every step: stateless draws, exact order and resume, unreadable images skipped and named."""
 
-import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,11 +19,10 @@ from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, UnreadableSample
 from vision_core.randomness import numpy_generator, seed_of
 from vision_core.run_folder import RunFolder
-from vision_core.stopping import leave_signals_to_parent
+from vision_core.stopping import end_data_workers, leave_signals_to_parent, worker_deaths_unnoticed
 
 MAX_REDRAWS = 20
 NAMED_IN_FLIGHT = 8
-KILLED_WORKER_SECONDS = 5.0
 
 Crops = tuple[list[torch.Tensor], list[torch.Tensor]]
 
@@ -300,20 +298,7 @@ def data_workers_watched(source: ImageSource | ImageStream, layout: BatchLayout,
             "dataloader_num_workers; timed out: look at the storage, or raise dataloader_timeout. --resume_from_checkpoint true goes on"
         ) from None
     finally:
-        with worker_deaths_unnoticed():
-            for worker in multiprocessing.active_children():  # Python would send SIGTERM, which they leave to us, and wait for ever
-                worker.kill()
-                worker.join(KILLED_WORKER_SECONDS)
-
-
-@contextmanager
-def worker_deaths_unnoticed() -> Iterator[None]:
-    """Keep torch's handler of SIGCHLD from raising inside the block; the next batch still finds a dead worker."""
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
+        end_data_workers()
 
 
 def make_loader(

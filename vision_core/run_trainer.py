@@ -21,7 +21,7 @@ from vision_core.checkpoints import remove_old_checkpoints, seal_folder
 from vision_core.distributed import broadcast_text, gather_objects, is_main_process
 from vision_core.errors import UserError
 from vision_core.run_folder import RunFolder
-from vision_core.stopping import StopRequest, leave_signals_to_parent
+from vision_core.stopping import StopRequest, end_data_workers, leave_signals_to_parent
 
 
 @dataclass
@@ -103,8 +103,11 @@ class RunTrainer(Trainer):
         self.add_callback(TellEpoch())
         self.add_callback(told)
         self.add_callback(progress)
-        with closing(progress):
-            self.train(resume_from_checkpoint=checkpoint or None)
+        try:
+            with closing(progress):
+                self.train(resume_from_checkpoint=checkpoint or None)
+        finally:
+            end_data_workers()
         if told.stopped:
             raise SystemExit(stop.exit_status)
 

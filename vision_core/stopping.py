@@ -1,16 +1,20 @@
 """A run that is told to stop: signals become a flag that the loop reads, and a run whose launcher died stops by itself."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vision_core.distributed import all_true
 from vision_core.launchers import is_alive
 
 WATCH_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1  # prctl(2)
+KILLED_WORKER_SECONDS = 5.0
 
 
 class StopRequest:
@@ -68,3 +72,21 @@ def leave_signals_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_data_workers() -> None:
+    """Kill this process's data workers and wait for them. At its end Python would send them SIGTERM, which they leave to their parent, and wait for ever."""
+    with worker_deaths_unnoticed():
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join(KILLED_WORKER_SECONDS)
+
+
+@contextmanager
+def worker_deaths_unnoticed() -> Iterator[None]:
+    """Keep torch's handler of SIGCHLD from raising inside the block; the next batch still finds a dead worker."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
