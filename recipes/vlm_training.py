@@ -33,7 +33,7 @@ from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
 from recipes.zero_config import check_zero_config
-from vision_core.distributed import gather_objects, is_main_process, rank, world_size
+from vision_core.distributed import gather_objects, is_main_process, rank, share_cores, world_size
 from vision_core.randomness import numpy_generator
 from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest
@@ -48,6 +48,7 @@ def train(
     launchers: list[tuple[int, str]],
 ) -> None:
     """A whole stage: join the processes, load, decide by `planned(model)` what trains, train, publish."""
+    share_cores()
     with tempfile.TemporaryDirectory() as aside:
         base = args.init_from or aside
         if args.init_from is None:

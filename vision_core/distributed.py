@@ -1,5 +1,6 @@
 """What a training method needs of torch.distributed; every function is a no-op without an initialised process group."""
 
+import os
 from typing import Any
 
 import torch
@@ -115,3 +116,14 @@ def _is_distributed() -> bool:
 def _collective_device() -> torch.device:
     """Where a tensor must lie for the process group to reduce it: NCCL takes none on the CPU."""
     return torch.device("cpu") if "cpu:" in dist.get_backend_config() else torch.accelerator.current_accelerator()
+
+
+def share_cores() -> None:
+    """Without accelerators, each of several processes on this machine takes its share of the cores; OMP_NUM_THREADS, where it is set, holds.
+
+    deepspeed starts every process on all cores, where they wait for each other forty times as long as they compute.
+    """
+    processes = next((int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE") if name in os.environ), 1)
+    if processes > 1 and "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(cores // processes, 1))

@@ -14,6 +14,7 @@ from vision_core.distributed import (
     gather_rows,
     is_main_process,
     rank,
+    share_cores,
     world_size,
 )
 
@@ -110,3 +111,24 @@ def test_a_gradient_that_stays_on_its_process_would_be_noticed():
 
 if __name__ == "__main__":
     check_on_one_of_two_processes(int(sys.argv[1]), sys.argv[2])
+
+
+def test_processes_share_the_cores(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+        for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        torch.set_num_threads(3)
+        share_cores()
+        assert torch.get_num_threads() == 3  # alone
+        monkeypatch.setenv("WORLD_SIZE", "16")
+        monkeypatch.setenv("LOCAL_SIZE", "4")  # as deepspeed says it
+        share_cores()
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        share_cores()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
