@@ -51,7 +51,7 @@ from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watc
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
-from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes
+from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, own_cores
 from vision_core.errors import UserError, run_script
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.randomness import seed_of
@@ -339,8 +339,7 @@ class Trainer:
 def set_cpu_threads(threads: int | None) -> None:
     """Launchers set OMP_NUM_THREADS=1; on a CPU that would leave cores idle."""
     if not torch.cuda.is_available():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(threads or max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
+        torch.set_num_threads(threads or own_cores())
 
 
 if __name__ == "__main__":

@@ -123,7 +123,16 @@ def share_cores() -> None:
 
     deepspeed starts every process on all cores, where they wait for each other forty times as long as they compute.
     """
-    processes = next((int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE") if name in os.environ), 1)
-    if processes > 1 and "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(cores // processes, 1))
+    if processes_here() > 1 and "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+        torch.set_num_threads(own_cores())
+
+
+def processes_here() -> int:
+    """Processes of this run on this machine, as torchrun and accelerate, deepspeed, or a launcher that knows of one machine says it."""
+    return next((int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE") if name in os.environ), 1)
+
+
+def own_cores() -> int:
+    """This process's share of the cores, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // processes_here(), 1)
