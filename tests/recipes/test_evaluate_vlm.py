@@ -180,7 +180,7 @@ def test_command_alone_and_in_two_processes(model_folder, tmp_path):
             [*launcher, *arguments, "--output_dir", str(tmp_path / name)], env=environment, capture_output=True, text=True, timeout=150
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        assert "wrong images" in done.stdout and "grader exact" in done.stdout
+        assert "wrong images" in done.stdout and "grader last_word" in done.stdout
     one, two = ([json.loads(line) for line in (tmp_path / name / "answers.jsonl").read_text().splitlines()] for name in ("one", "two"))
     assert one == two and len(one) == 7 and {"blind", "shuffled", "images"} <= one[0].keys()
     assert json.loads((tmp_path / "one" / "results.json").read_text())["tasks"]
