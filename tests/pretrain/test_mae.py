@@ -1,5 +1,6 @@
 """MAE as users run it: the published loss and start, the folder loads everywhere, kills, two processes, and one line for every mistake."""
 
+import os
 import shutil
 import signal
 import time
@@ -16,6 +17,7 @@ from pretrain.mae import MaeArguments, collate, masked_crop, start
 from pretrain.mae_weights import sincos_positions
 from recipes.judging import paradigm
 
+SCRIPT = "pretrain/mae.py"
 TINY = """
 dataset: scenes?size=32&count=40
 eval_dataset: scenes?size=32&count=20&split=held_out
@@ -45,7 +47,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(runs, config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert f"saved {folder}" in runs.finish(runs.start("mae", config, "--output_dir", folder))
+    assert f"saved {folder}" in runs.finish(runs.start(SCRIPT, config, "--output_dir", folder))
     return folder
 
 
@@ -144,29 +146,29 @@ def test_it_loads_everywhere_and_means_the_same(whole, picture, snippet):
 
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(runs, config, whole, same, tmp_path):
     folder = tmp_path / "run"
-    killed = runs.start("mae", config, "--output_dir", folder)
-    killed.wait_for(folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json")
+    killed = runs.start(SCRIPT, config, "--output_dir", folder)
+    killed.wait_until((folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json").exists)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
-    runs.finish(runs.start("mae", config, "--output_dir", folder, "--resume_from_checkpoint", "true"))
+    runs.finish(runs.start(SCRIPT, config, "--output_dir", folder, "--resume_from_checkpoint", "true"))
     same(folder, whole)
 
 
 def test_told_to_stop_it_saves_and_goes_on_later(runs, config, whole, same, tmp_path):
     """The signal goes to the data worker too, as Ctrl-C does."""
     folder = tmp_path / "run"
-    stopped = runs.start("mae", config, "--output_dir", folder, "--save_steps", 1000, "--dataloader_num_workers", 1)
-    stopped.wait_for(folder / "metrics.jsonl")
+    stopped = runs.start(SCRIPT, config, "--output_dir", folder, "--save_steps", 1000, "--dataloader_num_workers", 1)
+    stopped.wait_until((folder / "metrics.jsonl").exists)
     time.sleep(0.05)
-    stopped.kill(signal.SIGTERM)
+    os.killpg(stopped.pid, signal.SIGTERM)
     runs.finish(stopped, expect=143)
     assert len(list(folder.glob("checkpoint-*"))) == 1 and not (folder / "model.safetensors").exists()
-    runs.finish(runs.start("mae", config, "--output_dir", folder, "--save_steps", 1000, "--resume_from_checkpoint", "true"))
+    runs.finish(runs.start(SCRIPT, config, "--output_dir", folder, "--save_steps", 1000, "--resume_from_checkpoint", "true"))
     same(folder, whole)
 
 
 def test_two_processes_are_one_with_twice_the_batch(runs, config, whole, metrics, tmp_path):
-    runs.finish(*runs.start_two("mae", config, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4))
+    runs.finish(*runs.start_two(SCRIPT, config, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4))
     ours, theirs = metrics(tmp_path / "run"), metrics(whole)
     for name in ("loss", "eval_loss", "grad_norm"):
         torch.testing.assert_close(losses(ours, name), losses(theirs, name), rtol=1e-4, atol=0)
@@ -184,7 +186,7 @@ def test_accumulated_batches_are_one(runs, config, whole, metrics, tmp_path):
         "--eval_dataset",
         "none",
     )
-    runs.finish(runs.start("mae", config, "--output_dir", tmp_path / "run", *arguments))
+    runs.finish(runs.start(SCRIPT, config, "--output_dir", tmp_path / "run", *arguments))
     ours, theirs = metrics(tmp_path / "run"), metrics(whole)
     for name in ("loss", "grad_norm"):
         torch.testing.assert_close(losses(ours, name), losses(theirs, name), rtol=1e-4, atol=0)
@@ -193,14 +195,14 @@ def test_accumulated_batches_are_one(runs, config, whole, metrics, tmp_path):
 def test_it_goes_on_from_a_folder(runs, config, whole, metrics, tmp_path):
     """With the weights, and the sizes, of what it goes on from."""
     arguments = ("--max_steps", 2, "--hidden_size", 64, "--learning_rate", 1e-9)
-    runs.finish(runs.start("mae", config, "--init_from", whole, "--output_dir", tmp_path / "run", *arguments))
+    runs.finish(runs.start(SCRIPT, config, "--init_from", whole, "--output_dir", tmp_path / "run", *arguments))
     before, after = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "run"))
     assert before.keys() == after.keys() and all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
 
 
 def test_mistakes_are_one_line(runs, config, picture, whole, tmp_path):
     def error(*arguments):
-        return runs.error("mae", config, "--output_dir", tmp_path / "run", *arguments)
+        return runs.error(SCRIPT, config, "--output_dir", tmp_path / "run", *arguments)
 
     for ratio in ("0", "1", "1.5", "-0.2", "0.99"):
         assert "must hide some of the 16 patches and not all; published: 0.75" in error("--mask_ratio", ratio), ratio
@@ -210,11 +212,11 @@ def test_mistakes_are_one_line(runs, config, picture, whole, tmp_path):
     SiglipConfig().save_pretrained(tmp_path / "siglip")
     assert "is a siglip; give a vit_mae" in error("--init_from", tmp_path / "siglip")
     assert "cannot be loaded" in error("--init_from", tmp_path / "nowhere")
-    assert "--output_dir" in runs.error("mae", config, "--output_dir", whole)
+    assert "--output_dir" in runs.error(SCRIPT, config, "--output_dir", whole)
     again = ("--output_dir", shutil.copytree(whole, tmp_path / "again"), "--resume_from_checkpoint", "true", "--max_steps", 20)
-    assert "--resume_from_checkpoint" in runs.error("mae", config, *again, "--num_hidden_layers", 3)
-    assert "has more weights than the run's model" in runs.error("mae", config, *again, "--num_hidden_layers", 1)
-    assert "weights of a vit_mae of this size" in runs.error("mae", config, *again, "--hidden_size", 64)
+    assert "--resume_from_checkpoint" in runs.error(SCRIPT, config, *again, "--num_hidden_layers", 3)
+    assert "has more weights than the run's model" in runs.error(SCRIPT, config, *again, "--num_hidden_layers", 1)
+    assert "weights of a vit_mae of this size" in runs.error(SCRIPT, config, *again, "--hidden_size", 64)
     assert not (tmp_path / "run").exists(), "nothing is written before a run can start"
     images = tmp_path / "images"
     images.mkdir()

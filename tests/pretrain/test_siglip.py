@@ -21,6 +21,7 @@ from encoders.image_text import load_image_text
 from recipes.judging import paradigm
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = "pretrain/siglip.py"
 TINY = """
 dataset: scenes?size=32&count=40
 eval_dataset: scenes?size=32&count=20&split=held_out
@@ -48,7 +49,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(runs, config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert f"saved {folder}" in runs.finish(runs.start("siglip", config, "--output_dir", folder))
+    assert f"saved {folder}" in runs.finish(runs.start(SCRIPT, config, "--output_dir", folder))
     return folder
 
 
@@ -109,7 +110,7 @@ def test_the_temperature_does_not_decay(runs, config, tmp_path):
     """Without a gradient step, weight decay alone would move it: a tremendous one at a learning rate that moves little else."""
     folder = tmp_path / "run"
     arguments = ("--weight_decay", 1000, "--learning_rate", 1e-4, "--max_steps", 3, "--eval_dataset", "none")
-    runs.finish(runs.start("siglip", config, "--output_dir", folder, *arguments))
+    runs.finish(runs.start(SCRIPT, config, "--output_dir", folder, *arguments))
     model = AutoModel.from_pretrained(folder)
     assert model.logit_scale.item() == pytest.approx(np.log(10), abs=1e-3)
     assert model.logit_bias.item() == pytest.approx(-10, abs=1e-3)
@@ -117,11 +118,11 @@ def test_the_temperature_does_not_decay(runs, config, tmp_path):
 
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(runs, config, whole, same, tmp_path):
     folder = tmp_path / "run"
-    killed = runs.start("siglip", config, "--output_dir", folder)
-    killed.wait_for(folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json")
+    killed = runs.start(SCRIPT, config, "--output_dir", folder)
+    killed.wait_until((folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json").exists)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
-    runs.finish(runs.start("siglip", config, "--output_dir", folder, "--resume_from_checkpoint", "true"))
+    runs.finish(runs.start(SCRIPT, config, "--output_dir", folder, "--resume_from_checkpoint", "true"))
     same(folder, whole)
 
 
@@ -149,20 +150,19 @@ def test_two_processes_are_one_with_twice_the_batch(config, whole, metrics, tmp_
 def test_two_processes_resume_in_the_second_epoch(runs, config, whole, metrics, same, tmp_path):
     straight, folder = tmp_path / "straight", tmp_path / "run"
     arguments = ("--per_device_train_batch_size", 4)
-    runs.finish(*runs.start_two("siglip", config, "--output_dir", straight, *arguments))
-    killed = runs.start_two("siglip", config, "--output_dir", folder, *arguments)
-    killed[0].wait_for(folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json")
+    runs.finish(*runs.start_two(SCRIPT, config, "--output_dir", straight, *arguments))
+    killed = runs.start_two(SCRIPT, config, "--output_dir", folder, *arguments)
+    killed[0].wait_until((folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json").exists)
     for each in killed:
         each.kill()
-        each.wait()
-    runs.finish(*runs.start_two("siglip", config, "--output_dir", folder, *arguments, "--resume_from_checkpoint", "true"))
+    runs.finish(*runs.start_two(SCRIPT, config, "--output_dir", folder, *arguments, "--resume_from_checkpoint", "true"))
     same(folder, straight)
 
 
 def test_it_goes_on_from_a_model_of_transformers(runs, config, whole, tmp_path):
     """With its weights, its sizes and its tokenizer."""
     arguments = ("--max_steps", 2, "--hidden_size", 64, "--learning_rate", 1e-9)
-    runs.finish(runs.start("siglip", config, "--init_from", whole, "--output_dir", tmp_path / "run", *arguments))
+    runs.finish(runs.start(SCRIPT, config, "--init_from", whole, "--output_dir", tmp_path / "run", *arguments))
     before, after = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "run"))
     assert before.keys() == after.keys() and all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
     assert (tmp_path / "run" / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
@@ -188,7 +188,7 @@ def test_captions_come_from_columns(runs, config, rows, tmp_path):
     path = rows([[f"picture {number}", "a picture"] for number in range(8)])
     runs.finish(
         runs.start(
-            "siglip", config, "--dataset", f"parquet:{path}", "--eval_dataset", "none", "--output_dir", tmp_path / "run", "--max_steps", 2
+            SCRIPT, config, "--dataset", f"parquet:{path}", "--eval_dataset", "none", "--output_dir", tmp_path / "run", "--max_steps", 2
         )
     )
     assert "8 images in 1 parquet files" in (tmp_path / "run" / "README.md").read_text()
@@ -197,7 +197,7 @@ def test_captions_come_from_columns(runs, config, rows, tmp_path):
 
 def test_mistakes_are_one_line(runs, config, rows, tmp_path):
     def error(*arguments):
-        return runs.error("siglip", config, "--output_dir", tmp_path / "run", *arguments)
+        return runs.error(SCRIPT, config, "--output_dir", tmp_path / "run", *arguments)
 
     (tmp_path / "stream").mkdir()
     shutil.copy(rows([["a picture"]] * 8), tmp_path / "stream" / "train.parquet")
@@ -221,7 +221,7 @@ def test_mistakes_are_one_line(runs, config, rows, tmp_path):
 
 def test_what_is_no_siglip_is_no_start(runs, config, whole, tmp_path):
     def error(folder):
-        return runs.error("siglip", config, "--output_dir", tmp_path / "run", "--init_from", folder)
+        return runs.error(SCRIPT, config, "--output_dir", tmp_path / "run", "--init_from", folder)
 
     def copy(name, without=()):
         return shutil.copytree(whole, tmp_path / name, ignore=shutil.ignore_patterns("checkpoint-*", *without))
