@@ -1,6 +1,196 @@
-"""What holds for every test: no network, and pictures without a display. Set before any test imports the libraries that read it."""
+"""What holds for every test: no network, and pictures without a display, set before any test imports the libraries that read it.
 
+And scripts as users start them, in processes of their own: `runs.start` forks them from one server (`fork_server.py`), `runs.launch` goes through
+an interpreter or a launcher.
+"""
+
+import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = "TEST_RUN_LOG"
+# The environment's own programs first: deepspeed compiles with ninja, and compiles again when it meets another ninja.
+ALIKE = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+class Run:
+    """A run in a session of its own, with what it printed and what it wrote."""
+
+    def __init__(self, pid: int, poll: Callable[[], int | None], arguments: list[str], log: Path) -> None:
+        self.pid, self._poll, self.arguments, self.log, self.status = pid, poll, arguments, log, None
+
+    def poll(self) -> int | None:
+        """The exit status (negative: the signal that ended it), or None while it lives."""
+        if self.status is None:
+            self.status = self._poll()
+        return self.status
+
+    def wait(self, seconds: float = 120) -> int:
+        """The exit status; fails with the run's output when it takes longer."""
+        deadline = time.monotonic() + seconds
+        while self.poll() is None:
+            assert time.monotonic() < deadline, f"still there after {seconds} s:\n{self.printed}"
+            time.sleep(0.02)
+        return self.status
+
+    def wait_until(self, condition, seconds: float = 60) -> None:
+        """Until `condition()`; fails when the run ends before."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.poll() is None and time.monotonic() < deadline, f"status {self.status}:\n{self.printed}"
+            time.sleep(0.002)
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_until(lambda: last_step(self.folder) >= step)
+
+    def kill(self) -> None:
+        """kill -9 of everything at once, like a machine that stops."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError):  # a data worker goes with its parent
+                os.kill(pid, signal.SIGKILL)
+        self.wait(10)
+
+    def processes(self) -> list[int]:
+        """Everything that lives of the run: in its session, or, as torchrun puts its ranks into others, with its mark."""
+        return [pid for pid, fields in _processes() if fields[0] != "Z" and (int(fields[3]) == self.pid or self._has_mark(pid))]
+
+    def _has_mark(self, pid: int) -> bool:
+        try:
+            return f"{MARK}={self.log}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+
+    def children(self) -> list[int]:
+        """The living children of the run's first process."""
+        return [pid for pid, fields in _processes() if int(fields[1]) == self.pid and fields[0] != "Z"]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.arguments[self.arguments.index("--output_dir") + 1])
+
+    @property
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def _processes():
+    """(process id, fields of /proc/<pid>/stat from the third on: state, parent, group, session, ...)"""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            yield int(path.parent.name), path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+
+
+def last_step(folder: Path) -> int:
+    """The last step in metrics.jsonl, 0 without one; the last line may be in the middle of being written."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+class Runs:
+    """`start`, `start_two`, `launch`, `finish`, `error`; scripts by their path in the repository, options as on the command line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.started, self.server = folder, [], None
+
+    def start(self, script: str, *arguments, environment: dict[str, str] | None = None) -> Run:
+        """Forked."""
+        log, words = self._log(), list(map(str, arguments))
+        pid = self._ask({"script": script, "arguments": words, "environment": environment or {}, "log": str(log)})
+        return self._begun(Run(pid, lambda: self._ask({"poll": pid}), words, log))
+
+    def start_two(self, script: str, *arguments) -> list[Run]:
+        """The processes of one job, forked, with the environment that torchrun gives its own."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        return [self.start(script, *arguments, environment=common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+
+    def launch(self, launcher: list[str], script: str, *arguments, environment: dict[str, str] | None = None) -> Run:
+        """As a user does, from another folder: by the interpreter, or by a launcher, whose words come first."""
+        log, words = self._log(), list(map(str, arguments))
+        given = os.environ | ALIKE | {MARK: str(log)} | (environment or {})
+        with log.open("wb") as file:
+            command = [*launcher, str(ROOT / script), *words]
+            process = subprocess.Popen(command, cwd=self.folder, env=given, stdout=file, stderr=file, start_new_session=True)
+        return self._begun(Run(process.pid, process.poll, words, log))
+
+    def finish(self, *runs: Run, expect: int = 0) -> str:
+        """What the first printed, once all are through."""
+        assert {run.wait(280) for run in runs} == {expect}, "\n".join(run.printed[-3000:] for run in runs)
+        return runs[0].printed
+
+    def error(self, script: str, *arguments) -> str:
+        """The one line that a mistake ends with."""
+        printed = self.finish(self.start(script, *arguments), expect=2)
+        lines = [line for line in printed.replace("\r", "\n").splitlines() if line.strip()]
+        assert "Traceback" not in printed and [line for line in lines if line.startswith("error: ")] == lines[-1:], printed
+        return lines[-1]
+
+    def kill(self) -> None:
+        """Whatever is left of all that was started."""
+        for run in self.started:
+            run.kill()
+        self.started.clear()
+
+    def stop(self) -> None:
+        self.kill()
+        if self.server:
+            self.server.stdin.close()
+            self.server.wait(30)
+
+    def _log(self) -> Path:
+        log = self.folder / f"{len(list(self.folder.glob('*.log')))}.log"
+        log.touch()
+        return log
+
+    def _begun(self, run: Run) -> Run:
+        self.started.append(run)
+        return run
+
+    def _ask(self, order: dict) -> int | None:
+        if self.server is None:
+            self._start_server()
+        print(json.dumps(order), file=self.server.stdin, flush=True)
+        return json.loads(self.answers.readline())
+
+    def _start_server(self) -> None:
+        environment = os.environ | ALIKE | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        answers, written = os.pipe()
+        command = [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(written)]
+        self.server = subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[written], text=True
+        )
+        os.close(written)
+        self.answers = os.fdopen(answers)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    runs = Runs(tmp_path_factory.mktemp("runs"))
+    yield runs
+    runs.stop()
+
+
+@pytest.fixture(scope="session", name="last_step")
+def _last_step():
+    return last_step

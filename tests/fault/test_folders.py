@@ -20,10 +20,10 @@ SHORT = ("--dataset", "scenes?size=32&count=80", "--max_steps", 24)
 
 
 @pytest.fixture(scope="module")
-def short(fork, tmp_path_factory):
+def short(start, tmp_path_factory):
     """A finished run of 24 steps with a checkpoint of every step."""
     folder = tmp_path_factory.mktemp("short") / "run"
-    run = fork(folder.parent / "log", folder, *SHORT, "--save_steps", 1, "--save_total_limit", 24)
+    run = start(folder, *SHORT, "--save_steps", 1, "--save_total_limit", 24)
     assert run.wait() == 0, run.printed
     return folder
 

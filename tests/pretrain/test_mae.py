@@ -1,68 +1,32 @@
-"""MAE as users run it: the published loss and start, the folder loads everywhere, kills, two processes, and one line for every mistake."""
+"""MAE as users run it: the published loss and start, the folder loads everywhere, and its own mistakes; the rest is in `test_image_training.py`."""
 
 import shutil
-import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, SiglipConfig, ViTMAEForPreTraining
+from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining
 
 from encoders import load_encoder
 from pretrain.mae import MaeArguments, collate, masked_crop, start
 from pretrain.mae_weights import sincos_positions
 from recipes.judging import paradigm
 
-TINY = """
-dataset: scenes?size=32&count=40
-eval_dataset: scenes?size=32&count=20&split=held_out
-image_size: 32
-patch_size: 8
-hidden_size: 32
-num_hidden_layers: 2
-num_attention_heads: 2
-per_device_train_batch_size: 8
-max_steps: 14
-learning_rate: 0.005
-logging_steps: 1
-eval_steps: 7
-save_steps: 4
-save_total_limit: 10
-"""
-KILLED_AT = 8  # epochs have 5 steps: the kill comes in the middle of the second
+
+@pytest.fixture(scope="module")
+def mae(trainings):
+    return trainings["mae"]
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
-
-@pytest.fixture(scope="module")
-def whole(runs, config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    assert f"saved {folder}" in runs.finish(runs.start("mae", config, "--output_dir", folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp("picture") / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 52, 3), dtype=np.uint8)).save(path)
-    return path
+def whole(mae):
+    return mae.whole
 
 
 @pytest.fixture
 def tiny():
     return start(MaeArguments(image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2))
-
-
-def losses(lines, name="loss"):
-    return torch.tensor([line[name] for line in lines if name in line], dtype=torch.float64)
 
 
 def test_the_loss_is_that_of_the_paper(tiny):
@@ -121,10 +85,10 @@ def test_positions_are_the_formula():
         np.testing.assert_allclose(positions[1 + patch], expected, atol=1e-7)
 
 
-def test_the_loss_falls(whole, metrics):
-    trained, held_out = losses(metrics(whole)), losses(metrics(whole), "eval_loss")
+def test_the_loss_falls(whole, logged):
+    trained, held_out = logged(whole), logged(whole, "eval_loss")
     assert trained[-3:].mean() < 0.97 * trained[0] and held_out[-1] < held_out[0]
-    assert max(line.get("learning_rate", 0) for line in metrics(whole)) == pytest.approx(0.005)
+    assert logged(whole, "learning_rate").max().item() == pytest.approx(0.005)
 
 
 def test_it_loads_everywhere_and_means_the_same(whole, picture, snippet):
@@ -142,83 +106,32 @@ def test_it_loads_everywhere_and_means_the_same(whole, picture, snippet):
     assert not list(whole.glob("*.bin"))
 
 
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(runs, config, whole, same, tmp_path):
-    folder = tmp_path / "run"
-    killed = runs.start("mae", config, "--output_dir", folder)
-    killed.wait_for(folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json")
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    runs.finish(runs.start("mae", config, "--output_dir", folder, "--resume_from_checkpoint", "true"))
-    same(folder, whole)
-
-
-def test_told_to_stop_it_saves_and_goes_on_later(runs, config, whole, same, tmp_path):
-    """The signal goes to the data worker too, as Ctrl-C does."""
-    folder = tmp_path / "run"
-    stopped = runs.start("mae", config, "--output_dir", folder, "--save_steps", 1000, "--dataloader_num_workers", 1)
-    stopped.wait_for(folder / "metrics.jsonl")
-    time.sleep(0.05)
-    stopped.kill(signal.SIGTERM)
-    runs.finish(stopped, expect=143)
-    assert len(list(folder.glob("checkpoint-*"))) == 1 and not (folder / "model.safetensors").exists()
-    runs.finish(runs.start("mae", config, "--output_dir", folder, "--save_steps", 1000, "--resume_from_checkpoint", "true"))
-    same(folder, whole)
-
-
-def test_two_processes_are_one_with_twice_the_batch(runs, config, whole, metrics, tmp_path):
-    runs.finish(*runs.start_two("mae", config, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4))
-    ours, theirs = metrics(tmp_path / "run"), metrics(whole)
-    for name in ("loss", "eval_loss", "grad_norm"):
-        torch.testing.assert_close(losses(ours, name), losses(theirs, name), rtol=1e-4, atol=0)
-
-
-def test_accumulated_batches_are_one(runs, config, whole, metrics, tmp_path):
+def test_accumulated_batches_are_one(mae, whole, logged, tmp_path):
     """With a data worker, too: the mean over batches, not their sum."""
-    arguments = (
-        "--per_device_train_batch_size",
-        4,
-        "--gradient_accumulation_steps",
-        2,
-        "--dataloader_num_workers",
-        1,
-        "--eval_dataset",
-        "none",
-    )
-    runs.finish(runs.start("mae", config, "--output_dir", tmp_path / "run", *arguments))
-    ours, theirs = metrics(tmp_path / "run"), metrics(whole)
+    options = ("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2, "--dataloader_num_workers", 1)
+    mae.finish(tmp_path / "run", *options, "--eval_dataset", "none")
     for name in ("loss", "grad_norm"):
-        torch.testing.assert_close(losses(ours, name), losses(theirs, name), rtol=1e-4, atol=0)
+        torch.testing.assert_close(logged(tmp_path / "run", name), logged(whole, name), rtol=1e-4, atol=0)
 
 
-def test_it_goes_on_from_a_folder(runs, config, whole, metrics, tmp_path):
-    """With the weights, and the sizes, of what it goes on from."""
-    arguments = ("--max_steps", 2, "--hidden_size", 64, "--learning_rate", 1e-9)
-    runs.finish(runs.start("mae", config, "--init_from", whole, "--output_dir", tmp_path / "run", *arguments))
-    before, after = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "run"))
-    assert before.keys() == after.keys() and all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
-
-
-def test_mistakes_are_one_line(runs, config, picture, whole, tmp_path):
-    def error(*arguments):
-        return runs.error("mae", config, "--output_dir", tmp_path / "run", *arguments)
-
+def test_mistakes_are_one_line(mae, picture, tmp_path):
+    folder = tmp_path / "run"
     for ratio in ("0", "1", "1.5", "-0.2", "0.99"):
-        assert "must hide some of the 16 patches and not all; published: 0.75" in error("--mask_ratio", ratio), ratio
-    assert "--image_size 36 is no multiple of --patch_size 8" in error("--image_size", 36)
-    assert "--hidden_size 36 must be a multiple of 8" in error("--hidden_size", 36)
-    assert "--dataset has 40 images, fewer than a step's 48" in error("--per_device_train_batch_size", 48)
-    SiglipConfig().save_pretrained(tmp_path / "siglip")
-    assert "is a siglip; give a vit_mae" in error("--init_from", tmp_path / "siglip")
-    assert "cannot be loaded" in error("--init_from", tmp_path / "nowhere")
-    assert "--output_dir" in runs.error("mae", config, "--output_dir", whole)
-    again = ("--output_dir", shutil.copytree(whole, tmp_path / "again"), "--resume_from_checkpoint", "true", "--max_steps", 20)
-    assert "--resume_from_checkpoint" in runs.error("mae", config, *again, "--num_hidden_layers", 3)
-    assert "has more weights than the run's model" in runs.error("mae", config, *again, "--num_hidden_layers", 1)
-    assert "weights of a vit_mae of this size" in runs.error("mae", config, *again, "--hidden_size", 64)
-    assert not (tmp_path / "run").exists(), "nothing is written before a run can start"
+        message = "must hide some of the 16 patches and not all; published: 0.75"
+        assert message in mae.error(folder, "--mask_ratio", ratio), ratio
+    assert "--hidden_size 36 must be a multiple of 8" in mae.error(folder, "--hidden_size", 36)
+    assert not folder.exists(), "nothing is written before a run can start"
     images = tmp_path / "images"
     images.mkdir()
     for number in range(8):
         (images / f"{number}.png").write_bytes(picture.read_bytes()[: 300 if number == 5 else None])
     bad = ("--dataset", f"folder:{images}", "--eval_dataset", "none", "--dataloader_num_workers", 1)
-    assert "5.png cannot be read" in error(*bad)
+    assert "5.png cannot be read" in mae.error(folder, *bad)
+
+
+def test_a_run_of_other_sizes_is_not_resumed(mae, whole, tmp_path):
+    assert "--output_dir" in mae.error(whole)
+    again = (shutil.copytree(whole, tmp_path / "again"), "--resume_from_checkpoint", "true", "--max_steps", 20)
+    assert "--resume_from_checkpoint" in mae.error(*again, "--num_hidden_layers", 3)
+    assert "has more weights than the run's model" in mae.error(*again, "--num_hidden_layers", 1)
+    assert "weights of a vit_mae of this size" in mae.error(*again, "--hidden_size", 64)

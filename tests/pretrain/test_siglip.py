@@ -1,8 +1,7 @@
-"""SigLIP as users run it: the loss falls, the folder loads everywhere, kills, two processes, and one line for every mistake."""
+"""SigLIP as users run it: the published start, the folder loads everywhere, torchrun, its own mistakes; the rest is in `test_image_training.py`."""
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,61 +13,30 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, ViTMAEConfig
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from encoders import load_encoder
 from encoders.image_text import load_image_text
 from recipes.judging import paradigm
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = """
-dataset: scenes?size=32&count=40
-eval_dataset: scenes?size=32&count=20&split=held_out
-image_size: 32
-hidden_size: 32
-num_hidden_layers: 2
-num_attention_heads: 2
-per_device_train_batch_size: 8
-max_steps: 14
-logging_steps: 1
-eval_steps: 7
-save_steps: 4
-save_total_limit: 10
-"""
-STEPS, KILLED_AT = 14, 8  # epochs have 5 steps: the kill comes in the middle of the second
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
+def siglip(trainings):
+    return trainings["siglip"]
 
 
 @pytest.fixture(scope="module")
-def whole(runs, config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    assert f"saved {folder}" in runs.finish(runs.start("siglip", config, "--output_dir", folder))
-    return folder
+def whole(siglip):
+    return siglip.whole
 
 
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp("picture") / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 52, 3), dtype=np.uint8)).save(path)
-    return path
-
-
-def losses(lines, name="loss"):
-    return torch.tensor([line[name] for line in lines if name in line], dtype=torch.float64)
-
-
-def test_the_loss_falls_from_the_published_start(whole, metrics):
-    trained, held_out = losses(metrics(whole)), losses(metrics(whole), "eval_loss")
-    assert len(trained) == STEPS and abs(trained[0] - 10) < 2, "temperature 10 and bias -10"
+def test_the_loss_falls_from_the_published_start(whole, logged):
+    trained, held_out = logged(whole), logged(whole, "eval_loss")
+    assert len(trained) == 14 and abs(trained[0] - 10) < 2, "temperature 10 and bias -10"
     assert trained[-1] < 0.6 * trained[0] and held_out[-1] < held_out[0]
-    rates = [line["learning_rate"] for line in metrics(whole) if "learning_rate" in line]
-    assert max(rates) == pytest.approx(1e-3)
+    assert logged(whole, "learning_rate").max().item() == pytest.approx(1e-3)
 
 
 def test_the_folder_is_what_was_promised(whole):
@@ -105,34 +73,23 @@ def test_the_cards_code_runs(whole, picture, snippet):
     assert "loss of held-out images" in card and "zero-shot-image-classification" in card
 
 
-def test_the_temperature_does_not_decay(runs, config, tmp_path):
+def test_the_temperature_does_not_decay(siglip, tmp_path):
     """Without a gradient step, weight decay alone would move it: a tremendous one at a learning rate that moves little else."""
     folder = tmp_path / "run"
-    arguments = ("--weight_decay", 1000, "--learning_rate", 1e-4, "--max_steps", 3, "--eval_dataset", "none")
-    runs.finish(runs.start("siglip", config, "--output_dir", folder, *arguments))
+    siglip.finish(folder, "--weight_decay", 1000, "--learning_rate", 1e-4, "--max_steps", 3, "--eval_dataset", "none")
     model = AutoModel.from_pretrained(folder)
     assert model.logit_scale.item() == pytest.approx(np.log(10), abs=1e-3)
     assert model.logit_bias.item() == pytest.approx(-10, abs=1e-3)
 
 
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(runs, config, whole, same, tmp_path):
-    folder = tmp_path / "run"
-    killed = runs.start("siglip", config, "--output_dir", folder)
-    killed.wait_for(folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json")
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    runs.finish(runs.start("siglip", config, "--output_dir", folder, "--resume_from_checkpoint", "true"))
-    same(folder, whole)
-
-
 @pytest.mark.timeout(200)
-def test_two_processes_are_one_with_twice_the_batch(config, whole, metrics, tmp_path):
+def test_two_processes_are_one_with_twice_the_batch(siglip, whole, logged, tmp_path):
     """Through torchrun, uninstalled, from another folder."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    arguments = [config, "--output_dir", "run", "--per_device_train_batch_size", "4"]
+    arguments = [siglip.config, "--output_dir", "run", "--per_device_train_batch_size", "4"]
     done = subprocess.run(
-        [*torchrun, str(ROOT / "pretrain" / "siglip.py"), *map(str, arguments)],
+        [*torchrun, str(ROOT / siglip.script), *map(str, arguments)],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,
@@ -141,31 +98,8 @@ def test_two_processes_are_one_with_twice_the_batch(config, whole, metrics, tmp_
         timeout=180,
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    ours, theirs = metrics(tmp_path / "run"), metrics(whole)
     for name in ("loss", "eval_loss", "grad_norm"):
-        torch.testing.assert_close(losses(ours, name), losses(theirs, name), rtol=1e-4, atol=0)
-
-
-def test_two_processes_resume_in_the_second_epoch(runs, config, whole, metrics, same, tmp_path):
-    straight, folder = tmp_path / "straight", tmp_path / "run"
-    arguments = ("--per_device_train_batch_size", 4)
-    runs.finish(*runs.start_two("siglip", config, "--output_dir", straight, *arguments))
-    killed = runs.start_two("siglip", config, "--output_dir", folder, *arguments)
-    killed[0].wait_for(folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json")
-    for each in killed:
-        each.kill()
-        each.wait()
-    runs.finish(*runs.start_two("siglip", config, "--output_dir", folder, *arguments, "--resume_from_checkpoint", "true"))
-    same(folder, straight)
-
-
-def test_it_goes_on_from_a_model_of_transformers(runs, config, whole, tmp_path):
-    """With its weights, its sizes and its tokenizer."""
-    arguments = ("--max_steps", 2, "--hidden_size", 64, "--learning_rate", 1e-9)
-    runs.finish(runs.start("siglip", config, "--init_from", whole, "--output_dir", tmp_path / "run", *arguments))
-    before, after = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "run"))
-    assert before.keys() == after.keys() and all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
-    assert (tmp_path / "run" / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
+        torch.testing.assert_close(logged(tmp_path / "run", name), logged(whole, name), rtol=1e-4, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -184,51 +118,35 @@ def rows(tmp_path_factory, picture):
     return rows
 
 
-def test_captions_come_from_columns(runs, config, rows, tmp_path):
+def test_captions_come_from_columns(siglip, rows, tmp_path):
     path = rows([[f"picture {number}", "a picture"] for number in range(8)])
-    runs.finish(
-        runs.start(
-            "siglip", config, "--dataset", f"parquet:{path}", "--eval_dataset", "none", "--output_dir", tmp_path / "run", "--max_steps", 2
-        )
-    )
+    siglip.finish(tmp_path / "run", "--dataset", f"parquet:{path}", "--eval_dataset", "none", "--max_steps", 2)
     assert "8 images in 1 parquet files" in (tmp_path / "run" / "README.md").read_text()
     assert "eval_loss" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_mistakes_are_one_line(runs, config, rows, tmp_path):
-    def error(*arguments):
-        return runs.error("siglip", config, "--output_dir", tmp_path / "run", *arguments)
-
+def test_mistakes_are_one_line(siglip, rows, tmp_path):
+    folder = tmp_path / "run"
     (tmp_path / "stream").mkdir()
     shutil.copy(rows([["a picture"]] * 8), tmp_path / "stream" / "train.parquet")
-    assert "has no captions; name the column" in error("--dataset", f"parquet:{rows(None)}")
-    assert "has no captions" in error("--eval_dataset", f"parquet:{rows(None)}")
-    assert "is a stream; give images that can be read in any order" in error(
-        "--dataset", f"hf:{tmp_path / 'stream'}?streaming=true&image=image"
-    )
-    assert "--dataset has 40 images, fewer than a step's 48; lower --per_device_train_batch_size" in error(
-        "--per_device_train_batch_size", 48
-    )
-    assert "fewer than a step's 64" in error("--gradient_accumulation_steps", 8)
-    assert "--eval_dataset has 4 images, fewer than a step's 8" in error("--eval_dataset", "scenes?size=32&count=4")
-    assert "--image_size 33 is no multiple of --patch_size 8" in error("--image_size", 33)
-    assert "--hidden_size 33 is no multiple of --num_attention_heads 2" in error("--hidden_size", 33)
-    assert "must be above 0" in error("--patch_size", 0)
-    assert not (tmp_path / "run").exists(), "nothing is written before a run can start"
+    assert "has no captions; name the column" in siglip.error(folder, "--dataset", f"parquet:{rows(None)}")
+    assert "has no captions" in siglip.error(folder, "--eval_dataset", f"parquet:{rows(None)}")
+    stream = f"hf:{tmp_path / 'stream'}?streaming=true&image=image"
+    assert "is a stream; give images that can be read in any order" in siglip.error(folder, "--dataset", stream)
+    assert "--hidden_size 33 is no multiple of --num_attention_heads 2" in siglip.error(folder, "--hidden_size", 33)
+    assert not folder.exists(), "nothing is written before a run can start"
     some = rows([[] if number == 5 else ["a picture"] for number in range(8)])
-    assert "has no caption; give it one or take it out of the data" in error("--dataset", f"parquet:{some}", "--eval_dataset", "none")
+    options = ("--dataset", f"parquet:{some}", "--eval_dataset", "none")
+    assert "has no caption; give it one or take it out of the data" in siglip.error(folder, *options)
 
 
-def test_what_is_no_siglip_is_no_start(runs, config, whole, tmp_path):
+def test_what_is_no_siglip_is_no_start(siglip, whole, tmp_path):
     def error(folder):
-        return runs.error("siglip", config, "--output_dir", tmp_path / "run", "--init_from", folder)
+        return siglip.error(tmp_path / "run", "--init_from", folder)
 
     def copy(name, without=()):
         return shutil.copytree(whole, tmp_path / name, ignore=shutil.ignore_patterns("checkpoint-*", *without))
 
-    ViTMAEConfig(hidden_size=32, num_hidden_layers=1).save_pretrained(tmp_path / "mae")
-    assert "is a vit_mae; give a siglip" in error(tmp_path / "mae")
-    assert "cannot be loaded" in error(tmp_path / "nowhere")
     assert "cannot be loaded" in error(copy("no weights", ["*.safetensors"]))
     assert "has no processor of images and texts" in error(copy("no tokenizer", ["tokenizer*", "processor*"]))
     part = copy("part")

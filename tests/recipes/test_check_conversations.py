@@ -1,9 +1,7 @@
 """The command that finds bad rows before a run does."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,15 +9,11 @@ from recipes.small_default import write_small_default
 
 TEXTS = ["what colour is the largest object?", "tell me yes or no"]
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "check_conversations.py"
-
-
-def run(*arguments):
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, timeout=150)
+SCRIPT = "recipes/check_conversations.py"
 
 
 @pytest.mark.timeout(200)
-def test_every_bad_row_is_reported_with_its_line(tmp_path):
+def test_every_bad_row_is_reported_with_its_line(runs, tmp_path):
     turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "that"}]
     rows = [
         {"conversations": turns},
@@ -31,8 +25,9 @@ def test_every_bad_row_is_reported_with_its_line(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n")
     write_small_default(tmp_path / "model", TEXTS, seed=0)
-    done = run("--conversations", f"llava:{file}", "--model", tmp_path / "model", "--max_length", 512, "--output_dir", tmp_path / "out")
-    assert done.returncode == 1 and "6 rows, 5 bad" in done.stdout and "Traceback" not in done.stderr
+    arguments = ("--conversations", f"llava:{file}", "--model", tmp_path / "model", "--max_length", 512, "--output_dir", tmp_path / "out")
+    printed = runs.finish(runs.launch([sys.executable], SCRIPT, *arguments), expect=1)
+    assert "6 rows, 5 bad" in printed and "Traceback" not in printed
     found = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
     assert [each["row"] for each in found] == [2, 3, 4, 5, 6]
     for line, said in ((2, "absent.png"), (3, "last"), (4, "max_length=512"), (5, "leads out"), (6, "no JSON")):
@@ -40,7 +35,7 @@ def test_every_bad_row_is_reported_with_its_line(tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_good_rows_are_described(tmp_path):
-    done = run("--conversations", "scenes?count=30", "--output_dir", tmp_path / "out")
-    assert done.returncode == 0 and "30 rows, 0 bad" in done.stdout and "| images | 1 | 1 | 1 | 1 | 30 |" in done.stdout
-    assert run("--conversations", "scenes?count=3", "--model", tmp_path).returncode == 2
+def test_good_rows_are_described(runs, tmp_path):
+    printed = runs.finish(runs.start(SCRIPT, "--conversations", "scenes?count=30", "--output_dir", tmp_path / "out"))
+    assert "30 rows, 0 bad" in printed and "| images | 1 | 1 | 1 | 1 | 30 |" in printed
+    assert runs.error(SCRIPT, "--conversations", "scenes?count=3", "--model", tmp_path)

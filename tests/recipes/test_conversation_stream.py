@@ -1,14 +1,7 @@
 """Streams of conversations: their order and mixtures, who sees which row, what ends a run, and training on them as users start it."""
 
-import importlib
 import io
 import json
-import multiprocessing
-import os
-import signal
-import socket
-import sys
-import time
 from collections import Counter
 from fractions import Fraction
 from itertools import islice
@@ -33,8 +26,9 @@ from recipes.vlm_args import SftArguments
 from recipes.vlm_models import load_model
 from recipes.vlm_tasks import open_task
 from vision_core.arguments import parse_arguments
-from vision_core.errors import UserError, run_script
+from vision_core.errors import UserError
 
+SFT = "recipes/sva_sft.py"
 FILES, ROWS = 3, 20  # of each file
 
 
@@ -275,35 +269,6 @@ def options(conversations, folder, **others):
     return ["--conversations", *conversations, *(text for name, value in chosen.items() for text in (f"--{name}", str(value)))]
 
 
-def be_the_script(script, arguments, environment, log):
-    """In a process of its own: a script of recipes/ as its user starts it."""
-    os.setsid()
-    os.environ.update(environment)
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
-    sys.argv = [script, *map(str, arguments)]
-    run_script(importlib.import_module(f"recipes.{script}").main)
-
-
-def start(script, arguments, log, **environment):
-    """Forked from a server that has imported the libraries: a start costs a tenth of a second instead of ten."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["recipes.sva_sft", "recipes.check_conversations", "torch._dynamo"])
-    alone = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    process = processes.Process(target=be_the_script, args=(script, arguments, alone | environment, log))
-    process.start()
-    return process
-
-
-def run(script, arguments, folder, expect=0):
-    """What it said."""
-    process = start(script, arguments, folder / "log")
-    process.join()
-    said = (folder / "log").read_text()
-    assert process.exitcode == expect, said[-3000:]
-    return said
-
-
 def losses(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
@@ -314,57 +279,43 @@ def weights(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(stream, model_folder, tmp_path_factory):
+def whole(runs, stream, model_folder, tmp_path_factory):
     """A run over a mixture of a stream, of which it sees more than a pass, and of scenes."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(
-        "sva_sft",
-        options([f"{stream}&weight=5", "scenes?count=3"], folder / "run", max_steps=20, save_steps=8, init_from=model_folder),
-        folder,
-    )
-    return folder / "run"
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    sources = [f"{stream}&weight=5", "scenes?count=3"]
+    runs.finish(runs.start(SFT, *options(sources, folder, max_steps=20, save_steps=8, init_from=model_folder)))
+    return folder
 
 
 @pytest.mark.timeout(200)
-def test_killed_and_resumed_is_uninterrupted(stream, model_folder, whole, tmp_path):
+def test_killed_and_resumed_is_uninterrupted(runs, stream, model_folder, whole, tmp_path):
     """The resumed run has data workers, the other has none."""
     killed = tmp_path / "run"
     arguments = options([f"{stream}&weight=5", "scenes?count=3"], killed, max_steps=20, save_steps=8, init_from=model_folder)
-    process = start("sva_sft", arguments, tmp_path / "killed.log")
-    while not (killed / "checkpoint-8" / "MANIFEST.json").exists():
-        assert process.is_alive(), (tmp_path / "killed.log").read_text()[-3000:]
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.join()
-    run("sva_sft", [*arguments, "--resume_from_checkpoint", "true", "--dataloader_num_workers", 2], tmp_path)
+    run = runs.start(SFT, *arguments)
+    run.wait_until((killed / "checkpoint-8" / "MANIFEST.json").exists)
+    run.kill()
+    runs.finish(runs.start(SFT, *arguments, "--resume_from_checkpoint", "true", "--dataloader_num_workers", 2))
     assert losses(killed) == losses(whole) and len(losses(whole)) == 20
     expected, got = weights(whole), weights(killed)
     assert expected.keys() == got.keys() and all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.timeout(200)
-def test_two_processes_are_one(stream, model_folder, whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+def test_two_processes_are_one(runs, stream, model_folder, whole, tmp_path):
     arguments = options(
         [f"{stream}&weight=5", "scenes?count=3"], tmp_path / "run", max_steps=8, per_device_train_batch_size=2, init_from=model_folder
     )
-    ranks = [start("sva_sft", arguments, tmp_path / f"log{rank}", **launched, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
-    for rank, process in enumerate(ranks):
-        process.join()
-        assert process.exitcode == 0, (tmp_path / f"log{rank}").read_text()[-3000:]
+    runs.finish(*runs.start_two(SFT, *arguments))
     torch.testing.assert_close(torch.tensor(losses(tmp_path / "run")), torch.tensor(losses(whole)[:8]), rtol=1e-4, atol=0)
 
 
 @pytest.mark.timeout(200)
-def test_mistakes_through_the_command_line(stream, model_folder, tmp_path):
+def test_mistakes_through_the_command_line(runs, stream, model_folder, tmp_path):
     """In one line: a bad row in a data worker of the first stage, and what is refused before any model is loaded."""
     text = f"{written(tmp_path / 'x', change=spoilt)}&shuffle_buffer=0"
-    said = run(
-        "sva_align", options([text], tmp_path / "bad", max_steps=20, dataloader_num_workers=1, init_from=model_folder), tmp_path, expect=2
-    )
-    assert "Traceback" not in said and said.strip().splitlines()[-1].startswith(f"error: {text}, row 32: turns are user")
-    said = run("sva_sft", options([stream], tmp_path / "none", max_steps=-1), tmp_path, expect=2)
-    assert "--max_steps" in said and not (tmp_path / "none").exists()
-    assert "leave out stream=true" in run("check_conversations", ["--conversations", stream], tmp_path, expect=2)
+    bad = options([text], tmp_path / "bad", max_steps=20, dataloader_num_workers=1, init_from=model_folder)
+    assert runs.error("recipes/sva_align.py", *bad).startswith(f"error: {text}, row 32: turns are user")
+    assert "--max_steps" in runs.error(SFT, *options([stream], tmp_path / "none", max_steps=-1))
+    assert not (tmp_path / "none").exists()
+    assert "leave out stream=true" in runs.error("recipes/check_conversations.py", "--conversations", stream)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,13 +13,8 @@ from PIL import Image
 
 from recipes.conversations import open_conversations
 
-ROOT = Path(__file__).parents[2]
-REAL = ROOT.parent / "shared" / "data" / "flickr8k_vl"
-
-
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "recipes" / "convert_flickr8k_vl.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+SCRIPT = "recipes/convert_flickr8k_vl.py"
+REAL = Path(__file__).parents[3] / "shared" / "data" / "flickr8k_vl"
 
 
 def row(name, seed):
@@ -36,27 +30,25 @@ def row(name, seed):
     }
 
 
-def test_all_kinds_become_rows(tmp_path):
+def test_all_kinds_become_rows(runs, tmp_path):
     for split in ("train", "test"):
         table = pyarrow.Table.from_pylist([row("1.jpg", 1), row("../2.jpg", 0)])
         pyarrow.parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
-    done = run("--source", tmp_path, "--output_dir", tmp_path / "out")
-    assert done.returncode == 0 and "4 caption, 2 match, 2 entailment, 1 vqa" in done.stdout
+    arguments = ("--source", tmp_path, "--output_dir", tmp_path / "out")
+    assert "4 caption, 2 match, 2 entailment, 1 vqa" in runs.finish(runs.launch([sys.executable], SCRIPT, *arguments))
     assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"1.jpg", "2.jpg"} and not (
         tmp_path / "out" / "2.jpg"
     ).exists()
     source = open_conversations(f"llava:{tmp_path}/out/train.jsonl?images={tmp_path}/out/images")
     answers = [source[number].messages[1].text for number in range(len(source))]
     assert answers == ["A dog .", "A brown dog .", "no", "true", "a dog", "A dog .", "A brown dog .", "no", "true"]
-    again = run("--source", tmp_path, "--output_dir", tmp_path / "out")
-    assert again.returncode == 2 and "not empty" in again.stderr
-    assert run("--source", tmp_path / "out", "--output_dir", tmp_path / "x").returncode == 2
+    assert "not empty" in runs.error(SCRIPT, *arguments)
+    assert runs.error(SCRIPT, "--source", tmp_path / "out", "--output_dir", tmp_path / "x")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/flickr8k_vl")
-def test_the_real_files(tmp_path):
-    done = run("--source", REAL, "--output_dir", tmp_path / "out")
-    assert done.returncode == 0
+def test_the_real_files(runs, tmp_path):
+    runs.finish(runs.start(SCRIPT, "--source", REAL, "--output_dir", tmp_path / "out"))
     rows = [json.loads(line) for line in (tmp_path / "out" / "test.jsonl").read_text().splitlines()]
     assert len(rows) == 1440 + 1206 + 1139 + 61
     source = open_conversations(f"llava:{tmp_path}/out/test.jsonl?images={tmp_path}/out/images")

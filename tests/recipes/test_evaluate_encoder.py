@@ -69,22 +69,11 @@ def test_features_are_extracted_once(encoder, colours, run, tmp_path):
     assert first["results"]["knn"] == second["results"]["knn"]
 
 
-def test_two_processes_give_what_one_gives(encoder, colours, run, tmp_path):
-    alone = run("--encoder", encoder, "--dataset", colours, "--tasks", "knn", "segmentation")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(ROOT / "recipes/evaluate_encoder.py"),
-    ]
-    command += ["--encoder", encoder, "--dataset", colours, "--tasks", "knn", "segmentation", *QUICK]
-    command += ["--cache_dir", tmp_path / "cache2", "--output_dir", tmp_path / "two"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([str(each) for each in command], env=environment, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr[-3000:]
+def test_two_processes_give_what_one_gives(encoder, colours, run, runs, tmp_path):
+    arguments = ("--encoder", encoder, "--dataset", colours, "--tasks", "knn", "segmentation")
+    alone = run(*arguments)
+    places = ("--cache_dir", tmp_path / "cache2", "--output_dir", tmp_path / "two")
+    runs.finish(*runs.start_two("recipes/evaluate_encoder.py", *arguments, *QUICK, *places))
     together = json.loads((tmp_path / "two" / "results.json").read_text())
     assert together["results"]["knn"]["metrics"] == pytest.approx(alone["results"]["knn"]["metrics"])
     assert together["results"]["segmentation"]["metrics"] == pytest.approx(alone["results"]["segmentation"]["metrics"], abs=1)

@@ -3,21 +3,16 @@
 import json
 import re
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from recipes import scenes_report
 from recipes.scenes_report import KINDS, with_means
 from recipes.vlm_tasks import open_task
+from vision_core.errors import UserError
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "scenes_report.py"
 TASK = "scenes?count=24&split=held_out"
-
-
-def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
 def written(folder, variant, seed, right):
@@ -35,16 +30,16 @@ def written(folder, variant, seed, right):
     (sft / "metrics.jsonl").write_text("\n".join(map(json.dumps, metrics)) + "\n")
 
 
-def test_the_page(tmp_path):
+def test_the_page(runs, tmp_path):
     for seed, right in enumerate((50.0, 60.0, 70.0)):
         written(tmp_path, "sva", seed, right)
         written(tmp_path, "siglip", seed, right / 2)
-    done = run("--models", tmp_path, "--output_dir", tmp_path / "report")
-    assert done.returncode == 0, done.stderr
+    arguments = ("--models", tmp_path, "--output_dir", tmp_path / "report")
+    printed = runs.finish(runs.launch([sys.executable], "recipes/scenes_report.py", *arguments))
     page = (tmp_path / "report" / "README.md").read_text()
     spread = f"60.0 ± {statistics.stdev((50.0, 60.0, 70.0)):.1f}"
     assert re.search(rf"\| sva \| 3 \| {re.escape(spread)} \|", page) and re.search(r"\| siglip \| 3 \| 30\.0 ± 5\.0 \|", page)
-    assert "sva blind | 3 | 10.0 ± 0.0" in page and "| sva | 3 |" in done.stdout
+    assert "sva blind | 3 | 10.0 ± 0.0" in page and "| sva | 3 |" in printed
     question = open_task(TASK).questions[2]
     assert f"| 2 | {question.text} | {question.expected[0]} | ~~(nothing)~~ | ~~(nothing)~~ |" in page
     for picture in re.findall(r"\]\((figures/\w+\.png)\)", page):
@@ -60,5 +55,6 @@ def test_means_are_over_kinds():
 @pytest.mark.parametrize("given", [[], ["--models", "nowhere"]])
 def test_nothing_to_show(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = run(*given)
-    assert done.returncode == 2 and "run recipes/everything_on_scenes.sh first" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["scenes_report.py", *given])
+    with pytest.raises(UserError, match="run recipes/everything_on_scenes.sh first"):
+        scenes_report.main()

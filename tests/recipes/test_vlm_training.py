@@ -1,12 +1,9 @@
 """Training of fused models as users start it: launchers, ZeRO, kills and resumes, LoRA, what is saved."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +17,8 @@ import fusion  # noqa: F401  (registers the models with the Auto classes)
 from recipes.small_default import write_small_default
 
 ROOT = Path(__file__).parents[2]
-SFT, ALIGN = ROOT / "recipes" / "sva_sft.py", ROOT / "recipes" / "sva_align.py"
-BIN = Path(sys.executable).parent
+SFT, ALIGN = "recipes/sva_sft.py", "recipes/sva_align.py"
+PYTHON, DEEPSPEED = [sys.executable], ["deepspeed", "--num_gpus", "2"]
 STEPS = 20
 
 
@@ -69,24 +66,6 @@ def options(given, folder, **others):
     return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
 
 
-def run(launcher, script, arguments, cwd, expect=0):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [*launcher, str(script), *arguments],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == expect, done.stdout[-3000:]
-    return done.stdout
-
-
-PYTHON, DEEPSPEED = [sys.executable], ["deepspeed", "--num_gpus", "2"]
-
-
 def losses(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return torch.tensor([line["loss"] for line in lines if "loss" in line], dtype=torch.float64)
@@ -97,18 +76,18 @@ def weights(folder):
 
 
 @pytest.fixture(scope="module")
-def one_process(mixed, tmp_path_factory):
+def one_process(runs, mixed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
-    run(PYTHON, SFT, options(mixed, folder, per_device_train_batch_size=8), folder.parent)
+    runs.finish(runs.launch(PYTHON, SFT, *options(mixed, folder, per_device_train_batch_size=8)))
     return folder
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
-def test_two_processes_are_one(zero, mixed, one_process, tmp_path):
+def test_two_processes_are_one(zero, runs, mixed, one_process, tmp_path):
     folder = tmp_path / "run"
     config = ROOT / "recipes" / "zero" / f"{zero}.json"
-    run(DEEPSPEED, SFT, options(mixed, folder, per_device_train_batch_size=4, deepspeed=config), tmp_path)
+    runs.finish(runs.launch(DEEPSPEED, SFT, *options(mixed, folder, per_device_train_batch_size=4, deepspeed=config)))
     expected = losses(one_process)
     assert len(expected) == STEPS and expected[-1] < 0.9 * expected[0]
     torch.testing.assert_close(losses(folder), expected, rtol=1e-4, atol=0)
@@ -125,47 +104,35 @@ def test_two_processes_are_one(zero, mixed, one_process, tmp_path):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("way", ["python", "zero2", "lora"])
-def test_killed_and_resumed_is_uninterrupted(way, mixed, tmp_path):
-    launcher = DEEPSPEED if way == "zero2" else PYTHON
+def test_killed_and_resumed_is_uninterrupted(way, runs, mixed, tmp_path):
+    start = partial(runs.launch, DEEPSPEED) if way == "zero2" else runs.start
     chosen = {"max_steps": 8, "save_steps": 3, "per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "packing": "true"}
     if way == "zero2":
         chosen["deepspeed"] = ROOT / "recipes" / "zero" / "zero2.json"
     if way == "lora":
         chosen["lora_rank"] = 4
-    run(launcher, SFT, options(mixed, tmp_path / "whole", **chosen), tmp_path)
+    runs.finish(start(SFT, *options(mixed, tmp_path / "whole", **chosen)))
     killed = tmp_path / "killed"
-    kill_after(launcher, options(mixed, killed, **chosen), killed / "checkpoint-6" / "MANIFEST.json", tmp_path)
+    run = start(SFT, *options(mixed, killed, **chosen))
+    run.wait_until((killed / "checkpoint-6" / "MANIFEST.json").exists, seconds=280)
+    run.kill()
     (killed / "checkpoint-6" / "MANIFEST.json").unlink()  # as if the kill had come in the middle of the save
-    run(launcher, SFT, [*options(mixed, killed, **chosen), "--resume_from_checkpoint", "true"], tmp_path)
+    runs.finish(start(SFT, *options(mixed, killed, **chosen), "--resume_from_checkpoint", "true"))
     assert torch.equal(losses(killed), losses(tmp_path / "whole"))
     expected, got = weights(tmp_path / "whole"), weights(killed)
     assert expected.keys() == got.keys() and all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
-def kill_after(launcher, arguments, file, cwd):
-    """Start a run in a group of its own and kill it once `file` is there."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    with (cwd / "killed.log").open("w") as log:
-        started = subprocess.Popen(
-            [*launcher, str(SFT), *arguments], cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        while not file.exists():
-            assert started.poll() is None, (cwd / "killed.log").read_text()[-3000:]
-            time.sleep(0.01)
-        os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
-
-
 @pytest.mark.timeout(200)
-def test_both_stages_one_after_the_other(mixed, tmp_path):
+def test_both_stages_one_after_the_other(runs, mixed, tmp_path):
     """Alignment moves what is new and nothing else; LoRA starts from it; its folder is a whole model that answers as the trained one did."""
-    run(PYTHON, ALIGN, options(mixed, tmp_path / "first", max_steps=4), tmp_path)
-    run(PYTHON, ALIGN, options(mixed, tmp_path / "none", max_steps=1, learning_rate=0.0, sampler_learning_rate=0.0), tmp_path)
+    runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "first", max_steps=4)))
+    runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "none", max_steps=1, learning_rate=0.0, sampler_learning_rate=0.0)))
     before, after = weights(tmp_path / "none"), weights(tmp_path / "first")
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert moved and all(name.startswith(("vision_model.connector.", "vision_sampler_layers.")) for name in moved)
     assert {name.split(".")[0] for name in moved} == {"vision_model", "vision_sampler_layers"}
-    run(PYTHON, SFT, options(mixed, tmp_path / "second", max_steps=4, init_from=tmp_path / "first", lora_rank=4), tmp_path)
+    runs.finish(runs.start(SFT, *options(mixed, tmp_path / "second", max_steps=4, init_from=tmp_path / "first", lora_rank=4)))
     tuned = weights(tmp_path / "second")
     assert tuned.keys() == after.keys()
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, tuned[name])}
@@ -175,17 +142,9 @@ def test_both_stages_one_after_the_other(mixed, tmp_path):
     assert not list((tmp_path / "second").glob("*.bin"))
 
 
-def last_line(text):
-    return [line for line in text.replace("\r", "\n").splitlines() if line.strip()][-1]
-
-
 @pytest.mark.timeout(200)
-def test_mistakes_are_one_line_each(mixed, tmp_path):
-    def said(*arguments, script=SFT):
-        text = run(PYTHON, script, arguments, tmp_path, expect=2)
-        assert "Traceback" not in text
-        return last_line(text)
-
+def test_mistakes_are_one_line_each(runs, mixed, tmp_path):
+    said = partial(runs.error, SFT)
     plain = options(mixed, tmp_path / "run", max_steps=1)
     assert (
         "config.json" not in said(*options(replace(mixed, model=tmp_path), tmp_path / "run", max_steps=1))
@@ -197,15 +156,15 @@ def test_mistakes_are_one_line_each(mixed, tmp_path):
     assert f"{broken}, line 2" in line
     clash = tmp_path / "zero.json"
     clash.write_text(json.dumps({"train_micro_batch_size_per_gpu": 64, "zero_optimization": {"stage": 2}}))
-    assert "per_device_train_batch_size is 8" in said(*options(mixed, tmp_path / "clash"), "--deepspeed", str(clash))
-    run(PYTHON, SFT, [*options(mixed, tmp_path / "alone", max_steps=1), "--deepspeed", str(ROOT / "recipes/zero/zero1.json")], tmp_path)
+    assert "per_device_train_batch_size is 8" in said(*options(mixed, tmp_path / "clash", deepspeed=clash))
+    runs.finish(runs.start(SFT, *options(mixed, tmp_path / "alone", max_steps=1, deepspeed=ROOT / "recipes/zero/zero1.json")))
     assert "--lora_rank" in said(*plain, "--lora_rank", "4", "--encoder_learning_rate", "1e-5")
 
 
 @pytest.mark.timeout(200)
-def test_cached_features_train_as_the_encoders_do(mixed, tmp_path):
-    run(PYTHON, ALIGN, options(mixed, tmp_path / "plain"), tmp_path)
-    cached = ["--feature_cache", str(tmp_path / "cache"), "--feature_cache_dtype", "fp32"]
-    run(PYTHON, ALIGN, [*options(mixed, tmp_path / "cached"), *cached], tmp_path)
+def test_cached_features_train_as_the_encoders_do(runs, mixed, tmp_path):
+    runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "plain")))
+    cached = {"feature_cache": tmp_path / "cache", "feature_cache_dtype": "fp32"}
+    runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "cached", **cached)))
     torch.testing.assert_close(losses(tmp_path / "cached"), losses(tmp_path / "plain"), rtol=1e-5, atol=0)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 45  # 20 rows with one image, 8 with three, and the blank one

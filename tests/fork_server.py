@@ -1,9 +1,11 @@
-"""Runs pretraining scripts in processes forked from this one, which has imported everything: a start costs a tenth of a second instead of ten.
+"""Runs scripts in processes forked from this one, which has imported everything: a start costs a tenth of a second instead of ten.
 
-Reads one JSON object a line: {"script", "arguments", "environment", "log"} starts a run and answers its process id, {"wait": id} answers its exit
-status. Answers go to the file descriptor that is its argument, for libraries print while they are imported.
+Reads one JSON object a line: {"script", "arguments", "environment", "log"} starts a run and answers its process id, {"poll": id} answers its exit
+status, negative for the signal that ended it, or null while it lives. Answers go to the file descriptor that is its argument, for libraries print
+while they are imported.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -12,10 +14,12 @@ import deepspeed  # noqa: F401  accelerate imports it, and the optimizer torch._
 import torch
 import torch._dynamo  # noqa: F401
 
-from pretrain import mae, siglip
 from vision_core.errors import run_script
 
-SCRIPTS = {"siglip": siglip, "mae": mae}
+SCRIPTS = (
+    "pretrain/dinov2.py", "pretrain/mae.py", "pretrain/siglip.py", "recipes/check_conversations.py", "recipes/convert_flickr8k_vl.py",
+    "recipes/evaluate_encoder.py", "recipes/evaluate_vlm.py", "recipes/sva_align.py", "recipes/sva_sft.py",
+)  # fmt: skip
 
 
 def be_the_script(script: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
@@ -26,8 +30,9 @@ def be_the_script(script: str, arguments: list[str], environment: dict[str, str]
         with open(log, "wb") as file, open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0), os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        sys.argv = [SCRIPTS[script].__file__, *arguments]
-        run_script(SCRIPTS[script].main)
+        module = imported(script)
+        sys.argv = [module.__file__, *arguments]
+        run_script(module.main)
         status = 0
     except SystemExit as end:
         status = end.code
@@ -38,16 +43,24 @@ def be_the_script(script: str, arguments: list[str], environment: dict[str, str]
         os._exit(status)
 
 
+def imported(script: str):
+    return importlib.import_module(script.removesuffix(".py").replace("/", "."))
+
+
+def exit_status(pid: int) -> int | None:
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
 def serve(orders, answers) -> None:
     torch.set_num_threads(1)  # a process that has run OpenMP threads cannot be forked and run them again
     for line in orders:
         order = json.loads(line)
-        if "wait" in order:
-            answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
-        else:
-            answer = os.fork() or be_the_script(**order)
+        answer = exit_status(order["poll"]) if "poll" in order else os.fork() or be_the_script(**order)
         print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
+    for script in SCRIPTS:
+        imported(script)
     serve(sys.stdin, os.fdopen(int(sys.argv[1]), "w"))
