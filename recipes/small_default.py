@@ -29,7 +29,6 @@ from vision_core.randomness import seed_of
 
 SIDE, PATCH, INITIALIZER_RANGE = 64, 8, 0.08
 GRID = SIDE // PATCH
-TOKENS = GRID // 2  # rows and columns that the language model gets; of four times as many it is slower to find the one that a word means
 CORPUS_ROWS = 500  # of each source, for the tokenizer
 STAND_IN_STEPS = 700
 VIT = {
@@ -86,7 +85,6 @@ def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_in_
     vision_model, _ = fuse_encoders(
         encoders,
         hidden_size=LANGUAGE_MODEL["hidden_size"],
-        grid=TOKENS,
         connector_options={"width": 96, "num_heads": 4, "depth": 2},
         seed=seed,
     )

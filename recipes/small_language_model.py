@@ -1,6 +1,6 @@
 """A small Qwen3 with a tokenizer of the data's own words, untrained: what fused models are made with where no language model can be downloaded.
 
-python recipes/small_language_model.py --conversations "scenes?count=24000&turns=all" --output_dir outputs/language_model
+python recipes/small_language_model.py --conversations "scenes?count=16000&turns=all" --output_dir outputs/language_model
 """
 
 import sys
@@ -21,7 +21,7 @@ from vision_core.run_folder import RunFolder
 class LanguageModelArguments:
     """Whose words the tokenizer learns."""
 
-    conversations: list[str] = option(["scenes?count=24000&turns=all"], "sources of texts; docs/fine_tuning.md", "data")
+    conversations: list[str] = option(["scenes?count=16000&turns=all"], "sources of texts; docs/fine_tuning.md", "data")
     output_dir: str | None = option(None, "a new folder; default outputs/language-model-<n>", "run")
     seed: int = option(0, "of the weights", "run")
 

@@ -1,8 +1,8 @@
 """Small encoders that have learnt to see drawn scenes: stand-ins for the published ones where none is named.
 
 A published encoder comes with weeks of training. A stand-in gets a minute of the cheapest kind that there is, labels. Of the picture: its main object's
-category, colour and surface, and how many there are of that kind. Of every cell: the colour of what is seen there, and of an object where its middle is and
-how far away. Without it nothing but colours was learnt through a connector and a language model in a quarter of an hour.
+category, colour and surface, and how many there are of that kind. Of every cell: the colour of what is seen there, and where the middle of it is. Without it
+nothing but colours was learnt through a connector and a language model in a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from vision_core.images.scenes import CATEGORIES, Scene, draw_scene
 from vision_core.randomness import numpy_generator, seed_of
 
 SCENES, BATCH, LEARNING_RATE, WARMUP_STEPS = 6000, 32, 1e-3, 50
-DISTANCES = 10  # whole metres; the backdrop is farther
 OF_PICTURE = (len(CATEGORIES), len(COLOURS), len(TEXTURES), MAX_COMPANIONS + 1)  # how many answers each question has
 
 
@@ -41,8 +40,8 @@ def train_on_labels(encoders: list[Encoder], side: int, steps: int, seed: int) -
 
 
 def labelled_scenes(count: int, side: int, grid: int, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Images `[3, side, side]`; answers about each `[count, 4]`; and about its cells `[count, grid * grid, 4]`: the colour, from 1, of the object that covers
-    most, column and row of its middle, and its distance; 0 where the backdrop does."""
+    """Images `[3, side, side]`; answers about each `[count, 4]`; and about its cells `[count, grid * grid, 3]`: the colour, from 1, of the object that covers
+    most, and column and row of its middle; of the backdrop 0 and the cell's own."""
     images, pictures, cells = [], [], []
     for index in tqdm(range(count), desc="scenes", unit="scene", leave=False, disable=not is_main_process()):
         scene = draw_scene(seed, index, side)
@@ -63,50 +62,33 @@ def labelled_scenes(count: int, side: int, grid: int, seed: int) -> tuple[list[T
 def _labels_of_cells(scene: Scene, grid: int) -> Tensor:
     size = len(scene.masks) // grid
     covering = scene.masks.unfold(0, size, size).unfold(1, size, size).reshape(grid * grid, size * size).mode(1).values.long()
-    objects = [
-        [1 + COLOURS.index(each.colour), *(min(int(at / size), grid - 1) for at in each.centre), min(round(each.depth), DISTANCES - 1)]
-        for each in scene.objects
-    ]
-    return torch.tensor([[0, 0, 0, 0], *objects])[covering]
+    objects = [[1 + COLOURS.index(each.colour), *(min(int(at / size), grid - 1) for at in each.centre)] for each in scene.objects]
+    cells = torch.arange(grid * grid)
+    backdrop = torch.stack((torch.zeros_like(cells), cells % grid, cells // grid), dim=1)
+    return torch.where((covering == 0)[:, None], backdrop, torch.tensor([[0, 0, 0], *objects])[covering])
 
 
 def _train(encoder: Encoder, data: tuple[list[Tensor], Tensor, Tensor], grid: int, steps: int, seed: int, title: str) -> None:
     images, pictures, cells = data
-    of_cell = (1 + len(COLOURS), grid, grid, DISTANCES)
-    picture_head, cell_head = fixed_head(encoder.width, OF_PICTURE), fixed_head(encoder.width, of_cell)
+    of_cell = (1 + len(COLOURS), grid, grid)
+    picture_head, cell_head = nn.Linear(encoder.width, sum(OF_PICTURE)), nn.Linear(encoder.width, sum(of_cell))
     encoder.freeze(False)
     encoder.train()
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.05)
+    parameters = [*encoder.parameters(), *picture_head.parameters(), *cell_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.05)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps)
     for step in tqdm(range(steps), desc=title, unit="step", disable=not is_main_process()):
         chosen = torch.from_numpy(numpy_generator("stand-in batch", seed, step).integers(len(images), size=BATCH))
         patches = encoder(encoder.transform([images[number] for number in chosen])).patch_map.flatten(2).mT
         loss = cross_entropies(picture_head(patches.mean(1)), pictures[chosen], OF_PICTURE)
-        loss = loss + loss_of_cells(cell_head(patches).flatten(0, 1), cells[chosen].flatten(0, 1), of_cell)
+        loss = loss + cross_entropies(cell_head(patches).flatten(0, 1), cells[chosen].flatten(0, 1), of_cell)
         loss.backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
     encoder.freeze()
     encoder.untrained = False
-
-
-def fixed_head(width: int, sizes: Sequence[int]) -> nn.Linear:
-    """Logits of several questions side by side: a random direction of length 1 or so for every answer, which no training turns.
-
-    A head that learns can read answers from directions in which features hardly vary, where a connector does not find them in minutes. For a fixed one, the
-    encoder has to make its features vary along the answers.
-    """
-    head = nn.Linear(width, sum(sizes), bias=False).requires_grad_(False)
-    nn.init.normal_(head.weight, std=width**-0.5)
-    return head
-
-
-def loss_of_cells(logits: Tensor, answers: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The colour, over all cells; and all that is asked, over those of objects, which are few. Shapes as in `cross_entropies`."""
-    seen = answers[:, 0] > 0
-    return F.cross_entropy(logits[:, : sizes[0]], answers[:, 0]) + cross_entropies(logits[seen], answers[seen], sizes)
 
 
 def cross_entropies(logits: Tensor, answers: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -11,7 +11,6 @@ from vision_core.randomness import numpy_generator
 
 CLEARLY_APART = 0.06  # of the side: closer centres are not asked about
 CLEARLY_DEEPER = 0.3  # metres
-GRID = 8  # places are told as columns and rows of so many, from 1
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six")
 
 
@@ -30,24 +29,15 @@ class SceneObject:
     def centre(self) -> tuple[float, float]:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
-    def readings(self, side: int) -> dict[str, int]:
-        """What can be read off a picture of `side` pixels: column and row of the centre among `GRID` of each, from 1, and distance in whole metres."""
-        column, row = (min(int(at * GRID / side), GRID - 1) + 1 for at in self.centre)
-        return {"column": column, "row": row, "distance": round(self.depth)}
-
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer. `kind`: category, colour, texture (what); left_of, above, nearest, count, depth_order (where).
-
-    `readings`: what is read off the picture before the answer follows: the colour and the column, row or distance of each of two objects that are compared.
-    """
+    """A question with its answer. `kind`: category, colour, texture (what); left_of, above, nearest, count, depth_order (where)."""
 
     kind: str
     text: str
     answer: str
     choices: tuple[str, ...] = field(default=())
-    readings: tuple[tuple[str, int], ...] = field(default=())
 
 
 def describe(objects: list[SceneObject]) -> list[str]:
@@ -100,21 +90,14 @@ def _what(objects: list[SceneObject], rng: np.random.Generator) -> list[Question
 def pair_questions(first: SceneObject, second: SceneObject, side: int) -> list[Question]:
     """Yes/no questions about an ordered pair: the order is random, so yes and no are equally likely."""
     one, other = f"the {first.colour} {first.category}", f"the {second.colour} {second.category}"
-    here, there = first.readings(side), second.readings(side)
     differences = (
-        ("left_of", "left of", second.centre[0] - first.centre[0], CLEARLY_APART * side, "column"),
-        ("above", "above", second.centre[1] - first.centre[1], CLEARLY_APART * side, "row"),
-        ("depth_order", "nearer than", second.depth - first.depth, CLEARLY_DEEPER, "distance"),
+        ("left_of", "left of", second.centre[0] - first.centre[0], CLEARLY_APART * side),
+        ("above", "above", second.centre[1] - first.centre[1], CLEARLY_APART * side),
+        ("depth_order", "nearer than", second.depth - first.depth, CLEARLY_DEEPER),
     )
     return [
-        Question(
-            kind,
-            f"Is {one} {words} {other}?",
-            "yes" if difference > 0 else "no",
-            ("yes", "no"),
-            ((first.colour, here[reading]), (second.colour, there[reading])),
-        )
-        for kind, words, difference, enough, reading in differences
+        Question(kind, f"Is {one} {words} {other}?", "yes" if difference > 0 else "no", ("yes", "no"))
+        for kind, words, difference, enough in differences
         if abs(difference) >= enough
     ]
 
