@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
@@ -137,6 +138,7 @@ class Runs:
     def finish(self, *runs: Run, expect: int = 0) -> str:
         """What the first printed, once all are through."""
         assert {run.wait(280) for run in runs} == {expect}, "\n".join(run.printed[-3000:] for run in runs)
+        self.started = [run for run in self.started if run not in runs]  # their process ids may soon be those of others
         return runs[0].printed
 
     def error(self, script: str, *arguments) -> str:
@@ -189,6 +191,16 @@ def runs(tmp_path_factory):
     runs = Runs(tmp_path_factory.mktemp("runs"))
     yield runs
     runs.stop()
+
+
+@pytest.fixture(scope="session")
+def logged():
+    def logged(folder: Path, name: str = "loss") -> torch.Tensor:
+        """All values of one name in metrics.jsonl."""
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return torch.tensor([line[name] for line in lines if name in line], dtype=torch.float64)
+
+    return logged
 
 
 @pytest.fixture(scope="session", name="last_step")

@@ -18,7 +18,7 @@ from vision_core.errors import run_script
 
 SCRIPTS = (
     "pretrain/dinov2.py", "pretrain/mae.py", "pretrain/siglip.py", "recipes/check_conversations.py", "recipes/convert_flickr8k_vl.py",
-    "recipes/evaluate_encoder.py", "recipes/evaluate_vlm.py", "recipes/sva_align.py", "recipes/sva_sft.py",
+    "recipes/evaluate_encoder.py", "recipes/evaluate_vlm.py", "recipes/scenes_report.py", "recipes/sva_align.py", "recipes/sva_sft.py",
 )  # fmt: skip
 
 

@@ -84,15 +84,6 @@ def metrics(folder: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="session")
-def logged():
-    def logged(folder: Path, name: str = "loss") -> torch.Tensor:
-        """All values of one name in metrics.jsonl."""
-        return torch.tensor([line[name] for line in metrics(folder) if name in line], dtype=torch.float64)
-
-    return logged
-
-
-@pytest.fixture(scope="session")
 def same():
     def same(ours: Path, theirs: Path) -> None:
         """Every logged number and every byte of the weights are equal."""

@@ -1,9 +1,6 @@
 """SigLIP as users run it: the published start, the folder loads everywhere, torchrun, its own mistakes; the rest is in `test_image_training.py`."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,23 +80,14 @@ def test_the_temperature_does_not_decay(siglip, tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_two_processes_are_one_with_twice_the_batch(siglip, whole, logged, tmp_path):
+def test_two_processes_are_one_with_twice_the_batch(runs, siglip, whole, logged):
     """Through torchrun, uninstalled, from another folder."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    arguments = [siglip.config, "--output_dir", "run", "--per_device_train_batch_size", "4"]
-    done = subprocess.run(
-        [*torchrun, str(ROOT / siglip.script), *map(str, arguments)],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
+    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": ""}
+    arguments = (siglip.config, "--output_dir", "siglip", "--per_device_train_batch_size", 4)
+    runs.finish(runs.launch(torchrun, siglip.script, *arguments, environment=environment))
     for name in ("loss", "eval_loss", "grad_norm"):
-        torch.testing.assert_close(logged(tmp_path / "run", name), logged(whole, name), rtol=1e-4, atol=0)
+        torch.testing.assert_close(logged(runs.folder / "siglip", name), logged(whole, name), rtol=1e-4, atol=0)
 
 
 @pytest.fixture(scope="module")

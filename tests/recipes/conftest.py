@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
@@ -30,6 +31,11 @@ def save_run():
 @pytest.fixture(scope="session")
 def encoder(save_run, tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def weights():
+    return lambda folder: {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def png(array):

@@ -1,7 +1,6 @@
 """Streams of conversations: their order and mixtures, who sees which row, what ends a run, and training on them as users start it."""
 
 import io
-import json
 from collections import Counter
 from fractions import Fraction
 from itertools import islice
@@ -15,7 +14,6 @@ import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from PIL import Image
-from safetensors.torch import load_file
 from torch.utils.data import DataLoader, SequentialSampler
 
 from recipes.conversation_stream import ConversationStream, first_conversations, open_stream
@@ -269,15 +267,6 @@ def options(conversations, folder, **others):
     return ["--conversations", *conversations, *(text for name, value in chosen.items() for text in (f"--{name}", str(value)))]
 
 
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
-
-
-def weights(folder):
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-
-
 @pytest.fixture(scope="module")
 def whole(runs, stream, model_folder, tmp_path_factory):
     """A run over a mixture of a stream, of which it sees more than a pass, and of scenes."""
@@ -288,7 +277,7 @@ def whole(runs, stream, model_folder, tmp_path_factory):
 
 
 @pytest.mark.timeout(200)
-def test_killed_and_resumed_is_uninterrupted(runs, stream, model_folder, whole, tmp_path):
+def test_killed_and_resumed_is_uninterrupted(runs, logged, weights, stream, model_folder, whole, tmp_path):
     """The resumed run has data workers, the other has none."""
     killed = tmp_path / "run"
     arguments = options([f"{stream}&weight=5", "scenes?count=3"], killed, max_steps=20, save_steps=8, init_from=model_folder)
@@ -296,18 +285,18 @@ def test_killed_and_resumed_is_uninterrupted(runs, stream, model_folder, whole, 
     run.wait_until((killed / "checkpoint-8" / "MANIFEST.json").exists)
     run.kill()
     runs.finish(runs.start(SFT, *arguments, "--resume_from_checkpoint", "true", "--dataloader_num_workers", 2))
-    assert losses(killed) == losses(whole) and len(losses(whole)) == 20
+    assert torch.equal(logged(killed), logged(whole)) and len(logged(whole)) == 20
     expected, got = weights(whole), weights(killed)
     assert expected.keys() == got.keys() and all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.timeout(200)
-def test_two_processes_are_one(runs, stream, model_folder, whole, tmp_path):
+def test_two_processes_are_one(runs, logged, stream, model_folder, whole, tmp_path):
     arguments = options(
         [f"{stream}&weight=5", "scenes?count=3"], tmp_path / "run", max_steps=8, per_device_train_batch_size=2, init_from=model_folder
     )
     runs.finish(*runs.start_two(SFT, *arguments))
-    torch.testing.assert_close(torch.tensor(losses(tmp_path / "run")), torch.tensor(losses(whole)[:8]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(logged(tmp_path / "run"), logged(whole)[:8], rtol=1e-4, atol=0)
 
 
 @pytest.mark.timeout(200)

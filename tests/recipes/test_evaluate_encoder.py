@@ -73,7 +73,8 @@ def test_two_processes_give_what_one_gives(encoder, colours, run, runs, tmp_path
     arguments = ("--encoder", encoder, "--dataset", colours, "--tasks", "knn", "segmentation")
     alone = run(*arguments)
     places = ("--cache_dir", tmp_path / "cache2", "--output_dir", tmp_path / "two")
-    runs.finish(*runs.start_two("recipes/evaluate_encoder.py", *arguments, *QUICK, *places))
+    torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
+    runs.finish(runs.launch(torchrun, "recipes/evaluate_encoder.py", *arguments, *QUICK, *places))
     together = json.loads((tmp_path / "two" / "results.json").read_text())
     assert together["results"]["knn"]["metrics"] == pytest.approx(alone["results"]["knn"]["metrics"])
     assert together["results"]["segmentation"]["metrics"] == pytest.approx(alone["results"]["segmentation"]["metrics"], abs=1)

@@ -7,11 +7,10 @@ import sys
 
 import pytest
 
-from recipes import scenes_report
 from recipes.scenes_report import KINDS, with_means
 from recipes.vlm_tasks import open_task
-from vision_core.errors import UserError
 
+SCRIPT = "recipes/scenes_report.py"
 TASK = "scenes?count=24&split=held_out"
 
 
@@ -35,7 +34,7 @@ def test_the_page(runs, tmp_path):
         written(tmp_path, "sva", seed, right)
         written(tmp_path, "siglip", seed, right / 2)
     arguments = ("--models", tmp_path, "--output_dir", tmp_path / "report")
-    printed = runs.finish(runs.launch([sys.executable], "recipes/scenes_report.py", *arguments))
+    printed = runs.finish(runs.launch([sys.executable], SCRIPT, *arguments))
     page = (tmp_path / "report" / "README.md").read_text()
     spread = f"60.0 ± {statistics.stdev((50.0, 60.0, 70.0)):.1f}"
     assert re.search(rf"\| sva \| 3 \| {re.escape(spread)} \|", page) and re.search(r"\| siglip \| 3 \| 30\.0 ± 5\.0 \|", page)
@@ -53,8 +52,5 @@ def test_means_are_over_kinds():
 
 
 @pytest.mark.parametrize("given", [[], ["--models", "nowhere"]])
-def test_nothing_to_show(given, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["scenes_report.py", *given])
-    with pytest.raises(UserError, match="run recipes/everything_on_scenes.sh first"):
-        scenes_report.main()
+def test_nothing_to_show(given, runs):
+    assert "run recipes/everything_on_scenes.sh first" in runs.error(SCRIPT, *given)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fusion  # noqa: F401  (registers the models with the Auto classes)
@@ -66,15 +65,6 @@ def options(given, folder, **others):
     return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
 
 
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return torch.tensor([line["loss"] for line in lines if "loss" in line], dtype=torch.float64)
-
-
-def weights(folder):
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-
-
 @pytest.fixture(scope="module")
 def one_process(runs, mixed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
@@ -84,13 +74,13 @@ def one_process(runs, mixed, tmp_path_factory):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
-def test_two_processes_are_one(zero, runs, mixed, one_process, tmp_path):
+def test_two_processes_are_one(zero, runs, logged, weights, mixed, one_process, tmp_path):
     folder = tmp_path / "run"
     config = ROOT / "recipes" / "zero" / f"{zero}.json"
     runs.finish(runs.launch(DEEPSPEED, SFT, *options(mixed, folder, per_device_train_batch_size=4, deepspeed=config)))
-    expected = losses(one_process)
+    expected = logged(one_process)
     assert len(expected) == STEPS and expected[-1] < 0.9 * expected[0]
-    torch.testing.assert_close(losses(folder), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(logged(folder), expected, rtol=1e-4, atol=0)
     reference, saved = weights(one_process), weights(folder)
     assert reference.keys() == saved.keys()
     for name, tensor in reference.items():
@@ -104,7 +94,7 @@ def test_two_processes_are_one(zero, runs, mixed, one_process, tmp_path):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("way", ["python", "zero2", "lora"])
-def test_killed_and_resumed_is_uninterrupted(way, runs, mixed, tmp_path):
+def test_killed_and_resumed_is_uninterrupted(way, runs, logged, weights, mixed, tmp_path):
     start = partial(runs.launch, DEEPSPEED) if way == "zero2" else runs.start
     chosen = {"max_steps": 8, "save_steps": 3, "per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "packing": "true"}
     if way == "zero2":
@@ -118,13 +108,13 @@ def test_killed_and_resumed_is_uninterrupted(way, runs, mixed, tmp_path):
     run.kill()
     (killed / "checkpoint-6" / "MANIFEST.json").unlink()  # as if the kill had come in the middle of the save
     runs.finish(start(SFT, *options(mixed, killed, **chosen), "--resume_from_checkpoint", "true"))
-    assert torch.equal(losses(killed), losses(tmp_path / "whole"))
+    assert torch.equal(logged(killed), logged(tmp_path / "whole"))
     expected, got = weights(tmp_path / "whole"), weights(killed)
     assert expected.keys() == got.keys() and all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.timeout(200)
-def test_both_stages_one_after_the_other(runs, mixed, tmp_path):
+def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
     """Alignment moves what is new and nothing else; LoRA starts from it; its folder is a whole model that answers as the trained one did."""
     runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "first", max_steps=4)))
     runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "none", max_steps=1, learning_rate=0.0, sampler_learning_rate=0.0)))
@@ -162,9 +152,9 @@ def test_mistakes_are_one_line_each(runs, mixed, tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_cached_features_train_as_the_encoders_do(runs, mixed, tmp_path):
+def test_cached_features_train_as_the_encoders_do(runs, logged, mixed, tmp_path):
     runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "plain")))
     cached = {"feature_cache": tmp_path / "cache", "feature_cache_dtype": "fp32"}
     runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "cached", **cached)))
-    torch.testing.assert_close(losses(tmp_path / "cached"), losses(tmp_path / "plain"), rtol=1e-5, atol=0)
+    torch.testing.assert_close(logged(tmp_path / "cached"), logged(tmp_path / "plain"), rtol=1e-5, atol=0)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 45  # 20 rows with one image, 8 with three, and the blank one
