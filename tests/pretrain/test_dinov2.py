@@ -94,7 +94,7 @@ def test_it_loads_in_a_process_that_knows_only_transformers(runs, whole):
         "print(tuple(pixels.shape), tuple(model(pixels).last_hidden_state.shape))"
     )
     printed = runs.finish(runs.start_plain(code, whole))
-    assert "(1, 3, 32, 32) (1, 17, 32)" in printed.splitlines()
+    assert "(1, 3, 32, 32) (1, 17, 32)" in printed
 
 
 @pytest.mark.parametrize("step", [5, 10])
