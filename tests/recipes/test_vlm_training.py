@@ -77,7 +77,8 @@ def test_two_processes_are_one(zero, runs, logged, weights, mixed, one_process, 
     folder = tmp_path / "run"
     config = ROOT / "recipes" / "zero" / f"{zero}.json"
     arguments = options(mixed, folder, per_device_train_batch_size=4, deepspeed=config)
-    runs.finish(*([runs.launch(DEEPSPEED, SFT, *arguments)] if zero == "zero3" else runs.start_two(SFT, *arguments)))  # the launcher once
+    # the launcher once, for ZeRO-3: in forked processes it does not gather all weights
+    runs.finish(*([runs.launch(DEEPSPEED, SFT, *arguments)] if zero == "zero3" else runs.start_two(SFT, *arguments)))
     expected = logged(one_process)
     assert len(expected) == STEPS and expected[-1] < 0.9 * expected[0]
     torch.testing.assert_close(logged(folder), expected, rtol=1e-4, atol=0)
