@@ -1,7 +1,7 @@
 """What holds for every test: no network, and pictures without a display, set before any test imports the libraries that read it.
 
-And scripts as users start them, in processes of their own: `runs.start` forks them from one server (`fork_server.py`), `runs.launch` goes through
-an interpreter or a launcher.
+And scripts as users start them, in processes of their own: `runs.start` forks them from one server (`fork_server.py`), `runs.start_plain` from
+another that knows nothing of this project, `runs.launch` goes through an interpreter or a launcher.
 """
 
 import json
@@ -10,16 +10,21 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker, and the runs that it starts, take their share of the cores
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+
+import torch  # reads OMP_NUM_THREADS
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "TEST_RUN_LOG"
@@ -106,18 +111,24 @@ def last_step(folder: Path) -> int:
 
 
 class Runs:
-    """`start`, `start_two`, `launch`, `finish`, `error`; scripts by their path in the repository, options as on the command line."""
+    """`start`, `start_two`, `start_plain`, `launch`, `finish`, `error`; scripts by their path in the repository, options as on the command line."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.started, self.server = folder, [], None
+        self.folder, self.started, self.servers = folder, [], {}
 
-    def start(self, script: str, *arguments, environment: dict[str, str] | None = None) -> Run:
-        """Forked."""
-        log, words = self._log(), list(map(str, arguments))
-        pid = self._ask({"script": script, "arguments": words, "environment": environment or {}, "log": str(log)})
-        return self._begun(Run(pid, lambda: self._ask({"poll": pid}), words, log))
+    def start(self, script: str | Path, *arguments, environment: dict[str, str] | None = None, folder: Path | None = None) -> Run:
+        """Forked; in `folder`, where it is given. A file of tests is a script too, by its whole path."""
+        return self._fork("scripts", str(script), arguments, environment, folder)
 
-    def start_two(self, script: str, *arguments) -> list[Run]:
+    def start_plain(self, code: str | Path, *arguments, environment: dict[str, str] | None = None, folder: Path | None = None) -> Run:
+        """Code or a file, where the libraries are imported, and this project neither imported nor installed: a file has to find it.
+
+        Forked, with as many threads as here, for the same bits.
+        """
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        return self._fork("libraries", str(code), arguments, threads | (environment or {}), folder)
+
+    def start_two(self, script: str | Path, *arguments) -> list[Run]:
         """The processes of one job, forked, with the environment that torchrun gives its own."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -126,13 +137,15 @@ class Runs:
         common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         return [self.start(script, *arguments, environment=common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
 
-    def launch(self, launcher: list[str], script: str, *arguments, environment: dict[str, str] | None = None) -> Run:
-        """As a user does, from another folder: by the interpreter, or by a launcher, whose words come first."""
+    def launch(
+        self, launcher: list[str], script: str | Path, *arguments, environment: dict[str, str] | None = None, folder: Path | None = None
+    ) -> Run:
+        """As a user does, from another folder: by the interpreter, or by a launcher, whose words come first; `python -m` takes a module's name."""
         log, words = self._log(), list(map(str, arguments))
         given = os.environ | ALIKE | {MARK: str(log)} | (environment or {})
         with log.open("wb") as file:
-            command = [*launcher, str(ROOT / script), *words]
-            process = subprocess.Popen(command, cwd=self.folder, env=given, stdout=file, stderr=file, start_new_session=True)
+            command = [*launcher, script if launcher[-1] == "-m" else str(ROOT / script), *words]
+            process = subprocess.Popen(command, cwd=folder or self.folder, env=given, stdout=file, stderr=file, start_new_session=True)
         return self._begun(Run(process.pid, process.poll, words, log))
 
     def finish(self, *runs: Run, expect: int = 0) -> str:
@@ -141,9 +154,9 @@ class Runs:
         self.started = [run for run in self.started if run not in runs]  # their process ids may soon be those of others
         return runs[0].printed
 
-    def error(self, script: str, *arguments) -> str:
+    def error(self, script: str, *arguments, folder: Path | None = None) -> str:
         """The one line that a mistake ends with."""
-        printed = self.finish(self.start(script, *arguments), expect=2)
+        printed = self.finish(self.start(script, *arguments, folder=folder), expect=2)
         lines = [line for line in printed.replace("\r", "\n").splitlines() if line.strip()]
         assert "Traceback" not in printed and [line for line in lines if line.startswith("error: ")] == lines[-1:], printed
         return lines[-1]
@@ -156,9 +169,8 @@ class Runs:
 
     def stop(self) -> None:
         self.kill()
-        if self.server:
-            self.server.stdin.close()
-            self.server.wait(30)
+        for server in self.servers.values():
+            server.stop()
 
     def _log(self) -> Path:
         log = self.folder / f"{len(list(self.folder.glob('*.log')))}.log"
@@ -169,21 +181,37 @@ class Runs:
         self.started.append(run)
         return run
 
-    def _ask(self, order: dict) -> int | None:
-        if self.server is None:
-            self._start_server()
-        print(json.dumps(order), file=self.server.stdin, flush=True)
-        return json.loads(self.answers.readline())
+    def _fork(self, imports: str, what: str, arguments, environment: dict[str, str] | None, folder: Path | None) -> Run:
+        if imports not in self.servers:
+            self.servers[imports] = Server(imports, self.folder)
+        server, log, words = self.servers[imports], self._log(), list(map(str, arguments))
+        order = {"what": what, "arguments": words, "environment": environment or {}, "folder": str(folder or self.folder), "log": str(log)}
+        pid = server.ask(order)
+        return self._begun(Run(pid, lambda: server.ask({"poll": pid}), words, log))
 
-    def _start_server(self) -> None:
-        environment = os.environ | ALIKE | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+
+class Server:
+    """`fork_server.py` with what it is to import first, "scripts" or "libraries"."""
+
+    def __init__(self, imports: str, folder: Path) -> None:
+        plain = imports == "libraries"  # -S leaves out .pth files and with them an editable install
+        environment = os.environ | ALIKE | {"PYTHONPATH": sysconfig.get_path("purelib") if plain else str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        environment["HF_MODULES_CACHE"] = str(folder / "modules")  # where transformers copies code that comes with a model
         answers, written = os.pipe()
-        command = [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(written)]
-        self.server = subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[written], text=True
+        command = [sys.executable, *["-S"] * plain, str(Path(__file__).with_name("fork_server.py")), imports, str(written)]
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[written], text=True
         )
         os.close(written)
         self.answers = os.fdopen(answers)
+
+    def ask(self, order: dict) -> int | None:
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        return json.loads(self.answers.readline())
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(30)
 
 
 @pytest.fixture(scope="session")

@@ -1,38 +1,38 @@
-"""Runs scripts in processes forked from this one, which has imported everything: a start costs a tenth of a second instead of ten.
+"""Runs scripts or code in processes forked from this one, which has imported everything: a start costs a tenth of a second instead of ten.
 
-Reads one JSON object a line: {"script", "arguments", "environment", "log"} starts a run and answers its process id, {"poll": id} answers its exit
-status, negative for the signal that ended it, or null while it lives. Answers go to the file descriptor that is its argument, for libraries print
-while they are imported.
+Its first argument is what it imports: "scripts" and all that they need, or "libraries" and nothing of this project, for code that users copy.
+Reads one JSON object a line: {"what", "arguments", "environment", "folder", "log"} starts a run and answers its process id, {"poll": id} answers its
+exit status, negative for the signal that ended it, or null while it lives. Answers go to the file descriptor that is its second argument, for
+libraries print while they are imported.
 """
 
 import importlib
 import json
 import os
+import runpy
 import sys
 
-import deepspeed  # noqa: F401  accelerate imports it, and the optimizer torch._dynamo: once here instead of once in every run
 import torch
-import torch._dynamo  # noqa: F401
 
-from vision_core.errors import run_script
-
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = (
-    "pretrain/dinov2.py", "pretrain/mae.py", "pretrain/siglip.py", "recipes/check_conversations.py", "recipes/convert_flickr8k_vl.py",
-    "recipes/evaluate_encoder.py", "recipes/evaluate_vlm.py", "recipes/scenes_report.py", "recipes/sva_align.py", "recipes/sva_sft.py",
+    "fusion/convert_cambrian.py", "fusion/fuse.py", "pretrain/dinov2.py", "pretrain/mae.py", "pretrain/siglip.py", "recipes/check_conversations.py",
+    "recipes/convert_flickr8k_vl.py", "recipes/evaluate_encoder.py", "recipes/evaluate_vlm.py", "recipes/scenes_report.py", "recipes/sva_align.py",
+    "recipes/sva_sft.py",
 )  # fmt: skip
 
 
-def be_the_script(script: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
+def be_the_run(what: str, arguments: list[str], environment: dict[str, str], folder: str, log: str) -> None:
     status = 1
     try:
         os.setsid()
+        os.chdir(folder)
         os.environ.update(environment)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         with open(log, "wb") as file, open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0), os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        module = imported(script)
-        sys.argv = [module.__file__, *arguments]
-        run_script(module.main)
+        run(what, arguments)
         status = 0
     except SystemExit as end:
         status = end.code
@@ -43,8 +43,37 @@ def be_the_script(script: str, arguments: list[str], environment: dict[str, str]
         os._exit(status)
 
 
+def run(what: str, arguments: list[str]) -> None:
+    """One of SCRIPTS, another file as `python file` does, or code as `python -c code` does in the project's folder."""
+    if what in SCRIPTS:
+        from vision_core.errors import run_script
+
+        module = imported(what)
+        sys.argv = [module.__file__, *arguments]
+        run_script(module.main)
+    elif what.endswith(".py"):
+        sys.argv, sys.path[0] = [what, *arguments], os.path.dirname(what)
+        runpy.run_path(what, run_name="__main__")
+    else:
+        sys.argv, sys.path[0] = ["-c", *arguments], ROOT
+        exec(what, {"__name__": "__main__"})
+
+
 def imported(script: str):
     return importlib.import_module(script.removesuffix(".py").replace("/", "."))
+
+
+def import_first(what: str) -> None:
+    if what == "scripts":
+        import deepspeed  # noqa: F401  accelerate imports it, and the optimizer torch._dynamo: once here instead of once in every run
+        import torch._dynamo  # noqa: F401
+
+        for script in SCRIPTS:
+            imported(script)
+    else:
+        for library in ("accelerate", "datasets", "matplotlib.pyplot", "open_clip", "sklearn", "timm", "transformers"):
+            importlib.import_module(library)
+        from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, Trainer  # noqa: F401
 
 
 def exit_status(pid: int) -> int | None:
@@ -56,11 +85,10 @@ def serve(orders, answers) -> None:
     torch.set_num_threads(1)  # a process that has run OpenMP threads cannot be forked and run them again
     for line in orders:
         order = json.loads(line)
-        answer = exit_status(order["poll"]) if "poll" in order else os.fork() or be_the_script(**order)
+        answer = exit_status(order["poll"]) if "poll" in order else os.fork() or be_the_run(**order)
         print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    for script in SCRIPTS:
-        imported(script)
-    serve(sys.stdin, os.fdopen(int(sys.argv[1]), "w"))
+    import_first(sys.argv[1])
+    serve(sys.stdin, os.fdopen(int(sys.argv[2]), "w"))

@@ -2,9 +2,7 @@
 
 import ast
 import importlib.metadata
-import os
 import re
-import subprocess
 import sys
 import sysconfig
 import tomllib
@@ -80,20 +78,22 @@ def test_every_import_is_a_declared_dependency():
             assert {normalized(owner) for owner in owners.get(name, [name])} & declared, f"{path}: {name}"
 
 
-@pytest.mark.parametrize("last", ["accelerate launch pretrain/dinov2.py", "pytest"])
+@pytest.mark.parametrize("last", ["accelerate launch pretrain/dinov2.py", "pytest -n 2"])
 def test_readme_shows_a_command_from_nothing_to(last):
     """One line sets up everything on a fresh machine. `.ci/run` takes the second one from below `# install and test`."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     commands = [i for i, line in enumerate(lines) if line.startswith("python3 -m venv .venv && ") and line.endswith(last)]
     assert len(commands) == 1
-    assert last != "pytest" or lines[commands[0] - 1] == "# install and test"
+    assert last != "pytest -n 2" or lines[commands[0] - 1] == "# install and test"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_script_runs_from_another_folder_of_an_uninstalled_clone(script, tmp_path):
+def test_script_runs_from_another_folder_of_an_uninstalled_clone(runs, script):
+    assert f"usage: {script.name}" in runs.finish(runs.start_plain(script, "--help")).splitlines()[0]
+
+
+def test_script_is_started_from_another_folder_of_an_uninstalled_clone(runs):
     """`-S` leaves out .pth files and with them an editable install; the libraries come in through PYTHONPATH."""
-    environment = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
-    command = [sys.executable, "-S", str(script), "--help"]
-    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith(f"usage: {script.name}")
+    environment = {"PYTHONPATH": sysconfig.get_path("purelib")}
+    shown = runs.finish(runs.launch([sys.executable, "-S"], "pretrain/dinov2.py", "--help", environment=environment))
+    assert shown.startswith("usage: dinov2.py")

@@ -1,7 +1,6 @@
 """The released Cambrian-1 layout, key by key, on a tiny checkpoint in that layout."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -99,21 +98,10 @@ def test_every_tensor_finds_its_place(published, references, pictures):
     assert (tokens - expected).norm() / expected.norm() < 1e-5
 
 
-def test_the_command(published, tmp_path, pictures):
+def test_the_command(runs, published, tmp_path, pictures):
     folder, _, encoders = published
-    command = [
-        sys.executable,
-        "-m",
-        "fusion.convert_cambrian",
-        "--checkpoint",
-        folder,
-        "--encoders",
-        *encoders,
-        "--output_dir",
-        tmp_path / "ours",
-    ]
-    done = subprocess.run([str(each) for each in command], cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    arguments = ("--checkpoint", folder, "--encoders", *encoders, "--output_dir", tmp_path / "ours")
+    runs.finish(runs.launch([sys.executable, "-m"], "fusion.convert_cambrian", *arguments, environment={"PYTHONPATH": str(ROOT)}))
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours")
     processor = AutoProcessor.from_pretrained(tmp_path / "ours")
     inputs = processor(text=["<image> what"], images=pictures[:1], return_tensors="pt")

@@ -1,9 +1,7 @@
 """docs/fusion.md, run from top to bottom as it stands."""
 
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,15 +12,16 @@ DATA = ROOT.parent / "shared" / "data"
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the photographs of ../shared/data are not here")
-def test_the_page_runs(tmp_path):
+def test_the_page_runs(runs, tmp_path):
     blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "docs" / "fusion.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert [kind for kind, _ in blocks].count("bash") == 3
-    (tmp_path / "commands.sh").write_text("set -e\n" + "".join(code for kind, code in blocks if kind == "bash"))
-    (tmp_path / "page.py").write_text("\n".join(code for kind, code in blocks if kind == "python"))
-    environment = os.environ | {"DATA": str(DATA), "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in (["bash", "commands.sh"], [sys.executable, "page.py"]):
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" -> ") == 4
-    assert "trainable params" in done.stdout
+    commands = [shlex.split(code.replace("\\\n", " ")) for kind, code in blocks if kind == "bash"]
+    for python, option, what, *arguments in commands:
+        assert (python, option, what) in {("python", "-c", what), ("python", "-m", "fusion.fuse")}, "another command; start it here too"
+        run = runs.start_plain(what, folder=tmp_path) if option == "-c" else runs.start("fusion/fuse.py", *arguments, folder=tmp_path)
+        runs.finish(run)
+    assert len(commands) == 3
+    page = "\n".join(code for kind, code in blocks if kind == "python")
+    printed = runs.finish(runs.start_plain(page, environment={"DATA": str(DATA)}, folder=tmp_path))
+    assert printed.count(" -> ") == 4
+    assert "trainable params" in printed
     assert Image.open(tmp_path / "shares.png").width > 300

@@ -1,7 +1,6 @@
 """The command `fuse`, its model cards, the stub, and pictures of attention, as a user meets them."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,57 +8,48 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from encoders import load_encoder, save_encoder
 from fusion.pictures import attention_shares, share_picture
 from fusion.save import save_fused
+from fusion.tiny import tiny_language_model
 from vision_core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*args, cwd, module=True):
-    command = [sys.executable, "-m", "fusion.fuse", *map(str, args)] if module else [sys.executable, *map(str, args)]
-    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(cwd)}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, env=environment)
-
-
+FUSE = "fusion/fuse.py"
 SMALL = ("--connector_width", 16, "--connector_heads", 4, "--connector_depth", 1)
 
 
-def test_without_arguments_it_fuses_tiny_encoders(tmp_path):
-    done = run(*SMALL, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "tiny:siglip: 64 x 64 pixels -> 8 x 8, 1 x 1 under each token" in done.stdout
-    assert "sva: 72 tokens of 1024 for a square image" in done.stdout
+def test_without_arguments_it_fuses_tiny_encoders(runs, tmp_path):
+    """By the command as users type it."""
+    run = runs.launch([sys.executable, "-m"], "fusion.fuse", *SMALL, environment={"PYTHONPATH": str(ROOT)}, folder=tmp_path)
+    printed = runs.finish(run)
+    assert "tiny:siglip: 64 x 64 pixels -> 8 x 8, 1 x 1 under each token" in printed
+    assert "sva: 72 tokens of 1024 for a square image" in printed
     assert AutoModel.from_pretrained(tmp_path / "outputs" / "fused-1").config.connector == "sva"
-    again = run("--output_dir", "outputs/fused-1", *SMALL, cwd=tmp_path)
-    assert again.returncode == 2
-    assert "outputs/fused-1" in again.stderr
+    assert "outputs/fused-1" in runs.error(FUSE, "--output_dir", "outputs/fused-1", *SMALL, folder=tmp_path)
 
 
-def test_two_folders_and_a_language_model_become_one_and_its_card_works(tmp_path, pictures):
+def test_two_folders_and_a_language_model_become_one_and_its_card_works(runs, tmp_path, pictures):
     """Encoders and language model come from folders, as users have them; the card's snippet is run as it stands."""
-    script = (
-        "from encoders import load_encoder, save_encoder\nfrom fusion.tiny import tiny_language_model\n"
-        "save_encoder(load_encoder('tiny:dinov2'), 'one')\nsave_encoder(load_encoder('tiny:clip'), 'two')\n"
-        "model, tokenizer = tiny_language_model('qwen3')\nmodel.save_pretrained('llm')\ntokenizer.save_pretrained('llm')\n"
-    )
-    assert run("-c", script, cwd=tmp_path, module=False).returncode == 0
-    vision = run("--encoders", "one", "two?layers=-2&norm=false&grid=8", "--grid", 4, "--output_dir", "vision", *SMALL, cwd=tmp_path)
-    assert vision.returncode == 0, vision.stderr
-    options = ("--encoders", "one", "two", "--language_model", "llm", "--num_sva_layers", 2, "--sva_stride", 2, "--stub", "true")
-    whole = run(*options, "--output_dir", "vlm", *SMALL, cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+    save_encoder(load_encoder("tiny:dinov2"), tmp_path / "one")
+    save_encoder(load_encoder("tiny:clip"), tmp_path / "two")
+    for part in tiny_language_model("qwen3"):
+        part.save_pretrained(tmp_path / "llm")
     pictures[0].save(tmp_path / "image.jpg")
-    for folder in ("vision", "vlm"):
+    two = ("--encoders", "one", "two?layers=-2&norm=false&grid=8", "--grid", 4)
+    stubbed = ("--encoders", "one", "two", "--language_model", "llm", "--num_sva_layers", 2, "--sva_stride", 2, "--stub", "true")
+    for folder, options in (("vision", two), ("vlm", stubbed)):
+        runs.finish(runs.start(FUSE, *options, "--output_dir", folder, *SMALL, folder=tmp_path))
         card = (tmp_path / folder / "README.md").read_text()
         snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("path/to/this/folder", folder)
-        done = run("-c", snippet, cwd=tmp_path, module=False)
-        assert done.returncode == 0, done.stderr
+        runs.finish(runs.start_plain(snippet, folder=tmp_path))
         assert f"--output_dir {folder}" in card
 
 
 @pytest.mark.parametrize("kind", ["vision", "vlm"])
-def test_with_the_stub_a_process_that_imports_only_transformers_loads_it(tmp_path, fused, vlm, kind):
+def test_with_the_stub_a_process_that_imports_only_transformers_loads_it(runs, tmp_path, fused, vlm, kind):
     model, processor = fused() if kind == "vision" else vlm()
     save_fused(tmp_path / "model", model, processor, command="a command", stub=True)
     auto = {"vision": ("AutoModel", "AutoImageProcessor"), "vlm": ("AutoModelForImageTextToText", "AutoProcessor")}[kind]
@@ -67,11 +57,9 @@ def test_with_the_stub_a_process_that_imports_only_transformers_loads_it(tmp_pat
         f"import transformers\nloaded = transformers.{auto[0]}.from_pretrained('model', trust_remote_code=True)\n"
         f"processor = transformers.{auto[1]}.from_pretrained('model', trust_remote_code=True)\nprint(type(loaded).__name__, type(processor).__name__)\n"
     )
-    done = run("-c", script, cwd=tmp_path, module=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [type(model).__name__, type(processor).__name__]
-    refused = run("-c", script.replace("True", "False"), cwd=tmp_path, module=False)
-    assert refused.returncode != 0
+    printed = runs.finish(runs.start_plain(script, folder=tmp_path))
+    assert f"{type(model).__name__} {type(processor).__name__}" in printed
+    runs.finish(runs.start_plain(script.replace("True", "False"), folder=tmp_path), expect=1)
 
 
 def test_without_the_stub_the_folder_has_no_code(tmp_path, vlm):
@@ -98,11 +86,8 @@ def test_without_the_stub_the_folder_has_no_code(tmp_path, vlm):
         (("--language_model", "nowhere"), "nowhere is no causal language model"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, args, message):
-    done = run(*args, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_mistakes_are_one_line(runs, tmp_path, args, message):
+    assert message in runs.error(FUSE, *args, folder=tmp_path)
     assert not (tmp_path / "outputs").exists()
 
 

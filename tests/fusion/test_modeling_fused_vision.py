@@ -1,9 +1,5 @@
 """Several encoders and a connector as one vision model of transformers."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,8 +8,6 @@ from transformers import AutoModel
 from encoders import load_encoder
 from fusion import FusedVisionConfig, FusedVisionModel, fuse_encoders
 from vision_core.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def tokens_of(model, batch):
@@ -59,7 +53,7 @@ def test_saved_is_in_memory_bit_for_bit(tmp_path, fused, pictures, encoders):
     assert torch.equal(tokens_of(loaded, batch), tokens_of(model, batch))
 
 
-def test_a_fresh_process_gives_the_same_bits(tmp_path, fused, pictures):
+def test_a_fresh_process_gives_the_same_bits(runs, tmp_path, fused, pictures):
     model, processor = fused()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -75,7 +69,7 @@ with torch.no_grad():
 torch.save(tokens, {str(tmp_path / "tokens.pt")!r})
 assert not [name for name in sys.modules if name.split(".")[0] in ("pretrain", "recipes")]
 """
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=240)
+    runs.finish(runs.start_plain(script))
     assert torch.equal(torch.load(tmp_path / "tokens.pt", weights_only=True), tokens_of(model, processor(pictures[0])))
 
 

@@ -1,9 +1,6 @@
 """A language model that reads the tokens of several encoders: generation, caching, training, peft."""
 
 import copy
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from fusion.lora import lora_config
 from fusion.tiny import FAMILIES, tiny_language_model
 from vision_core.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["what is <image> here", "a dog runs", "<image><image> and <image> side by side"]  # 1, 0 and 3 images
 
 
@@ -181,7 +177,7 @@ def test_attention_implementations_agree(tmp_path, model_and_processor, pictures
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
-def test_saved_is_in_memory_bit_for_bit_in_a_fresh_process(tmp_path, vlm, pictures, family):
+def test_saved_is_in_memory_bit_for_bit_in_a_fresh_process(runs, tmp_path, vlm, pictures, family):
     model, processor = vlm(family, sizes={"tie_word_embeddings": family != "llama"})
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -200,7 +196,7 @@ batch = processor(text={TEXTS!r}, images=images, return_tensors="pt", padding=Tr
 with torch.no_grad():
     torch.save(model(**batch).logits, folder + "/logits.pt")
 """
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=240)
+    runs.finish(runs.start_plain(script))
     assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), logits(model, batch))
 
 

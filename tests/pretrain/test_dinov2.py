@@ -1,9 +1,6 @@
 """The script as users run it: a whole run, its folder, resuming bit for bit, and one line for every mistake."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +85,7 @@ def test_the_folder_is_what_was_promised(whole):
     assert "k-NN top-1" in (whole / "README.md").read_text()
 
 
-def test_it_loads_in_a_process_that_knows_only_transformers(whole):
+def test_it_loads_in_a_process_that_knows_only_transformers(runs, whole):
     code = (
         "import sys, torch\nfrom transformers import AutoImageProcessor, AutoModel\n"
         "model, processor = AutoModel.from_pretrained(sys.argv[1]), AutoImageProcessor.from_pretrained(sys.argv[1])\n"
@@ -96,10 +93,8 @@ def test_it_loads_in_a_process_that_knows_only_transformers(whole):
         "assert not any(name.split('.')[0] in ('pretrain', 'encoders', 'vision_core') for name in sys.modules)\n"
         "print(tuple(pixels.shape), tuple(model(pixels).last_hidden_state.shape))"
     )
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", code, str(whole)], cwd="/", capture_output=True, text=True, check=True, timeout=120
-    )
-    assert result.stdout.strip() == "(1, 3, 32, 32) (1, 17, 32)"
+    printed = runs.finish(runs.start_plain(code, whole))
+    assert "(1, 3, 32, 32) (1, 17, 32)" in printed
 
 
 @pytest.mark.parametrize("step", [5, 10])
@@ -125,18 +120,11 @@ def test_init_from_takes_weights_and_heads(run, whole, tmp_path, capsys):
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
 
-def test_it_runs_uninstalled_from_another_folder_through_two_processes(config, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": ""}
-    extra = ["--output_dir", "run", "--max_steps", "4", "--koleo_gather", "--gradient_accumulation_steps", "2"]
-    subprocess.run(
-        [*command, str(ROOT / "pretrain" / "dinov2.py"), str(config), *extra],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        capture_output=True,
-        timeout=250,
-    )
+def test_it_runs_uninstalled_from_another_folder_through_two_processes(runs, config, tmp_path):
+    torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
+    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": ""}
+    extra = ("--output_dir", "run", "--max_steps", 4, "--koleo_gather", "--gradient_accumulation_steps", 2)
+    runs.finish(runs.launch(torchrun, "pretrain/dinov2.py", config, *extra, environment=environment, folder=tmp_path))
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert metrics(tmp_path / "run")[-1]["step"] == 4
 

@@ -1,8 +1,6 @@
 """The method object: its losses from parts, the teacher's way, and two processes against one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -126,17 +124,13 @@ def test_bfloat16_is_close_to_float32():
 
 
 @pytest.mark.parametrize("centering", ["softmax", "sinkhorn_knopp"])
-def test_two_processes_are_one(tmp_path, centering):
+def test_two_processes_are_one(runs, tmp_path, centering):
     """The same global batch and masks, gathered KoLeo, token-weighted centers: losses of three steps agree to 1e-5."""
-    results = {}
-    for processes in (1, 2):
-        output = tmp_path / f"{processes}.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        subprocess.run([*command, str(WORKER), str(output), centering], check=True, capture_output=True, timeout=200)
-        results[processes] = json.loads(output.read_text())
-    assert len(results[1]) == 3
+    runs.finish(runs.start(WORKER, tmp_path / "1.json", centering), *runs.start_two(WORKER, tmp_path / "2.json", centering))
+    alone, together = (json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2))
+    assert len(alone) == 3
     differences = {}
-    for step, (one, two) in enumerate(zip(results[1], results[2], strict=True)):
+    for step, (one, two) in enumerate(zip(alone, together, strict=True)):
         assert one.keys() == two.keys()
         differences |= {f"{name}, step {step}": abs(two[name] / one[name] - 1) for name in one}
     largest = max(differences, key=differences.get)

@@ -1,8 +1,4 @@
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -11,8 +7,6 @@ from torch.nn.functional import normalize
 
 from pretrain.sigmoid_loss import sigmoid_loss
 
-ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 60
 PAIRS, WIDTH = 8, 5
 
 
@@ -66,9 +60,9 @@ def test_logits_are_whole_under_autocast():
     assert torch.equal(half, sigmoid_loss(images, texts, scale, bias))
 
 
-def check_on_one_of_two_processes(process: int, store: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=process, world_size=2)
-    half = slice(PAIRS // 2 * process, PAIRS // 2 * (process + 1))
+def check_on_one_of_two_processes() -> None:
+    dist.init_process_group("gloo")
+    half = slice(PAIRS // 2 * dist.get_rank(), PAIRS // 2 * (dist.get_rank() + 1))
     images, texts = inputs()
     parameters, expected_parameters = towers(), towers()
     loss = loss_of(images[half], texts[half], parameters)
@@ -85,20 +79,8 @@ def check_on_one_of_two_processes(process: int, store: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_two_processes_equal_one(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(process), str(tmp_path / "store")], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for process in range(2)
-    ]
-    try:
-        errors = [worker.communicate(timeout=TIMEOUT_S)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], errors
+def test_two_processes_equal_one(runs):
+    runs.finish(*runs.start_two(__file__))
 
 
 def test_a_gradient_that_stays_on_its_process_would_be_noticed(monkeypatch):
@@ -121,4 +103,4 @@ def test_a_gradient_that_stays_on_its_process_would_be_noticed(monkeypatch):
 
 
 if __name__ == "__main__":
-    check_on_one_of_two_processes(int(sys.argv[1]), sys.argv[2])
+    check_on_one_of_two_processes()

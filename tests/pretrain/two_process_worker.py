@@ -1,10 +1,9 @@
-"""Three training steps on a fixed global batch, shared among the processes; rank 0 writes the mean losses. Run by torchrun."""
+"""Three training steps on a fixed global batch, shared among the processes; rank 0 writes the mean losses."""
 
 import json
+import os
 import sys
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 import torch.distributed as dist
@@ -27,7 +26,10 @@ def share(tensor, views, rank, world):
 
 def main(output: str, centering: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    else:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     backbone = build_backbone(32, 2, 2, patch_size=4, image_size=16, num_register_tokens=1, layerscale_value=1.0)

@@ -1,8 +1,5 @@
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +7,7 @@ import pytest
 from recipes import evaluate_encoder
 from vision_core.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = "recipes/evaluate_encoder.py"
 ALL_BUT_TEXT = [
     "knn",
     "linear",
@@ -40,12 +37,9 @@ def run(monkeypatch, tmp_path):
     return call
 
 
-def test_it_runs_uninstalled_from_another_folder(encoder, colours, tmp_path):
-    command = [sys.executable, str(ROOT / "recipes" / "evaluate_encoder.py"), "--encoder", str(encoder), "--dataset", str(colours), *QUICK]
-    command += ["--tasks", *ALL_BUT_TEXT, "--cache_dir", str(tmp_path / "cache")]
-    environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_it_runs_uninstalled_from_another_folder(encoder, colours, runs, tmp_path):
+    arguments = ("--encoder", encoder, "--dataset", colours, *QUICK, "--tasks", *ALL_BUT_TEXT, "--cache_dir", tmp_path / "cache")
+    printed = runs.finish(runs.launch([sys.executable], SCRIPT, *arguments, environment={"PYTHONPATH": ""}, folder=tmp_path))
     folder = tmp_path / "outputs/evaluation-1"
     report = json.loads((folder / "results.json").read_text())
     assert list(report["results"]) == ALL_BUT_TEXT and report["images"] == {"train": 60, "test": 21}
@@ -55,8 +49,8 @@ def test_it_runs_uninstalled_from_another_folder(encoder, colours, tmp_path):
     page = (folder / "README.md").read_text()
     for name in ("segmentation", "depth", "depth_dpt", "emergent_segmentation"):
         assert (folder / "figures" / f"{name}.png").is_file() and f"figures/{name}.png" in page
-    assert f"{encoder}: 32 x 32 pixels, centre crop of 86%" in result.stdout and "60 training and 21 test images" in result.stdout
-    assert "outputs/evaluation-1" in result.stdout and (folder / "config.yaml").is_file()
+    assert f"{encoder}: 32 x 32 pixels, centre crop of 86%" in printed and "60 training and 21 test images" in printed
+    assert "outputs/evaluation-1" in printed and (folder / "config.yaml").is_file()
 
 
 def test_features_are_extracted_once(encoder, colours, run, tmp_path):
@@ -73,8 +67,7 @@ def test_two_processes_give_what_one_gives(encoder, colours, run, runs, tmp_path
     arguments = ("--encoder", encoder, "--dataset", colours, "--tasks", "knn", "segmentation")
     alone = run(*arguments)
     places = ("--cache_dir", tmp_path / "cache2", "--output_dir", tmp_path / "two")
-    torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
-    runs.finish(runs.launch(torchrun, "recipes/evaluate_encoder.py", *arguments, *QUICK, *places))
+    runs.finish(*runs.start_two(SCRIPT, *arguments, *QUICK, *places))
     together = json.loads((tmp_path / "two" / "results.json").read_text())
     assert together["results"]["knn"]["metrics"] == pytest.approx(alone["results"]["knn"]["metrics"])
     assert together["results"]["segmentation"]["metrics"] == pytest.approx(alone["results"]["segmentation"]["metrics"], abs=1)

@@ -1,7 +1,4 @@
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,9 +15,6 @@ from vision_core.distributed import (
     world_size,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 60
-
 
 def rows() -> torch.Tensor:
     return torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -36,8 +30,9 @@ def loss_of(features: torch.Tensor) -> torch.Tensor:
     return ((features @ features.T).cos() * weights).sum()
 
 
-def check_on_one_of_two_processes(process: int, store: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=process, world_size=2)
+def check_on_one_of_two_processes() -> None:
+    dist.init_process_group("gloo")
+    process = int(os.environ["RANK"])
     assert (rank(), world_size(), is_main_process()) == (process, 2, process == 0)
 
     value = torch.full((2, 2), float(process + 1)).T
@@ -76,19 +71,8 @@ def check_on_one_of_two_processes(process: int, store: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__]
-    workers = [
-        subprocess.Popen([*command, str(process), str(tmp_path / "store")], env=environment, stderr=subprocess.PIPE, text=True)
-        for process in range(2)
-    ]
-    try:
-        errors = [worker.communicate(timeout=TIMEOUT_S)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], errors
+def test_two_processes_equal_one(runs):
+    runs.finish(*runs.start_two(__file__))
 
 
 def test_without_a_process_group_nothing_changes():
@@ -107,10 +91,6 @@ def test_a_gradient_that_stays_on_its_process_would_be_noticed():
     loss_of(torch.cat([rows()[:4] @ matrix, (rows()[4:] @ matrix).detach()])).backward()
     loss_of(rows() @ whole).backward()
     assert not torch.allclose(matrix.grad, whole.grad, rtol=1e-3, atol=1e-3)
-
-
-if __name__ == "__main__":
-    check_on_one_of_two_processes(int(sys.argv[1]), sys.argv[2])
 
 
 def test_processes_share_the_cores(monkeypatch):
@@ -132,3 +112,7 @@ def test_processes_share_the_cores(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+if __name__ == "__main__":
+    check_on_one_of_two_processes()

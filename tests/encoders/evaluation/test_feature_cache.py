@@ -1,7 +1,4 @@
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +9,6 @@ from encoders.evaluation.feature_cache import cached_features, encoder_fingerpri
 from encoders.evaluation.features import vector_features
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -137,30 +132,26 @@ def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch):
 
 
 WORKER = """
-import sys
+import os, sys
 from pathlib import Path
-import torch
 import torch.distributed as dist
 from encoders import load_encoder
 from encoders.evaluation.feature_cache import cached_features
 from encoders.evaluation.features import vector_features
 from vision_core.images.sources import open_source
-if "RANK" in __import__("os").environ:
+if "RANK" in os.environ:
     dist.init_process_group("gloo")
 source = open_source("scenes?size=64&count=13")
 stored = cached_features(load_encoder("tiny:dinov2"), source, vector_features, "vectors", Path(sys.argv[1]), batch_size=4)
-said = f"rows {len(stored.kept)} {stored.load('pooled').double().sum().item()} {len(stored.shards)}\\n"
-__import__("os").write(1, said.encode())  # in one piece: the lines of two processes must not mix
+print("rows", len(stored.kept), stored.load("pooled").double().sum().item(), len(stored.shards))
 """
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
+def test_two_processes_give_what_one_gives(runs, tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = subprocess.run([*torchrun, script, tmp_path / "two"], env=environment, capture_output=True, text=True, check=True).stdout
-    one = subprocess.run([sys.executable, script, tmp_path / "one"], env=environment, capture_output=True, text=True, check=True).stdout
-    said = [line.split() for line in (two + one).splitlines() if line.startswith("rows")]
+    jobs = [*runs.start_two(script, tmp_path / "two"), runs.start(script, tmp_path / "one")]
+    runs.finish(*jobs)
+    said = [line.split() for job in jobs for line in job.printed.splitlines() if line.startswith("rows")]
     assert [line[1] for line in said] == ["13"] * 3 and [line[3] for line in said] == ["2", "2", "1"]
     assert float(said[0][2]) == float(said[1][2]) == pytest.approx(float(said[2][2]), rel=1e-5)
