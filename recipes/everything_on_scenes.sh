@@ -3,14 +3,14 @@
 #
 #   bash recipes/everything_on_scenes.sh [FOLDER]        default outputs/everything; the page is FOLDER/report/README.md
 #
-# PYTHON: the interpreter of the environment (default python). SEEDS: of the fused models (default "0 1 2"). STEPS: of their fine-tuning (default 300).
+# PYTHON: the interpreter of the environment (default python). SEEDS: of the fused models (default "0 1 2"). STEPS: of their fine-tuning (default 600).
 # Two programs run at a time, with one core each. What is finished is not made again: after an interruption the same command goes on.
 set -euo pipefail
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$(command -v "${PYTHON:-python}") || { echo "error: there is no ${PYTHON:-python}; name the environment's interpreter: PYTHON=.venv/bin/python" >&2; exit 2; }
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 out=$(mkdir -p "${1:-outputs/everything}" && cd "${1:-outputs/everything}" && pwd)
-seeds=${SEEDS:-0 1 2} steps=${STEPS:-300}
+seeds=${SEEDS:-0 1 2} steps=${STEPS:-600}
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python recipes out steps
 
 # make FOLDER SCRIPT OPTION...: run it with a folder of its own, which gets its name once all is in it
@@ -41,7 +41,7 @@ train_and_judge() {
   esac
   make "$at/fused" -m fusion.fuse "${fused[@]}" --language_model "$out/language_model"
   make "$at/align" "$recipes/sva_align.py" --init_from "$at/fused" --conversations "scenes?count=1000&turns=all" "${training[@]}"
-  make "$at/sft" "$recipes/sva_sft.py" --init_from "$at/align" --conversations "scenes?count=$((16 * steps))&turns=all" "${training[@]}"
+  make "$at/sft" "$recipes/sva_sft.py" --init_from "$at/align" --conversations "scenes?count=$((8 * steps))&turns=all" "${training[@]}"
   make "$at/judged" "$recipes/evaluate_vlm.py" --model "$at/sft"
 }
 export -f make train_and_judge

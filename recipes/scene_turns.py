@@ -1,36 +1,69 @@
-"""Questions about a drawn scene as the turns of a conversation."""
+"""Questions about a drawn scene as the turns of a conversation, and the words for what lies under each of its cells."""
 
 from __future__ import annotations
 
-from itertools import permutations
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
 
-from vision_core.images.scene_language import Question, SceneObject, pair_questions
+from vision_core.images.scene_language import Question, SceneObject
 from vision_core.images.scenes import Scene
 
 Turns = Literal["one", "all"]
-GRID = 8  # places are told as columns and rows of so many
-PAIRS = 2  # ordered pairs of objects that a lesson compares, beside the pair of the scene's own questions
+BACKDROP = ("backdrop",)
 
 
 def scene_turns(scene: Scene, index: int, turns: Turns, rng: np.random.Generator) -> list[Question]:
-    """`one`: a question, whose kind goes through all kinds as `index` rises. `all`: every question in random order, more pairs of objects, and where each is.
+    """`one`: a question, whose kind goes through all kinds as `index` rises. `all`: every question in random order, or, of every second scene, what and where
+    each object is.
 
-    Telling where an object is teaches a language model to find what a word names; the questions that compare places stand on that.
+    A comparison is answered in two steps, of which the first is said aloud: what is compared, behind the colour that names its object, then the answer ("red c
+    blue f yes"). So a language model looks a place up where it has just read whose. Nothing is said twice in a conversation, for what was said before is copied
+    without a look at the picture.
     """
     if turns == "one":
-        return [scene.questions[index % len(scene.questions)]]
-    side = scene.masks.shape[0]
-    seen = [each for each in scene.objects if each.area]
-    pairs = list(permutations(seen, 2))
-    chosen = [pairs[number] for number in rng.permutation(len(pairs))[:PAIRS]]
-    compared = [question for pair in chosen for question in pair_questions(*pair, side)]
-    asked = [*scene.questions, *compared, *(_place(each, side) for each in seen)]
+        return [_aloud(scene.questions[index % len(scene.questions)])]
+    return what_and_where(scene, rng) if index % 2 else _shuffled(map(_aloud, scene.questions), rng)
+
+
+def what_and_where(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Of every object that is seen, in random order and named by its colour: its surface, kind and place."""
+    asked = [
+        Question("object", f"What is the {each.colour} object, and where?", " ".join(words_of(each, scene)))
+        for each in scene.objects
+        if each.area
+    ]
+    return _shuffled(asked, rng)
+
+
+def words_of(seen: SceneObject, scene: Scene) -> tuple[str, ...]:
+    """Colour, surface, kind, column, row, metres."""
+    return seen.colour, seen.texture, seen.category, *seen.place(len(scene.masks))
+
+
+def words_of_cells(scene: Scene, grid: int) -> list[tuple[str, ...]]:
+    """Of each cell of a grid, row by row, the words of the object that `covering` finds, or `BACKDROP`."""
+    words = [BACKDROP, *(words_of(each, scene) for each in scene.objects)]
+    return [words[number] for number in covering(scene.masks, grid, len(words)).tolist()]
+
+
+def covering(masks: Tensor, grid: int, numbers: int) -> Tensor:
+    """masks: `[S, S]` object numbers below `numbers`, 0 for none. `[grid * grid]`: the number with most pixels in each cell, or 0 where none has an eighth."""
+    size = len(masks) // grid
+    cells = masks.long().unfold(0, size, size).unfold(1, size, size).reshape(grid * grid, size * size)
+    shares = F.one_hot(cells, numbers).float().mean(1)
+    shares[:, 0] = 1 / 8
+    return shares.argmax(1)
+
+
+def _shuffled(asked: Iterable[Question], rng: np.random.Generator) -> list[Question]:
+    asked = list(asked)
     return [asked[number] for number in rng.permutation(len(asked))]
 
 
-def _place(seen: SceneObject, side: int) -> Question:
-    column, row = (min(int(at * GRID / side), GRID - 1) + 1 for at in seen.centre)
-    return Question("place", f"Where is the {seen.colour} {seen.category}?", f"{column} {row}")
+def _aloud(question: Question) -> Question:
+    return replace(question, answer=" ".join((*question.readings, question.answer)))

@@ -22,15 +22,15 @@ from fusion import assemble_vlm, fuse_encoders
 from fusion.tiny import tiny_language_model
 from pretrain.mae_weights import sincos_positions
 from recipes.conversation_stream import first_conversations
-from recipes.stand_ins import train_on_labels
+from recipes.stand_ins import train_stand_ins
 from recipes.vlm_models import UNTRAINED
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.randomness import seed_of
 
 SIDE, PATCH, INITIALIZER_RANGE = 64, 8, 0.08
 GRID = SIDE // PATCH
+TOKENS = GRID // 2  # rows and columns that the language model gets; among four times as many it is slower to find the one that a word means
 CORPUS_ROWS = 500  # of each source, for the tokenizer
-STAND_IN_STEPS = 700
 VIT = {
     "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192, "image_size": SIDE, "patch_size": PATCH,
     "initializer_range": INITIALIZER_RANGE,
@@ -42,7 +42,7 @@ LANGUAGE_MODEL = {
 }  # fmt: skip
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
-    "{%- for message in messages -%}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{%- endfor -%}"
+    "{%- for message in messages -%}{{ '<|' + message['role'] + '|> ' + message['content'] + eos_token }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
 )
 
@@ -77,17 +77,18 @@ def corpus(sources: Sequence[str]) -> Iterator[str]:
             yield from (message.text for message in conversation.messages)
 
 
-def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_in_steps: int = 0) -> None:
-    """The fused model and its processor, for data with words like those of `texts`. stand_in_steps: of each encoder's training; 0 leaves it as it was drawn."""
+def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False) -> None:
+    """The fused model and its processor, for data with words like those of `texts`: untrained, or `stand_ins` that know drawn scenes."""
     language_model, tokenizer = small_language_model(texts, seed)
-    encoders = small_encoders(seed)
-    train_on_labels(encoders, SIDE, stand_in_steps, seed)
     vision_model, _ = fuse_encoders(
-        encoders,
+        small_encoders(seed),
         hidden_size=LANGUAGE_MODEL["hidden_size"],
+        grid=TOKENS,
         connector_options={"width": 96, "num_heads": 4, "depth": 2},
         seed=seed,
     )
-    model, processor = assemble_vlm(vision_model, language_model, tokenizer, num_sva_layers=2, sva_stride=2, seed=seed)
+    model, processor = assemble_vlm(vision_model, language_model, tokenizer, num_sva_layers=2, sva_stride=2, zero_init_sva=True, seed=seed)
+    if stand_ins:
+        train_stand_ins(model, processor, SIDE, seed)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -17,7 +17,7 @@ class VlmArguments(TrainerOptions):
     """What both stages ask for."""
 
     init_from: str | None = option(
-        None, "a folder of fusion.fuse or of an earlier stage; default: small untrained models, fused on the spot", "model"
+        None, "a folder of fusion.fuse or of an earlier stage; default: small stand-ins, fused on the spot", "model"
     )
     conversations: list[str] = option(
         ["scenes?count=16000&turns=all"],
@@ -28,6 +28,7 @@ class VlmArguments(TrainerOptions):
         ["scenes?count=200&split=held_out"], "what the loss is measured on in between; [] for none", "data"
     )
     max_length: int = option(2048, "tokens of a conversation, image tokens counted; longer ones are an error", "data")
+    per_device_train_batch_size: int = option(8, "conversations of one process in one forward", "optimisation")
     learning_rate: float = option(1e-3, "of everything without a rate of its own", "optimisation")
     sampler_learning_rate: float | None = option(None, "of the aggregator's queries and cross-attention layers, everywhere", "optimisation")
     activation_checkpointing: bool = option(False, "compute activations again in the backward pass", "memory")

@@ -22,6 +22,12 @@ def exact(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
     return normalised(given) in {normalised(each) for each in expected}
 
 
+def last_word(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
+    """The last word is that of an expected answer; before it a model may think aloud."""
+    words = normalised(given).split()
+    return bool(words) and words[-1] in {normalised(each).split()[-1] for each in expected}
+
+
 def letter(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
     """expected: a letter. The answer begins with it, in brackets or not, alone or before punctuation; or it is the text of that choice and of no other."""
     found = re.match(r"\s*\(?([A-Za-z])\)?(?=$|[\s.:,)])", given)

@@ -9,7 +9,8 @@ A task is a text, `KIND:WHERE?option=value`:
     mmbench:FILE               TSV with base64 images: question, A, B, C, D, answer, category, hint; rows whose index differs by whole millions are one question
     captions:FILE?images=...   JSON of COCO captions (images, annotations); CIDEr-D
     vqa:FILE?images=FOLDER     JSON list of question, image, answers of several people
-    scenes, llava:FILE, ...    the first question of each conversation; its own answer, exactly (recipes/conversations.py)
+    scenes                     the first question of each conversation; the last word of its answer
+    llava:FILE, ...            the first question of each conversation; its own answer, exactly (recipes/conversations.py)
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.conversations import IMAGE, OPTIONS, BadRow, decoded, open_conversations
-from recipes.vlm_grading import exact, letter, vqa, yes_no
+from recipes.conversations import IMAGE, OPTIONS, BadRow, SceneConversations, decoded, open_conversations
+from recipes.vlm_grading import exact, last_word, letter, vqa, yes_no
 from vision_core.errors import UserError
 
 Grade = Callable[[str, Sequence[str], Sequence[str]], float]
@@ -98,7 +99,7 @@ def conversations_task(text: str) -> Task:
         group = conversation.kind or "all"
         images = (lambda row=row: list(source[row].images)) if conversation.images else list
         questions.append(Question(conversation.where, asked.replace(IMAGE, "").strip(), (answered,), images, conversation.choices, group))
-    return Task(text, questions, PLAIN_PROMPT, exact)
+    return Task(text, questions, PLAIN_PROMPT, last_word if isinstance(source, SceneConversations) else exact)
 
 
 def cv_bench(where: Path, images: Path | None) -> Task:

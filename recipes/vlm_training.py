@@ -25,7 +25,7 @@ from fusion.resampler import ResamplerLayer
 from recipes.conversation_stream import open_stream
 from recipes.conversations import is_stream, open_conversations
 from recipes.map_cache import MapCache
-from recipes.small_default import STAND_IN_STEPS, corpus, write_small_default
+from recipes.small_default import corpus, write_small_default
 from recipes.stream_data import StreamDataset
 from recipes.vlm_args import VlmArguments
 from recipes.vlm_card import write_card
@@ -53,7 +53,7 @@ def train(
         base = args.init_from or aside
         if args.init_from is None:
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
-            write_small_default(Path(aside), corpus(args.conversations), args.seed, STAND_IN_STEPS)
+            write_small_default(Path(aside), corpus(args.conversations), args.seed, stand_ins=True)
         with StopRequest(launchers) as stop:
             _train(stage, args, planned, base, stop)
 

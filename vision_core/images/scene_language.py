@@ -1,6 +1,7 @@
 """What can be said about an embedded scene: captions, and questions whose answers cannot be guessed from the question."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,16 @@ from vision_core.randomness import numpy_generator
 
 CLEARLY_APART = 0.06  # of the side: closer centres are not asked about
 CLEARLY_DEEPER = 0.3  # metres
-NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six")
+NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+COLUMNS = "abcdefgh"  # places are told as on a chessboard of so many columns and rows, which count from 1 at the top
+
+
+class Place(NamedTuple):
+    """A place in one word each: a column, a row, whole metres."""
+
+    column: str
+    row: str
+    metres: str
 
 
 @dataclass(frozen=True)
@@ -29,15 +39,24 @@ class SceneObject:
     def centre(self) -> tuple[float, float]:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
+    def place(self, side: int) -> Place:
+        """Where the centre is in a picture of `side` pixels."""
+        column, row = (min(int(at * len(COLUMNS) / side), len(COLUMNS) - 1) for at in self.centre)
+        return Place(COLUMNS[column], str(row + 1), NUMBER_WORDS[round(self.depth)])
+
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer. `kind`: category, colour, texture (what); left_of, above, nearest, count, depth_order (where)."""
+    """A question with its answer. `kind`: category, colour, texture (what); left_of, above, nearest, count, depth_order (where).
+
+    `readings`: what a comparison is read off from, the column, row or metres of each of its two objects behind the object's colour.
+    """
 
     kind: str
     text: str
     answer: str
     choices: tuple[str, ...] = field(default=())
+    readings: tuple[str, ...] = field(default=())
 
 
 def describe(objects: list[SceneObject]) -> list[str]:
@@ -95,9 +114,12 @@ def pair_questions(first: SceneObject, second: SceneObject, side: int) -> list[Q
         ("above", "above", second.centre[1] - first.centre[1], CLEARLY_APART * side),
         ("depth_order", "nearer than", second.depth - first.depth, CLEARLY_DEEPER),
     )
+    read = zip(first.place(side), second.place(side), strict=True)  # column, row and metres, as the differences
     return [
-        Question(kind, f"Is {one} {words} {other}?", "yes" if difference > 0 else "no", ("yes", "no"))
-        for kind, words, difference, enough in differences
+        Question(
+            kind, f"Is {one} {words} {other}?", "yes" if difference > 0 else "no", ("yes", "no"), (first.colour, here, second.colour, there)
+        )
+        for (kind, words, difference, enough), (here, there) in zip(differences, read, strict=True)
         if abs(difference) >= enough
     ]
 
