@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from recipes.vlm_grading import cider_d, exact, letter, normalised, vqa, yes_no
+from recipes.vlm_grading import cider_d, exact, last_word, letter, normalised, vqa, yes_no
 
 
 def test_normalised():
@@ -43,6 +43,12 @@ def test_an_article_is_no_letter_of_a_choice_that_is_not_there():
 @pytest.mark.parametrize(("given", "right"), [("Yes", 1), ("yes, it is", 1), ("No", 0), ("It is, yes", 0), ("", 0), ("yesterday", 0)])
 def test_yes_no(given, right):
     assert yes_no(given, ("yes",), ("yes", "no")) == bool(right)
+
+
+def test_last_word():
+    """What is thought aloud before the answer does not count, and nothing after it is forgiven."""
+    assert last_word("c f Yes.", ("c f yes",), ()) and last_word("yes", ("c f yes",), ()) and last_word("f c yes", ("c f yes",), ())
+    assert not last_word("c f no", ("c f yes",), ()) and not last_word("yes c f", ("c f yes",), ()) and not last_word("", ("red",), ())
 
 
 def test_exact():

@@ -151,7 +151,7 @@ def test_mistakes_are_one_line_each(runs, mixed, tmp_path):
     assert f"{broken}, line 2" in line
     clash = tmp_path / "zero.json"
     clash.write_text(json.dumps({"train_micro_batch_size_per_gpu": 64, "zero_optimization": {"stage": 2}}))
-    assert "per_device_train_batch_size is 16" in said(*options(mixed, tmp_path / "clash", deepspeed=clash))
+    assert "per_device_train_batch_size is 8" in said(*options(mixed, tmp_path / "clash", deepspeed=clash))
     runs.finish(runs.start(SFT, *options(mixed, tmp_path / "alone", max_steps=1, deepspeed=ROOT / "recipes/zero/zero1.json")))
     assert "--lora_rank" in said(*plain, "--lora_rank", "4", "--encoder_learning_rate", "1e-5")
 
