@@ -1,4 +1,4 @@
-"""The small default: two small ViTs for 64 px images that know drawn scenes, fused with an untrained language model whose tokenizer has the data's own words.
+"""The small default: two small ViTs for 64 px images, fused with a small language model whose tokenizer has the data's own words.
 They stand in where no model is named.
 
 Weights of so narrow models start at a standard deviation near 1 / sqrt(width), not at the 0.02 of large ones, and positions as sines, as strong as the patches:
@@ -22,7 +22,7 @@ from fusion import assemble_vlm, fuse_encoders
 from fusion.tiny import tiny_language_model
 from pretrain.mae_weights import sincos_positions
 from recipes.conversation_stream import first_conversations
-from recipes.stand_ins import train_stand_ins
+from recipes.stand_ins import drawn_scenes, train_connector, train_encoders, train_language_model
 from recipes.vlm_models import UNTRAINED
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.randomness import seed_of
@@ -80,8 +80,12 @@ def corpus(sources: Sequence[str]) -> Iterator[str]:
 def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False) -> None:
     """The fused model and its processor, for data with words like those of `texts`: untrained, or `stand_ins` that know drawn scenes."""
     language_model, tokenizer = small_language_model(texts, seed)
+    encoders = small_encoders(seed)
+    scenes = drawn_scenes(SIDE, seed) if stand_ins else []
+    if stand_ins:
+        train_encoders(encoders, scenes, seed)
     vision_model, _ = fuse_encoders(
-        small_encoders(seed),
+        encoders,
         hidden_size=LANGUAGE_MODEL["hidden_size"],
         grid=TOKENS,
         connector_options={"width": 96, "num_heads": 4, "depth": 2},
@@ -89,6 +93,7 @@ def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins
     )
     model, processor = assemble_vlm(vision_model, language_model, tokenizer, num_sva_layers=2, sva_stride=2, zero_init_sva=True, seed=seed)
     if stand_ins:
-        train_stand_ins(model, processor, SIDE, seed)
+        train_language_model(model, processor, scenes, seed)
+        train_connector(model, processor, scenes, seed)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

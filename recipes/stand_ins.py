@@ -31,7 +31,7 @@ from fusion.processing_fusion import IMAGE_TOKEN
 from recipes.chat_tokens import IGNORED, tokenise
 from recipes.conversations import Conversation, Message
 from recipes.scene_turns import covering, what_and_where, words_of_cells
-from vision_core.distributed import is_main_process
+from vision_core.distributed import is_first_launched
 from vision_core.images.scene_colours import COLOURS
 from vision_core.images.scene_language import COLUMNS, NUMBER_WORDS
 from vision_core.images.scene_layout import MAX_COMPANIONS
@@ -46,16 +46,18 @@ OF_PICTURE = (len(CATEGORIES), len(COLOURS), len(TEXTURES), MAX_COMPANIONS + 1) 
 OF_CELL = (1 + len(COLOURS), len(TEXTURES), len(CATEGORIES), len(COLUMNS), len(COLUMNS), len(NUMBER_WORDS))
 
 
-def train_stand_ins(model: FusionVlmForConditionalGeneration, processor: FusionProcessor, side: int, seed: int) -> None:
-    """Encoders, whose images have `side` pixels, then the language model, then the connector between them."""
-    drawn = tqdm(range(SCENES), desc="scenes", unit="scene", leave=False, disable=not is_main_process())
-    scenes = [draw_scene(seed, index, side) for index in drawn]
-    with torch.random.fork_rng(devices=[]):
-        for number, encoder in enumerate(model.vision_model.encoders, 1):
+def drawn_scenes(side: int, seed: int) -> list[Scene]:
+    """What all of them learn from, `side` pixels wide."""
+    numbers = tqdm(range(SCENES), desc="scenes", unit="scene", leave=False, disable=not is_first_launched())
+    return [draw_scene(seed, index, side) for index in numbers]
+
+
+def train_encoders(encoders: Sequence[Encoder], scenes: Sequence[Scene], seed: int) -> None:
+    """Each in turn."""
+    for number, encoder in enumerate(encoders, 1):
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "stand-in", number))
-            train_encoder(encoder, scenes, seed, f"encoder {number} of {len(model.vision_model.encoders)} learns to see")
-        train_language_model(model, processor, scenes, seed)
-        train_connector(model, processor, scenes, seed)
+            train_encoder(encoder, scenes, seed, f"encoder {number} of {len(encoders)} learns to see")
 
 
 def train_encoder(encoder: Encoder, scenes: Sequence[Scene], seed: int, title: str) -> None:
@@ -179,7 +181,7 @@ def learn(loss: Callable[[int], Tensor], parameters: list[nn.Parameter], steps: 
     """`loss(step)` is made small."""
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(steps // 15, 1), steps)
-    for step in tqdm(range(steps), desc=title, unit="step", disable=not is_main_process()):
+    for step in tqdm(range(steps), desc=title, unit="step", disable=not is_first_launched()):
         loss(step).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

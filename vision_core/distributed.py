@@ -23,6 +23,11 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
+def is_first_launched() -> bool:
+    """As `is_main_process`, for what happens before the processes of a launcher have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all processes, as a new tensor without gradient; the argument keeps its value.
 

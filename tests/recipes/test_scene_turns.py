@@ -32,7 +32,9 @@ def test_every_question_and_of_every_second_scene_what_and_where():
         asked = lesson(scene, 0)
         assert sorted(each.text for each in asked) == sorted(each.text for each in scene.questions)
         told = lesson(scene, 1)
-        assert sorted(each.text for each in told) == sorted(f"What is the {each.colour} object, and where?" for each in scene.objects if each.area)
+        assert sorted(each.text for each in told) == sorted(
+            f"What is the {each.colour} object, and where?" for each in scene.objects if each.area
+        )
         for each in told:
             colour, texture, category, *where = each.answer.split()
             assert colour in each.text.split()

@@ -8,9 +8,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from pretrain.mae_weights import sincos_positions
 from recipes import stand_ins
 from recipes.chat_tokens import IGNORED, tokenise
-from recipes.small_default import GRID, SIDE, TOKENS, small_encoders, write_small_default
-from recipes.stand_ins import OF_CELL, conversation, cross_entropies, ids_of, labels_of_cells, labels_of_picture, sums_of_words, with_newlines
 from recipes.scene_turns import BACKDROP
+from recipes.small_default import GRID, SIDE, TOKENS, small_encoders, write_small_default
+from recipes.stand_ins import (
+    OF_CELL,
+    conversation,
+    cross_entropies,
+    ids_of,
+    labels_of_cells,
+    labels_of_picture,
+    sums_of_words,
+    with_newlines,
+)
 from vision_core.images.scene_colours import COLOURS
 from vision_core.images.scene_textures import TEXTURES
 from vision_core.images.scenes import CATEGORIES, draw_scene
@@ -83,7 +92,9 @@ def test_learning_is_reproducible_and_leaves_no_part_as_it_was(taught):
     assert {name.split(".")[0] for name in same if not name.endswith("bias")} <= {"vision_sampler_layers", "vision_model"}
     for part in ("vision_model.encoders.0.", "vision_model.encoders.1.", "vision_model.connector.", "language_model."):
         assert any(name.startswith(part) and name not in same for name in states[0]), part
-    assert all(encoder.untrained for encoder in none.vision_model.encoders) and not any(encoder.untrained for encoder in one.vision_model.encoders)
+    assert all(encoder.untrained for encoder in none.vision_model.encoders) and not any(
+        encoder.untrained for encoder in one.vision_model.encoders
+    )
 
 
 def test_words_are_summed_where_tokens_of_an_image_will_be(taught):
@@ -115,7 +126,7 @@ def test_each_part_learns(taught, monkeypatch):
 
         def noted(step):
             value = loss(step)
-            kept.append(float(value))
+            kept.append(value.item())
             return value
 
         original(noted, parameters, 30, learning_rate, title)
