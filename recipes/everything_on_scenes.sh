@@ -55,6 +55,6 @@ wait $dinov2
 make "$out/language_model" recipes/small_language_model.py
 for seed in $seeds; do
   for variant in dinov2 siglip channel_concat sva_connector sva; do printf '%s %s\n' "$variant" "$seed"; done
-done | xargs -P 2 -L 1 bash -euc 'train_and_judge "$@"' -
+done | xargs -P 2 -L 1 bash -Eeuc 'trap "exit 255" ERR; train_and_judge "$@"' -  # at 255 xargs starts nothing more
 make "$out/report" recipes/scenes_report.py --models "$out"
 echo "$(date +%H:%M:%S)          the page: $out/report/README.md"
