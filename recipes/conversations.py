@@ -6,7 +6,7 @@ A source is a text, `KIND:WHERE?option=value&option=value`:
     messages:FILE?images=FOLDER    JSON or JSONL, `messages` of `role` and `content`, `images` a list of paths
     parquet:GLOB                   rows with `messages` or `conversations`, images in the column `image` or `images`, as bytes in the file
     hf:NAME[:CONFIG]?split=train   the same columns of a data set of the Hub, or of a folder that `datasets` reads
-    scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all
+    scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all and where things are
 
 `weight=W` in any of them: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file only the offsets of its lines are kept.
 With `stream=true` a table is read as it arrives (recipes/conversation_stream.py).
@@ -29,7 +29,8 @@ from recipes.scene_turns import Turns, scene_turns
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage, decode_image
 from vision_core.images.regular_files import first_line
-from vision_core.images.scenes import draw_scene
+from vision_core.images.scene_language import Question
+from vision_core.images.scenes import Scene, draw_scene
 from vision_core.randomness import numpy_generator
 
 IMAGE = "<image>"
@@ -292,9 +293,14 @@ class SceneConversations(ConversationSource):
     def __getitem__(self, index: int) -> Conversation:
         scene = draw_scene(self.seed, index, self.size, self.split)
         asked = scene_turns(scene, index, self.turns, numpy_generator("scene turns", self.seed, self.split, index))
-        messages = [Message(role, text) for each in asked for role, text in (("user", each.text), ("assistant", each.answer))]
-        messages[0] = Message("user", f"{IMAGE}\n{messages[0].text}")
-        return Conversation(self.where(index), tuple(messages), (scene.image,), asked[0].kind, asked[0].choices)
+        return scene_conversation(self.where(index), scene, asked)
+
+
+def scene_conversation(where: str, scene: Scene, asked: Sequence[Question]) -> Conversation:
+    """Questions about a scene, the picture before the first."""
+    messages = [Message(role, text) for each in asked for role, text in (("user", each.text), ("assistant", each.answer))]
+    messages[0] = Message("user", f"{IMAGE}\n{messages[0].text}")
+    return Conversation(where, tuple(messages), (scene.image,), asked[0].kind, asked[0].choices)
 
 
 def embedded_image(row: Mapping[str, Any], number: int, where: str) -> Tensor:

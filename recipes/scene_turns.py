@@ -10,20 +10,23 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from vision_core.images.scene_language import Question, SceneObject
-from vision_core.images.scenes import Scene
+from vision_core.images.scene_colours import COLOURS
+from vision_core.images.scene_language import COLUMNS, NUMBER_WORDS, Question, SceneObject
+from vision_core.images.scene_textures import TEXTURES
+from vision_core.images.scenes import CATEGORIES, Scene
 
 Turns = Literal["one", "all"]
 BACKDROP = ("backdrop",)
+SCENE_WORDS = (*BACKDROP, *COLOURS, *TEXTURES, *CATEGORIES, *COLUMNS, *map(str, range(1, 1 + len(COLUMNS))), *NUMBER_WORDS)
 
 
 def scene_turns(scene: Scene, index: int, turns: Turns, rng: np.random.Generator) -> list[Question]:
-    """`one`: a question, whose kind goes through all kinds as `index` rises. `all`: every question in random order, or, of every second scene, what and where
-    each object is.
+    """`one`: a question, whose kind goes through all kinds as `index` rises. `all`: every question in random order; of scenes with an odd index, what and where
+    each object is instead.
 
     A comparison is answered in two steps, of which the first is said aloud: what is compared, behind the colour that names its object, then the answer ("red c
-    blue f yes"). So a language model looks a place up where it has just read whose. Nothing is said twice in a conversation, for what was said before is copied
-    without a look at the picture.
+    blue f yes"). So a language model looks a place up where it has just read whose. No place is told twice in a conversation: it would be copied from the first
+    time, without a look at the picture.
     """
     if turns == "one":
         return [_aloud(scene.questions[index % len(scene.questions)])]
@@ -42,18 +45,19 @@ def what_and_where(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 def words_of(seen: SceneObject, scene: Scene) -> tuple[str, ...]:
     """Colour, surface, kind, column, row, metres."""
-    return seen.colour, seen.texture, seen.category, *seen.place(len(scene.masks))
+    return seen.colour, seen.texture, seen.category, *seen.place(len(scene.masks)).words
 
 
 def words_of_cells(scene: Scene, grid: int) -> list[tuple[str, ...]]:
-    """Of each cell of a grid, row by row, the words of the object that `covering` finds, or `BACKDROP`."""
+    """Of each cell of a grid, row by row, the words of its object, or `BACKDROP`."""
     words = [BACKDROP, *(words_of(each, scene) for each in scene.objects)]
-    return [words[number] for number in covering(scene.masks, grid, len(words)).tolist()]
+    return [words[number] for number in object_of_cells(scene.masks, grid, len(words)).tolist()]
 
 
-def covering(masks: Tensor, grid: int, numbers: int) -> Tensor:
+def object_of_cells(masks: Tensor, grid: int, numbers: int) -> Tensor:
     """masks: `[S, S]` object numbers below `numbers`, 0 for none. `[grid * grid]`: the number with most pixels in each cell, or 0 where none has an eighth."""
-    size = len(masks) // grid
+    size, rest = divmod(len(masks), grid)
+    assert not rest, f"{len(masks)} pixels have no {grid} cells of one size"
     cells = masks.long().unfold(0, size, size).unfold(1, size, size).reshape(grid * grid, size * size)
     shares = F.one_hot(cells, numbers).float().mean(1)
     shares[:, 0] = 1 / 8

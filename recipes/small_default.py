@@ -10,6 +10,7 @@ among hundreds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,8 +23,9 @@ from fusion import assemble_vlm, fuse_encoders
 from fusion.tiny import tiny_language_model
 from pretrain.mae_weights import sincos_positions
 from recipes.conversation_stream import first_conversations
+from recipes.scene_turns import SCENE_WORDS
 from recipes.stand_ins import drawn_scenes, train_connector, train_encoders, train_language_model
-from recipes.vlm_models import UNTRAINED
+from recipes.vlm_models import FROM_SCRATCH
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.randomness import seed_of
 
@@ -31,6 +33,7 @@ SIDE, PATCH, INITIALIZER_RANGE = 64, 8, 0.08
 GRID = SIDE // PATCH
 TOKENS = GRID // 2  # rows and columns that the language model gets; among four times as many it is slower to find the one that a word means
 CORPUS_ROWS = 500  # of each source, for the tokenizer
+COPIES = 50  # of the scenes' words beside them: enough that each becomes one token
 VIT = {
     "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192, "image_size": SIDE, "patch_size": PATCH,
     "initializer_range": INITIALIZER_RANGE,
@@ -40,6 +43,7 @@ LANGUAGE_MODEL = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
     "initializer_range": INITIALIZER_RANGE, "tie_word_embeddings": True,
 }  # fmt: skip
+# Behind the role stands a space: the first word of an answer is the token that it is within a text.
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}{{ '<|' + message['role'] + '|> ' + message['content'] + eos_token }}{%- endfor -%}"
@@ -66,7 +70,7 @@ def small_encoders(seed: int) -> list[Encoder]:
 def small_language_model(texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An untrained Qwen3 and its tokenizer, for data with words like those of `texts`."""
     model, tokenizer = tiny_language_model("qwen3", seed, corpus_tokenizer(texts, ROLES, CHAT_TEMPLATE), **LANGUAGE_MODEL)
-    setattr(model.config, UNTRAINED, True)
+    setattr(model.config, FROM_SCRATCH, True)
     return model, tokenizer
 
 
@@ -79,11 +83,11 @@ def corpus(sources: Sequence[str]) -> Iterator[str]:
 
 def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False) -> None:
     """The fused model and its processor, for data with words like those of `texts`: untrained, or `stand_ins` that know drawn scenes."""
-    language_model, tokenizer = small_language_model(texts, seed)
     encoders = small_encoders(seed)
-    scenes = drawn_scenes(SIDE, seed) if stand_ins else []
     if stand_ins:
+        scenes, texts = drawn_scenes(SIDE, seed), chain(texts, (f" {word}" for word in SCENE_WORDS * COPIES))
         train_encoders(encoders, scenes, seed)
+    language_model, tokenizer = small_language_model(texts, seed)
     vision_model, _ = fuse_encoders(
         encoders,
         hidden_size=LANGUAGE_MODEL["hidden_size"],

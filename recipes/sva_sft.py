@@ -20,19 +20,19 @@ import torch
 from fusion import FusionVlmForConditionalGeneration
 from fusion.lora import lora_config
 from recipes.vlm_args import SftArguments
-from recipes.vlm_models import UNTRAINED, never_trained
+from recipes.vlm_models import FROM_SCRATCH, from_scratch
 from recipes.vlm_trainer import ENCODER, SAMPLER, Plan
 from recipes.vlm_training import train
 from vision_core.arguments import parse_arguments
 from vision_core.errors import run_script
 from vision_core.randomness import seed_of
 
-PUBLISHED_RATE, UNTRAINED_RATE = 4e-5, 1e-3  # Cambrian-1-8B's script; a language model that has everything to learn
+PUBLISHED_RATE, FROM_SCRATCH_RATE = 4e-5, 1e-3  # Cambrian-1-8B's script; a language model that has everything to learn
 
 
 def plan(args: SftArguments, model: FusionVlmForConditionalGeneration) -> Plan:
     """The language model whole or by LoRA, with everything new; encoders where they have a rate."""
-    rate = args.learning_rate if args.learning_rate is not None else UNTRAINED_RATE if never_trained(model) else PUBLISHED_RATE
+    rate = args.learning_rate if args.learning_rate is not None else FROM_SCRATCH_RATE if from_scratch(model) else PUBLISHED_RATE
     rates = [
         (pattern, each)
         for pattern, each in ((ENCODER, args.encoder_learning_rate), (SAMPLER, args.sampler_learning_rate))
@@ -43,7 +43,7 @@ def plan(args: SftArguments, model: FusionVlmForConditionalGeneration) -> Plan:
         encoder.freeze(args.encoder_learning_rate is None)
     if args.lora_rank:
         return Plan(with_lora(model, args.lora_rank, args.seed), rate, rates)
-    setattr(model.config.text_config, UNTRAINED, False)
+    setattr(model.config.text_config, FROM_SCRATCH, False)
     return Plan(model, rate, rates)
 
 

@@ -79,7 +79,7 @@ class SftArguments(VlmArguments):
     """The second stage: the language model trains too, whole or by LoRA; encoders when they have a rate."""
 
     learning_rate: float | None = option(
-        None, "of everything without a rate of its own; default 4e-5, and 1e-3 for a language model that was never trained", "optimisation"
+        None, "of everything without a rate of its own; default 4e-5, and 1e-3 for a language model from scratch", "optimisation"
     )
     encoder_learning_rate: float | None = option(None, "of the encoders; without one they are frozen", "optimisation")
     lora_rank: int = option(0, "LoRA in the language model; 0 trains it whole", "model")

@@ -23,9 +23,11 @@ def exact(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
 
 
 def last_word(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
-    """The last word is that of an expected answer; before it a model may think aloud."""
-    words = normalised(given).split()
-    return bool(words) and words[-1] in {normalised(each).split()[-1] for each in expected}
+    """As `exact`; but where `choices` say what the last word may be, an answer of as many words that ends alike: before it a model reads off aloud."""
+    if not choices:
+        return exact(given, expected, choices)
+    words = given.lower().split()
+    return any(len(words) == len(each.split()) and normalised(words[-1]) == normalised(each.split()[-1]) for each in expected)
 
 
 def letter(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from vision_core.errors import UserError
 
-UNTRAINED = "untrained"  # in the config of a language model with random weights
+FROM_SCRATCH = "from_scratch"  # in the config of a language model that no pretraining has taught its language
 
 
 def load_model(folder: str) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
@@ -23,9 +23,9 @@ def load_model(folder: str) -> tuple[FusionVlmForConditionalGeneration, FusionPr
     return model, AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
-def never_trained(model: FusionVlmForConditionalGeneration) -> bool:
-    """Whether no training has seen the language model, as `recipes.small_default` says of its own."""
-    return getattr(model.config.text_config, UNTRAINED, False)
+def from_scratch(model: FusionVlmForConditionalGeneration) -> bool:
+    """Whether the language model has everything to learn, as `recipes.small_default` says of its own."""
+    return getattr(model.config.text_config, FROM_SCRATCH, False)
 
 
 def merge_adapter(base: str, adapter: Path, folder: Path) -> None:

@@ -9,7 +9,7 @@ A task is a text, `KIND:WHERE?option=value`:
     mmbench:FILE               TSV with base64 images: question, A, B, C, D, answer, category, hint; rows whose index differs by whole millions are one question
     captions:FILE?images=...   JSON of COCO captions (images, annotations); CIDEr-D
     vqa:FILE?images=FOLDER     JSON list of question, image, answers of several people
-    scenes                     the first question of each conversation; the last word of its answer
+    scenes                     the first question of each conversation; its own answer, of a comparison the last word
     llava:FILE, ...            the first question of each conversation; its own answer, exactly (recipes/conversations.py)
 """
 

@@ -23,11 +23,6 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-def is_first_launched() -> bool:
-    """As `is_main_process`, for what happens before the processes of a launcher have joined."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all processes, as a new tensor without gradient; the argument keeps its value.
 
@@ -135,6 +130,11 @@ def share_cores() -> None:
 def processes_here() -> int:
     """Processes of this run on this machine, as torchrun and accelerate, deepspeed, or a launcher that knows of one machine says it."""
     return next((int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE") if name in os.environ), 1)
+
+
+def is_first_launched() -> bool:
+    """As `is_main_process`, for what happens before the processes of a launcher have joined."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def own_cores() -> int:

@@ -35,7 +35,7 @@ def test_a_recipe_says_how_it_is_started(file, monkeypatch):
 
 @pytest.mark.parametrize("stage, arguments", [("align", AlignArguments), ("sft", SftArguments)])
 def test_the_small_default_written_out_is_the_default(stage, arguments):
-    """But for the rate of a language model that was never trained, which stands for itself."""
+    """But for the rate of a language model from scratch, which stands for itself."""
     written, default = (vars(each) for each in (read(CONFIGS[0].parent / f"scenes_2_cores_{stage}.yaml"), arguments()))
     assert {name for name, value in written.items() if value != default[name]} <= {"learning_rate"}
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.scene_turns import BACKDROP, covering, scene_turns, words_of_cells
+from recipes.scene_turns import BACKDROP, object_of_cells, scene_turns, words_of_cells
+from vision_core.images.scene_language import NUMBER_WORDS
+from vision_core.images.scene_layout import DEPTH_GAP, MAIN_DIAMETER, OTHER_DIAMETER, REAL_DIAMETER
 from vision_core.images.scenes import Scene, draw_scene
 
 READ_OFF = {"left_of": 0, "above": 1, "depth_order": 2}
@@ -69,14 +71,26 @@ def test_one_question_goes_through_the_kinds():
     assert kinds == [each.kind for each in scene.questions]
 
 
-def test_covering_is_the_number_with_most_pixels():
+def test_the_object_of_a_cell_has_most_of_its_pixels():
     masks = torch.from_numpy(np.random.default_rng(1).choice([0, 0, 0, 0, 0, 0, 0, 1, 2, 3], (24, 24)).astype(np.uint8))
-    found = covering(masks, 6, 4)
+    found = object_of_cells(masks, 6, 4)
     for cell in range(36):
         row, column = divmod(cell, 6)
         pixels = masks[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten().tolist()
         counts = [pixels.count(number) for number in (1, 2, 3)]
         assert int(found[cell]) == (0 if max(counts) <= 2 else 1 + counts.index(max(counts)))
+
+
+def test_cells_are_of_one_size():
+    with pytest.raises(AssertionError, match="64 pixels have no 12 cells"):
+        object_of_cells(torch.zeros(64, 64, dtype=torch.uint8), 12, 1)
+
+
+def test_the_farthest_object_has_a_word():
+    """A real size over an apparent one, or a gap behind the nearest: as scene_layout draws depths."""
+    nearest = REAL_DIAMETER[1] / MAIN_DIAMETER[0]
+    farthest = max(REAL_DIAMETER[1] / OTHER_DIAMETER[0], nearest + DEPTH_GAP)
+    assert round(farthest) < len(METRES) and list(NUMBER_WORDS) == METRES
 
 
 @pytest.mark.parametrize("grid", [4, 8])
@@ -86,7 +100,7 @@ def test_words_of_cells_are_of_what_covers_them(grid):
         words = words_of_cells(scene, grid)
         assert len(words) == grid * grid and BACKDROP in words
         for cell, said in enumerate(words):
-            number = int(covering(scene.masks, grid, 9)[cell])
+            number = int(object_of_cells(scene.masks, grid, 9)[cell])
             if number:
                 seen = scene.objects[number - 1]
                 assert list(said) == [seen.colour, seen.texture, seen.category, *place(scene, seen.colour)]

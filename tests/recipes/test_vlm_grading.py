@@ -46,9 +46,14 @@ def test_yes_no(given, right):
 
 
 def test_last_word():
-    """What is thought aloud before the answer does not count, and nothing after it is forgiven."""
-    assert last_word("c f Yes.", ("c f yes",), ()) and last_word("yes", ("c f yes",), ()) and last_word("f c yes", ("c f yes",), ())
-    assert not last_word("c f no", ("c f yes",), ()) and not last_word("yes c f", ("c f yes",), ()) and not last_word("", ("red",), ())
+    """What was read off before a choice does not count, but nothing is put in or left out, and without choices every word counts."""
+    expected, choices = ("red a blue f yes",), ("yes", "no")
+    assert all(last_word(given, expected, choices) for given in ("red a blue f yes", "red a blue a Yes.", "red g blue b yes"))
+    assert not any(
+        last_word(given, expected, choices) for given in ("red a blue f no", "yes", "", "red a blue f yes yes", "yes red a blue f")
+    )
+    assert last_word("red", ("red",), ("red", "blue")) and not last_word("not red", ("red",), ("red", "blue"))
+    assert last_word("red star c", ("red star c",), ()) and not last_word("blue star c", ("red star c",), ())
 
 
 def test_exact():

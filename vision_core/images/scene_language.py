@@ -13,15 +13,20 @@ from vision_core.randomness import numpy_generator
 CLEARLY_APART = 0.06  # of the side: closer centres are not asked about
 CLEARLY_DEEPER = 0.3  # metres
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
-COLUMNS = "abcdefgh"  # places are told as on a chessboard of so many columns and rows, which count from 1 at the top
+COLUMNS = "abcdefgh"  # of the chessboard on which places are told; it has as many rows
 
 
 class Place(NamedTuple):
-    """A place in one word each: a column, a row, whole metres."""
+    """Where the centre of what is seen of an object is: column and row of a chessboard over the picture, from 0 at the top left, and whole metres."""
 
-    column: str
-    row: str
-    metres: str
+    column: int
+    row: int
+    metres: int
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """A letter, a digit and a number word: no word has two meanings."""
+        return COLUMNS[self.column], str(self.row + 1), NUMBER_WORDS[self.metres]
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ class SceneObject:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     def place(self, side: int) -> Place:
-        """Where the centre is in a picture of `side` pixels."""
+        """In a picture of `side` pixels."""
         column, row = (min(int(at * len(COLUMNS) / side), len(COLUMNS) - 1) for at in self.centre)
-        return Place(COLUMNS[column], str(row + 1), NUMBER_WORDS[round(self.depth)])
+        return Place(column, row, round(self.depth))
 
 
 @dataclass(frozen=True)
@@ -109,17 +114,17 @@ def _what(objects: list[SceneObject], rng: np.random.Generator) -> list[Question
 def pair_questions(first: SceneObject, second: SceneObject, side: int) -> list[Question]:
     """Yes/no questions about an ordered pair: the order is random, so yes and no are equally likely."""
     one, other = f"the {first.colour} {first.category}", f"the {second.colour} {second.category}"
+    column, row, metres = zip(first.place(side).words, second.place(side).words, strict=True)
     differences = (
-        ("left_of", "left of", second.centre[0] - first.centre[0], CLEARLY_APART * side),
-        ("above", "above", second.centre[1] - first.centre[1], CLEARLY_APART * side),
-        ("depth_order", "nearer than", second.depth - first.depth, CLEARLY_DEEPER),
+        ("left_of", "left of", second.centre[0] - first.centre[0], CLEARLY_APART * side, column),
+        ("above", "above", second.centre[1] - first.centre[1], CLEARLY_APART * side, row),
+        ("depth_order", "nearer than", second.depth - first.depth, CLEARLY_DEEPER, metres),
     )
-    read = zip(first.place(side), second.place(side), strict=True)  # column, row and metres, as the differences
     return [
         Question(
             kind, f"Is {one} {words} {other}?", "yes" if difference > 0 else "no", ("yes", "no"), (first.colour, here, second.colour, there)
         )
-        for (kind, words, difference, enough), (here, there) in zip(differences, read, strict=True)
+        for kind, words, difference, enough, (here, there) in differences
         if abs(difference) >= enough
     ]
 
