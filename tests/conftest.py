@@ -20,7 +20,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
-if "PYTEST_XDIST_WORKER" in os.environ:  # each worker, and the runs that it starts, take their share of the cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker takes its share of the cores; runs have one thread each
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
 

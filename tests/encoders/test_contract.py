@@ -174,11 +174,13 @@ def test_frozen_means_no_gradient_and_no_growth(encoders, family):
     del features
     tensors = []
     gc.freeze()  # what was there before is neither looked through nor counted
-    for _ in range(3):
-        encoder(pixels)
-        gc.collect()
-        tensors.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
-    gc.unfreeze()
+    try:
+        for _ in range(3):
+            encoder(pixels)
+            gc.collect()
+            tensors.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+    finally:
+        gc.unfreeze()
     assert tensors[2] <= tensors[1]
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
