@@ -99,7 +99,7 @@ def question(objects: list[SceneObject], side: int, name: tuple[int | str, ...])
     questions.append(
         Question("nearest", f"Which object is the nearest: {_listed(['the ' + each for each in colours], 'or')} one?", nearest, colours)
     )
-    return questions + pair_questions(shuffled[0], shuffled[1], side)
+    return questions + _pair_questions(shuffled[0], shuffled[1], side)
 
 
 def _what(objects: list[SceneObject], rng: np.random.Generator) -> list[Question]:
@@ -111,7 +111,7 @@ def _what(objects: list[SceneObject], rng: np.random.Generator) -> list[Question
     ]
 
 
-def pair_questions(first: SceneObject, second: SceneObject, side: int) -> list[Question]:
+def _pair_questions(first: SceneObject, second: SceneObject, side: int) -> list[Question]:
     """Yes/no questions about an ordered pair: the order is random, so yes and no are equally likely."""
     one, other = f"the {first.colour} {first.category}", f"the {second.colour} {second.category}"
     column, row, metres = zip(first.place(side).words, second.place(side).words, strict=True)
