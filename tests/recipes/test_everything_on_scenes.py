@@ -50,7 +50,7 @@ def test_what_fails_is_named(tmp_path):
         for step in ("fused", "align", "sft", "judged"):
             (tmp_path / variant / step).mkdir(parents=True)
     done = run(tmp_path, 200)
-    program, chain = done.stderr.splitlines()[-2:]
+    program, chain = [line for line in done.stderr.splitlines() if not line.startswith("xargs:")][-2:]
     assert done.returncode != 0 and "Traceback" not in done.stderr and program.startswith("error: ")
     assert chain.startswith("error: siglip-0/fused failed; all that it said is in")
     assert not (tmp_path / "report").exists() and not (tmp_path / "siglip-0" / "fused").exists()
