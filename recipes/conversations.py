@@ -71,10 +71,11 @@ class Conversation:
 
 
 class ConversationSource(ABC):
-    """Rows by number. weight: how often it is drawn in a mixture, relative to the others."""
+    """Rows by number. weight: how often it is drawn in a mixture, relative to the others. read_aloud: answers begin with what was looked up for them."""
 
     name: str
     weight: float = 1.0
+    read_aloud: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -274,6 +275,8 @@ class TableSource(ConversationSource):
 
 class SceneConversations(ConversationSource):
     """Questions about drawn scenes, one scene to a conversation."""
+
+    read_aloud = True
 
     def __init__(self, count: int, size: int, seed: int, split: str, turns: Turns) -> None:
         self.name, self.count, self.size, self.seed, self.split, self.turns = f"scenes ({split})", count, size, seed, split, turns

@@ -143,14 +143,14 @@ def with_newlines(cells: Sequence[Sequence[str]], grid: int) -> list[Sequence[st
 
 def sums_of_words(cells: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerBase, embeddings: Tensor) -> Tensor:
     """Of each cell the sum of the embeddings of its words' tokens: `[cells, H]`."""
-    ids = [word_tokens(words, tokenizer) for words in cells]
+    ids = tokens_of_words(cells, tokenizer)
     starts = torch.tensor([0, *map(len, ids[:-1])]).cumsum(0)
     return F.embedding_bag(torch.tensor(list(chain(*ids))), embeddings, starts, mode="sum")
 
 
-def word_tokens(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens of words as they stand within a text."""
-    return tokenizer("".join(f" {word}" for word in words), add_special_tokens=False).input_ids
+def tokens_of_words(cells: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Of each cell the tokens of its words, as they stand within a text."""
+    return tokenizer(["".join(f" {word}" for word in words) for words in cells], add_special_tokens=False).input_ids
 
 
 def train_connector(model: FusionVlmForConditionalGeneration, processor: FusionProcessor, scenes: Sequence[Scene], seed: int) -> None:
@@ -177,7 +177,7 @@ def connector_loss(model: FusionVlmForConditionalGeneration, processor: FusionPr
     scores = torch.cat([image.tokens[image.cells] for image in images]) @ embeddings.mT
     likely = (scores / (embeddings.shape[1] ** 0.5 * embeddings.square().mean())).log_softmax(-1)
     cells = (words for scene in scenes for words in words_of_cells(scene, model.config.vision_config.grid))
-    ids = [word_tokens(words, processor.tokenizer) for words in cells]
+    ids = tokens_of_words(cells, processor.tokenizer)
     return -likely[torch.arange(len(ids)).repeat_interleave(torch.tensor(list(map(len, ids)))), torch.tensor(list(chain(*ids)))].mean()
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.conversations import IMAGE, OPTIONS, BadRow, SceneConversations, decoded, open_conversations
+from recipes.conversations import IMAGE, OPTIONS, BadRow, decoded, open_conversations
 from recipes.vlm_grading import exact, last_word, letter, vqa, yes_no
 from vision_core.errors import UserError
 
@@ -99,7 +99,7 @@ def conversations_task(text: str) -> Task:
         group = conversation.kind or "all"
         images = (lambda row=row: list(source[row].images)) if conversation.images else list
         questions.append(Question(conversation.where, asked.replace(IMAGE, "").strip(), (answered,), images, conversation.choices, group))
-    return Task(text, questions, PLAIN_PROMPT, last_word if isinstance(source, SceneConversations) else exact)
+    return Task(text, questions, PLAIN_PROMPT, last_word if source.read_aloud else exact)
 
 
 def cv_bench(where: Path, images: Path | None) -> Task:

@@ -64,10 +64,7 @@ class Run:
 
     def kill(self) -> None:
         """kill -9 of everything at once, like a machine that stops."""
-        for pid in self.processes():
-            with suppress(ProcessLookupError):  # a data worker goes with its parent
-                os.kill(pid, signal.SIGKILL)
-        self.wait(10)
+        kill(self)
 
     def processes(self) -> list[int]:
         """Everything that lives of the run: in its session, or, as torchrun puts its ranks into others, with its mark."""
@@ -90,6 +87,15 @@ class Run:
     @property
     def printed(self) -> str:
         return self.log.read_text(errors="replace")
+
+
+def kill(*runs: Run) -> None:
+    """kill -9 of everything of all of them at once, like a machine that stops."""
+    for pid in [pid for run in runs for pid in run.processes()]:
+        with suppress(ProcessLookupError):  # a data worker goes with its parent
+            os.kill(pid, signal.SIGKILL)
+    for run in runs:
+        run.wait(10)
 
 
 def _processes():
@@ -117,16 +123,19 @@ class Runs:
         self.folder, self.started, self.servers = folder, [], {}
 
     def start(self, script: str | Path, *arguments, environment: dict[str, str] | None = None, folder: Path | None = None) -> Run:
-        """Forked; in `folder`, where it is given. A file of tests is a script too, by its whole path."""
-        return self._fork("scripts", str(script), arguments, environment, folder)
+        """Forked; in `folder`, where it is given. A file of tests is given as a Path."""
+        return self._fork("scripts", "file" if isinstance(script, Path) else "script", script, arguments, environment, folder)
 
-    def start_plain(self, code: str | Path, *arguments, environment: dict[str, str] | None = None, folder: Path | None = None) -> Run:
-        """Code or a file, where the libraries are imported, and this project neither imported nor installed: a file has to find it.
+    def start_plain(
+        self, code: str | Path, *arguments, project: bool = False, environment: dict[str, str] | None = None, folder: Path | None = None
+    ) -> Run:
+        """Code, or a file, where the libraries are imported and this project is not, nor is it installed: a file has to find it, code does with `project`.
 
         Forked, with as many threads as here, for the same bits.
         """
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-        return self._fork("libraries", str(code), arguments, threads | (environment or {}), folder)
+        kind = "file" if isinstance(code, Path) else "code"
+        return self._fork("libraries", kind, code, arguments, threads | (environment or {}), folder, str(ROOT) if project else "")
 
     def start_two(self, script: str | Path, *arguments) -> list[Run]:
         """The processes of one job, forked, with the environment that torchrun gives its own."""
@@ -148,9 +157,14 @@ class Runs:
             process = subprocess.Popen(command, cwd=folder or self.folder, env=given, stdout=file, stderr=file, start_new_session=True)
         return self._begun(Run(process.pid, process.poll, words, log))
 
-    def finish(self, *runs: Run, expect: int = 0) -> str:
-        """What the first printed, once all are through."""
-        assert {run.wait(280) for run in runs} == {expect}, "\n".join(run.printed[-3000:] for run in runs)
+    def finish(self, *runs: Run, expect: int = 0, seconds: float = 240) -> str:
+        """What the first printed, once all are through. Of several processes, those that wait for one that has failed are killed."""
+        deadline = time.monotonic() + seconds
+        while None in (found := [run.poll() for run in runs]) and set(found) <= {None, expect} and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if set(found) != {expect}:
+            kill(*runs)
+            raise AssertionError(f"statuses {found} (None: not through)\n" + "\n".join(run.printed[-3000:] for run in runs))
         self.started = [run for run in self.started if run not in runs]  # their process ids may soon be those of others
         return runs[0].printed
 
@@ -161,11 +175,10 @@ class Runs:
         assert "Traceback" not in printed and [line for line in lines if line.startswith("error: ")] == lines[-1:], printed
         return lines[-1]
 
-    def kill(self) -> None:
-        """Whatever is left of all that was started."""
-        for run in self.started:
-            run.kill()
-        self.started.clear()
+    def kill(self, *chosen: Run) -> None:
+        """kill -9 of everything of all of them at once, like a machine that stops; without any, of whatever is left of all that was started."""
+        kill(*(chosen or self.started))
+        self.started = [run for run in self.started if run not in (chosen or self.started)]
 
     def stop(self) -> None:
         self.kill()
@@ -181,12 +194,14 @@ class Runs:
         self.started.append(run)
         return run
 
-    def _fork(self, imports: str, what: str, arguments, environment: dict[str, str] | None, folder: Path | None) -> Run:
+    def _fork(
+        self, imports: str, kind: str, what: str | Path, arguments, environment: dict[str, str] | None, folder: Path | None, path=""
+    ) -> Run:
         if imports not in self.servers:
             self.servers[imports] = Server(imports, self.folder)
         server, log, words = self.servers[imports], self._log(), list(map(str, arguments))
-        order = {"what": what, "arguments": words, "environment": environment or {}, "folder": str(folder or self.folder), "log": str(log)}
-        pid = server.ask(order)
+        order = {"kind": kind, "what": str(what), "arguments": words, "path": str(what.parent) if kind == "file" else path}
+        pid = server.ask(order | {"environment": environment or {}, "folder": str(folder or self.folder), "log": str(log)})
         return self._begun(Run(pid, lambda: server.ask({"poll": pid}), words, log))
 
 
@@ -207,7 +222,9 @@ class Server:
 
     def ask(self, order: dict) -> int | None:
         print(json.dumps(order), file=self.process.stdin, flush=True)
-        return json.loads(self.answers.readline())
+        answer = self.answers.readline()
+        assert answer, f"the server of the tests' runs has ended with status {self.process.wait(10)}"
+        return json.loads(answer)
 
     def stop(self) -> None:
         self.process.stdin.close()

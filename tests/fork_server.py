@@ -1,9 +1,9 @@
 """Runs scripts or code in processes forked from this one, which has imported everything: a start costs a tenth of a second instead of ten.
 
 Its first argument is what it imports: "scripts" and all that they need, or "libraries" and nothing of this project, for code that users copy.
-Reads one JSON object a line: {"what", "arguments", "environment", "folder", "log"} starts a run and answers its process id, {"poll": id} answers its
-exit status, negative for the signal that ended it, or null while it lives. Answers go to the file descriptor that is its second argument, for
-libraries print while they are imported.
+Reads one JSON object a line: {"kind", "what", "arguments", "path", "environment", "folder", "log"} starts a run (`run` says of which kinds) and answers
+its process id, {"poll": id} answers its exit status, negative for the signal that ended it, or null while it lives. Answers go to the file descriptor
+that is its second argument, for libraries print while they are imported.
 """
 
 import importlib
@@ -22,20 +22,22 @@ SCRIPTS = (
 )  # fmt: skip
 
 
-def be_the_run(what: str, arguments: list[str], environment: dict[str, str], folder: str, log: str) -> None:
+def be_the_run(kind: str, what: str, arguments: list[str], path: str, environment: dict[str, str], folder: str, log: str) -> None:
     status = 1
     try:
         os.setsid()
-        os.chdir(folder)
-        os.environ.update(environment)
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         with open(log, "wb") as file, open(os.devnull) as nothing:
             os.dup2(nothing.fileno(), 0), os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        run(what, arguments)
+        os.chdir(folder)
+        os.environ.update(environment)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        run(kind, what, arguments, path)
         status = 0
-    except SystemExit as end:
-        status = end.code
+    except SystemExit as end:  # as Python ends: a number is the status, nothing is 0, anything else is printed
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -43,19 +45,22 @@ def be_the_run(what: str, arguments: list[str], environment: dict[str, str], fol
         os._exit(status)
 
 
-def run(what: str, arguments: list[str]) -> None:
-    """One of SCRIPTS, another file as `python file` does, or code as `python -c code` does in the project's folder."""
-    if what in SCRIPTS:
+def run(kind: str, what: str, arguments: list[str], path: str) -> None:
+    """A `script`, one of SCRIPTS; a `file`, as `python file`; or `code`, as `python -c code`. path: what comes first on sys.path for the latter two."""
+    if kind == "script":
         from vision_core.errors import run_script
 
+        assert what in SCRIPTS, f"{what} is not among the SCRIPTS of {__file__}"
         module = imported(what)
         sys.argv = [module.__file__, *arguments]
         run_script(module.main)
-    elif what.endswith(".py"):
-        sys.argv, sys.path[0] = [what, *arguments], os.path.dirname(what)
+        return
+    sys.path[0] = path
+    if kind == "file":
+        sys.argv = [what, *arguments]
         runpy.run_path(what, run_name="__main__")
     else:
-        sys.argv, sys.path[0] = ["-c", *arguments], ROOT
+        sys.argv = ["-c", *arguments]
         exec(what, {"__name__": "__main__"})
 
 
@@ -63,8 +68,8 @@ def imported(script: str):
     return importlib.import_module(script.removesuffix(".py").replace("/", "."))
 
 
-def import_first(what: str) -> None:
-    if what == "scripts":
+def import_first(which: str) -> None:
+    if which == "scripts":
         import deepspeed  # noqa: F401  accelerate imports it, and the optimizer torch._dynamo: once here instead of once in every run
         import torch._dynamo  # noqa: F401
 

@@ -89,11 +89,11 @@ def test_readme_shows_a_command_from_nothing_to(last):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_script_runs_from_another_folder_of_an_uninstalled_clone(runs, script):
-    assert f"usage: {script.name}" in runs.finish(runs.start_plain(script, "--help")).splitlines()[0]
+    assert f"usage: {script.name}" in runs.finish(runs.start_plain(script, "--help"))
 
 
 def test_script_is_started_from_another_folder_of_an_uninstalled_clone(runs):
     """`-S` leaves out .pth files and with them an editable install; the libraries come in through PYTHONPATH."""
     environment = {"PYTHONPATH": sysconfig.get_path("purelib")}
     shown = runs.finish(runs.launch([sys.executable, "-S"], "pretrain/dinov2.py", "--help", environment=environment))
-    assert shown.startswith("usage: dinov2.py")
+    assert "usage: dinov2.py" in shown

@@ -313,5 +313,5 @@ PROCESSOR = {
 def test_a_reload_in_a_fresh_process_needs_no_network(runs, encoders, tmp_path):
     save_encoder(encoders("siglip"), tmp_path / "encoder")
     code = "import sys, torch\nfrom encoders import load_encoder\nprint([load_encoder(sys.argv[1])(torch.ones(1, 3, 64, 64)).patch_map.double().sum().item()])"
-    printed = runs.finish(runs.start_plain(code, tmp_path / "encoder"))
+    printed = runs.finish(runs.start_plain(code, tmp_path / "encoder", project=True))
     assert str([encoders("siglip")(torch.ones(1, 3, 64, 64)).patch_map.double().sum().item()]) in printed

@@ -100,7 +100,7 @@ def test_a_run_whose_every_number_overflows_stops_at_the_third_step(start, metri
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / "checkpoint-3" / "student.safetensors").values())
 
 
-def test_one_two_and_one_processes_are_one_course(start_two, start, metrics, tmp_path):
+def test_one_two_and_one_processes_are_one_course(runs, start_two, start, metrics, tmp_path):
     """Changes after 20 and 40 of 60 steps; drop path 0, gathered KoLeo, centers over all tokens: every loss within a relative 1e-5 of one process's."""
     options = ("--drop_path_rate", 0, "--koleo_gather", "--center_reduction", "tokens")
     one, mixed = tmp_path / "one", tmp_path / "mixed"
@@ -112,8 +112,7 @@ def test_one_two_and_one_processes_are_one_course(start_two, start, metrics, tmp
     resume = (*options, "--resume_from_checkpoint", mixed / "checkpoint-20", "--per_device_train_batch_size", 4)
     ranks = start_two(mixed, *resume)
     ranks[0].wait_until(lambda: (mixed / "checkpoint-40").is_dir())
-    for rank in ranks:
-        rank.kill()
+    runs.kill(*ranks)
     run = start(mixed, *options, "--resume_from_checkpoint", mixed / "checkpoint-40")
     assert run.wait() == 0, run.printed
     ours, theirs = metrics(mixed), metrics(one)

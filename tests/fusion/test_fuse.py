@@ -44,7 +44,7 @@ def test_two_folders_and_a_language_model_become_one_and_its_card_works(runs, tm
         runs.finish(runs.start(FUSE, *options, "--output_dir", folder, *SMALL, folder=tmp_path))
         card = (tmp_path / folder / "README.md").read_text()
         snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("path/to/this/folder", folder)
-        runs.finish(runs.start_plain(snippet, folder=tmp_path))
+        runs.finish(runs.start_plain(snippet, project=True, folder=tmp_path))
         assert f"--output_dir {folder}" in card
 
 
@@ -57,9 +57,10 @@ def test_with_the_stub_a_process_that_imports_only_transformers_loads_it(runs, t
         f"import transformers\nloaded = transformers.{auto[0]}.from_pretrained('model', trust_remote_code=True)\n"
         f"processor = transformers.{auto[1]}.from_pretrained('model', trust_remote_code=True)\nprint(type(loaded).__name__, type(processor).__name__)\n"
     )
-    printed = runs.finish(runs.start_plain(script, folder=tmp_path))
+    printed = runs.finish(runs.start_plain(script, project=True, folder=tmp_path))
     assert f"{type(model).__name__} {type(processor).__name__}" in printed
-    runs.finish(runs.start_plain(script.replace("True", "False"), folder=tmp_path), expect=1)
+    refused = runs.finish(runs.start_plain(script.replace("True", "False"), project=True, folder=tmp_path), expect=1)
+    assert "trust_remote_code" in refused
 
 
 def test_without_the_stub_the_folder_has_no_code(tmp_path, vlm):

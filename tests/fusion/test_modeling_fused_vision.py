@@ -69,7 +69,7 @@ with torch.no_grad():
 torch.save(tokens, {str(tmp_path / "tokens.pt")!r})
 assert not [name for name in sys.modules if name.split(".")[0] in ("pretrain", "recipes")]
 """
-    runs.finish(runs.start_plain(script))
+    runs.finish(runs.start_plain(script, project=True))
     assert torch.equal(torch.load(tmp_path / "tokens.pt", weights_only=True), tokens_of(model, processor(pictures[0])))
 
 

@@ -196,7 +196,7 @@ batch = processor(text={TEXTS!r}, images=images, return_tensors="pt", padding=Tr
 with torch.no_grad():
     torch.save(model(**batch).logits, folder + "/logits.pt")
 """
-    runs.finish(runs.start_plain(script))
+    runs.finish(runs.start_plain(script, project=True))
     assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), logits(model, batch))
 
 

@@ -18,17 +18,16 @@ def training(request, trainings):
     return trainings[request.param]
 
 
-def kill(folder, *runs):
+def kill(runs, folder, *started):
     """In the middle of a run, all of its processes."""
-    runs[0].wait_until((folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json").exists)
-    for run in runs:
-        run.kill()
-    assert runs[0].wait() == -signal.SIGKILL
+    started[0].wait_until((folder / f"checkpoint-{KILLED_AT}" / "MANIFEST.json").exists)
+    runs.kill(*started)
+    assert started[0].wait() == -signal.SIGKILL
 
 
-def test_killed_and_resumed_is_uninterrupted_bit_for_bit(training, same, tmp_path):
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(training, runs, same, tmp_path):
     folder = tmp_path / "run"
-    kill(folder, training.start(folder))
+    kill(runs, folder, training.start(folder))
     training.finish(folder, *RESUME)
     same(folder, training.whole)
 
@@ -52,7 +51,7 @@ def test_two_processes_are_one_with_twice_the_batch_and_resume_in_the_second_epo
     runs.finish(*training.start_two(straight, *half))
     for name in ("loss", "eval_loss", "grad_norm"):
         torch.testing.assert_close(logged(straight, name), logged(training.whole, name), rtol=1e-4, atol=0)
-    kill(folder, *training.start_two(folder, *half))
+    kill(runs, folder, *training.start_two(folder, *half))
     runs.finish(*training.start_two(folder, *half, *RESUME))
     same(folder, straight)
 

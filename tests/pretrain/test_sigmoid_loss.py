@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -80,7 +81,7 @@ def check_on_one_of_two_processes() -> None:
 
 
 def test_two_processes_equal_one(runs):
-    runs.finish(*runs.start_two(__file__))
+    runs.finish(*runs.start_two(Path(__file__)))
 
 
 def test_a_gradient_that_stays_on_its_process_would_be_noticed(monkeypatch):

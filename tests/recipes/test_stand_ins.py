@@ -20,7 +20,7 @@ from recipes.stand_ins import (
     labels_of_cells,
     labels_of_picture,
     language_loss,
-    word_tokens,
+    tokens_of_words,
 )
 from vision_core.images.scene_colours import COLOURS
 from vision_core.images.scene_textures import TEXTURES
@@ -108,7 +108,7 @@ def test_learning_is_reproducible_and_leaves_no_part_as_it_was(folders):
 def test_every_word_of_scenes_is_a_token_of_its_own(folders):
     """Words that share a piece would share a meaning: " backdrop" and column " b"."""
     _, processor = load(folders[0])
-    tokens = [word_tokens((word,), processor.tokenizer) for word in SCENE_WORDS]
+    tokens = tokens_of_words([(word,) for word in SCENE_WORDS], processor.tokenizer)
     assert {len(each) for each in tokens} == {1} and len({each[0] for each in tokens}) == len(SCENE_WORDS)
 
 
@@ -188,7 +188,7 @@ def test_a_connector_comes_to_say_what_lies_under_its_tokens(folders, monkeypatc
     with torch.no_grad():
         images = model.vision_model.encode(**processor.image_processor([scene.image for scene in scenes]))
     tokens = torch.stack([image.tokens[image.cells] for image in images]).flatten(0, 1)
-    colours = torch.tensor([word_tokens((colour,), processor.tokenizer)[0] for colour in COLOURS])
+    colours = torch.tensor(tokens_of_words([(colour,) for colour in COLOURS], processor.tokenizer)).squeeze(1)
     said = (tokens @ model.get_input_embeddings().weight[colours].mT).argmax(-1).detach()
     labels = torch.stack([labels_of_cells(scene, TOKENS) for scene in scenes])[..., 0].flatten() - 1
     right, beside = (float((said == shifted)[(labels >= 0) & (shifted >= 0)].float().mean()) for shifted in (labels, labels.roll(1)))

@@ -109,8 +109,7 @@ def test_killed_and_resumed_is_uninterrupted(way, runs, logged, weights, mixed, 
     killed = tmp_path / "killed"
     processes = start(killed)
     processes[0].wait_until((killed / "checkpoint-6" / "MANIFEST.json").exists, seconds=280)
-    for process in processes:
-        process.kill()
+    runs.kill(*processes)
     (killed / "checkpoint-6" / "MANIFEST.json").unlink()  # as if the kill had come in the middle of the save
     runs.finish(*start(killed, "--resume_from_checkpoint", "true"))
     assert torch.equal(logged(killed), logged(tmp_path / "whole"))

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from vision_core.distributed import (
     all_true,
     broadcast_text,
     gather_rows,
+    is_first_launched,
     is_main_process,
     rank,
     share_cores,
@@ -72,7 +74,15 @@ def check_on_one_of_two_processes() -> None:
 
 
 def test_two_processes_equal_one(runs):
-    runs.finish(*runs.start_two(__file__))
+    runs.finish(*runs.start_two(Path(__file__)))
+
+
+def test_before_the_processes_join_the_launcher_says_which_is_first(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert is_first_launched()
+    for number, first in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", number)
+        assert is_first_launched() == first
 
 
 def test_without_a_process_group_nothing_changes():
