@@ -21,7 +21,8 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 
 from recipes.chat_tokens import IGNORED, tokenise
-from recipes.conversations import BadRow, ConversationSource, open_conversations
+from recipes.conversation_sources import ConversationSource, open_conversations
+from recipes.conversations import BadRow
 from recipes.judging import markdown_table
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.errors import UserError, run_script

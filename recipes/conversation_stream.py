@@ -16,18 +16,8 @@ import fsspec.asyn
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from recipes.conversations import (
-    BadRow,
-    Conversation,
-    embedded_image,
-    is_stream,
-    open_conversations,
-    open_table,
-    parse_source,
-    read_conversation,
-    weight_of,
-    whole_number,
-)
+from recipes.conversation_sources import is_stream, open_conversations, open_table, parse_source, weight_of, whole_number
+from recipes.conversations import BadRow, Conversation, embedded_image, read_conversation
 from vision_core.errors import UserError
 from vision_core.images.regular_files import first_line
 

@@ -12,8 +12,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from fusion.processing_fusion import FusionProcessor
+from recipes.conversation_sources import ConversationSource
 from recipes.conversation_stream import ConversationStream
-from recipes.conversations import Conversation, ConversationSource
+from recipes.conversations import Conversation
 from recipes.vlm_data import training_item
 from vision_core.randomness import numpy_generator
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from recipes.conversations import is_stream
+from recipes.conversation_sources import is_stream
 from vision_core.arguments import option
 from vision_core.errors import UserError
 from vision_core.run_trainer import TrainerOptions

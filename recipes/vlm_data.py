@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from fusion.processing_fusion import FusionProcessor
 from recipes.chat_tokens import IGNORED, tokenise
-from recipes.conversations import Conversation, ConversationSource
+from recipes.conversation_sources import ConversationSource
+from recipes.conversations import Conversation
 from recipes.map_cache import MapCache
 from recipes.packing import pack_rows
 from vision_core.errors import UserError

@@ -10,7 +10,7 @@ A task is a text, `KIND:WHERE?option=value`:
     captions:FILE?images=...   JSON of COCO captions (images, annotations); CIDEr-D
     vqa:FILE?images=FOLDER     JSON list of question, image, answers of several people
     scenes                     the first question of each conversation; its own answer, of a comparison the last word
-    llava:FILE, ...            the first question of each conversation; its own answer, exactly (recipes/conversations.py)
+    llava:FILE, ...            the first question of each conversation; its own answer, exactly (recipes/conversation_sources.py)
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.conversations import IMAGE, OPTIONS, BadRow, decoded, open_conversations
+from recipes.conversation_sources import OPTIONS, open_conversations
+from recipes.conversations import IMAGE, BadRow, decoded
 from recipes.vlm_grading import exact, last_word, letter, vqa, yes_no
 from vision_core.errors import UserError
 

@@ -22,8 +22,8 @@ from fusion import FusionVlmForConditionalGeneration
 from fusion.cross_attention import VisionCrossAttentionLayer
 from fusion.processing_fusion import FusionProcessor
 from fusion.resampler import ResamplerLayer
+from recipes.conversation_sources import is_stream, open_conversations
 from recipes.conversation_stream import open_stream
-from recipes.conversations import is_stream, open_conversations
 from recipes.map_cache import MapCache
 from recipes.small_default import corpus, write_small_default
 from recipes.stream_data import StreamDataset

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.conversations import BadRow, open_conversations
+from recipes.conversation_sources import open_conversations
+from recipes.conversations import BadRow
 from vision_core.errors import UserError
 
 TURNS = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "that"}]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.conversations import open_conversations
+from recipes.conversation_sources import open_conversations
 from recipes.map_cache import MapCache
 from recipes.packing import pack_rows
 from recipes.small_default import write_small_default
