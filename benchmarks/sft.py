@@ -224,6 +224,8 @@ def main() -> None:
             result = pipe.recv()
             if turn:  # the first one warms up
                 done[name].append(result)
+    for pipe in pipes.values():
+        pipe.send(False)
     model, processor = make_model(args.device)
     samples = draw_samples(args.samples, processor)
     tokens, rate = sum(len(sample["input_ids"]) for sample in samples), matmul_rate(args.device)

@@ -103,6 +103,8 @@ def main() -> None:
             seconds_and_bytes = pipe.recv()
             if turn:  # the first one warms up
                 results[mode].append(seconds_and_bytes)
+    for pipe in pipes.values():
+        pipe.send(False)
     print(f"{args.images} image(s) on {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     plain_seconds, plain_peak = medians(results["plain"])
     rate = matmul_rate(args.images, args.device)
