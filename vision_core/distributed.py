@@ -121,9 +121,11 @@ def _collective_device() -> torch.device:
 def share_cores() -> None:
     """Without accelerators, each of several processes on this machine takes its share of the cores; OMP_NUM_THREADS, where it is set, holds.
 
-    deepspeed starts every process on all cores, where they wait for each other forty times as long as they compute.
+    deepspeed starts every process on all cores, where they wait for each other forty times as long as they compute; and accelerate, which takes a process
+    of deepspeed's for the only one here, gives each all cores again where the variable is not set. So it is set.
     """
     if processes_here() > 1 and "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+        os.environ["OMP_NUM_THREADS"] = str(own_cores())
         torch.set_num_threads(own_cores())
 
 

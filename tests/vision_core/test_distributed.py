@@ -115,7 +115,7 @@ def test_processes_share_the_cores(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "16")
         monkeypatch.setenv("LOCAL_SIZE", "4")  # as deepspeed says it
         share_cores()
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2 and os.environ["OMP_NUM_THREADS"] == "2"
         torch.set_num_threads(1)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         share_cores()
