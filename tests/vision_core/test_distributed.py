@@ -108,7 +108,8 @@ def test_processes_share_the_cores(monkeypatch):
     try:
         monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
         for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"):
-            monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv(name, "")  # so that it is put back as it was, share_cores sets one
+            monkeypatch.delenv(name)
         torch.set_num_threads(3)
         share_cores()
         assert torch.get_num_threads() == 3  # alone
