@@ -117,7 +117,10 @@ class Connector(nn.Module):
             )
 
     def _needs_own_grid(self) -> None:
-        self._needs(set(self.encoder_grids) == {self.grid}, f"encoder grids of {self.grid}, its own")
+        self._needs(
+            set(self.encoder_grids) == {self.grid},
+            f"encoder grids of {self.grid}, its own (write ?grid={self.grid} behind an encoder's name)",
+        )
 
 
 class MlpConnector(Connector):

@@ -21,9 +21,9 @@ def run(folder, timeout, **environment):
 
 def small_siglip(folder):
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "patch_size": 8}
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     SiglipVisionModel(SiglipVisionConfig(**size)).save_pretrained(folder)
-    save_image_processor(folder, (64, 64), [0.5] * 3, [0.5] * 3, PUBLISHED_MARGIN)
+    save_image_processor(folder, (32, 32), [0.5] * 3, [0.5] * 3, PUBLISHED_MARGIN)
 
 
 @pytest.mark.slow
