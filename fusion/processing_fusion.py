@@ -9,6 +9,9 @@ from transformers.processing_utils import MultiModalData
 
 IMAGE_TOKEN = "<image>"
 
+# Language models that can think are told not to unless they are asked, by enable_thinking=True: they are trained on answers without thoughts.
+WITHOUT_THOUGHTS = "{%- set enable_thinking = enable_thinking | default(false) -%}\n"
+
 # A message's content may be a list of parts, of which most language models' templates know nothing: here it becomes text, with the image's token for an
 # image, before their own template sees it.
 FLATTEN_CONTENT = """\
@@ -43,8 +46,8 @@ PLAIN_TEMPLATE = """\
 
 
 def chat_template_for(template: str | None) -> str:
-    """A language model's own template, or a plain one, that takes images in messages."""
-    return FLATTEN_CONTENT + (template or PLAIN_TEMPLATE)
+    """A language model's own template, or a plain one, that takes images in messages and asks for answers without thoughts."""
+    return WITHOUT_THOUGHTS + FLATTEN_CONTENT + (template or PLAIN_TEMPLATE)
 
 
 class FusionProcessor(ProcessorMixin):

@@ -54,21 +54,25 @@ def tokenise(conversation: Conversation, processor: FusionProcessor, max_length:
 def answer_spans(messages: list[dict[str, str]], text: str, processor: FusionProcessor) -> list[tuple[int, int]]:
     """Where in the rendered `text` the assistant speaks, the token that ends its turn included.
 
-    A turn of the assistant begins where the template's prompt for it ends. Raises UserError for a template under which that, or the answer, is not in the text.
+    A turn of the assistant begins where the template's prompt for it ends, behind empty thoughts where it has those (Qwen3's has them before the last answer
+    alone). Raises UserError for a template under which the text does not begin with that prompt, or goes on with anything but the answer.
     """
     spans = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt = processor.apply_chat_template(messages[:number], add_generation_prompt=True)
+        prompts = [
+            processor.apply_chat_template(messages[:number], add_generation_prompt=True, enable_thinking=each) for each in (False, True)
+        ]
+        begin = next((len(prompt) for prompt in prompts if text.startswith(prompt)), len(text))
         answer = message["content"].strip()
-        start = text.find(answer, len(prompt)) if text.startswith(prompt) else -1
-        if start < 0:
+        start = begin + len(text[begin:]) - len(text[begin:].lstrip())
+        if not text.startswith(answer, start):
             raise UserError(
                 "the chat template rewrites earlier turns or answers, so that what the assistant says cannot be told from the rest; "
                 "use another template (tokenizer.chat_template), or one answer per conversation"
             )
         end = start + len(answer)
         ending = next((token for token in processor.tokenizer.all_special_tokens if text.startswith(token, end)), "")
-        spans.append((len(prompt), end + len(ending)))
+        spans.append((begin, end + len(ending)))
     return spans

@@ -29,8 +29,7 @@ from recipes.conversations import (
     Conversation,
     decoded,
     embedded_image,
-    image_count,
-    nth_image,
+    images_of,
     read_conversation,
     read_messages,
     scene_conversation,
@@ -75,7 +74,7 @@ class ConversationSource(ABC):
     def size_of(self, index: int) -> tuple[int, int]:
         """Characters and images of a row, whose images are not opened. Raises BadRow."""
         row = self.row(index)
-        return sum(len(message.text) for message in read_messages(row, self.where(index))), image_count(row)
+        return sum(len(message.text) for message in read_messages(row, self.where(index))), len(images_of(row))
 
     def __getitem__(self, index: int) -> Conversation:
         """Raises BadRow for whatever is wrong with the row."""
@@ -114,7 +113,7 @@ class JsonSource(ConversationSource):
         return row
 
     def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
-        name = nth_image(row, number)
+        name = images_of(row)[number]
         if not isinstance(name, str):
             raise BadRow(f"{where}: image {number + 1} is {type(name).__name__}, not a path")
         path = (self.images / name).resolve()

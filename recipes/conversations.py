@@ -46,7 +46,7 @@ class Conversation:
 
 def read_conversation(row: Mapping[str, Any], where: str, image: Callable[[Mapping[str, Any], int, str], Tensor]) -> Conversation:
     """A row, checked, with its images, which `image(row, number, where)` reads. Raises BadRow."""
-    count = image_count(row)
+    count = len(images_of(row))
     messages = with_places(read_messages(row, where), count, where)
     images = tuple(image(row, number, where) for number in range(count))
     return Conversation(where, messages, images, str(row.get("kind") or ""))
@@ -94,18 +94,12 @@ def _read_part(part: Any, where: str) -> str:
     raise BadRow(f"{where}: a part of a turn is of type {kind!r}; known: text, image")
 
 
-def image_count(row: Mapping[str, Any]) -> int:
-    """Images of a row, in `images` or `image`."""
-    several = row.get("images", row.get("image"))
+def images_of(row: Mapping[str, Any]) -> Sequence[Any]:
+    """The images of a row as they stand there, in `images`, or in `image` where that is missing or null."""
+    several = row.get("images") if row.get("images") is not None else row.get("image")
     if several is None:
-        return 0
-    return len(several) if isinstance(several, Sequence | np.ndarray) and not isinstance(several, str | bytes) else 1
-
-
-def nth_image(row: Mapping[str, Any], number: int) -> Any:
-    """Image `number` of a row, as it stands there."""
-    several = row.get("images", row.get("image"))
-    return several[number] if isinstance(several, Sequence | np.ndarray) and not isinstance(several, str | bytes) else several
+        return ()
+    return several if isinstance(several, Sequence | np.ndarray) and not isinstance(several, str | bytes) else (several,)
 
 
 def with_places(messages: tuple[Message, ...], count: int, where: str) -> tuple[Message, ...]:
@@ -129,7 +123,7 @@ def scene_conversation(where: str, scene: Scene, asked: Sequence[Question]) -> C
 
 def embedded_image(row: Mapping[str, Any], number: int, where: str) -> Tensor:
     """Image `number` of a row of a table, which holds its bytes. Raises BadRow."""
-    image = nth_image(row, number)
+    image = images_of(row)[number]
     data = image.get("bytes") if isinstance(image, Mapping) else image
     if not isinstance(data, bytes):
         raise BadRow(f"{where}: image {number + 1} is not in the table (no bytes); embed the images, or use llava:FILE?images=FOLDER")

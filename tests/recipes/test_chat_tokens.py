@@ -25,8 +25,23 @@ GEMMA = """{{- bos_token -}}{%- if messages[0]['role'] == 'system' -%}{{ raise_e
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"""
 PHI3 = """{%- for message in messages -%}{{- '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' -}}{%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}"""
-ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>", "gemma": "<end_of_turn>", "phi3": "<|end|>", "none": "</s>"}
-TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "mistral": MISTRAL, "gemma": GEMMA, "phi3": PHI3, "none": None}
+QWEN3 = """{%- set seen = namespace(question=-1) -%}
+{%- for message in messages -%}{%- if message['role'] == 'user' -%}{%- set seen.question = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['role'] == 'assistant' and loop.index0 > seen.question -%}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}
+{{ message['content'] + '<|im_end|>\\n' }}{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and not enable_thinking -%}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}{%- endif -%}"""
+ENDS = {
+    "chatml": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "mistral": "</s>",
+    "gemma": "<end_of_turn>",
+    "phi3": "<|end|>",
+    "none": "</s>",
+}
+TEMPLATES = {"chatml": CHATML, "qwen3": QWEN3, "llama3": LLAMA3, "mistral": MISTRAL, "gemma": GEMMA, "phi3": PHI3, "none": None}
 
 
 def processor_with(template):
@@ -67,6 +82,15 @@ def test_answers_and_their_ends_are_learnt(named_processor):
     assert [text.strip() for text in learnt_texts(tokens, processor)] == [f"{text}{ENDS[name]}" for text in ("yes", "yes", "a user")]
 
 
+def test_what_a_template_puts_around_answers_is_not_learnt(named_processor):
+    """Not the empty thoughts before the last answer either, in which "in" stands as well."""
+    name, processor = named_processor
+    for answer in ("in", "hi"):
+        assert [text.strip() for text in learnt_texts(tokenise(talk("which?", answer), processor, 2048), processor)] == [
+            answer + ENDS[name]
+        ]
+
+
 def test_text_is_the_templates(named_processor):
     _, processor = named_processor
     conversation = talk("what?", "that", "and?", "this")
@@ -105,6 +129,15 @@ def test_a_template_that_drops_answers_is_refused():
     processor = processor_with("{%- for message in messages -%}{{ message['content'] | upper }}{%- endfor -%}")
     with pytest.raises(UserError, match="chat template"):
         tokenise(talk("what?", "that"), processor, 2048)
+
+
+def test_a_template_that_puts_words_before_answers_is_refused():
+    processor = processor_with(
+        "{%- for message in messages -%}{{ message['role'] + ': ' }}{%- if message['role'] == 'assistant' -%}{{ 'I think ' }}{%- endif -%}"
+        "{{ message['content'] + eos_token }}{%- endfor -%}{%- if add_generation_prompt -%}{{ 'assistant: ' }}{%- endif -%}"
+    )
+    with pytest.raises(UserError, match="chat template"):
+        tokenise(talk("what?", "think"), processor, 2048)
 
 
 def test_a_template_that_refuses_a_role_says_so():

@@ -51,10 +51,11 @@ def test_llava(name, tmp_path, images):
         {"image": "1.png", "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "that"}]},
         {"conversations": [{"from": "system", "value": "be brief"}, *TURNS, *TURNS]},
         {"image": ["0.png", "2.png"], "conversations": TURNS},
+        {"images": None, "image": "1.png", "conversations": TURNS, "messages": None},  # as tables with both columns are written
     ]
     source = open_conversations(f"llava:{written(tmp_path, rows, name)}?images={images}")
-    one, none, two = (source[row] for row in range(3))
-    assert len(source) == 3 and roles(one) == [("user", "<image>\nwhat?"), ("assistant", "that")]
+    one, none, two, nulls = (source[row] for row in range(4))
+    assert len(source) == 4 and len(nulls.images) == 1 and roles(one) == [("user", "<image>\nwhat?"), ("assistant", "that")]
     assert torch.equal(one.images[0], torch.from_numpy(picture(9, 1)).permute(2, 0, 1))
     assert [message.role for message in none.messages] == ["system", "user", "assistant", "user", "assistant"] and not none.images
     assert [tuple(image.shape) for image in two.images] == [(3, 8, 10), (3, 10, 12)]
