@@ -15,12 +15,17 @@ FROM_SCRATCH = "from_scratch"  # in the config of a language model that no pretr
 
 def load_model(folder: str) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
     """The model and processor of a folder. Raises UserError for one that holds no fused vision-language model."""
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"{folder} holds no model; name a folder that fusion.fuse or an earlier stage wrote")
+    check_model_folder(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(model, FusionVlmForConditionalGeneration):
         raise UserError(f"{folder} holds a {type(model).__name__}, not a fused vision-language model; make one with fusion.fuse")
     return model, AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+
+
+def check_model_folder(folder: str) -> None:
+    """Raises UserError for one without a model."""
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{folder} holds no model; name a folder that fusion.fuse or an earlier stage wrote")
 
 
 def from_scratch(model: FusionVlmForConditionalGeneration) -> bool:

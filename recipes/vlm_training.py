@@ -22,19 +22,20 @@ from fusion import FusionVlmForConditionalGeneration
 from fusion.cross_attention import VisionCrossAttentionLayer
 from fusion.processing_fusion import FusionProcessor
 from fusion.resampler import ResamplerLayer
-from recipes.conversation_sources import is_stream, open_conversations
+from recipes.conversation_sources import ConversationSource, is_stream, open_conversations
 from recipes.conversation_stream import open_stream
 from recipes.map_cache import MapCache
 from recipes.small_default import corpus, write_small_default
-from recipes.stream_data import StreamDataset
+from recipes.stream_data import Source, StreamDataset
 from recipes.vlm_args import VlmArguments
 from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
-from recipes.vlm_models import load_model, merge_adapter
+from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
 from recipes.zero_config import check_zero_config
-from vision_core.distributed import gather_objects, is_main_process, rank, share_cores, world_size
+from vision_core.distributed import gather_objects, is_first_launched, is_main_process, rank, share_cores, world_size
 from vision_core.randomness import numpy_generator
+from vision_core.run_folder import refuse_used
 from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest
 
@@ -49,6 +50,7 @@ def train(
 ) -> None:
     """A whole stage: join the processes, load, decide by `planned(model)` what trains, train, publish."""
     share_cores()
+    check_first(args)
     with tempfile.TemporaryDirectory() as aside:
         base = args.init_from or aside
         if args.init_from is None:
@@ -58,25 +60,36 @@ def train(
             _train(stage, args, planned, base, stop)
 
 
+def check_first(args: VlmArguments) -> None:
+    """What can be wrong is said before minutes are spent and a folder is made. Raises UserError."""
+    if args.init_from:
+        check_model_folder(args.init_from)
+    if args.deepspeed:
+        check_zero_config(Path(args.deepspeed), vars(args), int(os.environ.get("WORLD_SIZE", "1")))
+    # the first process alone: it is in its folder soon, maybe before another one looks
+    if args.output_dir and not args.resume_from_checkpoint and is_first_launched() and Path(args.output_dir).is_dir():
+        refuse_used(Path(args.output_dir))
+
+
 def _train(
     stage: str, args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, stop: StopRequest
 ) -> None:
     settings = vlm_training_arguments(args)
+    sources, held_out = opened(args.conversations), opened(args.eval_conversations)
     run, folder, checkpoint = open_run(args, stage)
     settings.output_dir = folder
-    cache = filled_cache(args, base, settings) if args.feature_cache else None
+    cache = filled_cache(args, base, settings, [*sources, *held_out]) if args.feature_cache else None
     model, processor = load_model(base)
     if is_deepspeed_zero3_enabled():
         fetch_whole_layers(model)
     plan = planned(model)
     settings.learning_rate = plan.learning_rate
-    data, order = training_data(args, processor, cache, settings.train_batch_size)
-    held_out = mixed(args, args.eval_conversations, processor, cache) if args.eval_conversations else None
+    data, order = training_data(args, sources, processor, cache, settings.train_batch_size)
     trainer = VlmTrainer(
         plan.model,
         settings,
         train_dataset=data,
-        eval_dataset=held_out,
+        eval_dataset=ConversationDataset(held_out, processor, args.max_length, args.seed, cache) if held_out else None,
         data_collator=ConversationCollator(processor, args.packing, cache),
         processing_class=processor,
         rates=plan.rates,
@@ -88,29 +101,27 @@ def _train(
     publish(trainer, base, args, stage)
 
 
+def opened(texts: Sequence[str]) -> list[Source]:
+    """The sources that `texts` name. Raises UserError."""
+    return [open_stream(text) if is_stream(text) else open_conversations(text) for text in texts]
+
+
 def training_data(
-    args: VlmArguments, processor: FusionProcessor, cache: MapCache | None, batch: int
+    args: VlmArguments, sources: Sequence[Source], processor: FusionProcessor, cache: MapCache | None, batch: int
 ) -> tuple[ConversationDataset | StreamDataset, Sampler | None]:
     """The samples and their order, None for the Trainer's own. batch: samples of one process and forward."""
     step = batch * args.gradient_accumulation_steps * world_size()
     if any(map(is_stream, args.conversations)):
-        sources = [open_stream(text) if is_stream(text) else open_conversations(text) for text in args.conversations]
         stream = StreamDataset(sources, processor, args.max_length, args.seed, args.max_steps * step)
         return stream, SequentialSampler(stream)
-    data = mixed(args, args.conversations, processor, cache)
+    data = ConversationDataset(sources, processor, args.max_length, args.seed, cache)
     return data, order_by_length(args, data, step) if args.group_by_length else None
-
-
-def mixed(args: VlmArguments, texts: Sequence[str], processor: FusionProcessor, cache: MapCache | None) -> ConversationDataset:
-    """The mixture of all sources that `texts` name."""
-    return ConversationDataset(list(map(open_conversations, texts)), processor, args.max_length, args.seed, cache)
 
 
 def vlm_training_arguments(args: VlmArguments) -> TrainingArguments:
     """For the Trainer; making them joins the processes, and prepares ZeRO-3, so it comes before the model."""
     if args.deepspeed:
         launched_alone()
-        check_zero_config(Path(args.deepspeed), vars(args), int(os.environ["WORLD_SIZE"]))
     settings = training_arguments(
         args,
         has_eval=bool(args.eval_conversations),
@@ -148,17 +159,18 @@ def order_by_length(args: VlmArguments, data: ConversationDataset, step: int) ->
     return GroupedByLength(data.rough_lengths(), step, partial(numpy_generator, "length groups", args.seed))
 
 
-def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments) -> MapCache:
+def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments, sources: Sequence[ConversationSource]) -> MapCache:
     """The cache of the frozen encoders' features, with every image of the run in it."""
     with whole_models(settings):
         model, processor = load_model(base)
     vision_model, image_processor = model.vision_model.to(settings.device), processor.image_processor
     cache = MapCache(Path(args.feature_cache), vision_model, image_processor, DTYPES[args.feature_cache_dtype])
-    for text in (*args.conversations, *args.eval_conversations):
-        source = open_conversations(text)
+    for source in sources:
         mine = range(rank(), len(source), world_size())
         images = (
-            image for index in tqdm(mine, desc=f"features of {text}", disable=not is_main_process()) for image in source[index].images
+            image
+            for index in tqdm(mine, desc=f"features of {source.name}", disable=not is_main_process())
+            for image in source[index].images
         )
         cache.fill(images, vision_model, image_processor)
     cache.fill([BLANK], vision_model, image_processor)

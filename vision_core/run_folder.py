@@ -76,10 +76,10 @@ class RunFolder:
     def _open_new(cls, output_dir: str | None, name: str, config_yaml: str, warn: Callable[[str], None]) -> "RunFolder":
         path = Path(output_dir) if output_dir is not None else _next_free_folder(Path("outputs"), name)
         path.mkdir(parents=True, exist_ok=True)
-        _refuse_used(path)  # before the lock file, which would be litter in a folder of something else
+        refuse_used(path)  # before the lock file, which would be litter in a folder of something else
         lock = FolderLock(path, warn)
         try:
-            _refuse_used(path)  # again, because another run may have come and gone
+            refuse_used(path)  # again, because another run may have come and gone
             checkpoints.write_text_atomically(path / "config.yaml", config_yaml)
             return cls(path, lock, None, warn)
         except BaseException:
@@ -220,7 +220,7 @@ def _read_resume(resume: bool | str | None) -> str | None:
     return "true" if word == "true" else str(resume)
 
 
-def _refuse_used(path: Path) -> None:
+def refuse_used(path: Path) -> None:
     if any(entry.name != ".lock" for entry in path.iterdir()):
         raise UserError(
             f"output folder {path} is not empty: `--output_dir {path} --{RESUME_KEY} true` continues the run in it, "

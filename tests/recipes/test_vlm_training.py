@@ -140,10 +140,15 @@ def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
 def test_mistakes_are_one_line_each(runs, mixed, tmp_path):
     said = partial(runs.error, SFT)
     plain = options(mixed, tmp_path / "run", max_steps=1)
-    assert (
-        "config.json" not in said(*options(replace(mixed, model=tmp_path), tmp_path / "run", max_steps=1))
-        and not (tmp_path / "run" / "model.safetensors").exists()
+    assert "holds no model" in said(*options(replace(mixed, model=tmp_path), tmp_path / "run", max_steps=1))
+    assert "absent.json is not there" in said(
+        *options(replace(mixed, source=f"llava:{tmp_path}/absent.json"), tmp_path / "run", max_steps=1)
     )
+    assert not (tmp_path / "run").exists()  # so that the command, mended, starts
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.tex").touch()
+    assert "is not empty" in said("--output_dir", tmp_path / "used")  # before stand-ins learn for minutes
+    assert "is no file" in said("--deepspeed", "absent", "--output_dir", tmp_path / "run")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n{"conversations"\n')
     line = said(*options(replace(mixed, source=f"llava:{broken}"), tmp_path / "broken", max_steps=3, per_device_train_batch_size=1))
