@@ -9,6 +9,7 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -26,7 +27,8 @@ from recipes.judging import (
     markdown_table,
     open_folder,
     paradigm,
-    problem_with,
+    problem_with_data,
+    problem_with_encoder,
     protocol_of,
     result_as_json,
     run_tasks,
@@ -79,7 +81,7 @@ def main() -> None:
     device = join_processes()
     data = {text: open_splits(text) for text in args.datasets}
     if asked_for:
-        check_data(args, data)
+        check_data(args.tasks, data)
     folder = open_folder(args, "comparison")
     say = print if is_main_process() else lambda text: None
     compared = [judge(source, data, args, device, say) for source in args.encoders]
@@ -88,12 +90,11 @@ def main() -> None:
         say(f"\n{(folder / 'table.md').read_text()}\ntables, JSON and pictures: {folder}")
 
 
-def check_data(args: CompareArguments, data: dict[str, Splits]) -> None:
+def check_data(tasks: Sequence[TaskName], data: dict[str, Splits]) -> None:
     """Raise `UserError` for a task that no data set allows, before hours are spent; encoders are asked when their turn comes."""
-    raw = load("raw_pixels", args, torch.device("cpu"))
-    for name in args.tasks:
-        problems = [problem_with(name, frozen_features(raw, splits, args)) for splits in data.values()]
-        if all(problem is not None and "text tower" not in problem for problem in problems):
+    for name in tasks:
+        problems = [problem_with_data(name, splits) for splits in data.values()]
+        if all(problems):
             raise UserError(f"{problems[0]}; name data for it, or leave it out of --tasks")
 
 
@@ -103,7 +104,7 @@ def judge(source: str, data: dict[str, Splits], args: CompareArguments, device: 
     row = Compared(source, paradigm(encoder), encoder.untrained, protocol_of(encoder))
     for text, splits in data.items():
         frozen = frozen_features(encoder, splits, args)
-        problems = {name: problem_with(name, frozen) for name in args.tasks}
+        problems = {name: problem_with_data(name, splits) or problem_with_encoder(name, encoder) for name in args.tasks}
         possible = [name for name, problem in problems.items() if problem is None]
         row.not_run += [problem for problem in problems.values() if problem]
         if possible:

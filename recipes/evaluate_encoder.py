@@ -22,7 +22,8 @@ from recipes.judging import (
     load,
     markdown_table,
     open_folder,
-    problem_with,
+    problem_with_data,
+    problem_with_encoder,
     protocol_of,
     result_as_json,
     run_tasks,
@@ -53,11 +54,12 @@ def main() -> None:
     check_arguments(args, args.tasks)
     device = join_processes()
     encoder = load(args.encoder, args, device)
-    frozen = frozen_features(encoder, open_splits(args.dataset, args.test_dataset, encoder.num_channels), args)
+    splits = open_splits(args.dataset, args.test_dataset, encoder.num_channels)
     for name in args.tasks:
-        problem = problem_with(name, frozen)
+        problem = problem_with_data(name, splits) or problem_with_encoder(name, encoder)
         if problem:
             raise UserError(f"{problem}; leave it out of --tasks, or name other data")
+    frozen = frozen_features(encoder, splits, args)
     folder = open_folder(args, "evaluation")
     say = print if is_main_process() else lambda text: None
     say(f"{args.encoder}: {protocol_of(encoder)}{', untrained' if encoder.untrained else ''}")

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,10 +103,15 @@ def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) ->
 
 
 def join_processes() -> torch.device:
-    """Start the process group under torchrun or accelerate; this process's device."""
+    """Start the process group under torchrun or accelerate; this process's device.
+
+    What processes tell each other here are Python objects, so gloo does on GPUs too. The others wait for as long as the main one works at a task.
+    """
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
     return device
 
 
@@ -114,19 +120,19 @@ def cache_folder(given: str | None) -> Path:
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vision-encoder-fusion" / "features"
 
 
-def problem_with(name: TaskName, frozen: FrozenFeatures) -> str | None:
-    """Why a task cannot be run, or None."""
-    lacks = [
-        split
-        for split in ("train", "test")
-        if TASKS[name].needs not in frozen.sources[split].knows and not (split == "train" and TASKS[name].tests_only)
-    ]
-    if lacks:
-        return f"{name} needs {TASKS[name].needs}, which {frozen.sources[lacks[0]].description} does not have"
-    if TASKS[name].needs_text and not has_text_tower(frozen.encoder.source):
-        return f"{name} needs a text tower, which {frozen.encoder.name} does not have"
+def problem_with_data(name: TaskName, splits: Splits) -> str | None:
+    """Why a task cannot be run on the data, whatever the encoder, or None."""
+    for source in [splits.test] if TASKS[name].tests_only else splits:
+        if TASKS[name].needs not in source.knows:
+            return f"{name} needs {TASKS[name].needs}, which {source.description} does not have"
+    return None
+
+
+def problem_with_encoder(name: TaskName, encoder: Encoder) -> str | None:
+    """Why a task cannot be run with the encoder, whatever the data, or None."""
+    if TASKS[name].needs_text and not has_text_tower(encoder.source):
+        return f"{name} needs a text tower, which {encoder.name} does not have"
     if TASKS[name].needs_attention:
-        encoder = frozen.encoder
         try:
             attention_maps(encoder, torch.zeros(1, encoder.num_channels, *encoder.transform.size))
         except UserError as error:

@@ -51,6 +51,14 @@ def test_a_task_that_no_data_set_allows_is_refused_at_once(encoder, run):
         run("--encoders", "raw_pixels", "nonsense", "--datasets", "scenes?count=40", "--tasks", "knn")
 
 
+def test_the_task_of_one_encoder_alone_is_allowed(run, encoder):
+    """The data have masks; raw pixels have no attention, which is no reason to refuse the task to all."""
+    folder = run("--encoders", encoder, "raw_pixels", "--datasets", "scenes?count=12", "--tasks", "emergent_segmentation")
+    trained, raw = json.loads((folder / "results.json").read_text())["encoders"]
+    assert [each["task"] for each in trained["results"]] == ["emergent_segmentation"]
+    assert raw["results"] == [] and "has no attention" in raw["not_run"][0]
+
+
 @pytest.mark.parametrize(
     ("text", "name"), [("scenes?count=3", "scenes"), ("/a/b/camvid?ignore=11", "camvid"), ("parquet:/a/b/{split}-*.parquet", "b")]
 )
