@@ -229,16 +229,16 @@ def open_conversations(text: str) -> ConversationSource:
     return source
 
 
-def parse_source(text: str) -> tuple[str, str, dict[str, str]]:
-    """(kind, where, options). Raises UserError for an unknown kind or option."""
+def parse_source(text: str, known: Mapping[str, set[str]] = OPTIONS, what: str = "conversations") -> tuple[str, str, dict[str, str]]:
+    """(kind, where, options). known: the names of options by kind. Raises UserError for another kind or option."""
     head, _, tail = text.partition("?")
     kind, colon, where = head.partition(":")
-    if kind not in OPTIONS or (kind != "scenes" and not where):
-        raise UserError(f"{text!r} names no conversations; write KIND:WHERE with a kind of {', '.join(OPTIONS)}")
+    if kind not in known or (kind != "scenes" and not where):
+        raise UserError(f"{text!r} names no {what}; write KIND:WHERE with a kind of {', '.join(known)}")
     options = dict(item.partition("=")[::2] for item in tail.split("&")) if tail else {}
-    unknown = sorted(set(options) - OPTIONS[kind])
+    unknown = sorted(set(options) - known[kind])
     if unknown:
-        raise UserError(f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {', '.join(sorted(OPTIONS[kind]))}")
+        raise UserError(f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {', '.join(sorted(known[kind])) or 'none'}")
     return kind, where, options
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from encoders.sheets import LINE_HEIGHT, TILE, contact_sheet, to_picture, wrap
 from recipes.judging import join_processes, markdown_table, write_json
 from recipes.vlm_answers import Score, answer_and_score, chance, examples
-from recipes.vlm_models import load_model
+from recipes.vlm_models import check_model_folder, load_model
 from recipes.vlm_tasks import Task, open_task
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.distributed import is_main_process
@@ -45,8 +45,7 @@ class EvaluateVlmArguments:
 def main() -> None:
     """Load, ask, grade, write."""
     args = parse_arguments(EvaluateVlmArguments, description=__doc__)
-    if args.model is None:
-        raise UserError("--model is missing; name a folder that recipes/sva_sft.py wrote, e.g. --model outputs/sft-1")
+    check_arguments(args)
     device = join_processes()
     tasks = [open_task(text, args.limit) for text in args.tasks]
     model, processor = load_model(args.model)
@@ -63,6 +62,18 @@ def main() -> None:
     if run is not None:
         write_report(run.path, args, results)
         print(f"\ntable, JSON, answers and pictures: {run.path}")
+
+
+def check_arguments(args: EvaluateVlmArguments) -> None:
+    """Raises UserError for what cannot work, before anything is loaded."""
+    if args.model is None:
+        raise UserError("--model is missing; name a folder that recipes/sva_sft.py wrote, e.g. --model outputs/sft-1")
+    check_model_folder(args.model)
+    if not args.tasks or len(set(args.tasks)) < len(args.tasks):
+        raise UserError(f"--tasks {' '.join(args.tasks) or '[]'}: name at least one, each once")
+    for name in ("limit", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} is not possible; give 1 or more")
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:

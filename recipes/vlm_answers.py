@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -72,29 +73,36 @@ def graded(task: Task, given: Sequence[str], loss: float = math.nan) -> Score:
         grade = task.grade
         points = [float(grade(text, each.expected, each.choices)) for text, each in zip(given, task.questions, strict=True)]
         factor = 100.0
-    bundles: dict[tuple[str, str], list[float]] = {}
-    for number, (question, point) in enumerate(zip(task.questions, points, strict=True)):
-        bundles.setdefault((question.group, question.bundle or f"row {number}"), []).append(point)
-    of_group: dict[str, list[float]] = {}
-    for (group, _), each in bundles.items():
-        of_group.setdefault(group, []).append(min(each))
-    groups = {group: (factor * sum(each) / len(each), len(each)) for group, each in sorted(of_group.items())}
-    everything = [value for each in of_group.values() for value in each]
-    mean = sum(everything) / len(everything)
-    spread = sum((value - mean) ** 2 for value in everything) / len(everything)
-    score = task.summary({name: value for name, (value, _) in groups.items()}) if task.summary else factor * mean
-    return Score(score, factor * math.sqrt(spread / len(everything)), loss, groups, list(given), points)
+    of_group = by_group(task, points, min)
+    groups = {name: (factor * sum(each) / len(each), len(each)) for name, each in sorted(of_group.items())}
+    score, error = figure(task, of_group)
+    return Score(factor * score, factor * error, loss, groups, list(given), points)
 
 
 def chance(task: Task) -> float | None:
     """Of a guess among the choices, in percent; None where a question has none."""
     if not all(question.choices for question in task.questions):
         return None
-    bundles: dict[tuple[str, str], float] = {}
-    for number, question in enumerate(task.questions):
-        key = (question.group, question.bundle or f"row {number}")
-        bundles[key] = bundles.get(key, 1.0) / len(question.choices)
-    return 100 * sum(bundles.values()) / len(bundles)
+    return 100 * figure(task, by_group(task, [1 / len(question.choices) for question in task.questions], math.prod))[0]
+
+
+def by_group(task: Task, values: Sequence[float], join: Callable[[list[float]], float]) -> dict[str, list[float]]:
+    """The values of the questions, joined over each bundle, by group."""
+    bundles: dict[tuple[str, str], list[float]] = {}
+    for number, (question, value) in enumerate(zip(task.questions, values, strict=True)):
+        bundles.setdefault((question.group, question.bundle or f"row {number}"), []).append(value)
+    of_group: dict[str, list[float]] = {}
+    for (group, _), each in bundles.items():
+        of_group.setdefault(group, []).append(join(each))
+    return of_group
+
+
+def figure(task: Task, of_group: Mapping[str, list[float]]) -> tuple[float, float]:
+    """The benchmark's own mean of values by group, and its standard error."""
+    everything = [value for each in of_group.values() for value in each]
+    parts = [(1.0, everything)] if task.weights is None else [(weight, of_group[name]) for name, weight in task.weights(of_group).items()]
+    mean = sum(weight * statistics.fmean(each) for weight, each in parts)
+    return mean, math.sqrt(sum(weight**2 * statistics.pvariance(each) / len(each) for weight, each in parts))
 
 
 def answers(

@@ -8,7 +8,7 @@ A task is a text, `KIND:WHERE?option=value`:
     gqa:FILE?images=FOLDER     JSON of id -> question, answer, imageId; one word or phrase
     mmbench:FILE               TSV with base64 images: question, A, B, C, D, answer, category, hint; rows whose index differs by whole millions are one question
     captions:FILE?images=...   JSON of COCO captions (images, annotations); CIDEr-D
-    vqa:FILE?images=FOLDER     JSON list of question, image, answers of several people
+    vqa:FILE?images=FOLDER     JSON list of question, image, answers of several people: a form of ours, which those of VQAv2 and TextVQA are easily brought into
     scenes                     the first question of each conversation; its own answer, of a comparison the last word
     llava:FILE, ...            the first question of each conversation; its own answer, exactly (recipes/conversation_sources.py)
 """
@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from recipes.conversation_sources import OPTIONS, open_conversations
+from recipes.conversation_sources import OPTIONS, open_conversations, parse_source
 from recipes.conversations import IMAGE, BadRow, decoded
 from recipes.vlm_grading import exact, last_word, letter, vqa, yes_no
 from vision_core.errors import UserError
@@ -49,14 +50,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """Questions with their pinned prompt and grader. summary: from accuracies by group in percent to the benchmark's own figure, or None for their mean."""
+    """Questions with their pinned prompt and grader. name: the text that names it. weights: of each group in the benchmark's own figure; None where every
+    question counts the same.
+    """
 
     name: str
     questions: list[Question]
     prompt: str
     grade: Grade | None
     max_new_tokens: int = 16
-    summary: Callable[[Mapping[str, float]], float] | None = None
+    weights: Callable[[Collection[str]], Mapping[str, float]] | None = None
 
     def prompted(self, question: Question) -> str:
         """The text that the model reads."""
@@ -69,6 +72,7 @@ class Task:
         return "CIDEr-D" if self.grade is None else self.grade.__name__
 
 
+OMNI3D = "Omni3D"
 LETTER_PROMPT = "{question}\n{options}\nAnswer with the letter of the right choice."
 PLAIN_PROMPT = "{question}"
 WORD_PROMPT = "{question}\nAnswer with one word or a short phrase."
@@ -77,33 +81,27 @@ YES_NO_PROMPT = "{question}\nAnswer with yes or no."
 
 def open_task(text: str, limit: int | None = None) -> Task:
     """The task that `text` names, or its first `limit` questions. Raises UserError for what cannot be opened, BadRow for a row that is no question."""
-    kind, _, rest = text.partition("?")[0].partition(":")
-    if kind in READERS:
-        where, _, tail = rest, *text.partition("?")[1:]
-        task = READERS[kind](Path(where), _images_option(text, tail))
-    elif kind in OPTIONS:
-        task = conversations_task(text)
-    else:
-        raise UserError(f"{text!r} names no task; write KIND:WHERE with a kind of {', '.join([*READERS, *OPTIONS])}")
+    kind, where, options = parse_source(text, {**{kind: known for kind, (_, known) in BENCHMARKS.items()}, **OPTIONS}, "task")
+    task = conversations_task(text, limit) if kind in OPTIONS else BENCHMARKS[kind][0](text, Path(where), **options)
     if not task.questions:
         raise UserError(f"{text} has no questions")
-    return task if limit is None else Task(**{**vars(task), "questions": task.questions[:limit]})
+    return replace(task, questions=task.questions[:limit])
 
 
-def conversations_task(text: str) -> Task:
+def conversations_task(name: str, limit: int | None) -> Task:
     """The first question of each conversation of a source."""
-    source = open_conversations(text)
+    source = open_conversations(name)
     questions = []
-    for row in range(len(source)):
+    for row in range(len(source))[:limit]:
         conversation = source[row]
         asked, answered = [message.text for message in conversation.messages if message.role != "system"][:2]
         group = conversation.kind or "all"
         images = (lambda row=row: list(source[row].images)) if conversation.images else list
         questions.append(Question(conversation.where, asked.replace(IMAGE, "").strip(), (answered,), images, conversation.choices, group))
-    return Task(text, questions, PLAIN_PROMPT, last_word if source.read_aloud else exact)
+    return Task(name, questions, PLAIN_PROMPT, last_word if source.read_aloud else exact)
 
 
-def cv_bench(where: Path, images: Path | None) -> Task:
+def cv_bench(name: str, where: Path) -> Task:
     import datasets
 
     rows = datasets.load_dataset("parquet", data_files=str(where), split="train").cast_column("image", datasets.Image(decode=False))
@@ -111,20 +109,21 @@ def cv_bench(where: Path, images: Path | None) -> Task:
     for number, row in enumerate(rows.remove_columns("image")):
         at = f"{where}, row {number + 1}"
         expected = re.sub(r"[()\s]", "", row["answer"])
-        group = "Omni3D" if row["type"] == "3D" else row["source"]
+        group = OMNI3D if row["type"] == "3D" else row["source"]
         image = lambda number=number, at=at: [decoded(rows[number]["image"]["bytes"], at)]  # noqa: E731
         questions.append(Question(at, row["question"], (expected,), image, tuple(row["choices"]), group))
 
-    def summary(scores: Mapping[str, float]) -> float:
-        """((ADE20K + COCO) / 2 + Omni3D) / 2, as published."""
-        flat = [value for name, value in scores.items() if name != "Omni3D"]
-        parts = ([sum(flat) / len(flat)] if flat else []) + ([scores["Omni3D"]] if "Omni3D" in scores else [])
-        return sum(parts) / len(parts)
-
-    return Task("cv_bench", questions, LETTER_PROMPT, letter, summary=summary)
+    return Task(name, questions, LETTER_PROMPT, letter, weights=cv_bench_weights)
 
 
-def mmvp(where: Path, images: Path | None) -> Task:
+def cv_bench_weights(groups: Collection[str]) -> dict[str, float]:
+    """((ADE20K + COCO) / 2 + Omni3D) / 2, as published; of a file with one half alone, that half."""
+    halves = {"2D": [name for name in groups if name != OMNI3D], "3D": [name for name in groups if name == OMNI3D]}
+    present = [half for half in halves.values() if half]
+    return {name: 1 / len(present) / len(half) for half in present for name in half}
+
+
+def mmvp(name: str, where: Path) -> Task:
     file, questions = where / "Questions.csv", []
     for number, row in enumerate(_csv_rows(file, ",")):
         at = f"{file}, row {number + 1}"
@@ -132,29 +131,29 @@ def mmvp(where: Path, images: Path | None) -> Task:
         expected = re.sub(r"[()\s]", "", _field(row, "Correct Answer", at)).upper()
         image = _file_image(where / "MMVP Images", f"{row['Index']}.jpg", at)
         questions.append(Question(at, _field(row, "Question", at), (expected,), image, choices, bundle=str(number // 2)))
-    return Task("mmvp", questions, LETTER_PROMPT, letter)
+    return Task(name, questions, LETTER_PROMPT, letter)
 
 
-def pope(where: Path, images: Path | None) -> Task:
+def pope(name: str, where: Path, images: str | None = None) -> Task:
     questions = []
-    for number, line in enumerate(_text(where).splitlines()):
+    for number, line in enumerate(_text(where).rstrip("\n").split("\n")):  # splitlines would also split within a text
         at = f"{where}, line {number + 1}"
         row = _parsed(line, at)
-        image = _file_image(images or where.parent, _field(row, "image", at), at)
+        image = _file_image(Path(images or where.parent), _field(row, "image", at), at)
         questions.append(Question(at, _field(row, "text", at), (_field(row, "label", at),), image, ("yes", "no")))
-    return Task("pope", questions, YES_NO_PROMPT, yes_no)
+    return Task(name, questions, YES_NO_PROMPT, yes_no)
 
 
-def gqa(where: Path, images: Path | None) -> Task:
+def gqa(name: str, where: Path, images: str | None = None) -> Task:
     questions = []
     for name, row in _parsed(_text(where), str(where)).items():
         at = f"{where}, question {name}"
-        image = _file_image(images or where.parent, f"{_field(row, 'imageId', at)}.jpg", at)
+        image = _file_image(Path(images or where.parent), f"{_field(row, 'imageId', at)}.jpg", at)
         questions.append(Question(at, _field(row, "question", at), (_field(row, "answer", at),), image))
-    return Task("gqa", questions, WORD_PROMPT, exact)
+    return Task(name, questions, WORD_PROMPT, exact)
 
 
-def mmbench(where: Path, images: Path | None) -> Task:
+def mmbench(name: str, where: Path) -> Task:
     """Circular where the file has its questions with their choices turned round: right only if every turn is."""
     rows = list(_csv_rows(where, "\t"))
     kept: dict[str, str] = {}
@@ -172,10 +171,10 @@ def mmbench(where: Path, images: Path | None) -> Task:
         choices = tuple(row[name] for name in "ABCD" if row.get(name))
         image = lambda encoded=encoded, at=at: [decoded(base64.b64decode(encoded), at)]  # noqa: E731
         questions.append(Question(at, text, (_field(row, "answer", at),), image, choices, row.get("category") or "all", base))
-    return Task("mmbench", questions, LETTER_PROMPT, letter)
+    return Task(name, questions, LETTER_PROMPT, letter)
 
 
-def captions(where: Path, images: Path | None) -> Task:
+def captions(name: str, where: Path, images: str | None = None) -> Task:
     table = _parsed(_text(where), str(where))
     of_image: dict[Any, list[str]] = {}
     for note in table["annotations"]:
@@ -184,37 +183,31 @@ def captions(where: Path, images: Path | None) -> Task:
     for row in table["images"]:
         at = f"{where}, image {row['id']}"
         if row["id"] in of_image:
-            image = _file_image(images or where.parent, _field(row, "file_name", at), at)
+            image = _file_image(Path(images or where.parent), _field(row, "file_name", at), at)
             questions.append(Question(at, "Describe the picture in one sentence.", tuple(of_image[row["id"]]), image))
-    return Task("captions", questions, PLAIN_PROMPT, None, max_new_tokens=40)
+    return Task(name, questions, PLAIN_PROMPT, None, max_new_tokens=40)
 
 
-def vqa_task(where: Path, images: Path | None) -> Task:
+def vqa_task(name: str, where: Path, images: str | None = None) -> Task:
     questions = []
     for number, row in enumerate(_parsed(_text(where), str(where))):
         at = f"{where}, row {number + 1}"
         said = tuple(each["answer"] if isinstance(each, Mapping) else str(each) for each in _field(row, "answers", at))
-        image = _file_image(images or where.parent, _field(row, "image", at), at)
+        image = _file_image(Path(images or where.parent), _field(row, "image", at), at)
         questions.append(Question(at, _field(row, "question", at), said, image))
-    return Task("vqa", questions, WORD_PROMPT, vqa)
+    return Task(name, questions, WORD_PROMPT, vqa)
 
 
-READERS: dict[str, Callable[[Path, Path | None], Task]] = {
-    "cv_bench": cv_bench,
-    "mmvp": mmvp,
-    "pope": pope,
-    "gqa": gqa,
-    "mmbench": mmbench,
-    "captions": captions,
-    "vqa": vqa_task,
+# how each is read, and the names of its options
+BENCHMARKS: dict[str, tuple[Callable[..., Task], set[str]]] = {
+    "cv_bench": (cv_bench, set()),
+    "mmvp": (mmvp, set()),
+    "pope": (pope, {"images"}),
+    "gqa": (gqa, {"images"}),
+    "mmbench": (mmbench, set()),
+    "captions": (captions, {"images"}),
+    "vqa": (vqa_task, {"images"}),
 }
-
-
-def _images_option(text: str, tail: str) -> Path | None:
-    name, _, value = tail.partition("=")
-    if tail and name != "images":
-        raise UserError(f"{text!r}: unknown option {name!r}; the option of a benchmark is images")
-    return Path(value) if value else None
 
 
 def _text(file: Path) -> str:
@@ -233,7 +226,7 @@ def _parsed(text: str, where: str) -> Any:
 
 def _csv_rows(file: Path, delimiter: str) -> Sequence[dict[str, str]]:
     csv.field_size_limit(2**31 - 1)  # images in base64
-    return list(csv.DictReader(_text(file).splitlines(), delimiter=delimiter))
+    return list(csv.DictReader(io.StringIO(_text(file), newline=""), delimiter=delimiter))
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> Any:

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,8 +19,9 @@ from recipes.conversations import BadRow
 from recipes.evaluate_vlm import sheet
 from recipes.small_default import write_small_default
 from recipes.vlm_answers import answer_and_score, chance, graded
+from recipes.vlm_grading import letter
 from recipes.vlm_models import load_model
-from recipes.vlm_tasks import open_task
+from recipes.vlm_tasks import Question, cv_bench_weights, open_task
 from vision_core.errors import UserError
 
 TEXTS = ["what colour is the largest object?", "tell me yes or no"]
@@ -63,6 +65,20 @@ def test_cv_bench_and_its_mean(folder):
     score = graded(task, ["A", "A", "A", "(B) two"])
     assert score.groups == {"ADE20K": (100.0, 1), "COCO": (50.0, 2), "Omni3D": (100.0, 1)}
     assert score.score == ((100 + 50) / 2 + 100) / 2
+    assert score.error == pytest.approx(100 * 0.25 * 0.5 / 2**0.5)  # only COCO's two questions, a quarter of the figure, differ
+
+
+def test_chance_and_error_are_of_the_figure_that_is_weighted(folder):
+    """By the published formula, from chances by group; and the error against many sets of answers drawn at random."""
+    counts = {"ADE20K": (40, 5), "COCO": (10, 4), "Omni3D": (20, 2)}
+    questions = [
+        Question("", "", ("A",), list, tuple("vwxyz"[:choices]), group) for group, (count, choices) in counts.items() for _ in range(count)
+    ]
+    task = replace(open_task("scenes?count=1"), questions=questions, grade=letter, weights=cv_bench_weights)
+    assert chance(task) == pytest.approx(((20 + 25) / 2 + 50) / 2)
+    generator = np.random.default_rng(0)
+    scores = [graded(task, generator.choice(["A", "B"], len(questions))) for _ in range(400)]
+    assert np.mean([each.error for each in scores]) == pytest.approx(np.std([each.score for each in scores]), rel=0.1)
 
 
 def test_mmvp_counts_pairs(folder):
@@ -81,11 +97,12 @@ def test_mmvp_counts_pairs(folder):
 
 def test_pope_gqa_vqa_and_captions(folder):
     lines = [
-        {"question_id": 1, "image": "1.jpg", "text": "Is there a dog?", "label": "yes"},
+        {"question_id": 1, "image": "1.jpg", "text": "Is there\u2028a dog?", "label": "yes"},
         {"image": "2.jpg", "text": "A cat?", "label": "no"},
     ]
-    (folder / "pope.json").write_text("\n".join(map(json.dumps, lines)))
-    assert graded(open_task(f"pope:{folder / 'pope.json'}"), ["Yes, there is.", "yes"]).score == 50
+    (folder / "pope.json").write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n")
+    task = open_task(f"pope:{folder / 'pope.json'}")
+    assert graded(task, ["Yes, there is.", "yes"]).score == 50 and task.questions[0].text == "Is there\u2028a dog?"
     (folder / "gqa.json").write_text(json.dumps({"07": {"question": "Colour?", "answer": "red", "imageId": "3"}}))
     assert graded(open_task(f"gqa:{folder / 'gqa.json'}?images={folder}"), ["Red."]).score == 100
     (folder / "vqa.json").write_text(
@@ -108,10 +125,11 @@ def test_mmbench_is_circular(folder):
     image = base64.b64encode(png()).decode()
     rows = [["index", "image", "question", "hint", "A", "B", "C", "answer", "category"]]
     rows += [["7", image, "which?", "", "x", "y", "z", "A", "shape"], ["1000007", "7", "which?", "", "y", "z", "x", "C", "shape"]]
-    rows += [["8", image, "what?", "look", "x", "y", "", "B", "shape"]]
-    (folder / "mmbench.tsv").write_text("\n".join("\t".join(row) for row in rows))
+    rows += [["8", image, "what?", "look\nhere", "x", "y", "", "B", "shape"]]
+    with (folder / "mmbench.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(rows)
     task = open_task(f"mmbench:{folder / 'mmbench.tsv'}")
-    assert [question.bundle for question in task.questions] == ["7", "7", "8"] and task.questions[2].text == "look what?"
+    assert [question.bundle for question in task.questions] == ["7", "7", "8"] and task.questions[2].text == "look\nhere what?"
     assert tuple(task.questions[1].images()[0].shape) == (3, 40, 48)
     assert graded(task, ["A", "C", "A"]).score == 50 and graded(task, ["A", "A", "B"]).score == 50
     assert chance(task) == pytest.approx(100 * (1 / 9 + 1 / 2) / 2)
@@ -120,6 +138,8 @@ def test_mmbench_is_circular(folder):
 def test_bad_files_are_named(folder):
     with pytest.raises(UserError, match="names no task"):
         open_task("tsv:x")
+    with pytest.raises(UserError, match="unknown option 'images'; options of mmvp: none"):
+        open_task("mmvp:x?images=y")
     with pytest.raises(UserError, match="cannot be read"):
         open_task(f"pope:{folder / 'absent.json'}")
     (folder / "bad.json").write_text('{"image": "1.jpg", "text": "x", "label": "yes"}\n{"image"')
@@ -180,5 +200,19 @@ def test_command_alone_and_in_two_processes(runs, model_folder, tmp_path):
     assert Image.open(tmp_path / "one" / "figures" / "0.png").width > 300
 
 
-def test_without_a_model_it_says_how_to_get_one(runs):
+def test_mistakes_are_said_before_anything_is_loaded(runs, model_folder):
     assert "sva_sft.py" in runs.error(SCRIPT)
+    assert "holds no model" in runs.error(SCRIPT, "--model", "absent")
+    assert "each once" in runs.error(SCRIPT, "--model", model_folder, "--tasks", "scenes?count=2", "scenes?count=2")
+    assert "--limit 0 is not possible" in runs.error(SCRIPT, "--model", model_folder, "--limit", 0)
+
+
+def test_tasks_of_one_benchmark_are_kept_apart(runs, model_folder, tmp_path):
+    """As POPE's three parts are."""
+    lines = [{"image": "1.jpg", "text": "Is there a dog?", "label": label} for label in ("yes", "no")]
+    (tmp_path / "1.jpg").write_bytes(png())
+    texts = [f"pope:{tmp_path / name}.json" for name in ("random", "popular")]
+    for name, line in zip(("random", "popular"), lines, strict=True):
+        (tmp_path / f"{name}.json").write_text(json.dumps(line))
+    runs.finish(runs.start(SCRIPT, "--model", model_folder, "--tasks", *texts, "--output_dir", tmp_path / "judged"))
+    assert list(json.loads((tmp_path / "judged" / "results.json").read_text())["tasks"]) == texts
