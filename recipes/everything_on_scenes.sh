@@ -11,6 +11,11 @@ python=$(command -v "${PYTHON:-python}") || { echo "error: there is no ${PYTHON:
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 out=$(mkdir -p "${1:-outputs/everything}" && cd "${1:-outputs/everything}" && pwd)
 seeds=${SEEDS:-0 1 2} steps=${STEPS:-600}
+if [ -e "$out/steps" ] && [ "$(cat "$out/steps")" != "$steps" ]; then
+  echo "error: models in $out have $(cat "$out/steps") steps; go on with STEPS=$(cat "$out/steps"), or name another folder" >&2
+  exit 2
+fi
+echo "$steps" > "$out/steps"
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python recipes out steps
 
 # make FOLDER SCRIPT OPTION...: run it with a folder of its own, which gets its name once all is in it
@@ -56,5 +61,6 @@ make "$out/language_model" recipes/small_language_model.py
 for seed in $seeds; do
   for variant in dinov2 siglip channel_concat sva_connector sva; do printf '%s %s\n' "$variant" "$seed"; done
 done | xargs -P 2 -L 1 bash -Eeuc 'trap "exit 255" ERR; train_and_judge "$@"' -  # at 255 xargs starts nothing more
+rm -rf "$out/report"  # of fewer seeds, maybe
 make "$out/report" recipes/scenes_report.py --models "$out"
 echo "$(date +%H:%M:%S)          the page: $out/report/README.md"

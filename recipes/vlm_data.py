@@ -24,7 +24,7 @@ BLANK = torch.full((3, 8, 256), 127, dtype=torch.uint8)
 
 
 class ConversationDataset(Dataset):
-    """Sources, mixed. A source of weight w has w times its rows in an epoch: whole rounds of all rows, and a draw of some for the rest.
+    """Sources, mixed. A source of weight w has w times its rows in every epoch, the same ones: whole rounds of all rows, and a draw of some for the rest.
 
     An item is as `training_item` makes it. Raises BadRow, with file and row, for a row that cannot be trained on.
     """
@@ -79,7 +79,7 @@ def image_inputs(images: Sequence[Tensor], processor: FusionProcessor, cache: Ma
 
 
 def rows_of(source: ConversationSource, seed: int, number: int) -> list[int]:
-    """Rows of a source in an epoch, by its weight."""
+    """Rows of a source in every epoch, the same ones, by its weight."""
     wanted = round(len(source) * source.weight)
     if wanted < 1:
         raise UserError(f"{source.name}: {len(source)} rows at weight {source.weight} are none; raise the weight")

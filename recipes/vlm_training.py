@@ -202,5 +202,5 @@ def publish(trainer: VlmTrainer, base: str, args: VlmArguments, stage: str) -> N
         if has_adapter:
             unset_hf_deepspeed_config()
             merge_adapter(base, folder / "adapter", folder)
-        write_card(folder, stage, f"recipes/sva_{stage}.py", vars(args), trainer.state.log_history)
+        write_card(folder, stage, vars(args) | {"learning_rate": trainer.args.learning_rate}, trainer.state.log_history)
         print(f"saved {folder}")

@@ -29,7 +29,7 @@ def small_siglip(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_from_encoders_to_the_page(save_run, tmp_path):
-    """Once whole; a second time nothing is made again."""
+    """Once whole; a second time nothing is made again but the page."""
     out = tmp_path / "every thing"
     save_run(out / "dinov2")
     small_siglip(out / "siglip")
@@ -39,7 +39,7 @@ def test_from_encoders_to_the_page(save_run, tmp_path):
     assert all(f"| {name} | 1 |" in page for name in ("dinov2", "siglip", "channel_concat", "sva_connector", "sva"))
     assert not list(out.rglob("*.unfinished-*"))
     again = run(out, 60)
-    assert again.returncode == 0 and len(again.stdout.splitlines()) == 2
+    assert again.returncode == 0 and [line.split()[-1] for line in again.stdout.splitlines()[1:-1]] == ["report"]
 
 
 def test_what_fails_is_named(tmp_path):
@@ -54,6 +54,12 @@ def test_what_fails_is_named(tmp_path):
     assert done.returncode != 0 and "Traceback" not in done.stderr and program.startswith("error: ")
     assert chain.startswith("error: siglip-0/fused failed; all that it said is in")
     assert not (tmp_path / "report").exists() and not (tmp_path / "siglip-0" / "fused").exists()
+
+
+def test_models_of_other_lengths_are_not_mixed(tmp_path):
+    (tmp_path / "steps").write_text("600\n")
+    done = run(tmp_path, 20, STEPS="601")
+    assert done.returncode == 2 and "go on with STEPS=600" in done.stderr and sorted(tmp_path.iterdir()) == [tmp_path / "steps"]
 
 
 def test_without_an_interpreter_it_says_how_to_name_one(tmp_path):

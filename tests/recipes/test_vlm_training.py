@@ -132,7 +132,8 @@ def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, tuned[name])}
     assert any(name.startswith("language_model.") for name in changed) and not any("encoders" in name for name in changed)
     card = (tmp_path / "second" / "README.md").read_text()
-    assert "lora_rank" in card and "image-text-to-text" in card
+    assert "by LoRA of rank 4 the language model" in card and "image-text-to-text" in card
+    assert "| learning_rate | 0.001 |" in card and "\npython recipes/sva_sft.py config.yaml\n" in card  # what ran, not what was asked for
     assert not list((tmp_path / "second").glob("*.bin"))
 
 
