@@ -39,6 +39,7 @@ from vision_core.run_folder import refuse_used
 from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest
 
+MASTERS = torch.float32  # weights that train: in bf16 small steps are rounded away; mixed precision makes its own copies
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -79,7 +80,7 @@ def _train(
     run, folder, checkpoint = open_run(args, stage)
     settings.output_dir = folder
     cache = filled_cache(args, base, settings, [*sources, *held_out]) if args.feature_cache else None
-    model, processor = load_model(base)
+    model, processor = load_model(base, MASTERS)
     if is_deepspeed_zero3_enabled():
         fetch_whole_layers(model)
     plan = planned(model)
@@ -162,7 +163,7 @@ def order_by_length(args: VlmArguments, data: ConversationDataset, step: int) ->
 def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments, sources: Sequence[ConversationSource]) -> MapCache:
     """The cache of the frozen encoders' features, with every image of the run in it."""
     with whole_models(settings):
-        model, processor = load_model(base)
+        model, processor = load_model(base, MASTERS)
     vision_model, image_processor = model.vision_model.to(settings.device), processor.image_processor
     cache = MapCache(Path(args.feature_cache), vision_model, image_processor, DTYPES[args.feature_cache_dtype])
     for source in sources:

@@ -138,6 +138,22 @@ def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
 
 
 @pytest.mark.timeout(200)
+def test_a_model_kept_in_bf16_trains_in_fp32(runs, logged, weights, mixed, tmp_path):
+    """As one of the same numbers, kept in fp32: small steps would be lost in bf16."""
+    for name, dtype in (("half", torch.bfloat16), ("whole", torch.float32)):
+        model = AutoModelForImageTextToText.from_pretrained(mixed.model, dtype=torch.bfloat16).to(dtype)
+        model.save_pretrained(tmp_path / name / "model")
+        AutoProcessor.from_pretrained(mixed.model).save_pretrained(tmp_path / name / "model")
+        given = options(
+            mixed, tmp_path / name / "run", max_steps=3, init_from=tmp_path / name / "model", feature_cache=tmp_path / name / "cache"
+        )
+        runs.finish(runs.start(SFT, *given))
+    half, whole = (weights(tmp_path / name / "run") for name in ("half", "whole"))
+    assert torch.equal(logged(tmp_path / "half" / "run"), logged(tmp_path / "whole" / "run"))
+    assert all(half[name].dtype == torch.float32 and torch.equal(half[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.timeout(200)
 def test_mistakes_are_one_line_each(runs, mixed, tmp_path):
     said = partial(runs.error, SFT)
     plain = options(mixed, tmp_path / "run", max_steps=1)
