@@ -52,7 +52,8 @@ def with_lora(model: FusionVlmForConditionalGeneration, rank: int, seed: int) ->
     from peft import get_peft_model
 
     torch.manual_seed(seed_of(seed, "lora"))  # it draws its matrices without being asked
-    return get_peft_model(model, lora_config(model, rank=rank, alpha=2 * rank))
+    # its matrices in the dtype of the others: ZeRO-3 has them in bf16 already, and takes no second dtype
+    return get_peft_model(model, lora_config(model, rank=rank, alpha=2 * rank), autocast_adapter_dtype=False)
 
 
 def main() -> None:
