@@ -127,6 +127,11 @@ class RunTrainer(Trainer):
                 "or without bf16"
             )
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer takes one step more where a run is resumed that has had all of `max_steps`."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """Data workers leave signals to this process, which needs them until it has saved."""
         loader = super()._get_dataloader(*args, **kwargs)

@@ -102,3 +102,13 @@ def test_a_checkpoint_of_another_model_is_refused(trainer, tmp_path):
     made, _ = trainer([1.0, 2.0, 3.0, 4.0], output_dir=str(tmp_path / "other"), max_steps=6)
     with pytest.raises(UserError, match=r"of another model: 2 tensors are missing or too many, first \['other.weight', 'weight'\]"):
         run(made, str(weights.parent))
+
+
+def test_a_run_that_has_had_its_steps_has_none_more(trainer, tmp_path):
+    """As one that was killed while its model was saved; it ends in the middle of an epoch."""
+    made, _ = trainer([1.0] * 6, learning_rate=0.1, lr_scheduler_type="constant")
+    run(made)
+    made.run.close()
+    again, checkpoint = trainer([1.0] * 6, learning_rate=0.1, lr_scheduler_type="constant", resume_from_checkpoint="true")
+    run(again, checkpoint)
+    assert again.state.global_step == 4 and torch.equal(again.model.weight, made.model.weight)
