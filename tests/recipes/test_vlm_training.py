@@ -72,11 +72,11 @@ def one_process(runs, mixed, tmp_path_factory):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("zero", ["zero2", "zero3"])
-def test_two_processes_are_one(zero, runs, logged, weights, mixed, one_process, tmp_path):
+@pytest.mark.parametrize(("zero", "batch"), [("zero2", 2), ("zero3", 4)])
+def test_two_processes_are_one(zero, batch, runs, logged, weights, mixed, one_process, tmp_path):
     folder = tmp_path / "run"
     config = ROOT / "recipes" / "zero" / f"{zero}.json"
-    arguments = options(mixed, folder, per_device_train_batch_size=4, deepspeed=config)
+    arguments = options(mixed, folder, per_device_train_batch_size=batch, gradient_accumulation_steps=4 // batch, deepspeed=config)
     # the launcher once, for ZeRO-3: in forked processes it does not gather all weights
     runs.finish(*([runs.launch(DEEPSPEED, SFT, *arguments)] if zero == "zero3" else runs.start_two(SFT, *arguments)))
     expected = logged(one_process)
