@@ -33,7 +33,7 @@ from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
 from recipes.zero_config import check_zero_config
-from vision_core.distributed import gather_objects, is_first_launched, is_main_process, rank, share_cores, world_size
+from vision_core.distributed import is_first_launched, is_main_process, rank, share_cores, wait_for_all, world_size
 from vision_core.randomness import numpy_generator
 from vision_core.run_folder import refuse_used
 from vision_core.run_trainer import open_run, training_arguments
@@ -175,7 +175,7 @@ def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments, sou
         )
         cache.fill(images, vision_model, image_processor)
     cache.fill([BLANK], vision_model, image_processor)
-    gather_objects(None)  # nobody reads before all is there
+    wait_for_all()  # nobody reads before all is there
     return cache
 
 

@@ -1,6 +1,7 @@
 """What a training method needs of torch.distributed; every function is a no-op without an initialised process group."""
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -91,6 +92,14 @@ def gather_objects(value: Any) -> list[Any]:
     values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def wait_for_all() -> None:
+    """Until every process is here, however long the slowest takes; what else processes do together gives up after its group's timeout, often 30 minutes."""
+    if world_size() > 1:
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        dist.barrier(group)
+        dist.destroy_process_group(group)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -140,12 +140,11 @@ def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
 @pytest.mark.timeout(300)
 def test_lora_under_zero3_in_bf16(runs, logged, weights, mixed, tmp_path):
     """Where all weights that are sharded must be of one dtype; what is saved is whole, and the encoders are as they were."""
-    chosen = {"max_steps": 4, "per_device_train_batch_size": 4, "lora_rank": 4, "bf16": "true"}
-    config = ROOT / "recipes" / "zero" / "zero3.json"
-    runs.finish(runs.launch(DEEPSPEED, SFT, *options(mixed, tmp_path / "run", **chosen, deepspeed=config)))
-    runs.finish(runs.start(SFT, *options(mixed, tmp_path / "alone", **chosen | {"per_device_train_batch_size": 8})))
-    torch.testing.assert_close(logged(tmp_path / "run"), logged(tmp_path / "alone"), rtol=1e-2, atol=0)  # of bf16 weights and of fp32 ones
-    before, after = weights(tmp_path / "alone"), weights(tmp_path / "run")
+    chosen = {"max_steps": 4, "lora_rank": 4, "bf16": "true"}
+    for name, more in (("sharded", {"deepspeed": ROOT / "recipes" / "zero" / "zero3.json"}), ("whole", {})):
+        runs.finish(runs.start(SFT, *options(mixed, tmp_path / name, **chosen, **more)))
+    torch.testing.assert_close(logged(tmp_path / "sharded"), logged(tmp_path / "whole"), rtol=1e-2, atol=0)  # of bf16 weights and of fp32 ones
+    before, after = weights(tmp_path / "whole"), weights(tmp_path / "sharded")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before if ".encoders." in name)
 
 

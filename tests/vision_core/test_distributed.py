@@ -1,4 +1,6 @@
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from vision_core.distributed import (
     is_main_process,
     rank,
     share_cores,
+    wait_for_all,
     world_size,
 )
 
@@ -33,8 +36,10 @@ def loss_of(features: torch.Tensor) -> torch.Tensor:
 
 
 def check_on_one_of_two_processes() -> None:
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=10))
     process = int(os.environ["RANK"])
+    time.sleep(12 * process)  # longer than what they do together may take otherwise
+    wait_for_all()
     assert (rank(), world_size(), is_main_process()) == (process, 2, process == 0)
 
     value = torch.full((2, 2), float(process + 1)).T
