@@ -16,7 +16,7 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 
 from encoders.sheets import LINE_HEIGHT, TILE, contact_sheet, to_picture, wrap
-from recipes.judging import join_processes, markdown_table, write_json
+from recipes.judging import check_counts, join_processes, markdown_table, write_json
 from recipes.vlm_answers import Score, answer_and_score, chance, examples
 from recipes.vlm_models import check_model_folder, load_model
 from recipes.vlm_tasks import Task, open_task
@@ -71,9 +71,7 @@ def check_arguments(args: EvaluateVlmArguments) -> None:
     check_model_folder(args.model)
     if not args.tasks or len(set(args.tasks)) < len(args.tasks):
         raise UserError(f"--tasks {' '.join(args.tasks) or '[]'}: name at least one, each once")
-    for name in ("limit", "batch_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} is not possible; give 1 or more")
+    check_counts(args, "limit", "batch_size")
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:

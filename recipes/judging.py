@@ -63,13 +63,18 @@ def check_arguments(args: JudgingArguments, tasks: Sequence[str]) -> None:
     """Raise `UserError` for what cannot work, before anything is loaded."""
     if not tasks or len(set(tasks)) < len(tasks):
         raise UserError(f"--tasks {' '.join(tasks) or '[]'}: name at least one of {', '.join(TASKS)}, each once")
-    for name in ("linear_iterations", "dense_iterations", "batch_size", "max_train_images", "max_test_images"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} is not possible; give 1 or more")
+    check_counts(args, "linear_iterations", "dense_iterations", "batch_size", "max_train_images", "max_test_images")
     if args.dataloader_num_workers < 0:
         raise UserError(f"--dataloader_num_workers {args.dataloader_num_workers} is not possible; give 0 or more")
     if args.dense_image_size is not None and len(args.dense_image_size) != 2:
         raise UserError(f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width")
+
+
+def check_counts(args: Any, *names: str) -> None:
+    """Raise `UserError` for an option of one of these names that is below 1; None is left to its default."""
+    for name in names:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} is not possible; give 1 or more")
 
 
 def open_folder(args: JudgingArguments, name: str) -> Path:

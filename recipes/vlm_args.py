@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from recipes.conversation_sources import is_stream
@@ -39,8 +38,6 @@ class VlmArguments(TrainerOptions):
     deepspeed: str | None = option(None, "a ZeRO config, recipes/zero/zero2.json or zero3.json", "memory")
 
     def __post_init__(self) -> None:
-        if self.deepspeed and not Path(self.deepspeed).is_file():
-            raise UserError(f"--deepspeed {self.deepspeed} is no file; ZeRO configs lie in recipes/zero")
         if not self.conversations:
             raise UserError("--conversations is empty; name at least one source of conversations")
         check_streams(self)

@@ -68,7 +68,7 @@ def check_first(args: VlmArguments) -> None:
     if args.deepspeed:
         check_zero_config(Path(args.deepspeed), vars(args), int(os.environ.get("WORLD_SIZE", "1")))
     # the first process alone: it is in its folder soon, maybe before another one looks
-    if args.output_dir and not args.resume_from_checkpoint and is_first_launched() and Path(args.output_dir).is_dir():
+    if args.output_dir and not args.resume_from_checkpoint and is_first_launched():
         refuse_used(Path(args.output_dir))
 
 

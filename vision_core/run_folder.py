@@ -221,7 +221,8 @@ def _read_resume(resume: bool | str | None) -> str | None:
 
 
 def refuse_used(path: Path) -> None:
-    if any(entry.name != ".lock" for entry in path.iterdir()):
+    """Raise UserError for a folder, if it is there, with anything in it but a lock."""
+    if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
         raise UserError(
             f"output folder {path} is not empty: `--output_dir {path} --{RESUME_KEY} true` continues the run in it, "
             f"`--output_dir OTHER` starts a new one elsewhere"

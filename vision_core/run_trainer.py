@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from vision_core.arguments import arguments_to_yaml, option
 from vision_core.checkpoints import remove_old_checkpoints, seal_folder
-from vision_core.distributed import broadcast_text, gather_objects, is_main_process
+from vision_core.distributed import broadcast_text, is_main_process, wait_for_all
 from vision_core.errors import UserError
 from vision_core.run_folder import RunFolder
 from vision_core.stopping import StopRequest, end_data_workers, leave_signals_to_parent
@@ -159,7 +159,7 @@ class RunTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer's files; then, once all processes have written theirs, the manifest without which nothing is resumed."""
         super()._save_checkpoint(model, trial)
-        gather_objects(None)
+        wait_for_all()
         if is_main_process():
             root, step = Path(self.args.output_dir), self.state.global_step
             seal_folder(root / f"checkpoint-{step}", step)

@@ -20,7 +20,7 @@ from encoders.base import Encoder
 from encoders.evaluation.features import evaluating
 from encoders.preprocess import ImageTransform
 from vision_core.checkpoints import WRITE_ERRORS, seal_folder, verify_checkpoint
-from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, world_size
+from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, wait_for_all, world_size
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import ImageSource
@@ -100,7 +100,7 @@ def cached_features(
         loader = _view_loader(source, share, transform, batch_size, num_workers)
         problem = _fill(aside, lambda: _batches(encoder, source, compute, transform, loader, progress))
         _publish(aside, folder, key, [said for said in gather_objects(problem) if said])
-        gather_objects(None)  # nobody reads before it is there
+        wait_for_all()  # nobody reads before it is there
     stored = StoredFeatures(folder, len(indices))
     if not len(stored.kept):
         raise UserError(f"none of {len(indices)} images of {source.description} could be read; name other images")

@@ -143,7 +143,8 @@ def test_lora_under_zero3_in_bf16(runs, logged, weights, mixed, tmp_path):
     chosen = {"max_steps": 4, "lora_rank": 4, "bf16": "true"}
     for name, more in (("sharded", {"deepspeed": ROOT / "recipes" / "zero" / "zero3.json"}), ("whole", {})):
         runs.finish(runs.start(SFT, *options(mixed, tmp_path / name, **chosen, **more)))
-    torch.testing.assert_close(logged(tmp_path / "sharded"), logged(tmp_path / "whole"), rtol=1e-2, atol=0)  # of bf16 weights and of fp32 ones
+    # of bf16 weights and of fp32 ones
+    torch.testing.assert_close(logged(tmp_path / "sharded"), logged(tmp_path / "whole"), rtol=1e-2, atol=0)
     before, after = weights(tmp_path / "whole"), weights(tmp_path / "sharded")
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before if ".encoders." in name)
 
