@@ -24,10 +24,16 @@ class BadRow(UserError):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. role: system, user or assistant. text: with one `<image>` where each of its images stands."""
+    """One turn. role: system, user or assistant. text: with one `<image>` where each of its images stands.
+
+    thoughts: what the assistant thinks before it says `text`, without the marks of any chat template. learnt: whether an answer is trained on, or is only
+    there for those that follow.
+    """
 
     role: str
     text: str
+    thoughts: str = ""
+    learnt: bool = True
 
 
 @dataclass(frozen=True)
