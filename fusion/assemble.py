@@ -10,11 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from encoders.base import Encoder
 from encoders.load import load_encoder
+from fusion.chat_templates import chat_template_for
+from fusion.chat_turns import add_stops
 from fusion.configuration_fusion import FusedVisionConfig, FusionVlmConfig
 from fusion.image_processing_fusion import FusionImageProcessor
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
-from fusion.processing_fusion import IMAGE_TOKEN, FusionProcessor, chat_template_for
+from fusion.processing_fusion import IMAGE_TOKEN, FusionProcessor
 from fusion.tiny import tiny_language_model
 from vision_core.errors import UserError
 from vision_core.randomness import seed_of
@@ -88,6 +90,7 @@ def assemble_vlm(
     language_model: PreTrainedModel | str,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
+    chat_template: str | None = None,
     num_sva_layers: int = 0,
     sva_start: int = 0,
     sva_stride: int = 3,
@@ -99,11 +102,13 @@ def assemble_vlm(
     Args:
         language_model: any `AutoModelForCausalLM`, or the name or folder of one, or `tiny:FAMILY`, which bring their tokenizer.
         tokenizer: of a language model that is given as an object.
+        chat_template: in place of the tokenizer's own; `fusion.chat_templates` has some.
         num_sva_layers, sva_start, sva_stride, zero_init_sva: see `FusionVlmConfig`; Cambrian-1-8B has 10, 0, 3.
         seed: of the weights of those layers.
 
-    The tokenizer gets the token `<image>` where it has none, and a row of embeddings for it where there is no spare one; its chat template is kept and takes
-    messages with images. Raises UserError where the hidden sizes differ or the language model cannot be read.
+    The tokenizer gets the token `<image>` where it has none, and a row of embeddings for it where there is no spare one. The chat template is kept, or the
+    plain one taken where there is none; it takes messages with images and writes BOS where the tokenizer adds one. Generation stops where the template ends
+    an answer. Raises UserError where the hidden sizes differ or the language model cannot be read.
     """
     if isinstance(language_model, str):
         language_model, tokenizer = load_language_model(language_model)
@@ -135,7 +140,10 @@ def assemble_vlm(
     model.generation_config = language_model.generation_config
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, FusionProcessor(image_processor_of(vision_model), tokenizer, chat_template_for(tokenizer.chat_template))
+    template = chat_template_for(chat_template or tokenizer.chat_template, tokenizer)
+    processor = FusionProcessor(image_processor_of(vision_model), tokenizer, template)
+    add_stops(model.generation_config, processor)
+    return model, processor
 
 
 def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

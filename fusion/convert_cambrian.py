@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from fusion.assemble import assemble_vlm, fuse_encoders
+from fusion.chat_templates import named_template
 from fusion.fuse import load_with_options
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import FusionProcessor
@@ -44,6 +45,8 @@ CONFIG_KEYS = [
     "hidden_size", "vision_hidden_size", "connector_depth", "connector_only", "image_token_len", "query_num_list",
     "num_of_vision_sampler_layers", "start_of_vision_sampler_layers", "stride_of_vision_sampler_layers",
 ]  # fmt: skip
+# Which prompt a released model was trained with is written in its config only as the number of tokens in front of the image (`image_position`).
+PROMPTS = {91: "cambrian_llama3", 35: "vicuna_v1", 87: "cambrian_chatml"}
 NUM_HEADS = 16  # of every released model; it is written in the code, not in the config
 WITHIN_A_LAYER = [
     (r"(proj_context\.weight|proj_in\.weight|norm\.(?:weight|bias))", r"\1"),
@@ -72,6 +75,9 @@ class ConvertArguments:
 
     checkpoint: str = option("", "folder with config.json, *.safetensors and a tokenizer", "what")
     encoders: list[str] = option(RELEASED_ENCODERS, "in the order in which the checkpoint was trained; options as for fusion.fuse", "what")
+    chat_template: str | None = option(
+        None, "as for fusion.fuse; default: the prompt that the released model was trained with, as its config tells", "what"
+    )
     output_dir: str = option("", "a new folder", "output")
 
 
@@ -120,9 +126,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def convert(folder: Path, encoders: Iterable[str]) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
+def convert(
+    folder: Path, encoders: Iterable[str], chat_template: str | None = None
+) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
     """The model and processor of a folder in the published layout. Raises UserError where the two do not fit, tensor for tensor."""
-    published, tensors = read_config(folder), read_tensors(folder)
+    published = read_config(folder)
+    template = named_template(chat_template or prompt_of(published))
+    tensors = read_tensors(folder)
     of_language_model = {name: tensor for name, tensor in tensors.items() if re.fullmatch(LANGUAGE_MODEL, name)}
     dtype = next(iter(tensors.values())).dtype
     language_model = AutoModelForCausalLM.from_config(language_config(published), dtype=dtype, trust_remote_code=False)
@@ -146,6 +156,7 @@ def convert(folder: Path, encoders: Iterable[str]) -> tuple[FusionVlmForConditio
         vision_model,
         language_model,
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        chat_template=template,
         num_sva_layers=0 if published["connector_only"] else published["num_of_vision_sampler_layers"],
         sva_start=published["start_of_vision_sampler_layers"],
         sva_stride=published["stride_of_vision_sampler_layers"],
@@ -169,6 +180,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{folder / 'config.json'} does not say {', '.join(missing)}; it is not the config of a whole released model")
     return published
+
+
+def prompt_of(published: Mapping[str, Any]) -> str:
+    """The name of the chat template that a released model was trained with. Raises UserError where its config does not tell."""
+    if published["model_type"] == "cambrian_phi3":
+        return "cambrian_phi3"
+    position = published.get("image_position")
+    if position not in PROMPTS:
+        known = ", ".join(f"{number} ({name})" for number, name in PROMPTS.items())
+        raise UserError(
+            f"the config's image_position is {position}, which tells no released prompt; known: {known}; "
+            "say by --chat_template which one the model was trained with"
+        )
+    return PROMPTS[position]
 
 
 def language_config(published: Mapping[str, Any]) -> PreTrainedConfig:
@@ -204,7 +229,7 @@ def main() -> None:
         raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} exists and is not empty; name another folder, nothing is overwritten")
-    model, processor = convert(Path(args.checkpoint), args.encoders)
+    model, processor = convert(Path(args.checkpoint), args.encoders, args.chat_template)
     target.mkdir(parents=True, exist_ok=True)
     save_fused(target, model, processor, command=shlex.join(["python", "-m", "fusion.convert_cambrian", *sys.argv[1:]]))
     print(f"saved {target}")

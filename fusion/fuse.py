@@ -15,6 +15,7 @@ from encoders.base import Encoder
 from encoders.load import load_encoder
 from fusion.assemble import assemble_vlm, fuse_encoders, image_processor_of, load_language_model, own_grid
 from fusion.build_connector import connector_options
+from fusion.chat_templates import named_template
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.save import save_fused
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
@@ -49,6 +50,12 @@ class FuseArguments:
     mask_rule: Literal["exact", "published"] = option(
         "exact", "which cells an image covers: any overlap, or the released code's floors", "images"
     )
+    chat_template: str | None = option(
+        None,
+        "plain, vicuna_v1 (LLaVA-1.5's), cambrian_llama3, cambrian_chatml, cambrian_phi3, or a .jinja file; default: the language model's own, "
+        "or plain where it has none",
+        "language model",
+    )
     num_sva_layers: int = option(0, "sva: layers of the language model that look into the encoders again", "language model")
     sva_start: int = option(0, "the first such layer, from 0", "language model")
     sva_stride: int = option(3, "layers from one to the next", "language model")
@@ -61,6 +68,7 @@ def main() -> None:
     """Load, fuse, save."""
     args = parse_arguments(FuseArguments, description=__doc__)
     options = options_of(args)
+    chat_template = named_template(args.chat_template) if args.chat_template else None
     language_model, tokenizer = load_language_model(args.language_model) if args.language_model else (None, None)
     hidden_size = args.hidden_size or (language_model.config.get_text_config().hidden_size if language_model else 1024)
     loaded = [load_with_options(text) for text in args.encoders]
@@ -83,14 +91,16 @@ def main() -> None:
             model,
             language_model,
             tokenizer,
+            chat_template=chat_template,
             num_sva_layers=args.num_sva_layers,
             sva_start=args.sva_start,
             sva_stride=args.sva_stride,
             zero_init_sva=args.zero_init_output,
             seed=args.seed,
         )
-    elif args.num_sva_layers:
-        raise UserError("--num_sva_layers goes with --language_model; name one or leave it out")
+    elif args.num_sva_layers or chat_template:
+        given = "--num_sva_layers" if args.num_sva_layers else "--chat_template"
+        raise UserError(f"{given} goes with --language_model; name one or leave it out")
     run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args))
     run.close()
     save_fused(run.path, model, processor, command=shlex.join(["python", "-m", "fusion.fuse", *sys.argv[1:]]), stub=args.stub)

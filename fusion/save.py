@@ -26,27 +26,33 @@ folder = "path/to/this/folder"
 processor = AutoImageProcessor.from_pretrained(folder)
 model = AutoModel.from_pretrained(folder).eval()
 
-inputs = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
+inputs = processor(Image.open("image.jpg"), return_tensors="pt")
 with torch.no_grad():
     tokens = model(**inputs).last_hidden_state  # [1, tokens, width]
 ```"""
 
 VLM_SNIPPET = """\
 ```python
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fusion  # registers the model with the Auto classes; pip install vision-encoder-fusion
 
 folder = "path/to/this/folder"
-processor = AutoProcessor.from_pretrained(folder, padding_side="left")
+processor = AutoProcessor.from_pretrained(folder)
 model = AutoModelForImageTextToText.from_pretrained(folder).eval()
 
-question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]}]
-text = processor.apply_chat_template(question, add_generation_prompt=True)
-inputs = processor(text=[text], images=[Image.open("image.jpg").convert("RGB")], return_tensors="pt")
-answer = model.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].shape[1] :]
-print(processor.batch_decode(answer, skip_special_tokens=True)[0])
+shown = {"type": "image", "path": "image.jpg"}
+conversations = [[{"role": "user", "content": [shown, {"type": "text", "text": "What is in the picture?"}]}]]  # one or more
+inputs = processor.apply_chat_template(
+    conversations,
+    add_generation_prompt=True,
+    tokenize=True,
+    return_dict=True,
+    return_tensors="pt",
+    processor_kwargs={"padding": True},
+)
+answers = model.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(answers, skip_special_tokens=True))
 ```"""
 
 STUB_FILE = "fusion_stub.py"

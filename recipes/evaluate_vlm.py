@@ -38,6 +38,9 @@ class EvaluateVlmArguments:
     baselines: list[Literal["blind", "shuffled"]] = option(
         ["blind", "shuffled"], "the same without images, and with those of other questions", "tasks"
     )
+    thought_tokens: int = option(
+        0, "tokens of thoughts in front of an answer, of a model that was trained to think; 0 asks without thoughts", "tasks"
+    )
     batch_size: int = option(32, "questions that are answered at once", "run")
     output_dir: str | None = option(None, "new folder for table, JSON, answers and pictures; default: the next free one in outputs/", "run")
 
@@ -53,7 +56,10 @@ def main() -> None:
     run = RunFolder.open(args.output_dir, "vlm-evaluation", arguments_to_yaml(args)) if is_main_process() else None
     results = []
     for task in tasks:
-        scores = {shown: answer_and_score(model, processor, task, shown, args.batch_size) for shown in ("images", *args.baselines)}
+        scores = {
+            shown: answer_and_score(model, processor, task, shown, args.batch_size, args.thought_tokens)
+            for shown in ("images", *args.baselines)
+        }
         results.append((task, scores))
         if is_main_process():
             print(
@@ -72,6 +78,8 @@ def check_arguments(args: EvaluateVlmArguments) -> None:
     if not args.tasks or len(set(args.tasks)) < len(args.tasks):
         raise UserError(f"--tasks {' '.join(args.tasks) or '[]'}: name at least one, each once")
     check_counts(args, "limit", "batch_size")
+    if args.thought_tokens < 0:
+        raise UserError(f"--thought_tokens {args.thought_tokens} is not possible; give 0 or more")
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:

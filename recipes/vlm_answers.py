@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration
-from fusion.processing_fusion import IMAGE_TOKEN
-from recipes.chat_tokens import IGNORED, tokenise
-from recipes.conversations import Conversation, Message
+from fusion.chat_turns import answer_in, render_prompt
+from recipes.chat_tokens import IGNORED, chat_messages, tokenise
+from recipes.conversations import IMAGE, Conversation, Message
 from recipes.vlm_data import ConversationCollator, image_inputs
 from recipes.vlm_grading import cider_d
 from recipes.vlm_tasks import Question, Task
@@ -42,26 +42,58 @@ class Score:
 
 
 def answer_and_score(
-    model: FusionVlmForConditionalGeneration, processor: FusionProcessor, task: Task, shown: Shown = "images", batch_size: int = 16
+    model: FusionVlmForConditionalGeneration,
+    processor: FusionProcessor,
+    task: Task,
+    shown: Shown = "images",
+    batch_size: int = 16,
+    thought_tokens: int = 0,
 ) -> Score:
     """Ask all questions, each process its share, and grade them.
 
-    shown: `images`; `blind`, no image at all; `shuffled`, the images of another question, as far away in the list for each.
+    shown: `images`; `blind`, no image at all; `shuffled`, the images of another question, as far away in the list for each. thought_tokens: how many tokens
+    of thoughts may stand in front of an answer; 0 asks for answers without thoughts.
     """
     indices = range(rank(), len(task.questions), world_size())
     mine: list[tuple[int, str, float, int]] = []
     bar = tqdm(range(0, len(indices), batch_size), desc=f"{task.name}, {shown}", disable=not is_main_process(), leave=False)
     for start in bar:
         chosen = indices[start : start + batch_size]
-        images = [[] if shown == "blind" else task.questions[_whose(index, len(task.questions), shown)].images() for index in chosen]
-        texts = [task.prompted(task.questions[index]) for index in chosen]
-        given = answers(model, processor, texts, images, task.max_new_tokens)
-        mine += zip(
-            chosen, given, *expected_losses(model, processor, texts, images, [task.questions[at].expected[0] for at in chosen]), strict=True
+        asked = [asked_question(task, index, shown) for index in chosen]
+        images = [image for each in asked for image in each.images]
+        given = replies(
+            model,
+            processor,
+            [chat_messages(each.messages) for each in asked],
+            images,
+            thinking=thought_tokens > 0,
+            max_new_tokens=task.max_new_tokens + thought_tokens,
+            do_sample=False,
         )
+        expected = [task.questions[index].expected[0] for index in chosen]
+        mine += zip(chosen, given, *expected_losses(model, processor, asked, expected), strict=True)
     everything = sorted(row for each in gather_objects(mine) for row in each)
     loss = sum(row[2] for row in everything) / sum(row[3] for row in everything)
     return graded(task, [row[1] for row in everything], loss)
+
+
+def asked_question(task: Task, index: int, shown: Shown) -> Conversation:
+    """Question `index` as the model is asked it: the turns up to the graded answer, with its images, without any, or with those of another question."""
+    question = task.questions[index]
+    images = question.images()
+    turns = question.turns or (Message("user", f"{IMAGE}\n" * len(images) + task.prompted(question)),)
+    if shown == "blind":
+        turns = tuple(replace(turn, text=without_places(turn.text)) for turn in turns)
+        images = []
+    if shown == "shuffled" and images:
+        others = task.questions[_another(task, index)].images() or images
+        images = [others[number % len(others)] for number in range(len(images))]
+    return Conversation(question.where, turns, tuple(images))
+
+
+def without_places(text: str) -> str:
+    """The text without its `<image>`s and the line breaks behind them."""
+    return text.replace(f"{IMAGE}\n", "").replace(IMAGE, "").strip()
 
 
 def graded(task: Task, given: Sequence[str], loss: float = math.nan) -> Score:
@@ -105,55 +137,38 @@ def figure(task: Task, of_group: Mapping[str, list[float]]) -> tuple[float, floa
     return mean, math.sqrt(sum(weight**2 * statistics.pvariance(each) / len(each) for weight, each in parts))
 
 
-def answers(
-    model: FusionVlmForConditionalGeneration,
-    processor: FusionProcessor,
-    texts: Sequence[str],
-    images: Sequence[Sequence[Tensor]],
-    max_new_tokens: int,
-) -> list[str]:
-    """Greedy answers to questions, each with its images `[3, H, W]` in front of it."""
-    asked = [[_shown(text, shown)] for text, shown in zip(texts, images, strict=True)]
-    flat = [image for shown in images for image in shown]
-    return replies(model, processor, asked, flat, max_new_tokens=max_new_tokens, do_sample=False)
-
-
 @torch.inference_mode()
 def replies(
     model: FusionVlmForConditionalGeneration,
     processor: FusionProcessor,
-    conversations: Sequence[Sequence[Mapping[str, str]]],
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
     images: Sequence[Tensor],
+    thinking: bool = False,
     **generation: Any,
 ) -> list[str]:
-    """What the model says next in each conversation.
+    """What the model says next in each conversation, without its thoughts.
 
     conversations: turns of `role` and `content`, which has one `<image>` where each image stands. images: `[3, H, W]`, of all conversations in the order of
-    their places. generation: options of `generate`.
+    their places. thinking: whether it is asked to think first. generation: options of `generate`.
     """
-    prompts = [processor.apply_chat_template(list(turns), add_generation_prompt=True) for turns in conversations]
-    inputs = processor(
-        text=prompts, images=list(images) or None, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
-    )
+    prompts = [render_prompt(processor, turns, thinking) for turns in conversations]
+    inputs = processor(text=prompts, images=list(images) or None, padding=True, padding_side="left", return_tensors="pt")
     new = model.generate(**_on_device(inputs, model.device), **generation)[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+    return [answer_in(processor, text, thinking) for text in processor.batch_decode(new, skip_special_tokens=False)]
 
 
 @torch.inference_mode()
 def expected_losses(
-    model: FusionVlmForConditionalGeneration,
-    processor: FusionProcessor,
-    texts: Sequence[str],
-    images: Sequence[Sequence[Tensor]],
-    expected: Sequence[str],
+    model: FusionVlmForConditionalGeneration, processor: FusionProcessor, asked: Sequence[Conversation], expected: Sequence[str]
 ) -> tuple[list[float], list[int]]:
     """Of each expected answer, the sum of -log p over its tokens and that of its end, and their number."""
     items = []
-    for text, shown, answer in zip(texts, images, expected, strict=True):
-        messages = (Message("user", _shown(text, shown)["content"]), Message("assistant", answer))
-        tokens = tokenise(Conversation(text, messages, tuple(shown)), processor, 2**20)
+    for question, answer in zip(asked, expected, strict=True):
+        earlier = tuple(replace(turn, learnt=False) for turn in question.messages)
+        whole = replace(question, messages=(*earlier, Message("assistant", answer)))
+        tokens = tokenise(whole, processor, 2**20)
         item = {"input_ids": tokens.input_ids, "labels": tokens.labels}
-        items.append(item | (image_inputs(shown, processor, None) if shown else {}))
+        items.append(item | (image_inputs(question.images, processor, None) if question.images else {}))
     batch = ConversationCollator(processor)(items)
     labels = batch.pop("labels")[:, 1:].to(model.device)
     logits = model(**_on_device(batch, model.device)).logits[:, :-1].float()
@@ -161,18 +176,14 @@ def expected_losses(
     return losses.tolist(), (labels != IGNORED).sum(1).tolist()
 
 
-def _shown(text: str, images: Sequence[Tensor]) -> dict[str, str]:
-    """The turn of the user, images in front."""
-    return {"role": "user", "content": f"{IMAGE_TOKEN}\n" * len(images) + text}
-
-
 def _on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: [each.to(device) for each in value] if isinstance(value, list) else value.to(device) for name, value in inputs.items()}
 
 
-def _whose(index: int, count: int, shown: Shown) -> int:
-    """The question whose images are shown with question `index`."""
-    if shown == "images" or count == 1:
+def _another(task: Task, index: int) -> int:
+    """The question whose images are shown with question `index` in place of its own."""
+    count = len(task.questions)
+    if count == 1:
         return index
     return (index + 1 + int(numpy_generator("shuffled images", count).integers(count - 1))) % count
 

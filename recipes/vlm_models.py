@@ -9,18 +9,24 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration
+from fusion.chat_turns import add_stops
 from vision_core.errors import UserError
 
 FROM_SCRATCH = "from_scratch"  # in the config of a language model that no pretraining has taught its language
 
 
 def load_model(folder: str, dtype: torch.dtype | None = None) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
-    """The model, in `dtype` or as it is kept, and processor of a folder. Raises UserError for one that holds no fused vision-language model."""
+    """The model, in `dtype` or as it is kept, and processor of a folder. Generation stops where the chat template ends an answer.
+
+    Raises UserError for a folder that holds no fused vision-language model.
+    """
     check_model_folder(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or "auto", trust_remote_code=False)
     if not isinstance(model, FusionVlmForConditionalGeneration):
         raise UserError(f"{folder} holds a {type(model).__name__}, not a fused vision-language model; make one with fusion.fuse")
-    return model, AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    add_stops(model.generation_config, processor)
+    return model, processor
 
 
 def check_model_folder(folder: str) -> None:

@@ -9,8 +9,9 @@ A task is a text, `KIND:WHERE?option=value`:
     mmbench:FILE               TSV with base64 images: question, A, B, C, D, answer, category, hint; rows whose index differs by whole millions are one question
     captions:FILE?images=...   JSON of COCO captions (images, annotations); CIDEr-D
     vqa:FILE?images=FOLDER     JSON list of question, image, answers of several people: a form of ours, which those of VQAv2 and TextVQA are easily brought into
-    scenes                     the first question of each conversation; its own answer, of a comparison the last word
-    llava:FILE, ...            the first question of each conversation; its own answer, exactly (recipes/conversation_sources.py)
+    scenes                     the first answer of each conversation, of a comparison its last word
+    llava:FILE, ...            the first learnt answer of each conversation, exactly, asked for as in training: behind the system turn, earlier turns and the
+                               images where they stand (recipes/conversation_sources.py)
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.conversation_sources import OPTIONS, open_conversations, parse_source
-from recipes.conversations import IMAGE, BadRow, decoded
+from recipes.conversation_sources import OPTIONS, ConversationSource, open_conversations, parse_source
+from recipes.conversations import IMAGE, BadRow, Message, decoded
 from recipes.vlm_grading import exact, last_word, letter, vqa, yes_no
 from vision_core.errors import UserError
 
@@ -37,7 +38,10 @@ Grade = Callable[[str, Sequence[str], Sequence[str]], float]
 
 @dataclass(frozen=True)
 class Question:
-    """One question about images. where: file and row. images: makes them. group: what its score is averaged with. bundle: right only together."""
+    """One question about images. where: file and row. images: makes them. group: what its score is averaged with. bundle: right only together.
+
+    turns: the conversation up to the graded answer, where the question is of one; otherwise the task's prompt asks `text` behind the images.
+    """
 
     where: str
     text: str
@@ -46,6 +50,7 @@ class Question:
     choices: tuple[str, ...] = ()
     group: str = "all"
     bundle: str = ""
+    turns: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,16 +94,30 @@ def open_task(text: str, limit: int | None = None) -> Task:
 
 
 def conversations_task(name: str, limit: int | None) -> Task:
-    """The first question of each conversation of a source."""
+    """The first learnt answer of each conversation of a source, asked for with all that stands in front of it."""
     source = open_conversations(name)
+    return Task(name, questions_of(source, limit), PLAIN_PROMPT, last_word if source.read_aloud else exact)
+
+
+def questions_of(source: ConversationSource, limit: int | None = None) -> list[Question]:
+    """A question for each of the first `limit` conversations; its images are read again when they are asked for."""
     questions = []
     for row in range(len(source))[:limit]:
         conversation = source[row]
-        asked, answered = [message.text for message in conversation.messages if message.role != "system"][:2]
-        group = conversation.kind or "all"
-        images = (lambda row=row: list(source[row].images)) if conversation.images else list
-        questions.append(Question(conversation.where, asked.replace(IMAGE, "").strip(), (answered,), images, conversation.choices, group))
-    return Task(name, questions, PLAIN_PROMPT, last_word if source.read_aloud else exact)
+        answered = next(number for number, message in enumerate(conversation.messages) if message.role == "assistant" and message.learnt)
+        turns = conversation.messages[:answered]
+        shown = sum(turn.text.count(IMAGE) for turn in turns)
+        question = Question(
+            where=conversation.where,
+            text=turns[-1].text.replace(IMAGE, "").strip(),
+            expected=(conversation.messages[answered].text.strip(),),
+            images=(lambda row=row, shown=shown: list(source[row].images[:shown])) if shown else list,
+            choices=conversation.choices,
+            group=conversation.kind or "all",
+            turns=turns,
+        )
+        questions.append(question)
+    return questions
 
 
 def cv_bench(name: str, where: Path) -> Task:

@@ -1,6 +1,7 @@
-"""A small encoder and small data sets, as users have them."""
+"""A small encoder, small data sets, and processors with many chat templates, as users have them."""
 
 import io
+import re
 
 import numpy as np
 import pyarrow
@@ -12,6 +13,9 @@ from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
+from fusion import FusionProcessor, fuse_encoders
+from fusion.chat_templates import chat_template_for
+from fusion.tiny import tiny_tokenizer
 
 SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8, "image_size": 32}
 
@@ -64,3 +68,23 @@ def colours(tmp_path_factory):
             rows[11]["image"]["bytes"] = rows[11]["image"]["bytes"][:300]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{part}-00000-of-00001.parquet")
     return folder
+
+
+# What a chat template may write that its tokenizer has as a token of its own; a text between such tokens (a role, say) is none.
+TOKEN = re.compile(r"<\|[^<>|' ]+\|>|<｜[^<>｜']+｜>|</?[a-z_]+>|<[|/]?[a-z_]+\|?>|\[/?[A-Z_]+\]")
+
+
+@pytest.fixture(scope="session")
+def chat_processor():
+    """A processor with a chat template and a tokenizer of bytes that has the template's own tokens besides, or those given."""
+    image_processor = fuse_encoders(["tiny:dinov2"], hidden_size=64, connector="mlp", grid=8)[1]
+
+    def make(template, tokens=None, tokenizer=None):
+        if tokenizer is None:
+            tokenizer = tiny_tokenizer()
+            tokens = sorted(set(TOKEN.findall(template))) if tokens is None else tokens
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+        tokenizer.add_tokens([token for token in tokens or () if token != "<image>"])
+        return FusionProcessor(image_processor, tokenizer, chat_template_for(template, tokenizer))
+
+    return make

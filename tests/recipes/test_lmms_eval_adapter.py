@@ -21,7 +21,7 @@ from fusion import assemble_vlm, fuse_encoders
 from fusion.tiny import tiny_language_model
 from recipes.lmms_eval_requests import Talk, batches, generation_options, pixels, read_messages, up_to_a_stop
 from recipes.small_default import CHAT_TEMPLATE, LANGUAGE_MODEL, ROLES, small_encoders
-from recipes.vlm_answers import answers, replies
+from recipes.vlm_answers import replies
 from recipes.vlm_models import load_model
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError
@@ -148,6 +148,13 @@ def said(samples):
 def a_stop(texts):
     """A letter in the middle of the answer with the most of them."""
     return next(letter for letter in max(texts, key=lambda text: len(set(text)))[1:] if letter.isalnum())
+
+
+def answers(model, processor, texts, images, max_new_tokens):
+    """Greedy answers to questions behind their images."""
+    asked = [[{"role": "user", "content": "<image>\n" * len(shown) + text}] for text, shown in zip(texts, images, strict=True)]
+    flat = [image for shown in images for image in shown]
+    return replies(model, processor, asked, flat, max_new_tokens=max_new_tokens, do_sample=False)
 
 
 def own_answers(fused):
