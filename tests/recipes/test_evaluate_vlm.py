@@ -19,9 +19,10 @@ from recipes.conversations import BadRow
 from recipes.evaluate_vlm import sheet
 from recipes.small_default import write_small_default
 from recipes.vlm_answers import answer_and_score, chance, graded
+from recipes.vlm_benchmarks import cv_bench_weights
 from recipes.vlm_grading import letter
 from recipes.vlm_models import load_model
-from recipes.vlm_tasks import Question, cv_bench_weights, open_task
+from recipes.vlm_tasks import Question, open_task
 from vision_core.errors import UserError
 
 TEXTS = ["what colour is the largest object?", "tell me yes or no"]
