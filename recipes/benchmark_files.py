@@ -1,4 +1,4 @@
-"""What the readers of benchmarks share: texts, tables and images from files, each mistake in them with file, row and cure."""
+"""What the readers of benchmarks share: texts, tables, images; mistakes are told by file, row and cure."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def parsed(text: str, where: str, kind: type) -> Any:
     except (ValueError, RecursionError) as error:
         raise BadRow(f"{where}: no JSON ({error}); {FETCH_AGAIN}") from None
     if not isinstance(value, kind):
-        wanted, found = ("an object", "a list") if kind is dict else ("a list", "an object")
-        raise BadRow(f"{where}: the JSON should be {wanted}, not {found if isinstance(value, (dict, list)) else value!r}; {OWN_FILE}")
+        names = {dict: "an object", list: "a list"}
+        found = names.get(type(value), repr(value))
+        raise BadRow(f"{where}: the JSON should be {names[kind]}, not {found:.60}; {OWN_FILE}")
     return value
 
 
@@ -102,7 +103,8 @@ def right_letter(answer: str, choices: Sequence[str], where: str) -> str:
     letter = re.sub(r"[()\s]", "", answer).upper()
     known = letters_of(choices)
     if len(letter) != 1 or letter not in known:
-        raise BadRow(f"{where}: the answer {answer!r:.60} is none of the letters {known or '(none)'} of its choices; {FETCH_AGAIN}")
+        problem = f"the answer {answer!r:.60} is none of the letters {known or '(none)'} of its choices"
+        raise BadRow(f"{where}: {problem}; {FETCH_AGAIN}")
     return letter
 
 
@@ -110,12 +112,13 @@ def file_image(folder: Path, name: str, where: str) -> Callable[[], list[Tensor]
     """Reads the image `name` below a folder. Raises BadRow, then and now."""
     path = (folder / name.replace("\0", "")).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise BadRow(f"{where}: {name} leads out of the image folder {folder}")
+        raise BadRow(f"{where}: {name} leads out of the image folder {folder}; {FETCH_AGAIN}")
 
     def read() -> list[Tensor]:
         try:
             return [decoded(path.read_bytes(), f"{where}: {name}")]
         except OSError as error:
-            raise BadRow(f"{where}: {path} cannot be read ({error.strerror}); name the folder of the images by images=") from None
+            cure = "name the folder of the images by images="
+            raise BadRow(f"{where}: {path} cannot be read ({error.strerror}); {cure}") from None
 
     return read

@@ -49,6 +49,7 @@ WORD_PROMPT = "{question}\nAnswer with one word or a short phrase."
 YES_NO_PROMPT = "{question}\nAnswer with yes or no."
 DESCRIBE = "Describe the picture in one sentence."
 MMVP_INDEX = ("lndex", "Index")  # the first is the spelling of the released file
+NO_ANSWERS = "take the file with answers, the server alone knows those of the test files"
 LONGEST_INDEX = 64  # what is longer in MMBench's column of images is an image
 
 
@@ -118,7 +119,8 @@ def gqa(name: str, where: Path, images: str | None = None) -> Task:
 def mmbench(name: str, where: Path) -> Task:
     """Circular where the file has its questions with their choices turned round: right only if every turn is.
 
-    Choices are the columns A, B, C, ... as far as they go; an empty one is not shown, and the others keep their letters.
+    Choices are the columns A, B, C, ... as far as they go. An empty one is not shown, and the others keep their
+    letters.
     """
     kept: dict[str, str] = {}
     questions = []
@@ -128,7 +130,7 @@ def mmbench(name: str, where: Path) -> Task:
         encoded = _mmbench_image(row, str(index), base, kept, at)
         text = " ".join(part for part in (row.get("hint"), text_field(row, "question", at)) if part)
         choices = _mmbench_choices(row)
-        answer = text_field(row, "answer", at, "take the file with answers, the server alone knows those of the test files")
+        answer = text_field(row, "answer", at, NO_ANSWERS)
         expected = right_letter(answer, choices, at)
         image = _base64_image(encoded, at)
         questions.append(Question(at, text, (expected,), image, choices, row.get("category") or "all", base))
@@ -187,9 +189,8 @@ BENCHMARKS: dict[str, tuple[Callable[..., Task], set[str]]] = {
 def _plain_vqa_rows(where: Path) -> list[tuple[str, Any]]:
     text = read_text(where)
     if text.lstrip().startswith("{"):
-        raise UserError(
-            f"{where} is no list of questions; VQAv2's questions need annotations=FILE beside them, TextVQA's file is textvqa:{where}"
-        )
+        cure = f"VQAv2's questions need annotations=FILE beside them, TextVQA's file is textvqa:{where}"
+        raise UserError(f"{where} is no list of questions; {cure}")
     return [(f"{where}, row {number}", row) for number, row in enumerate(parsed(text, str(where), list), start=1)]
 
 
@@ -207,7 +208,8 @@ def _vqav2_rows(where: Path, annotations: Path) -> list[tuple[str, Any]]:
         at = f"{where}, question {number}"
         question = text_field(row, "question_id", at)
         if question not in answers:
-            raise BadRow(f"{at}: {annotations} has no answers to question {question}; name the annotations of the same split")
+            cure = "name the annotations of the same split"
+            raise BadRow(f"{at}: {annotations} has no answers to question {question}; {cure}")
         file = f"COCO_{split}_{whole_number(row, 'image_id', at):012d}.jpg"
         rows.append((at, {**row, "image": file, "answers": answers[question]}))
     return rows
@@ -217,7 +219,8 @@ def _vqa_question(at: str, row: Any, folder: Path) -> Question:
     image = file_image(folder, text_field(row, "image", at), at)
     people = items_field(row, "answers", at)
     if len(people) < 2:
-        raise BadRow(f"{at}: there is one answer; VQA accuracy compares those of several people, ask the others as llava:FILE")
+        cure = "VQA accuracy compares those of several people, ask questions with one as llava:FILE"
+        raise BadRow(f"{at}: there is one answer; {cure}")
     return Question(at, text_field(row, "question", at), tuple(_said(each, at) for each in people), image)
 
 
@@ -242,7 +245,10 @@ def _mmbench_choices(row: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _mmbench_image(row: Mapping[str, str], index: str, base: str, kept: dict[str, str], at: str) -> str:
-    """The image of a row in base64, or that of the earlier row that it names or is a turn of; `kept` remembers them by index."""
+    """The image of a row in base64, or that of the earlier row that it names or is a turn of.
+
+    kept: the images so far, by index; that of this row is put there.
+    """
     given = row["image"] or ""
     if len(given) > LONGEST_INDEX:
         kept[index] = given

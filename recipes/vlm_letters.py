@@ -1,4 +1,4 @@
-"""Which of its lettered choices an answer means: what it says beyond doubt, and what each benchmark's own processing takes it for."""
+"""Which of its lettered choices an answer means: what it tells beyond doubt, or what benchmarks take it for."""
 
 from __future__ import annotations
 
@@ -9,21 +9,38 @@ from collections.abc import Sequence
 ARTICLES = {"a", "an", "the"}
 DECORATION = string.whitespace + string.punctuation
 LATEX_COMMAND = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\b")
-ANNOUNCEMENT = re.compile(r"\b(?:answer|option|choice)\**(?:\s+is\b|\s*:)[\s:*]*(?:(?:option|choice|letter)\s+)?", re.IGNORECASE)
+ANNOUNCEMENT = re.compile(
+    r"\b(?:answer|option|choice)\**(?:\s+is\b|\s*:)[\s:*]*(?:(?:option|choice|letter)\s+)?",
+    re.IGNORECASE,
+)
 ANNOUNCED = re.compile(r"[^\w]*(?:\\boxed\{)?(?:a(?=[^\w\s]|\s*$)|[B-Zb-z]|A)(?![\w'’-])")
 MARKED = re.compile(r"\\boxed\{(?:\\text\{)?\(?([A-Za-z])\)?\}|\*\*\(?([A-Za-z])\)?(?:[.:)]|\*\*)|\[([A-Za-z])\]")
 LETTERED = re.compile(r"\W*[A-Za-z][.:,)\]*]")
 LEADING = re.compile(r"\s*[(\[]?([A-Za-z])[)\]]?(?=$|[\s.:,)])")
 
 # where lmms-eval 0.7.3 looks for the letter of MMVP, in this order, whatever the case
-MMVP_PLACES = (r"^\(?([ab])\)?[.\s]", r"answer\s+is\s+\(?([ab])", r"option\s+\(?([ab])", r"([ab])\)?(?:\s|$)", r"^([ab])")
+MMVP_PLACES = (
+    r"^\(?([ab])\)?[.\s]",
+    r"answer\s+is\s+\(?([ab])",
+    r"option\s+\(?([ab])",
+    r"([ab])\)?(?:\s|$)",
+    r"^([ab])",
+)
 
 # what MMBench's evaluator lets stand around a letter that is a word of its own
 MMBENCH_MARKS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 # how much lmms-eval 0.7.3 trusts a letter in each of these forms, and behind one of these phrases
 MMBENCH_FORMS = {"({})": 6, "{}.": 5, "{}:": 4, "{})": 3, "{} ": 2}
 AT_THE_START, AT_THE_END, AFTER_A_PHRASE, ANYWHERE = 10, 9, 7, 0
-ANSWER_NAMES = ("answer", "correct answer", "best answer", "correct option", "best option", "choice", "correct choice")
+ANSWER_NAMES = (
+    "answer",
+    "correct answer",
+    "best answer",
+    "correct option",
+    "best option",
+    "choice",
+    "correct choice",
+)
 PHRASES = (
     *(f"{article}{name} is" for name in ANSWER_NAMES for article in ("the ", "")),
     *("i choose", "i select", "i pick", "my answer is", "my choice is"),
@@ -40,9 +57,11 @@ def normalised(text: str) -> str:
 def told_letter(given: str, choices: Sequence[str]) -> str:
     """The letter that an answer tells beyond doubt, or "".
 
-    In this order: the answer is nothing but a letter, decorated or not ("B", "**B**", "[B]", "\\boxed{B}"); it is the text of one choice and of no other,
-    so that "A red cup" is no option A where a choice says so; what follows the last "answer is" is one of these or begins with a letter; or one letter
-    and no other is marked by \\boxed{}, ** or [] somewhere in it. A letter without a choice, or with an empty one, is none.
+    The first of these that holds: the answer is nothing but a letter, decorated or not ("B", "**B**", "[B]",
+    "\\boxed{B}"); it is the text of one choice and of no other, so that "A red cup" is not option A where a
+    choice says so; what follows the last "answer is" is one of these, or begins with a letter; one letter and no
+    other is marked by \\boxed{}, ** or [] somewhere in it. A letter that has no choice, or an empty one, does not
+    count.
     """
     announcements = list(ANNOUNCEMENT.finditer(given))
     announced = given[announcements[-1].end() :] if announcements else ""
@@ -58,13 +77,16 @@ def told_letter(given: str, choices: Sequence[str]) -> str:
 
 
 def leading_letter(given: str, choices: Sequence[str]) -> str:
-    """The letter of a choice that an answer begins with, in brackets or not, alone or before a space or punctuation; or ""."""
+    """The letter of a choice that an answer begins with, in brackets or not, before a space or punctuation; or ""."""
     found = LEADING.match(given)
     return found[1].upper() if found and _is_choice(found[1], choices) else ""
 
 
 def mmvp_letter(given: str) -> str:
-    """A or B as lmms-eval 0.7.3 finds it in an answer to MMVP, or "". It finds one in most sentences: "The sea is calm" holds the word "sea" and is A."""
+    """A or B as lmms-eval 0.7.3 finds it in an answer to MMVP, or "".
+
+    It finds one in most sentences: any word that ends in a or b counts, so that "The sea is calm" is A.
+    """
     text = given.strip().lower()
     for place in MMVP_PLACES:
         if found := re.search(place, text):
@@ -73,14 +95,19 @@ def mmvp_letter(given: str) -> str:
 
 
 def cv_bench_letter(given: str) -> str:
-    """The first letter behind brackets and spaces, as lmms-eval 0.7.3 reads answers to CV-Bench, or "": of every sentence its first letter."""
+    """The first letter behind brackets and spaces, or "", as lmms-eval 0.7.3 reads answers to CV-Bench.
+
+    Of a sentence it is the first letter of the first word.
+    """
     found = re.match(r"[(\s]*([a-z])", given, re.IGNORECASE)
     return found[1].upper() if found else ""
 
 
 def mmbench_letter(given: str, choices: Sequence[str]) -> str:
-    """As lmms-eval 0.7.3 judges MMBench without a language model (`mmbench_en_dev_static`), or "": first MMBench's own rules, a capital letter that is a
-    word of the answer, then a choice that it contains; where these say nothing, the letter in the most trusted form.
+    """As lmms-eval 0.7.3 reads answers to MMBench without a language model (`mmbench_en_dev_static`), or "".
+
+    First by MMBench's own rules: one capital letter that is a word, then one choice whose text the answer
+    contains. Where these say nothing, it is the letter in the form that is trusted most.
     """
     return _only_letter(given) or _contained_choice(given, choices) or _most_trusted_letter(given, choices)
 
@@ -100,14 +127,14 @@ def _bare_letter(text: str, choices: Sequence[str]) -> str:
 
 
 def _named_letter(text: str, choices: Sequence[str]) -> str:
-    """The letter of the one choice whose text this is. In "A. red cup" the A is no article, and what follows it is not asked."""
+    """The letter of the one choice whose text this is. In "A. red cup" the A is a letter, not an article."""
     said = "" if LETTERED.match(text) else normalised(text)
-    named = [letter for letter, choice in zip(string.ascii_uppercase, choices, strict=False) if said and normalised(choice) == said]
-    return named[0] if len(named) == 1 else ""
+    named = [number for number, choice in enumerate(choices) if said and normalised(choice) == said]
+    return string.ascii_uppercase[named[0]] if len(named) == 1 else ""
 
 
 def _only_letter(given: str) -> str:
-    """The one letter that is a word, or a word with the same marks around it; "A" among more than three words is an article."""
+    """The one letter that is a word, bare or with the same marks around it; an "A" among four words is an article."""
     words = given.split()
     alone = [letter for letter in "ABCDE" if letter in words]
     if len(alone) == 1 and not (alone == ["A"] and len(words) > 3):
@@ -125,7 +152,7 @@ def _contained_choice(given: str, choices: Sequence[str]) -> str:
 
 
 def _most_trusted_letter(given: str, choices: Sequence[str]) -> str:
-    """Of all letters of choices in an answer the one whose form is trusted most, of several the last; of letters in no known form the last."""
+    """The letter of a choice whose form is trusted most, of several the last; without a known form the last letter."""
     stripped = given.strip()
     for mark in ",.!?;:'\"":
         stripped = stripped.strip(mark)

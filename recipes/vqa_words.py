@@ -1,6 +1,7 @@
-"""VQA's official processing of answers, before they are compared: numbers as words, contractions, punctuation, articles.
+"""VQA's official processing of answers before they are compared: punctuation, numbers as words, articles, contractions.
 
-The facts (which marks, words and contractions) are those of the official VQA evaluation (Antol et al. 2015) as lmms-eval 0.7.3 carries them.
+The facts (which marks, words and contractions) are those of the official VQA evaluation (Antol et al. 2015), as
+lmms-eval 0.7.3 carries them.
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ MOST_PERIODS = 32  # the official call gives a flag of this value where a count 
 
 # each is also known without one of its apostrophes: "couldn'tve" and "couldnt've" are "couldn't've", "couldntve" is not
 CONTRACTED = """
-ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
-how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
-oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
-someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
-they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
-where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
-y'all'd've you'd you'd've you'll you're you've
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't
+not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll
+somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd
+there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll
+what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
+won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 
 
 def contractions() -> dict[str, str]:
     """What is written -> what is compared. One entry of the published table is the wrong way round, and stays so."""
-    missing = {word[:at] + word[at + 1 :]: word for word in CONTRACTED.split() for at, sign in enumerate(word) if sign == "'"}
-    return missing | {"somebody'd": "somebodyd"}
+    table = {"somebody'd": "somebodyd"}
+    for word in CONTRACTED.split():
+        for at, sign in enumerate(word):
+            if sign == "'":
+                table[word[:at] + word[at + 1 :]] = word
+    return table
 
 
 CONTRACTIONS = contractions()
@@ -50,7 +55,10 @@ def textvqa_processed(answer: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """A mark that stands beside a space somewhere, or any mark where a number has a comma, goes; another becomes a space. Periods go unless a digit follows."""
+    """A mark that stands beside a space somewhere in the text goes, and so does any mark where a number has a comma.
+
+    Other marks become spaces. Periods go unless a digit follows.
+    """
     in_number = COMMA_IN_NUMBER.search(text) is not None
     bare = text
     for mark in MARKS:

@@ -56,7 +56,10 @@ def run_segmentation(frozen: FrozenFeatures, dense_iterations: int) -> TaskResul
 
 
 def run_depth(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str = "all") -> TaskResult:
-    """A linear head on the last layer's map, and its CLS token where there is one. depth_protocol: "all" known depths, or a benchmark's name."""
+    """A linear head on the last layer's map, and its CLS token where there is one.
+
+    depth_protocol: "all" for all known depths, or the benchmark that says which count.
+    """
     number, judged = frozen.encoder.num_layers, PROTOCOLS.get(depth_protocol)
     train, test = (frozen.maps(split, last_layer(frozen)) for split in ("train", "test"))
     depths = _depths(frozen)
@@ -72,7 +75,10 @@ def run_depth(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str
 
 
 def run_depth_dpt(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str = "all") -> TaskResult:
-    """A DPT head on four layers; a model with fewer gives its last one several times. depth_protocol: as in `run_depth`."""
+    """A DPT head on four layers; a model with fewer gives its last one several times.
+
+    depth_protocol: as in `run_depth`.
+    """
     layers, judged = four_layers(frozen), PROTOCOLS.get(depth_protocol)
     train, test = (frozen.maps(split, layers) for split in ("train", "test"))
     read = (*layers, *layers[-1:] * (4 - len(layers)))

@@ -60,7 +60,7 @@ def linear_depth(
     over the image and its mirror image. Depths `[H, W]` are float32 metres with 0 for unknown; beyond `max_depth` (NYU: 10) they count nowhere.
     A `protocol` says which pixels of the test depths a benchmark counts; without one these are all that are known.
 
-    Raises UserError for depths that are not finite or negative, where none lies within `max_depth`, for features that are not finite, for
+    Raises UserError for depths that are not finite or negative, where none counts, for features that are not finite, for
     lengths that differ and for test depths of another size than the protocol's.
     """
     if (train_cls is None) != (test_cls is None):
@@ -152,7 +152,10 @@ def sig_loss(predicted: Tensor, truth: Tensor, max_depth: float, warming_up: boo
 
 
 def depth_errors(predicted: Tensor, truth: Tensor, max_depth: float, protocol: DepthProtocol | None = None) -> Tensor:
-    """RMSE, AbsRel and the shares of max(p / t, t / p) < 1.25, 1.25^2, 1.25^3 over the pixels of one image `[H, W]` that count; NaN without any."""
+    """RMSE, AbsRel and the shares of max(p / t, t / p) < 1.25, 1.25^2, 1.25^3 of one image `[H, W]`.
+
+    They are over the pixels that count (`counted_pixels`), and NaN without any.
+    """
     counted = counted_pixels(truth, max_depth, protocol)
     judged = predicted if protocol is None else protocol.clipped(predicted)
     p, t = judged[counted].double(), truth[counted].double()

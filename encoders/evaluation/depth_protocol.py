@@ -14,8 +14,8 @@ from vision_core.errors import UserError
 class DepthProtocol:
     """How a benchmark judges depths `[H, W]` in metres.
 
-    Truths strictly between `min_depth` and `max_depth` count, inside `rows` and `columns` of images of `size`. Predictions
-    are clipped to the range before they are compared.
+    Truths strictly between `min_depth` and `max_depth` count, inside `rows` and `columns` of images of `size`.
+    Predictions are clipped to the range before they are compared.
     """
 
     name: str
@@ -29,9 +29,8 @@ class DepthProtocol:
         """`[H, W]` bool. Raises UserError for another size: the crop says nothing about it."""
         if tuple(truth.shape) != self.size:
             found, own = ("{} x {}".format(*size) for size in (truth.shape, self.size))
-            raise UserError(
-                f"depth: {self.name} is judged on depths of {own} pixels, not {found}; give the benchmark's own, or judge whole images"
-            )
+            problem = f"{self.name} is judged on depths of {own} pixels, not {found}"
+            raise UserError(f"depth: {problem}; give the benchmark's own, or leave --depth_protocol out")
         inside = torch.zeros_like(truth, dtype=torch.bool)
         inside[self.rows, self.columns] = True
         return inside & (truth > self.min_depth) & (truth < self.max_depth)

@@ -1,10 +1,11 @@
-"""The grades that official code gives to the answers in official_grades.json; run it where lmms_eval is, to write them anew.
+"""The grades that official code gives to the answers in official_grades.json. Where lmms_eval is, it writes them anew.
 
-    python tests/recipes/official_grades.py                                     lmms-eval's grades: of all but POPE
-    python tests/recipes/official_grades.py --pope_evaluation POPE/evaluate.py  and those of POPE's authors (AoiDragon/POPE)
+    python tests/recipes/official_grades.py                           lmms-eval's grades: of all but POPE
+    python tests/recipes/official_grades.py --pope_evaluation FILE    and POPE's, by evaluate.py of AoiDragon/POPE
 
-`official` is the grade of an answer by lmms-eval 0.7.3, of POPE by its own script. Our graders give the same grade, but for
-answers that tell their letter in a way that the official code does not read: these have a `why`, and ours is the other grade.
+`official` is the grade of an answer by lmms-eval 0.7.3, of POPE by its own script. Our graders give the same grade, but
+for answers that tell their letter in a way that the official code does not read: these have a `why`, and ours is the
+other grade.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_suffix(".json")
-BY_LMMS_EVAL = ("mmvp", "cv_bench", "mmbench", "vqa", "textvqa", "gqa")
 
 
 def load() -> dict[str, Any]:
@@ -50,12 +50,14 @@ def lmms_eval_module(name: str) -> Any:
 
 def mmvp(row: dict[str, Any]) -> float:
     document = {"Correct Answer": f"({row['expected'].lower()})", "Index": 1}
-    return float(lmms_eval_module("tasks.mmvp.utils").mmvp_process_results(document, [row["given"]])["mmvp_accuracy"]["is_correct"])
+    result = lmms_eval_module("tasks.mmvp.utils").mmvp_process_results(document, [row["given"]])
+    return float(result["mmvp_accuracy"]["is_correct"])
 
 
 def cv_bench(row: dict[str, Any]) -> float:
     document = {"answer": f"({row['expected']})", "idx": 0, "type": "2D", "task": "Count", "source": "COCO"}
-    return float(lmms_eval_module("tasks.cv_bench.utils").cv_bench_process_results(document, [row["given"]])["cv_bench_acc"]["is_correct"])
+    result = lmms_eval_module("tasks.cv_bench.utils").cv_bench_process_results(document, [row["given"]])
+    return float(result["cv_bench_acc"]["is_correct"])
 
 
 def mmbench(row: dict[str, Any]) -> float:
@@ -86,10 +88,12 @@ def gqa(row: dict[str, Any]) -> float:
     return float(match([row["given"]], [row["expected"]], ignore_case=True, ignore_punctuation=True)["exact_match"])
 
 
+GRADES = {"mmvp": mmvp, "cv_bench": cv_bench, "mmbench": mmbench, "vqa": vqa, "textvqa": textvqa, "gqa": gqa}
+
+
 def lmms_eval_grades(benchmark: str, rows: list[dict[str, Any]]) -> list[float]:
     """Of each answer."""
-    grade = {"mmvp": mmvp, "cv_bench": cv_bench, "mmbench": mmbench, "vqa": vqa, "textvqa": textvqa, "gqa": gqa}[benchmark]
-    return [round(grade(row), 12) for row in rows]
+    return [round(GRADES[benchmark](row), 12) for row in rows]
 
 
 def pope(evaluation: Path, rows: list[dict[str, Any]]) -> tuple[list[float], dict[str, float]]:
@@ -120,11 +124,11 @@ def write(cases: dict[str, Any], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pope_evaluation", type=Path, help="POPE's own evaluate.py; without it its grades stay as they are")
+    parser.add_argument("--pope_evaluation", type=Path, help="its own evaluate.py; default: POPE's grades stay")
     parser.add_argument("--output", type=Path, default=FILE)
     args = parser.parse_args()
     cases = load()
-    for benchmark in BY_LMMS_EVAL:
+    for benchmark in GRADES:
         rows = cases[benchmark]["answers"]
         for row, grade in zip(rows, lmms_eval_grades(benchmark, rows), strict=True):
             row["official"] = grade
