@@ -32,7 +32,9 @@ class EvaluateVlmArguments:
 
     model: str | None = option(None, "folder of a fused vision-language model: of recipes/sva_sft.py, or of fusion.fuse", "model")
     tasks: list[str] = option(
-        ["scenes?count=400&split=held_out"], "cv_bench:, mmvp:, pope:, gqa:, mmbench:, captions:, vqa:, textvqa:, or conversations", "tasks"
+        ["scenes?count=400&split=held_out"],
+        "cv_bench:, mmvp:, pope:, gqa:, mmbench:, captions:, vqa:, textvqa:, or conversations",
+        "tasks",
     )
     limit: int | None = option(None, "questions of each task, the first ones; default: all", "tasks")
     baselines: list[Literal["blind", "shuffled"]] = option(
@@ -75,7 +77,7 @@ def check_arguments(args: EvaluateVlmArguments) -> None:
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:
-    """The whole, the benchmark's other figures and each group, with images and without; standard errors behind the whole."""
+    """The whole with standard errors, the benchmark's other figures and each group, with images and without."""
     guessed = chance(task)
     columns = {"images": "score", "blind": "blind", "shuffled": "wrong images"}
     rows = [
@@ -85,7 +87,8 @@ def table(task: Task, scores: dict[str, Score]) -> str:
     ]
     rows.append({"questions": "loss of the right answer"} | {columns[shown]: f"{score.loss:.3f}" for shown, score in scores.items()})
     for name in scores["images"].figures:
-        rows.append({"questions": name} | {columns[shown]: f"{score.figures[name]:.1f}" for shown, score in scores.items()})
+        values = {columns[shown]: f"{score.figures[name]:.1f}" for shown, score in scores.items()}
+        rows.append({"questions": name} | values)
     for group, (_, count) in scores["images"].groups.items() if len(scores["images"].groups) > 1 else ():
         rows.append(
             {"questions": f"{group} ({count})"} | {columns[shown]: f"{score.groups[group][0]:.1f}" for shown, score in scores.items()}

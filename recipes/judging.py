@@ -53,7 +53,7 @@ class JudgingArguments:
     linear_iterations: int = option(2000, "of the linear probe, batches of 128; published: 12,500", "tasks")
     dense_iterations: int = option(600, "of segmentation and depth heads; published: 40,000 and 38,400", "tasks")
     depth_protocol: Literal["all", "nyu"] = option(
-        "all", "pixels where depth is judged: all known ones, or NYU's Eigen crop and its range of 0.001 to 10 m", "tasks"
+        "all", "where depth is judged: at all known pixels, or in NYU's Eigen crop from 0.001 to 10 m", "tasks"
     )
     seed: int = option(0, "of draws, heads and untrained encoders", "tasks")
     batch_size: int = option(64, "images that go through the encoder at once", "run")

@@ -1,6 +1,6 @@
-"""What a vision-language model is asked: questions with their prompt and grader, of a benchmark or of any source of conversations.
+"""What a vision-language model is asked: questions with a prompt and a grader, of a benchmark or of conversations.
 
-A task is a text, `KIND:WHERE?option=value`; the published benchmarks are in recipes/vlm_benchmarks.py. Of conversations:
+A task is a text, `KIND:WHERE?option=value`. The published benchmarks are in recipes/vlm_benchmarks.py; of conversations:
 
     scenes                     the first question of each conversation; its own answer, of a comparison the last word
     llava:FILE, ...            the first question of each conversation; its own answer, exactly (recipes/conversation_sources.py)
@@ -26,8 +26,8 @@ Grade = Callable[[str, Sequence[str], Sequence[str]], float]
 class Question:
     """One question about images.
 
-    where: file and row. images: makes them. choices: by letter, an empty one where a letter has none. group: what its score
-    is averaged with. bundle: right only together.
+    where: file and row. images: makes them. choices: by letter, an empty one where a letter has none. group: what its
+    score is averaged with. bundle: right only together.
     """
 
     where: str
@@ -43,8 +43,9 @@ class Question:
 class Task:
     """Questions with their pinned prompt and grader.
 
-    name: the text that names it. weights: of each group in the benchmark's own figure; None where every question counts the
-    same. figures: what the benchmark prints beside its score, by name and in percent, from the answers and what was expected.
+    name: the text that names it. weights: of each group in the benchmark's own figure; None where every question counts
+    the same. figures: what the benchmark prints beside its score, by name and in percent, from the answers and what was
+    expected.
     """
 
     name: str

@@ -67,10 +67,12 @@ def run_depth(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str
     result = linear_depth(
         train[f"map_{number}"], depths["train"], test[f"map_{number}"], depths["test"], farthest,
         train.get(f"cls_{number}"), test.get(f"cls_{number}"),
-        iterations=dense_iterations, seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device, protocol=judged,
+        iterations=dense_iterations, seed=frozen.seed, progress=frozen.progress,
+        device=frozen.encoder.device, protocol=judged,
     )  # fmt: skip
     beside = " beside the CLS token" if frozen.encoder.has_cls else ""
-    head = f"linear head on the last layer{beside} at {_size(frozen)}, {dense_iterations:,} iterations of 16 (published: 38,400)"
+    training = f"{dense_iterations:,} iterations of 16 (published: 38,400)"
+    head = f"linear head on the last layer{beside} at {_size(frozen)}, {training}"
     return _depth_result(frozen, result, depths, f"{head}, {judged or f'depths up to {farthest:.0f} m'}", farthest)
 
 
@@ -85,14 +87,14 @@ def run_depth_dpt(frozen: FrozenFeatures, dense_iterations: int, depth_protocol:
     depths = _depths(frozen)
     farthest = _farthest(depths, judged)
     result = dpt_depth(
-        [train[f"map_{number}"] for number in read], depths["train"], [test[f"map_{number}"] for number in read], depths["test"], farthest,
+        [train[f"map_{number}"] for number in read], depths["train"],
+        [test[f"map_{number}"] for number in read], depths["test"], farthest,
         DPT_CHANNELS, dense_iterations, DPT_BATCH,
         seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device, protocol=judged,
     )  # fmt: skip
-    head = (
-        f"DPT head of {DPT_CHANNELS} channels (published: 256) on layers {', '.join(map(str, read))} at {_size(frozen)}, "
-        f"{dense_iterations:,} iterations of {DPT_BATCH} (published: 38,400 of 16)"
-    )
+    training = f"{dense_iterations:,} iterations of {DPT_BATCH} (published: 38,400 of 16)"
+    blocks = ", ".join(map(str, read))
+    head = f"DPT head of {DPT_CHANNELS} channels (published: 256) on layers {blocks} at {_size(frozen)}, {training}"
     return _depth_result(frozen, result, depths, f"{head}, {judged or f'depths up to {farthest:.0f} m'}", farthest)
 
 

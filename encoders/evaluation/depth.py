@@ -60,8 +60,8 @@ def linear_depth(
     over the image and its mirror image. Depths `[H, W]` are float32 metres with 0 for unknown; beyond `max_depth` (NYU: 10) they count nowhere.
     A `protocol` says which pixels of the test depths a benchmark counts; without one these are all that are known.
 
-    Raises UserError for depths that are not finite or negative, where none counts, for features that are not finite, for
-    lengths that differ and for test depths of another size than the protocol's.
+    Raises UserError for depths that are not finite or negative, where none counts, for features that are not finite,
+    for lengths that differ and for test depths of another size than the protocol's.
     """
     if (train_cls is None) != (test_cls is None):
         raise UserError("depth: CLS tokens must be given for training and test images, or for neither")
@@ -204,7 +204,12 @@ def _resized_depth(logits: Tensor, max_depth: float, size: Sequence[int]) -> Ten
 
 
 def _judge(
-    head: nn.Module, inputs: Sequence[Rows], depths: Rows, max_depth: float, batch_size: int, protocol: DepthProtocol | None
+    head: nn.Module,
+    inputs: Sequence[Rows],
+    depths: Rows,
+    max_depth: float,
+    batch_size: int,
+    protocol: DepthProtocol | None,
 ) -> DepthResult:
     """Every figure is computed per image and averaged over the images that have known pixels, as is usual on NYU."""
     errors, kept = [], []
@@ -218,7 +223,13 @@ def _judge(
     return DepthResult(rmse, abs_rel, *(100 * delta for delta in deltas), predictions=tuple(kept))
 
 
-def _check(split: str, inputs: Sequence[Rows], depths: Rows, max_depth: float, protocol: DepthProtocol | None = None) -> None:
+def _check(
+    split: str,
+    inputs: Sequence[Rows],
+    depths: Rows,
+    max_depth: float,
+    protocol: DepthProtocol | None = None,
+) -> None:
     check_rows("depth", split, inputs, depths)
     any_known = False
     for index in range(len(depths)):

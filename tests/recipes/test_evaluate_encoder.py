@@ -65,7 +65,7 @@ def test_it_runs_uninstalled_from_another_folder(encoder, colours, runs, tmp_pat
 
 
 def test_depth_is_judged_as_on_nyu(encoder, colours, run, tmp_path):
-    """What depths say outside the crop changes nothing; whole images are another figure, and other sizes are refused."""
+    """What lies outside the crop changes nothing; whole images have another figure; other sizes are refused."""
     generator = np.random.default_rng(0)
     pictures = [generator.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(4)]
     for name, border in (("near", 1000), ("far", 9000)):
@@ -78,7 +78,8 @@ def test_depth_is_judged_as_on_nyu(encoder, colours, run, tmp_path):
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
     reports = {}
     for test, protocol in itertools.product(("near", "far"), ("nyu", "all")):
-        data = ("--dataset", f"parquet:{tmp_path}/near-train/*.parquet", "--test_dataset", f"parquet:{tmp_path}/{test}-test/*.parquet")
+        sources = [f"parquet:{tmp_path}/{part}/*.parquet" for part in ("near-train", f"{test}-test")]
+        data = ("--dataset", sources[0], "--test_dataset", sources[1])
         arguments = ("--encoder", encoder, *data, "--tasks", "depth", "--depth_protocol", protocol)
         reports[test, protocol] = run(*arguments, output=f"{test}-{protocol}")["results"]["depth"]
     assert reports["near", "nyu"]["metrics"] == reports["far", "nyu"]["metrics"]

@@ -153,8 +153,9 @@ def test_errors_on_nyu_are_those_of_a_loop_over_its_crop():
             squares, relative, count = squares + (p - t) ** 2, relative + abs(p - t) / t, count + 1
             within = [number + (max(p / t, t / p) < 1.25**power) for power, number in enumerate(within, start=1)]
     expected = [math.sqrt(squares / count), relative / count, *(number / count for number in within)]
-    assert np.allclose(depth_errors(torch.tensor(predicted), torch.tensor(truth), 10.0, NYU).numpy(), expected, rtol=1e-6)
-    assert not np.allclose(depth_errors(torch.tensor(predicted), torch.tensor(truth), 10.0).numpy(), expected, rtol=1e-2)
+    pair = torch.tensor(predicted), torch.tensor(truth)
+    assert np.allclose(depth_errors(*pair, 10.0, NYU).numpy(), expected, rtol=1e-6)
+    assert not np.allclose(depth_errors(*pair, 10.0).numpy(), expected, rtol=1e-2)
 
 
 def test_what_lies_outside_the_crop_of_nyu_changes_no_figure():
@@ -163,15 +164,18 @@ def test_what_lies_outside_the_crop_of_nyu_changes_no_figure():
     other = truths.clone()
     other[:, :45], other[:, 471:], other[:, :, :41], other[:, :, 601:] = 9, 9, 9, 9
     layers = [maps] * 4
-    for judge in (lambda test: linear_depth(maps, depths, maps, test, 10, iterations=2, protocol=NYU),
-                  lambda test: dpt_depth(layers, depths, layers, test, 10, channels=8, iterations=2, protocol=NYU)):  # fmt: skip
+    judges = (
+        lambda test: linear_depth(maps, depths, maps, test, 10, iterations=2, protocol=NYU),
+        lambda test: dpt_depth(layers, depths, layers, test, 10, channels=8, iterations=2, protocol=NYU),
+    )
+    for judge in judges:
         one, two = judge(truths), judge(other)
         assert (one.rmse, one.abs_rel, one.delta1) == (two.rmse, two.abs_rel, two.delta1)
     outside = torch.zeros_like(truths)
     outside[:, :45] = 5
     with pytest.raises(UserError, match="no test image has a depth"):
         linear_depth(maps, depths, maps, outside, 10, iterations=2, protocol=NYU)
-    with pytest.raises(UserError, match="NYU is judged on depths of 480 x 640 pixels, not 16 x 20; give the benchmark's own"):
+    with pytest.raises(UserError, match="NYU is judged on depths of 480 x 640 pixels, not 16 x 20; give the"):
         linear_depth(maps, depths, maps, depths, 10, iterations=2, protocol=NYU)
 
 
