@@ -11,15 +11,16 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
 from encoders.sheets import LINE_HEIGHT, TILE, contact_sheet, to_picture, wrap
 from recipes.judging import check_counts, join_processes, markdown_table, write_json
 from recipes.vlm_answers import Score, answer_and_score, chance, examples
+from recipes.vlm_benchmarks import open_task
 from recipes.vlm_models import check_model_folder, load_model
-from recipes.vlm_tasks import Task, open_task
+from recipes.vlm_tasks import Task
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.distributed import is_main_process
 from vision_core.errors import UserError, run_script
@@ -32,7 +33,9 @@ class EvaluateVlmArguments:
 
     model: str | None = option(None, "folder of a fused vision-language model: of recipes/sva_sft.py, or of fusion.fuse", "model")
     tasks: list[str] = option(
-        ["scenes?count=400&split=held_out"], "cv_bench:, mmvp:, pope:, gqa:, mmbench:, captions:, vqa:, or conversations", "tasks"
+        ["scenes?count=400&split=held_out"],
+        "cv_bench:, mmvp:, pope:, gqa:, mmbench:, captions:, vqa:, textvqa:, or conversations",
+        "tasks",
     )
     limit: int | None = option(None, "questions of each task, the first ones; default: all", "tasks")
     baselines: list[Literal["blind", "shuffled"]] = option(
@@ -83,7 +86,7 @@ def check_arguments(args: EvaluateVlmArguments) -> None:
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:
-    """The whole and each group, with images and without; standard errors behind the whole."""
+    """The whole with standard errors, the benchmark's other figures and each group, with images and without."""
     guessed = chance(task)
     columns = {"images": "score", "blind": "blind", "shuffled": "wrong images"}
     rows = [
@@ -92,6 +95,9 @@ def table(task: Task, scores: dict[str, Score]) -> str:
         | ({} if guessed is None else {"chance": f"{guessed:.1f}"})
     ]
     rows.append({"questions": "loss of the right answer"} | {columns[shown]: f"{score.loss:.3f}" for shown, score in scores.items()})
+    for name in scores["images"].figures:
+        values = {columns[shown]: f"{score.figures[name]:.1f}" for shown, score in scores.items()}
+        rows.append({"questions": name} | values)
     for group, (_, count) in scores["images"].groups.items() if len(scores["images"].groups) > 1 else ():
         rows.append(
             {"questions": f"{group} ({count})"} | {columns[shown]: f"{score.groups[group][0]:.1f}" for shown, score in scores.items()}
@@ -111,10 +117,7 @@ def write_report(folder: Path, args: EvaluateVlmArguments, results: list[tuple[T
                 "grader": task.grader,
                 "questions": len(task.questions),
                 "chance": chance(task),
-                **{
-                    shown: {"score": score.score, "error": score.error, "loss": score.loss, "groups": score.groups}
-                    for shown, score in scores.items()
-                },
+                **{shown: score_as_json(score) for shown, score in scores.items()},
             }
             for at, question in enumerate(task.questions):
                 said = {shown: score.answers[at] for shown, score in scores.items()}
@@ -136,6 +139,12 @@ def write_report(folder: Path, args: EvaluateVlmArguments, results: list[tuple[T
             ]
     write_json(folder / "results.json", report)
     (folder / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def score_as_json(score: Score) -> dict[str, Any]:
+    """Everything but the single answers; figures where the benchmark has some beside its score."""
+    report = {"score": score.score, "error": score.error, "loss": score.loss, "groups": score.groups}
+    return report | ({"figures": score.figures} if score.figures else {})
 
 
 def sheet(task: Task, score: Score, count: int = 12, columns: int = 4) -> Image.Image:

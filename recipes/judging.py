@@ -52,6 +52,9 @@ class JudgingArguments:
     ground_truth: str | None = option(None, "JSON of easy, hard and junk images for the task retrieval", "tasks")
     linear_iterations: int = option(2000, "of the linear probe, batches of 128; published: 12,500", "tasks")
     dense_iterations: int = option(600, "of segmentation and depth heads; published: 40,000 and 38,400", "tasks")
+    depth_protocol: Literal["all", "nyu"] = option(
+        "all", "where depth is judged: at all known pixels, or in NYU's Eigen crop from 0.001 to 10 m", "tasks"
+    )
     seed: int = option(0, "of draws, heads and untrained encoders", "tasks")
     batch_size: int = option(64, "images that go through the encoder at once", "run")
     dataloader_num_workers: int = option(0, "processes that read images", "run")

@@ -18,7 +18,8 @@ from typing import Any
 from encoders.curves import bar_picture, curve_picture
 from encoders.sheets import contact_sheet, to_picture
 from recipes.judging import markdown_table
-from recipes.vlm_tasks import Question, open_task
+from recipes.vlm_benchmarks import open_task
+from recipes.vlm_tasks import Question
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.run_folder import RunFolder

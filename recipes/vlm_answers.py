@@ -31,6 +31,7 @@ class Score:
     """score: the benchmark's figure, in percent (CIDEr-D: as it is). error: its standard error. groups: name -> (score, questions).
 
     loss: of the expected answers, per token; it sees differences that right and wrong do not show. answers, points: of every question.
+    figures: what the benchmark prints beside its score, in percent, by name.
     """
 
     score: float
@@ -39,6 +40,7 @@ class Score:
     groups: dict[str, tuple[float, int]]
     answers: list[str] = field(repr=False)
     points: list[float] = field(repr=False)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def answer_and_score(
@@ -108,14 +110,16 @@ def graded(task: Task, given: Sequence[str], loss: float = math.nan) -> Score:
     of_group = by_group(task, points, min)
     groups = {name: (factor * sum(each) / len(each), len(each)) for name, each in sorted(of_group.items())}
     score, error = figure(task, of_group)
-    return Score(factor * score, factor * error, loss, groups, list(given), points)
+    beside = task.figures(given, [question.expected[0] for question in task.questions]) if task.figures else {}
+    return Score(factor * score, factor * error, loss, groups, list(given), points, beside)
 
 
 def chance(task: Task) -> float | None:
     """Of a guess among the choices, in percent; None where a question has none."""
-    if not all(question.choices for question in task.questions):
+    shown = [sum(map(bool, question.choices)) for question in task.questions]
+    if not all(shown):
         return None
-    return 100 * figure(task, by_group(task, [1 / len(question.choices) for question in task.questions], math.prod))[0]
+    return 100 * figure(task, by_group(task, [1 / count for count in shown], math.prod))[0]
 
 
 def by_group(task: Task, values: Sequence[float], join: Callable[[list[float]], float]) -> dict[str, list[float]]:

@@ -1,4 +1,10 @@
-"""Whether an answer is right: one pinned way for each kind of question, printed with every score."""
+"""Whether an answer is right: one pinned way for each kind of question, printed with every score.
+
+The graders of published benchmarks give what the benchmark's own or lmms-eval's code gives:
+tests/recipes/official_grades.json holds its grades of some hundred answers each. One thing is added where a
+letter is asked for: a letter that the answer tells beyond doubt (`told_letter`) is believed, also where that code
+reads it wrongly or not at all.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +14,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-ARTICLES = {"a", "an", "the"}
-
-
-def normalised(text: str) -> str:
-    """Lower case, without punctuation at its ends, articles and double spaces."""
-    words = text.lower().split()
-    return " ".join(word for word in (each.strip(string.punctuation) for each in words) if word and word not in ARTICLES)
+from recipes.vlm_letters import cv_bench_letter, leading_letter, mmbench_letter, mmvp_letter, normalised, told_letter
+from recipes.vqa_words import textvqa_processed, vqa_processed
 
 
 def exact(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
@@ -23,34 +24,98 @@ def exact(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
 
 
 def last_word(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
-    """As `exact`; but where `choices` say what the last word may be, an answer of as many words that ends alike: before it a model reads off aloud."""
+    """As `exact`; but where `choices` say what the last word may be, an answer of as many words that ends alike.
+
+    What comes before the last word a model reads off aloud.
+    """
     if not choices:
         return exact(given, expected, choices)
     words = given.lower().split()
-    return any(len(words) == len(each.split()) and normalised(words[-1]) == normalised(each.split()[-1]) for each in expected)
+    of_expected = [each.split() for each in expected]
+    return any(len(words) == len(each) and normalised(words[-1]) == normalised(each[-1]) for each in of_expected)
 
 
 def letter(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
-    """expected: a letter. The answer begins with it, in brackets or not, alone or before punctuation; or it is the text of that choice and of no other."""
-    found = re.match(r"\s*\(?([A-Za-z])\)?(?=$|[\s.:,)])", given)
-    if found and ord(found[1].upper()) - ord("A") < len(choices):
-        return found[1].upper() in expected
-    named = [number for number, choice in enumerate(choices) if normalised(choice) == normalised(given)]
-    return len(named) == 1 and chr(ord("A") + named[0]) in expected
+    """expected: a letter. The answer tells it (`told_letter`), or begins with it."""
+    return (told_letter(given, choices) or leading_letter(given, choices)) in expected
+
+
+def mmvp(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
+    """The letter that the answer tells, or else what lmms-eval finds in it.
+
+    For MMVP's own figures a language model reads the answers.
+    """
+    return (told_letter(given, choices) or mmvp_letter(given)) in expected
+
+
+def cv_bench(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
+    """The letter that the answer tells, or else the first letter in it, as lmms-eval and Cambrian-1's code have it."""
+    return (told_letter(given, choices) or cv_bench_letter(given)) in expected
+
+
+def mmbench(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
+    """The letter that the answer tells, or else what MMBench's rules and lmms-eval's find in it.
+
+    They know four choices; with more it is `letter`. MMBench's leaderboard asks a language model about answers
+    that the rules leave open.
+    """
+    if len(choices) > 4:
+        return letter(given, expected, choices)
+    return (told_letter(given, choices) or mmbench_letter(given, choices)) in expected
 
 
 def yes_no(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
-    """The first word is the expected one of yes and no."""
-    words = normalised(given).split()
-    return bool(words) and words[0].strip(string.punctuation) == normalised(expected[0])
+    """POPE's parse of the answer is the expected one of yes and no."""
+    return pope_parse(given) == expected[0]
+
+
+def pope_parse(given: str) -> str:
+    """A "no" where the first sentence has the word No, no or not; else "yes", whatever was said.
+
+    So does the script of POPE's authors (Li et al. 2023), on which published figures rest: "NO", "No!" and no
+    answer at all are a yes. lmms-eval 0.7.3 knows "yes" and "no" alone, in any case, and counts all else as
+    wrong.
+    """
+    sentence = given.partition(".")[0].replace(",", "")
+    return "no" if {"No", "no", "not"} & set(sentence.split(" ")) else "yes"
+
+
+def pope_figures(given: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """POPE's figures beside accuracy, in percent: F1, precision and recall of yes, and how many answers are yes.
+
+    (lmms-eval 0.7.3 prints the share of labels that are yes.) A share of nothing is 0.
+    """
+    said = [pope_parse(text) == "yes" for text in given]
+    hits = sum(yes and label == "yes" for yes, label in zip(said, labels, strict=True))
+    precision = hits / max(sum(said), 1)
+    recall = hits / max(list(labels).count("yes"), 1)
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    figures = {"F1": f1, "precision": precision, "recall": recall, "yes ratio": sum(said) / len(said)}
+    return {name: 100 * value for name, value in figures.items()}
+
+
+def gqa(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
+    """The same text but for case and punctuation, as lmms-eval compares answers to GQA: an article counts."""
+    bare = str.maketrans("", "", string.punctuation)
+    return given.lower().translate(bare) in {each.lower().translate(bare) for each in expected}
 
 
 def vqa(given: str, expected: Sequence[str], choices: Sequence[str]) -> float:
-    """VQA accuracy: min(1, people who said it / 3), averaged over the sets of all but one of the people (Antol et al. 2015; the official average)."""
-    people = [normalised(each) for each in expected]
-    said = normalised(given)
-    left_out = [people[:number] + people[number + 1 :] for number in range(len(people))]
-    return sum(min(1.0, others.count(said) / 3) for others in left_out) / len(people)
+    """VQA accuracy of answers as VQAv2's evaluation processes them (`vqa_processed`)."""
+    return vqa_accuracy(vqa_processed(given), [vqa_processed(each) for each in expected])
+
+
+def textvqa(given: str, expected: Sequence[str], choices: Sequence[str]) -> float:
+    """VQA accuracy of answers as TextVQA's evaluation processes them (`textvqa_processed`)."""
+    return vqa_accuracy(textvqa_processed(given), [textvqa_processed(each) for each in expected])
+
+
+def vqa_accuracy(said: str, people: Sequence[str]) -> float:
+    """min(1, people who said it / 3), averaged over the sets of all but one of the people (Antol et al. 2015)."""
+    agreeing = list(people).count(said)
+    without_one_of_them = agreeing * min(1.0, (agreeing - 1) / 3)
+    without_another = (len(people) - agreeing) * min(1.0, agreeing / 3)
+    return (without_one_of_them + without_another) / len(people)
 
 
 def caption_words(text: str) -> list[str]:
@@ -61,8 +126,8 @@ def caption_words(text: str) -> list[str]:
 def cider_d(given: Sequence[str], references: Sequence[Sequence[str]], sigma: float = 6.0) -> list[float]:
     """CIDEr-D of each caption against its references (Vedantam et al. 2015, equations 1-4 and section 6), times 10; document frequencies from `references`.
 
-    For n = 1..4: vectors of counts times log(images / images whose references have the n-gram); similarity of clipped vectors times
-    exp(-(difference of lengths)^2 / (2 sigma^2)), averaged over references and n.
+    For n = 1..4: vectors of counts times log(images / images whose references have the n-gram); similarity of
+    clipped vectors times exp(-(difference of lengths)^2 / (2 sigma^2)), averaged over references and n.
     """
     frequencies: Counter[tuple[str, ...]] = Counter()
     for of_image in references:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from encoders.attention import last_attention
 from encoders.evaluation.depth import DepthResult, depth_picture, dpt_depth, linear_depth
+from encoders.evaluation.depth_protocol import PROTOCOLS, DepthProtocol
 from encoders.evaluation.emergent_segmentation import emergent_jaccard, keep_mass
 from encoders.evaluation.features import depth_layers
 from encoders.evaluation.frozen import FrozenFeatures
@@ -54,36 +55,47 @@ def run_segmentation(frozen: FrozenFeatures, dense_iterations: int) -> TaskResul
     return TaskResult(metrics, protocol, _sheet(rows, ["image", "truth", "prediction"]), {"IoU of each class": result.class_ious})
 
 
-def run_depth(frozen: FrozenFeatures, dense_iterations: int) -> TaskResult:
-    """A linear head on the last layer's map, and its CLS token where there is one."""
-    number = frozen.encoder.num_layers
+def run_depth(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str = "all") -> TaskResult:
+    """A linear head on the last layer's map, and its CLS token where there is one.
+
+    depth_protocol: "all" for all known depths, or the benchmark that says which count.
+    """
+    number, judged = frozen.encoder.num_layers, PROTOCOLS.get(depth_protocol)
     train, test = (frozen.maps(split, last_layer(frozen)) for split in ("train", "test"))
     depths = _depths(frozen)
+    farthest = _farthest(depths, judged)
     result = linear_depth(
-        train[f"map_{number}"], depths["train"], test[f"map_{number}"], depths["test"], _greatest(depths),
+        train[f"map_{number}"], depths["train"], test[f"map_{number}"], depths["test"], farthest,
         train.get(f"cls_{number}"), test.get(f"cls_{number}"),
-        iterations=dense_iterations, seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device,
+        iterations=dense_iterations, seed=frozen.seed, progress=frozen.progress,
+        device=frozen.encoder.device, protocol=judged,
     )  # fmt: skip
     beside = " beside the CLS token" if frozen.encoder.has_cls else ""
-    protocol = f"linear head on the last layer{beside} at {_size(frozen)}, {dense_iterations:,} iterations of 16 (published: 38,400)"
-    return _depth_result(frozen, result, depths, protocol)
+    training = f"{dense_iterations:,} iterations of 16 (published: 38,400)"
+    head = f"linear head on the last layer{beside} at {_size(frozen)}, {training}"
+    return _depth_result(frozen, result, depths, f"{head}, {judged or f'depths up to {farthest:.0f} m'}", farthest)
 
 
-def run_depth_dpt(frozen: FrozenFeatures, dense_iterations: int) -> TaskResult:
-    """A DPT head on four layers; a model with fewer gives its last one several times."""
-    layers = four_layers(frozen)
+def run_depth_dpt(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str = "all") -> TaskResult:
+    """A DPT head on four layers; a model with fewer gives its last one several times.
+
+    depth_protocol: as in `run_depth`.
+    """
+    layers, judged = four_layers(frozen), PROTOCOLS.get(depth_protocol)
     train, test = (frozen.maps(split, layers) for split in ("train", "test"))
     read = (*layers, *layers[-1:] * (4 - len(layers)))
     depths = _depths(frozen)
+    farthest = _farthest(depths, judged)
     result = dpt_depth(
-        [train[f"map_{number}"] for number in read], depths["train"], [test[f"map_{number}"] for number in read], depths["test"], _greatest(depths),
-        DPT_CHANNELS, dense_iterations, DPT_BATCH, seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device,
+        [train[f"map_{number}"] for number in read], depths["train"],
+        [test[f"map_{number}"] for number in read], depths["test"], farthest,
+        DPT_CHANNELS, dense_iterations, DPT_BATCH,
+        seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device, protocol=judged,
     )  # fmt: skip
-    protocol = (
-        f"DPT head of {DPT_CHANNELS} channels (published: 256) on layers {', '.join(map(str, read))} at {_size(frozen)}, {dense_iterations:,} iterations of "
-        f"{DPT_BATCH} (published: 38,400 of 16)"
-    )
-    return _depth_result(frozen, result, depths, protocol)
+    training = f"{dense_iterations:,} iterations of {DPT_BATCH} (published: 38,400 of 16)"
+    blocks = ", ".join(map(str, read))
+    head = f"DPT head of {DPT_CHANNELS} channels (published: 256) on layers {blocks} at {_size(frozen)}, {training}"
+    return _depth_result(frozen, result, depths, f"{head}, {judged or f'depths up to {farthest:.0f} m'}", farthest)
 
 
 def run_emergent_segmentation(frozen: FrozenFeatures) -> TaskResult:
@@ -136,13 +148,14 @@ def _depths(frozen: FrozenFeatures) -> dict[str, list[Tensor]]:
     }
 
 
-def _greatest(depths: dict[str, list[Tensor]]) -> float:
-    """The end of the bins: what the training images show, in whole metres."""
-    return float(max(1.0, max(depth.max() for depth in depths["train"]).ceil()))
+def _farthest(depths: dict[str, list[Tensor]], judged: DepthProtocol | None) -> float:
+    """The end of the bins: the benchmark's, or what the training images show, in whole metres."""
+    return judged.max_depth if judged else float(max(1.0, max(depth.max() for depth in depths["train"]).ceil()))
 
 
-def _depth_result(frozen: FrozenFeatures, result: DepthResult, depths: dict[str, list[Tensor]], protocol: str) -> TaskResult:
-    farthest = _greatest(depths)
+def _depth_result(
+    frozen: FrozenFeatures, result: DepthResult, depths: dict[str, list[Tensor]], protocol: str, farthest: float
+) -> TaskResult:
     rows = [
         [_shown(frozen, index), depth_picture(truth, farthest), depth_picture(prediction, farthest)]
         for index, truth, prediction in zip(frozen.kept("test", dense=True), depths["test"], result.predictions, strict=False)
@@ -154,7 +167,7 @@ def _depth_result(frozen: FrozenFeatures, result: DepthResult, depths: dict[str,
         "delta2": result.delta2,
         "delta3": result.delta3,
     }
-    return TaskResult(metrics, f"{protocol}, depths up to {farthest:.0f} m", _sheet(rows, ["image", "truth", "prediction"]))
+    return TaskResult(metrics, protocol, _sheet(rows, ["image", "truth", "prediction"]))
 
 
 def _size(frozen: FrozenFeatures) -> str:

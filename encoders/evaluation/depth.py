@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.evaluation.dense import NUM_KEPT, Rows, check_rows, head_outputs, seeded, train_head, training_targets
+from encoders.evaluation.depth_protocol import DepthProtocol
 from encoders.evaluation.dpt_head import DPTHead
 from vision_core.errors import UserError
 
@@ -50,26 +51,28 @@ def linear_depth(
     seed: int = 0,
     progress: bool = False,
     device: torch.device | str = "cpu",
+    protocol: DepthProtocol | None = None,
 ) -> DepthResult:
     """Train a linear head on maps `[C, h, w]` and judge it on the test depths, each at its own resolution.
 
     DINOv2's linear depth ("lin. 1" with CLS tokens `[n, C]`) by the recipe that DINOv3 released: 38,400 iterations of 16 images, AdamW, learning
     rate 3e-4, weight decay 1e-4, warm-up over a third. What needs the images again is missing: random crops, rotations, colours, and the average
     over the image and its mirror image. Depths `[H, W]` are float32 metres with 0 for unknown; beyond `max_depth` (NYU: 10) they count nowhere.
+    A `protocol` says which pixels of the test depths a benchmark counts; without one these are all that are known.
 
-    Raises UserError for depths that are not finite or negative, where none lies within `max_depth`, for features that are not finite and for
-    lengths that differ.
+    Raises UserError for depths that are not finite or negative, where none counts, for features that are not finite,
+    for lengths that differ and for test depths of another size than the protocol's.
     """
     if (train_cls is None) != (test_cls is None):
         raise UserError("depth: CLS tokens must be given for training and test images, or for neither")
     train_inputs = [train_maps] if train_cls is None else [train_maps, train_cls]
     test_inputs = [test_maps] if test_cls is None else [test_maps, test_cls]
     _check("training", train_inputs, train_depths, max_depth)
-    _check("test", test_inputs, test_depths, max_depth)
+    _check("test", test_inputs, test_depths, max_depth, protocol)
     with seeded(device, seed, "depth"):
         head = LinearDepthHead(sum(rows[0].shape[0] for rows in train_inputs)).to(device)
         _train(head, train_inputs, train_depths, max_depth, iterations, batch_size, seed, progress)
-    return _judge(head, test_inputs, test_depths, max_depth, batch_size)
+    return _judge(head, test_inputs, test_depths, max_depth, batch_size, protocol)
 
 
 def dpt_depth(
@@ -84,6 +87,7 @@ def dpt_depth(
     seed: int = 0,
     progress: bool = False,
     device: torch.device | str = "cpu",
+    protocol: DepthProtocol | None = None,
 ) -> DepthResult:
     """As `linear_depth`, with a `DPTHead` on the maps of four layers of one grid, earliest first; `channels` inside the head.
 
@@ -91,14 +95,14 @@ def dpt_depth(
     layers than four of one shape.
     """
     _check("training", train_layers, train_depths, max_depth)
-    _check("test", test_layers, test_depths, max_depth)
+    _check("test", test_layers, test_depths, max_depth, protocol)
     shapes = [tuple(rows[0].shape) for rows in train_layers]
     if len(shapes) != 4 or len(set(shapes)) != 1:
         raise UserError(f"depth: a DPT head needs four layers of one shape, not {shapes}; name four blocks of a ViT")
     with seeded(device, seed, "depth"):
         head = DPTHead(shapes[0][0], channels, NUM_BINS).to(device)
         _train(head, train_layers, train_depths, max_depth, iterations, batch_size, seed, progress)
-    return _judge(head, test_layers, test_depths, max_depth, batch_size)
+    return _judge(head, test_layers, test_depths, max_depth, batch_size, protocol)
 
 
 class LinearDepthHead(nn.Module):
@@ -147,13 +151,22 @@ def sig_loss(predicted: Tensor, truth: Tensor, max_depth: float, warming_up: boo
     return square.clamp_min(1e-12).sqrt()  # the root has no slope at 0
 
 
-def depth_errors(predicted: Tensor, truth: Tensor, max_depth: float) -> Tensor:
-    """RMSE, AbsRel and the shares of max(p / t, t / p) < 1.25, 1.25^2, 1.25^3 over the known pixels of one image `[H, W]`; NaN without any."""
-    known = is_known(truth, max_depth)
-    p, t = predicted[known].double(), truth[known].double()
+def depth_errors(predicted: Tensor, truth: Tensor, max_depth: float, protocol: DepthProtocol | None = None) -> Tensor:
+    """RMSE, AbsRel and the shares of max(p / t, t / p) < 1.25, 1.25^2, 1.25^3 of one image `[H, W]`.
+
+    They are over the pixels that count (`counted_pixels`), and NaN without any.
+    """
+    counted = counted_pixels(truth, max_depth, protocol)
+    judged = predicted if protocol is None else protocol.clipped(predicted)
+    p, t = judged[counted].double(), truth[counted].double()
     ratio = torch.maximum(p / t, t / p)
     rmse = (p - t).square().mean().sqrt()
     return torch.stack([rmse, ((p - t).abs() / t).mean(), *((ratio < 1.25**power).double().mean() for power in (1, 2, 3))])
+
+
+def counted_pixels(truth: Tensor, max_depth: float, protocol: DepthProtocol | None) -> Tensor:
+    """Where a prediction is judged, `[H, W]` bool: at all known depths, or where the benchmark says."""
+    return is_known(truth, max_depth) if protocol is None else protocol.counted(truth)
 
 
 def is_known(depths: Tensor, max_depth: float) -> Tensor:
@@ -190,27 +203,40 @@ def _resized_depth(logits: Tensor, max_depth: float, size: Sequence[int]) -> Ten
     return F.interpolate(depth[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
-def _judge(head: nn.Module, inputs: Sequence[Rows], depths: Rows, max_depth: float, batch_size: int) -> DepthResult:
+def _judge(
+    head: nn.Module,
+    inputs: Sequence[Rows],
+    depths: Rows,
+    max_depth: float,
+    batch_size: int,
+    protocol: DepthProtocol | None,
+) -> DepthResult:
     """Every figure is computed per image and averaged over the images that have known pixels, as is usual on NYU."""
     errors, kept = [], []
     for index, logits in enumerate(head_outputs(head, inputs, batch_size)):
         truth = depths[index]
         predicted = _resized_depth(logits, max_depth, truth.shape)[0].cpu()
-        errors.append(depth_errors(predicted, truth, max_depth))
+        errors.append(depth_errors(predicted, truth, max_depth, protocol))
         if index < NUM_KEPT:
             kept.append(predicted)
     rmse, abs_rel, *deltas = torch.stack(errors).nanmean(0).tolist()
     return DepthResult(rmse, abs_rel, *(100 * delta for delta in deltas), predictions=tuple(kept))
 
 
-def _check(split: str, inputs: Sequence[Rows], depths: Rows, max_depth: float) -> None:
+def _check(
+    split: str,
+    inputs: Sequence[Rows],
+    depths: Rows,
+    max_depth: float,
+    protocol: DepthProtocol | None = None,
+) -> None:
     check_rows("depth", split, inputs, depths)
     any_known = False
     for index in range(len(depths)):
         depth = depths[index]
         if not (depth.isfinite() & (depth >= 0)).all():
             raise UserError(f"depth: the depths of {split} image {index} are negative or not finite; write 0 where they are unknown")
-        any_known = any_known or bool(is_known(depth, max_depth).any())
+        any_known = any_known or bool(counted_pixels(depth, max_depth, protocol).any())
     if not any_known:
         raise UserError(
             f"depth: no {split} image has a depth between {MIN_DEPTH} and {max_depth} m; give another max_depth, or depths in metres"

@@ -15,7 +15,7 @@ from encoders.evaluation.text_tasks import run_image_text, run_zero_shot
 @dataclass(frozen=True)
 class Task:
     """needs: the annotation without which the task is impossible. prepare: extracts what it reads, on all processes. run: judges, on one process. settings:
-    names of the numbers that `run` takes besides the features. needs_text, needs_attention: whether the encoder must have a text tower, or attention.
+    names of the options that `run` takes besides the features. needs_text, needs_attention: whether the encoder must have a text tower, or attention.
     tests_only: whether nothing of the training images is read.
     """
 
@@ -55,8 +55,8 @@ TASKS = {
     "retrieval": Task("label", _vectors, run_retrieval, ("ground_truth",)),
     "copy_detection": Task("copy_of", _vectors, run_copy_detection),
     "segmentation": Task("mask", _last_map, run_segmentation, ("dense_iterations",)),
-    "depth": Task("depth", _last_map, run_depth, ("dense_iterations",)),
-    "depth_dpt": Task("depth", _four_maps, run_depth_dpt, ("dense_iterations",)),
+    "depth": Task("depth", _last_map, run_depth, ("dense_iterations", "depth_protocol")),
+    "depth_dpt": Task("depth", _four_maps, run_depth_dpt, ("dense_iterations", "depth_protocol")),
     "emergent_segmentation": Task("mask", _nothing, run_emergent_segmentation, needs_attention=True, tests_only=True),
     "zero_shot": Task("label", _nothing, run_zero_shot, needs_text=True, tests_only=True),
     "image_text": Task("captions", _nothing, run_image_text, needs_text=True, tests_only=True),

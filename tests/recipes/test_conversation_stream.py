@@ -22,8 +22,8 @@ from recipes.conversations import BadRow
 from recipes.small_default import corpus, write_small_default
 from recipes.stream_data import StreamDataset, mixture, turns
 from recipes.vlm_args import SftArguments
+from recipes.vlm_benchmarks import open_task
 from recipes.vlm_models import load_model
-from recipes.vlm_tasks import open_task
 from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError
 

@@ -1,8 +1,13 @@
+import io
+import itertools
 import json
 import sys
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from recipes import evaluate_encoder
 from vision_core.errors import UserError
@@ -21,6 +26,12 @@ ALL_BUT_TEXT = [
     "emergent_segmentation",
 ]
 QUICK = ["--linear_iterations", "20", "--dense_iterations", "20"]
+
+
+def png(array):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": None}
 
 
 @pytest.fixture
@@ -51,6 +62,32 @@ def test_it_runs_uninstalled_from_another_folder(encoder, colours, runs, tmp_pat
         assert (folder / "figures" / f"{name}.png").is_file() and f"figures/{name}.png" in page
     assert f"{encoder}: 32 x 32 pixels, centre crop of 86%" in printed and "60 training and 21 test images" in printed
     assert "outputs/evaluation-1" in printed and (folder / "config.yaml").is_file()
+
+
+def test_depth_is_judged_as_on_nyu(encoder, colours, run, tmp_path):
+    """What lies outside the crop changes nothing; whole images have another figure; other sizes are refused."""
+    generator = np.random.default_rng(0)
+    pictures = [generator.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(4)]
+    for name, border in (("near", 1000), ("far", 9000)):
+        depth = np.full((480, 640), border, np.uint16)
+        depth[45:471, 41:601] = 3000
+        rows = [{"image": png(picture), "depth": png(depth)} for picture in pictures]
+        for part in ("train", "test"):
+            folder = tmp_path / f"{name}-{part}"
+            folder.mkdir()
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
+    reports = {}
+    for test, protocol in itertools.product(("near", "far"), ("nyu", "all")):
+        sources = [f"parquet:{tmp_path}/{part}/*.parquet" for part in ("near-train", f"{test}-test")]
+        data = ("--dataset", sources[0], "--test_dataset", sources[1])
+        arguments = ("--encoder", encoder, *data, "--tasks", "depth", "--depth_protocol", protocol)
+        reports[test, protocol] = run(*arguments, output=f"{test}-{protocol}")["results"]["depth"]
+    assert reports["near", "nyu"]["metrics"] == reports["far", "nyu"]["metrics"]
+    assert reports["near", "all"]["metrics"] != reports["far", "all"]["metrics"]
+    assert "NYU's evaluation: 0.001 to 10 m, rows 45 to 470, columns 41 to 600" in reports["near", "nyu"]["protocol"]
+    assert "depths up to" in reports["near", "all"]["protocol"]
+    with pytest.raises(UserError, match="judged on depths of 480 x 640 pixels, not 40 x 48"):
+        run("--encoder", encoder, "--dataset", colours, "--tasks", "depth", "--depth_protocol", "nyu")
 
 
 def test_features_are_extracted_once(encoder, colours, run, tmp_path):

@@ -21,9 +21,10 @@ from recipes.conversations import BadRow, read_conversation
 from recipes.evaluate_vlm import sheet
 from recipes.small_default import write_small_default
 from recipes.vlm_answers import answer_and_score, asked_question, chance, graded
+from recipes.vlm_benchmarks import cv_bench_weights, open_task
 from recipes.vlm_grading import letter
 from recipes.vlm_models import load_model
-from recipes.vlm_tasks import Question, cv_bench_weights, open_task, questions_of
+from recipes.vlm_tasks import Question, questions_of
 from vision_core.errors import UserError
 from vision_core.images.decode import decode_image
 

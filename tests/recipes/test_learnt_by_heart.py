@@ -15,9 +15,9 @@ from fusion.chat_templates import CHAT_TEMPLATES
 from fusion.tiny import tiny_language_model
 from recipes.conversation_sources import open_conversations
 from recipes.vlm_answers import answer_and_score
+from recipes.vlm_benchmarks import open_task
 from recipes.vlm_data import ConversationCollator, ConversationDataset
 from recipes.vlm_models import load_model
-from recipes.vlm_tasks import open_task
 
 trl = pytest.importorskip("trl", reason="trl ships the chat templates")
 SHIPPED = Path(trl.__file__).parent / "chat_templates"
