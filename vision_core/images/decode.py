@@ -40,6 +40,7 @@ OTHER_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF")
 BMP_MAGIC = b"BM"
 
 # tags of TIFF 6.0
+IMAGE_WIDTH_TAG, IMAGE_LENGTH_TAG = 256, 257
 PHOTOMETRIC_TAG = 262
 SAMPLE_FORMAT_TAG, SIGNED = 339, 2
 
@@ -148,9 +149,25 @@ def _is_inverted(picture: Image.Image) -> bool:
 
 def _upright(picture: Image.Image) -> Image.Image:
     """The picture with all its pixels read and turned, the values as they are stored."""
-    picture.load()
+    picture = _loaded(picture)
     turn = UPRIGHT.get(_orientation(picture))
     return picture if turn is None else picture.transpose(turn)
+
+
+def _loaded(picture: Image.Image) -> Image.Image:
+    """The picture with all its pixels read.
+
+    Pillow (seen in 13.0) maps an uncompressed TIFF into memory where it was opened by name, and takes the rows for columns if EXIF turns it by a quarter.
+    The file is then read once more from that memory, as long as nobody has changed the picture's pixels.
+    """
+    picture.load()
+    mapped = getattr(picture, "map", None) if isinstance(picture, TiffImageFile) else None
+    if mapped is None or not picture.readonly:
+        return picture
+    again = Image.open(io.BytesIO(mapped[:]), formats=["TIFF"])
+    again.seek(picture.tell())
+    again.load()
+    return again
 
 
 def _open_header(data: bytes) -> Image.Image:
@@ -182,6 +199,8 @@ def _orientation(picture: Image.Image) -> int:
 
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
+    if isinstance(picture, TiffImageFile):  # Pillow has exchanged the sides already
+        width, height = picture.tag_v2[IMAGE_WIDTH_TAG], picture.tag_v2[IMAGE_LENGTH_TAG]
     return (width, height) if _orientation(picture) >= 5 else (height, width)
 
 

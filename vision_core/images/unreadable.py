@@ -8,7 +8,7 @@ MIN_SIDE = 8
 CURES = {
     "missing": "give the path of a file that exists",
     "not_an_image": "give a JPEG, PNG, WebP, GIF, BMP or TIFF file",
-    "unsupported_mode": "its values have no known place between black and white: save it as gray of 8 or 16 bits, or as RGB",
+    "unsupported_mode": "its values have no known place between black and white: save it as grey of 8 or 16 bits, or as RGB",
     "unsupported_tiff": "save it as PNG",
     "too_large": f"make it smaller: {MAX_PIXELS:,} pixels are the most",
     "too_small": f"give a larger one: {MIN_SIDE} pixels on a side are the least",
