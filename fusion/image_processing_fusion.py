@@ -47,8 +47,8 @@ class FusionImageProcessor(TorchvisionBackend):
         fit, mask_rule: see `fusion.geometry.image_box`.
         grid, tokens_per_cell, newline, fixed_tokens: of the connector; with them `num_tokens` knows how many tokens an image will have.
 
-    Called with an image or a list of them (paths, bytes, PIL images, arrays, tensors: see `vision_core.images.any_image.image_tensor`) it returns
-    `pixel_values`, a list of `[images, C, side, side]`, one for each encoder, and `image_sizes` `[images, 2]`.
+    Called with an image or a list of them, in any form that `vision_core.images.any_image.image_tensor` takes, it
+    returns `pixel_values`, a list of `[images, C, side, side]`, one for each encoder, and `image_sizes` `[images, 2]`.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -96,8 +96,9 @@ class FusionImageProcessor(TorchvisionBackend):
     def fetch_images(self, images: Any) -> Any:
         """Images of any form as `[3, H, W]` uint8, in lists as they were given; a batch `[B, ...]` becomes a list.
 
-        transformers calls this before it counts the images of a text or of chat messages. It replaces its loader, whose pixels are not those of training
-        (16-bit grey is clipped, EXIF orientation of PIL images ignored), and which downloads. Raises UserError, see `image_tensor`.
+        transformers' processors and pipelines call this with the images beside a text, or of chat messages, before they
+        count them. It replaces a loader that decodes files with another library, leaves EXIF orientation of PIL images
+        alone, clips 16-bit grey, and downloads. Raises UserError, see `image_tensor`.
         """
         is_batch = isinstance(images, np.ndarray | Tensor) and images.ndim > 3
         if isinstance(images, list | tuple) or is_batch:

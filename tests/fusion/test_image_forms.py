@@ -1,4 +1,4 @@
-"""One decoder on every path: in whatever form an image is given, its pixels and its `pixel_values` are those of its file in training."""
+"""In whatever form an image is given, its pixels and its `pixel_values` are those of its file in training."""
 
 import base64
 import io
@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from transformers import pipeline
-from transformers.image_processing_base import ImageProcessingMixin
 
 from encoders.preprocess import ImageTransform
 from fusion.image_processing_fusion import FusionImageProcessor
@@ -125,7 +124,8 @@ ARRAYS = {
     **dict.fromkeys(("tiff_ome_16", "tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib"), GREY_16),
     **dict.fromkeys(("png_colour_16", "tiff_colour_16"), COLOUR_16),
 }
-# What Pillow 13 copies is another image: the copy does not say that white is zero; rows are taken for columns of a file that is mapped into memory
+# What Pillow 13 copies is another image: the copy does not say that white is zero, and where Pillow maps a file into
+# memory it takes rows for columns.
 NO_COPIES = {"tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib", "tiff_grey_16_turned", "tiff_grey_turned"}
 
 
@@ -246,7 +246,8 @@ CHAT_FORMS = {"path": "path", "text": "url", "file_url": "url", "data_url": "url
 def test_images_within_chat_messages(folder, model_and_processor, form, name):
     processor = model_and_processor[1]
     turns = chat(OF_FILES[form](folder / name), CHAT_FORMS[form])
-    inputs = processor.apply_chat_template(turns, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt")
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(turns, **options)
     expected = processor.image_processor(decode_image(FILES[name]))
     assert inputs["image_sizes"].tolist() == expected["image_sizes"].tolist()
     assert all(map(torch.equal, inputs["pixel_values"], expected["pixel_values"]))
@@ -275,8 +276,3 @@ def test_nothing_is_downloaded(processor, monkeypatch):
     for url in ("http://127.0.0.1:9/cat.png", "HTTPS://example.org/cat.png"):
         with pytest.raises(UserError, match="cat.png is not downloaded here; fetch it yourself and give its bytes"):
             processor(url)
-
-
-def test_transformers_asks_the_image_processor_for_images():
-    """`ProcessorMixin` calls `fetch_images` by this name; under another, its own loader would be back without a word."""
-    assert "fetch_images" in vars(ImageProcessingMixin) and "fetch_images" in vars(FusionImageProcessor)

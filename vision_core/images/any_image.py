@@ -30,13 +30,16 @@ def image_tensor(image: Any) -> Tensor:
     | image | rule |
     |---|---|
     | bytes | the file's content |
-    | a path; text: a path, `file://`, `data:` or base64 | the content that is read there; `http(s)://` is refused, nothing is downloaded |
-    | PIL image | loaded or not, of any mode that files of a known scale have; see `decode.picture_tensor` |
-    | NumPy array, torch tensor | uint8 as it is; uint16 as the decoder takes 16 bits: grey divided by 257, of colour the high byte |
+    | path, `file://`, `data:`, base64 | the content that is read there |
+    | `http://`, `https://` | refused: nothing is downloaded |
+    | PIL image | loaded or not, of a mode with a known scale; see `decode.picture_tensor` |
+    | array, tensor of uint8 | as it is |
+    | array, tensor of uint16 | as 16 bits of a file: grey is divided by 257, of colour the high byte is taken |
 
-    Arrays are `[H, W]`, or have an axis of 1 or 3 channels. Where the first and the last axis could both be that one, it is the last of a NumPy
-    array, and the first of a torch tensor. The limits on sizes hold for what is decoded here: for content, not for PIL images, arrays and tensors.
-    A tensor that is already such an image is returned as it is.
+    Arrays are `[H, W]`, or have an axis of 1 or 3 channels. Where the first and the last axis could both be
+    that one, it is the last of a NumPy array, and the first of a torch tensor. The limits on sizes hold for
+    encoded images, not for PIL images, arrays and tensors. A tensor that is already such an image is returned
+    as it is.
 
     Raises:
         UserError: for anything else; the message names what was given and the cure.
@@ -109,7 +112,9 @@ def _of_picture(picture: Image.Image) -> Tensor:
     try:
         return picture_tensor(picture)
     except UnreadableImage as error:
-        way = "give its path, or call load() before its file is closed" if error.reason == "corrupt" else cure(error.reason)
+        way = cure(error.reason)
+        if error.reason == "corrupt":
+            way = "give its path, or call load() before its file is closed"
         raise UserError(f"{name} cannot be taken ({error.reason}); {way}") from None
 
 
@@ -153,7 +158,7 @@ def _channels_first(values: np.ndarray, channel_axes: tuple[int, int]) -> np.nda
         planes = None if axis is None else np.moveaxis(values, axis, 0)
     if planes is None or planes.ndim != 3 or not planes.size:
         raise UserError(
-            f"an image has the shape {list(values.shape)}; give [H, W], [H, W, 3] or [3, H, W], of an image with alpha the first three "
-            "channels, and several images as a list"
+            f"an image has the shape {list(values.shape)}; give [H, W], [H, W, 3] or [3, H, W], "
+            "of an image with alpha the first three channels, and several images as a list"
         )
     return planes

@@ -61,8 +61,8 @@ def decode_image(data: bytes, num_channels: int = 3) -> Tensor:
     """Encoded bytes to `[C, H, W]`: uint8 RGB for 3 channels, float32 for any other number.
 
     Sizes are checked in the header, before any pixel is decoded. EXIF orientation is applied, alpha dropped, the first frame of an
-    animation taken. 16-bit grey is divided by 257; 16-bit colour comes from Pillow as its high byte. Where a TIFF says that white is zero
-    (MinIsWhite), 8 and 16 bits are inverted. Float and signed values have no known scale and are refused.
+    animation taken. 16-bit grey is divided by 257; 16-bit colour comes from Pillow as its high byte. Where a TIFF says that
+    white is zero (MinIsWhite), 8 and 16 bits are inverted. Float and signed values have no known scale and are refused.
 
     With another number of channels, multi-band TIFF and `.npy` are read (see `multiband.py`; nothing is rotated); with 1 channel
     pictures become luminance 0..1 (ITU-R 601-2, Pillow's "L").
@@ -88,8 +88,12 @@ def decode_values(data: bytes) -> Tensor:
 def picture_tensor(picture: Image.Image) -> Tensor:
     """`[3, H, W]` uint8 of a PIL image: what `decode_image` makes of the file that the image was opened from.
 
-    The image may be loaded or not. Of an animation the frame is taken at which the image stands, which is the first after opening. EXIF orientation
-    is applied where the image still has one. A copy of a 16-bit TIFF no longer says that white is zero. Sizes are not checked. Raises UnreadableImage.
+    The image may be loaded or not. Of an animation the frame is taken at which the image stands, which is the first after
+    opening. EXIF orientation is applied where the image still has one. A copy of a 16-bit TIFF no longer says that white
+    is zero. Sizes are not checked.
+
+    Raises:
+        UnreadableImage: for values of no known scale, and where the file behind the image cannot be read to its end.
     """
     return _guarded(lambda: _rgb(_seen(_of_known_scale(picture))), b"")
 
@@ -142,7 +146,7 @@ def _seen(picture: Image.Image) -> Image.Image:
 
 
 def _is_inverted(picture: Image.Image) -> bool:
-    """Whether the values are those of a TIFF in which white is zero; Pillow inverts those of 8 bits itself, and leaves those of 16."""
+    """Whether white is zero in a TIFF of 16 bits; Pillow inverts those of 8 bits itself."""
     sixteen_bits = isinstance(picture, TiffImageFile) and picture.mode in SIXTEEN_BIT_MODES
     return sixteen_bits and picture.tag_v2.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO
 
@@ -157,8 +161,8 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _loaded(picture: Image.Image) -> Image.Image:
     """The picture with all its pixels read.
 
-    Pillow (seen in 13.0) maps an uncompressed TIFF into memory where it was opened by name, and takes the rows for columns if EXIF turns it by a quarter.
-    The file is then read once more from that memory, as long as nobody has changed the picture's pixels.
+    Pillow (seen in 13.0) maps an uncompressed TIFF into memory where it was opened by name, and takes the rows for columns
+    if EXIF turns it by a quarter. The file is then read once more from that memory, unless somebody has changed the pixels.
     """
     picture.load()
     mapped = getattr(picture, "map", None) if isinstance(picture, TiffImageFile) else None

@@ -59,7 +59,7 @@ def decode_tiff(data: bytes, num_channels: int) -> Tensor:
 
 
 def _black_is_zero(page, num_channels: int) -> np.ndarray:
-    """The values of a page; those of one channel that have a scale (`SCALES`) inverted where the file says that white is zero."""
+    """The values of a page. One channel of a type that has a scale is inverted where the file says that white is zero."""
     values = page.asarray(maxworkers=1)
     if num_channels == 1 and page.photometric == WHITE_IS_ZERO and values.dtype.name in SCALES:
         return SCALES[values.dtype.name] - values

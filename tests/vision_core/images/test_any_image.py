@@ -1,4 +1,4 @@
-"""What an image may be given as, the rules for arrays, and refusals with their cure. `tests/fusion/test_image_forms.py` compares all forms of many files."""
+"""The rules for arrays and text, and refusals with their cure; `tests/fusion/test_image_forms.py` compares all forms of files."""
 
 import base64
 import io
