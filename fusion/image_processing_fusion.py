@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
@@ -17,6 +18,7 @@ from encoders.preprocess import ImageTransform
 from fusion.connectors import num_image_tokens
 from fusion.geometry import Fit, image_box
 from vision_core.errors import UserError
+from vision_core.images.any_image import image_tensor
 
 
 def fitted_view(image: Tensor, transform: ImageTransform, fit: Fit) -> Tensor:
@@ -45,8 +47,8 @@ class FusionImageProcessor(TorchvisionBackend):
         fit, mask_rule: see `fusion.geometry.image_box`.
         grid, tokens_per_cell, newline, fixed_tokens: of the connector; with them `num_tokens` knows how many tokens an image will have.
 
-    Called with images (PIL, arrays, tensors, or lists of them) it returns `pixel_values`, a list of `[images, C, side, side]`, one for each
-    encoder, and `image_sizes` `[images, 2]`.
+    Called with an image or a list of them, in any form that `vision_core.images.any_image.image_tensor` takes, it
+    returns `pixel_values`, a list of `[images, C, side, side]`, one for each encoder, and `image_sizes` `[images, 2]`.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -91,11 +93,18 @@ class FusionImageProcessor(TorchvisionBackend):
             return self.fixed_tokens
         return num_image_tokens(image_box(height, width, self.grid, self.fit, self.mask_rule), self.tokens_per_cell, self.newline)
 
+    def fetch_images(self, images: Any) -> Any:
+        """Images of any form as `[3, H, W]` uint8, in lists as they were given; a batch `[B, ...]` becomes a list.
+
+        transformers' processors and pipelines call this with the images beside a text, or of chat messages, before they
+        count them. It replaces a loader that decodes files with another library, leaves EXIF orientation of PIL images
+        alone, clips 16-bit grey, and downloads. Raises UserError, see `image_tensor`.
+        """
+        is_batch = isinstance(images, np.ndarray | Tensor) and images.ndim > 3
+        if isinstance(images, list | tuple) or is_batch:
+            return [self.fetch_images(image) for image in images]
+        return image_tensor(images)
+
     def _as_tensor(self, image: Any) -> Tensor:
         """`[3, H, W]` uint8."""
-        image = self.process_image(image, do_convert_rgb=True)
-        if image.shape[0] == 1:
-            image = image.expand(3, -1, -1)
-        if image.dtype != torch.uint8:
-            raise UserError(f"an image has values of type {image.dtype}; give PIL images or uint8 arrays of 0 to 255")
-        return image
+        return image_tensor(image)

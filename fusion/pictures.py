@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as V
 
 from encoders.sheets import contact_sheet, heat
 from fusion.cross_attention import VisionCrossAttentionLayer
@@ -16,6 +17,7 @@ from fusion.geometry import ImageLayout
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from vision_core.errors import UserError
+from vision_core.images.any_image import image_tensor
 
 TILE = 192
 
@@ -56,11 +58,12 @@ def attention_shares(model: FusedVisionModel | FusionVlmForConditionalGeneration
 
 
 def share_picture(
-    model: FusedVisionModel | FusionVlmForConditionalGeneration, images: Sequence[Image.Image], inputs: dict[str, Any]
+    model: FusedVisionModel | FusionVlmForConditionalGeneration, images: Sequence[Any], inputs: dict[str, Any]
 ) -> Image.Image:
     """A row for each image, a column for each encoder: how much of a token's attention goes to it at every place, on one scale for the whole picture.
 
-    images: the pictures that `inputs`, the processor's output, was made of. Captions have the mean shares, and the shares of the darkest and brightest colour.
+    images: those that `inputs`, the processor's output, was made of, in any form that it takes.
+    Captions have the mean shares, and the shares of the darkest and brightest colour.
     """
     vision = model if isinstance(model, FusedVisionModel) else model.vision_model
     config = vision.config
@@ -70,7 +73,7 @@ def share_picture(
     span = (shares.min().item(), shares.max().item())
     rows = []
     for image, part, box in zip(images, parts, boxes, strict=True):
-        shown = image.convert("RGB")
+        shown = V.to_pil_image(image_tensor(image))
         shown.thumbnail((TILE, TILE))
         tiles = [heat(each, span) for each in part.T.unflatten(1, (box.rows, box.columns))]
         rows.append([shown, *(tile.resize(shown.size, Image.Resampling.NEAREST) for tile in tiles)])

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from fusion.processing_fusion import IMAGE_TOKEN
 from vision_core.errors import UserError
-from vision_core.images.decode import UnreadableImage, decode_image
+from vision_core.images.any_image import image_tensor
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -98,9 +96,7 @@ def read_messages(messages: Messages) -> tuple[list[dict[str, str]], list[Tensor
 
 def pixels(image: Image.Image | str) -> Tensor:
     """`[3, H, W]` uint8 of a picture or of the file of one. Raises UserError."""
-    if isinstance(image, Image.Image):
-        return pil_to_tensor(image.convert("RGB"))
     try:
-        return decode_image(Path(image).read_bytes(), 3)
-    except (OSError, UnreadableImage) as error:
-        raise UserError(f"the task's image {image} cannot be read ({error}); mend the task's data") from None
+        return image_tensor(image)
+    except UserError as error:
+        raise UserError(f"the task shows an image that cannot be used: {error}") from None

@@ -4,8 +4,10 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from encoders import load_encoder, save_encoder
@@ -104,6 +106,22 @@ def test_attention_shares_sum_to_one_and_make_a_picture(vlm, fused, pictures):
     assert attention_shares(vision, **image_processor(pictures)).shape[1] == 2
     with pytest.raises(UserError, match="connector sva"):
         attention_shares(fused("channel_concat", encoder_grids=[4, 4])[0], **image_processor(pictures))
+
+
+def test_the_picture_of_shares_shows_an_image_upright(fused, tmp_path):
+    """As the encoders saw it, so that a share stands at its place."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).repeat(3).reshape(1, 64, 3).repeat(32, axis=0) * 4)
+    image.save(tmp_path / "turned.png", exif=exif)
+    image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
+    model, image_processor = fused()
+
+    def shown(name):
+        inputs = image_processor(tmp_path / name)
+        return share_picture(model, [Image.open(tmp_path / name)], inputs)
+
+    assert np.array_equal(np.asarray(shown("turned.png")), np.asarray(shown("upright.png")))
 
 
 def test_shares_follow_the_attention(fused, pictures):

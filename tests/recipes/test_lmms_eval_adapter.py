@@ -25,6 +25,7 @@ from recipes.vlm_answers import replies
 from recipes.vlm_models import load_model
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError
+from vision_core.images.decode import decode_image
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_lmms_eval = pytest.mark.skipif(importlib.util.find_spec("lmms_eval") is None, reason='lmms-eval is missing: pip install -e ".[lmms]"')
@@ -262,6 +263,17 @@ def test_pictures_of_any_mode_and_files_are_the_same_pixels(tmp_path):
     assert torch.equal(pixels(str(tmp_path / "x.png")), whole) and torch.equal(pixels(picture(1, mode="RGBA")), whole)
     grey = pixels(picture(1, mode="L"))
     assert grey.dtype == torch.uint8 and torch.equal(grey[0], grey[2])
+
+
+def test_a_tasks_pictures_are_those_of_training(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(1).save(tmp_path / "turned.jpg", exif=exif)
+    ramp = np.tile(np.arange(0, 65536, 1024, dtype=np.uint16), (16, 1))
+    Image.fromarray(ramp).save(tmp_path / "grey.png")
+    for path in (tmp_path / "turned.jpg", tmp_path / "grey.png"):
+        expected = decode_image(path.read_bytes())
+        assert torch.equal(pixels(Image.open(path)), expected) and torch.equal(pixels(str(path)), expected)
 
 
 def test_replies_to_turns_are_those_of_one_by_one(fused):

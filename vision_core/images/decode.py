@@ -9,13 +9,25 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from vision_core.errors import UserError
-from vision_core.images.multiband import NPY_MAGIC, decode_npy, decode_tiff
+from vision_core.images.multiband import NPY_MAGIC, WHITE_IS_ZERO, decode_npy, decode_tiff
 from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage, check_size
 
-__all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "UnreadableImage", "decode_image", "decode_values", "picture_size"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "UnreadableImage",
+    "decode_image",
+    "decode_values",
+    "grey_levels",
+    "is_picture",
+    "picture_size",
+    "picture_tensor",
+]
 Result = TypeVar("Result")
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
@@ -25,6 +37,12 @@ NUMBER_FORMATS = {"PNG", "TIFF"}  # the others change numbers, or have none
 
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 OTHER_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF")
+BMP_MAGIC = b"BM"
+
+# tags of TIFF 6.0
+IMAGE_WIDTH_TAG, IMAGE_LENGTH_TAG = 256, 257
+PHOTOMETRIC_TAG = 262
+SAMPLE_FORMAT_TAG, SIGNED = 339, 2
 
 ORIENTATION_TAG = 0x0112
 # EXIF 2.3, tag 0x0112: what brings the stored rows and columns upright
@@ -43,8 +61,8 @@ def decode_image(data: bytes, num_channels: int = 3) -> Tensor:
     """Encoded bytes to `[C, H, W]`: uint8 RGB for 3 channels, float32 for any other number.
 
     Sizes are checked in the header, before any pixel is decoded. EXIF orientation is applied, alpha dropped, the first frame of an
-    animation taken. 16-bit grey is divided by 257; 16-bit colour comes from Pillow as its high byte. Float pictures have no known
-    scale and are refused.
+    animation taken. 16-bit grey is divided by 257; 16-bit colour comes from Pillow as its high byte. Where a TIFF says that
+    white is zero (MinIsWhite), 8 and 16 bits are inverted. Float and signed values have no known scale and are refused.
 
     With another number of channels, multi-band TIFF and `.npy` are read (see `multiband.py`; nothing is rotated); with 1 channel
     pictures become luminance 0..1 (ITU-R 601-2, Pillow's "L").
@@ -67,6 +85,30 @@ def decode_values(data: bytes) -> Tensor:
     return _guarded(lambda: _numbers(data), data)
 
 
+def picture_tensor(picture: Image.Image) -> Tensor:
+    """`[3, H, W]` uint8 of a PIL image: what `decode_image` makes of the file that the image was opened from.
+
+    The image may be loaded or not. Of an animation the frame is taken at which the image stands, which is the first after
+    opening. EXIF orientation is applied where the image still has one. A copy of a 16-bit TIFF no longer says that white
+    is zero. Sizes are not checked.
+
+    Raises:
+        UnreadableImage: for values of no known scale, and where the file behind the image cannot be read to its end.
+    """
+    return _guarded(lambda: _rgb(_seen(_of_known_scale(picture))), b"")
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether `data` begins as the files of `FORMATS` do."""
+    return data.startswith((*TIFF_MAGIC, *OTHER_MAGIC, BMP_MAGIC))
+
+
+def grey_levels(values: np.ndarray) -> np.ndarray:
+    """Grey of 16 bits, of any shape, as uint8: divided by 257 and rounded."""
+    levels = (values.astype(np.int64) + 128) // 257
+    return levels.clip(0, 255).astype(np.uint8)
+
+
 def picture_size(data: bytes) -> tuple[int, int]:
     """Height and width of the upright picture, from its header. Raises UnreadableImage."""
     return _guarded(lambda: _upright_size(_open_header(data)), data)
@@ -86,7 +128,7 @@ def _guarded(read: Callable[[], Result], data: bytes) -> Result:
 
 def _decode(data: bytes, num_channels: int) -> Tensor:
     if num_channels == 3:
-        return _rgb(_open_picture(data))
+        return _rgb(_seen(_open_header(data)))
     if data.startswith(NPY_MAGIC):
         return decode_npy(data, num_channels)
     if num_channels == 1:
@@ -96,12 +138,40 @@ def _decode(data: bytes, num_channels: int) -> Tensor:
     raise UnreadableImage(f"not_{num_channels}_channels" if data.startswith(OTHER_MAGIC) else "not_an_image")
 
 
-def _open_picture(data: bytes) -> Image.Image:
-    """A PIL image of 8 or 16 bits with all its pixels read, upright."""
-    picture = _open_header(data)
-    picture.load()
+def _seen(picture: Image.Image) -> Image.Image:
+    """The picture as it is meant to be seen: upright, and the higher a value the brighter."""
+    inverted = _is_inverted(picture)
+    upright = _upright(picture)
+    return Image.fromarray(65535 - np.asarray(upright)) if inverted else upright
+
+
+def _is_inverted(picture: Image.Image) -> bool:
+    """Whether white is zero in a TIFF of 16 bits; Pillow inverts those of 8 bits itself."""
+    sixteen_bits = isinstance(picture, TiffImageFile) and picture.mode in SIXTEEN_BIT_MODES
+    return sixteen_bits and picture.tag_v2.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture with all its pixels read and turned, the values as they are stored."""
+    picture = _loaded(picture)
     turn = UPRIGHT.get(_orientation(picture))
     return picture if turn is None else picture.transpose(turn)
+
+
+def _loaded(picture: Image.Image) -> Image.Image:
+    """The picture with all its pixels read.
+
+    Pillow (seen in 13.0) maps an uncompressed TIFF into memory where it was opened by name, and takes the rows for columns
+    if EXIF turns it by a quarter. The file is then read once more from that memory, unless somebody has changed the pixels.
+    """
+    picture.load()
+    mapped = getattr(picture, "map", None) if isinstance(picture, TiffImageFile) else None
+    if mapped is None or not picture.readonly:
+        return picture
+    again = Image.open(io.BytesIO(mapped[:]), formats=["TIFF"])
+    again.seek(picture.tell())
+    again.load()
+    return again
 
 
 def _open_header(data: bytes) -> Image.Image:
@@ -110,9 +180,16 @@ def _open_header(data: bytes) -> Image.Image:
         check_size(*struct.unpack_from("<HH", data, 6))  # Pillow may fill the whole canvas while it opens a GIF
     picture = Image.open(io.BytesIO(data), formats=FORMATS)
     check_size(*picture.size)
+    return _of_known_scale(picture)
+
+
+def _of_known_scale(picture: Image.Image) -> Image.Image:
+    """Refuse a picture whose values have no known place between black and white."""
     sixteen_bits = picture.mode in SIXTEEN_BIT_MODES or (picture.mode == "I" and picture.format == "PNG")
     if not sixteen_bits and picture.mode not in EIGHT_BIT_MODES:
         raise UnreadableImage(f"unsupported_mode {picture.mode}")
+    if isinstance(picture, TiffImageFile) and SIGNED in picture.tag_v2.get(SAMPLE_FORMAT_TAG, ()):
+        raise UnreadableImage("unsupported_mode int8")  # Pillow's "L", with -1 as 255
     return picture
 
 
@@ -126,6 +203,8 @@ def _orientation(picture: Image.Image) -> int:
 
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
+    if isinstance(picture, TiffImageFile):  # Pillow has exchanged the sides already
+        width, height = picture.tag_v2[IMAGE_WIDTH_TAG], picture.tag_v2[IMAGE_LENGTH_TAG]
     return (width, height) if _orientation(picture) >= 5 else (height, width)
 
 
@@ -139,20 +218,19 @@ def _numbers(data: bytes) -> Tensor:
     stored = stored if isinstance(stored, str) else stored[0]
     if header.mode == "L" and stored != "L":
         raise UnreadableImage(f"not_numbers {stored}")
-    return torch.from_numpy(np.asarray(_open_picture(data)).astype(np.int32))
+    return torch.from_numpy(np.asarray(_upright(header)).astype(np.int32))
 
 
 def _rgb(picture: Image.Image) -> Tensor:
     if picture.mode in EIGHT_BIT_MODES:
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-    grey = (np.asarray(picture).astype(np.int64) + 128) // 257
-    return torch.from_numpy(grey.clip(0, 255).astype(np.uint8)).expand(3, -1, -1).contiguous()
+    return torch.from_numpy(grey_levels(np.asarray(picture))).expand(3, -1, -1).contiguous()
 
 
 def _one_channel(data: bytes) -> Tensor:
     """Luminance of a picture; the values of a TIFF that Pillow does not take for a picture (float, signed, 32 bits)."""
     try:
-        picture = _open_picture(data)
+        picture = _seen(_open_header(data))
     except (UnreadableImage, Image.UnidentifiedImageError) as error:
         unsupported = isinstance(error, Image.UnidentifiedImageError) or error.reason.startswith("unsupported_mode")
         if unsupported and data.startswith(TIFF_MAGIC):

@@ -17,6 +17,7 @@ DEFLATE = (8, 32946)
 # none, LZW, deflate (two numbers), PackBits: codecs whose output is bounded by the image's own size
 TIFF_COMPRESSIONS = (1, 5, *DEFLATE, 32773)
 REDUCED_OR_MASK = 0b101
+WHITE_IS_ZERO = 0  # PhotometricInterpretation of TIFF 6.0
 
 
 def decode_npy(data: bytes, num_channels: int) -> Tensor:
@@ -51,10 +52,18 @@ def decode_tiff(data: bytes, num_channels: int) -> Tensor:
         for page in pages:
             _check_segments(page, data)
         try:
-            planes = [page.asarray(maxworkers=1) for page in pages]
+            planes = [_black_is_zero(page, num_channels) for page in pages]
         except ValueError as error:
             raise UnreadableImage("needs_imagecodecs" if "imagecodecs" in str(error) else "corrupt") from None
     return to_bands(planes[0] if len(planes) == 1 else np.stack(planes), num_channels)
+
+
+def _black_is_zero(page, num_channels: int) -> np.ndarray:
+    """The values of a page. One channel of a type that has a scale is inverted where the file says that white is zero."""
+    values = page.asarray(maxworkers=1)
+    if num_channels == 1 and page.photometric == WHITE_IS_ZERO and values.dtype.name in SCALES:
+        return SCALES[values.dtype.name] - values
+    return values
 
 
 def to_bands(array: np.ndarray, num_channels: int) -> Tensor:

@@ -190,6 +190,15 @@ def test_bytes_that_are_no_picture(data):
         decode_values(data)
 
 
+def test_signed_bytes_are_no_class_numbers():
+    """Pillow reads int8 as unsigned: class -1 would be 255, which counts nowhere."""
+    tifffile = pytest.importorskip("tifffile")
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.full((16, 16), -1, np.int8), photometric="minisblack")
+    with pytest.raises(UnreadableImage, match="unsupported_mode int8"):
+        decode_values(stream.getvalue())
+
+
 def test_what_does_not_fit_is_named(arrays, tmp_path):
     def write(name, **columns):
         pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / name)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vision_core.images.decode import UnreadableImage, decode_image
+from vision_core.images.decode import UnreadableImage, decode_image, picture_size
 
 ROOT = Path(__file__).resolve().parents[3]
 COLOUR = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -159,6 +159,15 @@ def test_exif_orientation(orientation: int, format: str) -> None:
     exif[0x0112] = orientation
     data = encode(SMOOTH, format, exif=exif, **({"lossless": True} if format == "WEBP" else {}))
     assert np.array_equal(decode_image(data).permute(1, 2, 0).numpy(), UPRIGHT[orientation](SMOOTH))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_size_in_the_header_is_that_of_the_upright_picture(orientation: int, format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(SMOOTH, format, exif=exif)
+    assert picture_size(data) == tuple(decode_image(data).shape[1:])
 
 
 def test_orientation_six_of_sixteen_bit_grey_and_of_jpeg() -> None:
