@@ -4,6 +4,7 @@
     parquet:GLOB?stream=true                       files here, or anywhere that `datasets` reads from (hf://, https://, s3://)
 
 `shuffle_buffer=N` (1000) in either: rows held in memory, of which each draw takes one at random; 0 keeps the order. `weight=W`: see recipes/stream_data.py.
+Options for columns and images are those of a table with an index.
 """
 
 from __future__ import annotations
@@ -16,8 +17,19 @@ import fsspec.asyn
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from recipes.conversation_sources import is_stream, open_conversations, open_table, parse_source, weight_of, whole_number
-from recipes.conversations import BadRow, Conversation, embedded_image, read_conversation
+from recipes.conversation_images import ImageReader
+from recipes.conversation_rows import Columns, read_row
+from recipes.conversation_sources import (
+    columns_of,
+    image_reader,
+    is_stream,
+    open_conversations,
+    open_table,
+    parse_source,
+    weight_of,
+    whole_number,
+)
+from recipes.conversations import BadRow, Conversation, shortened
 from vision_core.errors import UserError
 from vision_core.images.regular_files import first_line
 
@@ -25,11 +37,21 @@ from vision_core.images.regular_files import first_line
 class ConversationStream:
     """Conversations one after the other; iterating is one pass over all, in the order of the files, and each pass asks for them anew.
 
-    table: a `datasets.IterableDataset`, whose images are not decoded. weight: its share of a mixture, relative to the others.
+    table: a `datasets.IterableDataset`, whose images are not decoded. weight: its share of a mixture, relative to the others. images, columns: as those of a
+    table with an index (recipes/conversation_sources.py).
     """
 
-    def __init__(self, name: str, table: Any, shuffle_buffer: int = 1000, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        table: Any,
+        shuffle_buffer: int = 1000,
+        weight: float = 1.0,
+        images: ImageReader | None = None,
+        columns: Columns | None = None,
+    ) -> None:
         self.name, self.shuffle_buffer, self.weight = name, shuffle_buffer, weight
+        self.images, self.columns = images or ImageReader(None), columns or Columns()
         self.table = table.with_format("arrow")
 
     def __iter__(self) -> Iterator[Conversation]:
@@ -47,7 +69,7 @@ class ConversationStream:
                 number += 1
         except Exception as error:  # of the network, of a file, of a table that is unlike those before it
             raise BadRow(
-                f"{self.name}, row {number + 1}: the stream breaks off ({first_line(error)}); mend it and resume the run"
+                f"{self.name}, row {number + 1}: the stream breaks off ({shortened(first_line(error))}); mend it and resume the run"
             ) from None
         if not number:
             raise UserError(f"{self.name} has no rows")
@@ -68,14 +90,15 @@ class ConversationStream:
 
     def conversation(self, number: int, row: Mapping[str, Any]) -> Conversation:
         """Row `number`, checked, its images decoded. Raises BadRow."""
-        return read_conversation(row, f"{self.name}, row {number + 1}", embedded_image)
+        return read_row(row, f"{self.name}, row {number + 1}", self.columns).conversation(self.images)
 
 
 def open_stream(text: str) -> ConversationStream:
     """The stream that `text` names, of which only the first bytes are read. Raises UserError for what cannot be opened."""
     kind, where, options = parse_source(text)
-    shuffle_buffer, weight = whole_number(text, "shuffle_buffer", options.get("shuffle_buffer", "1000")), weight_of(text, options)
-    return ConversationStream(text, open_table(kind, where, options, streaming=True), shuffle_buffer, weight)
+    shuffle_buffer = whole_number(text, "shuffle_buffer", options.get("shuffle_buffer", "1000"))
+    weight, images, columns = weight_of(text, options), image_reader(text, options), columns_of(text, options)
+    return ConversationStream(text, open_table(kind, where, options, streaming=True), shuffle_buffer, weight, images, columns)
 
 
 def first_conversations(text: str, most: int) -> Iterator[Conversation]:
