@@ -16,9 +16,10 @@ FILM = re.compile(r"<(video|audio)>")
 def refuse_placeholders(text: str, role: str, where: str) -> None:
     """Raises BadRow for a placeholder that nothing would be put into.
 
-    Another spelling of an image's place is refused wherever it stands, and so is a box's that no closing tag makes a text of. `<video>` and `<audio>` are also tags of HTML, which people ask about:
-    they are placeholders in a user's turn where nothing closes them and one stands at the turn's beginning or end, or alone on its line. In the middle of a
-    sentence, in code, and in answers they are text. (A row that has a video is refused for its key `video`, whatever its text says.)
+    Another spelling of an image's place is refused wherever it stands, and so is a box's that no closing tag makes a text
+    of. `<video>` and `<audio>` are also tags of HTML, which people ask about: they are placeholders in a user's turn where
+    nothing closes them and one stands at the turn's beginning or end, or alone on its line. In the middle of a sentence,
+    in code, and in answers they are text. (A row that has a video is refused for its key, whatever its text says.)
     """
     found = OTHER_IMAGE.search(text)
     if found:

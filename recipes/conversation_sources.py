@@ -8,9 +8,10 @@ A source is a text, `KIND:WHERE?option=value&option=value`:
     hf:NAME[:CONFIG]?split=train   a data set of the Hub, or a folder that `datasets` reads
     scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all and where things are
 
-What the keys of a row mean is the same in files and tables, and stands in recipes/conversation_rows.py. Options of files and tables: `question=COL&answer=COL`
-(and `thoughts=COL`), or `caption=COL`, columns that stand in for turns; `image=COL`, the column of the image or images; `http=true` fetches images that are given
-by an address whenever they are read. `weight=W` in any source: how often it is drawn in a mixture.
+What the keys of a row mean is the same in files and tables, and stands in recipes/conversation_rows.py. Options of both:
+`question=COL&answer=COL` (and `thoughts=COL`), or `caption=COL`, columns that stand in for turns; `image=COL`, the column
+of the image or images; `http=true` fetches images that are given by an address, whenever they are read. `weight=W` in any
+source: how often it is drawn in a mixture.
 
 Rows are read when they are asked for: of a JSONL file only the offsets of its lines are kept. With `stream=true` a table is read as it arrives
 (recipes/conversation_stream.py).
@@ -124,7 +125,7 @@ class JsonSource(RowSource):
     def line(self, index: int) -> bytes:
         """The row as one line of JSON, without the line's end: of a JSONL file the very bytes that stand there."""
         if self.rows is not None:
-            return json.dumps(self.rows[index], ensure_ascii=False).encode("utf-8", "surrogatepass")
+            return json.dumps(self.rows[index]).encode()
         with self.file.open("rb") as opened:
             opened.seek(self.offsets[index])
             return opened.readline().rstrip(b"\r\n")
