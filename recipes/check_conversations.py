@@ -127,7 +127,7 @@ def report(text: str, checked: Sequence[Checked], wrong: Sequence[Checked]) -> N
     print("\n".join(reasons(wrong)) if wrong else described(checked))
     counts = Counter(key for each in checked for key in each.unread)
     if counts:
-        listed = ", ".join(f"{shortened(key)} ({count:,} rows)" for key, count in counts.most_common(KEYS_SHOWN))
+        listed = ", ".join(f"{shortened(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN))
         more = f", and {len(counts) - KEYS_SHOWN:,} others" if len(counts) > KEYS_SHOWN else ""
         print(f"\nkeys that nothing reads: {listed}{more}")
 

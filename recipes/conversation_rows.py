@@ -33,6 +33,7 @@ from recipes.conversations import IMAGE, BadRow, Conversation, Message, quoted
 
 CAPTION_INSTRUCTION = "Describe the picture in one sentence."  # what evaluate_vlm.py asks for captions too
 TURNS_KEYS = ("conversations", "messages", "texts")
+READ_KEYS = ("kind", "weight", "label", "kto_tag")
 IMAGES_KEYS = ("images", "image")
 SYSTEM_KEYS = ("system", "system_prompt")
 COLUMN_OPTIONS = ("question", "answer", "thoughts", "caption", "image")
@@ -108,7 +109,7 @@ def unread_keys(row: Any, columns: Columns) -> set[str]:
         return set()
     turns_keys = () if columns.have_turns() else TURNS_KEYS
     images_keys = IMAGES_KEYS if columns.image is None else ()
-    read = {*turns_keys, *images_keys, *SYSTEM_KEYS, *columns.named(), "kind", "weight"}
+    read = {*turns_keys, *images_keys, *SYSTEM_KEYS, *refused_keys(columns), *columns.named(), *READ_KEYS}
     unread = {str(key) for key, value in row.items() if key not in read and not is_nothing(value)}
     for key in turns_keys:
         turns = row.get(key)
@@ -117,9 +118,14 @@ def unread_keys(row: Any, columns: Columns) -> set[str]:
     return unread
 
 
-def _refuse_what_is_not_trained(row: Mapping[str, Any], columns: Columns, where: str) -> None:
+def refused_keys(columns: Columns) -> dict[str, str]:
+    """The keys for which a row is refused, with their cures."""
     allowed = {*columns.named(), *(CHOSEN_BY_COLUMNS if columns.have_turns() else ())}
-    refuse_keys(row, {key: cure for key, cure in REFUSED_KEYS.items() if key not in allowed}, "the row", where)
+    return {key: cure for key, cure in REFUSED_KEYS.items() if key not in allowed}
+
+
+def _refuse_what_is_not_trained(row: Mapping[str, Any], columns: Columns, where: str) -> None:
+    refuse_keys(row, refused_keys(columns), "the row", where)
     weight = row.get("weight")
     if weight is not None and weight != 1:
         raise BadRow(

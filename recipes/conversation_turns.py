@@ -99,7 +99,7 @@ def unread_turn_keys(turn: Any) -> set[str]:
     """The keys of a turn, or of a pair of `texts`, that nothing reads and that have a value."""
     if not isinstance(turn, Mapping):
         return set()
-    read = READ_TURN_KEYS | ({"user", "assistant"} if "user" in turn else set())
+    read = READ_TURN_KEYS | REFUSED_TURN_KEYS.keys() | ({"user", "assistant"} if "user" in turn else set())
     return {str(key) for key, value in turn.items() if key not in read and not is_nothing(value)}
 
 

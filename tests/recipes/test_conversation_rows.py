@@ -185,6 +185,7 @@ def test_columns():
     preferred = {"prompt": "x", "chosen": "y", "rejected": "z"}
     assert talk(preferred, question="prompt", answer="chosen")[1] == ("assistant", "y")  # said to be the answer, it is
     assert unread_keys(preferred, Columns(question="prompt", answer="chosen")) == {"rejected"}
+    assert unread_keys({**row, "video": "a.mp4"}, Columns(question="q", answer="a")) == {"text", "jpg", "n"}
     assert "`video`" in refusal({**row, "video": "a.mp4"}, question="q", answer="a")
     assert "columns that the source names by question= and answer=" in refusal({"q": "what?", "a": "that"})
 
