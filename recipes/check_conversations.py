@@ -2,8 +2,8 @@
 
 python recipes/check_conversations.py --conversations "llava:mine.jsonl?images=images" --model vlm --max_length 2048
 
-With `--write_clean FILE` the rows that are good are written to a new file, and the others are named. Keys that nothing reads are listed with the number of
-rows that have them.
+With `--write_clean FILE` the rows that are good are written to a new file, and the others are named. Keys that nothing
+reads are listed with the number of rows that have them.
 """
 
 import sys
@@ -51,9 +51,9 @@ class CheckArguments:
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a row: why it is bad, or how many images, tokens and learnt tokens it has (no tokens without a model).
+    """What is known of a row: why it is bad, or how many images, tokens and learnt tokens it has.
 
-    unread: its keys that nothing reads.
+    Tokens are counted where there is a model. unread: the row's keys that nothing reads.
     """
 
     row: int
@@ -116,7 +116,8 @@ def clean_target(file: str | None, sources: Sequence[tuple[str, ConversationSour
     if file is None:
         return None
     if len(sources) != 1:
-        raise UserError(f"--write_clean {file} holds the rows of one source, and {len(sources)} are given; clean one after the other")
+        cure = "clean one after the other"
+        raise UserError(f"--write_clean {file} holds the rows of one source, and {len(sources)} are given; {cure}")
     check_target(Path(file), sources[0][1])
     return Path(file)
 
@@ -137,7 +138,7 @@ def written_clean(file: Path, source: ConversationSource, checked: Sequence[Chec
     good = [each.row for each in checked if not each.reason]
     left_out = [each.row + 1 for each in checked if each.reason]
     if not good:
-        raise UserError(f"--write_clean {file}: no row is good, and nothing was written; mend the rows, or name another source")
+        raise UserError(f"--write_clean {file}: no row is good, and nothing was written; mend the rows")
     write_rows(file, source, good)
     named = f"left out: {len(left_out):,} rows: {number_ranges(left_out)}" if left_out else "no row was left out"
     return f"\nwrote {len(good):,} rows to {file}; {named}"

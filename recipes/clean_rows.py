@@ -1,4 +1,4 @@
-"""The good rows of a source as a file of its own, as they stand in the source: a bad row is left out, nothing else is changed."""
+"""The good rows of a source as a file of its own, as they stand in the source: bad rows are left out, nothing is changed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
         _refuse_existing(file)  # again: reading took long, and somebody else may have written it
         aside.rename(file)
     except OSError as error:
-        raise UserError(f"--write_clean {file} was not written ({error.strerror or error}); make room, or name another file") from None
+        reason = error.strerror or str(error)
+        raise UserError(f"--write_clean {file} was not written ({reason}); make room, or name another file") from None
     finally:
         aside.unlink(missing_ok=True)
 

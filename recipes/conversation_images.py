@@ -1,4 +1,4 @@
-"""Where an image of a row comes from: a file in the folder of images, bytes in a table, a data URL, or an address, which is asked only on request."""
+"""Where an image of a row comes from: a file in the images' folder, bytes in a table, a data URL, an address on request."""
 
 from __future__ import annotations
 
@@ -37,18 +37,22 @@ IN_A_URL = "%/:=&?~#+!$,;'@()*[]"  # what is left as it stands; the rest is perc
 class ImageReader:
     """Reads the images of a source.
 
-    folder: where paths lead, which must stay inside it; None where the source has no folder. http: whether addresses are fetched.
+    folder: where paths lead, which must stay inside it; None where the source has no folder.
+    http: whether addresses are fetched.
     """
 
     def __init__(self, folder: Path | None, http: bool = False) -> None:
         self.folder, self.http = folder, http
 
     def read(self, given: Any, what: str, where: str) -> Tensor:
-        """`[3, H, W]` uint8 of an image as a row has it: a text, bytes, or an object with `bytes` or `path`. what: "image 2". Raises BadRow."""
+        """`[3, H, W]` uint8 of an image as a row has it: a text, bytes, or an object with `bytes`, `path` or `url`.
+
+        what: what messages call it, for example "image 2". Raises BadRow.
+        """
         if isinstance(given, Mapping):
             given = given.get("bytes") or given.get("path") or given.get("url")
             if not given:
-                raise BadRow(f"{where}: {what} is an object without bytes, path and url; embed the images, or give their paths")
+                raise BadRow(f"{where}: {what} is an object without bytes, path and url; give one of them")
         if isinstance(given, bytes):
             return decoded(given, f"{where}: {what}")
         if not isinstance(given, str):
@@ -63,14 +67,14 @@ class ImageReader:
 
     def _fetched(self, url: str, what: str, where: str) -> Tensor:
         if not self.http:
-            raise BadRow(f"{where}: {what} is at {shortened(url)}; download it, or let it be fetched whenever it is read by ?http=true")
+            cure = "download it, or let it be fetched whenever it is read by ?http=true"
+            raise BadRow(f"{where}: {what} is at {shortened(url)}; {cure}")
         return decoded(fetch(url, where), f"{where}: {shortened(url)}")
 
     def _file(self, name: str, what: str, where: str) -> bytes:
         if self.folder is None:
-            raise BadRow(
-                f"{where}: {what} is not in the table (no bytes); embed the images, or name the folder of {shortened(name)} by images="
-            )
+            cure = f"embed the images, or name the folder of {shortened(name)} by images="
+            raise BadRow(f"{where}: {what} is not in the table (no bytes); {cure}")
         path = os.path.join(self.folder, name)
         try:
             return read_regular_file(path, os.path.realpath(self.folder))
@@ -79,7 +83,10 @@ class ImageReader:
 
 
 def fetch(url: str, where: str) -> bytes:
-    """What an http or https address gives: at most 64 MiB, within two minutes. Redirects stay within http and https. Raises BadRow."""
+    """What an http or https address gives: at most 64 MiB, within two minutes. Raises BadRow.
+
+    Redirects stay within http and https.
+    """
     cure = "mend the address, or download the images"
     deadline = time.monotonic() + SECONDS_OF_A_DOWNLOAD
     data = bytearray()
@@ -102,7 +109,9 @@ def fetch(url: str, where: str) -> bytes:
 def _opener() -> OpenerDirector:
     """urllib's, without its handlers for files, FTP and data: a redirect leads to nothing but http and https."""
     opener = OpenerDirector()
-    for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPRedirectHandler, HTTPDefaultErrorHandler, HTTPErrorProcessor):
+    of_addresses = (ProxyHandler, HTTPHandler, HTTPSHandler)
+    of_answers = (HTTPRedirectHandler, HTTPDefaultErrorHandler, HTTPErrorProcessor)
+    for handler in (*of_addresses, *of_answers):
         opener.add_handler(handler())
     return opener
 
@@ -115,7 +124,8 @@ def _data_of_url(url: str, what: str, where: str) -> bytes:
     try:
         return base64.b64decode(b"".join(unquote_to_bytes(encoded).split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRow(f"{where}: {what} is a data URL whose base64 is damaged ({error}): {shortened(url)}; encode it anew") from None
+        shown = f"{shortened(url)} ({error})"
+        raise BadRow(f"{where}: {what} is a data URL whose base64 is damaged: {shown}; encode it anew") from None
 
 
 def _path_of_url(url: str, what: str, where: str) -> str:

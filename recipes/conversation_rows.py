@@ -5,8 +5,9 @@
     texts           pairs of `user`, `assistant`: the_cauldron, FineVision
     any columns     named by the source's options question=, answer=, thoughts=, caption=, image=
 
-A key is used; or it says something that cannot be trained here, and the row is refused with the key's name; or no format known to us gives it a meaning, and
-it is ignored (check_conversations.py lists those keys). A key that says nothing (null, empty) is as good as absent: tables have every column in every row.
+A key is used; or it says something that cannot be trained here, and the row is refused with the key's name; or no format
+known to us gives it a meaning, and it is ignored (check_conversations.py lists those keys). A key that says nothing (null,
+empty) is as good as absent: tables have every column in every row.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ READ_KEYS = ("kind", "weight", "label", "kto_tag")
 IMAGES_KEYS = ("images", "image")
 SYSTEM_KEYS = ("system", "system_prompt")
 COLUMN_OPTIONS = ("question", "answer", "thoughts", "caption", "image")
-PREFERENCE_CURE = "one answer is learnt, not which of two is better; write the chosen one as the assistant's turn, and take the other out"
+PREFERENCE_CURE = "one answer is learnt, not which of two is better; keep the chosen one, as the assistant's turn"
 TOKENS_CURE = "rows of tokens are made for one tokenizer; give the text"
 PREFERENCE_KEYS = ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images")
 REFUSED_KEYS = {
-    **dict.fromkeys(("video", "videos", "video_path", "video_paths", "audio", "audios", "audio_path", "audio_paths"), FILM_CURE),
+    **dict.fromkeys(("video", "videos", "video_path", "video_paths"), FILM_CURE),
+    **dict.fromkeys(("audio", "audios", "audio_path", "audio_paths"), FILM_CURE),
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), TOOLS_CURE),
     **dict.fromkeys(PREFERENCE_KEYS, PREFERENCE_CURE),
     **dict.fromkeys(("input_ids", "loss_mask"), TOKENS_CURE),
@@ -55,7 +57,10 @@ OTHER_IMAGE_KEYS = ("image_path", "image_paths", "image_url", "image_urls", "ima
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that stand in for turns: a question, its answer and the answer's thoughts, or a caption; and the column of the image or images."""
+    """Columns that stand in for turns: a question, its answer and the answer's thoughts, or a caption.
+
+    image: the column of the image or images, whatever the turns are read from.
+    """
 
     question: str | None = None
     answer: str | None = None
@@ -65,7 +70,8 @@ class Columns:
 
     def named(self) -> list[str]:
         """Those that a source names."""
-        return [name for name in (self.question, self.answer, self.thoughts, self.caption, self.image) if name is not None]
+        columns = (self.question, self.answer, self.thoughts, self.caption, self.image)
+        return [name for name in columns if name is not None]
 
     def have_turns(self) -> bool:
         """Whether a question or a caption is named, so that turns of the row are not read."""
@@ -74,7 +80,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Row:
-    """A row that has been read and checked, its images as they stand in it, in the order of their places in the text."""
+    """A row that has been read and checked. images: as they stand in the row, in the order of their places in the text."""
 
     where: str
     messages: tuple[Message, ...]
@@ -98,7 +104,7 @@ def read_row(row: Any, where: str, columns: Columns = Columns()) -> Row:  # noqa
     shown = [image for turn in turns for image in turn.shown]
     images = _images_in_order(_images_of(row, columns, where), shown, where)
     if columns.caption is not None and not images:
-        raise BadRow(f"{where}: there is a caption and no image; name the image's column by image=, or leave the row out")
+        raise BadRow(f"{where}: there is a caption and no image; name its column by image=, or leave the row out")
     kind = row.get("kind")
     return Row(where, _with_places(messages, len(images), where), images, kind if isinstance(kind, str) else "")
 
@@ -128,21 +134,20 @@ def _refuse_what_is_not_trained(row: Mapping[str, Any], columns: Columns, where:
     refuse_keys(row, refused_keys(columns), "the row", where)
     weight = row.get("weight")
     if weight is not None and weight != 1:
-        raise BadRow(
-            f"{where}: the row has `weight` {quoted(weight)}; rows count alike: mix sources by ?weight=, leave rows of weight 0 out, take `weight` out"
-        )
+        cure = "rows count alike: mix sources by ?weight=, leave rows of weight 0 out, and take `weight` out"
+        raise BadRow(f"{where}: the row has `weight` {quoted(weight)}; {cure}")
     for key in ("label", "kto_tag"):  # KTO's, of ms-swift and TRL, and of LLaMA-Factory
         if row.get(key) is False:
-            raise BadRow(
-                f"{where}: the row has `{key}` false, so its answer is one that nobody wants; leave the row out, or take `{key}` out"
-            )
+            cure = f"leave the row out, or take `{key}` out"
+            raise BadRow(f"{where}: the row has `{key}` false, so its answer is one that nobody wants; {cure}")
 
 
 def _turns(row: Mapping[str, Any], where: str) -> list[Turn]:
     """The turns of a row in any of the spellings."""
     given = {key: row[key] for key in TURNS_KEYS if not is_nothing(row.get(key))}
     if len(given) > 1:
-        raise BadRow(f"{where}: the row has turns in {' and in '.join(f'`{key}`' for key in given)}; keep those that are meant")
+        places = " and in ".join(f"`{key}`" for key in given)
+        raise BadRow(f"{where}: the row has turns in {places}; keep those that are meant")
     key, turns = next(iter(given.items()), ("", None))
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
         raise BadRow(
@@ -162,7 +167,8 @@ def _turns_of_columns(row: Mapping[str, Any], columns: Columns, where: str) -> l
         assert columns.question is not None and columns.answer is not None
         question, answer = _text_of(row, columns.question, where), _text_of(row, columns.answer, where)
         if columns.question == "instruction" and not is_nothing(row.get("input")):
-            raise BadRow(f"{where}: the row has `input` beside `instruction`, as Alpaca has it; write both into one column, and name that")
+            cure = "write both into one column, and name that"
+            raise BadRow(f"{where}: the row has `input` beside `instruction`, as Alpaca has it; {cure}")
     thoughts = row.get(columns.thoughts) if columns.thoughts is not None else None
     answered = {"role": "assistant", "content": answer, "thoughts": thoughts}
     return [read_turn({"role": "user", "content": question}, where), read_turn(answered, where)]
@@ -172,7 +178,8 @@ def _text_of(row: Mapping[str, Any], column: str, where: str) -> str:
     if column not in row:
         raise BadRow(f"{where}: there is no column {quoted(column)}; the row has {quoted([str(key) for key in row])}")
     if not isinstance(row[column], str):
-        raise BadRow(f"{where}: {quoted(column)} is {type(row[column]).__name__}, not text; write one row for each text")
+        kind = type(row[column]).__name__
+        raise BadRow(f"{where}: {quoted(column)} is {kind}, not text; write one row for each text")
     return row[column]
 
 
@@ -183,7 +190,8 @@ def _with_system(messages: tuple[Message, ...], row: Mapping[str, Any], where: s
     if not text or (first is not None and first.text == text):
         return messages
     if first is not None:
-        raise BadRow(f"{where}: the row has `system` {quoted(text)} and a system turn {quoted(first.text)}; keep the one that is meant")
+        both = f"`system` {quoted(text)} and a system turn {quoted(first.text)}"
+        raise BadRow(f"{where}: the row has {both}; keep the one that is meant")
     return (Message("system", text), *messages)
 
 
@@ -199,20 +207,23 @@ def _check_turns(messages: tuple[Message, ...], where: str) -> None:
         if not message.text.strip():
             raise BadRow(f"{where}: the answer in turn {number} is empty; there is nothing to learn from it")
     if not any(message.learnt for _, message in answers):
-        raise BadRow(f"{where}: no answer is learnt (all have weight 0, or loss or train false); leave the row out, or let one be learnt")
+        reason = "no answer is learnt (all have weight 0, or loss or train false)"
+        raise BadRow(f"{where}: {reason}; leave the row out, or let one be learnt")
 
 
 def _images_of(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, ...]:
     """The images of a row as they stand there, in `images` or `image`, or in the column that the source names."""
     if columns.image is not None:
         if columns.image not in row:
-            raise BadRow(f"{where}: there is no column {quoted(columns.image)} for image= (the folder of images is named by images=)")
+            hint = "image= names a column, and images= the folder"
+            raise BadRow(f"{where}: there is no column {quoted(columns.image)}; {hint}")
         return _listed(row[columns.image])
     given = {key: _listed(row[key]) for key in IMAGES_KEYS if not is_nothing(row.get(key))}
     images = one_value(given, IMAGES_KEYS, "the row's image", where) or ()
     other = next((key for key in OTHER_IMAGE_KEYS if not is_nothing(row.get(key))), None)
     if not images and other is not None:
-        raise BadRow(f"{where}: the row has `{other}` and no `image`; say by image={other} that it is the image, or take it out")
+        cure = f"say by image={other} that it is the image, or take it out"
+        raise BadRow(f"{where}: the row has `{other}` and no `image`; {cure}")
     return images
 
 
@@ -224,7 +235,10 @@ def _listed(images: Any) -> tuple[Any, ...]:
 
 
 def _images_in_order(of_row: tuple[Any, ...], shown: Sequence[ShownImage], where: str) -> tuple[Any, ...]:
-    """The images in the order of their places: those of the parts of turns, or those of the row, which parts may name by their numbers."""
+    """The images in the order of their places: those of the turns' parts, or those of the row.
+
+    Parts may name images of the row by their numbers.
+    """
     inline = tuple(each.image for each in shown if each.image is not None)
     numbers = [each.index for each in shown if each.index is not None]
     if inline and len(inline) != len(shown):
@@ -234,9 +248,8 @@ def _images_in_order(of_row: tuple[Any, ...], shown: Sequence[ShownImage], where
     if inline or not numbers:
         return inline or of_row
     if len(numbers) != len(shown) or set(numbers) != set(range(len(of_row))):
-        raise BadRow(
-            f"{where}: the parts of type image name images {quoted(numbers)} by `index`, and the row has {len(of_row)}; name each of them"
-        )
+        named = f"the parts of type image name images {quoted(numbers)} by `index`"
+        raise BadRow(f"{where}: {named}, and the row has {len(of_row)}; name each of them")
     return tuple(of_row[number] for number in numbers)
 
 
@@ -249,4 +262,5 @@ def _with_places(messages: tuple[Message, ...], count: int, where: str) -> tuple
         first = next(number for number, message in enumerate(messages) if message.role == "user")
         shown = Message("user", f"{IMAGE}\n" * count + messages[first].text)
         return (*messages[:first], shown, *messages[first + 1 :])
-    raise BadRow(f"{where}: the text has {places} {IMAGE} and the row has {count} images; give one {IMAGE} for each image, or none")
+    cure = f"give one {IMAGE} for each image, or none"
+    raise BadRow(f"{where}: the text has {places} {IMAGE} and the row has {count} images; {cure}")

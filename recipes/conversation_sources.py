@@ -6,15 +6,17 @@ A source is a text, `KIND:WHERE?option=value&option=value`:
     messages:FILE?images=FOLDER    the same
     parquet:GLOB                   a table with images as bytes in the file, or as paths with images=FOLDER
     hf:NAME[:CONFIG]?split=train   a data set of the Hub, or a folder that `datasets` reads
-    scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all and where things are
+    scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all of them
 
 What the keys of a row mean is the same in files and tables, and stands in recipes/conversation_rows.py. Options of both:
-`question=COL&answer=COL` (and `thoughts=COL`), or `caption=COL`, columns that stand in for turns; `image=COL`, the column
-of the image or images; `http=true` fetches images that are given by an address, whenever they are read. `weight=W` in any
-source: how often it is drawn in a mixture.
 
-Rows are read when they are asked for: of a JSONL file only the offsets of its lines are kept. With `stream=true` a table is read as it arrives
-(recipes/conversation_stream.py).
+    question=COL&answer=COL        columns that stand in for turns; with thoughts=COL, what is thought before the answer
+    caption=COL                    a column that is the answer to "Describe the picture in one sentence."
+    image=COL                      the column of the image or images
+    http=true                      images that are given by an address are fetched, whenever they are read
+
+`weight=W` in any source: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file only
+the offsets of its lines are kept. With `stream=true` a table is read as it arrives (recipes/conversation_stream.py).
 """
 
 from __future__ import annotations
@@ -49,7 +51,11 @@ OPTIONS = {
 
 
 class ConversationSource(ABC):
-    """Rows by number. weight: how often it is drawn in a mixture, relative to the others. read_aloud: answers begin with what was looked up for them."""
+    """Rows by number.
+
+    weight: how often it is drawn in a mixture, relative to the others.
+    read_aloud: answers begin with what was looked up for them.
+    """
 
     name: str
     weight: float = 1.0
@@ -155,17 +161,21 @@ class JsonSource(RowSource):
         try:
             return json.loads(line)
         except RecursionError:
-            raise BadRow(f"{self.where(index)}: the JSON is nested too deeply to be a conversation; mend the line") from None
+            raise BadRow(f"{self.where(index)}: the JSON is nested too deeply for a conversation; mend it") from None
         except ValueError as error:
             raise BadRow(f"{self.where(index)}: no JSON ({shortened(str(error))}); mend the line") from None
 
 
 class TableSource(RowSource):
-    """A table of `datasets`: parquet files, a data set of the Hub, a folder. Images are objects of bytes or path, wherever in the row they stand."""
+    """A table of `datasets`: parquet files, a data set of the Hub, a folder.
+
+    Images are objects with bytes or a path, wherever in the row they stand.
+    """
 
     def __init__(self, name: str, table: Any, images: ImageReader, columns: Columns) -> None:
         self.name, self.table, self.images, self.columns = name, table, images, columns
-        self.undecoded = table.with_format("arrow")  # `datasets` decodes nothing then, however deep in a row an image stands
+        # `datasets` decodes nothing in this format, however deep in a row an image stands
+        self.undecoded = table.with_format("arrow")
 
     def __len__(self) -> int:
         return len(self.table)
@@ -174,9 +184,8 @@ class TableSource(RowSource):
         try:
             return self.undecoded[index].to_pylist()[0]
         except Exception as error:  # pyarrow raises what it likes for values that are not of their column's type
-            raise BadRow(
-                f"{self.where(index)}: the table's row cannot be read ({shortened(first_line(error))}); write the file anew"
-            ) from None
+            reason = shortened(first_line(error))
+            raise BadRow(f"{self.where(index)}: the table's row cannot be read ({reason}); write the file anew") from None
 
 
 class SceneConversations(ConversationSource):
@@ -185,7 +194,9 @@ class SceneConversations(ConversationSource):
     read_aloud = True
 
     def __init__(self, count: int, size: int, seed: int, split: str, turns: Turns) -> None:
-        self.name, self.count, self.size, self.seed, self.split, self.turns = f"scenes ({split})", count, size, seed, split, turns
+        self.name = f"scenes ({split})"
+        self.count, self.size, self.seed = count, size, seed
+        self.split, self.turns = split, turns
 
     def __len__(self) -> int:
         return self.count
@@ -203,10 +214,11 @@ def open_conversations(text: str) -> ConversationSource:
     """The source that `text` names; see the module. Raises UserError for what cannot be opened."""
     kind, where, options = parse_source(text)
     if is_stream(text):
-        raise UserError(f"{text!r} is a stream, of which nobody can ask for a row by its number or for their count; leave out stream=true")
+        reason = "of which nobody can ask for a row by its number or for their count"
+        raise UserError(f"{text!r} is a stream, {reason}; leave out stream=true")
     if kind in ("llava", "messages"):
-        file = Path(where)
-        source: ConversationSource = JsonSource(file, image_reader(text, options, file.parent), columns_of(text, options))
+        reader = image_reader(text, options, Path(where).parent)
+        source: ConversationSource = JsonSource(Path(where), reader, columns_of(text, options))
     elif kind == "scenes":
         numbers = {
             name: whole_number(text, name, options.get(name, default))
@@ -237,7 +249,8 @@ def parse_source(text: str, known: Mapping[str, set[str]] = OPTIONS, what: str =
     options = dict(item.partition("=")[::2] for item in tail.split("&")) if tail else {}
     unknown = sorted(set(options) - known[kind])
     if unknown:
-        raise UserError(f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {', '.join(sorted(known[kind])) or 'none'}")
+        options_of_kind = ", ".join(sorted(known[kind])) or "none"
+        raise UserError(f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {options_of_kind}")
     return kind, where, options
 
 
@@ -257,7 +270,8 @@ def columns_of(text: str, options: Mapping[str, str]) -> Columns:
     if (columns.question is None) != (columns.answer is None):
         raise UserError(f"{text!r}: question= and answer= go together; name both columns")
     if columns.caption is not None and columns.question is not None:
-        raise UserError(f"{text!r}: a row has a caption or a question and an answer, not both; leave out caption= or question= and answer=")
+        cure = "leave out caption=, or question= and answer="
+        raise UserError(f"{text!r}: a row has a caption or a question and an answer, not both; {cure}")
     if columns.thoughts is not None and columns.question is None:
         raise UserError(f"{text!r}: thoughts= are those before an answer; name its column by answer=, and question=")
     return columns
@@ -270,7 +284,8 @@ def is_stream(text: str) -> bool:
     if asked not in ("true", "false"):
         raise UserError(f"{text!r}: stream={asked} is neither true nor false")
     if asked == "false" and "shuffle_buffer" in options:
-        raise UserError(f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; leave it out, or add stream=true")
+        cure = "leave it out, or add stream=true"
+        raise UserError(f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; {cure}")
     return asked == "true"
 
 

@@ -1,10 +1,10 @@
-"""A stream of conversations: a table that is read as it arrives, nothing of it downloaded in advance, its length unknown.
+"""A stream of conversations: a table that is read as it arrives, without a download in advance, of unknown length.
 
     hf:NAME[:CONFIG]?split=train&stream=true       a data set of the Hub, or of a folder
-    parquet:GLOB?stream=true                       files here, or anywhere that `datasets` reads from (hf://, https://, s3://)
+    parquet:GLOB?stream=true                       files here, or wherever `datasets` reads from (hf://, https://, s3://)
 
-`shuffle_buffer=N` (1000) in either: rows held in memory, of which each draw takes one at random; 0 keeps the order. `weight=W`: see recipes/stream_data.py.
-Options for columns and images are those of a table with an index.
+`shuffle_buffer=N` (1000) in either: rows held in memory, of which each draw takes one at random; 0 keeps the order.
+`weight=W`: see recipes/stream_data.py. Options for columns and images are those of a table with an index.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from vision_core.images.regular_files import first_line
 
 
 class ConversationStream:
-    """Conversations one after the other; iterating is one pass over all, in the order of the files, and each pass asks for them anew.
+    """Conversations one after the other; iterating is one pass over all, in the order of the files.
 
-    table: a `datasets.IterableDataset`, whose images are not decoded. weight: its share of a mixture, relative to the others. images, columns: as those of a
-    table with an index (recipes/conversation_sources.py).
+    Each pass asks for them anew. table: a `datasets.IterableDataset`, whose images are not decoded. weight: its share of a
+    mixture, relative to the others. images, columns: as those of a table with an index (recipes/conversation_sources.py).
     """
 
     def __init__(
@@ -58,24 +58,30 @@ class ConversationStream:
         return (self.conversation(*row) for row in self.rows())
 
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """(number from 0, row as its file has it): all of them, in every process and data worker. Raises BadRow where the stream breaks off."""
+        """(number from 0, row as its file has it): all of them, in every process and data worker.
+
+        Raises BadRow where the stream breaks off.
+        """
         if get_worker_info() is not None:
             fsspec.asyn.reset_lock()  # forked, it has the lock of its parent, and not the thread that would open it
         number = 0
         try:
-            # iterating the table itself would give each data worker some of the files, and leave idle those for whom there is none
+            # iterating the table itself would give each data worker some of the files, and leave some without any
             for table in self.table.iter(batch_size=1):
                 yield number, table.to_pylist()[0]
                 number += 1
         except Exception as error:  # of the network, of a file, of a table that is unlike those before it
-            raise BadRow(
-                f"{self.name}, row {number + 1}: the stream breaks off ({shortened(first_line(error))}); mend it and resume the run"
-            ) from None
+            reason = shortened(first_line(error))
+            at = f"{self.name}, row {number + 1}"
+            raise BadRow(f"{at}: the stream breaks off ({reason}); mend it and resume the run") from None
         if not number:
             raise UserError(f"{self.name} has no rows")
 
     def shuffled_rows(self, generator: np.random.Generator) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The same rows, each once. What is read goes to a random place in the buffer, and what was there comes out; at the end comes all that is left."""
+        """The same rows, each once.
+
+        What is read goes to a random place in the buffer, and what was there comes out; at the end comes all that is left.
+        """
         held: list[tuple[int, Mapping[str, Any]]] = []
         for row in self.rows():
             if len(held) < self.shuffle_buffer:
@@ -94,11 +100,15 @@ class ConversationStream:
 
 
 def open_stream(text: str) -> ConversationStream:
-    """The stream that `text` names, of which only the first bytes are read. Raises UserError for what cannot be opened."""
+    """The stream that `text` names, of which only the first bytes are read.
+
+    Raises UserError for what cannot be opened.
+    """
     kind, where, options = parse_source(text)
     shuffle_buffer = whole_number(text, "shuffle_buffer", options.get("shuffle_buffer", "1000"))
     weight, images, columns = weight_of(text, options), image_reader(text, options), columns_of(text, options)
-    return ConversationStream(text, open_table(kind, where, options, streaming=True), shuffle_buffer, weight, images, columns)
+    table = open_table(kind, where, options, streaming=True)
+    return ConversationStream(text, table, shuffle_buffer, weight, images, columns)
 
 
 def first_conversations(text: str, most: int) -> Iterator[Conversation]:

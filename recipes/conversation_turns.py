@@ -1,7 +1,8 @@
-"""One turn of a row: who speaks, the text, the images shown in it, what is thought before an answer, and whether the answer is learnt.
+"""One turn of a row: who speaks, the text, the images shown in it, the thoughts before an answer, whether it is learnt.
 
-Turns are spelled in the ways of LLaVA and ShareGPT (`from`, `value`), of chat templates and the OpenAI API (`role`, `content`) and of axolotl, ms-swift and
-LLaMA-Factory. What a turn says by any of their keys is used or refused; keys that none of them gives a meaning are ignored (`unread_turn_keys` names them).
+Turns are spelled in the ways of LLaVA and ShareGPT (`from`, `value`), of chat templates and the OpenAI API (`role`,
+`content`) and of axolotl, ms-swift and LLaMA-Factory. What a turn says by any of their keys is used or refused; keys that
+none of them gives a meaning are ignored (`unread_turn_keys` names them).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ ROLES = {
     "system": "system",
     "developer": "system",  # OpenAI's newer name for it
 }
-TOOL_ROLES = ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation", "ipython")
+CALLING_ROLES = ("function_call", "tool_call")
+ANSWERING_ROLES = ("tool", "function", "function_response", "tool_response", "observation", "ipython")
+TOOL_ROLES = (*CALLING_ROLES, *ANSWERING_ROLES)
 TOOLS_CURE = "calls of tools are not trained; leave such rows out, or write the calls and their results as plain text"
 FILM_CURE = "only images are seen; leave such rows out, or give some frames of the video as images"
 ROLE_KEYS = ("from", "role")
@@ -35,7 +38,7 @@ READ_TURN_KEYS = {*ROLE_KEYS, *TEXT_KEYS, *THOUGHT_KEYS, *LEARNT_KEYS}
 REFUSED_TURN_KEYS = {
     **dict.fromkeys(("tool_calls", "tool_call_id", "function_call", "tools", "functions"), TOOLS_CURE),
     **dict.fromkeys(("video", "videos", "audio", "audios"), FILM_CURE),
-    **dict.fromkeys(("image", "images"), "give images in `images` of the row, or in parts of type image of the turn's `content`"),
+    **dict.fromkeys(("image", "images"), "give images in `images` of the row, or in parts of the turn's `content`"),
     "prefix": "an answer that somebody else has begun is not trained; write the whole answer as the assistant's turn",
     "train_detail": "answers are learnt whole or not at all; split the turn, or give `train` true or false",
     **dict.fromkeys(("mask", "loss_mask", "loss_scale"), "say whether an answer is learnt by `weight`, 1 or 0"),
@@ -47,7 +50,10 @@ FILM_PARTS = ("video", "video_url", "input_video", "audio", "audio_url", "input_
 
 @dataclass(frozen=True)
 class ShownImage:
-    """The image of a part of a turn. image: as the part has it, or None for the next image of the row. index: or which image of the row it is."""
+    """The image of a part of a turn.
+
+    image: as the part has it, or None for the next image of the row. index: or which image of the row it is.
+    """
 
     image: Any = None
     index: int | None = None
@@ -83,7 +89,7 @@ def read_turn(turn: Any, where: str) -> Turn:
 
 
 def read_pair(pair: Any, where: str) -> tuple[Turn, Turn]:
-    """The question and the answer of an object with `user` and `assistant`, as in the_cauldron and FineVision. Raises BadRow."""
+    """The question and the answer of an object with `user` and `assistant`, as FineVision has it. Raises BadRow."""
     if not isinstance(pair, Mapping):
         raise BadRow(f"{where}: an element of `texts` is {type(pair).__name__}, not an object with user and assistant")
     refuse_keys(pair, REFUSED_TURN_KEYS, "an element of `texts`", where)
@@ -104,7 +110,10 @@ def unread_turn_keys(turn: Any) -> set[str]:
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a key says nothing: tables and converters fill what a row lacks with null, empty text, lists and objects, as such or as JSON in a text."""
+    """Whether a key says nothing.
+
+    Tables and converters fill what a row lacks with null, false, empty text, lists and objects, as such or as JSON in a text.
+    """
     if isinstance(value, Mapping):
         return all(is_nothing(each) for each in value.values())
     if isinstance(value, str):
@@ -120,11 +129,12 @@ def refuse_keys(given: Mapping[str, Any], cures: Mapping[str, str], what: str, w
 
 
 def one_value(given: Mapping[str, Any], keys: Sequence[str], what: str, where: str) -> Any:
-    """The value that `given` has under any of several keys, or None. Raises BadRow where two keys contradict each other."""
+    """The value that `given` has under any of several keys, or None. Raises BadRow where two keys differ."""
     found = {key: given[key] for key in keys if given.get(key) is not None}
     values = list(found.values())
     if any(value != values[0] for value in values[1:]):
-        raise BadRow(f"{where}: {what} stands in {' and in '.join(f'`{key}`' for key in found)}, and they differ; keep the right one")
+        places = " and in ".join(f"`{key}`" for key in found)
+        raise BadRow(f"{where}: {what} stands in {places}, and they differ; keep the right one")
     return values[0] if values else None
 
 
@@ -151,32 +161,32 @@ def _is_learnt(turn: Mapping[str, Any], role: str, where: str) -> bool:
     said = {key: turn[key] for key in LEARNT_KEYS if turn.get(key) is not None}
     for key, value in said.items():
         if not isinstance(value, int | float) or value not in (0, 1):
-            raise BadRow(
-                f"{where}: a turn has `{key}` {quoted(value)}; an answer is learnt (1, true) or not (0, false), nothing in between: give one"
-            )
+            cure = "an answer is learnt (1, true) or not (0, false): give one of them"
+            raise BadRow(f"{where}: a turn has `{key}` {quoted(value)}; {cure}")
     if len({bool(value) for value in said.values()}) > 1:
-        raise BadRow(f"{where}: {' and '.join(f'`{key}`' for key in said)} of a turn contradict each other; keep one of them")
+        keys = " and ".join(f"`{key}`" for key in said)
+        raise BadRow(f"{where}: {keys} of a turn contradict each other; keep one of them")
     learnt = all(said.values())
     if role != "assistant" and said and learnt:
         key = next(iter(said))
-        raise BadRow(
-            f"{where}: a turn of the {role} is to be learnt (`{key}` {quoted(said[key])}); only answers are, take `{key}` out or set it to 0"
-        )
+        reason = f"a turn of the {role} is to be learnt (`{key}` {quoted(said[key])})"
+        raise BadRow(f"{where}: {reason}; only answers are, take `{key}` out or set it to 0")
     return learnt if role == "assistant" else True
 
 
 def _thoughts_and_answer(given: Any, text: str, where: str) -> tuple[str, str]:
-    """(thoughts, answer): the text in front of `</think>`, with or without the opening `<think>` (distills of DeepSeek-R1 write none), is thoughts.
+    """(thoughts, answer): the text in front of `</think>` is thoughts, with or without the opening `<think>`.
 
-    Only a text that begins with `<think>`, or has no `<think>` in front of its first `</think>`, is taken apart. Line breaks around the marks belong to the
-    marks, as in Qwen3's template.
+    Distills of DeepSeek-R1 write no opening mark. Only a text that begins with `<think>`, or has no `<think>` in front of
+    its first `</think>`, is taken apart. Line breaks around the marks belong to the marks, as in Qwen3's template.
     """
     if given is not None and not isinstance(given, str):
         raise BadRow(f"{where}: a turn's thoughts are {type(given).__name__}, not text")
     head, mark, tail = text.partition("</think>")
     is_opened = head.lstrip().startswith("<think>")
     if is_opened and not mark:
-        raise BadRow(f"{where}: an answer begins with <think>, and there is no </think>; close its thoughts, or leave the row out")
+        cure = "close its thoughts, or leave the row out"
+        raise BadRow(f"{where}: an answer begins with <think>, and there is no </think>; {cure}")
     if not mark or ("<think>" in head and not is_opened):
         return given or "", text
     thoughts = head.lstrip().removeprefix("<think>").strip("\n")
@@ -205,24 +215,28 @@ def _read_part(part: Any, where: str) -> str | ShownImage:
     if kind in ("image", "image_url"):
         return _shown_image(part, where)
     if kind == "text" and isinstance(part.get("text"), str):
-        refuse_keys(part, dict.fromkeys(IMAGE_PART_KEYS, "give it a part of type image of its own"), "a part of type text", where)
+        cures = dict.fromkeys(IMAGE_PART_KEYS, "give it a part of type image of its own")
+        refuse_keys(part, cures, "a part of type text", where)
         return part["text"]
     if isinstance(kind, str) and kind in FILM_PARTS:
         raise BadRow(f"{where}: a part of a turn is of type {kind!r}: {FILM_CURE}")
     if isinstance(kind, str) and kind in ("thinking", "reasoning"):
-        raise BadRow(f"{where}: a part of a turn is of type {kind!r}; write thoughts into `reasoning_content` of the turn")
+        raise BadRow(f"{where}: a part of a turn is of type {kind!r}; write it into `reasoning_content` of the turn")
     raise BadRow(f"{where}: a part of a turn is of type {quoted(kind)}; known: text (with `text`), image, image_url")
 
 
 def _shown_image(part: Mapping[str, Any], where: str) -> ShownImage:
-    """The image of `{"type": "image", "image": ...}`, of `path`, `url` or `base64` in its place, or of `{"type": "image_url", "image_url": {"url": ...}}`."""
+    """The image of a part: `{"type": "image", "image": ...}`, or `path`, `url` or `base64` in the place of `image`.
+
+    Or, as the OpenAI API has it, `{"type": "image_url", "image_url": {"url": ...}}`.
+    """
     cure = 'write {"type": "image", "image": "data:image/png;base64,..."}'
     refuse_keys(part, {"source": cure, "text": "give text a part of its own"}, "a part of type image", where)
     given = {key: _address(part[key], key) for key in IMAGE_PART_KEYS if not is_nothing(part.get(key))}
     image = one_value(given, IMAGE_PART_KEYS, "the image of a part", where)
     index = part.get("index")
     if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
-        raise BadRow(f"{where}: `index` of a part of type image is {quoted(index)}, not the number of an image of the row")
+        raise BadRow(f"{where}: `index` of a part of type image is {quoted(index)}; give the number of an image")
     if image is None and part["type"] == "image_url":
         raise BadRow(f'{where}: a part of type image_url has no `image_url`; write {{"url": ...}} into it')
     return ShownImage(image, index if image is None else None)
@@ -239,4 +253,4 @@ def _address(value: Any, key: str) -> Any:
 def _refuse_broken_text(text: str, where: str) -> None:
     """Half of a surrogate pair, which JSON can hold, is no character, and no tokenizer reads it."""
     if HALF_CHARACTER.search(text):
-        raise BadRow(f"{where}: a text has half of a character ({quoted(text)}); write the file anew from its source, in UTF-8")
+        raise BadRow(f"{where}: a text has half of a character ({quoted(text)}); write the file anew, in UTF-8")

@@ -29,8 +29,8 @@ class BadRow(UserError):
 class Message:
     """One turn. role: system, user or assistant. text: with one `<image>` where each of its images stands.
 
-    thoughts: what the assistant thinks before it says `text`, without the marks of any chat template. learnt: whether an answer is trained on, or is only
-    there for those that follow.
+    thoughts: what the assistant thinks before it says `text`, without the marks of any chat template.
+    learnt: whether an answer is trained on, or is only there for those that follow.
     """
 
     role: str
@@ -69,7 +69,10 @@ def decoded(data: bytes, where: str) -> Tensor:
 
 
 def shortened(text: str) -> str:
-    """`text` on one line of printable characters, cut after 200 of them: a message never prints the whole of an image in base64."""
+    """`text` on one line of printable characters, cut after 200 of them.
+
+    With it a message never prints the whole of an image in base64.
+    """
     line = repr(text[: SHOWN_CHARACTERS + 1])[1:-1]
     if len(text) <= SHOWN_CHARACTERS and len(line) <= 2 * SHOWN_CHARACTERS:
         return line
