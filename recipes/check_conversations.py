@@ -1,6 +1,9 @@
 """Every row of a data set, read as training will read it: what is wrong with which, before hours are spent.
 
 python recipes/check_conversations.py --conversations "llava:mine.jsonl?images=images" --model vlm --max_length 2048
+
+With `--write_clean FILE` the rows that are good are written to a new file, and the others are named. Keys that nothing
+reads are listed with the number of rows that have them.
 """
 
 import sys
@@ -12,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +24,17 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 
 from recipes.chat_tokens import IGNORED, tokenise
+from recipes.clean_rows import check_target, write_rows
 from recipes.conversation_sources import ConversationSource, open_conversations
-from recipes.conversations import BadRow
+from recipes.conversations import BadRow, shortened
 from recipes.judging import markdown_table
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.run_folder import RunFolder
 
 SHOWN = 3  # examples of each reason
+KEYS_SHOWN = 50
+RANGES_SHOWN = 100  # of rows that were left out; all of them stand in bad_rows.jsonl
 
 
 @dataclass
@@ -38,16 +44,21 @@ class CheckArguments:
     conversations: list[str] = option(["scenes?count=200"], "what would be trained on; docs/fine_tuning.md", "data")
     model: str | None = option(None, "folder of the fused model: lengths and its chat template are checked too", "model")
     max_length: int = option(2048, "tokens of a conversation, image tokens counted", "model")
+    write_clean: str | None = option(None, "new file for the good rows: .jsonl, or .parquet for tables", "data")
     num_workers: int = option(2, "processes that read", "run")
     output_dir: str | None = option(None, "new folder for bad_rows.jsonl; default: the next free one in outputs/", "run")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a row: why it is bad, or how many images, tokens and learnt tokens it has (no tokens without a model)."""
+    """What is known of a row: why it is bad, or how many images, tokens and learnt tokens it has.
+
+    Tokens are counted where there is a model. unread: the row's keys that nothing reads.
+    """
 
     row: int
     reason: str | None = None
+    unread: frozenset[str] = frozenset()
     images: int = 0
     tokens: int = 0
     learnt: int = 0
@@ -63,20 +74,24 @@ class Rows(Dataset):
         return len(self.source)
 
     def __getitem__(self, row: int) -> Checked:
+        unread: frozenset[str] = frozenset()
         try:
+            unread = frozenset(self.source.unread_keys(row))
             conversation = self.source[row]
             if self.processor is None:
-                return Checked(row, images=len(conversation.images))
+                return Checked(row, None, unread, images=len(conversation.images))
             tokens = tokenise(conversation, self.processor, self.max_length)
         except BadRow as error:
-            return Checked(row, str(error))
-        return Checked(row, None, len(conversation.images), len(tokens.input_ids), sum(label != IGNORED for label in tokens.labels))
+            return Checked(row, str(error), unread)
+        learnt = sum(label != IGNORED for label in tokens.labels)
+        return Checked(row, None, unread, len(conversation.images), len(tokens.input_ids), learnt)
 
 
 def main() -> None:
-    """Read all, report, and end with status 1 where a row is bad."""
+    """Read all, report, and end with status 1 where a row is bad and no clean file was asked for."""
     args = parse_arguments(CheckArguments, description=__doc__)
     sources = [(text, open_conversations(text)) for text in args.conversations]
+    clean = clean_target(args.write_clean, sources)
     processor = load_processor(args.model) if args.model else None
     run = RunFolder.open(args.output_dir, "check", arguments_to_yaml(args))
     bad = 0
@@ -87,11 +102,59 @@ def main() -> None:
             bad += len(wrong)
             for each in wrong:
                 file.write(json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n")
-            print(f"\n{text}: {len(checked):,} rows, {len(wrong):,} bad\n")
-            print("\n".join(reasons(wrong)) if wrong else described([each for each in checked if not each.reason]))
+            report(text, checked, wrong)
+            if clean is not None:
+                print(written_clean(clean, source, checked))
     if bad:
         print(f"\nall bad rows: {run.path / 'bad_rows.jsonl'}")
+    if bad and clean is None:
         raise SystemExit(1)
+
+
+def clean_target(file: str | None, sources: Sequence[tuple[str, ConversationSource]]) -> Path | None:
+    """Where the good rows go. Raises UserError before anything is read."""
+    if file is None:
+        return None
+    if len(sources) != 1:
+        cure = "clean one after the other"
+        raise UserError(f"--write_clean {file} holds the rows of one source, and {len(sources)} are given; {cure}")
+    check_target(Path(file), sources[0][1])
+    return Path(file)
+
+
+def report(text: str, checked: Sequence[Checked], wrong: Sequence[Checked]) -> None:
+    """Print what a source has, what is wrong with it, and which of its keys nothing reads."""
+    print(f"\n{text}: {len(checked):,} rows, {len(wrong):,} bad\n")
+    print("\n".join(reasons(wrong)) if wrong else described(checked))
+    counts = Counter(key for each in checked for key in each.unread)
+    if counts:
+        listed = ", ".join(f"{shortened(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN))
+        more = f", and {len(counts) - KEYS_SHOWN:,} others" if len(counts) > KEYS_SHOWN else ""
+        print(f"\nkeys that nothing reads: {listed}{more}")
+
+
+def written_clean(file: Path, source: ConversationSource, checked: Sequence[Checked]) -> str:
+    """Write the good rows, and say which are left out. Raises UserError where none is good."""
+    good = [each.row for each in checked if not each.reason]
+    left_out = [each.row + 1 for each in checked if each.reason]
+    if not good:
+        raise UserError(f"--write_clean {file}: no row is good, and nothing was written; mend the rows")
+    write_rows(file, source, good)
+    named = f"left out: {len(left_out):,} rows: {number_ranges(left_out)}" if left_out else "no row was left out"
+    return f"\nwrote {len(good):,} rows to {file}; {named}"
+
+
+def number_ranges(numbers: Iterable[int]) -> str:
+    """Ascending numbers in words: 3, 5-7; the first of them where they are many."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:RANGES_SHOWN]]
+    more = f" and {len(ranges) - RANGES_SHOWN:,} more places" if len(ranges) > RANGES_SHOWN else ""
+    return ", ".join(words) + more
 
 
 def load_processor(folder: str) -> object:
@@ -111,7 +174,7 @@ def check(source: ConversationSource, processor: object | None, max_length: int,
             yield from batch
 
 
-def reasons(wrong: list[Checked]) -> list[str]:
+def reasons(wrong: Sequence[Checked]) -> list[str]:
     """Kinds of faults, the most frequent first, with examples. A reason's kind is its text without names and numbers."""
     kinds = [re.sub(r"\d+|/\S+|\S+\.\w{2,5}\b", "…", each.reason.partition(": ")[2]) for each in wrong]
     lines = []
@@ -121,7 +184,7 @@ def reasons(wrong: list[Checked]) -> list[str]:
     return lines
 
 
-def described(good: list[Checked]) -> str:
+def described(good: Sequence[Checked]) -> str:
     """What a row has, as a table."""
     figures = {"images": [each.images for each in good]}
     if good and good[0].tokens:

@@ -2,14 +2,21 @@
 
 A source is a text, `KIND:WHERE?option=value&option=value`:
 
-    llava:FILE?images=FOLDER       LLaVA, Cambrian, ShareGPT: JSON or JSONL, `conversations` of `from` human / gpt and `value`, `image` one path or several
-    messages:FILE?images=FOLDER    JSON or JSONL, `messages` of `role` and `content`, `images` a list of paths
-    parquet:GLOB                   rows with `messages` or `conversations`, images in the column `image` or `images`, as bytes in the file
-    hf:NAME[:CONFIG]?split=train   the same columns of a data set of the Hub, or of a folder that `datasets` reads
-    scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all and where things are
+    llava:FILE?images=FOLDER       JSON or JSONL; paths of images lie in FOLDER, by default the file's own
+    messages:FILE?images=FOLDER    the same
+    parquet:GLOB                   a table with images as bytes in the file, or as paths with images=FOLDER
+    hf:NAME[:CONFIG]?split=train   a data set of the Hub, or a folder that `datasets` reads
+    scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all of them
 
-`weight=W` in any of them: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file only the offsets of its lines are kept.
-With `stream=true` a table is read as it arrives (recipes/conversation_stream.py).
+What the keys of a row mean is the same in files and tables, and stands in recipes/conversation_rows.py. Options of both:
+
+    question=COL&answer=COL        columns that stand in for turns; with thoughts=COL, what is thought before the answer
+    caption=COL                    a column that is the answer to "Describe the picture in one sentence."
+    image=COL                      the column of the image or images
+    http=true                      images that are given by an address are fetched, whenever they are read
+
+`weight=W` in any source: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file only
+the offsets of its lines are kept. With `stream=true` a table is read as it arrives (recipes/conversation_stream.py).
 """
 
 from __future__ import annotations
@@ -22,35 +29,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from recipes.conversations import (
-    BadRow,
-    Conversation,
-    decoded,
-    embedded_image,
-    images_of,
-    read_conversation,
-    read_messages,
-    scene_conversation,
-)
+from recipes.conversation_images import ImageReader
+from recipes.conversation_rows import COLUMN_OPTIONS, Columns, Row, read_row, unread_keys
+from recipes.conversations import BadRow, Conversation, scene_conversation, shortened
 from recipes.scene_turns import Turns, scene_turns
 from vision_core.errors import UserError
 from vision_core.images.regular_files import first_line
 from vision_core.images.scenes import draw_scene
 from vision_core.randomness import numpy_generator
 
+ROW_OPTIONS = {"images", "http", "weight", *COLUMN_OPTIONS}
+STREAM_OPTIONS = {"stream", "shuffle_buffer"}
 OPTIONS = {
-    "llava": {"images", "weight"},
-    "messages": {"images", "weight"},
-    "parquet": {"stream", "shuffle_buffer", "weight"},
-    "hf": {"split", "revision", "stream", "shuffle_buffer", "weight"},
+    "llava": ROW_OPTIONS,
+    "messages": ROW_OPTIONS,
+    "parquet": ROW_OPTIONS | STREAM_OPTIONS,
+    "hf": ROW_OPTIONS | STREAM_OPTIONS | {"split", "revision"},
     "scenes": {"count", "size", "seed", "split", "turns", "weight"},
 }
 
 
 class ConversationSource(ABC):
-    """Rows by number. weight: how often it is drawn in a mixture, relative to the others. read_aloud: answers begin with what was looked up for them."""
+    """Rows by number.
+
+    weight: how often it is drawn in a mixture, relative to the others.
+    read_aloud: answers begin with what was looked up for them.
+    """
 
     name: str
     weight: float = 1.0
@@ -60,33 +65,52 @@ class ConversationSource(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def row(self, index: int) -> Mapping[str, Any]:
-        """The row as its file has it, images undecoded."""
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Characters and images of a row, whose images are not opened. Raises BadRow."""
 
     @abstractmethod
-    def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
-        """Image `number` of a row, `[3, H, W]` uint8. Raises BadRow where it cannot be had."""
+    def __getitem__(self, index: int) -> Conversation:
+        """Raises BadRow for whatever is wrong with the row."""
 
     def where(self, index: int) -> str:
         """File and row, counted from 1."""
         return f"{self.name}, row {index + 1}"
 
+    def unread_keys(self, index: int) -> set[str]:
+        """The keys of a row that nothing reads. Raises BadRow for what is no row."""
+        return set()
+
+
+class RowSource(ConversationSource):
+    """Rows of files, by their keys. columns: those that stand in for turns. images: reads them."""
+
+    columns: Columns
+    images: ImageReader
+
+    @abstractmethod
+    def row(self, index: int) -> Any:
+        """The row as its file has it, images undecoded. Raises BadRow for what cannot be parsed."""
+
+    def read(self, index: int) -> Row:
+        """The row, checked. Raises BadRow."""
+        return read_row(self.row(index), self.where(index), self.columns)
+
     def size_of(self, index: int) -> tuple[int, int]:
-        """Characters and images of a row, whose images are not opened. Raises BadRow."""
-        row = self.row(index)
-        return sum(len(message.text) for message in read_messages(row, self.where(index))), len(images_of(row))
+        row = self.read(index)
+        return sum(len(message.text) + len(message.thoughts) for message in row.messages), len(row.images)
+
+    def unread_keys(self, index: int) -> set[str]:
+        return unread_keys(self.row(index), self.columns)
 
     def __getitem__(self, index: int) -> Conversation:
-        """Raises BadRow for whatever is wrong with the row."""
-        return read_conversation(self.row(index), self.where(index), self.image)
+        return self.read(index).conversation(self.images)
 
 
-class JsonSource(ConversationSource):
+class JsonSource(RowSource):
     """A JSON list, or JSONL of which only the offsets of the lines are kept; images are files in a folder."""
 
-    def __init__(self, file: Path, images: Path | None) -> None:
-        self.name, self.file = str(file), file
-        self.images = images if images is not None else file.parent
+    def __init__(self, file: Path, images: ImageReader, columns: Columns) -> None:
+        self.name, self.file, self.images, self.columns = str(file), file, images, columns
         if not file.is_file():
             raise UserError(f"{file} is not there; name a .json or .jsonl file of conversations")
         self.rows: list[Any] | None = None
@@ -101,32 +125,22 @@ class JsonSource(ConversationSource):
     def where(self, index: int) -> str:
         return f"{self.file}, line {self.lines[index]}" if self.rows is None else f"{self.file}, row {index + 1}"
 
-    def row(self, index: int) -> Mapping[str, Any]:
-        if self.rows is not None:
-            row = self.rows[index]
-        else:
-            with self.file.open("rb") as opened:
-                opened.seek(self.offsets[index])
-                row = self._parsed(opened.readline(), index)
-        if not isinstance(row, Mapping):
-            raise BadRow(f"{self.where(index)}: this is {type(row).__name__}, not an object")
-        return row
+    def row(self, index: int) -> Any:
+        return self.rows[index] if self.rows is not None else self._parsed(self.line(index), index)
 
-    def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
-        name = images_of(row)[number]
-        if not isinstance(name, str):
-            raise BadRow(f"{where}: image {number + 1} is {type(name).__name__}, not a path")
-        path = (self.images / name).resolve()
-        if not path.is_relative_to(self.images.resolve()):
-            raise BadRow(f"{where}: {name} leads out of the image folder {self.images}; give paths inside it")
-        try:
-            return decoded(path.read_bytes(), f"{where}: {name}")
-        except OSError as error:
-            raise BadRow(f"{where}: {path} cannot be read ({error.strerror}); mend the path, or name another folder by images=") from None
+    def line(self, index: int) -> bytes:
+        """The row as one line of JSON, without the line's end: of a JSONL file the very bytes that stand there."""
+        if self.rows is not None:
+            return json.dumps(self.rows[index]).encode()
+        with self.file.open("rb") as opened:
+            opened.seek(self.offsets[index])
+            return opened.readline().rstrip(b"\r\n")
 
     def _read_list(self) -> list[Any]:
         try:
             rows = json.loads(self.file.read_text(encoding="utf-8"))
+        except RecursionError:
+            raise UserError(f"{self.file} is nested too deeply to be a list of conversations; mend the file") from None
         except ValueError as error:
             raise UserError(f"{self.file} is no JSON ({error}); rows one to a line go into a .jsonl file") from None
         if not isinstance(rows, list):
@@ -146,34 +160,32 @@ class JsonSource(ConversationSource):
     def _parsed(self, line: bytes, index: int) -> Any:
         try:
             return json.loads(line)
+        except RecursionError:
+            raise BadRow(f"{self.where(index)}: the JSON is nested too deeply for a conversation; mend it") from None
         except ValueError as error:
-            raise BadRow(f"{self.where(index)}: no JSON ({error}); mend the line") from None
+            raise BadRow(f"{self.where(index)}: no JSON ({shortened(str(error))}); mend the line") from None
 
 
-class TableSource(ConversationSource):
-    """A table of `datasets`: parquet files, a data set of the Hub, a folder. Images are structs of bytes, or decoded by `datasets`."""
+class TableSource(RowSource):
+    """A table of `datasets`: parquet files, a data set of the Hub, a folder.
 
-    def __init__(self, name: str, table: Any) -> None:
-        from datasets import Image as ImageFeature
-        from datasets import List
+    Images are objects with bytes or a path, wherever in the row they stand.
+    """
 
-        self.name = name
-        for column in ("image", "images"):
-            feature = table.features.get(column)
-            if isinstance(feature, ImageFeature):
-                table = table.cast_column(column, ImageFeature(decode=False))
-            elif isinstance(feature, List) and isinstance(feature.feature, ImageFeature):
-                table = table.cast_column(column, List(ImageFeature(decode=False)))
-        self.table = table
+    def __init__(self, name: str, table: Any, images: ImageReader, columns: Columns) -> None:
+        self.name, self.table, self.images, self.columns = name, table, images, columns
+        # `datasets` decodes nothing in this format, however deep in a row an image stands
+        self.undecoded = table.with_format("arrow")
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def row(self, index: int) -> Mapping[str, Any]:
-        return self.table[index]
-
-    def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
-        return embedded_image(row, number, where)
+    def row(self, index: int) -> Any:
+        try:
+            return self.undecoded[index].to_pylist()[0]
+        except Exception as error:  # pyarrow raises what it likes for values that are not of their column's type
+            reason = shortened(first_line(error))
+            raise BadRow(f"{self.where(index)}: the table's row cannot be read ({reason}); write the file anew") from None
 
 
 class SceneConversations(ConversationSource):
@@ -182,19 +194,15 @@ class SceneConversations(ConversationSource):
     read_aloud = True
 
     def __init__(self, count: int, size: int, seed: int, split: str, turns: Turns) -> None:
-        self.name, self.count, self.size, self.seed, self.split, self.turns = f"scenes ({split})", count, size, seed, split, turns
+        self.name = f"scenes ({split})"
+        self.count, self.size, self.seed = count, size, seed
+        self.split, self.turns = split, turns
 
     def __len__(self) -> int:
         return self.count
 
-    def row(self, index: int) -> Mapping[str, Any]:
-        raise NotImplementedError  # a scene is no row of a file
-
     def size_of(self, index: int) -> tuple[int, int]:
         return 0, 1  # all are alike
-
-    def image(self, row: Mapping[str, Any], number: int, where: str) -> Tensor:
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> Conversation:
         scene = draw_scene(self.seed, index, self.size, self.split)
@@ -206,9 +214,11 @@ def open_conversations(text: str) -> ConversationSource:
     """The source that `text` names; see the module. Raises UserError for what cannot be opened."""
     kind, where, options = parse_source(text)
     if is_stream(text):
-        raise UserError(f"{text!r} is a stream, of which nobody can ask for a row by its number or for their count; leave out stream=true")
+        reason = "of which nobody can ask for a row by its number or for their count"
+        raise UserError(f"{text!r} is a stream, {reason}; leave out stream=true")
     if kind in ("llava", "messages"):
-        source: ConversationSource = JsonSource(Path(where), Path(options["images"]) if "images" in options else None)
+        reader = image_reader(text, options, Path(where).parent)
+        source: ConversationSource = JsonSource(Path(where), reader, columns_of(text, options))
     elif kind == "scenes":
         numbers = {
             name: whole_number(text, name, options.get(name, default))
@@ -222,7 +232,8 @@ def open_conversations(text: str) -> ConversationSource:
             raise UserError(f"{text!r}: turns={turns} is neither one nor all")
         source = SceneConversations(numbers["count"], numbers["size"], numbers["seed"], split, turns)
     else:
-        source = TableSource(text, open_table(kind, where, options))
+        reader, columns = image_reader(text, options), columns_of(text, options)
+        source = TableSource(text, open_table(kind, where, options), reader, columns)
     source.weight = weight_of(text, options)
     if not len(source):
         raise UserError(f"{text} has no rows")
@@ -238,8 +249,32 @@ def parse_source(text: str, known: Mapping[str, set[str]] = OPTIONS, what: str =
     options = dict(item.partition("=")[::2] for item in tail.split("&")) if tail else {}
     unknown = sorted(set(options) - known[kind])
     if unknown:
-        raise UserError(f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {', '.join(sorted(known[kind])) or 'none'}")
+        options_of_kind = ", ".join(sorted(known[kind])) or "none"
+        raise UserError(f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {options_of_kind}")
     return kind, where, options
+
+
+def image_reader(text: str, options: Mapping[str, str], folder: Path | None = None) -> ImageReader:
+    """Of the source `text`, whose images lie in `folder` where it names none. Raises UserError."""
+    http = options.get("http", "false")
+    if http not in ("true", "false"):
+        raise UserError(f"{text!r}: http={http} is neither true nor false")
+    return ImageReader(Path(options["images"]) if "images" in options else folder, http == "true")
+
+
+def columns_of(text: str, options: Mapping[str, str]) -> Columns:
+    """The columns that the source `text` names. Raises UserError for some that do not go together."""
+    columns = Columns(**{name: options[name] for name in COLUMN_OPTIONS if name in options})
+    if "" in columns.named():
+        raise UserError(f"{text!r}: an option names no column; write for example question=COLUMN")
+    if (columns.question is None) != (columns.answer is None):
+        raise UserError(f"{text!r}: question= and answer= go together; name both columns")
+    if columns.caption is not None and columns.question is not None:
+        cure = "leave out caption=, or question= and answer="
+        raise UserError(f"{text!r}: a row has a caption or a question and an answer, not both; {cure}")
+    if columns.thoughts is not None and columns.question is None:
+        raise UserError(f"{text!r}: thoughts= are those before an answer; name its column by answer=, and question=")
+    return columns
 
 
 def is_stream(text: str) -> bool:
@@ -249,7 +284,8 @@ def is_stream(text: str) -> bool:
     if asked not in ("true", "false"):
         raise UserError(f"{text!r}: stream={asked} is neither true nor false")
     if asked == "false" and "shuffle_buffer" in options:
-        raise UserError(f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; leave it out, or add stream=true")
+        cure = "leave it out, or add stream=true"
+        raise UserError(f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; {cure}")
     return asked == "true"
 
 

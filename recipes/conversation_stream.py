@@ -1,9 +1,10 @@
-"""A stream of conversations: a table that is read as it arrives, nothing of it downloaded in advance, its length unknown.
+"""A stream of conversations: a table that is read as it arrives, without a download in advance, of unknown length.
 
     hf:NAME[:CONFIG]?split=train&stream=true       a data set of the Hub, or of a folder
-    parquet:GLOB?stream=true                       files here, or anywhere that `datasets` reads from (hf://, https://, s3://)
+    parquet:GLOB?stream=true                       files here, or wherever `datasets` reads from (hf://, https://, s3://)
 
-`shuffle_buffer=N` (1000) in either: rows held in memory, of which each draw takes one at random; 0 keeps the order. `weight=W`: see recipes/stream_data.py.
+`shuffle_buffer=N` (1000) in either: rows held in memory, of which each draw takes one at random; 0 keeps the order.
+`weight=W`: see recipes/stream_data.py. Options for columns and images are those of a table with an index.
 """
 
 from __future__ import annotations
@@ -16,44 +17,71 @@ import fsspec.asyn
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from recipes.conversation_sources import is_stream, open_conversations, open_table, parse_source, weight_of, whole_number
-from recipes.conversations import BadRow, Conversation, embedded_image, read_conversation
+from recipes.conversation_images import ImageReader
+from recipes.conversation_rows import Columns, read_row
+from recipes.conversation_sources import (
+    columns_of,
+    image_reader,
+    is_stream,
+    open_conversations,
+    open_table,
+    parse_source,
+    weight_of,
+    whole_number,
+)
+from recipes.conversations import BadRow, Conversation, shortened
 from vision_core.errors import UserError
 from vision_core.images.regular_files import first_line
 
 
 class ConversationStream:
-    """Conversations one after the other; iterating is one pass over all, in the order of the files, and each pass asks for them anew.
+    """Conversations one after the other; iterating is one pass over all, in the order of the files.
 
-    table: a `datasets.IterableDataset`, whose images are not decoded. weight: its share of a mixture, relative to the others.
+    Each pass asks for them anew. table: a `datasets.IterableDataset`, whose images are not decoded. weight: its share of a
+    mixture, relative to the others. images, columns: as those of a table with an index (recipes/conversation_sources.py).
     """
 
-    def __init__(self, name: str, table: Any, shuffle_buffer: int = 1000, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        table: Any,
+        shuffle_buffer: int = 1000,
+        weight: float = 1.0,
+        images: ImageReader | None = None,
+        columns: Columns | None = None,
+    ) -> None:
         self.name, self.shuffle_buffer, self.weight = name, shuffle_buffer, weight
+        self.images, self.columns = images or ImageReader(None), columns or Columns()
         self.table = table.with_format("arrow")
 
     def __iter__(self) -> Iterator[Conversation]:
         return (self.conversation(*row) for row in self.rows())
 
     def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """(number from 0, row as its file has it): all of them, in every process and data worker. Raises BadRow where the stream breaks off."""
+        """(number from 0, row as its file has it): all of them, in every process and data worker.
+
+        Raises BadRow where the stream breaks off.
+        """
         if get_worker_info() is not None:
             fsspec.asyn.reset_lock()  # forked, it has the lock of its parent, and not the thread that would open it
         number = 0
         try:
-            # iterating the table itself would give each data worker some of the files, and leave idle those for whom there is none
+            # iterating the table itself would give each data worker some of the files, and leave some without any
             for table in self.table.iter(batch_size=1):
                 yield number, table.to_pylist()[0]
                 number += 1
         except Exception as error:  # of the network, of a file, of a table that is unlike those before it
-            raise BadRow(
-                f"{self.name}, row {number + 1}: the stream breaks off ({first_line(error)}); mend it and resume the run"
-            ) from None
+            reason = shortened(first_line(error))
+            at = f"{self.name}, row {number + 1}"
+            raise BadRow(f"{at}: the stream breaks off ({reason}); mend it and resume the run") from None
         if not number:
             raise UserError(f"{self.name} has no rows")
 
     def shuffled_rows(self, generator: np.random.Generator) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The same rows, each once. What is read goes to a random place in the buffer, and what was there comes out; at the end comes all that is left."""
+        """The same rows, each once.
+
+        What is read goes to a random place in the buffer, and what was there comes out; at the end comes all that is left.
+        """
         held: list[tuple[int, Mapping[str, Any]]] = []
         for row in self.rows():
             if len(held) < self.shuffle_buffer:
@@ -68,14 +96,19 @@ class ConversationStream:
 
     def conversation(self, number: int, row: Mapping[str, Any]) -> Conversation:
         """Row `number`, checked, its images decoded. Raises BadRow."""
-        return read_conversation(row, f"{self.name}, row {number + 1}", embedded_image)
+        return read_row(row, f"{self.name}, row {number + 1}", self.columns).conversation(self.images)
 
 
 def open_stream(text: str) -> ConversationStream:
-    """The stream that `text` names, of which only the first bytes are read. Raises UserError for what cannot be opened."""
+    """The stream that `text` names, of which only the first bytes are read.
+
+    Raises UserError for what cannot be opened.
+    """
     kind, where, options = parse_source(text)
-    shuffle_buffer, weight = whole_number(text, "shuffle_buffer", options.get("shuffle_buffer", "1000")), weight_of(text, options)
-    return ConversationStream(text, open_table(kind, where, options, streaming=True), shuffle_buffer, weight)
+    shuffle_buffer = whole_number(text, "shuffle_buffer", options.get("shuffle_buffer", "1000"))
+    weight, images, columns = weight_of(text, options), image_reader(text, options), columns_of(text, options)
+    table = open_table(kind, where, options, streaming=True)
+    return ConversationStream(text, table, shuffle_buffer, weight, images, columns)
 
 
 def first_conversations(text: str, most: int) -> Iterator[Conversation]:

@@ -3,9 +3,15 @@
 import json
 import sys
 
+import datasets
+import pyarrow.parquet
 import pytest
 
+from recipes.check_conversations import check, clean_target, number_ranges, written_clean
+from recipes.clean_rows import check_target, write_rows
+from recipes.conversation_sources import open_conversations
 from recipes.small_default import write_small_default
+from vision_core.errors import UserError
 
 TEXTS = ["what colour is the largest object?", "tell me yes or no"]
 
@@ -39,3 +45,95 @@ def test_good_rows_are_described(runs, tmp_path):
     printed = runs.finish(runs.start(SCRIPT, "--conversations", "scenes?count=30", "--output_dir", tmp_path / "out"))
     assert "30 rows, 0 bad" in printed and "| images | 1 | 1 | 1 | 1 | 30 |" in printed
     assert runs.error(SCRIPT, "--conversations", "scenes?count=3", "--model", tmp_path)
+
+
+TURNS = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "that"}]
+
+
+def rows_to_clean():
+    """Rows 2, 4 and 5 of six are bad; none is as `json.dumps` would write it, and one has what nothing reads."""
+    return [
+        '{"messages":  [{"role":"user","content":"wäs?"},{"content":"thät","role":"assistant"}], "id": 1}',
+        json.dumps({"messages": TURNS, "video": "a.mp4"}),
+        json.dumps({"messages": TURNS, "images": None, "id": 3, "score": 0.5}),
+        "{broken",
+        json.dumps({"messages": TURNS[:1], "id": 5}),
+        json.dumps({"system": "x", "messages": TURNS}),
+    ]
+
+
+@pytest.mark.timeout(200)
+def test_the_good_rows_are_written_as_they_stand(runs, tmp_path):
+    lines = rows_to_clean()
+    (tmp_path / "rows.jsonl").write_bytes(b"\n\n" + "\r\n".join(lines).encode())
+    clean = tmp_path / "clean.jsonl"
+    arguments = ("--conversations", f"messages:{tmp_path}/rows.jsonl", "--write_clean", clean)
+    printed = runs.finish(runs.start(SCRIPT, *arguments, "--output_dir", tmp_path / "out"))
+    assert clean.read_bytes() == "".join(f"{lines[row]}\n" for row in (0, 2, 5)).encode()
+    assert f"wrote 3 rows to {clean}; left out: 3 rows: 2, 4-5" in printed
+    assert "keys that nothing reads: id (rows: 3), score (rows: 1)" in printed
+    assert [json.loads(line)["row"] for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()] == [2, 4, 5]
+    assert sorted(path.name for path in tmp_path.glob("*.jsonl*")) == ["clean.jsonl", "rows.jsonl"] and not list(tmp_path.glob(".tmp*"))
+    assert "is there already, and is not overwritten" in runs.error(SCRIPT, *arguments, "--output_dir", tmp_path / "again")
+    printed = runs.finish(runs.start(SCRIPT, "--conversations", f"messages:{clean}", "--output_dir", tmp_path / "cleaned"))
+    assert "3 rows, 0 bad" in printed
+
+
+def test_the_good_rows_of_a_list_and_of_a_table(tmp_path):
+    good = [{"messages": TURNS, "id": 1, "text": "ü\ud83d"}, {"messages": TURNS, "id": 2, "text": None}]
+    rows = [good[0], {"messages": TURNS, "video": "a.mp4"}, good[1]]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    write_rows(tmp_path / "clean.jsonl", open_conversations(f"llava:{tmp_path}/rows.json"), [0, 2])
+    assert [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()] == good
+    image = {"bytes": b"no image", "path": None}
+    table = [{"messages": TURNS, "images": [image] * number, "number": number} for number in range(40)]
+    features = datasets.Features({"images": datasets.List(datasets.Image())})
+    features |= datasets.Dataset.from_list([{"messages": TURNS, "number": 0}]).features
+    datasets.Dataset.from_list(table, features=datasets.Features(features)).to_parquet(tmp_path / "rows.parquet")
+    source = open_conversations(f"parquet:{tmp_path}/rows.parquet")
+    write_rows(tmp_path / "clean.parquet", source, [3, 7, 39])
+    assert pyarrow.parquet.read_table(tmp_path / "clean.parquet").to_pylist() == [table[row] for row in (3, 7, 39)]
+    assert open_conversations(f"parquet:{tmp_path}/clean.parquet").table.features == source.table.features
+
+
+def test_a_clean_file_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": TURNS}))
+    source = open_conversations(f"messages:{tmp_path}/rows.jsonl")
+    (tmp_path / "there.jsonl").write_text("precious")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "nowhere")
+    for name, said in (
+        ("there.jsonl", "not overwritten"),
+        ("link.jsonl", "not overwritten"),
+        ("x.parquet", "a .jsonl file"),
+        ("no/x.jsonl", "no folder"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_target(tmp_path / name, source)
+    with pytest.raises(UserError, match="not overwritten"):
+        write_rows(tmp_path / "there.jsonl", source, [0])  # somebody wrote it while rows were read
+    assert (tmp_path / "there.jsonl").read_text() == "precious"
+    with pytest.raises(UserError, match="has no rows in a file"):
+        check_target(tmp_path / "x.jsonl", open_conversations("scenes?count=1"))
+    with pytest.raises(UserError, match="2 are given"):
+        clean_target("x.jsonl", [("a", source), ("b", source)])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="was not written .No space left on device.; make room"):
+        write_rows(tmp_path / "new.jsonl", source, [0])
+    assert not list(tmp_path.glob(".tmp*")) and not (tmp_path / "new.jsonl").exists()
+
+
+def test_nothing_is_written_where_no_row_is_good(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{broken\n")
+    source = open_conversations(f"messages:{tmp_path}/rows.jsonl")
+    with pytest.raises(UserError, match="no row is good"):
+        written_clean(tmp_path / "x.jsonl", source, list(check(source, None, 100, 0, "rows")))
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_numbers_of_rows_in_words():
+    assert number_ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10" and number_ranges([]) == ""
+    assert number_ranges(range(1, 2000, 2)).endswith("197, 199 and 900 more places")
