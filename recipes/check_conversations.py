@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoProcessor
 
+from fusion import FusionProcessor
+from fusion.chat_turns import stop_token_ids
 from recipes.chat_tokens import IGNORED, tokenise
 from recipes.clean_rows import check_target, write_rows
 from recipes.conversation_sources import ConversationSource, open_conversations
@@ -67,7 +69,7 @@ class Checked:
 class Rows(Dataset):
     """Rows of a source, each checked."""
 
-    def __init__(self, source: ConversationSource, processor: object | None, max_length: int) -> None:
+    def __init__(self, source: ConversationSource, processor: FusionProcessor | None, max_length: int) -> None:
         self.source, self.processor, self.max_length = source, processor, max_length
 
     def __len__(self) -> int:
@@ -103,6 +105,8 @@ def main() -> None:
             for each in wrong:
                 file.write(json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n")
             report(text, checked, wrong)
+            if processor is not None:
+                print(f"\n{proved(processor)}")
             if clean is not None:
                 print(written_clean(clean, source, checked))
     if bad:
@@ -133,6 +137,14 @@ def report(text: str, checked: Sequence[Checked], wrong: Sequence[Checked]) -> N
         print(f"\nkeys that nothing reads: {listed}{more}")
 
 
+def proved(processor: FusionProcessor) -> str:
+    """What holds for the good rows under the model's chat template, in words."""
+    stops = processor.tokenizer.convert_ids_to_tokens(stop_token_ids(processor))
+    if not stops:
+        return "the chat template refuses even a plain question and answer; no row can be trained on"
+    return f"each learnt answer of a good row ends in {' or '.join(stops)}, which is learnt, and at which generation stops"
+
+
 def written_clean(file: Path, source: ConversationSource, checked: Sequence[Checked]) -> str:
     """Write the good rows, and say which are left out. Raises UserError where none is good."""
     good = [each.row for each in checked if not each.reason]
@@ -157,7 +169,7 @@ def number_ranges(numbers: Iterable[int]) -> str:
     return ", ".join(words) + more
 
 
-def load_processor(folder: str) -> object:
+def load_processor(folder: str) -> FusionProcessor:
     """The processor of a fused model's folder."""
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
@@ -165,7 +177,7 @@ def load_processor(folder: str) -> object:
         raise UserError(f"--model {folder} has no processor ({str(error).splitlines()[0]}); name a folder that fusion.fuse wrote") from None
 
 
-def check(source: ConversationSource, processor: object | None, max_length: int, num_workers: int, name: str) -> Iterator[Checked]:
+def check(source: ConversationSource, processor: FusionProcessor | None, max_length: int, num_workers: int, name: str) -> Iterator[Checked]:
     """All rows in order."""
     loader = DataLoader(Rows(source, processor, max_length), batch_size=64, num_workers=num_workers, collate_fn=list)
     with tqdm(total=len(source), desc=name, unit="row", leave=False) as bar:
