@@ -44,11 +44,11 @@ class CheckArguments:
     """What is checked, and for which model."""
 
     conversations: list[str] = option(["scenes?count=200"], "what would be trained on; docs/fine_tuning.md", "data")
-    model: str | None = option(None, "folder of the fused model: lengths and its chat template are checked too", "model")
+    model: str | None = option(None, "folder of the fused model: lengths and its chat template are checked", "model")
     max_length: int = option(2048, "tokens of a conversation, image tokens counted", "model")
     write_clean: str | None = option(None, "new file for the good rows: .jsonl, or .parquet for tables", "data")
     num_workers: int = option(2, "processes that read", "run")
-    output_dir: str | None = option(None, "new folder for bad_rows.jsonl; default: the next free one in outputs/", "run")
+    output_dir: str | None = option(None, "new folder for bad_rows.jsonl; default: the next one in outputs/", "run")
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,17 @@ def load_processor(folder: str) -> FusionProcessor:
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"--model {folder} has no processor ({str(error).splitlines()[0]}); name a folder that fusion.fuse wrote") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--model {folder} has no processor ({reason}); name a folder that fusion.fuse wrote") from None
 
 
-def check(source: ConversationSource, processor: FusionProcessor | None, max_length: int, num_workers: int, name: str) -> Iterator[Checked]:
+def check(
+    source: ConversationSource,
+    processor: FusionProcessor | None,
+    max_length: int,
+    num_workers: int,
+    name: str,
+) -> Iterator[Checked]:
     """All rows in order."""
     loader = DataLoader(Rows(source, processor, max_length), batch_size=64, num_workers=num_workers, collate_fn=list)
     with tqdm(total=len(source), desc=name, unit="row", leave=False) as bar:
@@ -187,7 +194,7 @@ def check(source: ConversationSource, processor: FusionProcessor | None, max_len
 
 
 def reasons(wrong: Sequence[Checked]) -> list[str]:
-    """Kinds of faults, the most frequent first, with examples. A reason's kind is its text without names and numbers."""
+    """Kinds of faults, the most frequent first, with examples. A kind is a reason without names and numbers."""
     kinds = [re.sub(r"\d+|/\S+|\S+\.\w{2,5}\b", "…", each.reason.partition(": ")[2]) for each in wrong]
     lines = []
     for kind, count in Counter(kinds).most_common():

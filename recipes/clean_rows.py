@@ -1,4 +1,4 @@
-"""The good rows of a source as a file of its own, as they stand in the source: bad rows are left out, nothing is changed."""
+"""The good rows of a source as a file of its own, as they stand there: bad rows are left out, nothing is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an image of a row comes from: a file in the images' folder, bytes in a table, a data URL, an address on request."""
+"""Where an image of a row comes from: a file in a folder, bytes in a table, a data URL, or an address on request."""
 
 from __future__ import annotations
 

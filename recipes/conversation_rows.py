@@ -5,9 +5,9 @@
     texts           pairs of `user`, `assistant`: the_cauldron, FineVision
     any columns     named by the source's options question=, answer=, thoughts=, caption=, image=
 
-A key is used; or it says something that cannot be trained here, and the row is refused with the key's name; or no format
-known to us gives it a meaning, and it is ignored (check_conversations.py lists those keys). A key that says nothing (null,
-empty) is as good as absent: tables have every column in every row.
+A key is used; or it says something that cannot be trained here, and the row is refused with the key's name; or no
+format known to us gives it a meaning, and it is ignored (check_conversations.py lists those keys). A key that says
+nothing (null, empty) is as good as absent: tables have every column in every row.
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Row:
-    """A row that has been read and checked. images: as they stand in the row, in the order of their places in the text."""
+    """A row that has been read and checked.
+
+    images: as they stand in the row, in the order of their places in the text.
+    """
 
     where: str
     messages: tuple[Message, ...]

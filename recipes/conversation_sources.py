@@ -8,15 +8,15 @@ A source is a text, `KIND:WHERE?option=value&option=value`:
     hf:NAME[:CONFIG]?split=train   a data set of the Hub, or a folder that `datasets` reads
     scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all of them
 
-What the keys of a row mean is the same in files and tables, and stands in recipes/conversation_rows.py. Options of both:
+The keys of a row mean the same in files and tables: see recipes/conversation_rows.py. Options of both:
 
     question=COL&answer=COL        columns that stand in for turns; with thoughts=COL, what is thought before the answer
     caption=COL                    a column that is the answer to "Describe the picture in one sentence."
     image=COL                      the column of the image or images
     http=true                      images that are given by an address are fetched, whenever they are read
 
-`weight=W` in any source: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file only
-the offsets of its lines are kept. With `stream=true` a table is read as it arrives (recipes/conversation_stream.py).
+`weight=W` in any source: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file
+only the offsets of its lines are kept. With `stream=true` a table is read as it arrives (conversation_stream.py).
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class TableSource(RowSource):
             return self.undecoded[index].to_pylist()[0]
         except Exception as error:  # pyarrow raises what it likes for values that are not of their column's type
             reason = shortened(first_line(error))
-            raise BadRow(f"{self.where(index)}: the table's row cannot be read ({reason}); write the file anew") from None
+            raise BadRow(f"{self.where(index)}: the row cannot be read ({reason}); write the table anew") from None
 
 
 class SceneConversations(ConversationSource):
@@ -240,7 +240,11 @@ def open_conversations(text: str) -> ConversationSource:
     return source
 
 
-def parse_source(text: str, known: Mapping[str, set[str]] = OPTIONS, what: str = "conversations") -> tuple[str, str, dict[str, str]]:
+def parse_source(
+    text: str,
+    known: Mapping[str, set[str]] = OPTIONS,
+    what: str = "conversations",
+) -> tuple[str, str, dict[str, str]]:
     """(kind, where, options). known: the names of options by kind. Raises UserError for another kind or option."""
     head, _, tail = text.partition("?")
     kind, colon, where = head.partition(":")

@@ -1,7 +1,7 @@
 """A stream of conversations: a table that is read as it arrives, without a download in advance, of unknown length.
 
     hf:NAME[:CONFIG]?split=train&stream=true       a data set of the Hub, or of a folder
-    parquet:GLOB?stream=true                       files here, or wherever `datasets` reads from (hf://, https://, s3://)
+    parquet:GLOB?stream=true                       files here, or where `datasets` reads from (hf://, https://, s3://)
 
 `shuffle_buffer=N` (1000) in either: rows held in memory, of which each draw takes one at random; 0 keeps the order.
 `weight=W`: see recipes/stream_data.py. Options for columns and images are those of a table with an index.
@@ -37,8 +37,8 @@ from vision_core.images.regular_files import first_line
 class ConversationStream:
     """Conversations one after the other; iterating is one pass over all, in the order of the files.
 
-    Each pass asks for them anew. table: a `datasets.IterableDataset`, whose images are not decoded. weight: its share of a
-    mixture, relative to the others. images, columns: as those of a table with an index (recipes/conversation_sources.py).
+    Each pass asks for them anew. table: a `datasets.IterableDataset`, whose images are not decoded. weight: its share of
+    a mixture, relative to the others. images, columns: as those of a table with an index (conversation_sources.py).
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ConversationStream:
     def shuffled_rows(self, generator: np.random.Generator) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """The same rows, each once.
 
-        What is read goes to a random place in the buffer, and what was there comes out; at the end comes all that is left.
+        What is read goes to a random place in the buffer, and what was there comes out; what is left comes at the end.
         """
         held: list[tuple[int, Mapping[str, Any]]] = []
         for row in self.rows():

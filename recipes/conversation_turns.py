@@ -1,8 +1,8 @@
 """One turn of a row: who speaks, the text, the images shown in it, the thoughts before an answer, whether it is learnt.
 
 Turns are spelled in the ways of LLaVA and ShareGPT (`from`, `value`), of chat templates and the OpenAI API (`role`,
-`content`) and of axolotl, ms-swift and LLaMA-Factory. What a turn says by any of their keys is used or refused; keys that
-none of them gives a meaning are ignored (`unread_turn_keys` names them).
+`content`) and of axolotl, ms-swift and LLaMA-Factory. What a turn says by any of their keys is used or refused; keys
+that none of them gives a meaning are ignored (`unread_turn_keys` names them).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def unread_turn_keys(turn: Any) -> set[str]:
 def is_nothing(value: Any) -> bool:
     """Whether a key says nothing.
 
-    Tables and converters fill what a row lacks with null, false, empty text, lists and objects, as such or as JSON in a text.
+    Tables and converters fill what a row lacks with null, false, empty text, lists and objects, or JSON of those.
     """
     if isinstance(value, Mapping):
         return all(is_nothing(each) for each in value.values())
@@ -177,8 +177,8 @@ def _is_learnt(turn: Mapping[str, Any], role: str, where: str) -> bool:
 def _thoughts_and_answer(given: Any, text: str, where: str) -> tuple[str, str]:
     """(thoughts, answer): the text in front of `</think>` is thoughts, with or without the opening `<think>`.
 
-    Distills of DeepSeek-R1 write no opening mark. Only a text that begins with `<think>`, or has no `<think>` in front of
-    its first `</think>`, is taken apart. Line breaks around the marks belong to the marks, as in Qwen3's template.
+    Distills of DeepSeek-R1 write no opening mark. Only a text that begins with `<think>`, or has no `<think>` in front
+    of its first `</think>`, is taken apart. Line breaks around the marks belong to them, as in Qwen3's template.
     """
     if given is not None and not isinstance(given, str):
         raise BadRow(f"{where}: a turn's thoughts are {type(given).__name__}, not text")

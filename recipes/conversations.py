@@ -41,7 +41,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns and the images they speak of, `[3, H, W]` uint8, in the order of their places. where: file and row, for messages.
+    """Turns and the images they speak of, `[3, H, W]` uint8, in the order of their places.
+
+    where: file and row, for messages.
 
     kind, choices: of the question, where the source knows them: what it asks about, and the possible answers.
     """
@@ -55,7 +57,8 @@ class Conversation:
 
 def scene_conversation(where: str, scene: Scene, asked: Sequence[Question]) -> Conversation:
     """Questions about a scene, the picture before the first."""
-    messages = [Message(role, text) for each in asked for role, text in (("user", each.text), ("assistant", each.answer))]
+    pairs = [(Message("user", each.text), Message("assistant", each.answer)) for each in asked]
+    messages = [message for pair in pairs for message in pair]
     messages[0] = Message("user", f"{IMAGE}\n{messages[0].text}")
     return Conversation(where, tuple(messages), (scene.image,), asked[0].kind, asked[0].choices)
 

@@ -452,5 +452,5 @@ def test_a_table_whose_text_is_no_text(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"q": broken, "a": ["x", "y"]}), tmp_path / "rows.parquet")
     source = open_conversations(f"parquet:{tmp_path}/rows.parquet?question=q&answer=a")
     assert source[0].messages
-    with pytest.raises(BadRow, match="row 2: the table's row cannot be read"):
+    with pytest.raises(BadRow, match="row 2: the row cannot be read"):
         source[1]
