@@ -114,6 +114,11 @@ def assemble_vlm(
         language_model, tokenizer = load_language_model(language_model)
     if tokenizer is None:
         raise UserError("a language model that is given as an object needs its tokenizer; pass tokenizer=")
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"{type(tokenizer).__name__} does not tell where in a text its tokens stand, so answers cannot be told from prompts; "
+            "use a tokenizer with a tokenizer.json"
+        )
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -25,6 +25,9 @@ class FusionProcessor(ProcessorMixin):
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any) -> None:
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        if hasattr(tokenizer, "legacy"):
+            # transformers 5.24 saves Llama's tokenizers without it, and reads other tokens behind special ones afterwards.
+            tokenizer.init_kwargs["legacy"] = tokenizer.legacy
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(self, images: Any = None, text: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> BatchFeature:

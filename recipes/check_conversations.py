@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 
 from fusion import FusionProcessor
-from fusion.chat_turns import stop_token_ids
+from fusion.chat_turns import ChatTemplateError, stop_token_ids
 from recipes.chat_tokens import IGNORED, tokenise
 from recipes.clean_rows import check_target, write_rows
 from recipes.conversation_sources import ConversationSource, open_conversations
@@ -139,9 +139,10 @@ def report(text: str, checked: Sequence[Checked], wrong: Sequence[Checked]) -> N
 
 def proved(processor: FusionProcessor) -> str:
     """What holds for the good rows under the model's chat template, in words."""
-    stops = processor.tokenizer.convert_ids_to_tokens(stop_token_ids(processor))
-    if not stops:
-        return "the chat template refuses even a plain question and answer; no row can be trained on"
+    try:
+        stops = processor.tokenizer.convert_ids_to_tokens(stop_token_ids(processor))
+    except ChatTemplateError as error:
+        return f"even a plain question and answer cannot be learnt: {error}"
     return f"each learnt answer of a good row ends in {' or '.join(stops)}, which is learnt, and at which generation stops"
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 from fusion.chat_templates import CHAT_TEMPLATES
-from fusion.chat_turns import stop_token_ids
-from recipes.chat_tokens import IGNORED, tokenise
+from fusion.chat_turns import render_prompt, stop_token_ids
+from recipes.chat_tokens import IGNORED, chat_messages, tokenise
 from recipes.conversations import BadRow, Conversation, Message
 
 trl = pytest.importorskip("trl", reason="trl ships the chat templates")
@@ -62,6 +62,10 @@ def check(processor, messages):
         assert re.match(r"row 1: .+; .+", str(error)), "a refusal names the row and the cure"
         return str(error)
     texts, ends = learnt_stretches(tokenised, processor)
+    first = next(number for number, message in enumerate(messages) if message.role == "assistant")
+    prompt = render_prompt(processor, chat_messages(messages[:first]), thinking=any(message.thoughts for message in messages))
+    asked = processor(text=prompt)["input_ids"][0]
+    assert tokenised.input_ids[: len(asked)] == asked, "the first answer stands behind the prompt that asks for it"
     answers = [message for message in messages if message.role == "assistant"]
     assert len(texts) == len(answers)
     for text, end, answer in zip(texts, ends, answers, strict=True):
@@ -142,10 +146,11 @@ def test_ends_with_a_tokenizer_that_eats_the_space_behind_them(chat_processor):
     ("folder", "template"),
     [
         ("qwen3", None), ("gemma3", None), ("llama3", None), ("deepseek_v3", None), ("gptoss", "gptoss"), ("llama2", "llama2"),
-        ("llama2", "zephyr"), ("llama2", "plain"), ("llama2", "vicuna_v1"), ("llama3", "cambrian_llama3"), ("qwen3", "qwen3_6"),
+        ("llama2", "zephyr"), ("llama2", "plain"), ("llama2", "vicuna_v1"), ("deepseek_v3", "deepseek_r1_distill"),
+        ("llama3", "cambrian_llama3"), ("qwen3", "qwen3_6"),
     ],
 )  # fmt: skip
-def test_real_tokenizers(folder, template, chat_processor):
+def test_real_tokenizers(folder, template, chat_processor, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(REAL / folder / "package" / "models", trust_remote_code=False)
     processor = chat_processor(TEMPLATES[template] if template else tokenizer.chat_template, tokenizer=tokenizer)
     refused = {kind: check(processor, messages) for kind, messages in ROWS.items() if kind != "thoughts"}
@@ -164,4 +169,7 @@ def test_real_tokenizers(folder, template, chat_processor):
     )["input_ids"][0]
     assert tokenise(shown, processor, 2**20).input_ids[: len(prompt)] == list(prompt)
     assert list(prompt).count(tokenizer.bos_token_id) <= 1
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=False)
+    assert tokenise(shown, again, 2**20) == tokenise(shown, processor, 2**20)
     assert tokenizer("x")["input_ids"][0] != tokenizer.bos_token_id or prompt[0] == tokenizer.bos_token_id

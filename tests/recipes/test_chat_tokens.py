@@ -1,5 +1,7 @@
 """Only what the assistant says is learnt, whatever the language model's chat template makes of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -92,12 +94,24 @@ def test_what_a_template_puts_around_answers_is_not_learnt(named_processor):
 
 
 def test_text_is_the_templates(named_processor):
+    """As it shows an earlier answer to a later question; a learnt one stands behind the prompt that asks for it (Qwen3's has empty thoughts)."""
     _, processor = named_processor
     conversation = talk("what?", "that", "and?", "this")
+    earlier = replace(conversation.messages[1], learnt=False)
+    conversation = replace(conversation, messages=(conversation.messages[0], earlier, *conversation.messages[2:]))
     messages = [{"role": message.role, "content": message.text} for message in conversation.messages]
     text = processor.apply_chat_template(messages)
     tokens = tokenise(conversation, processor, 2048)
     assert tokens.input_ids == processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_every_answer_stands_behind_the_prompt_that_asks_for_it(named_processor):
+    """Also the first of several; what the next question's prompt shows of it is the template's affair."""
+    _, processor = named_processor
+    prompt = processor.apply_chat_template([{"role": "user", "content": "what?"}], add_generation_prompt=True)
+    ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    tokens = tokenise(talk("what?", "that", "and?", "this"), processor, 2048)
+    assert tokens.input_ids[: len(ids)] == ids and tokens.labels[len(ids)] != IGNORED
 
 
 def test_training_sees_what_generation_will(named_processor):

@@ -37,7 +37,7 @@ NAMES = (
 PICTURE = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
 HISTORY = (
     Message("user", "<image>\nwhat is it?"),
-    Message("assistant", "a cat"),
+    Message("assistant", "a cat", learnt=False),  # shown, as to whoever asks the second question
     Message("user", "sure?"),
 )
 
