@@ -16,6 +16,7 @@ from transformers.image_utils import make_flat_list_of_images
 from encoders.preprocess import ImageTransform
 from fusion.connectors import num_image_tokens
 from fusion.geometry import Fit, image_box
+from fusion.pixel_layout import join_views, split_views
 from vision_core.errors import UserError
 
 
@@ -45,8 +46,9 @@ class FusionImageProcessor(TorchvisionBackend):
         fit, mask_rule: see `fusion.geometry.image_box`.
         grid, tokens_per_cell, newline, fixed_tokens: of the connector; with them `num_tokens` knows how many tokens an image will have.
 
-    Called with images (PIL, arrays, tensors, or lists of them) it returns `pixel_values`, a list of `[images, C, side, side]`, one for each
-    encoder, and `image_sizes` `[images, 2]`.
+    Called with images (PIL, arrays, tensors, or lists of them) it returns `image_sizes` `[images, 2]` and `pixel_values` `[images, P]`: of every image the
+    pixels for all encoders, flattened and side by side, P = sum of C * side * side over the encoders. `views` takes them apart. So whatever cuts, joins or
+    moves a batch by its images needs to know nothing about encoders.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -78,12 +80,17 @@ class FusionImageProcessor(TorchvisionBackend):
         views = [self._as_tensor(image) for image in make_flat_list_of_images(self.fetch_images(images))]
         if not views:
             raise UserError("no images were given; leave images out for text alone")
-        pixel_values = []
+        of_encoders = []
         for values in self.transforms:
             transform = ImageTransform.from_dict(values)
-            pixel_values.append(transform.pixels(torch.stack([fitted_view(view, transform, self.fit) for view in views])))
+            squares = torch.stack([fitted_view(view, transform, self.fit) for view in views])
+            of_encoders.append(transform.pixels(squares))
         sizes = torch.tensor([list(view.shape[-2:]) for view in views])
-        return BatchFeature({"pixel_values": pixel_values, "image_sizes": sizes})
+        return BatchFeature({"pixel_values": join_views(of_encoders), "image_sizes": sizes})
+
+    def views(self, pixel_values: Tensor) -> list[Tensor]:
+        """What each encoder sees, `[images, C, side, side]`, of `pixel_values` `[images, P]`. Raises UserError where P is another encoders'."""
+        return split_views(pixel_values, [ImageTransform.from_dict(values).size for values in self.transforms])
 
     def num_tokens(self, height: int, width: int) -> int:
         """How many tokens an image of this size will have."""

@@ -264,13 +264,13 @@ def test_bad_input(model_and_processor, pictures, vlm, fused):
     without = {name: value for name, value in batch.items() if name not in ("pixel_values", "image_sizes")}
     with pytest.raises(UserError, match=r"places for image tokens and 0 images have 0 \(none\); make text and images with one call"):
         model(**without)
-    fewer = {**batch, "pixel_values": [each[:2] for each in batch["pixel_values"]], "image_sizes": batch["image_sizes"][:2]}
+    fewer = {**batch, "pixel_values": batch["pixel_values"][:2], "image_sizes": batch["image_sizes"][:2]}
     with pytest.raises(UserError, match="places for image tokens and 2 images have"):
         model(**fewer)
     with pytest.raises(UserError, match="image_sizes is missing"):
         model(**{**batch, "image_sizes": None})
     with pytest.raises(UserError, match="holds no images"):
-        model(**{**without, "pixel_values": [each[:0] for each in batch["pixel_values"]], "image_sizes": batch["image_sizes"][:0]})
+        model(**{**without, "pixel_values": batch["pixel_values"][:0], "image_sizes": batch["image_sizes"][:0]})
     right = mixed_batch(processor, pictures, padding_side="right")
     with pytest.raises(UserError, match="needs padding on the left"):
         model.generate(**right)
