@@ -74,12 +74,12 @@ class ReadsImages:
     @contextmanager
     def _looking_again(self, images: list[EncodedImage], places: Tensor | None) -> Iterator[None]:
         """Inside, the language model's layers in `config.sva_layers` are followed by a look at the images; without images, by nothing."""
-        if not images or not self.config.sva_layers:
+        cells = torch.cat([image.cells for image in images]) if images and self.config.sva_layers else None
+        if cells is None or not cells.any():  # a part of a prompt may have no more of an image than the end of a row
             yield
             return
         windows = VisionWindows.join([image.windows for image in images])
-        cells = torch.cat([image.cells for image in images]).to(places.device)
-        rows = places.flatten().nonzero().flatten()[cells]  # in the flattened [B * T]
+        rows = places.flatten().nonzero().flatten()[cells.to(places.device)]  # in the flattened [B * T]
         layers = decoder_layers(self.language_model)
         hooks = [
             layers[number].register_forward_hook(_look(self.vision_sampler_layers[index], windows, rows))

@@ -14,11 +14,12 @@ from transformers.modeling_outputs import ModelOutput
 
 from encoders.base import Encoder, Features
 from encoders.load import build_encoder
-from fusion.build_connector import build_connector
+from fusion.build_connector import CONNECTORS, build_connector
 from fusion.checkpoints import load_strictly
 from fusion.configuration_fusion import FusedVisionConfig
 from fusion.connectors import Connector
 from fusion.geometry import ImageLayout
+from fusion.offloading import COMPUTING_WITH_INNER_WEIGHTS, bring_whole_layers
 from fusion.pixel_layout import split_views
 from fusion.windows import EncodedImage
 from vision_core.errors import UserError
@@ -60,7 +61,8 @@ class FusedPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["Encoder", "Connector", "VisionCrossAttentionLayer"]
+    # named by their very classes; an encoder of transformers says itself what of it stays together
+    _no_split_modules = [kind.__name__ for kind in (*COMPUTING_WITH_INNER_WEIGHTS, *CONNECTORS.values())]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -73,6 +75,7 @@ class FusedPreTrainedModel(PreTrainedModel):
             if isinstance(module, Encoder):
                 restore_tables(module)
                 module.freeze(module.frozen)  # loading puts new parameters in the place of those that were frozen, and new ones train
+        bring_whole_layers(model)
         return loaded
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -121,6 +124,9 @@ class FusedVisionModel(FusedPreTrainedModel):
             **config.connector_options,
         )
         self.post_init()
+        for encoder in self.encoders:
+            if encoder.library == "transformers":
+                self._no_split_modules.update(encoder.model._no_split_modules or ())
 
     def views(self, pixel_values: Pixels) -> list[Tensor]:
         """What each encoder sees, `[B, C, side, side]`: `pixel_values` `[B, P]` taken apart, or a list that is apart already."""

@@ -128,6 +128,7 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
         supervised_only: bool = False,
         vision_maps: Sequence[Tensor] | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As the language model's forward, which gets all `kwargs`, and with images.
@@ -138,6 +139,7 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
             mm_encoder_outputs: `{"image": get_image_features(...)}` in place of them.
             vision_maps: in place of pixel_values, `vision_model.maps` of them, where frozen encoders need not run again.
             labels: `[B, T]`, -100 where no loss is wanted; the language model's own loss.
+            logits_to_keep: the number of last positions, or the positions, whose logits are wanted; 0 for all.
             supervised_only: the same loss, and no logits: those of positions without a label are not computed (see `supervised_loss`).
 
         Raises UserError where images and places for them do not match.
@@ -157,6 +159,8 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
         with reading as inputs:
             if supervised_only and labels is not None:
                 return CausalLMOutputWithPast(loss=supervised_loss(self.language_model, labels, **inputs))
+            if isinstance(logits_to_keep, Tensor) or logits_to_keep:  # which not every language model knows
+                inputs["logits_to_keep"] = logits_to_keep
             return self.language_model(labels=labels, **inputs)
 
     def generate(
@@ -168,8 +172,13 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
     ) -> Any:
         """As in transformers; an image's token, which stands for nothing that could be said, is never generated.
 
-        Raises UserError for a batch that is padded on the right, behind which nothing can be written.
+        Raises UserError for a batch that is padded on the right, behind which nothing can be written, and for a fused model as the assistant of another.
         """
+        if generation_config is not None and generation_config.is_assistant:
+            raise UserError(
+                "an assistant is given no images, so a fused model cannot be one; pass assistant_model=its.language_model, or "
+                "prompt_lookup_num_tokens"
+            )
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and not mask[:, -1].all():
             raise UserError(

@@ -1,0 +1,54 @@
+"""Weights that lie on the CPU or on disk and come when they are needed (accelerate's offloading, `device_map`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from encoders.open_clip_encoder import OpenClipEncoder
+from encoders.timm_encoder import TimmEncoder
+from fusion.cross_attention import VisionCrossAttentionLayer
+
+# These compute with the weights of modules in them that they do not call. TransformersEncoder is none of them: transformers' own models call their modules.
+COMPUTING_WITH_INNER_WEIGHTS = (VisionCrossAttentionLayer, nn.MultiheadAttention, TimmEncoder, OpenClipEncoder)
+
+
+def bring_whole_layers(model: nn.Module) -> None:
+    """Make accelerate bring all weights of such a layer when the layer is called.
+
+    It brings a module's weights when that very module is called, unless it is told of the layer's class (`preload_module_classes`), which `from_pretrained`
+    has no way to do.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, COMPUTING_WITH_INNER_WEIGHTS):
+            hook = _offloading_hook(module)
+            if hook is not None:
+                _bring_whole(name, module, hook)
+
+
+def _offloading_hook(module: nn.Module) -> Any:
+    """The hook that brings weights within `module`, or None where they stay."""
+    for each in module.modules():
+        hook = getattr(each, "_hf_hook", None)
+        for single in getattr(hook, "hooks", [hook]):  # several hooks of a module are one SequentialHook
+            if getattr(single, "offload", False):
+                return single
+    return None
+
+
+def _bring_whole(name: str, module: nn.Module, hook: Any) -> None:
+    from accelerate.hooks import attach_align_device_hook, remove_hook_from_module
+
+    remove_hook_from_module(module, recurse=True)
+    attach_align_device_hook(
+        module,
+        execution_device=hook.execution_device,
+        offload=True,
+        weights_map=hook.weights_map.dataset,
+        offload_buffers=hook.offload_buffers,
+        module_name=name,
+        skip_keys=hook.skip_keys,
+        preload_module_classes=[type(module).__name__],
+        tied_params_map=hook.tied_params_map,
+    )
