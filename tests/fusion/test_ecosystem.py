@@ -4,63 +4,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    AutoModelForImageTextToText,
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    pipeline,
-)
+from transformers import AutoModelForImageTextToText, pipeline
 
+from fusion import assemble_vlm
 from fusion.image_reading import decoder_layers
-from fusion.tiny import tiny_language_model, tiny_tokenizer
+from fusion.tiny import tiny_language_model
 from vision_core.errors import UserError
 
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
-LLAVA_TEMPLATE = """\
-{%- for message in messages -%}
-{%- for part in message['content'] -%}{{ '<image>' if part['type'] == 'image' else part['text'] }}{%- endfor -%}
-{%- endfor -%}"""
-
-
-def tiny_llava():
-    """transformers' own model with one encoder, and its processor."""
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.padding_side = "left"
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
-    image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor = LlavaProcessor(
-        image_processor,
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
-    )
-    return LlavaForConditionalGeneration(config).eval(), processor
-
-
 @pytest.fixture(scope="module", params=["fused", "llava"])
-def model_and_processor(request, vlm):
+def model_and_processor(request, vlm, tiny_llava):
     return vlm() if request.param == "fused" else tiny_llava()
 
 
@@ -279,3 +232,9 @@ def test_rows_of_images_are_cut_like_tensors(fused_vlm):
 def test_layers_are_found_with_and_without_the_head(fused_vlm):
     model, _ = fused_vlm
     assert decoder_layers(model.language_model) is decoder_layers(model.base_model.language_model)
+
+
+def test_a_fused_model_is_no_language_model_of_another(fused, fused_vlm):
+    model, processor = fused_vlm
+    with pytest.raises(UserError, match="is a fused vision-language model itself; name a language model"):
+        assemble_vlm(fused()[0], model, processor.tokenizer)
