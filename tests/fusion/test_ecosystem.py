@@ -1,5 +1,8 @@
 """The tools around transformers' models, each with a fused model and, where it can do the same, beside transformers' own Llava."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from fusion.image_reading import decoder_layers
 from fusion.tiny import tiny_language_model
 from vision_core.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 @pytest.fixture(scope="module", params=["fused", "llava"])
 def model_and_processor(request, vlm, tiny_llava):
@@ -238,3 +242,20 @@ def test_a_fused_model_is_no_language_model_of_another(fused, fused_vlm):
     model, processor = fused_vlm
     with pytest.raises(UserError, match="is a fused vision-language model itself; name a language model"):
         assemble_vlm(fused()[0], model, processor.tokenizer)
+
+
+def test_distributed_data_parallel_on_a_loaded_model(runs, vlm, tiny_llava, tmp_path):
+    """Plain where every batch has images. A batch of text alone reaches no connector, here as in Llava, which DDP has to be told to look for."""
+    for name, (model, processor) in {"fused": vlm(), "llava": tiny_llava()}.items():
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    wanted = [f"plain:{tmp_path / 'fused'}", f"text:{tmp_path / 'fused'}", f"text:{tmp_path / 'llava'}"]
+    torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
+    worker = Path(__file__).with_name("two_process_worker.py")
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    runs.finish(runs.launch(torchrun, worker, tmp_path / "result.json", *wanted, environment=environment, folder=tmp_path))
+    results = json.loads((tmp_path / "result.json").read_text())
+    assert list(results) == wanted
+    for result in results.values():
+        assert len(result["losses"]) == 2 and result["losses"][0] > 0
+        assert result["sums"][0] == result["sums"][1], "the processes' models differ"
