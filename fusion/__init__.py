@@ -1,7 +1,7 @@
 """Connectors that fuse vision encoders, and fused models behind the Auto classes of transformers.
 
-Importing this package registers `fused_vision` and `fusion_vlm` with `AutoConfig`, `AutoModel`, `AutoModelForImageTextToText`, `AutoModelForCausalLM`,
-`AutoImageProcessor` and `AutoProcessor`.
+Importing this package registers `fused_vision` and `fusion_vlm` with `AutoConfig`, `AutoModel`,
+`AutoModelForImageTextToText`, `AutoModelForCausalLM`, `AutoImageProcessor` and `AutoProcessor`.
 """
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
@@ -19,7 +19,8 @@ AutoConfig.register("fused_vision", FusedVisionConfig)
 AutoConfig.register("fusion_vlm", FusionVlmConfig)
 AutoModel.register(FusedVisionConfig, FusedVisionModel)
 AutoModelForImageTextToText.register(FusionVlmConfig, FusionVlmForConditionalGeneration)
-AutoModelForCausalLM.register(FusionVlmConfig, FusionVlmForConditionalGeneration)  # what a tool takes that does not know what a model is, such as TRL
+# Tools that do not know which kind of model a folder holds, TRL among them, take this class.
+AutoModelForCausalLM.register(FusionVlmConfig, FusionVlmForConditionalGeneration)
 AutoImageProcessor.register(FusedVisionConfig, image_processor_classes={"torchvision": FusionImageProcessor})
 AutoImageProcessor.register(FusionVlmConfig, image_processor_classes={"torchvision": FusionImageProcessor})
 AutoProcessor.register(FusionVlmConfig, FusionProcessor)

@@ -65,7 +65,8 @@ class FusionVlmConfig(PreTrainedConfig):
     """
 
     model_type = "fusion_vlm"
-    # A folder names no code of its own. TRL asks for this attribute of every model that transformers itself does not have, to find the class of its reference.
+    # A folder names no code of its own. TRL reads this attribute of every model whose class transformers does not have,
+    # when it looks for the class of its reference model.
     auto_map: ClassVar[Mapping[str, str]] = MappingProxyType({})
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "vision_config": SubConfigSpec(config_class=FusedVisionConfig),

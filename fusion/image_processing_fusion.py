@@ -46,9 +46,8 @@ class FusionImageProcessor(TorchvisionBackend):
         fit, mask_rule: see `fusion.geometry.image_box`.
         grid, tokens_per_cell, newline, fixed_tokens: of the connector; with them `num_tokens` knows how many tokens an image will have.
 
-    Called with images (PIL, arrays, tensors, or lists of them) it returns `image_sizes` `[images, 2]` and `pixel_values` `[images, P]`: of every image the
-    pixels for all encoders, flattened and side by side, P = sum of C * side * side over the encoders. `views` takes them apart. So whatever cuts, joins or
-    moves a batch by its images needs to know nothing about encoders.
+    Called with images (PIL, arrays, tensors, or lists of them) it returns `image_sizes` `[images, 2]` and `pixel_values`
+    `[images, P]`: a row has an image's pixels for all encoders (see `fusion.pixel_layout`); `views` takes them apart.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -89,7 +88,10 @@ class FusionImageProcessor(TorchvisionBackend):
         return BatchFeature({"pixel_values": join_views(of_encoders), "image_sizes": sizes})
 
     def views(self, pixel_values: Tensor) -> list[Tensor]:
-        """What each encoder sees, `[images, C, side, side]`, of `pixel_values` `[images, P]`. Raises UserError where P is another encoders'."""
+        """What each encoder sees, `[images, C, side, side]`, of `pixel_values` `[images, P]`.
+
+        Raises UserError where `pixel_values` was made for other encoders.
+        """
         return split_views(pixel_values, [ImageTransform.from_dict(values).size for values in self.transforms])
 
     def num_tokens(self, height: int, width: int) -> int:

@@ -1,4 +1,7 @@
-"""How a language model is made to read images: their tokens stand in for embeddings, and between its layers they are looked at again."""
+"""How a language model is made to read images.
+
+Their tokens stand in for embeddings, and between its layers the images are looked at again.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from vision_core.errors import UserError
 
 
 class ReadsImages:
-    """For a module that has these four; language_model: with its head or without."""
+    """What a model with its head and one without it share. language_model: with its head, or without."""
 
     config: FusionVlmConfig
     vision_model: FusedVisionModel
@@ -26,7 +29,10 @@ class ReadsImages:
     vision_sampler_layers: nn.ModuleList
 
     def get_image_features(self, pixel_values: Pixels, image_sizes: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """`pooler_output`: an `EncodedImage` for every image. `generate` calls this once, and repeats its images for beams."""
+        """`pooler_output`: an `EncodedImage` for every image.
+
+        `generate` calls this once, repeats its images for beams, and cuts them where a prompt is read in chunks.
+        """
         return BaseModelOutputWithPooling(pooler_output=self.vision_model.encode(pixel_values, image_sizes))
 
     @contextmanager
@@ -43,7 +49,10 @@ class ReadsImages:
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> Iterator[dict[str, Any]]:
-        """What `language_model` is to be called with, inside. The arguments: see `FusionVlmForConditionalGeneration.forward`."""
+        """Inside, the arguments that `language_model` is to be called with.
+
+        The arguments here are those of `FusionVlmForConditionalGeneration.forward`, which says what they are.
+        """
         images = self._images(pixel_values, image_sizes, vision_maps, mm_encoder_outputs)
         if inputs_embeds is None:
             inputs_embeds = self.language_model.get_input_embeddings()(input_ids)
@@ -73,7 +82,10 @@ class ReadsImages:
 
     @contextmanager
     def _looking_again(self, images: list[EncodedImage], places: Tensor | None) -> Iterator[None]:
-        """Inside, the language model's layers in `config.sva_layers` are followed by a look at the images; without images, by nothing."""
+        """Inside, the language model's layers in `config.sva_layers` are followed by a look at the images.
+
+        Without images they are followed by nothing.
+        """
         cells = torch.cat([image.cells for image in images]) if images and self.config.sva_layers else None
         if cells is None or not cells.any():  # a part of a prompt may have no more of an image than the end of a row
             yield
@@ -98,13 +110,17 @@ def decoder_layers(language_model: nn.Module) -> nn.ModuleList:
     found = [child for child in language_model.get_decoder().children() if isinstance(child, nn.ModuleList) and len(child) == count]
     if len(found) != 1:
         raise UserError(
-            f"{type(language_model).__name__} has no single list of {count} layers, so vision layers have no place in it; set num_sva_layers=0"
+            f"{type(language_model).__name__} has no single list of {count} layers, so vision layers have no place in it; "
+            "set num_sva_layers=0"
         )
     return found[0]
 
 
 def _is_continued(cache: Any) -> bool:
-    """Whether a text's beginning has been read already. An image's token that stands behind it, without images, is a token like any other."""
+    """Whether a text's beginning has been read already.
+
+    An image's token that comes later, without an image, is a token like any other.
+    """
     return cache is not None and int(cache.get_seq_length()) > 0
 
 
@@ -126,7 +142,8 @@ def _written(inputs_embeds: Tensor, places: Tensor, images: Sequence[EncodedImag
     counts = [len(image) for image in images]
     if int(places.sum()) != sum(counts):
         raise UserError(
-            f"the text has {int(places.sum())} places for image tokens and {len(images)} images have {sum(counts)} ({', '.join(map(str, counts)) or 'none'}); "
+            f"the text has {int(places.sum())} places for image tokens and {len(images)} images have {sum(counts)} "
+            f"({', '.join(map(str, counts)) or 'none'}); "
             "make text and images with one call of the processor, one <image> for each image, and truncate no image"
         )
     tokens = torch.cat([image.tokens for image in images]).to(inputs_embeds.device, inputs_embeds.dtype)

@@ -36,7 +36,10 @@ class FusedVisionOutput(ModelOutput):
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on the `device` of a module's weights. Weights that are offloaded have none (meta): accelerate moves such a module's inputs when it is called."""
+    """`tensor` on the `device` of a module's weights.
+
+    Offloaded weights have no device (meta). Then accelerate moves the module's inputs when it is called.
+    """
     return tensor if device.type == "meta" else tensor.to(device)
 
 
@@ -61,7 +64,7 @@ class FusedPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # named by their very classes; an encoder of transformers says itself what of it stays together
+    # accelerate compares the names of the very classes; a model of transformers says itself what of it stays together
     _no_split_modules = [kind.__name__ for kind in (*COMPUTING_WITH_INNER_WEIGHTS, *CONNECTORS.values())]
 
     @classmethod
@@ -74,7 +77,7 @@ class FusedPreTrainedModel(PreTrainedModel):
         for module in model.modules():
             if isinstance(module, Encoder):
                 restore_tables(module)
-                module.freeze(module.frozen)  # loading puts new parameters in the place of those that were frozen, and new ones train
+                module.freeze(module.frozen)  # the parameters that loading puts in are new, and new parameters train
         bring_whole_layers(model)
         return loaded
 
@@ -135,7 +138,10 @@ class FusedVisionModel(FusedPreTrainedModel):
         return list(pixel_values)
 
     def maps(self, pixel_values: Pixels) -> list[Tensor]:
-        """What the connector reads: of each encoder `[B, width, grid, grid]`. Frozen encoders give the same each time. pixel_values: see `encode`."""
+        """What the connector reads: of each encoder `[B, width, grid, grid]`; pixel_values: see `encode`.
+
+        Frozen encoders give the same each time.
+        """
         maps = []
         for encoder, pixels, grid in zip(self.encoders, self.views(pixel_values), self.config.encoder_grids, strict=True):
             features = encoder(moved(pixels, encoder.device))
@@ -145,8 +151,8 @@ class FusedVisionModel(FusedPreTrainedModel):
     def encode(self, pixel_values: Pixels | None, image_sizes: Tensor, maps: Sequence[Tensor] | None = None) -> list[EncodedImage]:
         """The tokens of every image.
 
-        pixel_values: `[B, P]`, see `fusion.pixel_layout`, or a list of one tensor `[B, C, side, side]` for each encoder; or `maps` of them. image_sizes: `[B, 2]`,
-        (height, width) before any resizing. Raises UserError where they do not fit.
+        pixel_values: `[B, P]`, see `fusion.pixel_layout`, or a list of one tensor `[B, C, side, side]` for each encoder; in their
+        place `maps` of them. image_sizes: `[B, 2]`, (height, width) before any resizing. Raises UserError where they do not fit.
         """
         if maps is None:
             views = self.views(pixel_values)

@@ -19,21 +19,29 @@ from vision_core.errors import UserError
 
 
 class FusionVlmModel(ReadsImages, nn.Module):
-    """A vision-language model without its head: what transformers calls its base model. It is made of a whole model's parts, which stay that model's."""
+    """A vision-language model without its head: what transformers calls its base model.
+
+    It is made of a whole model's parts when it is asked for. They stay in that model, under the names that they have there.
+    """
 
     def __init__(self, whole: FusionVlmForConditionalGeneration) -> None:
         super().__init__()
-        self.config, self.vision_model, self.vision_sampler_layers = whole.config, whole.vision_model, whole.vision_sampler_layers
+        self.config = whole.config
+        self.vision_model = whole.vision_model
+        self.vision_sampler_layers = whole.vision_sampler_layers
         self.language_model = whole.get_decoder()
 
     def forward(self, input_ids: Tensor | None = None, **inputs: Any) -> BaseModelOutputWithPast:
-        """`last_hidden_state` `[B, T, H]`, which the head makes logits of. inputs: as the whole model takes them, without labels."""
+        """`last_hidden_state` `[B, T, H]`, of which the head makes logits.
+
+        inputs: as the whole model takes them, without labels.
+        """
         with self.reading(input_ids, **inputs) as of_language_model:
             return self.language_model(**of_language_model)
 
 
 class NeverSaid(LogitsProcessor):
-    """One token is not generated. In a vocabulary that does not have it, such as an assistant's, there is nothing to do."""
+    """One token is not generated. A vocabulary that does not have it, such as an assistant's, stays as it is."""
 
     def __init__(self, token_id: int) -> None:
         self.token = slice(token_id, token_id + 1)
@@ -135,7 +143,8 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
 
         Args:
             input_ids: `[B, T]`, with `image_token_id` for every token of every image.
-            pixel_values, image_sizes: of all images of the batch in the order of their places in it; what the processor returns. See `FusedVisionModel.encode`.
+            pixel_values, image_sizes: of all images of the batch in the order of their places in it; what the processor returns,
+                see `FusedVisionModel.encode`.
             mm_encoder_outputs: `{"image": get_image_features(...)}` in place of them.
             vision_maps: in place of pixel_values, `vision_model.maps` of them, where frozen encoders need not run again.
             labels: `[B, T]`, -100 where no loss is wanted; the language model's own loss.
@@ -172,7 +181,8 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
     ) -> Any:
         """As in transformers; an image's token, which stands for nothing that could be said, is never generated.
 
-        Raises UserError for a batch that is padded on the right, behind which nothing can be written, and for a fused model as the assistant of another.
+        Raises UserError for a batch that is padded on the right, behind which nothing can be written, and for a fused model
+        as the assistant of another.
         """
         if generation_config is not None and generation_config.is_assistant:
             raise UserError(

@@ -10,15 +10,16 @@ from encoders.open_clip_encoder import OpenClipEncoder
 from encoders.timm_encoder import TimmEncoder
 from fusion.cross_attention import VisionCrossAttentionLayer
 
-# These compute with the weights of modules in them that they do not call. TransformersEncoder is none of them: transformers' own models call their modules.
+# These compute with the weights of modules in them that they do not call. TransformersEncoder is not among them: the models
+# of transformers call their modules.
 COMPUTING_WITH_INNER_WEIGHTS = (VisionCrossAttentionLayer, nn.MultiheadAttention, TimmEncoder, OpenClipEncoder)
 
 
 def bring_whole_layers(model: nn.Module) -> None:
     """Make accelerate bring all weights of such a layer when the layer is called.
 
-    It brings a module's weights when that very module is called, unless it is told of the layer's class (`preload_module_classes`), which `from_pretrained`
-    has no way to do.
+    By itself it brings a module's weights when that very module is called. It can be told of layers that need more
+    (`preload_module_classes`), but `from_pretrained` passes nothing on.
     """
     for name, module in model.named_modules():
         if isinstance(module, COMPUTING_WITH_INNER_WEIGHTS):
@@ -31,7 +32,7 @@ def _offloading_hook(module: nn.Module) -> Any:
     """The hook that brings weights within `module`, or None where they stay."""
     for each in module.modules():
         hook = getattr(each, "_hf_hook", None)
-        for single in getattr(hook, "hooks", [hook]):  # several hooks of a module are one SequentialHook
+        for single in getattr(hook, "hooks", [hook]):  # a module with several hooks has one SequentialHook
             if getattr(single, "offload", False):
                 return single
     return None

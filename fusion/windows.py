@@ -93,8 +93,8 @@ class EncodedImage:
     tokens: `[n, H]`, row by row, a newline token behind every row where the connector has one. cells: `[n]` bool, False at newlines. windows: what the
     cells looked at, for layers in the language model that look again; None where the connector has no windows.
 
-    Images can be joined and cut by their tokens: `generate` with `prefill_chunk_size` does so with `reshape`, `torch.cat` and an index, as it would with the
-    tensors `[n, H]` of models that have nothing but tokens (transformers' `_slice_mm_encoder_output`).
+    Images can be joined and cut by their tokens. `generate` with `prefill_chunk_size` does so by `reshape`, `torch.cat` and an
+    index, as with the tensors `[n, H]` of models that have nothing but tokens (transformers' `_slice_mm_encoder_output`).
     """
 
     tokens: Tensor
@@ -128,7 +128,9 @@ class EncodedImage:
     def join(images: Sequence[EncodedImage]) -> EncodedImage:
         """The tokens of several images, one image's behind the other's."""
         windows = None if images[0].windows is None else VisionWindows.join([image.windows for image in images])
-        return EncodedImage(torch.cat([image.tokens for image in images]), torch.cat([image.cells for image in images]), windows)
+        tokens = torch.cat([image.tokens for image in images])
+        cells = torch.cat([image.cells for image in images])
+        return EncodedImage(tokens, cells, windows)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:

@@ -112,7 +112,8 @@ class ConversationCollator:
         shown = shown or [self.blank]
         images = {"image_sizes": torch.cat([item["image_sizes"] for item in shown])}
         if "vision_maps" in self.blank:
-            images["vision_maps"] = [torch.cat(of_encoder) for of_encoder in zip(*(item["vision_maps"] for item in shown), strict=True)]
+            of_encoders = zip(*(item["vision_maps"] for item in shown), strict=True)
+            images["vision_maps"] = [torch.cat(maps) for maps in of_encoders]
         else:
             images["pixel_values"] = torch.cat([item["pixel_values"] for item in shown])
         return tokens | images

@@ -16,6 +16,8 @@ from vision_core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+
+
 @pytest.fixture(scope="module", params=["fused", "llava"])
 def model_and_processor(request, vlm, tiny_llava):
     return vlm() if request.param == "fused" else tiny_llava()

@@ -286,6 +286,13 @@ def test_bad_input(model_and_processor, pictures, vlm, fused):
         assemble_vlm(fused()[0], tiny_language_model()[0])
 
 
+def test_tensors_have_the_names_that_older_checkpoints_have(model_and_processor):
+    model, _ = model_and_processor
+    parts = {".".join(name.split(".")[:2]) for name in model.state_dict()}
+    of_vision = {"vision_model.connector", "vision_model.encoders", "vision_sampler_layers.0", "vision_sampler_layers.1"}
+    assert parts == of_vision | {"language_model.lm_head", "language_model.model"}
+
+
 def test_thin_and_tiny_images_are_read(model_and_processor, pictures):
     model, processor = model_and_processor
     thin = pictures[0].resize((300, 10))

@@ -6,8 +6,9 @@ import torch
 pytest.importorskip("trl", reason="trl is not installed; pip install trl")
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 
-from fusion.lora import lora_config  # noqa: E402
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
+
+from fusion.lora import lora_config  # noqa: E402
 
 COMMON = {
     "per_device_train_batch_size": 2,
