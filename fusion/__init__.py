@@ -1,10 +1,10 @@
 """Connectors that fuse vision encoders, and fused models behind the Auto classes of transformers.
 
-Importing this package registers `fused_vision` and `fusion_vlm` with `AutoConfig`, `AutoModel`, `AutoModelForImageTextToText`, `AutoImageProcessor` and
-`AutoProcessor`.
+Importing this package registers `fused_vision` and `fusion_vlm` with `AutoConfig`, `AutoModel`,
+`AutoModelForImageTextToText`, `AutoModelForCausalLM`, `AutoImageProcessor` and `AutoProcessor`.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.build_connector import CONNECTORS, build_connector
@@ -19,6 +19,8 @@ AutoConfig.register("fused_vision", FusedVisionConfig)
 AutoConfig.register("fusion_vlm", FusionVlmConfig)
 AutoModel.register(FusedVisionConfig, FusedVisionModel)
 AutoModelForImageTextToText.register(FusionVlmConfig, FusionVlmForConditionalGeneration)
+# Tools that do not know which kind of model a folder holds, TRL among them, take this class.
+AutoModelForCausalLM.register(FusionVlmConfig, FusionVlmForConditionalGeneration)
 AutoImageProcessor.register(FusedVisionConfig, image_processor_classes={"torchvision": FusionImageProcessor})
 AutoImageProcessor.register(FusionVlmConfig, image_processor_classes={"torchvision": FusionImageProcessor})
 AutoProcessor.register(FusionVlmConfig, FusionProcessor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -63,6 +65,9 @@ class FusionVlmConfig(PreTrainedConfig):
     """
 
     model_type = "fusion_vlm"
+    # A folder names no code of its own. TRL reads this attribute of every model whose class transformers does not have,
+    # when it looks for the class of its reference model.
+    auto_map: ClassVar[Mapping[str, str]] = MappingProxyType({})
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "vision_config": SubConfigSpec(config_class=FusedVisionConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
@@ -79,6 +84,8 @@ class FusionVlmConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        if isinstance(self.text_config, FusionVlmConfig):
+            raise UserError("the language model is a fused vision-language model itself; name a language model, or its language_model")
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         if self.sva_layers and self.sva_layers[-1] >= self.text_config.num_hidden_layers:
             raise UserError(

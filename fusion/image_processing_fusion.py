@@ -17,6 +17,7 @@ from transformers.image_utils import make_flat_list_of_images
 from encoders.preprocess import ImageTransform
 from fusion.connectors import num_image_tokens
 from fusion.geometry import Fit, image_box
+from fusion.pixel_layout import join_views, split_views
 from vision_core.errors import UserError
 from vision_core.images.any_image import image_tensor
 
@@ -48,7 +49,8 @@ class FusionImageProcessor(TorchvisionBackend):
         grid, tokens_per_cell, newline, fixed_tokens: of the connector; with them `num_tokens` knows how many tokens an image will have.
 
     Called with an image or a list of them, in any form that `vision_core.images.any_image.image_tensor` takes, it
-    returns `pixel_values`, a list of `[images, C, side, side]`, one for each encoder, and `image_sizes` `[images, 2]`.
+    returns `image_sizes` `[images, 2]` and `pixel_values` `[images, P]`: a row has an image's pixels for all encoders
+    (see `fusion.pixel_layout`); `views` takes them apart.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -77,15 +79,23 @@ class FusionImageProcessor(TorchvisionBackend):
             )
         if return_tensors not in (None, "pt"):
             raise UserError(f"return_tensors={return_tensors!r}: pixels are torch tensors; use 'pt'")
-        views = [self._as_tensor(image) for image in make_flat_list_of_images(self.fetch_images(images))]
+        views = make_flat_list_of_images(self.fetch_images(images))
         if not views:
             raise UserError("no images were given; leave images out for text alone")
-        pixel_values = []
+        of_encoders = []
         for values in self.transforms:
             transform = ImageTransform.from_dict(values)
-            pixel_values.append(transform.pixels(torch.stack([fitted_view(view, transform, self.fit) for view in views])))
+            squares = torch.stack([fitted_view(view, transform, self.fit) for view in views])
+            of_encoders.append(transform.pixels(squares))
         sizes = torch.tensor([list(view.shape[-2:]) for view in views])
-        return BatchFeature({"pixel_values": pixel_values, "image_sizes": sizes})
+        return BatchFeature({"pixel_values": join_views(of_encoders), "image_sizes": sizes})
+
+    def views(self, pixel_values: Tensor) -> list[Tensor]:
+        """What each encoder sees, `[images, C, side, side]`, of `pixel_values` `[images, P]`.
+
+        Raises UserError where `pixel_values` was made for other encoders.
+        """
+        return split_views(pixel_values, [ImageTransform.from_dict(values).size for values in self.transforms])
 
     def num_tokens(self, height: int, width: int) -> int:
         """How many tokens an image of this size will have."""
@@ -104,7 +114,3 @@ class FusionImageProcessor(TorchvisionBackend):
         if isinstance(images, list | tuple) or is_batch:
             return [self.fetch_images(image) for image in images]
         return image_tensor(images)
-
-    def _as_tensor(self, image: Any) -> Tensor:
-        """`[3, H, W]` uint8."""
-        return image_tensor(image)

@@ -14,13 +14,17 @@ from transformers.modeling_outputs import ModelOutput
 
 from encoders.base import Encoder, Features
 from encoders.load import build_encoder
-from fusion.build_connector import build_connector
+from fusion.build_connector import CONNECTORS, build_connector
 from fusion.checkpoints import load_strictly
 from fusion.configuration_fusion import FusedVisionConfig
 from fusion.connectors import Connector
 from fusion.geometry import ImageLayout
+from fusion.offloading import COMPUTING_WITH_INNER_WEIGHTS, bring_whole_layers
+from fusion.pixel_layout import split_views
 from fusion.windows import EncodedImage
 from vision_core.errors import UserError
+
+Pixels = Tensor | Sequence[Tensor]
 
 
 @dataclass
@@ -29,6 +33,14 @@ class FusedVisionOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     attention_mask: Tensor | None = None
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on the `device` of a module's weights.
+
+    Offloaded weights have no device (meta). Then accelerate moves the module's inputs when it is called.
+    """
+    return tensor if device.type == "meta" else tensor.to(device)
 
 
 def resized_map(features: Features, grid: int) -> Tensor:
@@ -52,7 +64,8 @@ class FusedPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["Encoder", "Connector", "VisionCrossAttentionLayer"]
+    # accelerate compares the names of the very classes; a model of transformers says itself what of it stays together
+    _no_split_modules = [kind.__name__ for kind in (*COMPUTING_WITH_INNER_WEIGHTS, *CONNECTORS.values())]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -64,6 +77,8 @@ class FusedPreTrainedModel(PreTrainedModel):
         for module in model.modules():
             if isinstance(module, Encoder):
                 restore_tables(module)
+                module.freeze(module.frozen)  # the parameters that loading puts in are new, and new parameters train
+        bring_whole_layers(model)
         return loaded
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -87,7 +102,7 @@ def restore_tables(encoder: Encoder) -> None:
 
 
 class FusedVisionModel(FusedPreTrainedModel):
-    """`pixel_values` of every encoder to the tokens of every image. encoders: to take as they are; by default new ones are made by the config."""
+    """`pixel_values` of images to their tokens. encoders: to take as they are; by default new ones are made by the config."""
 
     config: FusedVisionConfig
     config_class = FusedVisionConfig
@@ -112,31 +127,45 @@ class FusedVisionModel(FusedPreTrainedModel):
             **config.connector_options,
         )
         self.post_init()
+        for encoder in self.encoders:
+            if encoder.library == "transformers":
+                self._no_split_modules.update(encoder.model._no_split_modules or ())
 
-    def maps(self, pixel_values: Sequence[Tensor]) -> list[Tensor]:
-        """What the connector reads: of each encoder `[B, width, grid, grid]`, from its `[B, C, side, side]`. Frozen encoders give the same each time."""
-        dtype = next(self.connector.parameters()).dtype
-        return [
-            resized_map(encoder(pixels.to(encoder.device)), side).to(self.device, dtype)
-            for encoder, pixels, side in zip(self.encoders, pixel_values, self.config.encoder_grids, strict=True)
-        ]
+    def views(self, pixel_values: Pixels) -> list[Tensor]:
+        """What each encoder sees, `[B, C, side, side]`: `pixel_values` `[B, P]` taken apart, or a list that is apart already."""
+        if isinstance(pixel_values, Tensor):
+            return split_views(pixel_values, [encoder.transform.size for encoder in self.encoders])
+        return list(pixel_values)
 
-    def encode(
-        self, pixel_values: Sequence[Tensor] | None, image_sizes: Tensor, maps: Sequence[Tensor] | None = None
-    ) -> list[EncodedImage]:
-        """pixel_values: of each encoder `[B, C, side, side]`, or `maps` of them; image_sizes: `[B, 2]`, (height, width) before any resizing.
+    def maps(self, pixel_values: Pixels) -> list[Tensor]:
+        """What the connector reads: of each encoder `[B, width, grid, grid]`; pixel_values: see `encode`.
 
-        Raises UserError where they do not fit.
+        Frozen encoders give the same each time.
+        """
+        maps = []
+        for encoder, pixels, grid in zip(self.encoders, self.views(pixel_values), self.config.encoder_grids, strict=True):
+            features = encoder(moved(pixels, encoder.device))
+            maps.append(self._for_connector(resized_map(features, grid)))
+        return maps
+
+    def encode(self, pixel_values: Pixels | None, image_sizes: Tensor, maps: Sequence[Tensor] | None = None) -> list[EncodedImage]:
+        """The tokens of every image.
+
+        pixel_values: `[B, P]`, see `fusion.pixel_layout`, or a list of one tensor `[B, C, side, side]` for each encoder; in their
+        place `maps` of them. image_sizes: `[B, 2]`, (height, width) before any resizing. Raises UserError where they do not fit.
         """
         if maps is None:
-            self._check(pixel_values, image_sizes)
-            maps = self.maps(pixel_values)
-        weights = next(self.connector.parameters())
-        return self.connector.encode(
-            [each.to(weights.device, weights.dtype) for each in maps], ImageLayout.of(image_sizes, self.config.fit, self.config.mask_rule)
-        )
+            views = self.views(pixel_values)
+            self._check(views, image_sizes)
+            maps = self.maps(views)
+        layout = ImageLayout.of(image_sizes, self.config.fit, self.config.mask_rule)
+        return self.connector.encode([self._for_connector(each) for each in maps], layout)
 
-    def forward(self, pixel_values: Sequence[Tensor], image_sizes: Tensor, **kwargs: Any) -> FusedVisionOutput:
+    def _for_connector(self, patch_map: Tensor) -> Tensor:
+        weights = next(self.connector.parameters())
+        return moved(patch_map, weights.device).to(weights.dtype)
+
+    def forward(self, pixel_values: Pixels, image_sizes: Tensor, **kwargs: Any) -> FusedVisionOutput:
         """See `encode` and `FusedVisionOutput`."""
         images = [image.tokens for image in self.encode(pixel_values, image_sizes)]
         mask = nn.utils.rnn.pad_sequence(
@@ -144,18 +173,19 @@ class FusedVisionModel(FusedPreTrainedModel):
         )
         return FusedVisionOutput(nn.utils.rnn.pad_sequence(images, batch_first=True), mask)
 
-    def _check(self, pixel_values: Sequence[Tensor], image_sizes: Tensor) -> None:
+    def _check(self, views: Sequence[Tensor], image_sizes: Tensor) -> None:
         names = ", ".join(encoder.name for encoder in self.encoders)
-        if isinstance(pixel_values, Tensor) or len(pixel_values) != len(self.encoders):
+        if len(views) != len(self.encoders):
             raise UserError(
-                f"pixel_values must be a list of one tensor for each encoder ({names}); make them with this model's image processor"
+                f"pixel_values is a list of {len(views)} tensors; as a list it must have one for each encoder ({names}); "
+                "make pixel_values with this model's image processor"
             )
-        counts = {len(pixels) for pixels in pixel_values} | {len(image_sizes)}
+        counts = {len(pixels) for pixels in views} | {len(image_sizes)}
         if counts == {0}:
             raise UserError("pixel_values holds no images; leave pixel_values and image_sizes out for text alone")
         if len(counts) > 1:
             raise UserError(
-                f"pixel_values has {', '.join(str(len(pixels)) for pixels in pixel_values)} images for {names}, and image_sizes {len(image_sizes)}; "
+                f"pixel_values has {', '.join(str(len(pixels)) for pixels in views)} images for {names}, and image_sizes {len(image_sizes)}; "
                 "they must be the same images"
             )
 

@@ -20,7 +20,7 @@ class FusionProcessor(ProcessorMixin):
     of images and places differ.
     """
 
-    skip_tensor_conversion = ["pixel_values", "text_replacement_offsets"]
+    skip_tensor_conversion = ["text_replacement_offsets"]
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any) -> None:
         self.image_token = IMAGE_TOKEN

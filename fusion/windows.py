@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,12 @@ class VisionWindows:
             parts[0].shares,
         )
 
+    def of_queries(self, chosen: Tensor) -> VisionWindows:
+        """The windows of some queries; chosen: their numbers `[n]`."""
+        tokens = tuple(each[chosen] for each in self.tokens)
+        masks = tuple(None if mask is None else mask[chosen] for mask in self.masks)
+        return VisionWindows(tokens, masks, self.context, self.image[chosen], self.shares)
+
     def to(self, device: torch.device) -> VisionWindows:
         """The same on another device, where a language model's layers lie on several."""
         if self.context.device == device:
@@ -85,6 +92,9 @@ class EncodedImage:
 
     tokens: `[n, H]`, row by row, a newline token behind every row where the connector has one. cells: `[n]` bool, False at newlines. windows: what the
     cells looked at, for layers in the language model that look again; None where the connector has no windows.
+
+    Images can be joined and cut by their tokens. `generate` with `prefill_chunk_size` does so by `reshape`, `torch.cat` and an
+    index, as with the tensors `[n, H]` of models that have nothing but tokens (transformers' `_slice_mm_encoder_output`).
     """
 
     tokens: Tensor
@@ -92,5 +102,37 @@ class EncodedImage:
     windows: VisionWindows | None = None
 
     def __len__(self) -> int:
-        """Of its tokens."""
+        """The number of its tokens."""
         return len(self.tokens)
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of its tokens, `[n, H]`."""
+        return self.tokens.shape
+
+    def reshape(self, *shape: int) -> EncodedImage:
+        """Itself: a row for each token is the one shape that it has."""
+        assert shape == (-1, self.shape[-1]), f"an image of tokens {tuple(self.shape)} has no shape {shape}"
+        return self
+
+    def __getitem__(self, rows: Tensor) -> EncodedImage:
+        """Some of its tokens, with the windows of those that are cells; rows: `[k]`, their numbers."""
+        cells = self.cells[rows.to(self.cells.device)]
+        windows = None
+        if self.windows is not None:
+            numbers = self.cells.cumsum(0) - 1  # of each token that is a cell, which cell
+            windows = self.windows.of_queries(numbers[rows.to(numbers.device)][cells].to(self.windows.image.device))
+        return EncodedImage(self.tokens[rows.to(self.tokens.device)], cells, windows)
+
+    @staticmethod
+    def join(images: Sequence[EncodedImage]) -> EncodedImage:
+        """The tokens of several images, one image's behind the other's."""
+        windows = None if images[0].windows is None else VisionWindows.join([image.windows for image in images])
+        tokens = torch.cat([image.tokens for image in images])
+        cells = torch.cat([image.cells for image in images])
+        return EncodedImage(tokens, cells, windows)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """`torch.cat` of images is `join`."""
+        return cls.join(args[0]) if function is torch.cat and not kwargs else NotImplemented

@@ -61,7 +61,7 @@ class ConversationDataset(Dataset):
 
 
 def training_item(conversation: Conversation, processor: FusionProcessor, max_length: int, cache: MapCache | None = None) -> dict[str, Any]:
-    """A sample: `input_ids`, `labels` (lists), `pixel_values` (of each encoder `[images, C, side, side]`) and `image_sizes` `[images, 2]`; with a `cache` it
+    """A sample: `input_ids`, `labels` (lists), `pixel_values` `[images, P]` and `image_sizes` `[images, 2]`; with a `cache` it
     has `vision_maps` in place of the pixels. Raises BadRow."""
     tokens = tokenise(conversation, processor, max_length)
     item: dict[str, Any] = {"input_ids": tokens.input_ids, "labels": tokens.labels}
@@ -110,9 +110,13 @@ class ConversationCollator:
         shown = [item for item in items if "image_sizes" in item]
         tokens = self._rows([[lengths[sample] for sample in row] for row in rows], items, ghost=0 if shown else self.blank_tokens)
         shown = shown or [self.blank]
-        views = "vision_maps" if "vision_maps" in self.blank else "pixel_values"
-        of_encoders = [torch.cat(each) for each in zip(*(item[views] for item in shown), strict=True)]
-        return tokens | {views: of_encoders, "image_sizes": torch.cat([item["image_sizes"] for item in shown])}
+        images = {"image_sizes": torch.cat([item["image_sizes"] for item in shown])}
+        if "vision_maps" in self.blank:
+            of_encoders = zip(*(item["vision_maps"] for item in shown), strict=True)
+            images["vision_maps"] = [torch.cat(maps) for maps in of_encoders]
+        else:
+            images["pixel_values"] = torch.cat([item["pixel_values"] for item in shown])
+        return tokens | images
 
     def _rows(self, lengths: list[list[int]], items: Sequence[dict[str, Any]], ghost: int) -> dict[str, Tensor]:
         """Token tensors `[rows, width]` of the samples in order; the first row ends in `ghost` places of an image."""

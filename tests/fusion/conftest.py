@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.convert_cambrian import new_name
-from fusion.tiny import tiny_language_model
+from fusion.tiny import tiny_language_model, tiny_tokenizer
 
 SMALL = {"width": 16, "num_heads": 4, "depth": 2}
 
@@ -153,3 +161,45 @@ def pictures():
     generator = np.random.default_rng(0)
     shapes = [(60, 80), (90, 30), (64, 64), (20, 64), (1, 1)]
     return [Image.fromarray(generator.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+
+
+LLAVA_TEMPLATE = """\
+{%- for message in messages -%}
+{%- for part in message['content'] -%}{{ '<image>' if part['type'] == 'image' else part['text'] }}{%- endfor -%}
+{%- endfor -%}"""
+
+
+def build_tiny_llava():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.padding_side = "left"
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    return LlavaForConditionalGeneration(config).eval(), processor
+
+
+@pytest.fixture(scope="session")
+def tiny_llava():
+    """`tiny_llava()`: transformers' own model with one encoder, untrained, and its processor."""
+    return build_tiny_llava

@@ -89,7 +89,9 @@ def test_every_tensor_finds_its_place(published, references, pictures):
 
     maps = [
         resized_map(encoder(pixels), side)[0].double().numpy()
-        for encoder, pixels, side in zip(model.vision_model.encoders, inputs["pixel_values"], (4, 8), strict=True)
+        for encoder, pixels, side in zip(
+            model.vision_model.encoders, processor.image_processor.views(inputs["pixel_values"]), (4, 8), strict=True
+        )
     ]
     valid = [torch.ones(side, side).numpy() for side in (4, 8)]
     expected = torch.from_numpy(references[1](weights, maps, valid, GRID, (GRID,), depth=3, num_heads=16))

@@ -39,12 +39,14 @@ def test_padding_after_the_long_side_is_resized_is_padding_before(height, width,
 def test_pixels_of_every_encoder_have_its_own_size_mean_and_std(pictures):
     processor = FusionImageProcessor(TRANSFORMS, grid=4)
     batch = processor(pictures)
-    assert [tuple(each.shape) for each in batch["pixel_values"]] == [(5, 3, 32, 32), (5, 3, 48, 48)]
+    assert batch["pixel_values"].shape == (5, 3 * 32 * 32 + 3 * 48 * 48)
+    views = processor.views(batch["pixel_values"])
+    assert [tuple(each.shape) for each in views] == [(5, 3, 32, 32), (5, 3, 48, 48)]
     assert batch["image_sizes"].tolist() == [[60, 80], [90, 30], [64, 64], [20, 64], [1, 1]]
     raw = torch.from_numpy(np.array(pictures[2])).permute(2, 0, 1)
     expected = V.resize(raw, [48, 48], interpolation=InterpolationMode.BILINEAR, antialias=True).float() / 255 * 2 - 1
-    assert torch.allclose(batch["pixel_values"][1][2], expected, atol=1e-6)
-    border = batch["pixel_values"][0][0][:, 0]  # the mean colour, but for rounding to whole levels
+    assert torch.allclose(views[1][2], expected, atol=1e-6)
+    border = views[0][0][:, 0]  # the mean colour, but for rounding to whole levels
     assert border.abs().max() < 1 / 255 / 0.2
 
 
@@ -55,7 +57,8 @@ def test_all_kinds_of_images_are_taken(pictures):
     for same in (array, torch.from_numpy(array).permute(2, 0, 1), [array], [[pictures[0]]]):
         assert torch.equal(processor(same)["pixel_values"][0], of_picture)
     gray = Image.fromarray(array[..., 0])
-    assert processor([gray, pictures[0].convert("RGBA")])["pixel_values"][0].shape == (2, 3, 32, 32)
+    of_others = processor([gray, pictures[0].convert("RGBA")])["pixel_values"]
+    assert processor.views(of_others)[0].shape == (2, 3, 32, 32)
 
 
 def test_saved_and_loaded(tmp_path, pictures):
@@ -64,7 +67,7 @@ def test_saved_and_loaded(tmp_path, pictures):
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert isinstance(loaded, FusionImageProcessor)
     assert loaded.num_tokens(5, 50) == 72
-    assert torch.equal(loaded(pictures)["pixel_values"][1], processor(pictures)["pixel_values"][1])
+    assert torch.equal(loaded(pictures)["pixel_values"], processor(pictures)["pixel_values"])
 
 
 def test_numbers_of_tokens():
@@ -86,3 +89,8 @@ def test_numbers_of_tokens():
 def test_bad_input(images, options, message):
     with pytest.raises(UserError, match=message):
         FusionImageProcessor(TRANSFORMS)(images, **options)
+
+
+def test_pixels_of_other_encoders_are_refused():
+    with pytest.raises(UserError, match=r"has 27 numbers for each image, and the encoders see 3 x 32 x 32, 3 x 48 x 48, which are 9984"):
+        FusionImageProcessor(TRANSFORMS).views(torch.zeros(2, 27))

@@ -82,7 +82,7 @@ def test_layers_and_grids_of_an_encoder_come_back(tmp_path, pictures):
     loaded = AutoModel.from_pretrained(tmp_path)
     assert [encoder.layers for encoder in loaded.encoders] == [(-2,), (1, 2, 3, 4)]
     batch = processor(pictures)
-    assert batch["pixel_values"][0].shape[-1] == 48
+    assert processor.views(batch["pixel_values"])[0].shape[-1] == 48
     assert torch.equal(tokens_of(loaded, batch), tokens_of(model, batch))
 
 
@@ -124,13 +124,38 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, fused):
         AutoModel.from_pretrained(tmp_path)
 
 
+def test_a_list_of_one_tensor_for_each_encoder_is_the_same(fused, pictures):
+    model, processor = fused()
+    batch = processor(pictures)
+    views = [each.contiguous() for each in model.views(batch["pixel_values"])]
+    with torch.no_grad():
+        expected = model(**batch).last_hidden_state
+        assert torch.equal(model(views, batch["image_sizes"]).last_hidden_state, expected)
+    start, cut = batch["pixel_values"].data_ptr(), model.views(batch["pixel_values"])
+    assert [each.data_ptr() - start for each in cut] == [0, 4 * views[0][0].numel()], "copied"
+
+
+def test_frozen_encoders_are_frozen_when_they_are_loaded(tmp_path, fused):
+    for train_encoders in (False, True):
+        model, _ = fused(train_encoders=train_encoders)
+        model.save_pretrained(tmp_path)
+        loaded = AutoModel.from_pretrained(tmp_path).train()
+        assert {name: each.requires_grad for name, each in loaded.named_parameters()} == {
+            name: each.requires_grad for name, each in model.named_parameters()
+        }
+        assert any(each.requires_grad for each in loaded.encoders.parameters()) == train_encoders
+
+
 def test_bad_input(fused, pictures):
     model, processor = fused()
     batch = processor(pictures)
-    with pytest.raises(UserError, match="a list of one tensor for each encoder"):
-        model(batch["pixel_values"][0], batch["image_sizes"])
+    views = model.views(batch["pixel_values"])
+    with pytest.raises(UserError, match="as a list it must have one for each encoder"):
+        model(views[:1], batch["image_sizes"])
+    with pytest.raises(UserError, match="12288 numbers for each image, and the encoders see"):
+        model(views[0], batch["image_sizes"])
     with pytest.raises(UserError, match="holds no images"):
-        model([each[:0] for each in batch["pixel_values"]], batch["image_sizes"][:0])
+        model(batch["pixel_values"][:0], batch["image_sizes"][:0])
     with pytest.raises(UserError, match="they must be the same images"):
         model(batch["pixel_values"], batch["image_sizes"][:2])
     with pytest.raises(UserError, match="nothing to fuse"):

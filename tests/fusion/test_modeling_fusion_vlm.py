@@ -264,13 +264,13 @@ def test_bad_input(model_and_processor, pictures, vlm, fused):
     without = {name: value for name, value in batch.items() if name not in ("pixel_values", "image_sizes")}
     with pytest.raises(UserError, match=r"places for image tokens and 0 images have 0 \(none\); make text and images with one call"):
         model(**without)
-    fewer = {**batch, "pixel_values": [each[:2] for each in batch["pixel_values"]], "image_sizes": batch["image_sizes"][:2]}
+    fewer = {**batch, "pixel_values": batch["pixel_values"][:2], "image_sizes": batch["image_sizes"][:2]}
     with pytest.raises(UserError, match="places for image tokens and 2 images have"):
         model(**fewer)
     with pytest.raises(UserError, match="image_sizes is missing"):
         model(**{**batch, "image_sizes": None})
     with pytest.raises(UserError, match="holds no images"):
-        model(**{**without, "pixel_values": [each[:0] for each in batch["pixel_values"]], "image_sizes": batch["image_sizes"][:0]})
+        model(**{**without, "pixel_values": batch["pixel_values"][:0], "image_sizes": batch["image_sizes"][:0]})
     right = mixed_batch(processor, pictures, padding_side="right")
     with pytest.raises(UserError, match="needs padding on the left"):
         model.generate(**right)
@@ -284,6 +284,13 @@ def test_bad_input(model_and_processor, pictures, vlm, fused):
         vlm(vision=fused("channel_concat", encoder_grids=[4, 4]))
     with pytest.raises(UserError, match="pass tokenizer="):
         assemble_vlm(fused()[0], tiny_language_model()[0])
+
+
+def test_tensors_have_the_names_that_older_checkpoints_have(model_and_processor):
+    model, _ = model_and_processor
+    parts = {".".join(name.split(".")[:2]) for name in model.state_dict()}
+    of_vision = {"vision_model.connector", "vision_model.encoders", "vision_sampler_layers.0", "vision_sampler_layers.1"}
+    assert parts == of_vision | {"language_model.lm_head", "language_model.model"}
 
 
 def test_thin_and_tiny_images_are_read(model_and_processor, pictures):

@@ -1,0 +1,55 @@
+"""Weights that lie on the CPU or on disk and come when they are needed (accelerate's offloading, `device_map`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from encoders.open_clip_encoder import OpenClipEncoder
+from encoders.timm_encoder import TimmEncoder
+from fusion.cross_attention import VisionCrossAttentionLayer
+
+# These compute with the weights of modules in them that they do not call. TransformersEncoder is not among them: the models
+# of transformers call their modules.
+COMPUTING_WITH_INNER_WEIGHTS = (VisionCrossAttentionLayer, nn.MultiheadAttention, TimmEncoder, OpenClipEncoder)
+
+
+def bring_whole_layers(model: nn.Module) -> None:
+    """Make accelerate bring all weights of such a layer when the layer is called.
+
+    By itself it brings a module's weights when that very module is called. It can be told of layers that need more
+    (`preload_module_classes`), but `from_pretrained` passes nothing on.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, COMPUTING_WITH_INNER_WEIGHTS):
+            hook = _offloading_hook(module)
+            if hook is not None:
+                _bring_whole(name, module, hook)
+
+
+def _offloading_hook(module: nn.Module) -> Any:
+    """The hook that brings weights within `module`, or None where they stay."""
+    for each in module.modules():
+        hook = getattr(each, "_hf_hook", None)
+        for single in getattr(hook, "hooks", [hook]):  # a module with several hooks has one SequentialHook
+            if getattr(single, "offload", False):
+                return single
+    return None
+
+
+def _bring_whole(name: str, module: nn.Module, hook: Any) -> None:
+    from accelerate.hooks import attach_align_device_hook, remove_hook_from_module
+
+    remove_hook_from_module(module, recurse=True)
+    attach_align_device_hook(
+        module,
+        execution_device=hook.execution_device,
+        offload=True,
+        weights_map=hook.weights_map.dataset,
+        offload_buffers=hook.offload_buffers,
+        module_name=name,
+        skip_keys=hook.skip_keys,
+        preload_module_classes=[type(module).__name__],
+        tied_params_map=hook.tied_params_map,
+    )
