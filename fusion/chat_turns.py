@@ -21,7 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from fusion.processing_fusion import IMAGE_TOKEN, FusionProcessor
 from vision_core.errors import UserError
 
-MARK, SECOND_MARK = "\ue000answer\ue001", "\ue000more\ue001"  # of Unicode's private use area; no template changes them
+MARK, SECOND_MARK = (
+    "\ue000answer\ue001",
+    "\ue000more\ue001",
+)  # of Unicode's private use area; no template changes them
 OPEN_THOUGHTS = re.compile(r"<think>\s*\Z")
 THOUGHTS = re.compile(r"<think>.*?</think>\s*\Z", re.DOTALL)
 # what templates call the thoughts of a message: Qwen and most others, gpt-oss, Gemma 4

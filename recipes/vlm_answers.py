@@ -163,7 +163,10 @@ def replies(
 
 @torch.inference_mode()
 def expected_losses(
-    model: FusionVlmForConditionalGeneration, processor: FusionProcessor, asked: Sequence[Conversation], expected: Sequence[str]
+    model: FusionVlmForConditionalGeneration,
+    processor: FusionProcessor,
+    asked: Sequence[Conversation],
+    expected: Sequence[str],
 ) -> tuple[list[float], list[int]]:
     """Of each expected answer, the sum of -log p over its tokens and that of its end, and their number."""
     items = []
