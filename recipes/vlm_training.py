@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
-from recipes.zero_config import check_zero_config
+from recipes.zero_config import zero_config
 from vision_core.distributed import is_first_launched, is_main_process, rank, share_cores, wait_for_all, world_size
 from vision_core.randomness import numpy_generator
 from vision_core.run_folder import refuse_used
@@ -66,7 +67,7 @@ def check_first(args: VlmArguments) -> None:
     if args.init_from:
         check_model_folder(args.init_from)
     if args.deepspeed:
-        check_zero_config(Path(args.deepspeed), vars(args), int(os.environ.get("WORLD_SIZE", "1")))
+        deepspeed_config(args)
     # the first process alone: it is in its folder soon, maybe before another one looks
     if args.output_dir and not args.resume_from_checkpoint and is_first_launched():
         refuse_used(Path(args.output_dir))
@@ -128,13 +129,18 @@ def vlm_training_arguments(args: VlmArguments) -> TrainingArguments:
         has_eval=bool(args.eval_conversations),
         label_names=["labels"],
         activation_checkpointing=args.activation_checkpointing,
-        deepspeed=args.deepspeed,
+        deepspeed=deepspeed_config(args) if args.deepspeed else None,
     )
     if args.deepspeed:
         import deepspeed
 
         deepspeed.init_distributed()  # ZeRO-3 asks deepspeed's own group for the number of processes when the model is made
     return settings
+
+
+def deepspeed_config(args: VlmArguments) -> dict[str, Any]:
+    """The config of `--deepspeed`, in agreement with the other options. Raises UserError."""
+    return zero_config(Path(args.deepspeed), vars(args), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def launched_alone() -> None:
