@@ -21,9 +21,9 @@ from recipes.vlm_answers import Score, answer_and_score, chance, examples
 from recipes.vlm_models import check_model_folder, load_model
 from recipes.vlm_tasks import Task, open_task
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
-from vision_core.distributed import is_main_process
+from vision_core.distributed import is_first_launched, is_main_process
 from vision_core.errors import UserError, run_script
-from vision_core.run_folder import RunFolder
+from vision_core.run_folder import RunFolder, check_folder
 
 
 @dataclass
@@ -72,6 +72,8 @@ def check_arguments(args: EvaluateVlmArguments) -> None:
     if not args.tasks or len(set(args.tasks)) < len(args.tasks):
         raise UserError(f"--tasks {' '.join(args.tasks) or '[]'}: name at least one, each once")
     check_counts(args, "limit", "batch_size")
+    if is_first_launched():
+        check_folder(args.output_dir, "vlm-evaluation")
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:

@@ -237,14 +237,17 @@ def refuse_used(path: Path) -> None:
         )
 
 
-def check_folder(output_dir: str | None, name: str, resume: bool | str | None = None) -> None:
-    """Raise UserError where `RunFolder.open` would, before minutes are spent; makes and changes nothing, and asks for no lock."""
+def check_folder(output_dir: str | None, name: str, resume: bool | str | None = None) -> Path | None:
+    """The checkpoint that `RunFolder.open` would take up, None for a new run. Raises UserError where it would, before minutes are spent.
+
+    Makes and changes nothing, and asks for no lock.
+    """
     resume = _read_resume(resume)
     if resume is not None:
         path = _folder_to_resume(output_dir, name, resume)
-        _checkpoint_to_resume(path, resume, _warn_on_stderr)
+        checkpoint = _checkpoint_to_resume(path, resume, _warn_on_stderr)
         _read_mapping(_read_config(path))
-        return
+        return checkpoint
     path = Path(output_dir if output_dir is not None else "outputs")
     if output_dir is not None:
         refuse_used(path)
@@ -252,6 +255,7 @@ def check_folder(output_dir: str | None, name: str, resume: bool | str | None = 
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "cannot be written to" if there.is_dir() else "is a file"
         raise UserError(f"output folder {path} cannot be used: {there} {problem}; give another --output_dir")
+    return None
 
 
 def _take_away(path: Path, ours: list[Path], process: int) -> None:

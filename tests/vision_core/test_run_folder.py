@@ -380,7 +380,6 @@ def test_a_check_refuses_what_would_be_refused_and_makes_nothing():
             check_folder(arguments[0], "dinov2", *arguments[1:])
         assert str(checked.value)[:20] == refusal(*arguments)[:20]
     before = sorted(Path().rglob("*"))
-    check_folder("new/run", "dinov2")
-    check_folder(None, "dinov2")
-    check_folder("run", "dinov2", True)
+    assert check_folder("new/run", "dinov2") is None and check_folder(None, "dinov2") is None
+    assert check_folder("run", "dinov2", True) == Path("run/checkpoint-20")
     assert sorted(Path().rglob("*")) == before
