@@ -30,7 +30,9 @@ def check_trackers(names: list[str]) -> None:
     for name in names:
         if name != "all" and name not in available:
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
-            problem = "is not installed; install its package" if name in LOGGER_TYPE_TO_CLASS else f"is no tracker; accelerate knows {known}"
+            problem = (
+                "is not installed; install its package" if name in LOGGER_TYPE_TO_CLASS else f"is no tracker; accelerate knows {known}"
+            )
             raise UserError(f"--report_to {name} {problem}, or leave it out")
 
 

@@ -86,7 +86,9 @@ def read_config(file: Path) -> Config:
     zero = config["zero_optimization"]
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
-        raise UserError(f'--deepspeed {file} has no stage, without which ZeRO is off; write "zero_optimization": {{"stage": 2}}, or 0, 1, 3')
+        raise UserError(
+            f'--deepspeed {file} has no stage, without which ZeRO is off; write "zero_optimization": {{"stage": 2}}, or 0, 1, 3'
+        )
     for name in ("bf16", "data_types"):
         if not isinstance(config.get(name, {}), dict):
             raise UserError(f'--deepspeed {file} says {name} = {config[name]}, which must be a section, as {{"enabled": "auto"}}')

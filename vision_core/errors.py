@@ -4,7 +4,6 @@ import re
 import sys
 from collections.abc import Callable
 
-
 _undo: list[Callable[[], None]] = []
 
 

@@ -18,7 +18,8 @@ def given(tmp_path_factory):
     """An untrained model, and rows without images whose answers have 40 and 6 learnt tokens in turn."""
     folder = tmp_path_factory.mktemp("zero")
     rows = [
-        {"conversations": [{"from": "human", "value": f"question {n}"}, {"from": "gpt", "value": "yes " * [39, 5][n % 2]}]} for n in range(16)
+        {"conversations": [{"from": "human", "value": f"question {n}"}, {"from": "gpt", "value": "yes " * [39, 5][n % 2]}]}
+        for n in range(16)
     ]
     (folder / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
     write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
@@ -50,9 +51,7 @@ def test_processes_with_different_numbers_of_chunks_are_one(runs, logged, weight
     """Two processes under ZeRO-3, 40 and 6 learnt tokens at a chunk of 8, and two batches to a step."""
     runs.finish(runs.start(SFT, *options(given, tmp_path / "one", per_device_train_batch_size=4)))
     config = ROOT / "recipes" / "zero" / "zero3.json"
-    sharded = options(
-        given, tmp_path / "two", per_device_train_batch_size=1, gradient_accumulation_steps=2, deepspeed=config, save_steps=2
-    )
+    sharded = options(given, tmp_path / "two", per_device_train_batch_size=1, gradient_accumulation_steps=2, deepspeed=config, save_steps=2)
     printed = runs.finish(*runs.start_two(SFT, *sharded), seconds=280)
     assert engine(printed)["stage"] == 3 and list((tmp_path / "two" / "checkpoint-4").glob("global_step*"))
     torch.testing.assert_close(logged(tmp_path / "two"), logged(tmp_path / "one"), rtol=1e-4, atol=0)
