@@ -20,7 +20,7 @@ from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.save import save_fused
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.errors import UserError, run_script
-from vision_core.run_folder import RunFolder
+from vision_core.run_folder import RunFolder, check_folder
 
 
 @dataclass
@@ -67,6 +67,7 @@ class FuseArguments:
 def main() -> None:
     """Load, fuse, save."""
     args = parse_arguments(FuseArguments, description=__doc__)
+    check_arguments(args)
     options = options_of(args)
     chat_template = named_template(args.chat_template) if args.chat_template else None
     language_model, tokenizer = load_language_model(args.language_model) if args.language_model else (None, None)
@@ -98,13 +99,20 @@ def main() -> None:
             zero_init_sva=args.zero_init_output,
             seed=args.seed,
         )
-    elif args.num_sva_layers or chat_template:
-        given = "--num_sva_layers" if args.num_sva_layers else "--chat_template"
-        raise UserError(f"{given} goes with --language_model; name one or leave it out")
     run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args))
     run.close()
     save_fused(run.path, model, processor, command=shlex.join(["python", "-m", "fusion.fuse", *sys.argv[1:]]), stub=args.stub)
     print(f"saved {run.path}; its README.md shows how to load it")
+
+
+def check_arguments(args: FuseArguments) -> None:
+    """Raises UserError for what cannot work, before models are loaded for minutes."""
+    check_folder(args.output_dir, "fused")
+    if not args.encoders:
+        raise UserError("--encoders is empty; name at least one encoder")
+    for name in ("num_sva_layers", "chat_template"):
+        if getattr(args, name) and args.language_model is None:
+            raise UserError(f"--{name} goes with --language_model; name one or leave it out")
 
 
 def options_of(args: FuseArguments) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -17,53 +21,90 @@ AFTER_THE_HEAD = (
     "logits_scaling",
     "logit_scale",
 )  # settings by which a family changes its logits
+PROBE = 1024.0  # stands beside the loss: exact in every float type, and large enough that a cap would show
+
+Head = Callable[..., Tensor]
 
 
 def supervised_loss(
-    language_model: PreTrainedModel, labels: Tensor, num_items_in_batch: Tensor | int | None = None, chunk: int = CHUNK, **inputs: Any
+    language_model: PreTrainedModel,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    chunk: int = CHUNK,
+    **inputs: Any,
 ) -> Tensor:
     """The loss of `language_model(**inputs, labels=labels)`, a scalar in float32, without the logits of positions that are not learnt.
 
     loss = -sum over b, t with labels[b, t + 1] != -100 of log_softmax(head(states[b, t]))[labels[b, t + 1]] / their number
 
-    The head computes `chunk` positions at a time, and again in the backward pass; of a language model that caps or scales its logits behind the head,
-    all learnt positions at once. num_items_in_batch: the number to divide by, where a batch is one of several to a step.
+    Logits are computed for `chunk` positions at a time, and again in the backward pass; of a language model that caps or scales its
+    logits behind the head, for all learnt positions at once. num_items_in_batch: the number to divide by, where a batch is one of
+    several to a step.
+
+    The head is called once, whatever the number of learnt positions. ZeRO-3 and FSDP gather its weight around each call of the module,
+    on all processes together, and those have different numbers of learnt positions. So the chunks are inside that one call: the weight
+    is gathered once for all of them, and once more for their backward pass.
     """
     target = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()
     learnt = (target != IGNORED).nonzero().flatten()
     target = target[learnt]
+    number = max(len(target), 1) if num_items_in_batch is None else num_items_in_batch
+    head = language_model.get_output_embeddings()
     if any(getattr(language_model.config, name, None) for name in AFTER_THE_HEAD):
-        chunk = max(len(target), 1)
-    states, logits = _states_and_first_logits(language_model, learnt, chunk, inputs)
-    total = _summed_loss(logits, target[:chunk])
-    head = language_model.get_output_embeddings()
-    for some, theirs in zip(states.split(chunk)[1:], target.split(chunk)[1:], strict=True):
-        total = total + checkpoint(lambda part, goal: _summed_loss(head(part), goal), some, theirs, use_reentrant=False)
-    return total / (max(len(target), 1) if num_items_in_batch is None else num_items_in_batch)
-
-
-def _states_and_first_logits(language_model: PreTrainedModel, learnt: Tensor, chunk: int, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """States before the head at the flat positions `learnt`, `[n, H]`, and the logits `[<= chunk, V]` of the first of them."""
-    seen: dict[str, Tensor] = {}
-
-    def only_learnt(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen["states"] = args[0].flatten(0, 1)[learnt.to(args[0].device)]
-        return (seen["states"][None, :chunk], *args[1:])
-
-    def keep(head: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen["of_head"] = output
-
-    head = language_model.get_output_embeddings()
-    hooks = [head.register_forward_pre_hook(only_learnt), head.register_forward_hook(keep)]
-    try:
+        with _computing(head, partial(_learnt_logits, learnt)):
+            logits = language_model(**inputs, use_cache=False).logits
+        return _summed_loss(logits[0], target) / number
+    with _computing(head, partial(_loss_as_logits, learnt, target, chunk)):
         logits = language_model(**inputs, use_cache=False).logits
+    return _checked(logits, type(language_model).__name__) / number
+
+
+@contextmanager
+def _computing(head: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside, the module `head` computes `forward(its own forward, states)`; hooks of the module, which shard its weight, stay around it."""
+    own = head.forward
+    replaced = head.__dict__.get("forward")
+    head.forward = partial(forward, own)
+    try:
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
-    assert len(seen["states"]) <= chunk or logits is seen["of_head"], (
-        f"{type(language_model).__name__} changes its logits behind the head by a setting that AFTER_THE_HEAD does not have"
-    )
-    return seen["states"], logits[0]
+        if replaced is None:
+            del head.forward
+        else:
+            head.forward = replaced
+
+
+def _learnt_logits(learnt: Tensor, own: Head, states: Tensor) -> Tensor:
+    """Logits `[1, n, V]` of the flat positions `learnt` of `states` `[B, T, H]`."""
+    return own(_flat(states)[learnt.to(states.device)][None])
+
+
+def _loss_as_logits(learnt: Tensor, target: Tensor, chunk: int, own: Head, states: Tensor) -> Tensor:
+    """What passes through the language model in place of logits, `[1, 2, 2]` in float32: the summed loss, and below it `PROBE`."""
+    chosen = _flat(states)[learnt.to(states.device)]
+    *others, last = zip(chosen.split(chunk), target.split(chunk), strict=True)
+    # the backward pass begins with the last: its logits are used and freed before those of others are computed again
+    total = _chunk_loss(own, *last)
+    for some, theirs in others:
+        total = total + checkpoint(_chunk_loss, own, some, theirs, use_reentrant=False)
+    return torch.stack([total, torch.full_like(total, PROBE)])[None, :, None].expand(1, 2, 2)
+
+
+def _checked(logits: Tensor, name: str) -> Tensor:
+    """The loss out of what `_loss_as_logits` gave, `[1, 2, 2]`, after its way through the language model `name`, which must not change it."""
+    untouched = logits.shape == (1, 2, 2) and logits.dtype == torch.float32 and bool((logits[:, 1] == PROBE).all())
+    assert untouched, f"{name} changes its logits behind the head by a setting that AFTER_THE_HEAD does not have"
+    return logits[0, 0, 0]
+
+
+def _flat(states: Tensor) -> Tensor:
+    """`[B, T, H]` as `[B * T, H]`."""
+    return states.flatten(0, 1)
+
+
+def _chunk_loss(own: Head, states: Tensor, target: Tensor) -> Tensor:
+    """The summed loss of `[n, H]` states before the head and `[n]` tokens."""
+    return _summed_loss(own(states), target)
 
 
 def _summed_loss(logits: Tensor, target: Tensor) -> Tensor:

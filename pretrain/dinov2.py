@@ -39,11 +39,12 @@ from pretrain.dinov2_build import (
     build_multicrop,
     build_optimizer,
     build_schedules,
+    check_trackers,
     evaluation_size,
     load_weights,
     untrained_accuracy,
 )
-from pretrain.dry_run import describe_run
+from pretrain.dry_run import describe_run, rehearse
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
 from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
 from pretrain.param_groups import apply_schedules, clip_per_module
@@ -67,6 +68,7 @@ def main() -> None:
     started = time.perf_counter()
     args = parse_arguments(DINOv2Arguments, description=__doc__)
     check_arguments(args)
+    check_trackers(args.report_to)
     set_cpu_threads(args.num_cpu_threads)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
@@ -81,8 +83,10 @@ def main() -> None:
     if isinstance(source, ImageSource):
         layout.check(len(source))
     if args.dry_run:
+        method = build_method(args)
+        rehearse(args, source, layout, method)
         if accelerator.is_main_process:
-            print(describe_run(args, source, layout, build_method(args), build_loader(args, source, layout, 0)))
+            print(describe_run(args, source, layout, method, build_loader(args, source, layout, 0)))
         return
     run = None
     if accelerator.is_main_process:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
@@ -18,8 +19,21 @@ from pretrain.schedules import cosine_schedule, frozen, linear_warmup, scaled_le
 from pretrain.self_distillation import SelfDistillation
 from pretrain.training_data import BatchLayout, StepMasks, make_loader
 from pretrain.training_state import load_heads_and_centers
+from vision_core.errors import UserError
 from vision_core.images.sources import ImageSource, ImageStream, open_source
 from vision_core.randomness import seed_of
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raises UserError for a tracker that accelerate does not know, or would leave out in silence because its package is not installed."""
+    available = [str(getattr(name, "value", name)) for name in get_available_trackers()]
+    for name in names:
+        if name != "all" and name not in available:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            problem = (
+                "is not installed; install its package" if name in LOGGER_TYPE_TO_CLASS else f"is no tracker; accelerate knows {known}"
+            )
+            raise UserError(f"--report_to {name} {problem}, or leave it out")
 
 
 def build_method(args: DINOv2Arguments) -> SelfDistillation:

@@ -1,17 +1,35 @@
-"""What a run would be, without training: shapes, parameters, memory."""
+"""What a run would be, without training: whether it could start, shapes, parameters, memory."""
 
 from torch.utils.data import DataLoader
 
 from pretrain.dinov2_args import DINOv2Arguments, backbone_shape
+from pretrain.dinov2_build import build_benchmark, build_optimizer, build_schedules, evaluation_size, load_weights
+from pretrain.health import draw_probes
 from pretrain.self_distillation import SelfDistillation
 from pretrain.training_data import BatchLayout
+from pretrain.training_state import load_training_state
 from vision_core.arguments import arguments_to_yaml
+from vision_core.distributed import is_main_process
 from vision_core.images.sources import ImageSource, ImageStream
+from vision_core.run_folder import check_folder
 
 # Bytes per parameter: student, gradient, two AdamW moments, teacher, all float32.
 BYTES_PER_PARAMETER = 20
 # Floats kept per token and layer for the backward pass, in units of the width: norms, q k v, attention, MLP of ratio 4.
 ACTIVATIONS_PER_WIDTH = 20
+
+
+def rehearse(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation) -> None:
+    """Everything that a run does before its first step, but for its folder. Raises UserError where the run would."""
+    checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint)
+    optimizer = build_optimizer(args, method)
+    build_schedules(args, layout.global_batch)
+    build_benchmark(args, source, is_main_process())
+    draw_probes(source, evaluation_size(args), args.seed)
+    if checkpoint:
+        load_training_state(checkpoint, method, optimizer)
+    elif args.init_from:
+        load_weights(method, args.init_from)
 
 
 def describe_run(

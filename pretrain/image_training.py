@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from encoders.transformers_encoder import read_config
-from vision_core.distributed import is_main_process
+from vision_core.distributed import is_main_process, print_once
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.model_card import write_model_card
 from vision_core.randomness import numpy_generator
+from vision_core.run_folder import check_folder
+from vision_core.run_preview import preview
 from vision_core.run_trainer import RunTrainer, TrainerOptions, open_run, training_arguments
 from vision_core.stopping import StopRequest
 
@@ -153,12 +156,14 @@ def train_images(
     card: Mapping[str, Any],
 ) -> None:
     """Train `model`; at the end the run's folder holds its weights, `processor` and a card. card: title, summary and more of `write_model_card`."""
-    with StopRequest(launchers) as stop:
+    with StopRequest(launchers) as stop, tempfile.TemporaryDirectory() as aside:
         settings = training_arguments(
             options, has_eval=held_out is not None, dataloader_drop_last=True, adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]
         )
         check_enough(data, held_out, options, settings.world_size)
-        run, folder, checkpoint = open_run(options, name)
+        if options.dry_run:
+            check_folder(options.output_dir, name, options.resume_from_checkpoint)
+        run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name)
         settings.output_dir = folder
         trainer = trainer_type(
             model,
@@ -171,6 +176,9 @@ def train_images(
             run=run,
             keep=options.save_total_limit,
         )
+        if options.dry_run:
+            print_once(preview(trainer))
+            return
         trainer.train_until_told(stop, checkpoint)
         trainer.save_model(folder)
     if is_main_process():

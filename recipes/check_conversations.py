@@ -32,7 +32,7 @@ from recipes.conversations import BadRow, shortened
 from recipes.judging import markdown_table
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.errors import UserError, run_script
-from vision_core.run_folder import RunFolder
+from vision_core.run_folder import RunFolder, check_folder
 
 SHOWN = 3  # examples of each reason
 KEYS_SHOWN = 50
@@ -92,6 +92,7 @@ class Rows(Dataset):
 def main() -> None:
     """Read all, report, and end with status 1 where a row is bad and no clean file was asked for."""
     args = parse_arguments(CheckArguments, description=__doc__)
+    check_folder(args.output_dir, "check")
     sources = [(text, open_conversations(text)) for text in args.conversations]
     clean = clean_target(args.write_clean, sources)
     processor = load_processor(args.model) if args.model else None

@@ -47,20 +47,29 @@ def main() -> None:
     for split, found in files.items():
         if not found:
             raise UserError(f"--source {args.source} has no {split}-*.parquet; name the folder of flickr8k_vl")
+        check_columns(found)
     (folder / "images").mkdir(parents=True)
     for split, found in files.items():
         counts = convert(found, folder, split)
         print(f"{folder / split}.jsonl: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
 
 
+def check_columns(files: list[Path]) -> None:
+    """Raises UserError for files of another layout, before anything is written."""
+    for file in files:
+        try:
+            missing = COLUMNS - set(pyarrow.parquet.read_schema(file).names)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{file} cannot be read as parquet ({str(error).splitlines()[0]}); copy it again") from None
+        if missing:
+            raise UserError(f"{file} has no column {', '.join(sorted(missing))}; is it of flickr8k_vl?")
+
+
 def convert(files: list[Path], folder: Path, split: str) -> dict[str, int]:
-    """One split; how many rows of each kind. Raises UserError for files of another layout."""
+    """One split; how many rows of each kind."""
     counts: dict[str, int] = {}
     with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as out:
         for file in files:
-            missing = COLUMNS - set(pyarrow.parquet.read_schema(file).names)
-            if missing:
-                raise UserError(f"{file} has no column {', '.join(sorted(missing))}; is it of flickr8k_vl?")
             for row in tqdm(pyarrow.parquet.read_table(file, columns=sorted(COLUMNS)).to_pylist(), desc=split, unit="image", leave=False):
                 name = Path(row["image_id"]).name
                 (folder / "images" / name).write_bytes(row["image"]["bytes"])

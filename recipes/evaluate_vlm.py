@@ -22,9 +22,9 @@ from recipes.vlm_benchmarks import open_task
 from recipes.vlm_models import check_model_folder, load_model
 from recipes.vlm_tasks import Task
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
-from vision_core.distributed import is_main_process
+from vision_core.distributed import is_first_launched, is_main_process
 from vision_core.errors import UserError, run_script
-from vision_core.run_folder import RunFolder
+from vision_core.run_folder import RunFolder, check_folder
 
 
 @dataclass
@@ -83,6 +83,8 @@ def check_arguments(args: EvaluateVlmArguments) -> None:
     check_counts(args, "limit", "batch_size")
     if args.thought_tokens < 0:
         raise UserError(f"--thought_tokens {args.thought_tokens} is not possible; give 0 or more")
+    if is_first_launched():
+        check_folder(args.output_dir, "vlm-evaluation")
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:

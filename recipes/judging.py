@@ -21,10 +21,10 @@ from encoders.evaluation.tasks import TASKS
 from encoders.image_text import has_text_tower
 from encoders.load import load_encoder
 from vision_core.arguments import arguments_to_yaml, option
-from vision_core.distributed import broadcast_text, is_main_process
+from vision_core.distributed import broadcast_text, is_first_launched, is_main_process
 from vision_core.errors import UserError
 from vision_core.images.splits import Splits
-from vision_core.run_folder import RunFolder
+from vision_core.run_folder import RunFolder, check_folder
 
 TaskName = Literal[
     "knn", "linear", "logistic", "few_shot", "retrieval", "copy_detection", "segmentation", "depth", "depth_dpt", "emergent_segmentation",
@@ -71,6 +71,8 @@ def check_arguments(args: JudgingArguments, tasks: Sequence[str]) -> None:
         raise UserError(f"--dataloader_num_workers {args.dataloader_num_workers} is not possible; give 0 or more")
     if args.dense_image_size is not None and len(args.dense_image_size) != 2:
         raise UserError(f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width")
+    if is_first_launched():
+        check_folder(args.output_dir, "evaluation")
 
 
 def check_counts(args: Any, *names: str) -> None:

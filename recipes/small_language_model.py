@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from recipes.small_default import corpus, small_language_model
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.errors import run_script
-from vision_core.run_folder import RunFolder
+from vision_core.run_folder import RunFolder, check_folder
 
 
 @dataclass
@@ -29,6 +29,7 @@ class LanguageModelArguments:
 def main() -> None:
     """Read texts, make both, save."""
     args = parse_arguments(LanguageModelArguments, description=__doc__)
+    check_folder(args.output_dir, "language-model")
     model, tokenizer = small_language_model(corpus(args.conversations), args.seed)
     run = RunFolder.open(args.output_dir, "language-model", arguments_to_yaml(args))
     model.save_pretrained(run.path)

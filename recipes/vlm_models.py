@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from fusion.chat_turns import add_stops
+from fusion.configuration_fusion import FusionVlmConfig
 from vision_core.errors import UserError
 
 FROM_SCRATCH = "from_scratch"  # in the config of a language model that no pretraining has taught its language
@@ -30,9 +32,20 @@ def load_model(folder: str, dtype: torch.dtype | None = None) -> tuple[FusionVlm
 
 
 def check_model_folder(folder: str) -> None:
-    """Raises UserError for one without a model."""
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"{folder} holds no model; name a folder that fusion.fuse or an earlier stage wrote")
+    """Raises UserError for one without a whole fused model and its processor, before a library reads it."""
+    cure = "name a folder that fusion.fuse or an earlier stage wrote"
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no model; {cure}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/config.json cannot be read ({str(error).splitlines()[0]}); {cure}") from None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != FusionVlmConfig.model_type:
+        raise UserError(f"{folder} holds a model of type {kind!r}, not a fused vision-language model; {cure}")
+    for pattern, what in (("*.safetensors", "weights"), ("processor_config.json", "processor"), ("tokenizer_config.json", "tokenizer")):
+        if not any(Path(folder).glob(pattern)):
+            raise UserError(f"{folder} has a fused model's config and no {what} ({pattern}); copy the whole folder, or {cure}")
 
 
 def from_scratch(model: FusionVlmForConditionalGeneration) -> bool:

@@ -7,8 +7,10 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,14 +34,16 @@ from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
-from recipes.zero_config import check_zero_config
-from vision_core.distributed import is_first_launched, is_main_process, rank, share_cores, wait_for_all, world_size
+from recipes.zero_config import zero_config
+from vision_core.distributed import is_first_launched, is_main_process, print_once, rank, share_cores, wait_for_all, world_size
 from vision_core.randomness import numpy_generator
-from vision_core.run_folder import refuse_used
+from vision_core.run_folder import RunFolder, check_folder
+from vision_core.run_preview import preview
 from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest
 
 MASTERS = torch.float32  # weights that train: in bf16 small steps are rounded away; mixed precision makes its own copies
+FIRST_ROWS = 64  # whose length a dry run looks at
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -51,34 +55,64 @@ def train(
 ) -> None:
     """A whole stage: join the processes, load, decide by `planned(model)` what trains, train, publish."""
     share_cores()
-    check_first(args)
+    check_first(stage, args)
     with tempfile.TemporaryDirectory() as aside:
-        base = args.init_from or aside
+        base = args.init_from or f"{aside}/model"
         if args.init_from is None:
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
-            write_small_default(Path(aside), corpus(args.conversations), args.seed, stand_ins=True)
+            write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
         with StopRequest(launchers) as stop:
-            _train(stage, args, planned, base, stop)
+            if args.dry_run:
+                dry_run(args, planned, base, f"{aside}/run")
+            else:
+                _train(stage, args, planned, base, stop)
 
 
-def check_first(args: VlmArguments) -> None:
+def check_first(stage: str, args: VlmArguments) -> None:
     """What can be wrong is said before minutes are spent and a folder is made. Raises UserError."""
     if args.init_from:
         check_model_folder(args.init_from)
     if args.deepspeed:
-        check_zero_config(Path(args.deepspeed), vars(args), int(os.environ.get("WORLD_SIZE", "1")))
+        deepspeed_config(args)
     # the first process alone: it is in its folder soon, maybe before another one looks
-    if args.output_dir and not args.resume_from_checkpoint and is_first_launched():
-        refuse_used(Path(args.output_dir))
+    if is_first_launched() and (args.dry_run or not args.resume_from_checkpoint):
+        check_folder(args.output_dir, stage, args.resume_from_checkpoint)
 
 
 def _train(
     stage: str, args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, stop: StopRequest
 ) -> None:
     settings = vlm_training_arguments(args)
-    sources, held_out = opened(args.conversations), opened(args.eval_conversations)
+    sources = opened(args.conversations), opened(args.eval_conversations)
     run, folder, checkpoint = open_run(args, stage)
     settings.output_dir = folder
+    trainer = build_trainer(args, planned, base, settings, *sources, run)
+    trainer.train_until_told(stop, checkpoint)
+    publish(trainer, base, args, stage)
+
+
+def dry_run(args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, aside: str) -> None:
+    """All that a run does before its first step, but for its folder and the features of `--feature_cache`; then what it would be."""
+    settings = vlm_training_arguments(args)
+    sources = opened(args.conversations), opened(args.eval_conversations)
+    settings.output_dir = aside
+    trainer = build_trainer(replace(args, feature_cache=None), planned, base, settings, *sources, None)
+    rows = trainer.train_dataset
+    lengths = [len(rows[number]["input_ids"]) for number in range(min(len(rows), FIRST_ROWS))]
+    longest = f"longest          {max(lengths):,} tokens, of the first {len(lengths):,} rows; --max_length is {args.max_length:,}"
+    print_once([*preview(trainer), longest])
+
+
+def build_trainer(
+    args: VlmArguments,
+    planned: Callable[[FusionVlmForConditionalGeneration], Plan],
+    base: str,
+    settings: TrainingArguments,
+    sources: Sequence[Source],
+    held_out: Sequence[Source],
+    run: RunFolder | None,
+) -> VlmTrainer:
+    """The model of `base` with what `planned` says of it, the data, and what trains the one on the other."""
     cache = filled_cache(args, base, settings, [*sources, *held_out]) if args.feature_cache else None
     model, processor = load_model(base, MASTERS)
     if is_deepspeed_zero3_enabled():
@@ -86,7 +120,7 @@ def _train(
     plan = planned(model)
     settings.learning_rate = plan.learning_rate
     data, order = training_data(args, sources, processor, cache, settings.train_batch_size)
-    trainer = VlmTrainer(
+    return VlmTrainer(
         plan.model,
         settings,
         train_dataset=data,
@@ -98,8 +132,6 @@ def _train(
         run=run,
         keep=args.save_total_limit,
     )
-    trainer.train_until_told(stop, checkpoint)
-    publish(trainer, base, args, stage)
 
 
 def opened(texts: Sequence[str]) -> list[Source]:
@@ -128,13 +160,18 @@ def vlm_training_arguments(args: VlmArguments) -> TrainingArguments:
         has_eval=bool(args.eval_conversations),
         label_names=["labels"],
         activation_checkpointing=args.activation_checkpointing,
-        deepspeed=args.deepspeed,
+        deepspeed=deepspeed_config(args) if args.deepspeed else None,
     )
     if args.deepspeed:
         import deepspeed
 
         deepspeed.init_distributed()  # ZeRO-3 asks deepspeed's own group for the number of processes when the model is made
     return settings
+
+
+def deepspeed_config(args: VlmArguments) -> dict[str, Any]:
+    """The config of `--deepspeed`, in agreement with the other options. Raises UserError."""
+    return zero_config(Path(args.deepspeed), vars(args), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def launched_alone() -> None:

@@ -142,8 +142,9 @@ class Runs:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-        common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        if "--deepspeed" not in arguments:
+            common["ACCELERATE_USE_CPU"] = "true"  # under which accelerate takes no DeepSpeed
         return [self.start(script, *arguments, environment=common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
 
     def launch(

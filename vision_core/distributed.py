@@ -1,6 +1,7 @@
 """What a training method needs of torch.distributed; every function is a no-op without an initialised process group."""
 
 import os
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +23,12 @@ def world_size() -> int:
 def is_main_process() -> bool:
     """True on the one process that writes files."""
     return rank() == 0
+
+
+def print_once(lines: Iterable[str]) -> None:
+    """Print lines, on the main process alone."""
+    if is_main_process():
+        print("\n".join(lines))
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
     output_dir/   config.yaml  metrics.jsonl  bad_samples.jsonl  checkpoint-<step>/  .lock    and the model's own files
 
-Only the main process opens it; the others are told its path.
+Only the main process opens it; the others are told its path. A new folder of a program that ends by an error before anything but
+its config stands in it is taken away again, so that the command, mended, starts with the same --output_dir.
 """
 
 import fcntl
@@ -13,13 +14,15 @@ import re
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vision_core import checkpoints
-from vision_core.errors import UserError
+from vision_core.errors import UserError, undo_if_failed
 
 RESUME_KEY = "resume_from_checkpoint"  # says how a run was started, not what it is
 ABSENT = "(absent)"
@@ -74,13 +77,18 @@ class RunFolder:
 
     @classmethod
     def _open_new(cls, output_dir: str | None, name: str, config_yaml: str, warn: Callable[[str], None]) -> "RunFolder":
-        path = Path(output_dir) if output_dir is not None else _next_free_folder(Path("outputs"), name)
+        wanted = Path(output_dir) if output_dir is not None else Path("outputs", f"{name}-n")
+        ours = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
+        path = wanted if output_dir is not None else _next_free_folder(wanted.parent, name)
+        ours = [path if folder == wanted else folder for folder in ours]
         path.mkdir(parents=True, exist_ok=True)
         refuse_used(path)  # before the lock file, which would be litter in a folder of something else
+        ours = [*(each for each in (path / "config.yaml", path / ".lock") if not each.exists()), *ours]
         lock = FolderLock(path, warn)
         try:
             refuse_used(path)  # again, because another run may have come and gone
             checkpoints.write_text_atomically(path / "config.yaml", config_yaml)
+            undo_if_failed(partial(_take_away, path, ours, os.getpid()))
             return cls(path, lock, None, warn)
         except BaseException:
             lock.release()
@@ -227,6 +235,35 @@ def refuse_used(path: Path) -> None:
             f"output folder {path} is not empty: `--output_dir {path} --{RESUME_KEY} true` continues the run in it, "
             f"`--output_dir OTHER` starts a new one elsewhere"
         )
+
+
+def check_folder(output_dir: str | None, name: str, resume: bool | str | None = None) -> Path | None:
+    """The checkpoint that `RunFolder.open` would take up, None for a new run. Raises UserError where it would, before minutes are spent.
+
+    Makes and changes nothing, and asks for no lock.
+    """
+    resume = _read_resume(resume)
+    if resume is not None:
+        path = _folder_to_resume(output_dir, name, resume)
+        checkpoint = _checkpoint_to_resume(path, resume, _warn_on_stderr)
+        _read_mapping(_read_config(path))
+        return checkpoint
+    path = Path(output_dir if output_dir is not None else "outputs")
+    if output_dir is not None:
+        refuse_used(path)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if there.is_dir() else "is a file"
+        raise UserError(f"output folder {path} cannot be used: {there} {problem}; give another --output_dir")
+    return None
+
+
+def _take_away(path: Path, ours: list[Path], process: int) -> None:
+    """Remove what `process` has made for a new run in `path`, files and then folders, unless anything but a config and a lock stands there."""
+    with suppress(OSError):
+        others = {entry.name for entry in path.iterdir()} - {"config.yaml", ".lock"}
+        for made in ours if os.getpid() == process and not others else ():
+            made.rmdir() if made.is_dir() else made.unlink()
 
 
 def _next_free_folder(root: Path, name: str) -> Path:

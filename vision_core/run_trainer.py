@@ -46,6 +46,7 @@ class TrainerOptions:
     seed: int = option(0, "of every random draw", "run")
     output_dir: str | None = option(None, "a new folder; default outputs/<name>-<n>", "run")
     resume_from_checkpoint: str | None = option(None, "a checkpoint-<step> folder, or true for the newest of --output_dir", "run")
+    dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
 
 
 # what TrainingArguments takes as it is; the others decide about folders

@@ -71,9 +71,36 @@ def test_logits_of_other_positions_are_not_computed():
     model, tokenizer = tiny_language_model("qwen3")
     ids, labels, mask = batch(len(tokenizer))
     rows = []
-    model.get_output_embeddings().register_forward_hook(lambda module, args, output: rows.append(output.shape[:-1].numel()))
+    head = model.get_output_embeddings()
+    linear = head.forward
+
+    def counted(states):
+        rows.append(states.shape[:-1].numel())
+        return linear(states)
+
+    head.forward = counted
     supervised_loss(model, labels, chunk=8, input_ids=ids, attention_mask=mask)
     assert sum(rows) == (labels[:, 1:] != -100).sum() and max(rows) == 8
+
+
+@pytest.mark.parametrize("learnt_share", [0.0, 0.3, 1.0])
+def test_the_head_is_called_once_whatever_is_learnt(learnt_share):
+    """What shards its weight gathers it around every call, on all processes together; so hooks see one call forward and one backward."""
+    model, tokenizer = tiny_language_model("qwen3")
+    ids, labels, mask = batch(len(tokenizer), learnt_share)
+    calls, head = [], model.get_output_embeddings()
+    head.register_forward_hook(lambda *_: calls.append("forward"))
+    head.register_full_backward_hook(lambda *_: calls.append("backward"))
+    supervised_loss(model, labels, chunk=8, input_ids=ids, attention_mask=mask).backward()
+    assert calls == ["forward", "backward"] and "forward" not in vars(head)
+
+
+def test_logits_that_an_unknown_setting_changes_are_noticed(monkeypatch):
+    model, tokenizer = _of("granite", logits_scaling=4.0)
+    ids, labels, mask = batch(len(tokenizer))
+    monkeypatch.setattr("fusion.supervised_loss.AFTER_THE_HEAD", ())
+    with pytest.raises(AssertionError, match="GraniteForCausalLM changes its logits"):
+        supervised_loss(model, labels, input_ids=ids, attention_mask=mask)
 
 
 def _of(family, **sizes):

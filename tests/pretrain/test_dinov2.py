@@ -136,6 +136,27 @@ def test_dry_run_shows_and_writes_nothing(run, tmp_path, capsys, monkeypatch):
     assert "global_crops  [16, 3, 32, 32]" in shown and "nothing is written" in shown and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--init_from", "absent"), "absent"),
+        (("--eval_dataset", "folder:absent"), "absent"),
+        (("--knn_k", 1000), "k=1000 is not possible"),
+        (("--resume_from_checkpoint", "true"), "no folder"),
+        (("--report_to", "tensorbord"), "--report_to tensorbord is no tracker"),
+        (("--report_to", "clearml"), "--report_to clearml is not installed"),
+    ],
+)
+def test_a_mistake_is_seen_by_a_dry_run_and_leaves_no_folder(runs, config, tmp_path, wrong, said):
+    arguments = ("pretrain/dinov2.py", config, "--output_dir", tmp_path / "run", *wrong)
+    assert said in runs.error(*arguments, "--dry_run")
+    assert said in runs.error(*arguments) and not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_sees_a_used_folder(runs, config, whole):
+    assert "is not empty" in runs.error("pretrain/dinov2.py", config, "--output_dir", whole, "--dry_run")
+
+
 def test_non_finite_losses_never_reach_the_weights(run, tmp_path, monkeypatch):
     """Images of infinite pixels after step 3: two skipped steps, then the run stops with finite weights."""
     folder = tmp_path / "run"

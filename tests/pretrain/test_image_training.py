@@ -66,6 +66,12 @@ def test_it_goes_on_from_a_folder(training, tmp_path):
         assert (folder / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
 
 
+def test_a_dry_run_says_what_the_run_would_be_and_writes_nothing(training, tmp_path):
+    shown = training.finish(tmp_path / "run", "--dry_run")
+    assert "training rows    40\n" in shown and "steps            14\n" in shown and "pixel_values      [8, 3, 32, 32]" in shown
+    assert not (tmp_path / "run").exists() and "is not empty" in training.error(training.whole, "--dry_run")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -12,8 +12,8 @@ import torch
 
 from vision_core import run_folder
 from vision_core.checkpoints import write_checkpoint
-from vision_core.errors import UserError
-from vision_core.run_folder import RunFolder, changed_keys
+from vision_core.errors import UserError, run_script
+from vision_core.run_folder import RunFolder, changed_keys, check_folder
 
 CONFIG = "learning_rate: 0.001\nmax_steps: 10\nresume_from_checkpoint: null\n"
 
@@ -324,3 +324,62 @@ def test_warnings_go_to_stderr_by_default(capsys):
     os.truncate(path / "checkpoint-20/state.bin", 3)
     RunFolder.open("run", "dinov2", CONFIG, True)
     assert "warning: run/checkpoint-20 is damaged" in capsys.readouterr().err
+
+
+def fails_in(output_dir, before=lambda path: None):
+    """A program that is refused after its folder was opened."""
+
+    def main():
+        run = open_run(output_dir)
+        before(run.path)
+        raise UserError("there is no such model; name another")
+
+    with pytest.raises(SystemExit):
+        run_script(main)
+
+
+@pytest.mark.parametrize("output_dir", ["run", "deep/er/run", None])
+def test_a_refused_run_leaves_no_folder(output_dir):
+    fails_in(output_dir)
+    assert list(Path().iterdir()) == []
+    open_run(output_dir)
+
+
+def test_what_was_there_before_stays():
+    Path("mine/empty").mkdir(parents=True)
+    Path("locked").mkdir()
+    Path("locked/.lock").write_text("old")
+    fails_in("mine/empty")
+    fails_in("mine/new")
+    fails_in("locked")
+    assert sorted(map(str, Path().rglob("*"))) == ["locked", "locked/.lock", "mine", "mine/empty"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoint-1", "thesis.tex"])
+def test_a_refused_run_keeps_what_it_has_made(name):
+    fails_in("run", lambda path: (path / name).touch())
+    assert {entry.name for entry in Path("run").iterdir()} == {name, "config.yaml", ".lock"}
+
+
+def test_a_run_that_ends_well_or_is_told_to_stop_keeps_its_folder():
+    def stopped():
+        open_run("stopped").close()
+        raise SystemExit(143)
+
+    run_script(lambda: open_run("well").close())
+    with pytest.raises(SystemExit):
+        run_script(stopped)
+    assert Path("well/config.yaml").is_file() and Path("stopped/config.yaml").is_file()
+
+
+def test_a_check_refuses_what_would_be_refused_and_makes_nothing():
+    old_run()
+    Path("file").touch()
+    for arguments in (("run",), ("file/run",), ("absent", True), (None, True), ("run", "run/checkpoint-7"), (None, "absent/checkpoint-7")):
+        with pytest.raises(UserError) as checked:
+            check_folder(arguments[0], "dinov2", *arguments[1:])
+        assert str(checked.value)[:20] == refusal(*arguments)[:20]
+    before = sorted(Path().rglob("*"))
+    assert check_folder("new/run", "dinov2") is None and check_folder(None, "dinov2") is None
+    assert check_folder("run", "dinov2", True) == Path("run/checkpoint-20")
+    assert sorted(Path().rglob("*")) == before

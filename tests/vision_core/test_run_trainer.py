@@ -11,10 +11,11 @@ from torch import nn
 from transformers import TrainingArguments
 
 from vision_core.errors import UserError
+from vision_core.run_preview import number_of_steps, part_of, preview
 from vision_core.run_trainer import PASSED_ON, RunTrainer, TrainerOptions, open_run, training_arguments
 from vision_core.stopping import StopRequest
 
-ABOUT_FOLDERS = {"output_dir", "resume_from_checkpoint", "save_total_limit"}
+ABOUT_FOLDERS = {"output_dir", "resume_from_checkpoint", "save_total_limit", "dry_run"}
 
 
 class Line(nn.Module):
@@ -67,6 +68,21 @@ def test_every_option_reaches_the_trainer():
     assert isinstance(settings, TrainingArguments) and settings.adam_beta2 == 0.95
     for name in PASSED_ON:
         assert getattr(settings, name) == getattr(options, name), name
+
+
+@pytest.mark.parametrize(("epochs", "accumulation"), [(1.0, 1), (1.5, 2), (0.4, 1), (2.0, 3)])
+def test_a_preview_counts_steps_as_the_trainer_does(trainer, epochs, accumulation):
+    values = {"num_train_epochs": epochs, "gradient_accumulation_steps": accumulation, "max_steps": -1, "learning_rate": 0.0}
+    made, _ = trainer([1.0, 2.0, 3.0, 4.0, 5.0], **values)
+    steps = number_of_steps(made, len(made.get_train_dataloader()))
+    assert f"steps            {steps}" in preview(made)
+    run(made)
+    assert made.state.global_step == steps
+
+
+def test_parts_of_a_model_by_name():
+    assert part_of("base_model.model.vision_model.connector.layers.0.weight") == "vision_model.connector"
+    assert part_of("vision_sampler_layers.0.norm.weight") == "vision_sampler_layers" and part_of("weight") == "weight"
 
 
 def test_samples_come_in_the_samplers_order_and_checkpoints_are_sealed(trainer, tmp_path, capsys):

@@ -1,0 +1,36 @@
+"""`recipes/sva_sft.py` whose loss takes 8 learnt positions at a time, as 1,024 would need long texts; at its end it says what ZeRO was."""
+
+from functools import partial
+
+import fusion.modeling_fusion_vlm as modeling
+from fusion.supervised_loss import supervised_loss
+from recipes import sva_sft
+from recipes.vlm_trainer import VlmTrainer
+from vision_core.errors import run_script
+
+modeling.supervised_loss = partial(supervised_loss, chunk=8)
+
+
+class ReportingTrainer(VlmTrainer):
+    """Says what DeepSpeed's engine itself goes by."""
+
+    def train(self, *args, **kwargs):
+        super().train(*args, **kwargs)
+        engine = self.deepspeed
+        if engine is not None and self.is_world_process_zero():
+            figures = {
+                "stage": engine.zero_optimization_stage(),
+                "clipping": engine.gradient_clipping(),
+                "bf16": engine.bfloat16_enabled(),
+                "accumulation": engine.gradient_accumulation_steps(),
+                "micro batch": engine.train_micro_batch_size_per_gpu(),
+                "optimizer": type(engine.basic_optimizer).__name__,
+            }
+            print("engine:", figures)
+
+
+if __name__ == "__main__":
+    import recipes.vlm_training as vlm_training
+
+    vlm_training.VlmTrainer = ReportingTrainer
+    run_script(sva_sft.main)
