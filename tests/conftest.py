@@ -232,6 +232,14 @@ class Server:
         self.process.wait(30)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def a_new_state_of_accelerate():
+    """accelerate keeps the precision of the first trainer of a process, and refuses another; a file of tests leaves none behind."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     runs = Runs(tmp_path_factory.mktemp("runs"))

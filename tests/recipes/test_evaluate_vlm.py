@@ -17,7 +17,7 @@ from PIL import Image
 from encoders.sheets import GAP, LINE_HEIGHT, TILE
 from recipes.chat_tokens import tokenise
 from recipes.conversation_sources import open_conversations
-from recipes.conversations import BadRow, read_conversation
+from recipes.conversations import BadRow
 from recipes.evaluate_vlm import sheet
 from recipes.small_default import write_small_default
 from recipes.vlm_answers import answer_and_score, asked_question, chance, graded
@@ -220,21 +220,9 @@ def test_baselines_of_a_conversation_keep_its_turns(tmp_path):
 
 def test_an_answer_that_is_not_learnt_is_not_graded(tmp_path):
     turns = [("human", "a?"), ("gpt", "shown"), ("human", "b?"), ("gpt", "learnt")]
-    row = {"conversations": [{"from": who, "value": text} for who, text in turns]}
-    conversation = read_conversation(row, "row 1", None)
-    messages = list(conversation.messages)
-    messages[1] = replace(messages[1], learnt=False)
-
-    class Source:
-        read_aloud = False
-
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, row):
-            return replace(conversation, messages=tuple(messages))
-
-    question = questions_of(Source())[0]
+    row = {"conversations": [{"from": who, "value": text, **({"weight": 0} if text == "shown" else {})} for who, text in turns]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (question,) = questions_of(open_conversations(f"llava:{tmp_path / 'rows.jsonl'}"))
     assert question.expected == ("learnt",) and len(question.turns) == 3
 
 
