@@ -37,14 +37,14 @@ BICUBIC = 3  # Pillow's number; the crops are resized by it too
 LOADING = """\
 ```python
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
+from transformers.image_utils import load_image  # upright and in colour, as in training
 
 folder = "path/to/this/folder"
 processor = AutoImageProcessor.from_pretrained(folder)
 model = AutoModel.from_pretrained(folder, mask_ratio=0.0).eval()  # nothing is hidden
 
-inputs = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
+inputs = processor(load_image("image.jpg"), return_tensors="pt")
 in_order = torch.arange(model.embeddings.patch_embeddings.num_patches)[None].float()  # without it the patches come in a random order
 with torch.no_grad():
     tokens = model(**inputs, noise=in_order).last_hidden_state  # [1, tokens, width]: the CLS token first, then the patches row by row

@@ -38,15 +38,15 @@ TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut
 LOADING = """\
 ```python
 import torch
-from PIL import Image
 from transformers import AutoModel, AutoProcessor
+from transformers.image_utils import load_image  # upright and in colour, as in training
 
 folder = "path/to/this/folder"
 processor = AutoProcessor.from_pretrained(folder)
 model = AutoModel.from_pretrained(folder).eval()
 
 texts = ["a red cup", "two green fish"]
-image = Image.open("image.jpg").convert("RGB")
+image = load_image("image.jpg")
 inputs = processor(text=texts, images=image, padding="max_length", truncation=True, return_tensors="pt")
 with torch.no_grad():
     matches = model(**inputs).logits_per_image.sigmoid()  # [1, texts]: how sure the model is that each belongs to the image

@@ -11,14 +11,14 @@ from vision_core.checkpoints import write_text_atomically
 LOADING_SNIPPET = """\
 ```python
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
+from transformers.image_utils import load_image  # upright and in colour, as in training
 
 folder = "path/to/this/folder"
 processor = AutoImageProcessor.from_pretrained(folder)
 model = AutoModel.from_pretrained(folder).eval()
 
-inputs = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
+inputs = processor(load_image("image.jpg"), return_tensors="pt")
 with torch.no_grad():
     tokens = model(**inputs).last_hidden_state  # [1, tokens, width]: the CLS token first, the patches last
 ```"""

@@ -1,9 +1,15 @@
 import ast
 import re
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+from transformers.image_utils import load_image
 
+from vision_core.images.decode import decode_image
 from vision_core.model_card import LOADING_SNIPPET, write_model_card
 
 CARD = {
@@ -71,7 +77,7 @@ def test_a_card_without_measurements_says_so(tmp_path):
 def test_the_loading_snippet_is_python_that_names_the_auto_classes():
     tree = ast.parse(LOADING_SNIPPET.removeprefix("```python\n").removesuffix("```"))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert names == {"Image", "AutoImageProcessor", "AutoModel"}
+    assert names == {"load_image", "AutoImageProcessor", "AutoModel"}
 
 
 def test_the_loading_snippet_runs(tmp_path, monkeypatch):
@@ -89,3 +95,14 @@ def test_the_loading_snippet_runs(tmp_path, monkeypatch):
     variables = {}
     exec(LOADING_SNIPPET.removeprefix("```python\n").removesuffix("```"), variables)
     assert variables["tokens"].shape == (1, 1 + 4, 16)
+
+
+def test_the_snippet_opens_an_image_as_training_does(tmp_path):
+    """A photograph that its camera took upright and stored lying down; transformers' processors leave that to whoever opens it."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.jpg", exif=turned)
+    opened = re.search(r"processor\((load_image\(.*?\)), return_tensors", LOADING_SNIPPET)[1]
+    image = eval(opened.replace("image.jpg", str(tmp_path / "image.jpg")), {"load_image": load_image})
+    assert torch.equal(pil_to_tensor(image), decode_image((tmp_path / "image.jpg").read_bytes()))
