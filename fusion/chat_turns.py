@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from os.path import commonprefix
 from typing import Any
 
@@ -188,7 +188,7 @@ class _Template:
     processor: FusionProcessor
     thinking: bool
 
-    @property
+    @cached_property
     def tokens(self) -> re.Pattern[str]:
         """Finds the tokenizer's own tokens in a text."""
         tokenizer = self.processor.tokenizer
