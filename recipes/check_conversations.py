@@ -30,12 +30,14 @@ from recipes.clean_rows import check_target, write_rows
 from recipes.conversation_sources import ConversationSource, open_conversations
 from recipes.conversations import BadRow, shortened
 from recipes.judging import markdown_table
+from recipes.vlm_models import check_model_folder
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.run_folder import RunFolder, check_folder
 
 SHOWN = 3  # examples of each reason
 KEYS_SHOWN = 50
+UNCHECKED = "lengths, the chat template and the tokenizer's own tokens were not looked at: name the fused model by --model"
 RANGES_SHOWN = 100  # of rows that were left out; all of them stand in bad_rows.jsonl
 
 
@@ -106,8 +108,7 @@ def main() -> None:
             for each in wrong:
                 file.write(json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n")
             report(text, checked, wrong)
-            if processor is not None:
-                print(f"\n{proved(processor)}")
+            print(f"\n{UNCHECKED if processor is None else proved(processor)}")
             if clean is not None:
                 print(written_clean(clean, source, checked))
     if bad:
@@ -130,7 +131,9 @@ def clean_target(file: str | None, sources: Sequence[tuple[str, ConversationSour
 def report(text: str, checked: Sequence[Checked], wrong: Sequence[Checked]) -> None:
     """Print what a source has, what is wrong with it, and which of its keys nothing reads."""
     print(f"\n{text}: {len(checked):,} rows, {len(wrong):,} bad\n")
-    print("\n".join(reasons(wrong)) if wrong else described(checked))
+    print("\n".join(reasons(wrong)))
+    good = [each for each in checked if not each.reason]
+    print(described(good) if good else "no row is good")
     counts = Counter(key for each in checked for key in each.unread)
     if counts:
         listed = ", ".join(f"{shortened(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN))
@@ -172,7 +175,8 @@ def number_ranges(numbers: Iterable[int]) -> str:
 
 
 def load_processor(folder: str) -> FusionProcessor:
-    """The processor of a fused model's folder."""
+    """The processor of a fused model's folder. Raises UserError for a folder of something else."""
+    check_model_folder(folder)
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -51,5 +51,5 @@ def _refuse_films(text: str, where: str) -> None:
         if (begins_or_ends or is_alone) and f"</{name}>" not in text:
             raise BadRow(
                 f"{where}: a question has the placeholder {found[0]} ({quoted(text)}): only images are seen; "
-                "leave such rows out, or give some frames of the video as images"
+                "leave such rows out (of a video, frames can be given as images)"
             )

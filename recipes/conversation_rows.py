@@ -180,6 +180,8 @@ def _turns_of_columns(row: Mapping[str, Any], columns: Columns, where: str) -> l
 def _text_of(row: Mapping[str, Any], column: str, where: str) -> str:
     if column not in row:
         raise BadRow(f"{where}: there is no column {quoted(column)}; the row has {quoted([str(key) for key in row])}")
+    if row[column] is None:
+        raise BadRow(f"{where}: {quoted(column)} is empty; leave the row out, or fill it in")
     if not isinstance(row[column], str):
         kind = type(row[column]).__name__
         raise BadRow(f"{where}: {quoted(column)} is {kind}, not text; write one row for each text")
@@ -204,11 +206,13 @@ def _check_turns(messages: tuple[Message, ...], where: str) -> None:
         raise BadRow(f"{where}: a system turn stands behind others; it goes first")
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         said = quoted(", ".join(spoken) or "none")
-        raise BadRow(f"{where}: turns are {said[1:-1]}; user and assistant take turns, and the assistant has the last")
+        raise BadRow(
+            f"{where}: turns are {said[1:-1]}; user and assistant take turns, and the assistant has the last: take out what has no answer"
+        )
     answers = [(number, message) for number, message in enumerate(messages, 1) if message.role == "assistant"]
     for number, message in answers:
         if not message.text.strip():
-            raise BadRow(f"{where}: the answer in turn {number} is empty; there is nothing to learn from it")
+            raise BadRow(f"{where}: the answer in turn {number} is empty; there is nothing to learn from it, so leave the row out")
     if not any(message.learnt for _, message in answers):
         reason = "no answer is learnt (all have weight 0, or loss or train false)"
         raise BadRow(f"{where}: {reason}; leave the row out, or let one be learnt")

@@ -113,6 +113,8 @@ class JsonSource(RowSource):
         self.name, self.file, self.images, self.columns = str(file), file, images, columns
         if not file.is_file():
             raise UserError(f"{file} is not there; name a .json or .jsonl file of conversations")
+        if images.folder is not None and not images.folder.is_dir():
+            raise UserError(f"the folder of images {images.folder} is not there; name it by images=")
         self.rows: list[Any] | None = None
         if file.suffix == ".json":
             self.rows = self._read_list()

@@ -27,7 +27,7 @@ CALLING_ROLES = ("function_call", "tool_call")
 ANSWERING_ROLES = ("tool", "function", "function_response", "tool_response", "observation", "ipython")
 TOOL_ROLES = (*CALLING_ROLES, *ANSWERING_ROLES)
 TOOLS_CURE = "calls of tools are not trained; leave such rows out, or write the calls and their results as plain text"
-FILM_CURE = "only images are seen; leave such rows out, or give some frames of the video as images"
+FILM_CURE = "only images are seen and only text is read; leave such rows out (of a video, frames can be given as images)"
 ROLE_KEYS = ("from", "role")
 TEXT_KEYS = ("value", "content")
 # vLLM, SGLang and the APIs of DeepSeek and Qwen; OpenRouter and newer vLLM; gpt-oss; ours

@@ -78,7 +78,8 @@ def corpus(sources: Sequence[str]) -> Iterator[str]:
     """Texts of the first conversations of each source."""
     for text in sources:
         for conversation in first_conversations(text, CORPUS_ROWS):
-            yield from (message.text for message in conversation.messages)
+            for message in conversation.messages:
+                yield from filter(None, (message.text, message.thoughts))
 
 
 def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False) -> None:

@@ -10,6 +10,8 @@ from vision_core.arguments import option
 from vision_core.errors import UserError
 from vision_core.run_trainer import TrainerOptions
 
+HELD_OUT_SCENES = ["scenes?count=200&split=held_out"]
+
 
 @dataclass
 class VlmArguments(TrainerOptions):
@@ -24,7 +26,7 @@ class VlmArguments(TrainerOptions):
         "data",
     )
     eval_conversations: list[str] = option(
-        ["scenes?count=200&split=held_out"], "what the loss is measured on in between; [] for none", "data"
+        HELD_OUT_SCENES, "what the loss is measured on in between, [] for none; this default holds where scenes are learnt from", "data"
     )
     max_length: int = option(2048, "tokens of a conversation, image tokens counted; longer ones are an error", "data")
     per_device_train_batch_size: int = option(8, "conversations of one process in one forward", "optimisation")
@@ -40,6 +42,8 @@ class VlmArguments(TrainerOptions):
     def __post_init__(self) -> None:
         if not self.conversations:
             raise UserError("--conversations is empty; name at least one source of conversations")
+        if self.eval_conversations == HELD_OUT_SCENES and not any(text.startswith("scenes") for text in self.conversations):
+            self.eval_conversations = []  # the loss on drawn scenes would say nothing of a model of something else
         check_streams(self)
 
 

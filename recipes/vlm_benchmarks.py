@@ -1,8 +1,9 @@
 """Benchmarks of vision-language models, from files in the formats in which they are published; `open_task` opens these and conversations.
 
 cv_bench:GLOB              parquet of nyu-visionx/CV-Bench: question, choices, answer "(A)", type, task, source, image
-mmvp:FOLDER                Questions.csv and MMVP Images/1.jpg ...; right is a pair of questions
-pope:FILE?images=FOLDER    JSONL of image, text, label (question_id); yes or no
+mmvp:FOLDER                Questions.csv with the columns Index (the released file has lndex), Question, Options
+                           ("(a) Open (b) Closed"), Correct Answer ("(a)"), and MMVP Images/1.jpg ...; right is a pair
+pope:FILE?images=FOLDER    JSONL of image ("1.jpg"), text, label ("yes" or "no"), and question_id
 gqa:FILE?images=FOLDER     JSON of id -> question, answer, imageId; one word or phrase
 mmbench:FILE               TSV with base64 images: question, A, B, C, D and more, answer, category, hint; rows whose
                            index differs by whole millions are one question
@@ -18,6 +19,7 @@ import base64
 import binascii
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +95,10 @@ def mmvp(name: str, where: Path) -> Task:
         image = file_image(where / "MMVP Images", f"{index}.jpg", at)
         pair = str((index - 1) // 2)
         questions.append(Question(at, text_field(row, "Question", at), (expected,), image, choices, bundle=pair))
+    sizes = Counter(question.bundle for question in questions)
+    alone = next((question for question in questions if sizes[question.bundle] != 2), None)
+    if alone is not None:
+        raise BadRow(f"{alone.where}: the question has no other to be a pair with; {OWN_FILE}")
     return Task(name, questions, LETTER_PROMPT, vlm_grading.mmvp)
 
 

@@ -20,7 +20,8 @@ SHOWN = (
 def write_card(folder: Path, stage: str, options: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:
     """README.md of the run's folder. options: the run's, as it ran. log: the Trainer's, of which the last losses are shown."""
     losses = {name: next((line[name] for line in reversed(log) if name in line), None) for name in ("loss", "eval_loss")}
-    names = {"loss": "training loss, at the end", "eval_loss": "loss of held-out conversations"}
+    held_out = "; ".join(options["eval_conversations"])
+    names = {"loss": "training loss, at the end", "eval_loss": f"loss of held-out conversations ({held_out})"}
     write_model_card(
         folder / "README.md",
         title=f"Fused vision-language model after stage {stage}",

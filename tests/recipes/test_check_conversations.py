@@ -7,6 +7,7 @@ import datasets
 import pyarrow.parquet
 import pytest
 
+from fusion.tiny import tiny_language_model
 from recipes.check_conversations import check, clean_target, number_ranges, written_clean
 from recipes.clean_rows import check_target, write_rows
 from recipes.conversation_sources import open_conversations
@@ -34,6 +35,8 @@ def test_every_bad_row_is_reported_with_its_line(runs, tmp_path):
     arguments = ("--conversations", f"llava:{file}", "--model", tmp_path / "model", "--max_length", 512, "--output_dir", tmp_path / "out")
     printed = runs.finish(runs.launch([sys.executable], SCRIPT, *arguments), expect=1)
     assert "6 rows, 5 bad" in printed and "Traceback" not in printed
+    assert "| tokens |" in printed, "what the good row has is told beside what is wrong with the others"
+    assert "ends in </s>, which is learnt, and at which generation stops" in printed
     found = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
     assert [each["row"] for each in found] == [2, 3, 4, 5, 6]
     for line, said in ((2, "absent.png"), (3, "last"), (4, "max_length=512"), (5, "leads out"), (6, "no JSON")):
@@ -44,7 +47,14 @@ def test_every_bad_row_is_reported_with_its_line(runs, tmp_path):
 def test_good_rows_are_described(runs, tmp_path):
     printed = runs.finish(runs.start(SCRIPT, "--conversations", "scenes?count=30", "--output_dir", tmp_path / "out"))
     assert "30 rows, 0 bad" in printed and "| images | 1 | 1 | 1 | 1 | 30 |" in printed
+    assert "were not looked at: name the fused model by --model" in printed
     assert runs.error(SCRIPT, "--conversations", "scenes?count=3", "--model", tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused_before_rows_are_read(runs, tmp_path):
+    tiny_language_model("llama")[0].save_pretrained(tmp_path / "llm")
+    said = runs.error(SCRIPT, "--conversations", "scenes?count=3", "--model", tmp_path / "llm", "--output_dir", tmp_path / "out")
+    assert "'llama', not a fused vision-language model" in said and not (tmp_path / "out").exists()
 
 
 TURNS = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "that"}]

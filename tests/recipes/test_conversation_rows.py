@@ -454,3 +454,14 @@ def test_a_table_whose_text_is_no_text(tmp_path):
     assert source[0].messages
     with pytest.raises(BadRow, match="row 2: the row cannot be read"):
         source[1]
+
+
+def test_an_empty_answer_of_a_table_and_a_folder_that_is_not_there(tmp_path):
+    """What people have most often, each with its own cure."""
+    rows = [{"q": "what?", "a": None}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
+    source = open_conversations(f"llava:{tmp_path / 'rows.jsonl'}?question=q&answer=a")
+    with pytest.raises(BadRow, match="'a' is empty; leave the row out"):
+        source[0]
+    with pytest.raises(UserError, match="the folder of images .*imgs is not there; name it by images="):
+        open_conversations(f"llava:{tmp_path / 'rows.jsonl'}?images={tmp_path / 'imgs'}")

@@ -309,3 +309,11 @@ def test_mistakes_through_the_command_line(runs, stream, model_folder, tmp_path)
     assert "--max_steps" in runs.error(SFT, *options([stream], tmp_path / "none", max_steps=-1))
     assert not (tmp_path / "none").exists()
     assert "leave out stream=true" in runs.error("recipes/check_conversations.py", "--conversations", stream)
+
+
+def test_held_out_scenes_are_measured_where_scenes_are_learnt_from():
+    """The loss on drawn scenes would say nothing of a model of somebody's own rows."""
+    own = parse_arguments(SftArguments, ["--conversations", "llava:mine.jsonl"])
+    both = parse_arguments(SftArguments, ["--conversations", "llava:mine.jsonl", "scenes?count=5"])
+    named = parse_arguments(SftArguments, ["--conversations", "llava:mine.jsonl", "--eval_conversations", "llava:other.jsonl"])
+    assert not own.eval_conversations and both.eval_conversations and named.eval_conversations == ["llava:other.jsonl"]

@@ -243,3 +243,10 @@ def test_a_broken_cv_bench_is_told_by_place_and_cure(tmp_path):
         open_task(f"cv_bench:{tmp_path / '5.parquet'}")
     with pytest.raises(UserError, match="6.parquet cannot be opened"):
         open_task(f"cv_bench:{tmp_path / '6.parquet'}")
+
+
+def test_a_question_of_mmvp_without_its_other_half(tmp_path):
+    lines = ["Index,Question,Options,Correct Answer", *(f"{number},open?,(a) Open (b) Closed,(a)" for number in (1, 2, 3))]
+    (tmp_path / "Questions.csv").write_text("\n".join(lines))
+    with pytest.raises(BadRow, match="row 3: the question has no other to be a pair with"):
+        open_task(f"mmvp:{tmp_path}")
