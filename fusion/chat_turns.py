@@ -21,10 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from fusion.processing_fusion import IMAGE_TOKEN, FusionProcessor
 from vision_core.errors import UserError
 
-MARK, SECOND_MARK = (
-    "\ue000answer\ue001",
-    "\ue000more\ue001",
-)  # of Unicode's private use area; no template changes them
+# of Unicode's private use area; no template changes them
+MARK = "\ue000answer\ue001"
+SECOND_MARK = "\ue000more\ue001"
 OPEN_THOUGHTS = re.compile(r"<think>\s*\Z")
 THOUGHTS = re.compile(r"<think>.*?</think>\s*\Z", re.DOTALL)
 # what templates call the thoughts of a message: Qwen and most others, gpt-oss, Gemma 4
@@ -53,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """The text of a conversation, BOS included, and an `Answer` for each turn of the assistant."""
+    """The text of a conversation, BOS included, and an `Answer` for each learnt turn of the assistant."""
 
     text: str
     answers: tuple[Answer, ...]

@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 from PIL import Image
 
 from fusion import assemble_vlm, fuse_encoders
-from fusion.chat_templates import CHAT_TEMPLATES
 from fusion.tiny import tiny_language_model
 from recipes.conversation_sources import open_conversations
 from recipes.vlm_answers import answer_and_score
@@ -19,16 +17,8 @@ from recipes.vlm_benchmarks import open_task
 from recipes.vlm_data import ConversationCollator, ConversationDataset
 from recipes.vlm_models import load_model
 
-trl = pytest.importorskip("trl", reason="trl ships the chat templates")
-SHIPPED = Path(trl.__file__).parent / "chat_templates"
 NAMES = ("gemma3", "phi3", "llama2", "chatml", "qwen3", "gptoss", "glm4moe", "vicuna_v1")
 ENOUGH = 40  # tokens for either answer and much more: without a learnt end it would run on
-
-
-def template_named(name):
-    own = Path(__file__).parent / "layouts" / f"{name}.jinja"
-    shipped = SHIPPED / f"{name}.jinja"
-    return CHAT_TEMPLATES[name] if name in CHAT_TEMPLATES else (own if own.is_file() else shipped).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +34,15 @@ def rows(tmp_path_factory):
     return f"llava:{folder / 'rows.jsonl'}?images={folder}"
 
 
-def untrained(name, chat_processor):
-    template = template_named(name)
+@pytest.fixture
+def untrained(template_named, tokens_of):
+    """A tiny fused model with a chat template of this name, and its processor."""
+    return lambda name: made_untrained(template_named(name), tokens_of(template_named(name)))
+
+
+def made_untrained(template, tokens):
     model, tokenizer = tiny_language_model("llama")
-    tokens = [token for token in chat_processor(template).tokenizer.get_added_vocab() if token not in tokenizer.get_vocab()]
-    tokenizer.add_tokens([token for token in tokens if token != "<image>"])
+    tokenizer.add_tokens(tokens)
     tokenizer.chat_template = template
     vision, _ = fuse_encoders(
         ["tiny:dinov2"], hidden_size=64, connector="resampler", connector_options={"num_queries": 4, "width": 64, "num_heads": 4}
@@ -73,9 +67,9 @@ def learn_by_heart(model, processor, rows, steps=400):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_rows_are_answered_as_they_were_learnt(name, rows, chat_processor, monkeypatch):
+def test_two_rows_are_answered_as_they_were_learnt(name, rows, untrained, monkeypatch):
     torch.manual_seed(0)
-    model, processor = untrained(name, chat_processor)
+    model, processor = untrained(name)
     learn_by_heart(model, processor, rows)
     model.eval()
     lengths = []
@@ -93,9 +87,9 @@ def test_two_rows_are_answered_as_they_were_learnt(name, rows, chat_processor, m
     assert max(lengths) < ENOUGH, "generation stopped by itself"
 
 
-def test_the_programs_do_so_too(rows, chat_processor, runs, tmp_path):
+def test_the_programs_do_so_too(rows, untrained, runs, tmp_path):
     """A base model whose only stop was its end of text, with a ChatML template: SFT, then evaluation, as commands."""
-    model, processor = untrained("chatml", chat_processor)
+    model, processor = untrained("chatml")
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id  # as checkpoints have it that were fused before
     model.save_pretrained(tmp_path / "fused")
     processor.save_pretrained(tmp_path / "fused")

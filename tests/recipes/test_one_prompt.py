@@ -1,7 +1,5 @@
 """A conversation has the same ids wherever it is asked: in training, by the card's call, by transformers' pipeline, in evaluation, with any template."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -17,9 +15,6 @@ from recipes.chat_tokens import chat_messages, tokenise
 from recipes.conversations import Conversation, Message
 from recipes.vlm_answers import replies
 
-trl = pytest.importorskip("trl", reason="trl ships the chat templates")
-SHIPPED = Path(trl.__file__).parent / "chat_templates"
-LAYOUTS = Path(__file__).parent / "layouts"
 NAMES = (
     "qwen3",
     "qwen2_5",
@@ -42,12 +37,6 @@ HISTORY = (
 )
 
 
-def template_named(name):
-    if name in CHAT_TEMPLATES:
-        return CHAT_TEMPLATES[name]
-    return next(folder / f"{name}.jinja" for folder in (SHIPPED, LAYOUTS) if (folder / f"{name}.jinja").is_file()).read_text()
-
-
 @pytest.fixture(scope="module")
 def model():
     language_model, tokenizer = tiny_language_model("llama")
@@ -56,14 +45,12 @@ def model():
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def processor(request, chat_processor):
+def processor(request, chat_processor, template_named, tokens_of):
     """With a tokenizer that adds BOS by itself, as Llama's, Mistral's and Gemma's do."""
     tokenizer = tiny_tokenizer()
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
-    own = [
-        token for token in chat_processor(template_named(request.param)).tokenizer.get_added_vocab() if token not in tokenizer.get_vocab()
-    ]
-    return chat_processor(template_named(request.param), own, tokenizer)
+    template = template_named(request.param)
+    return chat_processor(template, tokens_of(template), tokenizer)
 
 
 def as_parts(messages, picture):
