@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.images.multiband import NPY_MAGIC, WHITE_IS_ZERO, decode_npy, decode_tiff
+from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage, check_size
 
 __all__ = [
@@ -57,7 +58,7 @@ UPRIGHT = {
 }
 
 
-def decode_image(data: bytes, num_channels: int = 3) -> Tensor:
+def decode_image(data: bytes, num_channels: int = 3, options: PixelOptions = AS_STORED, part: int | None = None) -> Tensor:
     """Encoded bytes to `[C, H, W]`: uint8 RGB for 3 channels, float32 for any other number.
 
     Sizes are checked in the header, before any pixel is decoded. EXIF orientation is applied, alpha dropped, the first frame of an

@@ -179,7 +179,7 @@ class HubStream(ImageStream):
         for number, row in enumerate(share):
             label = row[self.label] if self.label else None
             try:
-                image = decode_image(encoded_bytes(row[self.image], self.roots), self.num_channels)
+                image = decode_image(encoded_bytes(row[self.image], self.roots), self.num_channels, self.pixel_options)
                 yield ImageRecord(f"{reader}:{number}", image, label if label is not None and label >= 0 else None)
             except UnreadableImage as error:
                 yield UnreadableSample(f"{reader}:{number}", error.reason)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.images.decode import decode_image
+from vision_core.images.pixel_options import AS_STORED, PIXEL_OPTIONS, PixelOptions, take_pixel_options
 
 if TYPE_CHECKING:
     from vision_core.images.annotations import Annotations
@@ -75,19 +76,24 @@ class ImageSource(ABC):
 
 
 class EncodedImageSource(ImageSource):
-    """A source of encoded images: `read_bytes` finds them, the one decoder reads them."""
+    """A source of encoded images: `read_bytes` finds them, the one decoder reads them as `pixel_options` says."""
 
     num_channels: int = 3
+    pixel_options: PixelOptions = AS_STORED
 
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
         """The encoded image number `index`; raises `UnreadableImage`."""
 
+    def part_of(self, index: int) -> int | None:
+        """Which of the images that its file holds image number `index` is, or None where a file is one image."""
+        return None
+
     def __getitem__(self, index: int) -> ImageRecord:
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        image = decode_image(self.read_bytes(index), self.num_channels)
+        image = decode_image(self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index))
         return ImageRecord(self.id_of(index), image, None if self.labels is None else self.labels[index])
 
 
@@ -106,6 +112,7 @@ class ImageStream(ABC):
     """Images without an index: every reader gets its share; the order depends on how many readers there are."""
 
     description: str = ""
+    pixel_options: PixelOptions = AS_STORED
 
     @abstractmethod
     def records(self, rank: int, world_size: int, epoch: int) -> Iterator[ImageRecord | UnreadableSample]:
@@ -115,11 +122,11 @@ class ImageStream(ABC):
 BESIDE_IMAGES = ("mask", "ignore", "depth", "depth_scale")
 IN_COLUMNS = (*BESIDE_IMAGES, "captions", "copy_of")
 KINDS = {
-    "folder": BESIDE_IMAGES,
-    "list": ("root",),
-    "parquet": ("image", "label", *IN_COLUMNS),
-    "hf": ("split", "image", "label", "revision", "streaming", "shuffle_buffer", *IN_COLUMNS),
-    "wds": (),
+    "folder": (*BESIDE_IMAGES, *PIXEL_OPTIONS),
+    "list": ("root", *PIXEL_OPTIONS),
+    "parquet": ("image", "label", *IN_COLUMNS, *PIXEL_OPTIONS),
+    "hf": ("split", "image", "label", "revision", "streaming", "shuffle_buffer", *IN_COLUMNS, *PIXEL_OPTIONS),
+    "wds": PIXEL_OPTIONS,
     "scenes": ("size", "count", "seed", "split"),
 }
 
@@ -135,6 +142,13 @@ def open_source(text: str, num_channels: int = 3) -> ImageSource | ImageStream:
     kind, where, options = parse_source(text)
     if num_channels < 1 or (kind == "scenes" and num_channels != 3):
         raise UserError(f"dataset {text!r}: num_channels={num_channels} is not possible; use 3, or for files 1 and more")
+    pixel_options, options = take_pixel_options(text, options)
+    source = _open(kind, where, num_channels, options)
+    source.pixel_options = pixel_options
+    return source
+
+
+def _open(kind: str, where: str, num_channels: int, options: dict[str, str]) -> ImageSource | ImageStream:
     if kind == "scenes":
         from vision_core.images.scenes_source import open_scenes
 
