@@ -17,3 +17,10 @@ class Stored(NamedTuple):
     values: np.ndarray
     full_scale: tuple[float, float] | None
     missing: np.ndarray | None = None
+
+
+def range_of_type(dtype: np.dtype) -> tuple[float, float] | None:
+    """Black and white of values that are stored as uint8 or uint16; None for types that also hold what no picture is made of."""
+    if dtype.kind == "u" and dtype.itemsize <= 2:
+        return 0.0, 2.0 ** (8 * dtype.itemsize) - 1
+    return None
