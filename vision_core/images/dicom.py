@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from vision_core.errors import UserError
-from vision_core.images.file_kinds import DICOM
-from vision_core.images.stored import Stored
+from vision_core.images.optional_packages import PYDICOM
+from vision_core.images.pixel_options import PixelOptions
+from vision_core.images.stored import Stored, part_to_read
 from vision_core.images.unreadable import UnreadableImage, check_size
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -17,6 +18,7 @@ COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420"
 MOST_BITS = 32
 # of the file meta group, PS3.10 7.1: 128 bytes, DICM, and an element of 12 bytes that holds the length of the rest
 META_LENGTH_AT, META_AT = 140, 144
+MOST_META_BYTES = 2**16
 # PS3.5 A.5; pydicom inflates it whole, however large it becomes
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 # a window of width 1 is a threshold
@@ -29,18 +31,57 @@ class Levels(NamedTuple):
     """Values of a frame `[H, W]`, and which of them are black and white; None for floats without a range."""
 
     values: np.ndarray
-    black: float | None
-    white: float | None
-
-    def turned_around(self, like: Levels) -> Levels:
-        """White for black: v becomes the sum of the ends of `like`, minus v."""
-        ends = like.black + like.white
-        return Levels(ends - self.values.astype(np.float32), ends - self.white, ends - self.black)
+    full_scale: tuple[float, float] | None
 
 
-def count_frames(data: bytes) -> int:
+def count_parts(file: BinaryIO, num_channels: int) -> int:
     """How many images a DICOM file holds; 0 for a report, a directory and whatever else has no pixels. Raises UnreadableImage."""
-    header = _header(data)
+    return _count(_header(file))
+
+
+def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
+    """One frame, `part` counted from 0, after the modality LUT or rescale slope and intercept.
+
+    `full_scale` is the file's first window, or VOI LUT; where a scale is given or the file has neither, the whole range of BitsStored in physical values.
+    For MONOCHROME1 its ends are exchanged. Palette and YBR become RGB. PixelPaddingValue is missing.
+
+    Raises:
+        UnreadableImage: several_images without `part`, no_pixels, not a size or type that is read, a compression that needs a package.
+        UserError: pydicom is not installed.
+    """
+    header = _header(io.BytesIO(data))
+    frame_number = part_to_read(part, _count(header))
+    _check_header(header, options.max_pixels)
+    frame = _frame(data, frame_number)
+    if header.PhotometricInterpretation in GREY:
+        return _grey(frame, header, frame_number, windowed=options.scale is None)
+    return _colour(frame, header)
+
+
+def _pydicom():
+    try:
+        import pydicom
+    except ImportError:
+        raise UserError(PYDICOM.cure) from None
+    return pydicom
+
+
+def _header(file: BinaryIO):
+    """Everything before the pixels."""
+    head = file.read(META_AT + MOST_META_BYTES)
+    length = int.from_bytes(head[META_LENGTH_AT:META_AT], "little")
+    if DEFLATED in head[META_AT : META_AT + length]:
+        raise UnreadableImage("unsupported_dicom deflated")
+    file.seek(0)
+    try:
+        return _pydicom().dcmread(file, stop_before_pixels=True)
+    except (UserError, MemoryError):
+        raise
+    except Exception:  # pydicom raises a dozen types on bad bytes
+        raise UnreadableImage("corrupt") from None
+
+
+def _count(header) -> int:
     if "Rows" not in header or "Columns" not in header:
         return 0
     frames = str(header.get("NumberOfFrames") or 1)
@@ -49,54 +90,8 @@ def count_frames(data: bytes) -> int:
     return int(frames)
 
 
-def read_dicom(data: bytes, part: int | None = None, windowed: bool = True) -> Stored:
-    """One frame, `part` counted from 0, after the modality LUT or rescale slope and intercept.
-
-    With `windowed`, `full_scale` is the file's first window, or VOI LUT; without, or where the file has none, the whole range of BitsStored in physical values.
-    MONOCHROME1 is turned around: v becomes low + high - v of the whole range. Palette and YBR become RGB. PixelPaddingValue is missing.
-
-    Raises:
-        UnreadableImage: several_images without `part`, no_pixels, not a size or type that is read, a compression that needs a package.
-        UserError: pydicom is not installed.
-    """
-    header = _header(data)
-    frames = count_frames(data)
-    if not frames:
-        raise UnreadableImage("no_pixels")
-    if part is None and frames > 1:
-        raise UnreadableImage("several_images")
-    if (part or 0) >= frames:
-        raise UnreadableImage("no_such_part")
-    _check_header(header)
-    frame = _frame(data, part or 0)
-    if header.PhotometricInterpretation in GREY:
-        return _grey(frame, header, part or 0, windowed)
-    return _colour(frame, header)
-
-
-def _pydicom():
-    try:
-        import pydicom
-    except ImportError:
-        raise UserError(DICOM.cure) from None
-    return pydicom
-
-
-def _header(data: bytes):
-    """Everything before the pixels."""
-    length = int.from_bytes(data[META_LENGTH_AT:META_AT], "little")
-    if DEFLATED in data[META_AT : META_AT + min(length, 2**16)]:
-        raise UnreadableImage("unsupported_dicom deflated")
-    try:
-        return _pydicom().dcmread(io.BytesIO(data), stop_before_pixels=True)
-    except (UserError, MemoryError):
-        raise
-    except Exception:  # pydicom raises a dozen types on bad bytes
-        raise UnreadableImage("corrupt") from None
-
-
-def _check_header(header) -> None:
-    check_size(int(header.Columns), int(header.Rows))
+def _check_header(header, max_pixels: int) -> None:
+    check_size(int(header.Columns), int(header.Rows), max_pixels)
     if int(header.get("SamplesPerPixel", 1)) not in (1, 3) or int(header.get("BitsAllocated", 8)) > MOST_BITS:
         raise UnreadableImage("unsupported_dicom samples")
     if header.get("PhotometricInterpretation") not in (*GREY, *COLOURS):
@@ -120,11 +115,10 @@ def _frame(data: bytes, part: int) -> np.ndarray:
 def _grey(frame: np.ndarray, header, part: int, windowed: bool) -> Stored:
     missing = _padding(frame, header)
     whole = _physical(frame, header, part)
-    shown = (_window(whole.values, header, part) if windowed else None) or whole
-    if header.PhotometricInterpretation == "MONOCHROME1" and whole.black is not None:
-        shown = shown.turned_around(whole if shown.values is whole.values else shown)
-    full_scale = None if shown.black is None else (shown.black, shown.white)
-    return Stored(shown.values[None], full_scale, None if missing is None else missing[None])
+    values, full_scale = (_window(whole.values, header, part) if windowed else None) or whole
+    if full_scale is not None and header.PhotometricInterpretation == "MONOCHROME1":
+        full_scale = full_scale[::-1]
+    return Stored(values[None], full_scale, None if missing is None else missing[None])
 
 
 def _padding(frame: np.ndarray, header) -> np.ndarray | None:
@@ -139,32 +133,39 @@ def _padding(frame: np.ndarray, header) -> np.ndarray | None:
 def _physical(frame: np.ndarray, header, part: int) -> Levels:
     """After the modality transformation (PS3.3 C.11.1), which of a file with many frames may be each frame's own."""
     if header.get("ModalityLUTSequence"):
-        bits = int(header.ModalityLUTSequence[0].LUTDescriptor[2])
-        return Levels(_pydicom().pixels.apply_modality_lut(frame, header), 0.0, 2.0**bits - 1)
-    black, white = _range_of_bits(header)
+        values = _pydicom().pixels.apply_modality_lut(frame, header)
+        return Levels(values, _range_of_table(header.ModalityLUTSequence[0]))
+    stored_range = _range_of_bits(header)
     place = _of_frame(header, part, "PixelValueTransformationSequence")
     if "RescaleSlope" not in place or "RescaleIntercept" not in place:
-        return Levels(frame, black, white)
+        return Levels(frame, stored_range)
     slope, intercept = float(place.RescaleSlope), float(place.RescaleIntercept)
     values = (frame.astype(np.float64) * slope + intercept).astype(np.float32)
-    if black is None:
-        return Levels(values, None, None)
-    return Levels(values, *sorted((black * slope + intercept, white * slope + intercept)))
+    if stored_range is None:
+        return Levels(values, None)
+    low, high = sorted(end * slope + intercept for end in stored_range)
+    return Levels(values, (low, high))
 
 
-def _range_of_bits(header) -> tuple[float, float] | tuple[None, None]:
+def _range_of_bits(header) -> tuple[float, float] | None:
     if "BitsStored" not in header:
-        return None, None
+        return None
     bits = int(header.BitsStored)
-    return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if header.get("PixelRepresentation") == 1 else (0.0, 2.0**bits - 1)
+    if header.get("PixelRepresentation") == 1:
+        return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
+    return 0.0, 2.0**bits - 1
+
+
+def _range_of_table(table) -> tuple[float, float]:
+    """The third number of a table's descriptor is the bits of its entries."""
+    return 0.0, 2.0 ** int(table.LUTDescriptor[2]) - 1
 
 
 def _window(values: np.ndarray, header, part: int) -> Levels | None:
     """The first VOI LUT or window (PS3.3 C.11.2). A linear window is a range of the physical values; the others make new values."""
     if header.get("VOILUTSequence"):
-        bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
         numbers = np.rint(values).astype(np.int64)
-        return Levels(_pydicom().pixels.apply_voi(numbers, header), 0.0, 2.0**bits - 1)
+        return Levels(_pydicom().pixels.apply_voi(numbers, header), _range_of_table(header.VOILUTSequence[0]))
     place = _of_frame(header, part, "FrameVOILUTSequence")
     if place.get("WindowCenter") is None or place.get("WindowWidth") is None:
         return None
@@ -173,10 +174,11 @@ def _window(values: np.ndarray, header, part: int) -> Levels | None:
     if width <= 0 or (function == "LINEAR" and width < 1):
         return None
     if function == "SIGMOID":
-        return Levels((1 / (1 + np.exp(-4 * (values.astype(np.float64) - center) / width))).astype(np.float32), 0.0, 1.0)
+        sigmoid = 1 / (1 + np.exp(-4 * (values.astype(np.float64) - center) / width))
+        return Levels(sigmoid.astype(np.float32), (0.0, 1.0))
     if function == "LINEAR":
         center, width = center - 0.5, max(width - 1, NARROWEST)
-    return Levels(values, center - width / 2, center + width / 2)
+    return Levels(values, (center - width / 2, center + width / 2))
 
 
 def _of_frame(header, part: int, group: str):
@@ -198,4 +200,4 @@ def _colour(frame: np.ndarray, header) -> Stored:
     if header.PhotometricInterpretation == "PALETTE COLOR":
         frame = _pydicom().pixels.apply_color_lut(frame, header)
         bits = 8 * frame.dtype.itemsize
-    return Stored(np.moveaxis(frame, -1, 0), (0.0, 2.0**bits - 1))
+    return Stored(np.moveaxis(frame, -1, 0), (0.0, 2.0**bits - 1), is_colour=True)

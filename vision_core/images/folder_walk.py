@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vision_core.errors import UserError
-from vision_core.images.file_kinds import BYTES_THAT_TELL, extension, starts_like_an_image, why_left_out
+from vision_core.images.formats import BYTES_THAT_TELL, begins_like_an_image, ending_of, why_left_out
 from vision_core.images.regular_files import data_roots, is_inside, is_repository, open_regular_file
 from vision_core.images.unreadable import UnreadableImage
 
@@ -63,6 +63,16 @@ def list_images(root: str, endings: tuple[str, ...], follow_links: bool = False)
     walk.go()
     walk.listing.paths.sort()
     return walk.listing
+
+
+def labels_of_folders(paths: list[str]) -> tuple[list[int] | None, list[str] | None]:
+    """The number of every path's first folder, and the folders' names; None where a file lies outside of all folders."""
+    folders = [path.partition("/")[0] if "/" in path else None for path in paths]
+    if None in folders:
+        return None, None
+    names = sorted(set(folders))
+    numbers = {name: number for number, name in enumerate(names)}
+    return [numbers[folder] for folder in folders], names
 
 
 class _Walk:
@@ -138,7 +148,7 @@ class _Walk:
             self.listing.links_out.append(relative)
 
     def _other_file(self, relative: str) -> None:
-        ending = extension(relative.rpartition("/")[2])
+        ending = ending_of(relative.rpartition("/")[2])
         if ending:
             self.listing.left_out[ending, why_left_out(ending)] += 1
         elif self._begins_like_an_image(relative):
@@ -149,7 +159,7 @@ class _Walk:
     def _begins_like_an_image(self, relative: str) -> bool:
         try:
             with open_regular_file(os.path.join(self.root, relative), *self.roots) as file:
-                return starts_like_an_image(file.read(BYTES_THAT_TELL))
+                return begins_like_an_image(file.read(BYTES_THAT_TELL))
         except UnreadableImage as error:
             if error.reason == "outside_the_data_folder":
                 self.listing.links_out.append(relative)

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import io
 import math
+from typing import BinaryIO
 
 import numpy as np
 
 from vision_core.errors import UserError
-from vision_core.images.file_kinds import NIFTI
-from vision_core.images.stored import Stored, range_of_type
-from vision_core.images.unreadable import UnreadableImage, check_size
+from vision_core.images.optional_packages import NIBABEL
+from vision_core.images.pixel_options import PixelOptions
+from vision_core.images.stored import Stored, part_to_read, scale_of_type
+from vision_core.images.unreadable import UnreadableImage, check_size, check_values
 
 RGB = ("R", "G", "B")
+NIFTI_2_MAGIC = b"n+2\0\r\n\x1a\n"
 # nibabel's canonical axes: to the right, to the front, to the top
 RIGHT, FRONT, TOP = 0, 1, 2
 
 
-def count_slices(data: bytes, num_channels: int) -> int:
+def count_parts(file: BinaryIO, num_channels: int) -> int:
     """How many images a volume holds: its axial slices, times the volumes along the fourth axis unless these are the channels.
 
-    The header alone is needed, so `data` may end behind it. Raises UnreadableImage.
+    Only the header is read. Raises UnreadableImage.
     """
-    volume = _volume(data)
-    shape = _four_axes(volume.shape)
-    return shape[_axis_to(volume, TOP)] * (1 if _is_bands(volume, num_channels) else shape[3])
+    return _count(_volume(file), num_channels)
 
 
-def read_nifti(data: bytes, num_channels: int = 3, part: int | None = None) -> Stored:
+def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
     """One axial slice, `part` counted from 0: all slices of the first volume from the feet to the head, then those of the next.
 
     Axial is the last axis of the canonical orientation (RAS+, nibabel's `as_closest_canonical`). Rows go from the front to the back and columns from
@@ -38,27 +39,29 @@ def read_nifti(data: bytes, num_channels: int = 3, part: int | None = None) -> S
         UnreadableImage: several_images without `part`, corrupt, or not a volume of numbers.
         UserError: nibabel is not installed.
     """
-    volume = _volume(data)
-    count = count_slices(data, num_channels)
-    if part is None and count > 1:
-        raise UnreadableImage("several_images")
-    if (part or 0) >= count:
-        raise UnreadableImage("no_such_part")
-    time, height = divmod(part or 0, _four_axes(volume.shape)[_axis_to(volume, TOP)])
+    volume = _volume(io.BytesIO(data))
+    slices = _four_axes(volume.shape)[_axis_to(volume, TOP)]
+    time, height = divmod(part_to_read(part, _count(volume, num_channels)), slices)
     times = slice(None) if _is_bands(volume, num_channels) else slice(time, time + 1)
-    values = _slice(volume, height, times)
-    missing = np.isnan(values) if values.dtype.kind == "f" else None
-    return Stored(values, range_of_type(values.dtype), missing if missing is not None and missing.any() else None)
+    values = _slice(volume, height, times, options.max_pixels)
+    return Stored(values, scale_of_type(values.dtype), is_colour=volume.get_data_dtype().names == RGB)
 
 
-def _volume(data: bytes):
+def _count(volume, num_channels: int) -> int:
+    shape = _four_axes(volume.shape)
+    return shape[_axis_to(volume, TOP)] * (1 if _is_bands(volume, num_channels) else shape[3])
+
+
+def _volume(file: BinaryIO):
     try:
         import nibabel
     except ImportError:
-        raise UserError(NIFTI.cure) from None
-    kind = nibabel.Nifti2Image if data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
+        raise UserError(NIBABEL.cure) from None
+    second_version = file.read(12).endswith(NIFTI_2_MAGIC)
+    file.seek(0)
+    kind = nibabel.Nifti2Image if second_version else nibabel.Nifti1Image
     try:
-        volume = kind.from_stream(io.BytesIO(data))
+        volume = kind.from_stream(file)
     except Exception:  # nibabel raises a dozen types on bad bytes
         raise UnreadableImage("corrupt") from None
     dtype = volume.get_data_dtype()
@@ -69,12 +72,13 @@ def _volume(data: bytes):
     return volume
 
 
-def _slice(volume, height: int, times: slice) -> np.ndarray:
+def _slice(volume, height: int, times: slice, max_pixels: int) -> np.ndarray:
     """`[C, H, W]`: what lies at one height, read alone."""
     shape = _four_axes(volume.shape)
     axes = [_axis_to(volume, direction) for direction in (RIGHT, FRONT, TOP)]
     width, depth = shape[axes[RIGHT]], shape[axes[FRONT]]
-    check_size(width, depth)
+    check_size(width, depth, max_pixels)
+    check_values(width * depth * shape[3], max_pixels)
     where: list = [slice(None)] * 3 + [times]
     top = axes[TOP]
     where[top] = shape[top] - 1 - height if _is_reversed(volume, top) else height
