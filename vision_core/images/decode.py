@@ -127,7 +127,7 @@ def _plain_picture(data: bytes, num_channels: int, max_pixels: int) -> Image.Ima
     if num_channels not in (1, 3) or reader not in (pictures, tiff):
         return None
     if reader is tiff:
-        return tiff.open_plain(data, max_pixels)
+        return tiff.open_plain(data, max_pixels, high_byte=num_channels == 3)
     loses_bits = num_channels == 1 and pictures.is_colour_of_16_bits(data)
     return None if loses_bits else pictures.open_header(data, max_pixels)
 

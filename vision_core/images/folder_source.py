@@ -8,11 +8,11 @@ from pathlib import Path
 from vision_core.errors import UserError
 from vision_core.images.annotations import make_annotations
 from vision_core.images.folder_walk import Listing, labels_of_folders, list_images
-from vision_core.images.formats import COMPRESSED_ENDINGS, ENDINGS, ending_of
+from vision_core.images.formats import COMPRESSED_ENDINGS, ENDINGS, ENDINGS_OF_ONE, ending_of
 from vision_core.images.regular_files import data_roots, files_fingerprint, is_inside, read_regular_file
 from vision_core.images.slide_source import open_slides
 from vision_core.images.sources import EncodedImageSource, ImageSource
-from vision_core.images.volumes import count_images, may_hold_several, volume_bytes
+from vision_core.images.volumes import count_images, volume_bytes
 
 WITHOUT_PICTURES = "without a picture"
 
@@ -53,7 +53,7 @@ class FileSource(EncodedImageSource):
 
     def _expand(self) -> int:
         """Each image of a file by itself, where a file has several. Gives the number of files without any."""
-        uncertain = [number for number, path in enumerate(self.paths) if may_hold_several(path)]
+        uncertain = [number for number, path in enumerate(self.paths) if not path.lower().endswith(ENDINGS_OF_ONE)]
         if not uncertain:
             return 0
         full_paths = [os.path.join(self.root, self.paths[number]) for number in uncertain]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vision_core.errors import UserError
@@ -113,20 +112,25 @@ class _Walk:
         subfolders, paths, endings = [], self.listing.paths, self.endings
         for entry in _entries(path):
             name = entry.name
-            if name.startswith("."):
-                continue
-            is_link = entry.is_symlink()
-            if _is_folder(entry):
-                (self._linked_folders if is_link else subfolders).append(prefix + name)
-            elif name.lower().endswith(endings):
+            if name.lower().endswith(endings) and name[0] != "." and entry.is_file(follow_symlinks=False):
                 paths.append(prefix + name)
-                if is_link:
-                    self._look_at_link(prefix + name)
-            else:
-                self._other_file(prefix + name)
+            elif name[0] != ".":
+                self._other_entry(entry, prefix + name, subfolders)
         if "blobs" in (sub.rpartition("/")[2] for sub in subfolders) and is_repository(path):
             subfolders.remove(prefix + "blobs")  # of the hub's cache: the same files, under their names in snapshots
         return subfolders
+
+    def _other_entry(self, entry: os.DirEntry, relative: str, subfolders: list[str]) -> None:
+        """What is neither hidden nor plainly an image: a folder, a link, a file of another ending."""
+        is_link = entry.is_symlink()
+        if _is_folder(entry):
+            (self._linked_folders if is_link else subfolders).append(relative)
+        elif not relative.lower().endswith(self.endings):
+            self._other_file(relative)
+        else:
+            self.listing.paths.append(relative)
+            if is_link:
+                self._look_at_link(relative)
 
     def _linked(self, relative: str) -> None:
         path = os.path.join(self.root, relative)
@@ -168,10 +172,10 @@ class _Walk:
             return False
 
 
-def _entries(folder: str) -> Iterator[os.DirEntry]:
+def _entries(folder: str) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
-            yield from entries
+            return list(entries)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be listed: {error.strerror}; change its permissions or move it away") from None
 

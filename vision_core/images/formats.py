@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import NamedTuple
 
-from vision_core.images import arrays, dicom, fits, heif, nifti, npz, pictures, tiff
+from vision_core.images import arrays, dicom, fits, heif, nifti, pictures, tiff
 from vision_core.images.optional_packages import ASTROPY, NIBABEL, PILLOW_HEIF, PYDICOM, Package
 from vision_core.images.unreadable import UnreadableImage
 
@@ -45,8 +45,8 @@ FORMATS = (
     Format("GIF", (".gif",), 0, (b"GIF8",), pictures),
     Format("BMP", (".bmp",), 0, (b"BM",), pictures),
     Format("TIFF", (".tif", ".tiff"), 0, tiff.MAGIC, tiff),
-    Format("NumPy array", (".npy",), 0, (b"\x93NUMPY",), arrays),
-    Format("NumPy arrays", (".npz",), 0, (b"PK\x03\x04",), npz),
+    Format("NumPy array", (".npy",), 0, (arrays.NPY_MAGIC,), arrays),
+    Format("NumPy archive", (".npz",), 0, (arrays.ZIP_MAGIC,), arrays),
     Format("DICOM", (".dcm", ".dicom", ".ima"), 128, (b"DICM",), dicom, PYDICOM),
     Format("NIfTI", (".nii", ".nii.gz"), 344, (b"n+1\0",), nifti, NIBABEL),
     Format("NIfTI-2", (), 4, (b"n+2\0\r\n\x1a\n",), nifti, NIBABEL),
@@ -56,7 +56,10 @@ FORMATS = (
 )
 # those that are read with the packages that are installed
 ENDINGS = tuple(ending for format in FORMATS if format.is_readable for ending in format.endings)
-ENDINGS_OF_SEVERAL = tuple(ending for format in FORMATS if hasattr(format.reader, "count_parts") for ending in format.endings)
+# of files that hold one image, or what is taken for one (of an animation the first frame)
+ENDINGS_OF_ONE = tuple(
+    ending for format in FORMATS for ending in format.endings if ending == ".npy" or not hasattr(format.reader, "count_parts")
+)
 COMPRESSED_ENDINGS = tuple(ending for format in FORMATS for ending in format.endings if ending.endswith(".gz"))
 
 
@@ -82,7 +85,7 @@ def begins_like_an_image(head: bytes) -> bool:
         return head[6:10] == b"\0\0\0\0"  # two letters say too little; these four bytes are reserved
     if format.name == "WebP":
         return head[8:12] == b"WEBP"
-    return format.reader is not npz  # a zip file may be anything
+    return format.name != "NumPy archive"  # a zip file may be anything
 
 
 def ending_of(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from vision_core.distributed import rank
-from vision_core.images.formats import BYTES_THAT_TELL, COMPRESSED_ENDINGS, ENDINGS_OF_SEVERAL, ending_of, format_of
+from vision_core.images.formats import BYTES_THAT_TELL, COMPRESSED_ENDINGS, ending_of, format_of
 from vision_core.images.regular_files import open_regular_file
 from vision_core.images.unreadable import UnreadableImage
 
@@ -24,12 +24,6 @@ KEPT_BYTES = 256 * 2**20
 # behind the header of every format that may be compressed
 COMPRESSED_HEADER_BYTES = 2**20
 FILES_WITHOUT_A_BAR = 500
-
-
-def may_hold_several(name: str) -> bool:
-    """Whether a file's header must be read to know how many images it holds: by its ending, or because it has none."""
-    ending = ending_of(name)
-    return ending in ENDINGS_OF_SEVERAL or not ending
 
 
 def count_images(paths: Sequence[str], num_channels: int, roots: Sequence[str]) -> list[int | None]:
