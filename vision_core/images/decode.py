@@ -1,6 +1,7 @@
 """The one decoder: encoded bytes to a tensor, or a named reason why not."""
 
 import io
+import os
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,6 +17,7 @@ from vision_core.images import pictures, tiff
 from vision_core.images.formats import format_of, reader_of
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.pixels import grey_levels, to_pixels
+from vision_core.images.regular_files import read_regular_file
 from vision_core.images.stored import Stored, with_missing
 from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage
 from vision_core.images.volumes import inflated
@@ -83,12 +85,14 @@ def picture_tensor(picture: Image.Image) -> Tensor:
 
     The image may be loaded or not. Of an animation the frame is taken at which the image stands, which is the first after
     opening. EXIF orientation is applied where the image still has one. A copy of a 16-bit TIFF no longer says that white
-    is zero. Sizes are not checked.
+    is zero. A TIFF whose pixels Pillow does not give as they are documented is read again from its file; of its pages a later one
+    is taken as it is where the image was turned to it. Sizes are not checked.
 
     Raises:
-        UnreadableImage: for values of no known scale, and where the file behind the image cannot be read to its end.
+        UnreadableImage: for values of no known scale, where the file behind the image cannot be read to its end, and
+            not_its_files_pixels where the file would have to be read again and is not at hand.
     """
-    return _guarded(lambda: pictures.pixels_of(pictures.of_known_scale(picture), 3), b"")
+    return _guarded(lambda: _pixels_of_picture(picture), b"")
 
 
 def is_picture(data: bytes) -> bool:
@@ -96,9 +100,9 @@ def is_picture(data: bytes) -> bool:
     return format_of(data) is not None
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Height and width of the upright picture, from its header. Raises UnreadableImage."""
-    return _guarded(lambda: _size(data), data)
+def picture_size(data: bytes, options: PixelOptions = AS_STORED, part: int | None = None) -> tuple[int, int]:
+    """Height and width of the upright image of three channels; from its header where Pillow reads it. Raises as `decode_image` does."""
+    return _guarded(lambda: _upright_size(data, options, part), data)
 
 
 def _guarded(read: Callable[[], Result], data: bytes) -> Result:
@@ -144,20 +148,41 @@ def _count_parts(data: bytes, num_channels: int) -> int:
     return 1 if count is None else count(io.BytesIO(data), num_channels)
 
 
-def _size(data: bytes) -> tuple[int, int]:
-    if reader_of(inflated(data)) in (pictures, tiff):
-        return _upright_size(pictures.open_header(data, MAX_PIXELS))
-    return _read(data, 3, AS_STORED, None).values.shape[1:]
-
-
-def _upright_size(picture: Image.Image) -> tuple[int, int]:
+def _upright_size(data: bytes, options: PixelOptions, part: int | None) -> tuple[int, int]:
+    data = inflated(data)
+    picture = _plain_picture(data, 3, options.max_pixels) if part is None else None
+    if picture is None:
+        return tuple(_read(data, 3, options, part).values.shape[1:])
     width, height = picture.size
     if isinstance(picture, TiffImageFile):  # Pillow has exchanged the sides already
         width, height = picture.tag_v2[IMAGE_WIDTH_TAG], picture.tag_v2[IMAGE_LENGTH_TAG]
     return (width, height) if pictures.orientation(picture) >= 5 else (height, width)
 
 
+def _pixels_of_picture(picture: Image.Image) -> Tensor:
+    if isinstance(picture, TiffImageFile) and not tiff.is_plain(picture, high_byte=True):
+        return _decode(_content_behind(picture), 3, AS_STORED, None)
+    return pictures.pixels_of(pictures.of_known_scale(picture), 3)
+
+
+def _content_behind(picture: TiffImageFile) -> bytes:
+    """The file that the picture was opened from."""
+    if picture.tell() > 0:
+        raise UnreadableImage("not_its_files_pixels")
+    if picture.fp is not None and not picture.fp.closed:
+        place = picture.fp.tell()
+        picture.fp.seek(0)
+        data = picture.fp.read()
+        picture.fp.seek(place)
+        return data
+    if picture.filename:
+        return read_regular_file(os.path.abspath(picture.filename))
+    raise UnreadableImage("not_its_files_pixels")
+
+
 def _numbers(data: bytes) -> Tensor:
+    if reader_of(data) is tiff and tiff.open_plain(data, MAX_PIXELS) is None:
+        return _numbers_of_pages(data)
     header = pictures.open_header(data, MAX_PIXELS)
     if header.format not in NUMBER_FORMATS:
         raise UnreadableImage(f"not_numbers {header.format}")
@@ -168,6 +193,16 @@ def _numbers(data: bytes) -> Tensor:
     if header.mode == "L" and stored != "L":
         raise UnreadableImage(f"not_numbers {stored}")
     return torch.from_numpy(np.asarray(pictures.upright(header)).astype(np.int32))
+
+
+def _numbers_of_pages(data: bytes) -> Tensor:
+    """Of a TIFF that is no plain picture."""
+    stored = tiff.read_numbers(data)
+    if len(stored.values) > 1:
+        raise UnreadableImage("not_numbers RGB")
+    if stored.full_scale is None:
+        raise UnreadableImage(f"unsupported_mode {stored.values.dtype.name}")
+    return torch.from_numpy(stored.values[0].astype(np.int32))
 
 
 def _reason(error: Exception, data: bytes) -> str:

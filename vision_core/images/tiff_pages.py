@@ -35,7 +35,7 @@ class Stack(NamedTuple):
     parts: str
 
 
-def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
+def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None, colours_of_palette: bool = True) -> Stored:
     """The bands of one image, upright.
 
     Overviews and masks are passed over. Samples of a page and axis C of a stack are channels. Pages of which the file does not say
@@ -54,7 +54,7 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
         _check_page(page, options.max_pixels)
         _check_bands(page, planes, num_channels, options.max_pixels)
         numbers = [_plane(stack.series, number, data, options.max_pixels) for number in stack.planes[part or 0]]
-        return _stored(page, np.concatenate(numbers), num_channels)
+        return _stored(page, np.concatenate(numbers), num_channels, colours_of_palette)
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
@@ -195,11 +195,12 @@ def _segments(page, data: bytes):
             yield data[offset : offset + count]
 
 
-def _stored(page, values: np.ndarray, num_channels: int) -> Stored:
+def _stored(page, values: np.ndarray, num_channels: int, colours_of_palette: bool) -> Stored:
     nodata = page.tags.valueof(GDAL_NODATA)
     missing = None if nodata is None else is_nodata(values, float(nodata))
-    is_colour = _is_colour(page) or page.photometric == PALETTE
-    if page.photometric == PALETTE:
+    has_colours = page.photometric == PALETTE and colours_of_palette
+    is_colour = _is_colour(page) or has_colours
+    if has_colours:
         values, full_scale = _colours(page, values), (0, 255)
         missing = missing if missing is None else np.broadcast_to(missing, values.shape)
     else:
