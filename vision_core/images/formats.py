@@ -39,6 +39,8 @@ class Format(NamedTuple):
 
 
 FORMATS = (
+    # first, because what stands before its mark may be the header of a TIFF (PS3.10 7.1)
+    Format("DICOM", (".dcm", ".dicom", ".ima"), 128, (b"DICM",), dicom, PYDICOM),
     Format("JPEG", (".jpg", ".jpeg"), 0, (b"\xff\xd8\xff",), pictures),
     Format("PNG", (".png",), 0, (b"\x89PNG\r\n\x1a\n",), pictures),
     Format("WebP", (".webp",), 0, (b"RIFF",), pictures),
@@ -47,7 +49,6 @@ FORMATS = (
     Format("TIFF", (".tif", ".tiff"), 0, tiff.MAGIC, tiff),
     Format("NumPy array", (".npy",), 0, (arrays.NPY_MAGIC,), arrays),
     Format("NumPy archive", (".npz",), 0, (arrays.ZIP_MAGIC,), arrays),
-    Format("DICOM", (".dcm", ".dicom", ".ima"), 128, (b"DICM",), dicom, PYDICOM),
     Format("NIfTI", (".nii", ".nii.gz"), 344, (b"n+1\0",), nifti, NIBABEL),
     Format("NIfTI-2", (), 4, (b"n+2\0\r\n\x1a\n",), nifti, NIBABEL),
     Format("FITS", (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz"), 0, (b"SIMPLE  =",), fits, ASTROPY),
