@@ -132,8 +132,9 @@ def _plain_picture(data: bytes, num_channels: int, max_pixels: int) -> Image.Ima
         return None
     if reader is tiff:
         return tiff.open_plain(data, max_pixels, high_byte=num_channels == 3)
-    loses_bits = num_channels == 1 and pictures.is_colour_of_16_bits(data)
-    return None if loses_bits else pictures.open_header(data, max_pixels)
+    if num_channels == 1 and pictures.loses_bits(data):
+        return None
+    return pictures.open_header(data, max_pixels)
 
 
 def _read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
@@ -160,9 +161,15 @@ def _upright_size(data: bytes, options: PixelOptions, part: int | None) -> tuple
 
 
 def _pixels_of_picture(picture: Image.Image) -> Tensor:
-    if isinstance(picture, TiffImageFile) and not tiff.is_plain(picture, high_byte=True):
+    if isinstance(picture, TiffImageFile) and not _shows_its_numbers(picture):
         return _decode(_content_behind(picture), 3, AS_STORED, None)
     return pictures.pixels_of(pictures.of_known_scale(picture), 3)
+
+
+def _shows_its_numbers(picture: TiffImageFile) -> bool:
+    """Whether Pillow gives what `decode_image` would; a later page is one that somebody chose."""
+    is_alone = picture.tell() > 0 or tiff.is_alone(picture)
+    return is_alone and tiff.is_plain_page(picture, high_byte=True)
 
 
 def _content_behind(picture: TiffImageFile) -> bytes:

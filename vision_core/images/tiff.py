@@ -60,7 +60,7 @@ def count_parts(file: BinaryIO, num_channels: int) -> int:
 
 
 def open_plain(data: bytes, max_pixels: int, high_byte: bool = False) -> Image.Image | None:
-    """The open file where Pillow gives its pixels as they are documented, or None. See `is_plain`."""
+    """The open file where Pillow gives its pixels as they are documented, or None. See `is_plain_page`."""
     try:
         picture = pictures.open_header(data, max_pixels)
     except Image.UnidentifiedImageError:
@@ -69,18 +69,23 @@ def open_plain(data: bytes, max_pixels: int, high_byte: bool = False) -> Image.I
         if error.reason.startswith("unsupported_mode"):
             return None
         raise
-    return picture if is_plain(picture, high_byte) else None
+    return picture if is_alone(picture) and is_plain_page(picture, high_byte) else None
 
 
-def is_plain(picture: TiffImageFile, high_byte: bool = False) -> bool:
-    """Whether a TIFF is one page of 1 to 8 bits, or of grey of 16, with the samples that its colours have and perhaps alpha.
+def is_alone(picture: TiffImageFile) -> bool:
+    """Whether the file holds one page and no stack behind it."""
+    return picture.n_frames == 1 and not STACK_BEHIND_A_PAGE.search(str(picture.tag_v2.get(DESCRIPTION, "")))
+
+
+def is_plain_page(picture: TiffImageFile, high_byte: bool = False) -> bool:
+    """Whether a page is of 1 to 8 bits, or of grey of 16, with the samples that its colours have and perhaps alpha.
 
     high_byte: also where it is of colours of 16 bits, of which Pillow keeps the high byte.
     """
     tags = picture.tag_v2
     photometric = tags.get(PHOTOMETRIC)
-    alone = picture.n_frames == 1 and not UNPLAIN_TAGS & tags.keys() and not STACK_BEHIND_A_PAGE.search(str(tags.get(DESCRIPTION, "")))
-    return alone and _has_its_samples(tags, photometric) and _has_plain_numbers(tags, photometric, high_byte)
+    is_plain = _has_its_samples(tags, photometric) and _has_plain_numbers(tags, photometric, high_byte)
+    return is_plain and not UNPLAIN_TAGS & tags.keys()
 
 
 def _has_its_samples(tags, photometric: int | None) -> bool:

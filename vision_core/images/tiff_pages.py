@@ -1,6 +1,7 @@
 """Reads the pages of any TIFF by the package tifffile: which of them are channels, and what their numbers mean."""
 
 import io
+import logging
 import math
 import zlib
 from contextlib import contextmanager
@@ -33,6 +34,15 @@ class Stack(NamedTuple):
     series: object
     planes: np.ndarray
     parts: str
+
+
+class OuterAxis(NamedTuple):
+    """An axis of a stack outside its pages: its place among them, what people call it, and whether it counts channels or images."""
+
+    place: int
+    name: str
+    length: int
+    is_channel: bool
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None, colours_of_palette: bool = True) -> Stored:
@@ -69,6 +79,8 @@ def _opened(stream: BinaryIO):
         import tifffile
     except ImportError:
         raise UserError("this TIFF needs the package tifffile; pip install 'vision-encoder-fusion[scientific]'") from None
+    log = logging.getLogger("tifffile")
+    was_disabled, log.disabled = log.disabled, True  # a line for each image of a source whose nodata is no value of its type
     try:
         with tifffile.TiffFile(stream) as file:
             yield file
@@ -76,6 +88,8 @@ def _opened(stream: BinaryIO):
         raise UnreadableImage("unsupported_tiff") from None
     except ValueError as error:
         raise UnreadableImage("needs_imagecodecs" if "imagecodecs" in str(error) else "corrupt") from None
+    finally:
+        log.disabled = was_disabled
 
 
 def _stack(file, num_channels: int) -> Stack:
@@ -85,22 +99,25 @@ def _stack(file, num_channels: int) -> Stack:
         raise UnreadableImage("unsupported_tiff")
     if len(series) > 1:
         raise UnreadableImage(f"several_images series={len(series)}")
-    page = series[0].keyframe
-    outer = [
-        (axis, length)
-        for axis, length in zip(series[0].get_axes(False), series[0].get_shape(False), strict=True)
-        if axis not in "YX" and (axis != SAMPLES or page.samplesperpixel == 1)
-    ]
-    axes, lengths = [axis for axis, _ in outer], [length for _, length in outer]
-    are_channels = [
-        axis in (CHANNELS, SAMPLES) or (axis in UNKNOWN and length == num_channels and page.samplesperpixel == 1)
-        for axis, length in zip(axes, lengths, strict=True)
-    ]
-    of_parts = [number for number, is_channel in enumerate(are_channels) if not is_channel]
-    of_channels = [number for number, is_channel in enumerate(are_channels) if is_channel]
-    planes = np.arange(math.prod(lengths)).reshape(lengths).transpose(of_parts + of_channels)
-    counts = [f"{'pages' if axes[number] in UNKNOWN else axes[number]}={lengths[number]}" for number in of_parts if lengths[number] > 1]
-    return Stack(series[0], planes.reshape(math.prod(lengths[number] for number in of_parts), -1), " ".join(counts))
+    axes = _outer_axes(series[0], num_channels)
+    of_parts = [axis for axis in axes if not axis.is_channel]
+    order = [axis.place for axis in of_parts] + [axis.place for axis in axes if axis.is_channel]
+    lengths = [axis.length for axis in axes]
+    planes = np.arange(math.prod(lengths)).reshape(lengths).transpose(order)
+    images = math.prod(axis.length for axis in of_parts)
+    return Stack(series[0], planes.reshape(images, -1), " ".join(f"{axis.name}={axis.length}" for axis in of_parts if axis.length > 1))
+
+
+def _outer_axes(series, num_channels: int) -> list[OuterAxis]:
+    """The axes along which a series has pages; rows, columns and samples lie within a page."""
+    in_a_page = "YX" if series.keyframe.samplesperpixel == 1 else "YXS"
+    axes: list[OuterAxis] = []
+    for letter, length in zip(series.get_axes(False), series.get_shape(False), strict=True):
+        if letter not in in_a_page:
+            of_grey_pages = letter in UNKNOWN and length == num_channels and SAMPLES not in in_a_page
+            name = "pages" if letter in UNKNOWN else letter
+            axes.append(OuterAxis(len(axes), name, length, letter in (CHANNELS, SAMPLES) or of_grey_pages))
+    return axes
 
 
 def _check_page(page, max_pixels: int) -> None:
