@@ -250,7 +250,7 @@ class BadImageWatch:
             name, reason = bad[-1]
             raise UserError(
                 f"{self.bad} of {self.drawn} images drawn are unreadable, more than max_bad_fraction={self.max_fraction}; the last is "
-                f"{name} ({reason}: {cure(reason)}), bad_samples.jsonl names them all; mend or remove them, or raise max_bad_fraction"
+                f"{name} ({reason}), bad_samples.jsonl names them all; {cure(reason)}; or remove them, or raise max_bad_fraction"
             )
 
     def state_dict(self) -> dict:

@@ -38,9 +38,8 @@ class Format(NamedTuple):
         return self.package is None or self.package.is_installed
 
 
+DICOM = Format("DICOM", (".dcm", ".dicom", ".ima"), 128, (b"DICM",), dicom, PYDICOM)
 FORMATS = (
-    # first, because what stands before its mark may be the header of a TIFF (PS3.10 7.1)
-    Format("DICOM", (".dcm", ".dicom", ".ima"), 128, (b"DICM",), dicom, PYDICOM),
     Format("JPEG", (".jpg", ".jpeg"), 0, (b"\xff\xd8\xff",), pictures),
     Format("PNG", (".png",), 0, (b"\x89PNG\r\n\x1a\n",), pictures),
     Format("WebP", (".webp",), 0, (b"RIFF",), pictures),
@@ -49,6 +48,7 @@ FORMATS = (
     Format("TIFF", (".tif", ".tiff"), 0, tiff.MAGIC, tiff),
     Format("NumPy array", (".npy",), 0, (arrays.NPY_MAGIC,), arrays),
     Format("NumPy archive", (".npz",), 0, (arrays.ZIP_MAGIC,), arrays),
+    DICOM,
     Format("NIfTI", (".nii", ".nii.gz"), 344, (b"n+1\0",), nifti, NIBABEL),
     Format("NIfTI-2", (), 4, (b"n+2\0\r\n\x1a\n",), nifti, NIBABEL),
     Format("FITS", (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz"), 0, (b"SIMPLE  =",), fits, ASTROPY),
@@ -66,6 +66,8 @@ COMPRESSED_ENDINGS = tuple(ending for format in FORMATS for ending in format.end
 
 def format_of(data: bytes) -> Format | None:
     """The format as whose files `data` begins, or None."""
+    if data.startswith(DICOM.magic, DICOM.offset):  # what stands before its mark may be the header of a TIFF (PS3.10 7.1)
+        return DICOM
     return next((format for format in FORMATS if data.startswith(format.magic, format.offset)), None)
 
 

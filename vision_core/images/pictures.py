@@ -99,8 +99,8 @@ def pixels_of(picture: Image.Image, num_channels: int) -> Tensor:
     if num_channels == 3:
         return _rgb(picture)
     if picture.mode in EIGHT_BIT_MODES:
-        return torch.from_numpy(np.array(picture.convert("L"), dtype=np.float32))[None] / 255
-    return torch.from_numpy(np.asarray(picture).astype(np.float32))[None] / 65535
+        return torch.from_numpy(np.array(picture.convert("L"), dtype=np.float32))[None].div_(255)
+    return torch.from_numpy(np.asarray(picture).astype(np.float32))[None].div_(65535)
 
 
 def _rgb(picture: Image.Image) -> Tensor:

@@ -86,8 +86,10 @@ def _opened(stream: BinaryIO):
             yield file
     except tifffile.TiffFileError:
         raise UnreadableImage("unsupported_tiff") from None
-    except ValueError as error:
-        raise UnreadableImage("needs_imagecodecs" if "imagecodecs" in str(error) else "corrupt") from None
+    except (ValueError, NotImplementedError, ModuleNotFoundError) as error:
+        # tifffile's own decoders name the package, but for Zstandard, where they lack a module of Python 3.14
+        needs_imagecodecs = "imagecodecs" in str(error) or isinstance(error, ModuleNotFoundError)
+        raise UnreadableImage("needs_imagecodecs" if needs_imagecodecs else "corrupt") from None
     finally:
         log.disabled = was_disabled
 

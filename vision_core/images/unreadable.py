@@ -6,7 +6,7 @@ MIN_SIDE = 8
 
 CURES = {
     "missing": "give the path of a file that exists",
-    "not_an_image": "give a picture, an array that NumPy saved, or another of the formats in docs/data.md",
+    "not_an_image": "give a JPEG, PNG, WebP, GIF, BMP or TIFF file, an array that NumPy saved, or another format of docs/data.md",
     "unsupported_mode": "its values have no known place between black and white: save it as grey of 8 or 16 bits, or as RGB; "
     "or say in the source which values these are, such as ?scale=0,4095",
     "unsupported_tiff": "save it as PNG",

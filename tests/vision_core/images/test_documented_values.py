@@ -17,10 +17,12 @@ imagecodecs = pytest.importorskip("imagecodecs")
 rasterio = pytest.importorskip("rasterio")
 tifffile = pytest.importorskip("tifffile")
 
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "data.md"
 DICE = np.random.default_rng(0)
 HEIGHT, WIDTH = 16, 24
 LOW, HIGH = 100, 4095
+ANYWHERE = rasterio.Affine(1, 0, 5, 0, -1, 50)
 COLUMNS = {"3 channels": (3, AS_STORED), "1 channel": (1, AS_STORED), "scaled": (3, PixelOptions(Scale("values", LOW, HIGH)))}
 Made = tuple[bytes, np.ndarray]
 
@@ -37,7 +39,7 @@ def numbers(dtype: str, bands: int = 1, bits: int | None = None) -> np.ndarray:
 
 def geotiff(values: np.ndarray, **options) -> Made:
     """Written by rasterio, read by rasterio."""
-    sizes = {"count": len(values), "height": HEIGHT, "width": WIDTH, "dtype": values.dtype}
+    sizes = {"count": len(values), "height": HEIGHT, "width": WIDTH, "dtype": values.dtype, "transform": ANYWHERE}
     with rasterio.MemoryFile() as memory:
         with memory.open(driver="GTiff", **sizes, **options) as file:
             file.write(values)
@@ -143,7 +145,9 @@ ROWS: dict[str, Callable[[], Made]] = {
     "TIFF | 16 | 3 | by pixel": lambda: geotiff(numbers("uint16", 3), interleave="pixel"),
     "TIFF | 16 | 3 | by band": lambda: geotiff(numbers("uint16", 3), interleave="band"),
     "TIFF | 16 | 3 | tiles, LZW, predictor": lambda: geotiff(numbers("uint16", 3), compress="lzw", predictor=2, **TILES),
-    "TIFF | 16 | 3 | BigTIFF, big-endian, deflate": lambda: geotiff(numbers("uint16", 3), compress="deflate", bigtiff="yes", endianness="big"),
+    "TIFF | 16 | 3 | BigTIFF, big-endian, deflate": lambda: geotiff(
+        numbers("uint16", 3), compress="deflate", bigtiff="yes", endianness="big"
+    ),
     "TIFF | 16 | 4 | by band, LZW": lambda: geotiff(numbers("uint16", 4), interleave="band", compress="lzw"),
     "TIFF | 16 | 3 pages | ": lambda: tiff(numbers("uint16", 3), metadata=None, **BLACK),
     "TIFF | 16 | 4 pages | ": lambda: tiff(numbers("uint16", 4), metadata=None, **BLACK),
@@ -160,7 +164,9 @@ ROWS: dict[str, Callable[[], Made]] = {
     "TIFF | float16 | 1 | ": lambda: geotiff(numbers("float16").astype("float32"), nbits=16),
     "TIFF | float32 | 1 | ": lambda: geotiff(numbers("float32")),
     "TIFF | float32 | 3 | by pixel": lambda: geotiff(numbers("float32", 3), interleave="pixel"),
-    "TIFF | float32 | 3 | by band, Zstandard, predictor": lambda: geotiff(numbers("float32", 3), interleave="band", compress="zstd", predictor=3),
+    "TIFF | float32 | 3 | by band, Zstandard, predictor": lambda: geotiff(
+        numbers("float32", 3), interleave="band", compress="zstd", predictor=3
+    ),
     "TIFF | float64 | 1 | ": lambda: geotiff(numbers("float64")),
     "TIFF | float64 | 3 | PackBits": lambda: geotiff(numbers("float64", 3), compress="packbits"),
     "TIFF | complex64 | 1 | ": lambda: geotiff(numbers("float32").astype("complex64")),
