@@ -59,7 +59,11 @@ def ct(**attributes) -> bytes:
 def shown(data: bytes) -> np.ndarray:
     """0 to 1 by pydicom's functions: the output of the window over its whole range, MONOCHROME1 negative."""
     dataset = dcmread(io.BytesIO(data))
-    low, high = (-(2 ** (dataset.BitsStored - 1)), 2 ** (dataset.BitsStored - 1) - 1) if dataset.PixelRepresentation else (0, 2**dataset.BitsStored - 1)
+    low, high = (
+        (-(2 ** (dataset.BitsStored - 1)), 2 ** (dataset.BitsStored - 1) - 1)
+        if dataset.PixelRepresentation
+        else (0, 2**dataset.BitsStored - 1)
+    )
     slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
     physical = apply_modality_lut(dataset.pixel_array, dataset)
     values = apply_voi_lut(physical, dataset)

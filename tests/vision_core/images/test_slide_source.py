@@ -25,7 +25,9 @@ def slide_pixels(rows: range = TISSUE_ROWS, columns: range = TISSUE_COLUMNS) -> 
     pixels = np.full((768, 1024, 3), 240, np.uint8)
     area = (slice(rows.start * SIDE, rows.stop * SIDE), slice(columns.start * SIDE, columns.stop * SIDE))
     shape = pixels[area].shape[:2]
-    pixels[area] = np.stack([generator.integers(180, 220, shape), generator.integers(80, 140, shape), generator.integers(150, 200, shape)], -1)
+    pixels[area] = np.stack(
+        [generator.integers(180, 220, shape), generator.integers(80, 140, shape), generator.integers(150, 200, shape)], -1
+    )
     return pixels
 
 

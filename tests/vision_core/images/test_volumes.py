@@ -144,7 +144,9 @@ def test_blank_scale_and_offset() -> None:
     hdu = fits.PrimaryHDU(volume(10, 12))
     hdu.data[0] = -32768
     data = bytearray(fits_file(hdu))
-    header = fits.Header({"SIMPLE": True, "BITPIX": 16, "NAXIS": 2, "NAXIS1": 12, "NAXIS2": 10, "BSCALE": 0.5, "BZERO": 10.0, "BLANK": -32768})
+    header = fits.Header(
+        {"SIMPLE": True, "BITPIX": 16, "NAXIS": 2, "NAXIS1": 12, "NAXIS2": 10, "BSCALE": 0.5, "BZERO": 10.0, "BLANK": -32768}
+    )
     data = header.tostring().encode() + bytes(data[2880:])
     with fits.open(io.BytesIO(data)) as hdus:
         expected = hdus[0].data
@@ -218,9 +220,7 @@ def test_what_was_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("a.txt", "b.txt", "slide.svs", "d.mp4", "e.xyz.gz"):
         (tmp_path / name).write_bytes(b"")
     description = open_source(str(tmp_path)).description
-    assert description == (
-        f"1 images under {tmp_path}; left out: 2 .txt, 1 .gz, 1 .mp4, 1 .svs (whole slides are read by ?tile=256)"
-    )
+    assert description == (f"1 images under {tmp_path}; left out: 2 .txt, 1 .gz, 1 .mp4, 1 .svs (whole slides are read by ?tile=256)")
 
 
 @pytest.mark.parametrize("ending", ["heic", "avif"])
