@@ -28,6 +28,7 @@ from vision_core.distributed import gather_objects, gather_rows, rank, world_siz
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import ImageRecord, ImageSource, ImageStream
+from vision_core.images.unreadable import cure
 
 NUM_PROBES = 512
 PROBE_BATCH = 64
@@ -49,15 +50,17 @@ def draw_probes(source: ImageSource | ImageStream, size: tuple[int, int], seed: 
     Of a stream they are its first images. Unreadable images are left out, and all shares are cut to the smallest one. Raises
     UserError where a share is empty.
     """
+    reasons: list[str] = []
     if isinstance(source, ImageStream):
         records = (record for record in source.records(rank(), world_size(), 0) if isinstance(record, ImageRecord))
         images = [centre_view(record.image, size) for record in islice(records, count // world_size())]
     else:
         indices = draw_subset(len(source), count, seed, "probes")[rank() :: world_size()]
-        images = [image for index in indices if (image := _view(source, index, size)) is not None]
+        images = [image for index in indices if (image := _view(source, index, size, reasons)) is not None]
     smallest = min(gather_objects(len(images)))
     if not smallest:
-        raise UserError(f"no readable image among the first draws from {source.description}; look at the files, or give more images")
+        why = f" ({reasons[0]}: {cure(reasons[0])})" if reasons else ""
+        raise UserError(f"no readable image among the first draws from {source.description}{why}; look at the files, or give more images")
     return torch.stack(images[:smallest])
 
 
@@ -183,8 +186,9 @@ def _entropy(probabilities: Tensor) -> Tensor:
     return -torch.special.xlogy(probabilities, probabilities).sum(-1)
 
 
-def _view(source: ImageSource, index: int, size: tuple[int, int]) -> Tensor | None:
+def _view(source: ImageSource, index: int, size: tuple[int, int], reasons: list[str]) -> Tensor | None:
     try:
         return centre_view(source[index].image, size)
-    except UnreadableImage:
+    except UnreadableImage as error:
+        reasons.append(error.reason)
         return None

@@ -17,6 +17,7 @@ from vision_core.distributed import gather_objects
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, UnreadableSample
+from vision_core.images.unreadable import cure
 from vision_core.randomness import numpy_generator, seed_of
 from vision_core.run_folder import RunFolder
 from vision_core.stopping import end_data_workers, leave_signals_to_parent, worker_deaths_unnoticed
@@ -249,7 +250,7 @@ class BadImageWatch:
             name, reason = bad[-1]
             raise UserError(
                 f"{self.bad} of {self.drawn} images drawn are unreadable, more than max_bad_fraction={self.max_fraction}; the last is "
-                f"{name} ({reason}), bad_samples.jsonl names them all; mend or remove them, or raise max_bad_fraction"
+                f"{name} ({reason}), bad_samples.jsonl names them all; {cure(reason)}; or remove them, or raise max_bad_fraction"
             )
 
     def state_dict(self) -> dict:

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 from torch.utils.data import get_worker_info
 
 from vision_core.errors import UserError
 from vision_core.images.annotations import Annotations, Read, holds_texts, make_annotations
 from vision_core.images.decode import decode_image
-from vision_core.images.regular_files import first_line, is_inside, read_regular_file
+from vision_core.images.regular_files import ANYWHERE, data_roots, first_line, is_inside, read_regular_file
 from vision_core.images.sources import (
     EncodedImageSource,
     ImageRecord,
@@ -38,6 +39,7 @@ def open_hub(
     depth: str | None = None,
     captions: str | None = None,
     copy_of: str | None = None,
+    follow_links: str = "false",
     **options: str,
 ) -> ImageSource | ImageStream:
     """`NAME[:CONFIG]` as `datasets.load_dataset` takes them; images stay encoded until our own decoder reads them.
@@ -49,8 +51,9 @@ def open_hub(
         import datasets
     except ImportError:
         raise UserError("hf: needs the package datasets; pip install 'vision-encoder-fusion[pretrain]'") from None
-    if streaming not in ("true", "false"):
-        raise UserError(f"hf:{name}: streaming={streaming!r} is not possible; use true or false")
+    for option, value in (("streaming", streaming), ("follow_links", follow_links)):
+        if value not in ("true", "false"):
+            raise UserError(f"hf:{name}: {option}={value!r} is not possible; use true or false")
     if not (shuffle_buffer.isascii() and shuffle_buffer.isdigit()):
         raise UserError(f"hf:{name}: shuffle_buffer={shuffle_buffer!r} is no whole number; 0 keeps the order")
     path, config = (name, "") if os.path.isdir(name) else name.partition(":")[::2]
@@ -66,7 +69,7 @@ def open_hub(
         raise kind(f"hf:{name}?split={split} cannot be loaded: {first_line(error)}") from None
     image, label = _columns(name, dataset.features, image, label)
     dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    roots = [os.path.realpath(path)] if os.path.isdir(path) else _cache_folders(datasets)
+    roots = _roots(path, follow_links == "true", datasets)
     if streamed:
         return HubStream(dataset, f"{name}/{split}", image, label, num_channels, roots, int(shuffle_buffer))
     source = HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots)
@@ -112,10 +115,25 @@ def _read_column(dataset, column: str) -> list:
     return list(dataset[column])
 
 
+class Roots(NamedTuple):
+    """Where the images of a data set may lie that are files of their own.
+
+    real: folders in which a file must lie, its links resolved. named: a folder in whose files links are followed wherever they lead, or None.
+    """
+
+    real: tuple[str, ...]
+    named: str | None = None
+
+    def of_file(self, path: str) -> tuple[str, ...]:
+        """The real folders in which the file `path` must lie."""
+        is_named = self.named is not None and is_inside(os.path.abspath(path), self.named)
+        return (ANYWHERE,) if is_named else self.real
+
+
 class HubSource(EncodedImageSource):
     """A `datasets.Dataset` with an image column, memory-mapped by `datasets`."""
 
-    def __init__(self, dataset, name: str, image: str, label: str | None, num_channels: int, roots: list[str]) -> None:
+    def __init__(self, dataset, name: str, image: str, label: str | None, num_channels: int, roots: Roots) -> None:
         if not len(dataset):
             raise UserError(f"0 rows in hf:{name}; choose another by ?split=NAME")
         self.dataset, self.name, self.image, self.num_channels = (
@@ -134,8 +152,8 @@ class HubSource(EncodedImageSource):
         return len(self.dataset)
 
     @property
-    def fingerprint(self) -> str:
-        return f"hf {self.name} {self.dataset._fingerprint} {self.num_channels}"
+    def content_fingerprint(self) -> str:
+        return f"hf {self.name} {self.dataset._fingerprint}"
 
     def id_of(self, index: int) -> str:
         return f"{self.name}:{index}"
@@ -159,7 +177,7 @@ class HubStream(ImageStream):
         image: str,
         label: str | None,
         num_channels: int,
-        roots: list[str],
+        roots: Roots,
         shuffle_buffer: int,
     ) -> None:
         self.dataset = dataset.select_columns([image, *([label] if label else [])])
@@ -185,18 +203,20 @@ class HubStream(ImageStream):
                 yield UnreadableSample(f"{reader}:{number}", error.reason)
 
 
-def encoded_bytes(value: dict | None, roots: list[str]) -> bytes:
+def encoded_bytes(value: dict | None, roots: Roots) -> bytes:
     """The bytes of an undecoded `datasets.Image`. A path without bytes is read only inside `roots`: it is what a data file says."""
     value = value or {}
     if value.get("bytes") is not None:
         return value["bytes"]
     if not value.get("path"):
         raise UnreadableImage("no_bytes")
-    real = os.path.realpath(value["path"])
-    for root in roots:
-        if is_inside(real, root):
-            return read_regular_file(real, root)
-    raise UnreadableImage("outside_the_data_folder")
+    return read_regular_file(value["path"], *roots.of_file(value["path"]))
+
+
+def _roots(path: str, follow_links: bool, datasets) -> Roots:
+    if os.path.isdir(path):
+        return Roots(data_roots(path), os.path.abspath(path) if follow_links else None)
+    return Roots(tuple(_cache_folders(datasets)))
 
 
 def _cache_folders(datasets) -> list[str]:

@@ -81,6 +81,15 @@ class EncodedImageSource(ImageSource):
     num_channels: int = 3
     pixel_options: PixelOptions = AS_STORED
 
+    @property
+    @abstractmethod
+    def content_fingerprint(self) -> str:
+        """A text that is another one when the files are, whatever is made of them."""
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.content_fingerprint} {self.num_channels} {self.pixel_options}"
+
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
         """The encoded image number `index`; raises `UnreadableImage`."""
@@ -121,11 +130,12 @@ class ImageStream(ABC):
 
 BESIDE_IMAGES = ("mask", "ignore", "depth", "depth_scale")
 IN_COLUMNS = (*BESIDE_IMAGES, "captions", "copy_of")
+LINKS_AND_TILES = ("follow_links", "tile", "level", "background")
 KINDS = {
-    "folder": (*BESIDE_IMAGES, *PIXEL_OPTIONS),
-    "list": ("root", *PIXEL_OPTIONS),
+    "folder": (*BESIDE_IMAGES, *LINKS_AND_TILES, *PIXEL_OPTIONS),
+    "list": ("root", *LINKS_AND_TILES, *PIXEL_OPTIONS),
     "parquet": ("image", "label", *IN_COLUMNS, *PIXEL_OPTIONS),
-    "hf": ("split", "image", "label", "revision", "streaming", "shuffle_buffer", *IN_COLUMNS, *PIXEL_OPTIONS),
+    "hf": ("split", "image", "label", "revision", "streaming", "shuffle_buffer", "follow_links", *IN_COLUMNS, *PIXEL_OPTIONS),
     "wds": PIXEL_OPTIONS,
     "scenes": ("size", "count", "seed", "split"),
 }
