@@ -182,9 +182,7 @@ class HubStream(ImageStream):
         order = f"shuffled in blocks of {shuffle_buffer:,}" if shuffle_buffer > 1 else "in the order of its files"
         self.description = f"stream of hf:{name}, {order}"
 
-    def records(
-        self, rank: int, world_size: int, epoch: int, start: Place | None = None
-    ) -> Iterator[ImageRecord | UnreadableSample]:
+    def records(self, rank: int, world_size: int, epoch: int, start: Place | None = None) -> Iterator[ImageRecord | UnreadableSample]:
         worker = get_worker_info()
         worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         reader = f"{self.name}:epoch{epoch}.rank{rank}.worker{worker_id}"

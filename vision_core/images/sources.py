@@ -117,9 +117,7 @@ class ImageStream(ABC):
     pixel_options: PixelOptions = AS_STORED
 
     @abstractmethod
-    def records(
-        self, rank: int, world_size: int, epoch: int, start: Place | None = None
-    ) -> Iterator[ImageRecord | UnreadableSample]:
+    def records(self, rank: int, world_size: int, epoch: int, start: Place | None = None) -> Iterator[ImageRecord | UnreadableSample]:
         """One pass over this process's share (in a data worker: that worker's), shuffled by `epoch`.
 
         `start` is the `place` of a record that the same reader gave in a pass of the same number: it goes on behind that one.

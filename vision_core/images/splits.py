@@ -104,9 +104,7 @@ def _number_alike(train: ImageSource, test: ImageSource) -> None:
         return
     new = sorted(set(test.class_names) - set(train.class_names))
     if new:
-        raise UserError(
-            f"{len(new)} classes of the test images, such as {new[0]!r}, have no training image; name parts of one data set"
-        )
+        raise UserError(f"{len(new)} classes of the test images, such as {new[0]!r}, have no training image; name parts of one data set")
     if test.labels is not None:
         test.labels = renumbered(test.labels, test.class_names, train.class_names)
     if test.multi_labels is not None:

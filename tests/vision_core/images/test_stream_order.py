@@ -3,7 +3,6 @@
 import json
 from functools import partial
 from itertools import islice, product
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -202,7 +202,9 @@ def test_labels_in_json(tmp_path: Path) -> None:
 
 
 def test_what_is_beside_some_images_only_is_said(tmp_path: Path) -> None:
-    text = write(tmp_path / "s.tar", [{"__key__": "0", "png": picture(0), "seg.png": numbers(0), "txt": "a"}, {"__key__": "1", "png": picture(1)}])
+    text = write(
+        tmp_path / "s.tar", [{"__key__": "0", "png": picture(0), "seg.png": numbers(0), "txt": "a"}, {"__key__": "1", "png": picture(1)}]
+    )
     source = open_source(text)
     assert source.knows == set()
     assert source.description.endswith("seg.png beside 1 of 2 images only, not used, txt beside 1 of 2 images only, not used")
