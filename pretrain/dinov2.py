@@ -138,8 +138,9 @@ class Trainer:
             self.knn = state["knn"]
             self.monitor.load_state_dict(state["monitor"])
             self.bad_images.load_state_dict(state["bad_images"])
-            for line in self.places.load_state_dict(state.get("stream")):
-                self.monitor.say(line)
+            if not isinstance(self.source, ImageSource):
+                for line in self.places.load_state_dict(state.get("stream")):
+                    self.monitor.say(line)
         elif args.init_from:
             for line in load_weights(self.method, args.init_from):
                 self.monitor.say(line)

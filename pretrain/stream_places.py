@@ -65,7 +65,7 @@ class StreamPlaces:
         """Go on from the `state_dict`s of all processes, in the order of their ranks. Returns what a person should know: that a new pass
         begins, where the stream is dealt to other readers than before."""
         if not states or states[0] is None:
-            return []
+            return ["note            the checkpoint is of an older version and holds no place in the stream, which begins a new pass"]
         before = states[0]["dealing"]
         changed = [f"{name} was {before[name]} and is {now}" for name, now in self._dealing.items() if before[name] != now]
         if changed:

@@ -96,7 +96,7 @@ class Samples:
         self.notes: list[str] = []
         self._fields = self._by_key(members)
         wanted = tuple(image.lower().split(";")) if image else self._image_fields(members)
-        found = {key: self._image_of(fields, wanted) for key, fields in self._fields.items()}
+        found = {key: self._image_of(fields, wanted, image is not None) for key, fields in self._fields.items()}
         with_image = {key: member for key, member in found.items() if member is not None}
         self.images = list(with_image.values())
         if not self.images:
@@ -152,9 +152,9 @@ class Samples:
             raise UserError(f"wds:{self.pattern} has pictures {', '.join(chosen)} beside each other; choose one by ?image={chosen[0]}")
         return tuple(chosen)
 
-    def _image_of(self, fields: Fields, wanted: tuple[str, ...]) -> Member | None:
+    def _image_of(self, fields: Fields, wanted: tuple[str, ...], asked_for: bool) -> Member | None:
         found = [fields[field] for field in wanted if field in fields]
-        if len(found) > 1 and all("." not in member.field for member in found):
+        if len(found) > 1 and not asked_for:
             names = ", ".join(member.field for member in found)
             raise UserError(
                 f"{self.shards[found[0].shard]}: two images have the key {found[0].key!r} ({names}); choose one by ?image={found[0].field}"

@@ -136,6 +136,7 @@ def test_a_field_is_chosen_to_be_the_image(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"two images have the key 'a' \(jpg, png\); choose one by \?image=jpg"):
         open_source(twice)
     assert torch.equal(open_source(f"{twice}?image=png")[0].image, pixels(picture(1)))
+    assert torch.equal(open_source(f"{twice}?image=webp;png;jpg")[0].image, pixels(picture(1)))
     lost = write(tmp_path / "lost.tar", [{"__key__": "a", "png": picture(1)}, {"__key__": "b", "txt": "no image"}])
     assert len(open_source(lost)) == 1 and "1 samples without an image left out" in open_source(lost).description
 
