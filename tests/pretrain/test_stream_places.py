@@ -118,6 +118,7 @@ def lines(folder: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in ("images_per_second", "data_wait")} for line in found]
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_a_stream_is_in_the_end_as_one_that_was_not(runs, folder, tmp_path) -> None:
     """kill -9 at step 12, two data workers; all losses and the weights are equal. 64 images: two passes and a half."""
     (tmp_path / "config.yaml").write_text(f"dataset: hf:{folder}?streaming=true&shuffle_buffer=5\nmax_bad_fraction: 1.0\n{OPTIONS}")
