@@ -48,6 +48,7 @@ from pretrain.dry_run import describe_run, rehearse
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
 from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
 from pretrain.param_groups import apply_schedules, clip_per_module
+from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import arguments_to_yaml, parse_arguments
@@ -126,6 +127,7 @@ class Trainer:
         self.step = state["step"] if state else 0
         self.monitor = Monitor(self.accelerator, self.run, args.max_steps, self.step, args.logging_steps, self.layout.global_batch)
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
+        self.places = StreamPlaces(self.source.description, self.layout, args.dataloader_num_workers, self.step)
         self.health_steps = args.health_steps or max(args.max_steps // CHECKS_PER_RUN, 1)
         self.probes = draw_probes(self.source, evaluation_size(args), args.seed)
         self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
@@ -136,6 +138,9 @@ class Trainer:
             self.knn = state["knn"]
             self.monitor.load_state_dict(state["monitor"])
             self.bad_images.load_state_dict(state["bad_images"])
+            if not isinstance(self.source, ImageSource):
+                for line in self.places.load_state_dict(state.get("stream")):
+                    self.monitor.say(line)
         elif args.init_from:
             for line in load_weights(self.method, args.init_from):
                 self.monitor.say(line)
@@ -147,7 +152,9 @@ class Trainer:
     def train(self, stop: StopRequest) -> None:
         """The loop: load, step, judge, save; until the last step or until told to stop."""
         args = self.args
-        batches = iter(build_loader(args, self.source, self.layout, self.step))
+        batches = iter(build_loader(args, self.source, self.layout, self.step, self.places))
+        for _ in range(self.places.ahead):
+            self.wait_for(batches)
         skipped_in_a_row, stopped = 0, False
         while self.step < args.max_steps and not stopped:
             micro_batches = [self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)]
@@ -204,10 +211,16 @@ class Trainer:
     def next_batch(self, batches) -> dict:
         """The next micro-batch; unreadable images among its draws are named and counted."""
         before = time.perf_counter()
-        with time_limit(self.args.dataloader_timeout):
-            batch = next(batches)
+        batch = self.wait_for(batches)
         self.monitor.waited_for_data(time.perf_counter() - before)
         self.bad_images.look_at(batch)
+        return batch
+
+    def wait_for(self, batches) -> dict:
+        """The next micro-batch of a loader, of which a stream's place is kept."""
+        with time_limit(self.args.dataloader_timeout):
+            batch = next(batches)
+        self.places.look_at(batch)
         return batch
 
     def on_device(self, batch: dict) -> dict:
@@ -243,11 +256,12 @@ class Trainer:
     def save(self, needed: bool) -> None:
         """A checkpoint, and the run's root refreshed from it. A full disk is tried again at the next save, unless this one is `needed`."""
         self.bad_images.report()
+        places = gather_objects(self.places.state_dict())
         problem = ""
         if self.run is not None:
             try:
                 with worker_deaths_unnoticed():
-                    self.write_run_folder()
+                    self.write_run_folder(places)
             except (CheckpointNotWritten, OSError) as error:
                 problem = str(error)
         problem = broadcast_text(problem)
@@ -257,12 +271,16 @@ class Trainer:
         if problem:
             self.monitor.say(f"warning: {problem}. The run goes on and tries again {self.args.save_steps} steps later")
 
-    def write_run_folder(self) -> None:
-        """`checkpoint-<step>`, then the published files and the model card in the run's root. Raises CheckpointNotWritten, OSError."""
+    def write_run_folder(self, places: list[dict | None]) -> None:
+        """`checkpoint-<step>` with all processes' `places`, then the published files and the model card in the run's root.
+
+        Raises CheckpointNotWritten, OSError.
+        """
         state = {
             "step": self.step,
             "monitor": self.monitor.state_dict(),
             "bad_images": self.bad_images.state_dict(),
+            "stream": places,
             "health": self.health.state_dict(),
             "knn": self.knn,
             "seed": self.args.seed,

@@ -17,6 +17,7 @@ from pretrain.multicrop import MultiCrop
 from pretrain.param_groups import parameter_groups
 from pretrain.schedules import cosine_schedule, frozen, linear_warmup, scaled_learning_rate
 from pretrain.self_distillation import SelfDistillation
+from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BatchLayout, StepMasks, make_loader
 from pretrain.training_state import load_heads_and_centers
 from vision_core.errors import UserError
@@ -124,15 +125,21 @@ def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
     )
 
 
-def build_loader(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, first_step: int) -> DataLoader:
-    """Batches from `first_step` to the end."""
+def build_loader(
+    args: DINOv2Arguments,
+    source: ImageSource | ImageStream,
+    layout: BatchLayout,
+    first_step: int,
+    places: StreamPlaces | None = None,
+) -> DataLoader:
+    """Batches from `first_step` to the end; of a stream from `places`."""
     height, width = image_size(args.global_crop_size)
     grid = (height // args.patch_size, width // args.patch_size)
     exact = args.mask_count == "exact"
     masks = StepMasks(grid, layout.global_batch, args.seed, args.mask_probability, tuple(args.mask_ratio), exact)
     return make_loader(
         source, build_multicrop(args), masks, layout, args.seed, first_step, args.max_steps, args.dataloader_num_workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available(), places=places,
     )  # fmt: skip
 
 

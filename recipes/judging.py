@@ -27,8 +27,8 @@ from vision_core.images.splits import Splits
 from vision_core.run_folder import RunFolder, check_folder
 
 TaskName = Literal[
-    "knn", "linear", "logistic", "few_shot", "retrieval", "copy_detection", "segmentation", "depth", "depth_dpt", "emergent_segmentation",
-    "zero_shot", "image_text",
+    "knn", "linear", "logistic", "multi_label", "few_shot", "retrieval", "copy_detection", "segmentation", "depth", "depth_dpt",
+    "emergent_segmentation", "zero_shot", "image_text",
 ]  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARADIGMS = {

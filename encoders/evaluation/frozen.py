@@ -87,6 +87,20 @@ class FrozenFeatures:
             raise UserError(f"{source.description} has no labels; name a data set with labels, or other tasks")
         return torch.tensor(source.labels)[self.kept(split)]
 
+    def marks(self, split: str) -> Tensor:
+        """`[n, classes]` bool: which classes each row of `vectors` has, where an image may have several. Both splits have the same classes."""
+        self._extract(split, vector_features, "vectors", self.encoder.transform)
+        for source in self.sources.values():
+            if source.multi_labels is None:
+                raise UserError(f"{source.description} has no lists of classes; name a column of lists by ?label=COLUMN")
+        names = self.sources["train"].class_names
+        greatest = max((number for source in self.sources.values() for row in source.multi_labels for number in row), default=-1)
+        rows = self.kept(split)
+        marks = torch.zeros(len(rows), len(names) if names else greatest + 1, dtype=torch.bool)
+        for row, index in enumerate(rows):
+            marks[row, self.sources[split].multi_labels[index]] = True
+        return marks
+
     def _extract(self, split: str, compute, name: str, transform: ImageTransform) -> StoredFeatures:
         if (split, name) not in self._stored:
             self._stored[split, name] = cached_features(

@@ -10,6 +10,7 @@ from torch.utils.data import get_worker_info
 from vision_core.errors import UserError
 from vision_core.images.annotations import Annotations, Read, holds_texts, make_annotations
 from vision_core.images.decode import decode_image
+from vision_core.images.label_values import label_column, read_labels
 from vision_core.images.regular_files import ANYWHERE, data_roots, first_line, is_inside, read_regular_file
 from vision_core.images.sources import (
     EncodedImageSource,
@@ -17,8 +18,8 @@ from vision_core.images.sources import (
     ImageSource,
     ImageStream,
     UnreadableSample,
-    usable_labels,
 )
+from vision_core.images.stream_order import Place, share_of, shuffled_rows
 from vision_core.images.unreadable import UnreadableImage
 
 
@@ -67,12 +68,14 @@ def open_hub(
     except Exception as error:  # offline, a wrong name, a wrong split: `datasets` has a type for each
         kind = NoSuchSplit if isinstance(error, ValueError) else UserError
         raise kind(f"hf:{name}?split={split} cannot be loaded: {first_line(error)}") from None
+    asked_for = label is not None
     image, label = _columns(name, dataset.features, image, label)
     dataset = dataset.cast_column(image, datasets.Image(decode=False))
     roots = _roots(path, follow_links == "true", datasets)
     if streamed:
+        label = _numbers_only(name, dataset.features, label, asked_for)
         return HubStream(dataset, f"{name}/{split}", image, label, num_channels, roots, int(shuffle_buffer))
-    source = HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots)
+    source = HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots, asked_for)
     source.annotations = _annotations(dataset, source, wanted, options)
     return source
 
@@ -131,9 +134,18 @@ class Roots(NamedTuple):
 
 
 class HubSource(EncodedImageSource):
-    """A `datasets.Dataset` with an image column, memory-mapped by `datasets`."""
+    """A `datasets.Dataset` with an image column, memory-mapped by `datasets`; `asked_for` says whether the user named the labels' column."""
 
-    def __init__(self, dataset, name: str, image: str, label: str | None, num_channels: int, roots: Roots) -> None:
+    def __init__(
+        self,
+        dataset,
+        name: str,
+        image: str,
+        label: str | None,
+        num_channels: int,
+        roots: Roots,
+        asked_for: bool = False,
+    ) -> None:
         if not len(dataset):
             raise UserError(f"0 rows in hf:{name}; choose another by ?split=NAME")
         self.dataset, self.name, self.image, self.num_channels = (
@@ -143,10 +155,11 @@ class HubSource(EncodedImageSource):
             num_channels,
         )
         self.roots = roots
-        self.labels = None if label is None else usable_labels(list(dataset[label]), None if label == "label" else label)
-        self.class_names = getattr(dataset.features[label], "names", None) if self.labels else None
-        classes = f", {len(set(self.labels))} classes" if self.labels else ""
-        self.description = f"{len(dataset):,} images of hf:{name}{classes}"
+        self.description = f"{len(dataset):,} images of hf:{name}"
+        if label is not None:
+            found = read_labels(list(dataset[label]), label, asked_for, _class_names(dataset.features[label]))
+            self.take_labels(found)
+            self.description += found.described()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -163,11 +176,11 @@ class HubSource(EncodedImageSource):
 
 
 class HubStream(ImageStream):
-    """A streamed data set: shards go to processes and data workers, and each of them shuffles in a buffer of `shuffle_buffer` images.
+    """A streamed data set: shards go to processes and data workers, and each of them shuffles blocks of `shuffle_buffer` images.
 
-    The order is a function of (epoch, world size, number of data workers): the same run twice sees the same images. A resumed run
-    cannot go on where the other stopped; it starts its pass anew. With fewer shards than processes every process reads all shards and
-    keeps its share; a data worker without a shard stays idle.
+    A block is filled from up to ten shards in turn. The order is a function of (epoch, world size, number of data workers): the same run
+    twice sees the same images, and a reader goes on behind any of them. With fewer shards than processes every process reads all
+    shards and keeps its share; a data worker without a shard stays idle.
     """
 
     def __init__(
@@ -184,21 +197,25 @@ class HubStream(ImageStream):
         self.name, self.image, self.label, self.num_channels, self.roots = name, image, label, num_channels, roots
         self.shuffle_buffer = shuffle_buffer
         self.class_names = getattr(dataset.features[label], "names", None) if label else None
-        self.description = f"stream of hf:{name}"
+        order = f"shuffled in blocks of {shuffle_buffer:,}" if shuffle_buffer > 1 else "in the order of its files"
+        self.description = f"stream of hf:{name}, {order}"
 
-    def records(self, rank: int, world_size: int, epoch: int) -> Iterator[ImageRecord | UnreadableSample]:
-        from datasets.distributed import split_dataset_by_node
-
-        share = self.dataset.shuffle(seed=0, buffer_size=self.shuffle_buffer) if self.shuffle_buffer > 1 else self.dataset
-        share = split_dataset_by_node(share, rank=rank, world_size=world_size)
-        share.set_epoch(epoch)
+    def records(self, rank: int, world_size: int, epoch: int, start: Place | None = None) -> Iterator[ImageRecord | UnreadableSample]:
         worker = get_worker_info()
-        reader = f"{self.name}:epoch{epoch}.rank{rank}.worker{worker.id if worker else 0}"
-        for number, row in enumerate(share):
+        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        reader = f"{self.name}:epoch{epoch}.rank{rank}.worker{worker_id}"
+        share = share_of(self.dataset, rank, world_size, worker_id, workers)
+        if share is None:
+            return
+        if self.shuffle_buffer > 1:  # otherwise the order is that of the files, in every pass
+            share = share.shuffle(seed=0, buffer_size=1)  # shards in turn, one row at a time: the rows are shuffled in blocks
+            share.set_epoch(epoch)
+        names = ("stream", epoch, rank, worker_id)
+        for number, row, place in shuffled_rows(share, max(self.shuffle_buffer, 1), names, start):
             label = row[self.label] if self.label else None
             try:
                 image = decode_image(encoded_bytes(row[self.image], self.roots), self.num_channels, self.pixel_options)
-                yield ImageRecord(f"{reader}:{number}", image, label if label is not None and label >= 0 else None)
+                yield ImageRecord(f"{reader}:{number}", image, label if label is not None and label >= 0 else None, place)
             except UnreadableImage as error:
                 yield UnreadableSample(f"{reader}:{number}", error.reason)
 
@@ -239,8 +256,24 @@ def _columns(name: str, features, image: str | None, label: str | None) -> tuple
         raise UserError(f"hf:{name}: {wanted}; name one of {', '.join(features)} by ?image=COLUMN")
     if label and label not in features:
         raise UserError(f"hf:{name}: no column {label!r}; name one of {', '.join(features)} by ?label=COLUMN")
-    feature = features.get(label or "label")
-    whole_numbers = isinstance(feature, datasets.ClassLabel) or "int" in getattr(feature, "dtype", "")
-    if label and not whole_numbers:
-        raise UserError(f"hf:{name}: column {label!r} holds no whole numbers; name another by ?label=COLUMN")
-    return image, (label or "label") if whole_numbers else None
+    schema = features.arrow_schema
+    return image, label_column({field.name: field.type for field in schema}, label)
+
+
+def _numbers_only(name: str, features, label: str | None, asked_for: bool) -> str | None:
+    """The column of a stream's labels: class numbers, for what texts there are is known at the end alone."""
+    if label is None:
+        return None
+    import datasets
+
+    feature = features[label]
+    if isinstance(feature, datasets.ClassLabel) or "int" in getattr(feature, "dtype", ""):
+        return label
+    if asked_for:
+        raise UserError(f"hf:{name}: column {label!r} holds no whole numbers, which a stream needs for labels; leave out streaming=true")
+    return None
+
+
+def _class_names(feature) -> list[str] | None:
+    """The names of a ClassLabel, or of a list of them."""
+    return getattr(getattr(feature, "feature", feature), "names", None)

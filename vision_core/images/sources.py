@@ -18,15 +18,18 @@ from vision_core.images.pixel_options import AS_STORED, PIXEL_OPTIONS, PixelOpti
 
 if TYPE_CHECKING:
     from vision_core.images.annotations import Annotations
+    from vision_core.images.label_values import Labels
+    from vision_core.images.stream_order import Place
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image `[C, H, W]` with its name and, where it is known, its label."""
+    """An image `[C, H, W]` with its name and, where it is known, its label; `place` is where a stream goes on behind it."""
 
     id: str
     image: Tensor
     label: int | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,18 @@ class ImageSource(ABC):
 
     Attributes:
         labels: one per image, known without decoding, or None.
+        multi_labels: where an image may have several classes or none, the numbers of each image's, or None.
         class_names: the names of the labels, or None.
+        names_from_texts: whether the classes are texts, numbered in sorted order, so that another part may number otherwise.
         description: one line for people.
         fingerprint: a text that is another one when the data is.
         annotations: what is known besides labels, or None.
     """
 
     labels: list[int] | None = None
+    multi_labels: list[list[int]] | None = None
     class_names: list[str] | None = None
+    names_from_texts: bool = False
     description: str = ""
     annotations: Annotations | None = None
 
@@ -70,9 +77,15 @@ class ImageSource(ABC):
 
     @property
     def knows(self) -> frozenset[str]:
-        """Which of label, mask, depth, captions, copy_of the source has."""
+        """Which of label, multi_label, mask, depth, captions, copy_of the source has."""
         known = self.annotations.names if self.annotations else frozenset()
-        return known | {"label"} if self.labels is not None else known
+        beside = {"label": self.labels, "multi_label": self.multi_labels}
+        return known | {name for name, value in beside.items() if value is not None}
+
+    def take_labels(self, read: Labels) -> None:
+        """Have the labels that `read_labels` found."""
+        self.labels, self.multi_labels = read.labels, read.multi_labels
+        self.class_names, self.names_from_texts = read.class_names, read.from_texts
 
 
 class EncodedImageSource(ImageSource):
@@ -106,17 +119,6 @@ class EncodedImageSource(ImageSource):
         return ImageRecord(self.id_of(index), image, None if self.labels is None else self.labels[index])
 
 
-def usable_labels(values: list[int | None], asked_for: str | None) -> list[int] | None:
-    """Labels as numbers, or None where some are missing or negative (the usual mark of a hidden label).
-
-    `asked_for` is the column's name where the user gave it; then a missing label is a `UserError`.
-    """
-    missing = sum(value is None or value < 0 for value in values)
-    if missing and asked_for:
-        raise UserError(f"column {asked_for!r}: {missing} of {len(values)} labels are missing or negative; name another column")
-    return None if missing else [int(value) for value in values]
-
-
 class ImageStream(ABC):
     """Images without an index: every reader gets its share; the order depends on how many readers there are."""
 
@@ -124,8 +126,11 @@ class ImageStream(ABC):
     pixel_options: PixelOptions = AS_STORED
 
     @abstractmethod
-    def records(self, rank: int, world_size: int, epoch: int) -> Iterator[ImageRecord | UnreadableSample]:
-        """One pass over this process's share (in a data worker: that worker's), shuffled by `epoch`."""
+    def records(self, rank: int, world_size: int, epoch: int, start: Place | None = None) -> Iterator[ImageRecord | UnreadableSample]:
+        """One pass over this process's share (in a data worker: that worker's), shuffled by `epoch`.
+
+        `start` is the `place` of a record that the same reader gave in a pass of the same number: it goes on behind that one.
+        """
 
 
 BESIDE_IMAGES = ("mask", "ignore", "depth", "depth_scale")
@@ -136,7 +141,7 @@ KINDS = {
     "list": ("root", *LINKS_AND_TILES, *PIXEL_OPTIONS),
     "parquet": ("image", "label", *IN_COLUMNS, *PIXEL_OPTIONS),
     "hf": ("split", "image", "label", "revision", "streaming", "shuffle_buffer", "follow_links", *IN_COLUMNS, *PIXEL_OPTIONS),
-    "wds": PIXEL_OPTIONS,
+    "wds": ("image", "label", *BESIDE_IMAGES, "captions", *PIXEL_OPTIONS),
     "scenes": ("size", "count", "seed", "split"),
 }
 
@@ -176,9 +181,9 @@ def _open(kind: str, where: str, num_channels: int, options: dict[str, str]) -> 
 
         return open_parquet(where, num_channels, **options)
     if kind == "wds":
-        from vision_core.images.tar_source import TarSource
+        from vision_core.images.tar_source import open_shards
 
-        return TarSource(where, num_channels)
+        return open_shards(where, num_channels, **options)
     from vision_core.images.hub_source import open_hub
 
     return open_hub(where, num_channels, **options)
