@@ -23,6 +23,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -46,6 +47,7 @@ from pretrain.dinov2_build import (
 )
 from pretrain.dry_run import describe_run, rehearse
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
+from pretrain.loss_scale import LossScaler
 from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
 from pretrain.param_groups import apply_schedules, clip_per_module
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
@@ -71,7 +73,8 @@ def main() -> None:
     check_trackers(args.report_to)
     set_cpu_threads(args.num_cpu_threads)
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
+        # float16 is cast and scaled in the loop, the same on every device
+        mixed_precision="no" if args.mixed_precision == "fp16" else args.mixed_precision,
         log_with=args.report_to or None,
         project_dir=args.output_dir or "outputs",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
@@ -115,6 +118,7 @@ class Trainer:
         self.method = build_method(args)
         self.method.to(accelerator.device)
         self.optimizer = build_optimizer(args, self.method)
+        self.scaler = LossScaler(accelerator.device.type, enabled=args.mixed_precision == "fp16")
         self.schedules = build_schedules(args, layout.global_batch)
         self.benchmark, self.references = build_benchmark(args, source, run is not None), {}
         self.model, self.step, self.knn, self.failed_saves, self.latest = None, 0, {}, 0, {}
@@ -136,6 +140,7 @@ class Trainer:
             self.knn = state["knn"]
             self.monitor.load_state_dict(state["monitor"])
             self.bad_images.load_state_dict(state["bad_images"])
+            self.scaler.load(state.get("loss_scaler"))
         elif args.init_from:
             for line in load_weights(self.method, args.init_from):
                 self.monitor.say(line)
@@ -151,9 +156,9 @@ class Trainer:
         skipped_in_a_row, stopped = 0, False
         while self.step < args.max_steps and not stopped:
             micro_batches = [self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)]
-            taken = self.training_step(micro_batches)
+            outcome = self.training_step(micro_batches)
             self.step += 1
-            skipped_in_a_row = 0 if taken else skipped_in_a_row + 1
+            skipped_in_a_row = 0 if outcome == "taken" else skipped_in_a_row + (outcome == "skipped")
             if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
                 self.save(needed=True)
                 raise UserError(
@@ -171,8 +176,11 @@ class Trainer:
             if last or stopped or self.step % args.save_steps == 0:
                 self.save(needed=last or stopped)
 
-    def training_step(self, micro_batches: list[dict]) -> bool:
-        """Forward, backward, clip, and, where loss and gradients are finite on every process, update. True if it was taken."""
+    def training_step(self, micro_batches: list[dict]) -> Literal["taken", "skipped", "rescaled"]:
+        """Forward, backward, clip, and, where loss and gradients are finite on every process, update.
+
+        "rescaled": the gradients overflowed in float16, and the next step has a smaller loss scale.
+        """
         at = {name: float(values[self.step]) for name, values in self.schedules.items()}
         apply_schedules(self.optimizer, at["learning_rate"], at["last_layer_learning_rate"], at["weight_decay"])
         torch.manual_seed(seed_of(self.args.seed, "step", self.step, self.accelerator.process_index))
@@ -180,26 +188,33 @@ class Trainer:
         for number, batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                losses = self.model(**self.on_device(batch), teacher_temp=at["teacher_temp"])
-                (losses["loss"] / len(micro_batches)).backward()
+                with torch.autocast(self.accelerator.device.type, torch.float16, enabled=self.scaler.is_enabled()):
+                    losses = self.model(**self.on_device(batch), teacher_temp=at["teacher_temp"])
+                self.scaler.scale(losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / len(micro_batches)
         own_loss, totals = totals["loss"], mean_over_processes(totals)
+        self.scaler.unscale_(self.optimizer)
         norms = clip_per_module(dict(self.method.student.items()), self.args.max_grad_norm)
         # the same on every process: the losses are means over all of them, and so are the gradients
         taken = bool(torch.stack([totals["loss"], *norms.values()]).isfinite().all())
+        rescaled = not taken and self.scaler.can_fall(totals["loss"])
         if taken:
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
             self.method.update_teacher(at["ema_momentum"])
             self.method.update_centers()
         else:
             self.method.discard_centers()
+        self.scaler.update()
+        if rescaled:
+            self.report_rescaled()
+        elif not taken:
             self.report_skipped(own_loss, micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
         if taken:
             self.latest = totals | {f"{name}_grad_norm": norm for name, norm in norms.items()}
-            self.monitor.step_done(self.step + 1, self.latest, at)
-        return taken
+            self.monitor.step_done(self.step + 1, self.latest, at | self.loss_scale())
+        return "taken" if taken else "rescaled" if rescaled else "skipped"
 
     def next_batch(self, batches) -> dict:
         """The next micro-batch; unreadable images among its draws are named and counted."""
@@ -265,6 +280,7 @@ class Trainer:
             "bad_images": self.bad_images.state_dict(),
             "health": self.health.state_dict(),
             "knn": self.knn,
+            "loss_scaler": self.scaler.state_dict(),
             "seed": self.args.seed,
             "global_batch": self.layout.global_batch,
             "cpu_threads": torch.get_num_threads(),
@@ -310,6 +326,15 @@ class Trainer:
         loss, ranks, ids = sick[0][1], [rank for rank, _, _ in sick], [name for _, _, share in sick for name in share]
         self.monitor.log(self.step + 1, {"skipped": True, "loss": loss, "ranks": ranks, "ids": ids})
         self.monitor.say(f"step {self.step + 1} skipped: loss {loss} or its gradients are not finite (ids in metrics.jsonl)")
+
+    def report_rescaled(self) -> None:
+        """Say that a step was not taken because its gradients overflowed in float16, which is how the loss scale finds its place."""
+        self.monitor.log(self.step + 1, {"skipped": True} | self.loss_scale())
+        self.monitor.say(f"step {self.step + 1} not taken: gradients overflowed in float16; the loss scale falls to {self.scaler.get_scale():g}")
+
+    def loss_scale(self) -> dict[str, float]:
+        """For metrics.jsonl, in float16 only."""
+        return {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
 
     def leave(self) -> None:
         """The last words of a run that was told to stop; its last step is saved."""

@@ -13,7 +13,7 @@ from encoders.transformers_encoder import TransformersEncoder
 from pretrain.backbone import Backbone, build_backbone, load_backbone_weights, position_grid_size
 from pretrain.dinov2_args import DINOv2Arguments, backbone_shape, image_size
 from pretrain.heads import ProjectionHead
-from pretrain.multicrop import MultiCrop
+from pretrain.multicrop import MultiCrop, Poses
 from pretrain.param_groups import parameter_groups
 from pretrain.schedules import cosine_schedule, frozen, linear_warmup, scaled_learning_rate
 from pretrain.self_distillation import SelfDistillation
@@ -121,6 +121,11 @@ def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
         args.grayscale_probability,
         args.image_mean,
         args.image_std,
+        poses=Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns),
+        solarize_probability=args.solarize_probability,
+        band_jitter_strength=args.band_jitter_strength,
+        channel_drop_probability=args.channel_drop_probability,
+        stain_strength=args.stain_strength,
     )
 
 

@@ -65,6 +65,6 @@ def memory_estimate(args: DINOv2Arguments, batch: dict, num_parameters: int) -> 
     tokens = sum(len(part) * (part.shape[2] * part.shape[3] // args.patch_size**2 + 1 + args.num_register_tokens) for part in crops)
     kept_layers = 1 if args.gradient_checkpointing else layers
     rows = sum(len(part) for part in crops) + len(batch["mask_indices"]) + len(batch["global_crops"])
-    bytes_per_value = 2 if args.mixed_precision == "bf16" else 4
+    bytes_per_value = 4 if args.mixed_precision == "no" else 2
     activations = tokens * width * ACTIVATIONS_PER_WIDTH * kept_layers * bytes_per_value + 3 * rows * args.num_prototypes * 4
     return num_parameters * BYTES_PER_PARAMETER / 2**30, activations / 2**30

@@ -84,4 +84,4 @@ def test_multi_band_images_keep_their_channels_and_say_what_is_left_out():
     crops = MultiCrop((16, 16), (8, 8), 1, mean=[0.0] * 5, std=[1.0] * 5)
     views = crops(torch.rand(5, 30, 30))
     assert views[0][0].shape == (5, 16, 16) and views[1][0].dtype == torch.float32
-    assert "left out, they need RGB: colour jitter, grayscale, solarize" in crops.describe()
+    assert "left out, they need RGB: hue, saturation, grayscale, stains" in crops.describe()
