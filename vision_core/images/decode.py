@@ -1,7 +1,5 @@
 """The one decoder: encoded bytes to a tensor, or a named reason why not."""
 
-import io
-import struct
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,68 +11,60 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from vision_core.errors import UserError
-from vision_core.images.multiband import NPY_MAGIC, WHITE_IS_ZERO, decode_npy, decode_tiff
+from vision_core.images import pictures, tiff
+from vision_core.images.formats import format_of, reader_of
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
-from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage, check_size
+from vision_core.images.pixels import grey_levels, to_pixels
+from vision_core.images.stored import Stored, with_missing
+from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage
 
 __all__ = [
-    "FORMATS",
     "MAX_PIXELS",
     "MIN_SIDE",
     "UnreadableImage",
+    "count_parts",
     "decode_image",
     "decode_values",
     "grey_levels",
     "is_picture",
     "picture_size",
     "picture_tensor",
+    "read_stored",
 ]
 Result = TypeVar("Result")
 
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
-EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
-SIXTEEN_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N"}
 NUMBER_FORMATS = {"PNG", "TIFF"}  # the others change numbers, or have none
-
-TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-OTHER_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF")
-BMP_MAGIC = b"BM"
-
-# tags of TIFF 6.0
-IMAGE_WIDTH_TAG, IMAGE_LENGTH_TAG = 256, 257
-PHOTOMETRIC_TAG = 262
-SAMPLE_FORMAT_TAG, SIGNED = 339, 2
-
-ORIENTATION_TAG = 0x0112
-# EXIF 2.3, tag 0x0112: what brings the stored rows and columns upright
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+IMAGE_WIDTH_TAG, IMAGE_LENGTH_TAG = 256, 257  # TIFF 6.0
 
 
 def decode_image(data: bytes, num_channels: int = 3, options: PixelOptions = AS_STORED, part: int | None = None) -> Tensor:
-    """Encoded bytes to `[C, H, W]`: uint8 RGB for 3 channels, float32 for any other number.
+    """Encoded bytes to `[C, H, W]`; see `read_stored` and `to_pixels`, which this is.
 
     Sizes are checked in the header, before any pixel is decoded. EXIF orientation is applied, alpha dropped, the first frame of an
-    animation taken. 16-bit grey is divided by 257; 16-bit colour comes from Pillow as its high byte. Where a TIFF says that
-    white is zero (MinIsWhite), 8 and 16 bits are inverted. Float and signed values have no known scale and are refused.
-
-    With another number of channels, multi-band TIFF and `.npy` are read (see `multiband.py`; nothing is rotated); with 1 channel
-    pictures become luminance 0..1 (ITU-R 601-2, Pillow's "L").
+    animation taken. Pictures of 8 bits become luminance 0..1 (ITU-R 601-2, Pillow's "L") where one channel is asked for.
 
     A flipped bit inside JPEG or WebP data mostly decodes to other pixels, which no decoder notices; only a content hash does.
 
     Raises:
         UnreadableImage: for any bytes that are not a whole, supported image.
-        UserError: a multi-band TIFF where the package tifffile is missing.
+        UserError: where a package that reads the format is missing.
     """
-    return _guarded(lambda: _decode(data, num_channels), data)
+    return _guarded(lambda: _decode(data, num_channels, options, part), data)
+
+
+def read_stored(data: bytes, num_channels: int = 3, options: PixelOptions = AS_STORED, part: int | None = None) -> Stored:
+    """The numbers of an image as its file has them, with what is missing among them. Raises as `decode_image` does.
+
+    Args:
+        num_channels: how many are wanted. The result may have one, which stands for three, or the three of a colour for one.
+        part: which of the images of a file that holds several, from 0 on.
+    """
+    return _guarded(lambda: _read(data, num_channels, options, part), data)
+
+
+def count_parts(data: bytes, num_channels: int = 3) -> int:
+    """How many images of `num_channels` the file holds: 1 where it is one image. Raises as `decode_image` does."""
+    return _guarded(lambda: _count_parts(data, num_channels), data)
 
 
 def decode_values(data: bytes) -> Tensor:
@@ -96,30 +86,23 @@ def picture_tensor(picture: Image.Image) -> Tensor:
     Raises:
         UnreadableImage: for values of no known scale, and where the file behind the image cannot be read to its end.
     """
-    return _guarded(lambda: _rgb(_seen(_of_known_scale(picture))), b"")
+    return _guarded(lambda: pictures.pixels_of(pictures.of_known_scale(picture), 3), b"")
 
 
 def is_picture(data: bytes) -> bool:
-    """Whether `data` begins as the files of `FORMATS` do."""
-    return data.startswith((*TIFF_MAGIC, *OTHER_MAGIC, BMP_MAGIC))
-
-
-def grey_levels(values: np.ndarray) -> np.ndarray:
-    """Grey of 16 bits, of any shape, as uint8: divided by 257 and rounded."""
-    levels = (values.astype(np.int64) + 128) // 257
-    return levels.clip(0, 255).astype(np.uint8)
+    """Whether `data` begins as the files of a known format do."""
+    return format_of(data) is not None
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
     """Height and width of the upright picture, from its header. Raises UnreadableImage."""
-    return _guarded(lambda: _upright_size(_open_header(data)), data)
+    return _guarded(lambda: _upright_size(pictures.open_header(data, MAX_PIXELS)), data)
 
 
 def _guarded(read: Callable[[], Result], data: bytes) -> Result:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow warns of large images, whose sizes are checked here
             return read()
     except (UnreadableImage, UserError):
         raise
@@ -127,131 +110,65 @@ def _guarded(read: Callable[[], Result], data: bytes) -> Result:
         raise UnreadableImage(_reason(error, data)) from None
 
 
-def _decode(data: bytes, num_channels: int) -> Tensor:
-    if num_channels == 3:
-        return _rgb(_seen(_open_header(data)))
-    if data.startswith(NPY_MAGIC):
-        return decode_npy(data, num_channels)
-    if num_channels == 1:
-        return _one_channel(data)
-    if data.startswith(TIFF_MAGIC):
-        return decode_tiff(data, num_channels)
-    raise UnreadableImage(f"not_{num_channels}_channels" if data.startswith(OTHER_MAGIC) else "not_an_image")
+def _decode(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Tensor:
+    as_documented = options.scale is None and options.nodata is None and part is None
+    picture = _plain_picture(data, num_channels, options.max_pixels) if as_documented else None
+    if picture is not None:
+        return pictures.pixels_of(picture, num_channels)
+    return to_pixels(_read(data, num_channels, options, part), num_channels, options)
 
 
-def _seen(picture: Image.Image) -> Image.Image:
-    """The picture as it is meant to be seen: upright, and the higher a value the brighter."""
-    inverted = _is_inverted(picture)
-    upright = _upright(picture)
-    return Image.fromarray(65535 - np.asarray(upright)) if inverted else upright
+def _plain_picture(data: bytes, num_channels: int, max_pixels: int) -> Image.Image | None:
+    """The picture whose pixels Pillow gives as they are documented, or None."""
+    reader = reader_of(data)
+    if num_channels not in (1, 3) or reader not in (pictures, tiff):
+        return None
+    if reader is tiff:
+        return tiff.open_plain(data, max_pixels)
+    loses_bits = num_channels == 1 and pictures.is_colour_of_16_bits(data)
+    return None if loses_bits else pictures.open_header(data, max_pixels)
 
 
-def _is_inverted(picture: Image.Image) -> bool:
-    """Whether white is zero in a TIFF of 16 bits; Pillow inverts those of 8 bits itself."""
-    sixteen_bits = isinstance(picture, TiffImageFile) and picture.mode in SIXTEEN_BIT_MODES
-    return sixteen_bits and picture.tag_v2.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO
+def _read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
+    stored = reader_of(data).read(data, num_channels, options, part)
+    return with_missing(stored, options.nodata)
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """The picture with all its pixels read and turned, the values as they are stored."""
-    picture = _loaded(picture)
-    turn = UPRIGHT.get(_orientation(picture))
-    return picture if turn is None else picture.transpose(turn)
-
-
-def _loaded(picture: Image.Image) -> Image.Image:
-    """The picture with all its pixels read.
-
-    Pillow (seen in 13.0) maps an uncompressed TIFF into memory where it was opened by name, and takes the rows for columns
-    if EXIF turns it by a quarter. The file is then read once more from that memory, unless somebody has changed the pixels.
-    """
-    picture.load()
-    mapped = getattr(picture, "map", None) if isinstance(picture, TiffImageFile) else None
-    if mapped is None or not picture.readonly:
-        return picture
-    again = Image.open(io.BytesIO(mapped[:]), formats=["TIFF"])
-    again.seek(picture.tell())
-    again.load()
-    return again
-
-
-def _open_header(data: bytes) -> Image.Image:
-    """A PIL image of 8 or 16 bits and of a size that is allowed, no pixel read yet."""
-    if data.startswith(b"GIF8"):
-        check_size(*struct.unpack_from("<HH", data, 6))  # Pillow may fill the whole canvas while it opens a GIF
-    picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    check_size(*picture.size)
-    return _of_known_scale(picture)
-
-
-def _of_known_scale(picture: Image.Image) -> Image.Image:
-    """Refuse a picture whose values have no known place between black and white."""
-    sixteen_bits = picture.mode in SIXTEEN_BIT_MODES or (picture.mode == "I" and picture.format == "PNG")
-    if not sixteen_bits and picture.mode not in EIGHT_BIT_MODES:
-        raise UnreadableImage(f"unsupported_mode {picture.mode}")
-    if isinstance(picture, TiffImageFile) and SIGNED in picture.tag_v2.get(SAMPLE_FORMAT_TAG, ()):
-        raise UnreadableImage("unsupported_mode int8")  # Pillow's "L", with -1 as 255
-    return picture
-
-
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation; 1 (upright) where the EXIF block cannot be read: the pixels are whole all the same."""
-    try:
-        return picture.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:
-        return 1
+def _count_parts(data: bytes, num_channels: int) -> int:
+    count = getattr(reader_of(data), "count_parts", None)
+    return 1 if count is None else count(data, num_channels)
 
 
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
     if isinstance(picture, TiffImageFile):  # Pillow has exchanged the sides already
         width, height = picture.tag_v2[IMAGE_WIDTH_TAG], picture.tag_v2[IMAGE_LENGTH_TAG]
-    return (width, height) if _orientation(picture) >= 5 else (height, width)
+    return (width, height) if pictures.orientation(picture) >= 5 else (height, width)
 
 
 def _numbers(data: bytes) -> Tensor:
-    header = _open_header(data)
+    header = pictures.open_header(data, MAX_PIXELS)
     if header.format not in NUMBER_FORMATS:
         raise UnreadableImage(f"not_numbers {header.format}")
-    if header.mode in EIGHT_BIT_MODES - {"1", "L", "P"}:
+    if header.mode in pictures.EIGHT_BIT_MODES - {"1", "L", "P"}:
         raise UnreadableImage(f"not_numbers {header.mode}")
     stored = header.tile[0].args if header.tile else "L"  # of Pillow's raw decoder, such as L;4; for TIFF the first of several
     stored = stored if isinstance(stored, str) else stored[0]
     if header.mode == "L" and stored != "L":
         raise UnreadableImage(f"not_numbers {stored}")
-    return torch.from_numpy(np.asarray(_upright(header)).astype(np.int32))
-
-
-def _rgb(picture: Image.Image) -> Tensor:
-    if picture.mode in EIGHT_BIT_MODES:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-    return torch.from_numpy(grey_levels(np.asarray(picture))).expand(3, -1, -1).contiguous()
-
-
-def _one_channel(data: bytes) -> Tensor:
-    """Luminance of a picture; the values of a TIFF that Pillow does not take for a picture (float, signed, 32 bits)."""
-    try:
-        picture = _seen(_open_header(data))
-    except (UnreadableImage, Image.UnidentifiedImageError) as error:
-        unsupported = isinstance(error, Image.UnidentifiedImageError) or error.reason.startswith("unsupported_mode")
-        if unsupported and data.startswith(TIFF_MAGIC):
-            return decode_tiff(data, 1)
-        raise
-    if picture.mode in EIGHT_BIT_MODES:
-        return torch.from_numpy(np.array(picture.convert("L"), dtype=np.float32))[None] / 255
-    return torch.from_numpy(np.asarray(picture).astype(np.float32))[None] / 65535
+    return torch.from_numpy(np.asarray(pictures.upright(header)).astype(np.int32))
 
 
 def _reason(error: Exception, data: bytes) -> str:
     """A name for what Pillow, NumPy or tifffile raised on `data`."""
-    if isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning):
+    if isinstance(error, MemoryError | Image.DecompressionBombError):
         return "too_large"
     if isinstance(error, EOFError) or "truncated" in str(error).lower() or _short_webp(data):
         return "truncated"
     if isinstance(error, Image.UnidentifiedImageError):
-        if data.startswith(TIFF_MAGIC):
+        if data.startswith(tiff.MAGIC):
             return "unsupported_tiff"
-        return "corrupt" if data.startswith(OTHER_MAGIC) else "not_an_image"
+        return "not_an_image" if format_of(data) is None else "corrupt"
     return "corrupt"
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from vision_core.errors import UserError
 from vision_core.images.annotations import make_annotations
-from vision_core.images.regular_files import files_fingerprint, image_extensions, is_inside, read_regular_file
+from vision_core.images.formats import ENDINGS
+from vision_core.images.regular_files import files_fingerprint, is_inside, read_regular_file
 from vision_core.images.sources import EncodedImageSource
 
 
@@ -22,8 +23,8 @@ class FileSource(EncodedImageSource):
         return len(self.paths)
 
     @property
-    def fingerprint(self) -> str:
-        return files_fingerprint((os.path.join(self.root, path) for path in self.paths), self.labels, self.num_channels)
+    def content_fingerprint(self) -> str:
+        return files_fingerprint((os.path.join(self.root, path) for path in self.paths), self.labels)
 
     def id_of(self, index: int) -> str:
         return self.paths[index]
@@ -41,7 +42,7 @@ class FolderSource(FileSource):
     def __init__(self, root: Path, num_channels: int = 3) -> None:
         if not root.is_dir():
             raise UserError(f"dataset folder {root} does not exist; give a folder with images")
-        extensions = image_extensions(num_channels)
+        extensions = ENDINGS
         paths = sorted(_image_paths(str(root), extensions))
         if not paths:
             raise UserError(f"0 images under {root} (looked for {', '.join(extensions)} at any depth)")

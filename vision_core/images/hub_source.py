@@ -134,8 +134,8 @@ class HubSource(EncodedImageSource):
         return len(self.dataset)
 
     @property
-    def fingerprint(self) -> str:
-        return f"hf {self.name} {self.dataset._fingerprint} {self.num_channels}"
+    def content_fingerprint(self) -> str:
+        return f"hf {self.name} {self.dataset._fingerprint}"
 
     def id_of(self, index: int) -> str:
         return f"{self.name}:{index}"

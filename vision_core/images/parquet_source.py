@@ -63,8 +63,8 @@ class ParquetSource(EncodedImageSource):
         return self._file_ends[-1]
 
     @property
-    def fingerprint(self) -> str:
-        return files_fingerprint(self.files, self._column, self.labels, self.num_channels)
+    def content_fingerprint(self) -> str:
+        return files_fingerprint(self.files, self._column, self.labels)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}

@@ -9,13 +9,7 @@ from collections.abc import Iterable
 from vision_core.errors import UserError
 from vision_core.images.unreadable import UnreadableImage
 
-PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_FILE_BYTES = 256 * 2**20
-
-
-def image_extensions(num_channels: int) -> tuple[str, ...]:
-    """File name endings, in lower case, that `decode_image` may read with this number of channels."""
-    return PICTURE_EXTENSIONS if num_channels == 3 else (*PICTURE_EXTENSIONS, ".npy")
 
 
 def read_regular_file(path: str, root: str | None = None) -> bytes:

@@ -81,6 +81,15 @@ class EncodedImageSource(ImageSource):
     num_channels: int = 3
     pixel_options: PixelOptions = AS_STORED
 
+    @property
+    @abstractmethod
+    def content_fingerprint(self) -> str:
+        """A text that is another one when the files are, whatever is made of them."""
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.content_fingerprint} {self.num_channels} {self.pixel_options}"
+
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
         """The encoded image number `index`; raises `UnreadableImage`."""

@@ -10,10 +10,39 @@ class Stored(NamedTuple):
 
     Attributes:
         values: `[C, H, W]` in the type in which the file has them, after the file's own rescaling where it has one (DICOM, FITS, NIfTI).
-        full_scale: the values of black and of white where the format says them (0 and 65535 for uint16), or None.
+        full_scale: the values of black and of white where the format says them, or None: (0, 65535) for uint16, and (65535, 0) where
+            the file says that white is zero.
         missing: `[C, H, W]` bool, true where the file has no value (nodata, NaN), or None where all are there.
+        is_colour: whether the channels are red, green and blue, so that their luminance is an image of one channel.
     """
 
     values: np.ndarray
     full_scale: tuple[float, float] | None
     missing: np.ndarray | None = None
+    is_colour: bool = False
+
+
+def scale_of_type(dtype: np.dtype) -> tuple[float, float] | None:
+    """The values of black and of white of a type that pictures use; no other type says where they are."""
+    return {"bool": (0, 1), "uint8": (0, 255), "uint16": (0, 65535)}.get(dtype.name)
+
+
+def is_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
+    """Where `values` hold `nodata`, compared in their own type: -9999 is no value of an unsigned one, 0.1 is one of float32."""
+    if np.isnan(nodata):
+        return np.isnan(values)
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return values == values.dtype.type(nodata)
+    return values == nodata
+
+
+def with_missing(stored: Stored, nodata: float | None) -> Stored:
+    """`stored` with NaN and the user's `nodata` among what is missing."""
+    marks = [] if stored.missing is None else [stored.missing]
+    if stored.values.dtype.kind == "f":
+        marks.append(np.isnan(stored.values))
+    if nodata is not None:
+        marks.append(is_nodata(stored.values, nodata))
+    missing = np.logical_or.reduce(marks) if marks else None
+    return stored._replace(missing=missing if missing is not None and missing.any() else None)

@@ -5,7 +5,8 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from vision_core.errors import UserError
-from vision_core.images.regular_files import files_fingerprint, files_matching, first_line, image_extensions, short_names
+from vision_core.images.formats import ENDINGS
+from vision_core.images.regular_files import files_fingerprint, files_matching, first_line, short_names
 from vision_core.images.sources import EncodedImageSource
 from vision_core.images.unreadable import UnreadableImage
 
@@ -35,7 +36,7 @@ class TarSource(EncodedImageSource):
         self.shards = files_matching("wds", pattern, ".tar")
         self.num_channels = num_channels
         self._names = short_names(self.shards)
-        extensions = image_extensions(num_channels)
+        extensions = ENDINGS
         self.members: list[Member] = []
         labels: dict[tuple[int, str], int] = {}
         for number, path in enumerate(self.shards):
@@ -50,8 +51,8 @@ class TarSource(EncodedImageSource):
         self.description = f"{len(self):,} images in {len(self.shards)} tar shards{classes}"
 
     @property
-    def fingerprint(self) -> str:
-        return files_fingerprint(self.shards, self.num_channels)
+    def content_fingerprint(self) -> str:
+        return files_fingerprint(self.shards)
 
     def __len__(self) -> int:
         return len(self.members)

@@ -1,7 +1,6 @@
 """Why an image is not used, and the sizes beyond which none is."""
 
 MAX_PIXELS = 64_000_000
-MAX_VALUES = 3 * MAX_PIXELS
 MIN_SIDE = 8
 
 
@@ -24,12 +23,18 @@ class UnreadableImage(Exception):
         self.reason = reason
 
 
-def check_size(width: int, height: int) -> None:
-    """Refuse an image by the size in its header: `too_large` above 64 million pixels, `too_small` below 8 on a side."""
-    if width * height > MAX_PIXELS:
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse an image by the size in its header: `too_large` above `max_pixels`, `too_small` below 8 on a side."""
+    if width * height > max_pixels:
         raise UnreadableImage("too_large")
     if min(width, height) < MIN_SIDE:
         raise UnreadableImage("too_small")
+
+
+def check_values(count: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse an image whose header asks for more numbers, over all its channels, than the largest picture has."""
+    if count > 3 * max_pixels:
+        raise UnreadableImage("too_large")
 
 
 def cure(reason: str) -> str:
