@@ -56,6 +56,8 @@ from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, own_cores
 from vision_core.errors import UserError, run_script
+from vision_core.images.pixel_options import pixel_options_text
+from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.randomness import seed_of
 from vision_core.run_folder import RunFolder
@@ -134,7 +136,7 @@ class Trainer:
         self.probes = draw_probes(self.source, evaluation_size(args), args.seed)
         self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
         if state:
-            for line in changed_course(state, args.seed, self.layout.global_batch):
+            for line in changed_course(state, args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)):
                 self.monitor.say(line)
             self.health.load_state_dict(state["health"])
             self.knn = state["knn"]
@@ -282,6 +284,7 @@ class Trainer:
             "knn": self.knn,
             "loss_scaler": self.scaler.state_dict(),
             "seed": self.args.seed,
+            "pixel_options": pixel_options_text(self.source.pixel_options),
             "global_batch": self.layout.global_batch,
             "cpu_threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -291,12 +294,13 @@ class Trainer:
             save_training_state(folder, self.method, self.optimizer, state)
             size = evaluation_size(self.args)
             margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
-            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin)
+            in_own_scale = self.args.num_channels != 3 or self.source.pixel_options.scale is not None
+            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin, in_own_scale)
 
         checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
         replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
         results = self.references | {f"this model, {name}": value for name, value in self.knn.items()}
-        write_card(self.output_dir / "README.md", self.args, self.step, self.source.description, results, self.benchmark)
+        write_card(self.output_dir / "README.md", self.args, self.step, self.source, results, self.benchmark)
 
     def greet(self) -> None:
         """What this run is, and what it has to beat."""
@@ -305,7 +309,11 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.method.student["backbone"].parameters())
         self.monitor.say(f"run folder      {self.output_dir}")
         self.monitor.say(f"images          {self.source.description}")
-        self.monitor.say(f"crops           {build_multicrop(self.args).describe()}")
+        for note in range_notes(self.source, self.args.num_channels, self.args.image_mean, self.args.image_std):
+            self.monitor.say(f"note            {note}")
+        if reading := pixel_options_text(self.source.pixel_options):
+            self.monitor.say(f"pixels          read with {reading}; judge this encoder on images that are read with the same")
+        self.monitor.say(f"crops           {build_multicrop(self.args, self.source).describe()}")
         self.monitor.say(
             f"backbone        {parameters / 1e6:.1f} M parameters, {self.accelerator.device.type}, {torch.get_num_threads()} threads"
         )

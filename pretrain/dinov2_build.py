@@ -108,8 +108,8 @@ def build_schedules(args: DINOv2Arguments, global_batch: int) -> dict:
     }
 
 
-def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
-    """The run's crops."""
+def build_multicrop(args: DINOv2Arguments, source: ImageSource | ImageStream) -> MultiCrop:
+    """The run's crops of the images of `source`."""
     return MultiCrop(
         image_size(args.global_crop_size),
         image_size(args.local_crop_size),
@@ -126,6 +126,7 @@ def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
         band_jitter_strength=args.band_jitter_strength,
         channel_drop_probability=args.channel_drop_probability,
         stain_strength=args.stain_strength,
+        known_range=source.pixel_options.scale is not None,
     )
 
 
@@ -136,7 +137,7 @@ def build_loader(args: DINOv2Arguments, source: ImageSource | ImageStream, layou
     exact = args.mask_count == "exact"
     masks = StepMasks(grid, layout.global_batch, args.seed, args.mask_probability, tuple(args.mask_ratio), exact)
     return make_loader(
-        source, build_multicrop(args), masks, layout, args.seed, first_step, args.max_steps, args.dataloader_num_workers,
+        source, build_multicrop(args, source), masks, layout, args.seed, first_step, args.max_steps, args.dataloader_num_workers,
         pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
 
@@ -145,10 +146,11 @@ def build_benchmark(args: DINOv2Arguments, source: ImageSource | ImageStream, on
     """The k-NN benchmark of the run; images are held by the main process alone."""
     if args.eval_dataset is None:
         return None
-    queries = open_source(args.eval_dataset, args.num_channels)
+    learnt_scale = source.pixel_options.scale
+    queries = open_source(args.eval_dataset, args.num_channels, learnt_scale)
     bank = queries
     if args.eval_bank_dataset is not None:
-        bank = open_source(args.eval_bank_dataset, args.num_channels)
+        bank = open_source(args.eval_bank_dataset, args.num_channels, learnt_scale)
     elif isinstance(source, ImageSource) and source.labels is not None:
         bank = source
     if not on_this_process:

@@ -92,7 +92,8 @@ def main() -> None:
     """Read the options, train."""
     args = parse_arguments(MaeArguments, description=__doc__)
     model, processor = start(args)
-    sources = (open_images(text) if text else None for text in (args.dataset, args.eval_dataset))
+    source = open_images(args.dataset)
+    held_out = open_images(args.eval_dataset, source.pixel_options.scale) if args.eval_dataset else None
     side = model.config.image_size
     poses = Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns)
     make = partial(masked_crop, side, (side // model.config.patch_size) ** 2, args.seed, poses=poses)
@@ -102,7 +103,7 @@ def main() -> None:
         LAUNCHERS,
         model,
         processor,
-        *(source and DrawnImages(source, make) for source in sources),
+        *(each and DrawnImages(each, make) for each in (source, held_out)),
         collate=partial(collate, processor.image_mean, processor.image_std),
         trainer_type=MaeTrainer,
         adam_betas=(0.9, 0.95),  # published

@@ -67,6 +67,7 @@ class MultiCrop:
         band_jitter_strength: factor on the ranges of `random_band_jitter`, for any number of channels; 0 is off.
         channel_drop_probability: share of the images that lose channels, in all their crops alike; a lost channel is its mean, 0 here.
         stain_strength: of `random_stains`, for RGB; 0 is off.
+        known_range: float32 images of 3 channels lie in 0..1, as `?scale=` makes them, and are colours; else they are bands of any units.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class MultiCrop:
         band_jitter_strength: float = 0.0,
         channel_drop_probability: float = 0.0,
         stain_strength: float = 0.0,
+        known_range: bool = True,
     ) -> None:
-        self.blur, self.is_rgb = blur, len(mean) == 3
+        self.blur, self.is_rgb, self.known_range = blur, len(mean) == 3, known_range
         if solarize_probability is None:
             solarize_probability = SOLARIZE_PROBABILITY if self.is_rgb else 0.0
         first, second, local = BLUR_PROBABILITY[blur]
@@ -106,7 +108,8 @@ class MultiCrop:
         """`image`: `[C, H, W]`, uint8 RGB or float32 of any channels."""
         picture = V.to_pil_image(image) if image.dtype == torch.uint8 else image
         dropped = random_dropped_channels(len(self.mean), self.channel_drop_probability) if self.channel_drop_probability else []
-        cut = partial(self._cut, picture, dropped)
+        is_rgb = self.is_rgb and (self.known_range or image.dtype == torch.uint8)
+        cut = partial(self._cut, picture, is_rgb, dropped)
         return [cut(kind) for kind in self.global_crops], [cut(kind) for kind in self.local_crops]
 
     def describe(self) -> str:
@@ -127,24 +130,21 @@ class MultiCrop:
         text = f"{len(self.global_crops)} global and {len(self.local_crops)} local crops, blur {self.blur}, {', '.join(said)}"
         return text if self.is_rgb else f"{text}; left out, they need RGB: hue, saturation, grayscale, stains"
 
-    def _cut(self, picture: Image.Image | Tensor, dropped: list[int], kind: CropKind) -> Tensor:
-        view = self._with_colours(random_view(picture, kind.size, kind.scale, self.poses))
+    def _cut(self, picture: Image.Image | Tensor, is_rgb: bool, dropped: list[int], kind: CropKind) -> Tensor:
+        view = random_view(picture, kind.size, kind.scale, self.poses)
+        view = self._with_colours(view) if is_rgb else view
         if self.band_jitter_strength:
             view = random_band_jitter(view, self.std, self.band_jitter_strength)
         if _happens(kind.blur_probability):
             view = gaussian_blur(view, _uniform(*BLUR_SIGMA))
-        if self.is_rgb and _happens(kind.solarize_probability):
-            view = torch.where(view >= SOLARIZE_THRESHOLD, 1 - view, view)
-        elif not self.is_rgb and kind.solarize_probability and _happens(kind.solarize_probability):
-            view = solarize_bands(view, self.mean)
+        if (is_rgb or kind.solarize_probability) and _happens(kind.solarize_probability):
+            view = torch.where(view >= SOLARIZE_THRESHOLD, 1 - view, view) if is_rgb else solarize_bands(view, self.mean)
         pixels = (view - self.mean) / self.std
         pixels[dropped] = 0
         return pixels
 
     def _with_colours(self, view: Image.Image | Tensor) -> Tensor:
-        """float32 `[C, h, w]`; RGB with other colours, of 0..1."""
-        if not self.is_rgb:
-            return view
+        """RGB with other colours, float32 `[3, h, w]` of 0..1."""
         if isinstance(view, Tensor):
             view = view.clamp(0, 1)  # bicubic weights overshoot; 8-bit images are clamped by Pillow
         view = random_colours(view, self.colour_strength, self.grayscale_probability)

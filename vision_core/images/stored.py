@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vision_core.images.unreadable import UnreadableImage
+
 
 class Stored(NamedTuple):
     """The numbers of one image.
@@ -35,6 +37,15 @@ def is_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
         with np.errstate(over="ignore"):
             return values == values.dtype.type(nodata)
     return values == nodata
+
+
+def with_bands(stored: Stored, bands: tuple[int, ...], bands_of: int) -> Stored:
+    """The bands of these numbers, counted from 1, of an image that has `bands_of`. Raises UnreadableImage where it has others."""
+    if len(stored.values) != bands_of:
+        raise UnreadableImage(f"not_{bands_of}_channels {len(stored.values)} bands")
+    chosen = [band - 1 for band in bands]
+    missing = None if stored.missing is None else stored.missing[chosen]
+    return Stored(stored.values[chosen], stored.full_scale, missing, stored.is_colour and bands == (1, 2, 3))
 
 
 def with_missing(stored: Stored, nodata: float | None) -> Stored:
