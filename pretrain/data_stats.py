@@ -55,7 +55,9 @@ def report(text: str, num_channels: int, samples: int) -> str:
         raise UserError(f"{text} is a stream, which has no samples; leave out streaming=true, or name its files by parquet:")
     sample = sample_stored(source, samples, progress=partial(tqdm, desc="reading images", unit="image", leave=False))
     if not sample.images:
-        raise UserError(f"none of {sum(sample.unreadable.values())} images of {source.description} could be read: {_counts(sample.unreadable)}")
+        raise UserError(
+            f"none of {sum(sample.unreadable.values())} images of {source.description} could be read: {_counts(sample.unreadable)}"
+        )
     proposed = proposed_options(source, sample)
     pixels = pixel_statistics(source, samples, proposed)
     return "\n".join([*_about(source, sample), "", *band_table(sample), "", *_proposal(text, source, sample, proposed, pixels)])
@@ -126,9 +128,7 @@ def _about(source: ImageSource, sample: StoredSample) -> list[str]:
     ]
 
 
-def _proposal(
-    text: str, source: ImageSource, sample: StoredSample, options: PixelOptions, pixels: Sequence[BandStatistics]
-) -> list[str]:
+def _proposal(text: str, source: ImageSource, sample: StoredSample, options: PixelOptions, pixels: Sequence[BandStatistics]) -> list[str]:
     """What to paste; mean and std are of the pixels that those options make."""
     clipped = []
     if options != source.pixel_options:

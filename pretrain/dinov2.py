@@ -338,7 +338,9 @@ class Trainer:
     def report_rescaled(self) -> None:
         """Say that a step was not taken because its gradients overflowed in float16, which is how the loss scale finds its place."""
         self.monitor.log(self.step + 1, {"skipped": True} | self.loss_scale())
-        self.monitor.say(f"step {self.step + 1} not taken: gradients overflowed in float16; the loss scale falls to {self.scaler.get_scale():g}")
+        self.monitor.say(
+            f"step {self.step + 1} not taken: gradients overflowed in float16; the loss scale falls to {self.scaler.get_scale():g}"
+        )
 
     def loss_scale(self) -> dict[str, float]:
         """For metrics.jsonl, in float16 only."""

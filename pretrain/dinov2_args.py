@@ -85,9 +85,7 @@ class DINOv2Arguments:
         None, "share of the second global crops; default: 0.2, as published, for 3 channels, otherwise 0", "crops and masks"
     )
     horizontal_flip_probability: float = option(0.5, "share of the crops that are mirrored; published 0.5", "crops and masks")
-    vertical_flip_probability: float = option(
-        0.0, "share of the crops that are mirrored upside down; published 0", "crops and masks"
-    )
+    vertical_flip_probability: float = option(0.0, "share of the crops that are mirrored upside down; published 0", "crops and masks")
     quarter_turns: bool = option(False, "crops are turned by 0, 90, 180 or 270 degrees, each as likely", "crops and masks")
     band_jitter_strength: float = option(
         0.0, "brightness and contrast of any number of channels, in units of image_std: factor on the ranges; 0: off", "crops and masks"

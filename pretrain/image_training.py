@@ -27,7 +27,16 @@ from vision_core.run_trainer import RunTrainer, TrainerOptions, open_run, traini
 from vision_core.stopping import StopRequest
 
 Item = dict[str, Any]
-SHOWN = ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay", "warmup_steps", "bf16", "fp16", "seed")
+SHOWN = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "bf16",
+    "fp16",
+    "seed",
+)
 
 
 class DrawnImages(Dataset):

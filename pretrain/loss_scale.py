@@ -24,4 +24,3 @@ class LossScaler(torch.amp.GradScaler):
         """Go on from `state_dict()`. None or an empty one, of a run in another precision, starts afresh."""
         if state and self.is_enabled():
             self.load_state_dict(state)
-

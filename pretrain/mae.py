@@ -25,7 +25,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from encoders.preprocess import normalise
 from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_images, train_images
 from pretrain.mae_weights import initialise_mae
-from pretrain.multicrop import Poses, random_view
+from pretrain.multicrop import PUBLISHED_POSES, Poses, random_view
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.randomness import seed_of
@@ -153,7 +153,7 @@ def load_processor(name: str) -> Any:
         raise UserError(f"--init_from {name} has no image processor ({first_line(error)}); add its preprocessor_config.json") from None
 
 
-def masked_crop(side: int, num_patches: int, seed: int, image: Tensor, epoch: int, index: int, poses: Poses = Poses()) -> Item:
+def masked_crop(side: int, num_patches: int, seed: int, image: Tensor, epoch: int, index: int, poses: Poses = PUBLISHED_POSES) -> Item:
     """A random crop of an image `[3, H, W]`, flipped and turned as `poses` has it, as view `[3, side, side]`; noise `[num_patches]`: the highest are hidden."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("mae", seed, epoch, index))

@@ -42,11 +42,14 @@ class CropKind:
 
 
 class Poses(NamedTuple):
-    """How a crop may lie: probabilities of a flip, and whether each of the four quarter turns is as likely. The default is the published one."""
+    """How a crop may lie: probabilities of a flip, and whether each of the four quarter turns is as likely."""
 
     horizontal_flip_probability: float = 0.5
     vertical_flip_probability: float = 0.0
     quarter_turns: bool = False
+
+
+PUBLISHED_POSES = Poses()
 
 
 class MultiCrop:
@@ -83,7 +86,7 @@ class MultiCrop:
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         *,
-        poses: Poses = Poses(),
+        poses: Poses = PUBLISHED_POSES,
         solarize_probability: float | None = None,
         band_jitter_strength: float = 0.0,
         channel_drop_probability: float = 0.0,
@@ -91,6 +94,7 @@ class MultiCrop:
         known_range: bool = True,
     ) -> None:
         self.blur, self.is_rgb, self.known_range = blur, len(mean) == 3, known_range
+        self.solarizes_bands = solarize_probability is not None
         if solarize_probability is None:
             solarize_probability = SOLARIZE_PROBABILITY if self.is_rgb else 0.0
         first, second, local = BLUR_PROBABILITY[blur]
@@ -137,7 +141,7 @@ class MultiCrop:
             view = random_band_jitter(view, self.std, self.band_jitter_strength)
         if _happens(kind.blur_probability):
             view = gaussian_blur(view, _uniform(*BLUR_SIGMA))
-        if (is_rgb or kind.solarize_probability) and _happens(kind.solarize_probability):
+        if (is_rgb or self.solarizes_bands) and _happens(kind.solarize_probability):
             view = torch.where(view >= SOLARIZE_THRESHOLD, 1 - view, view) if is_rgb else solarize_bands(view, self.mean)
         pixels = (view - self.mean) / self.std
         pixels[dropped] = 0

@@ -50,7 +50,9 @@ def changed_course(state: dict, seed: int, global_batch: int, pixel_options: str
     lines = []
     before = state.get("pixel_options", pixel_options)  # older checkpoints do not say
     if before != pixel_options:
-        lines.append(f"note            images were read with {before or 'no options'} and are read with {pixel_options or 'none'}: other pixels")
+        lines.append(
+            f"note            images were read with {before or 'no options'} and are read with {pixel_options or 'none'}: other pixels"
+        )
     for name, value in (("seed", seed), ("global_batch", global_batch)):
         if state[name] != value:
             lines.append(

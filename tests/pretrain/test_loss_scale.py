@@ -83,14 +83,14 @@ def test_losses_features_and_targets_stay_float32():
     exact = method(**batch, teacher_temp=0.04)
     seen = {}
     for name, module in backbone.named_modules():
-        module.register_forward_hook(lambda module, args, output, name=name: seen.setdefault(name, output))
+        module.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output}))
     with torch.autocast("cpu", torch.float16):
         losses = method(**batch, teacher_temp=0.04)
         targets, patches = method.teacher_targets(batch["global_crops"], batch["mask_indices"], 0.04)
     assert {value.dtype for value in (*losses.values(), targets, patches)} == {torch.float32}
     assert seen["encoder.layer.0.mlp.fc1"].dtype == torch.float16 and seen["layernorm"].dtype == torch.float32
     for name, value in losses.items():
-        assert value.item() == pytest.approx(exact[name].item(), rel=0.1), name
+        assert value.item() == pytest.approx(exact[name].item(), rel=5e-3), name
     losses["loss"].backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in method.student.parameters() if parameter.grad is not None)
 
@@ -109,8 +109,6 @@ def test_more_overflows_in_a_row_than_may_be_skipped_lower_the_scale_and_trainin
 
 
 def test_resumed_is_uninterrupted_bit_for_bit(run, whole, tmp_path):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     for step in (10, 15, 16):

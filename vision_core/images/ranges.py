@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 from vision_core.errors import UserError
 from vision_core.images.pixel_options import Scale, scale_text
 from vision_core.images.sampled import StoredSample, first_images, is_eight_bit, sample_stored
@@ -66,9 +67,7 @@ def needs_scale(sample: StoredSample) -> bool:
     return share is None or share < USED_SHARE
 
 
-def range_notes(
-    source: ImageSource | ImageStream, num_channels: int, image_mean: Sequence[float], image_std: Sequence[float]
-) -> list[str]:
+def range_notes(source: ImageSource | ImageStream, num_channels: int, image_mean: Sequence[float], image_std: Sequence[float]) -> list[str]:
     """What a quick look at a source's files says against its options, a line each; nothing for pictures of 8 bits, scenes and streams.
 
     image_mean, image_std: of the run, one per channel.
@@ -129,4 +128,3 @@ def _missing_note(sample: StoredSample) -> str:
 
 def _types(sample: StoredSample) -> str:
     return " and ".join(sorted(sample.types))
-
