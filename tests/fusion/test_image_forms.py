@@ -43,6 +43,14 @@ def tiff(values: np.ndarray, **options) -> bytes:
     return stream.getvalue()
 
 
+def tiff_with_overview() -> bytes:
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(VALUES, photometric="rgb", metadata=None)
+        writer.write(255 - VALUES[::2, ::2], photometric="rgb", subfiletype=1, metadata=None)
+    return stream.getvalue()
+
+
 def turned(image: Image.Image | np.ndarray, format: str, orientation: int, **options) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -97,7 +105,12 @@ FILES = {
     "tiff_palette_alpha": pillow(PALETTE.convert("PA"), "TIFF"),
     "tiff_ycbcr": pillow(COLOUR.convert("YCbCr"), "TIFF"),
     "tiff_cmyk": pillow(COLOUR.convert("CMYK"), "TIFF"),
-    "tiff_pages": tiff(np.stack([VALUES, 255 - VALUES]), photometric="rgb", metadata=None),
+    "tiff_pages_of_channels": tiff(VALUES.transpose(2, 0, 1), photometric="minisblack", metadata=None),
+    "tiff_imagej_channels": tiff(COLOUR_16.transpose(2, 0, 1), imagej=True, metadata={"axes": "CYX"}),
+    "tiff_ome_channels": tiff(COLOUR_16.transpose(2, 0, 1), ome=True, photometric="minisblack", metadata={"axes": "CYX"}),
+    "tiff_planes": tiff(VALUES.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
+    "tiff_planes_16": tiff(COLOUR_16.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
+    "tiff_overviews": tiff_with_overview(),
     "tiff_grey_16": tiff(GREY_16, photometric="minisblack"),
     "tiff_grey_16_big_endian": tiff(GREY_16, photometric="minisblack", byteorder=">"),
     "tiff_grey_16_lzw": pillow(GREY_16, "TIFF", compression="tiff_lzw"),
@@ -118,15 +131,19 @@ FILES |= {"tiff_grey_16_turned": turned(GREY_16, "TIFF", 6), "tiff_grey_turned":
 
 # what was written, where no decoder comes between it and the pixels
 ARRAYS = {
-    **dict.fromkeys(("png", "webp", "bmp", "tiff", "tiff_lzw", "tiff_ome", "webp_animated", "apng", "tiff_pages"), VALUES),
+    **dict.fromkeys(("png", "webp", "bmp", "tiff", "tiff_lzw", "tiff_ome", "webp_animated", "apng"), VALUES),
+    **dict.fromkeys(("tiff_pages_of_channels", "tiff_planes", "tiff_overviews"), VALUES),
     **dict.fromkeys(("png_grey", "tiff_imagej", "tiff_white_is_zero"), GREY),
     **dict.fromkeys(("png_grey_16", "tiff_grey_16", "tiff_grey_16_big_endian", "tiff_grey_16_lzw", "tiff_imagej_16"), GREY_16),
     **dict.fromkeys(("tiff_ome_16", "tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib"), GREY_16),
-    **dict.fromkeys(("png_colour_16", "tiff_colour_16"), COLOUR_16),
+    **dict.fromkeys(("png_colour_16", "tiff_colour_16", "tiff_imagej_channels", "tiff_ome_channels", "tiff_planes_16"), COLOUR_16),
 }
-# What Pillow 13 copies is another image: the copy does not say that white is zero, and where Pillow maps a file into
-# memory it takes rows for columns.
-NO_COPIES = {"tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib", "tiff_grey_16_turned", "tiff_grey_turned"}
+# What Pillow 13 copies is another image: the copy does not say that white is zero, where Pillow maps a file into memory it
+# takes rows for columns, it has the first of several pages, and of planes of 16 bits it makes noise.
+NO_COPIES = {
+    *("tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib", "tiff_grey_16_turned", "tiff_grey_turned"),
+    *("tiff_pages_of_channels", "tiff_imagej_channels", "tiff_ome_channels", "tiff_planes_16"),
+}
 
 
 def opened(path: Path) -> Image.Image:
@@ -226,6 +243,21 @@ def test_values_of_no_known_scale_are_refused_in_every_form(tmp_path, processor,
     (tmp_path / name).write_bytes(REFUSED[name])
     with pytest.raises(UserError, match=r"unsupported_mode .*save it as grey of 8 or 16 bits, or as RGB"):
         processor(OF_FILES[form](tmp_path / name))
+
+
+@pytest.mark.parametrize("form", OF_FILES)
+def test_the_first_of_several_pages_is_no_picture(tmp_path, processor, form):
+    (tmp_path / "pages").write_bytes(tiff(np.stack([VALUES, 255 - VALUES]), photometric="rgb", metadata=None))
+    with pytest.raises(UserError, match="several_images pages=2.; it holds more than one image: save each as a file of its own"):
+        processor(OF_FILES[form](tmp_path / "pages"))
+
+
+def test_a_page_that_a_user_turned_to_is_taken(tmp_path):
+    (tmp_path / "pages.tiff").write_bytes(tiff(np.stack([VALUES, 255 - VALUES]), photometric="rgb", metadata=None))
+    picture = Image.open(tmp_path / "pages.tiff")
+    picture.seek(1)
+    for given in (picture, picture.copy()):
+        assert np.array_equal(image_tensor(given).numpy(), 255 - VALUES.transpose(2, 0, 1))
 
 
 def chat(image, key):

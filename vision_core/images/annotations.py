@@ -93,8 +93,9 @@ class Annotations:
             if what not in ("not_numbers", "unsupported_mode"):
                 raise
             raise UserError(f"{kind} {source.id_of(index)} is stored as {found}; save it as PNG with one channel of 8 or 16 bits") from None
-        if self.images.num_channels == 3:  # files of other bands have no header that Pillow reads
-            _check_shape(values.shape, picture_size(self.images.read_bytes(index)), f"{kind} {source.id_of(index)}")
+        if self.images.num_channels == 3:  # files of other bands have no header that is read by itself
+            size = picture_size(self.images.read_bytes(index), self.images.pixel_options, self.images.part_of(index))
+            _check_shape(values.shape, size, f"{kind} {source.id_of(index)}")
         return values
 
 

@@ -29,7 +29,7 @@ def image_tensor(image: Any) -> Tensor:
 
     | image | rule |
     |---|---|
-    | bytes | the file's content |
+    | bytes | the file's content; of TIFF and arrays, three bands of floats have no known range and are refused |
     | path, `file://`, `data:`, base64 | the content that is read there |
     | `http://`, `https://` | refused: nothing is downloaded |
     | PIL image | loaded or not, of a mode with a known scale; see `decode.picture_tensor` |
@@ -63,9 +63,17 @@ def image_tensor(image: Any) -> Tensor:
 
 def _decoded(data: bytes, name: str) -> Tensor:
     try:
-        return decode_image(data)
+        return _levels_of_file(decode_image(data), name)
     except UnreadableImage as error:
         raise UserError(f"{name} cannot be decoded ({error.reason}); {cure(error.reason)}") from None
+
+
+def _levels_of_file(image: Tensor, name: str) -> Tensor:
+    if image.dtype != torch.uint8:
+        raise UserError(
+            f"{name} holds three bands of numbers without a known range; make an image of uint8 of them, from 0 for black to 255 for white"
+        )
+    return image
 
 
 def _of_text(text: str) -> Tensor:
@@ -110,7 +118,7 @@ def _of_file(path: str) -> Tensor:
 def _of_picture(picture: Image.Image) -> Tensor:
     name = f"a PIL image of mode {picture.mode}, {picture.width} x {picture.height}"
     try:
-        return picture_tensor(picture)
+        return _levels_of_file(picture_tensor(picture), name)
     except UnreadableImage as error:
         way = cure(error.reason)
         if error.reason == "corrupt":

@@ -1,5 +1,6 @@
 """The one decoder: encoded bytes to a tensor, or a named reason why not."""
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,6 +16,7 @@ from vision_core.images import pictures, tiff
 from vision_core.images.formats import format_of, reader_of
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.pixels import grey_levels, to_pixels
+from vision_core.images.regular_files import read_regular_file
 from vision_core.images.stored import Stored, with_bands, with_missing
 from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage
 
@@ -82,12 +84,14 @@ def picture_tensor(picture: Image.Image) -> Tensor:
 
     The image may be loaded or not. Of an animation the frame is taken at which the image stands, which is the first after
     opening. EXIF orientation is applied where the image still has one. A copy of a 16-bit TIFF no longer says that white
-    is zero. Sizes are not checked.
+    is zero. A TIFF whose pixels Pillow does not give as they are documented is read again from its file; of its pages a later one
+    is taken as it is where the image was turned to it. Sizes are not checked.
 
     Raises:
-        UnreadableImage: for values of no known scale, and where the file behind the image cannot be read to its end.
+        UnreadableImage: for values of no known scale, where the file behind the image cannot be read to its end, and
+            not_its_files_pixels where the file would have to be read again and is not at hand.
     """
-    return _guarded(lambda: pictures.pixels_of(pictures.of_known_scale(picture), 3), b"")
+    return _guarded(lambda: _pixels_of_picture(picture), b"")
 
 
 def is_picture(data: bytes) -> bool:
@@ -95,9 +99,9 @@ def is_picture(data: bytes) -> bool:
     return format_of(data) is not None
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Height and width of the upright picture, from its header. Raises UnreadableImage."""
-    return _guarded(lambda: _upright_size(pictures.open_header(data, MAX_PIXELS)), data)
+def picture_size(data: bytes, options: PixelOptions = AS_STORED, part: int | None = None) -> tuple[int, int]:
+    """Height and width of the upright image of three channels; from its header where Pillow reads it. Raises as `decode_image` does."""
+    return _guarded(lambda: _upright_size(data, options, part), data)
 
 
 def _guarded(read: Callable[[], Result], data: bytes) -> Result:
@@ -125,9 +129,10 @@ def _plain_picture(data: bytes, num_channels: int, max_pixels: int) -> Image.Ima
     if num_channels not in (1, 3) or reader not in (pictures, tiff):
         return None
     if reader is tiff:
-        return tiff.open_plain(data, max_pixels)
-    loses_bits = num_channels == 1 and pictures.is_colour_of_16_bits(data)
-    return None if loses_bits else pictures.open_header(data, max_pixels)
+        return tiff.open_plain(data, max_pixels, high_byte=num_channels == 3)
+    if num_channels == 1 and pictures.loses_bits(data):
+        return None
+    return pictures.open_header(data, max_pixels)
 
 
 def _read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
@@ -140,14 +145,46 @@ def _count_parts(data: bytes, num_channels: int) -> int:
     return 1 if count is None else count(data, num_channels)
 
 
-def _upright_size(picture: Image.Image) -> tuple[int, int]:
+def _upright_size(data: bytes, options: PixelOptions, part: int | None) -> tuple[int, int]:
+    picture = _plain_picture(data, 3, options.max_pixels) if part is None else None
+    if picture is None:
+        return tuple(_read(data, 3, options, part).values.shape[1:])
     width, height = picture.size
     if isinstance(picture, TiffImageFile):  # Pillow has exchanged the sides already
         width, height = picture.tag_v2[IMAGE_WIDTH_TAG], picture.tag_v2[IMAGE_LENGTH_TAG]
     return (width, height) if pictures.orientation(picture) >= 5 else (height, width)
 
 
+def _pixels_of_picture(picture: Image.Image) -> Tensor:
+    if isinstance(picture, TiffImageFile) and not _shows_its_numbers(picture):
+        return _decode(_content_behind(picture), 3, AS_STORED, None)
+    return pictures.pixels_of(pictures.of_known_scale(picture), 3)
+
+
+def _shows_its_numbers(picture: TiffImageFile) -> bool:
+    """Whether Pillow gives what `decode_image` would; a later page is one that somebody chose."""
+    is_alone = picture.tell() > 0 or tiff.is_alone(picture)
+    return is_alone and tiff.is_plain_page(picture, high_byte=True)
+
+
+def _content_behind(picture: TiffImageFile) -> bytes:
+    """The file that the picture was opened from."""
+    if picture.tell() > 0:
+        raise UnreadableImage("not_its_files_pixels")
+    if picture.fp is not None and not picture.fp.closed:
+        place = picture.fp.tell()
+        picture.fp.seek(0)
+        data = picture.fp.read()
+        picture.fp.seek(place)
+        return data
+    if picture.filename:
+        return read_regular_file(os.path.abspath(picture.filename))
+    raise UnreadableImage("not_its_files_pixels")
+
+
 def _numbers(data: bytes) -> Tensor:
+    if reader_of(data) is tiff and tiff.open_plain(data, MAX_PIXELS) is None:
+        return _numbers_of_pages(data)
     header = pictures.open_header(data, MAX_PIXELS)
     if header.format not in NUMBER_FORMATS:
         raise UnreadableImage(f"not_numbers {header.format}")
@@ -158,6 +195,16 @@ def _numbers(data: bytes) -> Tensor:
     if header.mode == "L" and stored != "L":
         raise UnreadableImage(f"not_numbers {stored}")
     return torch.from_numpy(np.asarray(pictures.upright(header)).astype(np.int32))
+
+
+def _numbers_of_pages(data: bytes) -> Tensor:
+    """Of a TIFF that is no plain picture."""
+    stored = tiff.read_numbers(data)
+    if len(stored.values) > 1:
+        raise UnreadableImage("not_numbers RGB")
+    if stored.full_scale is None:
+        raise UnreadableImage(f"unsupported_mode {stored.values.dtype.name}")
+    return torch.from_numpy(stored.values[0].astype(np.int32))
 
 
 def _reason(error: Exception, data: bytes) -> str:

@@ -33,7 +33,8 @@ FORMATS = (
     Format("GIF", (".gif",), 0, (b"GIF8",), pictures),
     Format("BMP", (".bmp",), 0, (b"BM",), pictures),
     Format("TIFF", (".tif", ".tiff"), 0, tiff.MAGIC, tiff),
-    Format("NumPy array", (".npy",), 0, (b"\x93NUMPY",), arrays),
+    Format("NumPy array", (".npy",), 0, (arrays.NPY_MAGIC,), arrays),
+    Format("NumPy archive", (".npz",), 0, (arrays.ZIP_MAGIC,), arrays),
 )
 ENDINGS = tuple(ending for format in FORMATS for ending in format.endings)
 

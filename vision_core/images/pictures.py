@@ -21,7 +21,7 @@ GREY_MODES = {"1", "L", "LA"}
 SIXTEEN_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N"}
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # bytes of the header IHDR
-PNG_RGB, PNG_RGBA = 2, 6
+PNG_COLOURS, PNG_WITH_ALPHA = (2, 6), (4, 6)
 
 # tags of TIFF 6.0
 PHOTOMETRIC_TAG = 262
@@ -34,8 +34,8 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
     """The numbers of a picture: one channel of grey of 8 or 16 bits, or three of colour. Alpha is dropped, a palette's index becomes its colour."""
     check_picture_channels(num_channels)
     picture = open_header(data, options.max_pixels)
-    if is_colour_of_16_bits(data):
-        return _colour_of_16_bits(data, orientation(picture))
+    if loses_bits(data):
+        return _all_16_bits(data, orientation(picture))
     return numbers_of(picture)
 
 
@@ -58,21 +58,20 @@ def check_picture_channels(num_channels: int) -> None:
         raise UnreadableImage(f"not_{num_channels}_channels")
 
 
-def is_colour_of_16_bits(data: bytes) -> bool:
-    """Whether `data` is a PNG in colours of 16 bits, of which Pillow keeps the high byte."""
-    return (
-        data.startswith(PNG_MAGIC)
-        and len(data) > PNG_COLOUR_TYPE
-        and data[PNG_DEPTH] == 16
-        and data[PNG_COLOUR_TYPE] in (PNG_RGB, PNG_RGBA)
-    )
+def loses_bits(data: bytes) -> bool:
+    """Whether `data` is a PNG of 16 bits of which Pillow keeps the high byte: one in colours or with alpha."""
+    if not data.startswith(PNG_MAGIC) or len(data) <= PNG_COLOUR_TYPE:
+        return False
+    return data[PNG_DEPTH] == 16 and data[PNG_COLOUR_TYPE] in (*PNG_COLOURS, *PNG_WITH_ALPHA)
 
 
-def _colour_of_16_bits(data: bytes, turn: int) -> Stored:
+def _all_16_bits(data: bytes, turn: int) -> Stored:
+    """The numbers of a PNG that `loses_bits` in Pillow, by libpng."""
     from torchvision.io import ImageReadMode, decode_png
 
-    values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)[:3].numpy()
-    return Stored(turned(values, turn), (0, 65535), is_colour=True)
+    values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
+    kept = values[:-1] if data[PNG_COLOUR_TYPE] in PNG_WITH_ALPHA else values
+    return Stored(turned(kept, turn), (0, 65535), is_colour=len(kept) == 3)
 
 
 def open_header(data: bytes, max_pixels: int) -> Image.Image:
@@ -100,8 +99,8 @@ def pixels_of(picture: Image.Image, num_channels: int) -> Tensor:
     if num_channels == 3:
         return _rgb(picture)
     if picture.mode in EIGHT_BIT_MODES:
-        return torch.from_numpy(np.array(picture.convert("L"), dtype=np.float32))[None] / 255
-    return torch.from_numpy(np.asarray(picture).astype(np.float32))[None] / 65535
+        return torch.from_numpy(np.array(picture.convert("L"), dtype=np.float32))[None].div_(255)
+    return torch.from_numpy(np.asarray(picture).astype(np.float32))[None].div_(65535)
 
 
 def _rgb(picture: Image.Image) -> Tensor:

@@ -1,89 +1,103 @@
-"""Reads TIFF: plain pictures through Pillow, everything else through tifffile."""
+"""Reads TIFF: plain pictures through Pillow, every other file through tifffile.
 
-import io
-import math
-import zlib
+Pillow is quick, and reads LZW and JPEG without further packages. But it shows the first of several pages, and takes the first of
+several bands for the picture, without a word; so it is asked only where the tags of TIFF 6.0 leave no doubt.
+"""
 
-import numpy as np
+import re
+
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
-from vision_core.errors import UserError
 from vision_core.images import pictures
-from vision_core.images.pixel_options import PixelOptions
-from vision_core.images.stored import Stored, scale_of_type
-from vision_core.images.unreadable import UnreadableImage, check_size, check_values
+from vision_core.images.pixel_options import AS_STORED, PixelOptions
+from vision_core.images.stored import Stored
+from vision_core.images.unreadable import UnreadableImage
 
 MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-DEFLATE = (8, 32946)
-# none, LZW, deflate (two numbers), PackBits: codecs whose output is bounded by the image's own size
-TIFF_COMPRESSIONS = (1, 5, *DEFLATE, 32773)
-REDUCED_OR_MASK = 0b101
-WHITE_IS_ZERO = 0  # PhotometricInterpretation of TIFF 6.0
 
-
-def open_plain(data: bytes, max_pixels: int) -> Image.Image | None:
-    """The open file where Pillow gives its pixels as they are documented, or None."""
-    try:
-        picture = pictures.open_header(data, max_pixels)
-    except (UnreadableImage, Image.UnidentifiedImageError) as error:
-        unsupported = isinstance(error, Image.UnidentifiedImageError) or error.reason.startswith("unsupported_mode")
-        if unsupported:
-            return None
-        raise
-    return picture if picture.n_frames == 1 else None
+# tags of TIFF 6.0
+BITS, COMPRESSION, PHOTOMETRIC, DESCRIPTION = 258, 259, 262, 270
+SAMPLES, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 277, 284, 338, 339
+CONTIGUOUS, UNSIGNED, VOID = 1, 1, 4
+ALPHAS = (1, 2)  # ExtraSamples: associated and unassociated alpha
+# what a plain picture lacks: MetaMorph's and Zeiss's stacks within one page, depth, GDAL's nodata
+UNPLAIN_TAGS = {32997, 33628, 33629, 33630, 33631, 34412, 42113}
+# none, CCITT, LZW, JPEG, deflate, PackBits: what Pillow's libtiff is always built with
+PLAIN_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946}
+# PhotometricInterpretation -> samples of a pixel: grey (white or black is zero), RGB, palette, CMYK, YCbCr
+COLOUR_SAMPLES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
+RGB = 2
+GREYS = (0, 1)
+# ImageJ and tifffile write a stack's planes behind one page
+STACK_BEHIND_A_PAGE = re.compile(r'^ImageJ=.*^images=(?!1\s)|^\{"shape".*"truncated": true', re.DOTALL | re.MULTILINE)
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """One page with all bands, or one page for each.
+    """The bands of an image, in one page or in as many pages as channels are asked for; see `tiff_pages.py`."""
+    picture = open_plain(data, options.max_pixels) if num_channels in (1, 3) and not part else None
+    if picture is not None:
+        return pictures.numbers_of(picture)
+    from vision_core.images import tiff_pages
 
-    Overviews and masks (TIFF 6.0, NewSubfileType bits 0 and 2) are passed over. LZW needs the package imagecodecs.
-    """
+    return tiff_pages.read(data, num_channels, options, part)
+
+
+def read_numbers(data: bytes) -> Stored:
+    """The numbers of one channel; of a palette the indices. Raises as `tiff_pages.read` does."""
+    from vision_core.images import tiff_pages
+
+    return tiff_pages.read(data, 1, AS_STORED, None, colours_of_palette=False)
+
+
+def count_parts(data: bytes, num_channels: int) -> int:
+    """How many images the pages hold. Raises UnreadableImage."""
+    from vision_core.images import tiff_pages
+
+    return tiff_pages.count_parts(data, num_channels)
+
+
+def open_plain(data: bytes, max_pixels: int, high_byte: bool = False) -> Image.Image | None:
+    """The open file where Pillow gives its pixels as they are documented, or None. See `is_plain_page`."""
     try:
-        import tifffile
-    except ImportError:
-        raise UserError("multi-band TIFF needs the package tifffile; pip install 'vision-encoder-fusion[pretrain]'") from None
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        pages = [page for page in file.pages if not page.subfiletype & REDUCED_OR_MASK]
-        if not pages or any(page.shape != pages[0].shape or page.dtype != pages[0].dtype for page in pages):
-            raise UnreadableImage("unsupported_tiff")
-        bands = [_check_page(page, options.max_pixels) for page in pages]
-        if sum(bands) != num_channels and not (sum(bands) == 1 and num_channels == 3):
-            raise UnreadableImage(f"not_{num_channels}_channels {sum(bands)} bands")
-        for page in pages:
-            _check_segments(page, data, options.max_pixels)
-        try:
-            planes = [page.asarray(maxworkers=1) for page in pages]
-        except ValueError as error:
-            raise UnreadableImage("needs_imagecodecs" if "imagecodecs" in str(error) else "corrupt") from None
-        values = np.concatenate([_channels_first(plane, page.axes) for plane, page in zip(planes, pages, strict=True)])
-        full_scale = scale_of_type(values.dtype)
-        if full_scale and len(values) == 1 and pages[0].photometric == WHITE_IS_ZERO:
-            full_scale = full_scale[::-1]
-        return Stored(values, full_scale)
+        picture = pictures.open_header(data, max_pixels)
+    except Image.UnidentifiedImageError:
+        return None
+    except UnreadableImage as error:
+        if error.reason.startswith("unsupported_mode"):
+            return None
+        raise
+    return picture if is_alone(picture) and is_plain_page(picture, high_byte) else None
 
 
-def _channels_first(plane: np.ndarray, axes: str) -> np.ndarray:
-    return plane[None] if axes == "YX" else np.moveaxis(plane, axes.index("S"), 0)
+def is_alone(picture: TiffImageFile) -> bool:
+    """Whether the file holds one page and no stack behind it."""
+    return picture.n_frames == 1 and not STACK_BEHIND_A_PAGE.search(str(picture.tag_v2.get(DESCRIPTION, "")))
 
 
-def _check_page(page, max_pixels: int) -> int:
-    """The number of bands of a page, whose type and size are possible."""
-    if page.dtype is None or page.dtype.kind not in "uifb":
-        raise UnreadableImage(f"unsupported_type {page.dtype}")
-    if page.axes not in ("YX", "YXS", "SYX"):
-        raise UnreadableImage(f"unsupported_axes {page.axes}")
-    check_size(page.imagewidth, page.imagelength, max_pixels)
-    check_values(math.prod(page.shape), max_pixels)
-    return page.samplesperpixel
+def is_plain_page(picture: TiffImageFile, high_byte: bool = False) -> bool:
+    """Whether a page is of 1 to 8 bits, or of grey of 16, with the samples that its colours have and perhaps alpha.
+
+    high_byte: also where it is of colours of 16 bits, of which Pillow keeps the high byte.
+    """
+    tags = picture.tag_v2
+    photometric = tags.get(PHOTOMETRIC)
+    is_plain = _has_its_samples(tags, photometric) and _has_plain_numbers(tags, photometric, high_byte)
+    return is_plain and not UNPLAIN_TAGS & tags.keys()
 
 
-def _check_segments(page, data: bytes, max_pixels: int) -> None:
-    """Refuse strips and tiles that are larger than the image, or that inflate beyond their own size."""
-    if page.compression not in TIFF_COMPRESSIONS:
-        raise UnreadableImage(f"unsupported_compression {int(page.compression)}")
-    check_values(math.prod(page.chunks), max_pixels)
-    if page.compression in DEFLATE:
-        limit = math.prod(page.chunks) * page.dtype.itemsize
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-            if len(zlib.decompressobj().decompress(data[offset : offset + count], limit + 1)) > limit:
-                raise UnreadableImage("corrupt")
+def _has_its_samples(tags, photometric: int | None) -> bool:
+    if photometric not in COLOUR_SAMPLES:
+        return False
+    samples = tags.get(SAMPLES, 1)
+    extra = samples - COLOUR_SAMPLES[photometric]
+    has_alpha = extra == 1 and tuple(tags.get(EXTRA_SAMPLES, ())) in [(alpha,) for alpha in ALPHAS]
+    return (extra == 0 or has_alpha) and (samples == 1 or tags.get(PLANAR, CONTIGUOUS) == CONTIGUOUS)
+
+
+def _has_plain_numbers(tags, photometric: int, high_byte: bool) -> bool:
+    bits = set(tags.get(BITS, (1,)))
+    few_bits = bits == {8} or (tags.get(SAMPLES, 1) == 1 and bits <= {1, 2, 4})
+    sixteen_bits = bits == {16} and ((photometric in GREYS and tags.get(SAMPLES, 1) == 1) or (photometric == RGB and high_byte))
+    unsigned = set(tags.get(SAMPLE_FORMAT, (UNSIGNED,))) <= {UNSIGNED, VOID}
+    return (few_bits or sixteen_bits) and unsigned and tags.get(COMPRESSION, 1) in PLAIN_COMPRESSIONS

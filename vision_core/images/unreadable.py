@@ -6,13 +6,28 @@ MIN_SIDE = 8
 
 CURES = {
     "missing": "give the path of a file that exists",
-    "not_an_image": "give a JPEG, PNG, WebP, GIF, BMP or TIFF file",
-    "unsupported_mode": "its values have no known place between black and white: save it as grey of 8 or 16 bits, or as RGB",
+    "not_an_image": "give a JPEG, PNG, WebP, GIF, BMP or TIFF file, or an array that NumPy saved",
+    "unsupported_mode": "its values have no known place between black and white: save it as grey of 8 or 16 bits, or as RGB; "
+    "or say in the source which values these are, such as ?scale=0,4095",
     "unsupported_tiff": "save it as PNG",
-    "too_large": f"make it smaller: {MAX_PIXELS:,} pixels are the most",
+    "unsupported_type": "save its values as whole numbers or as floats",
+    "unsupported_axes": "save it as pages of height x width",
+    "unsupported_colours": "save it as grey, as RGB, or as one band for each channel",
+    "unsupported_compression": "save it uncompressed, or with LZW, deflate, PackBits, Zstandard, JPEG or WebP",
+    "needs_imagecodecs": "this kind of TIFF needs the package imagecodecs: pip install 'vision-encoder-fusion[scientific]'",
+    "several_images": "it holds more than one image: save each as a file of its own; the channels of one image are as many pages of "
+    "grey as channels are asked for, or the axis C of ImageJ and OME files",
+    "ambiguous_channels": "its first and its last axis could both be the channels: save it with another height or width",
+    "python_objects": "it holds Python objects, which are never loaded: save an array of numbers",
+    "nodata_only": "a band holds no value at all: leave the image out, or correct its nodata value",
+    "not_finite": "it holds infinite values, or numbers beyond 3.4e38: replace them, or mark them as nodata",
+    "no_full_scale": "floats have no full range: give the values of black and white, such as ?scale=0,1",
+    "not_its_files_pixels": "Pillow does not give the numbers that its file holds: give its path",
+    "too_large": f"make it smaller, or allow more than {MAX_PIXELS:,} pixels by ?max_pixels=NUMBER in the source",
     "too_small": f"give a larger one: {MIN_SIDE} pixels on a side are the least",
     "truncated": "its file ends too early: copy or download it again",
 }
+OTHER_CHANNELS = "save the bands that are meant in a file of their own, or ask for as many as it has by --num_channels"
 
 
 class UnreadableImage(Exception):
@@ -39,4 +54,7 @@ def check_values(count: int, max_pixels: int = MAX_PIXELS) -> None:
 
 def cure(reason: str) -> str:
     """What a person can do about an `UnreadableImage` of this reason."""
-    return CURES.get(reason.partition(" ")[0], "mend its file, or give another image")
+    name = reason.partition(" ")[0]
+    if name.startswith("not_") and name.endswith("_channels"):
+        return OTHER_CHANNELS
+    return CURES.get(name, "mend its file, or give another image")

@@ -108,11 +108,12 @@ def test_pictures_keep_their_means(name: str) -> None:
         (HALVES["PNG"][:20], "truncated"),
         (b"\xff\xd8\xff\xe0" + bytes(40), "corrupt"),
         (b"II*\0\xff\xff\xff\xff", "unsupported_tiff"),
-        (encode(Image.fromarray(SMOOTH[..., 0].astype(np.float32)), "TIFF"), "unsupported_mode F"),
-        (encode(Image.fromarray(SMOOTH[..., 0].astype(np.int32)), "TIFF"), "unsupported_mode I"),
+        (encode(Image.fromarray(SMOOTH[..., 0].astype(np.float32)), "TIFF"), "unsupported_mode float32"),
+        (encode(Image.fromarray(SMOOTH[..., 0].astype(np.int32)), "TIFF"), "unsupported_mode int32"),
         (encode(np.zeros((1, 1, 3), dtype=np.uint8), "PNG"), "too_small"),
         (encode(np.zeros((1, 10000, 3), dtype=np.uint8), "PNG"), "too_small"),
-        (b"\x93NUMPY\x01\x00", "not_an_image"),
+        (b"\x93NUMPY\x01\x00", "corrupt"),
+        (b"PK\x03\x04" + bytes(40), "corrupt"),
     ],
 )
 def test_what_is_no_picture_has_a_reason(data: bytes, expected: str) -> None:

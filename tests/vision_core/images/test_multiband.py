@@ -95,7 +95,7 @@ def npy_header(text: str) -> bytes:
         (npy(VALUES[:, :5, :]), "too_small"),
         (npy(VALUES.astype("complex64")), "unsupported_type complex64"),
         (npy(np.array(["text"])), "unsupported_type <U4"),
-        (npy(np.where(VALUES > 250, np.nan, VALUES)), "not_finite"),
+        (npy(np.where(VALUES > 250, np.inf, VALUES)), "not_finite"),
         (npy(np.where(VALUES > 250, 1e300, VALUES)), "not_finite"),
         (npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 100000, 100000), }"), "too_large"),
         (npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 6000, 8000), }"), "too_large"),
