@@ -10,10 +10,12 @@ import torch
 from transformers import AutoImageProcessor
 
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
-from pretrain import dinov2
+from pretrain import dinov2, mae, siglip
 from pretrain.dinov2_args import DINOv2Arguments, check_arguments
 from pretrain.dinov2_build import build_multicrop
+from pretrain.image_training import fitted_processor, normalisation
 from vision_core.errors import UserError
+from vision_core.images.pixel_options import PixelOptions, Scale
 from vision_core.images.sources import open_source
 
 TINY = """
@@ -90,7 +92,10 @@ def test_a_run_says_its_range_and_how_to_judge_it(run, plates, tmp_path, capsys)
     assert "note            values use " in said and "of their full scale 0 to 65,535" in said and "add ?scale=" in said
     run("--dataset", f"folder:{plates}?scale=4095", "--output_dir", tmp_path / "scaled")
     said = capsys.readouterr().out
-    assert "full scale" not in said and "pixels          read with scale=4095; judge this encoder on images that are read with the same" in said
+    assert (
+        "full scale" not in said
+        and "pixels          read with scale=4095; judge this encoder on images that are read with the same" in said
+    )
 
 
 def test_a_dry_run_says_the_same(run, plates, capsys):
@@ -145,3 +150,21 @@ def test_options_reach_the_crops():
     crops = build_multicrop(args, open_source("scenes"))
     assert crops.poses == (0.1, 0.2, True) and crops.global_crops[1].solarize_probability == 0.3
     assert (crops.band_jitter_strength, crops.channel_drop_probability, crops.stain_strength) == (0.4, 0.5, 0.6)
+
+
+@pytest.mark.parametrize("name", ["mae", "siglip"])
+def test_other_methods_feed_scaled_images_once(name):
+    """Images of 0 to 1 are not divided by 255 again, in training or by the processor that is published."""
+    values = torch.rand(3, 32, 32)
+    source = open_source("scenes")
+    source.pixel_options = PixelOptions(Scale("values", 0.0, 4095.0))
+    if name == "mae":
+        processor = fitted_processor(mae.start(mae.MaeArguments(image_size=32))[1], source)
+        fed = mae.collate(processor.image_mean, processor.image_std, [{"view": values, "noise": torch.rand(16)}])["pixel_values"]
+    else:
+        processor = fitted_processor(siglip.SiglipImageProcessor(size={"height": 32, "width": 32}), source)
+        fed = processor([values], return_tensors="pt")["pixel_values"]
+    mean, std = (torch.tensor(figures).view(-1, 1, 1) for figures in normalisation(processor))
+    torch.testing.assert_close(fed[0], (values - mean) / std, rtol=0, atol=1e-5)
+    published = processor([values], return_tensors="pt", input_data_format="channels_first")["pixel_values"]
+    torch.testing.assert_close(published[0], fed[0], rtol=0, atol=1e-5)
