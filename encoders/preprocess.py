@@ -105,22 +105,26 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (images - mean) / std
 
 
-def save_image_processor(folder: Path, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], margin: float) -> None:
+def save_image_processor(
+    folder: Path, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], margin: float, in_own_scale: bool | None = None
+) -> None:
     """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` loads: resize, centre crop, normalise.
 
     With 3 channels it is the processor of the released DINOv2 models, and for square sizes its pixels are those of `centre_view` and
     `normalise`. A processor can only set the shorter side: for other sizes the two agree where the image is at least as elongated
     as `size`; a less elongated one gets black bars from the processor.
 
-    With another number of channels, give it float `[C, H, W]` arrays or tensors with `input_data_format="channels_first"`: nothing is
-    converted to RGB and nothing divided by 255, because `mean` and `std` are then in the scale of the data.
+    in_own_scale: nothing is converted to RGB and nothing divided by 255, because `mean` and `std` are in the scale of the data, which a source's
+    `?scale=` has made 0..1 or which is its own. Give it float `[C, H, W]` arrays or tensors with `input_data_format="channels_first"`. By
+    default it is so for other numbers of channels than 3.
     """
+    in_own_scale = len(mean) != 3 if in_own_scale is None else in_own_scale
     BitImageProcessor(
         size={"shortest_edge": round(min(size) * margin)},
         crop_size={"height": size[0], "width": size[1]},
         resample=3,
         image_mean=list(mean),
         image_std=list(std),
-        do_rescale=len(mean) == 3,
-        do_convert_rgb=len(mean) == 3,
+        do_rescale=not in_own_scale,
+        do_convert_rgb=not in_own_scale,
     ).save_pretrained(folder)

@@ -23,6 +23,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -46,6 +47,7 @@ from pretrain.dinov2_build import (
 )
 from pretrain.dry_run import describe_run, rehearse
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
+from pretrain.loss_scale import LossScaler
 from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
 from pretrain.param_groups import apply_schedules, clip_per_module
 from pretrain.stream_places import StreamPlaces
@@ -55,6 +57,8 @@ from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, own_cores
 from vision_core.errors import UserError, run_script
+from vision_core.images.pixel_options import pixel_options_text
+from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.randomness import seed_of
 from vision_core.run_folder import RunFolder
@@ -72,7 +76,8 @@ def main() -> None:
     check_trackers(args.report_to)
     set_cpu_threads(args.num_cpu_threads)
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
+        # float16 is cast and scaled in the loop, the same on every device
+        mixed_precision="no" if args.mixed_precision == "fp16" else args.mixed_precision,
         log_with=args.report_to or None,
         project_dir=args.output_dir or "outputs",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
@@ -116,6 +121,7 @@ class Trainer:
         self.method = build_method(args)
         self.method.to(accelerator.device)
         self.optimizer = build_optimizer(args, self.method)
+        self.scaler = LossScaler(accelerator.device.type, enabled=args.mixed_precision == "fp16")
         self.schedules = build_schedules(args, layout.global_batch)
         self.benchmark, self.references = build_benchmark(args, source, run is not None), {}
         self.model, self.step, self.knn, self.failed_saves, self.latest = None, 0, {}, 0, {}
@@ -132,7 +138,7 @@ class Trainer:
         self.probes = draw_probes(self.source, evaluation_size(args), args.seed)
         self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
         if state:
-            for line in changed_course(state, args.seed, self.layout.global_batch):
+            for line in changed_course(state, args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)):
                 self.monitor.say(line)
             self.health.load_state_dict(state["health"])
             self.knn = state["knn"]
@@ -141,6 +147,7 @@ class Trainer:
             if not isinstance(self.source, ImageSource):
                 for line in self.places.load_state_dict(state.get("stream")):
                     self.monitor.say(line)
+            self.scaler.load(state.get("loss_scaler"))
         elif args.init_from:
             for line in load_weights(self.method, args.init_from):
                 self.monitor.say(line)
@@ -158,9 +165,9 @@ class Trainer:
         skipped_in_a_row, stopped = 0, False
         while self.step < args.max_steps and not stopped:
             micro_batches = [self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)]
-            taken = self.training_step(micro_batches)
+            outcome = self.training_step(micro_batches)
             self.step += 1
-            skipped_in_a_row = 0 if taken else skipped_in_a_row + 1
+            skipped_in_a_row = 0 if outcome == "taken" else skipped_in_a_row + (outcome == "skipped")
             if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
                 self.save(needed=True)
                 raise UserError(
@@ -178,8 +185,11 @@ class Trainer:
             if last or stopped or self.step % args.save_steps == 0:
                 self.save(needed=last or stopped)
 
-    def training_step(self, micro_batches: list[dict]) -> bool:
-        """Forward, backward, clip, and, where loss and gradients are finite on every process, update. True if it was taken."""
+    def training_step(self, micro_batches: list[dict]) -> Literal["taken", "skipped", "rescaled"]:
+        """Forward, backward, clip, and, where loss and gradients are finite on every process, update.
+
+        "rescaled": the gradients overflowed in float16, and the next step has a smaller loss scale.
+        """
         at = {name: float(values[self.step]) for name, values in self.schedules.items()}
         apply_schedules(self.optimizer, at["learning_rate"], at["last_layer_learning_rate"], at["weight_decay"])
         torch.manual_seed(seed_of(self.args.seed, "step", self.step, self.accelerator.process_index))
@@ -187,26 +197,33 @@ class Trainer:
         for number, batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                losses = self.model(**self.on_device(batch), teacher_temp=at["teacher_temp"])
-                (losses["loss"] / len(micro_batches)).backward()
+                with torch.autocast(self.accelerator.device.type, torch.float16, enabled=self.scaler.is_enabled()):
+                    losses = self.model(**self.on_device(batch), teacher_temp=at["teacher_temp"])
+                self.scaler.scale(losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / len(micro_batches)
         own_loss, totals = totals["loss"], mean_over_processes(totals)
+        self.scaler.unscale_(self.optimizer)
         norms = clip_per_module(dict(self.method.student.items()), self.args.max_grad_norm)
         # the same on every process: the losses are means over all of them, and so are the gradients
         taken = bool(torch.stack([totals["loss"], *norms.values()]).isfinite().all())
+        rescaled = not taken and self.scaler.can_fall(totals["loss"])
         if taken:
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
             self.method.update_teacher(at["ema_momentum"])
             self.method.update_centers()
         else:
             self.method.discard_centers()
+        self.scaler.update()
+        if rescaled:
+            self.report_rescaled()
+        elif not taken:
             self.report_skipped(own_loss, micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
         if taken:
             self.latest = totals | {f"{name}_grad_norm": norm for name, norm in norms.items()}
-            self.monitor.step_done(self.step + 1, self.latest, at)
-        return taken
+            self.monitor.step_done(self.step + 1, self.latest, at | self.loss_scale())
+        return "taken" if taken else "rescaled" if rescaled else "skipped"
 
     def next_batch(self, batches) -> dict:
         """The next micro-batch; unreadable images among its draws are named and counted."""
@@ -283,7 +300,9 @@ class Trainer:
             "stream": places,
             "health": self.health.state_dict(),
             "knn": self.knn,
+            "loss_scaler": self.scaler.state_dict(),
             "seed": self.args.seed,
+            "pixel_options": pixel_options_text(self.source.pixel_options),
             "global_batch": self.layout.global_batch,
             "cpu_threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -293,12 +312,13 @@ class Trainer:
             save_training_state(folder, self.method, self.optimizer, state)
             size = evaluation_size(self.args)
             margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
-            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin)
+            in_own_scale = self.args.num_channels != 3 or self.source.pixel_options.scale is not None
+            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin, in_own_scale)
 
         checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
         replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
         results = self.references | {f"this model, {name}": value for name, value in self.knn.items()}
-        write_card(self.output_dir / "README.md", self.args, self.step, self.source.description, results, self.benchmark)
+        write_card(self.output_dir / "README.md", self.args, self.step, self.source, results, self.benchmark)
 
     def greet(self) -> None:
         """What this run is, and what it has to beat."""
@@ -307,7 +327,11 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.method.student["backbone"].parameters())
         self.monitor.say(f"run folder      {self.output_dir}")
         self.monitor.say(f"images          {self.source.description}")
-        self.monitor.say(f"crops           {build_multicrop(self.args).describe()}")
+        for note in range_notes(self.source, self.args.num_channels, self.args.image_mean, self.args.image_std):
+            self.monitor.say(f"note            {note}")
+        if reading := pixel_options_text(self.source.pixel_options):
+            self.monitor.say(f"pixels          read with {reading}; judge this encoder on images that are read with the same")
+        self.monitor.say(f"crops           {build_multicrop(self.args, self.source).describe()}")
         self.monitor.say(
             f"backbone        {parameters / 1e6:.1f} M parameters, {self.accelerator.device.type}, {torch.get_num_threads()} threads"
         )
@@ -328,6 +352,17 @@ class Trainer:
         loss, ranks, ids = sick[0][1], [rank for rank, _, _ in sick], [name for _, _, share in sick for name in share]
         self.monitor.log(self.step + 1, {"skipped": True, "loss": loss, "ranks": ranks, "ids": ids})
         self.monitor.say(f"step {self.step + 1} skipped: loss {loss} or its gradients are not finite (ids in metrics.jsonl)")
+
+    def report_rescaled(self) -> None:
+        """Say that a step was not taken because its gradients overflowed in float16, which is how the loss scale finds its place."""
+        self.monitor.log(self.step + 1, {"skipped": True} | self.loss_scale())
+        self.monitor.say(
+            f"step {self.step + 1} not taken: gradients overflowed in float16; the loss scale falls to {self.scaler.get_scale():g}"
+        )
+
+    def loss_scale(self) -> dict[str, float]:
+        """For metrics.jsonl, in float16 only."""
+        return {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
 
     def leave(self) -> None:
         """The last words of a run that was told to stop; its last step is saved."""

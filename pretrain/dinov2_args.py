@@ -26,7 +26,9 @@ class DINOv2Arguments:
     )
     init_from: str | None = option(None, "folder or hub name of a checkpoint: takes its weights only, a new run", "run")
     dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
-    mixed_precision: Literal["no", "bf16"] = option("bf16", "no is float32", "run")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+        "bf16", "no is float32; fp16, with a loss scale, is for GPUs without bfloat16 (V100, T4)", "run"
+    )
     health_steps: int | None = option(
         None, "steps between two looks at the run's health (docs/health.md); default: a twenty-fifth of max_steps", "run"
     )
@@ -79,6 +81,19 @@ class DINOv2Arguments:
     )
     colour_strength: float = option(1.0, "factor on the ranges of the colour jitter; published 1", "crops and masks")
     grayscale_probability: float = option(1.0, "share of the crops without colours; published 0.2", "crops and masks")
+    solarize_probability: float | None = option(
+        None, "share of the second global crops; default: 0.2, as published, for 3 channels, otherwise 0", "crops and masks"
+    )
+    horizontal_flip_probability: float = option(0.5, "share of the crops that are mirrored; published 0.5", "crops and masks")
+    vertical_flip_probability: float = option(0.0, "share of the crops that are mirrored upside down; published 0", "crops and masks")
+    quarter_turns: bool = option(False, "crops are turned by 0, 90, 180 or 270 degrees, each as likely", "crops and masks")
+    band_jitter_strength: float = option(
+        0.0, "brightness and contrast of any number of channels, in units of image_std: factor on the ranges; 0: off", "crops and masks"
+    )
+    channel_drop_probability: float = option(0.0, "share of the images that lose some of their channels", "crops and masks")
+    stain_strength: float = option(
+        0.0, "jitter of haematoxylin, eosin and DAB in RGB histology: 0.05 light, 0.2 strong; 0: off", "crops and masks"
+    )
     mask_probability: float = option(0.5, "share of the global crops that are masked", "crops and masks")
     mask_ratio: list[float] = option([0.1, 0.5], "least and greatest share of masked patches", "crops and masks")
     mask_count: Literal["published", "exact"] = option(
@@ -181,7 +196,7 @@ def check_arguments(args: DINOv2Arguments) -> None:
     for key in (
         "num_local_crops", "num_register_tokens", "dataloader_num_workers", "warmup_steps", "freeze_last_layer_steps",
         "warmup_teacher_temp_steps", "koleo_loss_weight", "ibot_loss_weight", "dino_loss_weight", "max_grad_norm", "layerscale_value",
-        "weight_decay", "weight_decay_end", "dataloader_timeout",
+        "weight_decay", "weight_decay_end", "dataloader_timeout", "band_jitter_strength", "stain_strength",
     ):  # fmt: skip
         if getattr(args, key) < 0:
             raise UserError(f"{key}={getattr(args, key)}: it must not be below 0")
@@ -189,13 +204,17 @@ def check_arguments(args: DINOv2Arguments) -> None:
         "mask_probability",
         "colour_strength",
         "grayscale_probability",
+        "solarize_probability",
+        "horizontal_flip_probability",
+        "vertical_flip_probability",
+        "channel_drop_probability",
         "drop_path_rate",
         "ema_momentum",
         "ema_momentum_end",
         "center_momentum",
         "max_bad_fraction",
     ):
-        if not 0 <= getattr(args, key) <= 1:
+        if getattr(args, key) is not None and not 0 <= getattr(args, key) <= 1:
             raise UserError(f"{key}={getattr(args, key)}: it must lie between 0 and 1")
     if args.drop_path_rate == 1:
         raise UserError("drop_path_rate=1 drops every branch; published values are 0 to 0.4")
@@ -208,6 +227,10 @@ def check_arguments(args: DINOv2Arguments) -> None:
             raise UserError(f"{key} has {len(getattr(args, key))} values, num_channels is {args.num_channels}; give one per channel")
     if min(args.image_std) <= 0:
         raise UserError(f"image_std={args.image_std}: every value must be above 0")
+    if args.stain_strength and args.num_channels != 3:
+        raise UserError(f"stain_strength={args.stain_strength} needs RGB, num_channels is {args.num_channels}; set it to 0")
+    if args.channel_drop_probability and args.num_channels == 1:
+        raise UserError(f"channel_drop_probability={args.channel_drop_probability} needs several channels, num_channels is 1; set it to 0")
     width, _, heads = backbone_shape(args)
     if width % heads:
         raise UserError(f"hidden_size={width} is no multiple of num_attention_heads={heads}")

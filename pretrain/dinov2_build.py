@@ -13,7 +13,7 @@ from encoders.transformers_encoder import TransformersEncoder
 from pretrain.backbone import Backbone, build_backbone, load_backbone_weights, position_grid_size
 from pretrain.dinov2_args import DINOv2Arguments, backbone_shape, image_size
 from pretrain.heads import ProjectionHead
-from pretrain.multicrop import MultiCrop
+from pretrain.multicrop import MultiCrop, Poses
 from pretrain.param_groups import parameter_groups
 from pretrain.schedules import cosine_schedule, frozen, linear_warmup, scaled_learning_rate
 from pretrain.self_distillation import SelfDistillation
@@ -109,8 +109,8 @@ def build_schedules(args: DINOv2Arguments, global_batch: int) -> dict:
     }
 
 
-def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
-    """The run's crops."""
+def build_multicrop(args: DINOv2Arguments, source: ImageSource | ImageStream) -> MultiCrop:
+    """The run's crops of the images of `source`."""
     return MultiCrop(
         image_size(args.global_crop_size),
         image_size(args.local_crop_size),
@@ -122,6 +122,12 @@ def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
         args.grayscale_probability,
         args.image_mean,
         args.image_std,
+        poses=Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns),
+        solarize_probability=args.solarize_probability,
+        band_jitter_strength=args.band_jitter_strength,
+        channel_drop_probability=args.channel_drop_probability,
+        stain_strength=args.stain_strength,
+        known_range=source.pixel_options.scale is not None,
     )
 
 
@@ -138,7 +144,7 @@ def build_loader(
     exact = args.mask_count == "exact"
     masks = StepMasks(grid, layout.global_batch, args.seed, args.mask_probability, tuple(args.mask_ratio), exact)
     return make_loader(
-        source, build_multicrop(args), masks, layout, args.seed, first_step, args.max_steps, args.dataloader_num_workers,
+        source, build_multicrop(args, source), masks, layout, args.seed, first_step, args.max_steps, args.dataloader_num_workers,
         pin_memory=torch.cuda.is_available(), places=places,
     )  # fmt: skip
 
@@ -147,10 +153,11 @@ def build_benchmark(args: DINOv2Arguments, source: ImageSource | ImageStream, on
     """The k-NN benchmark of the run; images are held by the main process alone."""
     if args.eval_dataset is None:
         return None
-    queries = open_source(args.eval_dataset, args.num_channels)
+    learnt_scale = source.pixel_options.scale
+    queries = open_source(args.eval_dataset, args.num_channels, learnt_scale)
     bank = queries
     if args.eval_bank_dataset is not None:
-        bank = open_source(args.eval_bank_dataset, args.num_channels)
+        bank = open_source(args.eval_bank_dataset, args.num_channels, learnt_scale)
     elif isinstance(source, ImageSource) and source.labels is not None:
         bank = source
     if not on_this_process:

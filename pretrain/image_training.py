@@ -16,6 +16,8 @@ from encoders.transformers_encoder import read_config
 from vision_core.distributed import is_main_process, print_once
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
+from vision_core.images.pixel_options import Scale
+from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.model_card import write_model_card
 from vision_core.randomness import numpy_generator
@@ -25,12 +27,21 @@ from vision_core.run_trainer import RunTrainer, TrainerOptions, open_run, traini
 from vision_core.stopping import StopRequest
 
 Item = dict[str, Any]
-SHOWN = ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay", "warmup_steps", "bf16", "seed")
+SHOWN = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "bf16",
+    "fp16",
+    "seed",
+)
 
 
 class DrawnImages(Dataset):
     """The images of `source`, once for every draw. Draw number `epoch * len(source) + index` is `make(image, epoch, index)`, so what is random in it can
-    be a function of epoch and index. Images: uint8 `[3, H, W]`.
+    be a function of epoch and index. Images: `[3, H, W]`, uint8, or float32 of 0..1 with `?scale=`.
 
     Raises UserError, which names the image, for one that cannot be read.
     """
@@ -84,9 +95,9 @@ class ImageTrainer(RunTrainer):
         self.model.load_state_dict(saved.state_dict())
 
 
-def open_images(text: str) -> ImageSource:
-    """The images of a source text. Raises UserError for a stream, whose length and order nobody knows."""
-    source = open_source(text)
+def open_images(text: str, auto_scale: Scale | None = None) -> ImageSource:
+    """The images of a source text, `auto_scale` as in `open_source`. Raises UserError for a stream, whose length and order nobody knows."""
+    source = open_source(text, auto_scale=auto_scale)
     if not isinstance(source, ImageSource):
         raise UserError(f"{text} is a stream; give images that can be read in any order, a folder or parquet: (docs/data.md)")
     return source
@@ -161,6 +172,9 @@ def train_images(
             options, has_eval=held_out is not None, dataloader_drop_last=True, adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]
         )
         check_enough(data, held_out, options, settings.world_size)
+        processor = fitted_processor(processor, data.source)
+        for note in range_notes(data.source, 3, *normalisation(processor)):
+            print_once(f"note: {note}")
         if options.dry_run:
             check_folder(options.output_dir, name, options.resume_from_checkpoint)
         run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name)
@@ -185,6 +199,19 @@ def train_images(
         (Path(folder) / "training_args.bin").unlink()  # a pickle, which nobody needs to load the model
         write_card(Path(folder), name, options, data.source.description, trainer.state.log_history, card)
         print(f"saved {folder}")
+
+
+def fitted_processor(processor: Any, source: ImageSource) -> Any:
+    """`processor`, which divides by 255 only where the images of `source` are pictures of 0 to 255: `?scale=` has made them 0..1."""
+    if source.pixel_options.scale is not None:
+        getattr(processor, "image_processor", processor).do_rescale = False
+    return processor
+
+
+def normalisation(processor: Any) -> tuple[list[float], list[float]]:
+    """Mean and std of an image processor, alone or beside a tokenizer."""
+    images = getattr(processor, "image_processor", processor)
+    return images.image_mean, images.image_std
 
 
 def write_card(

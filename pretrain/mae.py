@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as V
 from transformers import AutoImageProcessor, ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from encoders.preprocess import normalise
 from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_images, train_images
 from pretrain.mae_weights import initialise_mae
-from pretrain.multicrop import random_resized_crop
+from pretrain.multicrop import PUBLISHED_POSES, Poses, random_view
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.randomness import seed_of
@@ -64,6 +63,9 @@ class MaeArguments(TrainerOptions):
     num_hidden_layers: int = option(4, "layers of a new model; the decoder has half of them", "model")
     num_attention_heads: int = option(4, "of a new model", "model")
     mask_ratio: float = option(0.75, "share of the patches that are hidden, of a new model", "model")
+    horizontal_flip_probability: float = option(0.5, "share of the crops that are mirrored; published 0.5", "crops")
+    vertical_flip_probability: float = option(0.0, "share of the crops that are turned upside down by a mirror; published 0", "crops")
+    quarter_turns: bool = option(False, "crops are turned by 0, 90, 180 or 270 degrees, each as likely", "crops")
     per_device_train_batch_size: int = option(64, "images per process and step", "optimisation")
     max_steps: int = option(1500, "steps", "optimisation")
     learning_rate: float = option(1e-3, "at its highest; published: 1.5e-4 * images of a step / 256", "optimisation")
@@ -81,22 +83,27 @@ class MaeArguments(TrainerOptions):
         seen = int(patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
         if not 0 < seen < patches:
             raise UserError(f"--mask_ratio {self.mask_ratio} must hide some of the {patches} patches and not all; published: 0.75")
+        for name in ("horizontal_flip_probability", "vertical_flip_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} {getattr(self, name)} must lie between 0 and 1")
 
 
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(MaeArguments, description=__doc__)
     model, processor = start(args)
-    sources = (open_images(text) if text else None for text in (args.dataset, args.eval_dataset))
+    source = open_images(args.dataset)
+    held_out = open_images(args.eval_dataset, source.pixel_options.scale) if args.eval_dataset else None
     side = model.config.image_size
-    make = partial(masked_crop, side, (side // model.config.patch_size) ** 2, args.seed)
+    poses = Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns)
+    make = partial(masked_crop, side, (side // model.config.patch_size) ** 2, args.seed, poses=poses)
     train_images(
         "mae",
         args,
         LAUNCHERS,
         model,
         processor,
-        *(source and DrawnImages(source, make) for source in sources),
+        *(each and DrawnImages(each, make) for each in (source, held_out)),
         collate=partial(collate, processor.image_mean, processor.image_std),
         trainer_type=MaeTrainer,
         adam_betas=(0.9, 0.95),  # published
@@ -146,12 +153,11 @@ def load_processor(name: str) -> Any:
         raise UserError(f"--init_from {name} has no image processor ({first_line(error)}); add its preprocessor_config.json") from None
 
 
-def masked_crop(side: int, num_patches: int, seed: int, image: Tensor, epoch: int, index: int) -> Item:
-    """A random crop of an image `[3, H, W]`, half of the time mirrored, as view `[3, side, side]`; noise `[num_patches]`: the highest are hidden."""
+def masked_crop(side: int, num_patches: int, seed: int, image: Tensor, epoch: int, index: int, poses: Poses = PUBLISHED_POSES) -> Item:
+    """A random crop of an image `[3, H, W]`, flipped and turned as `poses` has it, as view `[3, side, side]`; noise `[num_patches]`: the highest are hidden."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("mae", seed, epoch, index))
-        view = random_resized_crop(image, (side, side), CROP_SCALE)
-        view = V.horizontal_flip(view) if torch.rand(()) < 0.5 else view
+        view = random_view(image, (side, side), CROP_SCALE, poses)
         return {"view": view, "noise": torch.rand(num_patches)}
 
 

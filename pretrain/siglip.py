@@ -29,6 +29,7 @@ from pretrain.sigmoid_loss import sigmoid_loss
 from vision_core.arguments import option, parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError, run_script
+from vision_core.images.pixel_options import Scale
 from vision_core.images.sources import ImageSource
 from vision_core.randomness import numpy_generator, seed_of
 from vision_core.run_trainer import TrainerOptions
@@ -77,7 +78,8 @@ class SiglipArguments(TrainerOptions):
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(SiglipArguments, description=__doc__)
-    source, held_out = (captioned(text) if text else None for text in (args.dataset, args.eval_dataset))
+    source = captioned(args.dataset)
+    held_out = captioned(args.eval_dataset, source.pixel_options.scale) if args.eval_dataset else None
     model, processor = start(args, source)
     train_images(
         "siglip",
@@ -99,9 +101,9 @@ def main() -> None:
     )
 
 
-def captioned(text: str) -> ImageSource:
-    """Images with captions. Raises UserError for images without."""
-    source = open_images(text)
+def captioned(text: str, auto_scale: Scale | None = None) -> ImageSource:
+    """Images with captions, `auto_scale` as in `open_source`. Raises UserError for images without."""
+    source = open_images(text, auto_scale)
     if "captions" not in source.knows:
         raise UserError(f"{text} has no captions; name the column or the file that holds them, captions=... (docs/data.md)")
     return source
@@ -167,7 +169,8 @@ def pair(source: ImageSource, seed: int, image: Tensor, epoch: int, index: int) 
 
 def collate(processor: Any, length: int, items: list[Item]) -> dict[str, Tensor]:
     """`pixel_values` `[B, 3, S, S]`; `input_ids` `[B, length]`, filled up and without a mask, for padding is read as in the released models."""
-    pixels = processor.image_processor([item["image"] for item in items], return_tensors="pt")["pixel_values"]
+    images = [item["image"] for item in items]
+    pixels = processor.image_processor(images, do_rescale=images[0].dtype == torch.uint8, return_tensors="pt")["pixel_values"]
     texts = [item["text"] for item in items]
     tokens = processor.tokenizer(texts, padding="max_length", padding_side="right", truncation=True, max_length=length, return_tensors="pt")
     return {"pixel_values": pixels, "input_ids": tokens["input_ids"]}

@@ -44,6 +44,8 @@ class VlmArguments(TrainerOptions):
             raise UserError("--conversations is empty; name at least one source of conversations")
         if self.eval_conversations == HELD_OUT_SCENES and not any(text.startswith("scenes") for text in self.conversations):
             self.eval_conversations = []  # the loss on drawn scenes would say nothing of a model of something else
+        if self.fp16 and self.deepspeed:
+            raise UserError("--fp16 is not possible with --deepspeed, whose mixed precision here is bf16; use --bf16 true")
         check_streams(self)
 
 

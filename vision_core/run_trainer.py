@@ -38,6 +38,7 @@ class TrainerOptions:
     weight_decay: float = option(0.0, "of matrices", "optimisation")
     max_grad_norm: float = option(1.0, "gradients are clipped to it", "optimisation")
     bf16: bool = option(False, "mixed precision", "memory")
+    fp16: bool = option(False, "mixed precision with a loss scale, on GPUs without bfloat16 (V100, T4)", "memory")
     logging_steps: float = option(10, "steps between lines of the log", "run")
     eval_steps: float = option(100, "steps between measurements of the loss on held-out data", "run")
     save_steps: float = option(500, "steps between checkpoints", "run")
@@ -52,12 +53,19 @@ class TrainerOptions:
 # what TrainingArguments takes as it is; the others decide about folders
 PASSED_ON = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps",
-    "lr_scheduler_type", "weight_decay", "max_grad_norm", "bf16", "logging_steps", "eval_steps", "save_steps", "dataloader_num_workers", "seed",
+    "lr_scheduler_type", "weight_decay", "max_grad_norm", "bf16", "fp16", "logging_steps", "eval_steps", "save_steps", "dataloader_num_workers", "seed",
 )  # fmt: skip
 
 
 def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> TrainingArguments:
-    """For the Trainer; making them joins the processes. has_eval: there is held-out data. more: further ones, as TrainingArguments has them."""
+    """For the Trainer; making them joins the processes. has_eval: there is held-out data. more: further ones, as TrainingArguments has them.
+
+    Raises UserError for a precision that is not possible.
+    """
+    if options.fp16 and options.bf16:
+        raise UserError("--fp16 and --bf16 are two kinds of mixed precision; leave out one of them")
+    if options.fp16 and not torch.cuda.is_available():
+        raise UserError("--fp16 needs a GPU; leave it out, or use --bf16 true")
     settings = TrainingArguments(
         output_dir="outputs",  # replaced by the run's folder once the processes can agree on one
         eval_strategy="steps" if has_eval else "no",

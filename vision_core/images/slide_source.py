@@ -16,12 +16,11 @@ from vision_core.errors import UserError
 from vision_core.images import pictures
 from vision_core.images.folder_walk import labels_of_folders, list_images
 from vision_core.images.formats import SLIDE_ENDINGS, ending_of
-from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.pixels import to_pixels
 from vision_core.images.regular_files import data_roots, files_fingerprint
 from vision_core.images.slides import LEAST_TISSUE, Grid, grid_of, import_openslide, is_slide, open_slide, read_tile, tissue_shares
 from vision_core.images.sources import ImageRecord, ImageSource
-from vision_core.images.stored import with_missing
+from vision_core.images.stored import Stored, as_asked
 from vision_core.images.unreadable import MIN_SIDE, UnreadableImage
 
 ENDINGS = (*SLIDE_ENDINGS, ".tif", ".tiff")
@@ -47,8 +46,6 @@ class Tiles(NamedTuple):
 
 class SlideSource(ImageSource):
     """Tiles of slides below `root`, in order of slide, row, column; an id is `slide.svs#level0:x,y` with the tile's corner in pixels of its level."""
-
-    pixel_options: PixelOptions = AS_STORED
 
     def __init__(
         self,
@@ -83,14 +80,16 @@ class SlideSource(ImageSource):
         tile = slide.grid.tile
         return f"{slide.path}#level{slide.grid.level}:{column * tile},{row * tile}"
 
+    def stored(self, index: int) -> Stored:
+        slide, (row, column) = self._place(index)
+        picture = read_tile(os.path.join(self.root, slide.path), self.roots, slide.grid, row, column)
+        return as_asked(pictures.numbers_of(picture), self.pixel_options)
+
     def __getitem__(self, index: int) -> ImageRecord:
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(f"tile {index} of {len(self)}")
-        slide, (row, column) = self._place(index)
-        picture = read_tile(os.path.join(self.root, slide.path), self.roots, slide.grid, row, column)
-        stored = with_missing(pictures.numbers_of(picture), self.pixel_options.nodata)
-        pixels = to_pixels(stored, self.num_channels, self.pixel_options)
+        pixels = to_pixels(self.stored(index), self.pixel_options.image_channels(self.num_channels), self.pixel_options)
         return ImageRecord(self.id_of(index), pixels, None if self.labels is None else self.labels[index])
 
     def _place(self, index: int) -> tuple[Tiles, tuple[int, int]]:

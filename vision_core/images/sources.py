@@ -6,15 +6,16 @@ import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from vision_core.errors import UserError
-from vision_core.images.decode import decode_image
-from vision_core.images.pixel_options import AS_STORED, PIXEL_OPTIONS, PixelOptions, take_pixel_options
+from vision_core.images.decode import decode_image, read_stored
+from vision_core.images.pixel_options import AS_STORED, PIXEL_OPTIONS, PixelOptions, Scale, take_pixel_options
+from vision_core.images.stored import Stored
 
 if TYPE_CHECKING:
     from vision_core.images.annotations import Annotations
@@ -51,6 +52,7 @@ class ImageSource(ABC):
         description: one line for people.
         fingerprint: a text that is another one when the data is.
         annotations: what is known besides labels, or None.
+        num_channels: of a file; with `pixel_options.bands`, images have those bands alone.
     """
 
     labels: list[int] | None = None
@@ -59,6 +61,8 @@ class ImageSource(ABC):
     names_from_texts: bool = False
     description: str = ""
     annotations: Annotations | None = None
+    num_channels: int = 3
+    pixel_options: PixelOptions = AS_STORED
 
     @property
     def fingerprint(self) -> str:
@@ -70,6 +74,10 @@ class ImageSource(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> ImageRecord:
         """Image number `index`; raises `UnreadableImage`."""
+
+    def stored(self, index: int) -> Stored:
+        """The numbers of image number `index` before they become pixels; raises `UnreadableImage`."""
+        return Stored(self[index].image.numpy(), (0, 255))
 
     @abstractmethod
     def id_of(self, index: int) -> str:
@@ -91,9 +99,6 @@ class ImageSource(ABC):
 class EncodedImageSource(ImageSource):
     """A source of encoded images: `read_bytes` finds them, the one decoder reads them as `pixel_options` says."""
 
-    num_channels: int = 3
-    pixel_options: PixelOptions = AS_STORED
-
     @property
     @abstractmethod
     def content_fingerprint(self) -> str:
@@ -110,6 +115,9 @@ class EncodedImageSource(ImageSource):
     def part_of(self, index: int) -> int | None:
         """Which of the images that its file holds image number `index` is, or None where a file is one image."""
         return None
+
+    def stored(self, index: int) -> Stored:
+        return read_stored(self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index))
 
     def __getitem__(self, index: int) -> ImageRecord:
         index = int(index)
@@ -146,8 +154,9 @@ KINDS = {
 }
 
 
-def open_source(text: str, num_channels: int = 3) -> ImageSource | ImageStream:
-    """Open the source that `text` names; `num_channels` as in `decode_image`.
+def open_source(text: str, num_channels: int = 3, auto_scale: Scale | None = None) -> ImageSource | ImageStream:
+    """Open the source that `text` names; its images have `num_channels`. auto_scale: what `?scale=auto` stands for, by default what is
+    usual among this source's own images; for images that are judged it is the scale of those that were learnt from.
 
     `folder:PATH` or a plain path; `list:FILE.txt`; `parquet:GLOB`; `hf:NAME[:CONFIG]`; `wds:GLOB`; `scenes`. See docs/data.md.
 
@@ -158,9 +167,30 @@ def open_source(text: str, num_channels: int = 3) -> ImageSource | ImageStream:
     if num_channels < 1 or (kind == "scenes" and num_channels != 3):
         raise UserError(f"dataset {text!r}: num_channels={num_channels} is not possible; use 3, or for files 1 and more")
     pixel_options, options = take_pixel_options(text, options)
-    source = _open(kind, where, num_channels, options)
+    if pixel_options.bands is not None and len(pixel_options.bands) != num_channels:
+        raise UserError(
+            f"dataset {text!r}: {len(pixel_options.bands)} bands are chosen, and num_channels is {num_channels}; make them equal"
+        )
+    source = _open(kind, where, pixel_options.file_channels(num_channels), options)
     source.pixel_options = pixel_options
+    if pixel_options.scale is not None and pixel_options.scale.kind == "auto":
+        _set_automatic_scale(text, source, auto_scale)
     return source
+
+
+def _set_automatic_scale(text: str, source: ImageSource | ImageStream, given: Scale | None) -> None:
+    """Values in place of `scale=auto`; the description says which."""
+    from vision_core.images.ranges import automatic_scale
+
+    if given is not None and given.kind == "values":
+        scale, origin = given, "as the images that were learnt from"
+    elif isinstance(source, ImageStream):
+        raise UserError(f"dataset {text!r}: scale=auto needs samples, which a stream has not; give scale=LOW,HIGH")
+    else:
+        scale, count = automatic_scale(source, text)
+        origin = f"from {count:,} images"
+    source.pixel_options = replace(source.pixel_options, scale=scale)
+    source.description += f", scale=auto: {scale.low:,.6g} to {scale.high:,.6g} {origin}"
 
 
 def _open(kind: str, where: str, num_channels: int, options: dict[str, str]) -> ImageSource | ImageStream:

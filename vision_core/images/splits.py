@@ -9,6 +9,7 @@ from typing import NamedTuple
 from vision_core.errors import UserError
 from vision_core.images.hub_source import NoSuchSplit
 from vision_core.images.label_values import renumbered
+from vision_core.images.pixel_options import Scale
 from vision_core.images.scene_layout import SPLITS as SCENE_SPLITS
 from vision_core.images.sources import ImageSource, open_source, parse_source
 from vision_core.images.tar_shards import expand_braces
@@ -38,9 +39,12 @@ def open_splits(text: str, test_text: str | None = None, num_channels: int = 3) 
     Raises UserError where a part is not found, is a stream, or the test images have other labels than the training images.
     """
     if test_text is not None:
-        splits = Splits(_open(text, num_channels), _open(test_text, num_channels))
+        train = _open(text, num_channels)
+        test = _open(test_text, num_channels, train.pixel_options.scale)
     else:
-        splits = Splits(*(_find(text, part, num_channels) for part in NAMES))
+        train = _find(text, "train", num_channels)
+        test = _find(text, "test", num_channels, train.pixel_options.scale)
+    splits = Splits(train, test)
     _number_alike(*splits)
     _check_labels(*splits)
     return splits
@@ -64,13 +68,13 @@ def _candidates(text: str, part: str) -> list[str]:
     )
 
 
-def _find(text: str, part: str, num_channels: int) -> ImageSource:
+def _find(text: str, part: str, num_channels: int, auto_scale: Scale | None = None) -> ImageSource:
     """The first candidate that exists."""
     candidates, reason = _candidates(text, part), ""
     for each in candidates:
         if _may_exist(each):
             try:
-                return _open(each, num_channels)
+                return _open(each, num_channels, auto_scale)
             except NoSuchSplit as error:  # the only way in which a data set of the hub tells
                 reason = f" ({error})"
     raise UserError(
@@ -87,8 +91,8 @@ def _may_exist(text: str) -> bool:
     return kind == "hf" or any(Path(each).exists() or glob.glob(each, recursive=True) for each in patterns)
 
 
-def _open(text: str, num_channels: int) -> ImageSource:
-    source = open_source(text, num_channels)
+def _open(text: str, num_channels: int, auto_scale: Scale | None = None) -> ImageSource:
+    source = open_source(text, num_channels, auto_scale)
     if not isinstance(source, ImageSource):
         raise UserError(f"{text} is a stream; evaluation needs a source with an index: leave out streaming=true")
     return source
