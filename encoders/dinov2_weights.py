@@ -57,14 +57,14 @@ def load_dinov2_pth(path: Path, *, dtype: torch.dtype = torch.float32, **options
     """The model of a published file, or of a `teacher_checkpoint.pth` of the published training; `options` as for `TransformersEncoder`.
 
     The pixels are the published evaluation's: 256 for a crop of 224, ImageNet's mean and standard deviation. Sizes other than the stored grid's are
-    interpolated without the published code's offset of 0.1, as transformers does. The encoder has the report as `conversion`.
+    interpolated as transformers does; `position_offset=0.1` does it as the published code. The encoder has the report as `conversion`.
 
     Raises UserError for a file that holds other than tensors or lacks keys.
     """
     model, report = convert_dinov2(read_pth(path), dtype)
     if report.missing:
         raise UserError(f"{path}: no published DINOv2 backbone: nothing for {len(report.missing)} weights, such as {report.missing[0]}")
-    transform = ImageTransform((224, 224), margin=PUBLISHED_MARGIN)
+    transform = ImageTransform((224, 224), margin=PUBLISHED_MARGIN, preprocess="published", resampler="pillow")
     encoder = TransformersEncoder(model, transform, **options)
     encoder.conversion = report
     return encoder

@@ -155,7 +155,8 @@ def transform_from_preprocess(preprocess: dict[str, Any]) -> ImageTransform:
         raise UserError("open_clip's resize_mode longest pads images, which is not understood; give another model")
     fit = "squash" if said.resize_mode == "squash" else "crop"
     size = (said.size, said.size) if isinstance(said.size, int) else tuple(said.size)
-    return ImageTransform(size, tuple(said.mean), tuple(said.std), fit, 1.0, said.interpolation)
+    interpolation = "bilinear" if said.interpolation == "bilinear" else "bicubic"  # `random` means bicubic outside of training
+    return ImageTransform(size, tuple(said.mean), tuple(said.std), fit, 1.0, interpolation, "published", "pillow")
 
 
 def import_open_clip() -> Any:

@@ -162,19 +162,20 @@ def timm_from_architecture(architecture: dict[str, Any], transform: ImageTransfo
 def published_transform(model: nn.Module, takes_any_size: bool) -> ImageTransform:
     """The preprocessing in timm's description of a model, at the size that the model was made for, or the nearest one that it takes.
 
-    A squashed image is squashed to the size itself: timm enlarges it for some ten models and then cuts a few pixels off. Raises UserError for padding.
+    Raises UserError for padding, and for images whose border is cut off first.
     """
     import timm.data
 
     said = timm.data.resolve_model_data_config(model)
     if said["crop_mode"] == "border":
         raise UserError(f"timm's {type(model).__name__} pads its images to a square, which is not understood; choose another model")
+    if said.get("crop_border_pixels"):
+        raise UserError(f"timm's {type(model).__name__} cuts the border off its images, which is not understood; choose another model")
     size = _only_size(model) if not takes_any_size else None
     size = size or _multiple_of_stride(model, said["input_size"][-2:])
-    # timm rounds the resized side down; a crop_pct above 1 (VOLO) would put black borders around the image
-    margin = max(math.floor(min(size) / said["crop_pct"]) / min(size), 1.0)
-    fit, margin = ("squash", 1.0) if said["crop_mode"] == "squash" else ("crop", margin)
-    return ImageTransform(size, tuple(said["mean"]), tuple(said["std"]), fit, margin, said["interpolation"])
+    margin = math.floor(min(size) / said["crop_pct"]) / min(size)  # timm rounds the resized side down
+    fit = "squash" if said["crop_mode"] == "squash" else "crop"
+    return ImageTransform(size, tuple(said["mean"]), tuple(said["std"]), fit, margin, said["interpolation"], "published", "pillow")
 
 
 def native_size_problem(native: tuple[int, int], height: int, width: int) -> str | None:

@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any, Literal
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, DINOv3ViTImageProcessor, PretrainedConfig
 
 from encoders.base import Encoder, Features, LayerFeatures, tokens_to_map
+from encoders.positions import set_position_interpolation
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
 
-RESAMPLES = {
-    0: "nearest",
-    1: "bicubic",
-    2: "bilinear",
-    3: "bicubic",
-}  # PIL's numbers; Lanczos does not exist for tensors, bicubic is nearest to it
+RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 
 
 ATTENTION_FLAGS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn", "flex_attention": "_supports_flex_attn"}
@@ -84,6 +79,8 @@ class TransformersEncoder(Encoder):
         model: an object of one of the classes in `FAMILIES`.
         position_antialias: Dinov2 and Dinov2WithRegisters only: resample the position embeddings with or without antialiasing. None leaves the class its own
             way, which is without for Dinov2 and with for Dinov2WithRegisters and timm. It matters where a size has fewer patches than the stored grid.
+        position_offset: the same models only: 0.1 resamples as the code behind the models that were published without registers, see `positions.py`.
+            None takes what the model's config says, which is what a run of `pretrain/` was trained with, and otherwise transformers' way, which is 0.
     """
 
     library = "transformers"
@@ -98,12 +95,14 @@ class TransformersEncoder(Encoder):
         source: str = "",
         untrained: bool = False,
         position_antialias: bool | None = None,
+        position_offset: float | None = None,
     ) -> None:
         super().__init__(transform, layers=layers, norm=norm, source=source, untrained=untrained)
         config = model.config
         self.family = family_of(config)
         self.model = model
         self.position_antialias = position_antialias
+        self.position_offset = getattr(config, "position_offset", None) if position_offset is None else position_offset
         self.layer_widths = tuple(config.hidden_sizes if self.family.stages else [config.hidden_size] * config.num_hidden_layers)
         self.num_channels = config.num_channels
         self.stride = 4 * 2 ** (self.num_layers - 1) if self.family.stages else _square(config.patch_size)
@@ -114,8 +113,7 @@ class TransformersEncoder(Encoder):
         self.has_cls = self.family.cls
         if config.model_type == "vit_mae":
             config.mask_ratio = 0.0
-        if position_antialias is not None:
-            _set_position_antialias(model, position_antialias)
+        set_position_interpolation(model, position_antialias, self.position_offset)
 
     def architecture(self) -> dict[str, Any]:
         return self.model.config.to_diff_dict() | {"model_type": self.model.config.model_type}
@@ -259,18 +257,24 @@ def read_transform(name: str) -> ImageTransform:
 
 
 def transform_from_processor(processor: Any) -> ImageTransform:
-    """A transformers image processor as an `ImageTransform`. Raises UserError for sizes of another kind than sides, shorter side and crop, or patches."""
+    """A transformers image processor as an `ImageTransform`, to the pixel for square sizes and images of any size.
+
+    NaFlex keeps an image's aspect ratio, so images of a batch have different grids; here all get the square one.
+
+    Raises UserError for sizes of another kind than sides, shorter side and crop, or patches.
+    """
     said = processor.to_dict()
     size, crop = dict(said.get("size") or {}), said.get("crop_size") if said.get("do_center_crop") else None
     fit, margin = "crop", 1.0
     if crop:
         target = (crop["height"], crop["width"])
-        margin = (
-            size["shortest_edge"] / min(target) if "shortest_edge" in size else max(size["height"] / target[0], size["width"] / target[1])
-        )
+        fit = "crop" if "shortest_edge" in size else "squash"
+        margin = size["shortest_edge"] / min(target) if fit == "crop" else size["height"] / target[0]
+        if fit == "squash" and round(margin * target[1]) != size["width"]:
+            raise UserError(f"an image processor that resizes to {size} and crops {crop} is not understood; give the encoder an image size")
     elif "crop_pct" in said and "shortest_edge" in size:  # ConvNext: below 384 a crop of this share, from 384 on squashed
         target = (size["shortest_edge"],) * 2
-        fit, margin = ("crop", 1 / said["crop_pct"]) if target[0] < 384 else ("squash", 1.0)
+        fit, margin = ("crop", int(target[0] / said["crop_pct"]) / target[0]) if target[0] < 384 else ("squash", 1.0)
     elif "height" in size:
         target, fit = (size["height"], size["width"]), "squash"
     elif "max_num_patches" in said:  # NaFlex: any grid of so many patches; the square one stands for all
@@ -280,7 +284,9 @@ def transform_from_processor(processor: Any) -> ImageTransform:
     else:
         raise UserError(f"an image processor that resizes to {size} is not understood; give the encoder an image size")
     mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize", True) else ([0.0], [1.0])
-    return ImageTransform(target, tuple(mean), tuple(std), fit, margin, RESAMPLES[int(said.get("resample", 3))])
+    resampler = "tensor_float" if isinstance(processor, DINOv3ViTImageProcessor) else "tensor"
+    interpolation = RESAMPLES[int(said.get("resample", 3))]
+    return ImageTransform(target, tuple(mean), tuple(std), fit, margin, interpolation, "published", resampler)
 
 
 @contextmanager
@@ -304,23 +310,6 @@ def _square(side: int | Sequence[int]) -> int:
     if len(sides) > 1:
         raise UserError(f"patches of {' x '.join(str(each) for each in side)} pixels are not square; only square ones are understood")
     return sides.pop()
-
-
-def _set_position_antialias(model: nn.Module, antialias: bool) -> None:
-    if model.config.model_type not in ("dinov2", "dinov2_with_registers"):
-        raise UserError(f"position_antialias is for dinov2 and dinov2_with_registers, not {model.config.model_type}; leave it out")
-
-    def interpolate(embeddings: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
-        """`embeddings.interpolate_pos_encoding` with the antialiasing that was asked for."""
-        positions, side = embeddings.position_embeddings, int((embeddings.position_embeddings.shape[1] - 1) ** 0.5)
-        grid = (height // embeddings.patch_size, width // embeddings.patch_size)
-        if grid == (side, side):
-            return positions
-        stored = tokens_to_map(positions[:, 1:].float(), (side, side))
-        patches = F.interpolate(stored, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
-        return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
-
-    model.embeddings.interpolate_pos_encoding = MethodType(interpolate, model.embeddings)
 
 
 def _unreadable(name: str, error: Exception) -> UserError:

@@ -28,7 +28,7 @@ def run_folder(tmp_path_factory):
 
 def test_a_run_of_pretraining(run_folder):
     encoder = load_encoder(run_folder)
-    assert encoder.transform == ImageTransform((32, 32), (0.4,) * 3, (0.2,) * 3, "crop", 37 / 32)
+    assert encoder.transform == ImageTransform((32, 32), (0.4,) * 3, (0.2,) * 3, "crop", 37 / 32, preprocess="published")
     assert not encoder.untrained and encoder.name == str(run_folder) and encoder.stride == 8
     assert load_encoder(run_folder, image_size=48).transform.size == (48, 48)
     assert load_encoder(run_folder, image_size=(48, 64)).transform.size == (48, 64)

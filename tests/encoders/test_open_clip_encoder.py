@@ -199,11 +199,12 @@ def test_a_folder_named_like_a_tag_hides_no_weights(weights, monkeypatch, tmp_pa
 
 
 def test_preprocessing():
+    as_published = {"preprocess": "published", "resampler": "pillow"}
     assert transform_from_preprocess({"size": 224}) == ImageTransform(
-        (224, 224), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+        (224, 224), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), **as_published
     )
     said = {"size": (64, 96), "resize_mode": "squash", "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    assert transform_from_preprocess(said) == ImageTransform((64, 96), (0.5,) * 3, (0.5,) * 3, "squash", 1.0, "bilinear")
+    assert transform_from_preprocess(said) == ImageTransform((64, 96), (0.5,) * 3, (0.5,) * 3, "squash", 1.0, "bilinear", **as_published)
     with pytest.raises(UserError, match="resize_mode longest pads images, which is not understood"):
         transform_from_preprocess({"resize_mode": "longest"})
 

@@ -218,7 +218,7 @@ def test_a_checkpoint_in_a_folder_is_saved_without_its_folder(tmp_path):
     encoder = load_timm(f"local-dir:{tmp_path}", pretrained=True)
     torch.testing.assert_close(encoder(pixels(64, 64)).pooled, model.forward_head(model.forward_features(pixels(64, 64)), pre_logits=True))
     assert encoder.architecture() == {"name": "vit_tiny_patch16_224", "args": args}
-    assert encoder.transform == ImageTransform((64, 64), (0.1,) * 3, (0.2,) * 3)
+    assert encoder.transform == ImageTransform((64, 64), (0.1,) * 3, (0.2,) * 3, preprocess="published", resampler="pillow")
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"local-dir:.* cannot be loaded \(Config file not found"):
         load_timm(f"local-dir:{tmp_path}", pretrained=True)
