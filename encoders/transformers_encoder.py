@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, DINOv3ViTImageProcessor, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, DINOv3ViTImageProcessor, PretrainedConfig
 
 from encoders.base import Encoder, Features, LayerFeatures, tokens_to_map
 from encoders.positions import set_position_interpolation
@@ -28,18 +28,20 @@ ATTENTION_FLAGS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_fla
 class Family:
     """What one model type returns (executed, not assumed: tests/encoders/test_contract.py).
 
-    vision_class: the class of the vision tower. norm: its attribute with the final norm. last_is_normed: whether `last_hidden_state` is behind that norm.
-    cls, registers: whether a CLS token stands first, and the config's field that counts the register tokens behind it. pooled: the published image
-    vector: the model's pooler output, the CLS token, or none. sizes: how the model takes another size than its own: by itself, by an argument of its
+    vision_class: the class of the vision tower. norm: its attribute with the final norm, or None where it has none. last_is_normed: whether
+    `last_hidden_state` is behind that norm. cls, registers: whether a CLS token stands first, and the config's field that counts the register tokens
+    behind it. prefix: the config's field that counts all tokens in front of the patches, where the model has several CLS tokens. pooled: the published
+    image vector: the model's pooler output, its summary of some CLS tokens, the CLS token, or none. sizes: how the model takes another size than its own: by itself, by an argument of its
     forward, as a bag of patches, or not at all. tower: where the vision tower lies in a checkpoint of the whole vision-language model.
     """
 
     vision_class: str
-    norm: str
+    norm: str | None
     last_is_normed: bool = True
     cls: bool = True
     registers: str | None = None
-    pooled: Literal["pooler", "cls", "none"] = "pooler"
+    prefix: str | None = None
+    pooled: Literal["pooler", "summary", "cls", "none"] = "pooler"
     sizes: Literal["any", "argument", "patches", "native"] = "any"
     stages: bool = False
     tower: str | None = None
@@ -61,6 +63,8 @@ FAMILIES = {
     "ijepa": Family("IJepaModel", "layernorm", cls=False, pooled="none", sizes="argument"),
     "aimv2_vision_model": Family("Aimv2VisionModel", "rms_norm", cls=False, sizes="native", tower="vision_model"),
     "internvl_vision": Family("InternVLVisionModel", "layernorm", pooled="none", tower="vision_tower"),
+    "radio": Family("RadioModel", None, last_is_normed=False, prefix="num_summary_tokens", pooled="summary"),
+    "tipsv2_vision_model": Family("Tipsv2VisionModel", "layernorm", registers="num_register_tokens"),
 }
 WHOLE_MODELS = {  # image-text and vision-language models that hold a vision tower
     "siglip": "siglip_vision_model",
@@ -69,6 +73,12 @@ WHOLE_MODELS = {  # image-text and vision-language models that hold a vision tow
     "metaclip_2": "metaclip_2_vision_model",
     "aimv2": "aimv2_vision_model",
     "internvl": "internvl_vision",
+    "tipsv2": "tipsv2_vision_model",
+}
+# repositories whose models need code of their own, by the model type in their config, and what has the same weights without it
+WITHOUT_OWN_CODE = {
+    "intern_vit_6b": "InternViT is the vision tower of InternVL: hf:OpenGVLab/InternVL3-1B-hf has that of 300M, InternVL3-78B-hf that of 6B",
+    "internvl_chat": "take the folder of the same name that ends in -hf, such as hf:OpenGVLab/InternVL3-1B-hf",
 }
 
 
@@ -106,14 +116,24 @@ class TransformersEncoder(Encoder):
         self.layer_widths = tuple(config.hidden_sizes if self.family.stages else [config.hidden_size] * config.num_hidden_layers)
         self.num_channels = config.num_channels
         self.stride = 4 * 2 ** (self.num_layers - 1) if self.family.stages else _square(config.patch_size)
-        self.num_prefix_tokens = int(self.family.cls) + (getattr(config, self.family.registers) if self.family.registers else 0)
-        self.has_norm = not isinstance(getattr(model, self.family.norm), nn.Identity)  # InternVL may have none
-        has_pooled = self.family.pooled == "cls" or (self.family.pooled == "pooler" and _has_pooler(config))
-        self.pooled_width = self.width if has_pooled else None
+        self.num_prefix_tokens = _num_prefix_tokens(self.family, config)
+        self.has_norm = self.family.norm is not None and not isinstance(self._final_norm, nn.Identity)  # InternVL may have none
+        self.pooled_width = self._width_of_pooled()
         self.has_cls = self.family.cls
         if config.model_type == "vit_mae":
             config.mask_ratio = 0.0
         set_position_interpolation(model, position_antialias, self.position_offset)
+
+    @property
+    def _final_norm(self) -> nn.Module:
+        return getattr(self.model, self.family.norm) if self.family.norm else nn.Identity()
+
+    def _width_of_pooled(self) -> int | None:
+        config, pooled = self.model.config, self.family.pooled
+        if pooled == "summary":
+            return self.width * len(config.summary_idxs)
+        has_pooled = pooled == "cls" or (pooled == "pooler" and _has_pooler(config))
+        return self.width if has_pooled else None
 
     def architecture(self) -> dict[str, Any]:
         return self.model.config.to_diff_dict() | {"model_type": self.model.config.model_type}
@@ -167,7 +187,7 @@ class TransformersEncoder(Encoder):
             tokens = output.last_hidden_state
         else:
             tokens = output.last_hidden_state if is_last and not self.family.last_is_normed else output.hidden_states[number]
-            tokens = getattr(self.model, self.family.norm)(tokens) if self.norm else tokens
+            tokens = self._final_norm(tokens) if self.norm else tokens
         cls = tokens[:, 0] if self.has_cls else None
         return LayerFeatures(number, tokens_to_map(tokens[:, self.num_prefix_tokens :], grid), cls, self.norm and self.has_norm)
 
@@ -175,13 +195,15 @@ class TransformersEncoder(Encoder):
         """Only the last stage has the final norm's width."""
         patch_map, normed = output.hidden_states[number], self.norm and number == self.num_layers
         if normed:
-            patch_map = getattr(self.model, self.family.norm)(patch_map.movedim(1, -1)).movedim(-1, 1)
+            patch_map = self._final_norm(patch_map.movedim(1, -1)).movedim(-1, 1)
         return LayerFeatures(number, patch_map, None, normed)
 
     def _pooled(self, output: Any) -> Tensor | None:
         if self.pooled_width is None:
             return None
-        return output.pooler_output if self.family.pooled == "pooler" else output.last_hidden_state[:, 0]
+        if self.family.pooled == "cls":
+            return output.last_hidden_state[:, 0]
+        return output.summary if self.family.pooled == "summary" else output.pooler_output
 
 
 def load_transformers(name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> TransformersEncoder:
@@ -226,9 +248,28 @@ def build_transformers(
 def read_config(name: str) -> PretrainedConfig:
     """The config of a checkpoint. Raises UserError where there is none."""
     try:
+        said, _ = PretrainedConfig.get_config_dict(name)
+    except Exception as error:  # a broken config raises whatever its reader does
+        raise _unreadable(name, error) from None
+    _refuse_own_code(said, name)
+    try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise _unreadable(name, error) from None
+
+
+def _refuse_own_code(said: dict[str, Any], name: str) -> None:
+    """Raise UserError for a config that only code from its own repository understands; such code is never run."""
+    model_type, own_code = said.get("model_type"), "auto_map" in said
+    if own_code and model_type in WITHOUT_OWN_CODE:
+        cure = WITHOUT_OWN_CODE[model_type]
+    elif own_code and model_type not in CONFIG_MAPPING:
+        cure = "look for the same model in transformers' own format, or as timm:NAME"
+    elif own_code and model_type == "radio" and "hidden_size" not in said:
+        cure = "take one in transformers' own format, such as hf:nvidia/C-RADIOv4-H"
+    else:
+        return
+    raise UserError(f"{name} needs code of its own (trust_remote_code), which is never run here; {cure}")
 
 
 def vision_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -303,6 +344,14 @@ def _quiet() -> Iterator[None]:
 def _has_pooler(config: PretrainedConfig) -> bool:
     """SigLIP and AIMv2 can be published without their pooling head."""
     return getattr(config, "vision_use_head", getattr(config, "use_head", True))
+
+
+def _num_prefix_tokens(family: Family, config: PretrainedConfig) -> int:
+    """How many tokens stand in front of the patches."""
+    if family.prefix:
+        return getattr(config, family.prefix)
+    registers = getattr(config, family.registers) if family.registers else 0
+    return int(family.cls) + registers
 
 
 def _square(side: int | Sequence[int]) -> int:

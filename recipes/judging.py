@@ -35,6 +35,7 @@ PARADIGMS = {
     "dinov2": "self-distillation", "dinov2_with_registers": "self-distillation", "dinov3_vit": "self-distillation", "dinov3_convnext": "self-distillation",
     "siglip_vision_model": "image-text", "siglip2_vision_model": "image-text", "clip_vision_model": "image-text", "metaclip_2_vision_model": "image-text",
     "vit_mae": "reconstruction", "ijepa": "reconstruction", "aimv2_vision_model": "reconstruction", "internvl_vision": "image-text",
+    "radio": "distillation", "tipsv2_vision_model": "image-text",
 }  # fmt: skip
 
 
