@@ -138,7 +138,7 @@ def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
 def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
     kind, name = _kind_and_name(text)
     if kind == "folder":
-        return _from_folder(Path(text), dtype, options)
+        return _from_folder(Path(text), size, dtype, options)
     if kind == "hf":
         try:
             return load_transformers(name, dtype=dtype, **options)
@@ -165,6 +165,8 @@ def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, option
 
 def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
     kind, name = _kind_and_name(text)
+    if kind == "folder" and is_timm_folder(Path(name)):
+        kind, name = "timm", f"local-dir:{name}"
     if kind in ("hf", "folder"):
         config = replace(_config_of(name), **options)
         if "layerscale_value" in config.architecture:
@@ -190,12 +192,22 @@ def _kind_and_name(text: str) -> tuple[str, str]:
     kind, _, name = text.partition(":")
     if text == "raw_pixels" or (kind in KINDS and name):
         return kind, name
+    if Path(text).is_file():
+        raise UserError(
+            f"{text} is a file; write dinov2_pth:{text} for a DINOv2 of facebookresearch, open_clip:MODEL/{text} for a checkpoint of open_clip, "
+            "or name the folder of a checkpoint"
+        )
     raise UserError(
         f"{text!r} is no folder and names no encoder{_nearest(text)}; write a folder, raw_pixels, or KIND:NAME ({', '.join(KINDS)})"
     )
 
 
-def _from_folder(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
+def _from_folder(folder: Path, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
+    if is_timm_folder(folder):
+        from encoders.timm_encoder import load_timm
+
+        _refuse_position_options(str(folder), options)
+        return load_timm(f"local-dir:{folder}", pretrained=True, image_size=size, dtype=dtype, **options)
     if not (folder / CONFIG_FILE).is_file():
         _check_checkpoint(folder)
         return load_transformers(str(folder), dtype=dtype, **options)
@@ -211,7 +223,18 @@ def _from_folder(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> E
     return encoder
 
 
+def is_timm_folder(folder: Path) -> bool:
+    """Whether the folder is what timm pushes to the Hub (UNI, Virchow): a config.json that names an `architecture`."""
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and "architecture" in said and "model_type" not in said
+
+
 def _check_checkpoint(folder: Path) -> None:
+    if (folder / "open_clip_config.json").is_file():
+        raise UserError(f"{folder} is a folder of open_clip; write open_clip:MODEL/{folder}/open_clip_model.safetensors with its model's name")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no encoder: there is neither {CONFIG_FILE} nor config.json; name a run's or a checkpoint's folder")
     if not any(folder.glob("*.safetensors")):

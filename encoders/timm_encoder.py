@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -90,7 +91,8 @@ class TimmEncoder(Encoder):
         self.trunk = Trunk.of(model, takes_any_size)
         self.layer_widths, self.stride = self.trunk.widths, self.trunk.strides[-1]
         self.num_channels = model_args.get("in_chans", model.pretrained_cfg["input_size"][0])
-        self.pooled_width = model.head_hidden_size
+        # Virchow is published with all its tokens and no image vector
+        self.pooled_width = None if getattr(model, "global_pool", None) == "" else model.head_hidden_size
         self.has_cls = self.trunk.has_cls
 
     def architecture(self) -> dict[str, Any]:
@@ -111,7 +113,8 @@ class TimmEncoder(Encoder):
         by_number = {index + 1: output for index, output in zip(indices, outputs, strict=True)}
         chosen = tuple(self.trunk.layer(number, by_number[number], self.norm) for number in layers)
         self._check_grid(pixel_values, chosen)
-        return Features(chosen, self.model.forward_head(final, pre_logits=True))
+        pooled = None if self.pooled_width is None else self.model.forward_head(final, pre_logits=True)
+        return Features(chosen, pooled)
 
     def _check_grid(self, pixel_values: Tensor, layers: tuple[LayerFeatures, ...]) -> None:
         """Other places than one per stride (Inception has no padding, LeViT has more than its size needs) are none that a mask can be laid on."""
@@ -141,7 +144,7 @@ def load_timm(
     """
     # what is saved must not need the Hub, or the folder, that the name may point to
     architecture, saved_args = _resolved(name)
-    args = {**saved_args, **(model_args or {})}
+    args = {**saved_args, **_unsaid_args(name), **(model_args or {})}
     if image_size is not None and _timm().get_pretrained_cfg(architecture).fixed_input_size:
         args["img_size"] = list(image_size)
     model, takes_any_size = _create(name, pretrained, args)
@@ -238,10 +241,31 @@ def _resolved(name: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
+def _unsaid_args(name: str) -> dict[str, Any]:
+    """The arguments of a folder's model that JSON cannot hold, read off the shapes of its weights.
+
+    Virchow and UNI2 have a gated MLP, whose second matrix takes half of what the first one gives; their cards have the
+    user pass its classes. Raises UserError for weights that cannot be read.
+    """
+    if not name.startswith("local-dir:"):
+        return {}
+    try:
+        weights = _timm()._hub.load_state_dict_from_path(name.removeprefix("local-dir:"))
+    except Exception as error:  # a broken file raises whatever its reader does
+        raise _unloadable(name, error) from None
+    first, second = (weights.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
+    if first is None or second is None or first.shape[0] != 2 * second.shape[1]:
+        return {}
+    return {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
+
+
 def _create(name: str, pretrained: bool, args: dict[str, Any]) -> tuple[nn.Module, bool]:
     """The model, and whether it takes any size."""
     create_model = _timm().create_model
     options = {**args, "pretrained": pretrained, "num_classes": 0}
+    options.pop("dynamic_img_size", None)
+    if isinstance(options.get("mlp_layer"), str):
+        options["mlp_layer"] = getattr(import_module("timm.layers"), options["mlp_layer"])
     try:
         try:
             return create_model(name, dynamic_img_size=True, **options), True

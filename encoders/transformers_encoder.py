@@ -211,7 +211,12 @@ def load_transformers(name: str, *, dtype: torch.dtype = torch.float32, **option
 
     Raises UserError for a model that is no known vision tower, missing weights, or a checkpoint that cannot be read.
     """
-    config = read_config(name)
+    model = load_backbone(name, read_config(name), dtype=dtype)
+    return TransformersEncoder(model, read_transform(name), **options)
+
+
+def load_backbone(name: str, config: PretrainedConfig, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The vision tower of a checkpoint with this config. Raises UserError as `load_transformers`."""
     family = family_of(config, name)
     mapping = {rf"^(model\.)?{family.tower}\.": ""} if family.tower else None
     try:
@@ -224,7 +229,7 @@ def load_transformers(name: str, *, dtype: torch.dtype = torch.float32, **option
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         raise UserError(f"{name} lacks {len(missing)} weights of a {family.vision_class}, such as {missing[0]}; give a whole checkpoint")
-    return TransformersEncoder(model, read_transform(name), **options)
+    return model
 
 
 def build_transformers(
