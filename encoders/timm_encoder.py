@@ -227,6 +227,11 @@ def _timm() -> Any:
     return timm.models
 
 
+def _hub() -> Any:
+    """The part of timm that reads weights from the Hub and from folders, as weights only."""
+    return import_module("timm.models._hub")
+
+
 def _resolved(name: str) -> tuple[str, dict[str, Any]]:
     """timm's name of the architecture behind `name`, and the arguments that a checkpoint on the Hub or in a folder was made with."""
     models = _timm()
@@ -242,17 +247,19 @@ def _resolved(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _unsaid_args(name: str) -> dict[str, Any]:
-    """The arguments of a folder's model that JSON cannot hold, read off the shapes of its weights.
+    """The arguments of a model on the Hub or in a folder that JSON cannot hold, read off the shapes of its weights.
 
     Virchow and UNI2 have a gated MLP, whose second matrix takes half of what the first one gives; their cards have the
-    user pass its classes. Raises UserError for weights that cannot be read.
+    user pass its classes.
     """
-    if not name.startswith("local-dir:"):
+    source, _, place = name.partition(":")
+    readers = {"local-dir": _hub().load_state_dict_from_path, "hf-hub": _hub().load_state_dict_from_hf}
+    if source not in readers:
         return {}
     try:
-        weights = _timm()._hub.load_state_dict_from_path(name.removeprefix("local-dir:"))
-    except Exception as error:  # a broken file raises whatever its reader does
-        raise _unloadable(name, error) from None
+        weights = readers[source](place)
+    except Exception:  # what is wrong with the weights is said when they are loaded
+        return {}
     first, second = (weights.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
     if first is None or second is None or first.shape[0] != 2 * second.shape[1]:
         return {}

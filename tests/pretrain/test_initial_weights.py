@@ -1,5 +1,7 @@
 """`--init_from`: every form of weights that people have, and what is said about tensors that are not simply taken."""
 
+import copy
+
 import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
@@ -164,5 +166,8 @@ def test_a_run_with_the_published_offset_trains_with_it():
     run.load_state_dict(run.state_dict() | load)
     ours = run.embeddings.interpolate_pos_encoding(torch.zeros(1, 1 + 12, 128), 42, 56)
     torch.testing.assert_close(ours, model.positions(3, 4), rtol=1e-5, atol=1e-6)
+    teacher = copy.deepcopy(run)  # as SelfDistillation makes it: it must resample its own positions
+    teacher.embeddings.position_embeddings.data.zero_()
+    assert not teacher.embeddings.interpolate_pos_encoding(torch.zeros(1, 1 + 12, 128), 42, 56).any()
     assert run.config.position_offset == 0.1
     assert TransformersEncoder(run, ImageTransform((42, 56))).position_offset == 0.1
