@@ -234,7 +234,9 @@ def is_timm_folder(folder: Path) -> bool:
 
 def _check_checkpoint(folder: Path) -> None:
     if (folder / "open_clip_config.json").is_file():
-        raise UserError(f"{folder} is a folder of open_clip; write open_clip:MODEL/{folder}/open_clip_model.safetensors with its model's name")
+        raise UserError(
+            f"{folder} is a folder of open_clip; write open_clip:MODEL/{folder}/open_clip_model.safetensors with its model's name"
+        )
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no encoder: there is neither {CONFIG_FILE} nor config.json; name a run's or a checkpoint's folder")
     if not any(folder.glob("*.safetensors")):

@@ -15,7 +15,6 @@ from encoders.preprocess import ImageTransform
 from encoders.timm_encoder import Trunk, native_size_problem
 from vision_core.errors import UserError
 
-
 WEIGHT_FILES = (".safetensors", ".pt")
 
 
@@ -127,7 +126,9 @@ def load_whole_model(model: str, tag: str, image_size: tuple[int, int] | None = 
     if tag not in known and not tag.endswith(WEIGHT_FILES):
         raise UserError(f"{tag} is no .safetensors file; convert it, or give the .pt file that open_clip_train wrote")
     try:
-        return open_clip.create_model(model, pretrained=tag, force_image_size=image_size, force_quick_gelu=use_quick_gelu, weights_only=True)
+        return open_clip.create_model(
+            model, pretrained=tag, force_image_size=image_size, force_quick_gelu=use_quick_gelu, weights_only=True
+        )
     except Exception as error:  # weights that cannot be read raise whatever their reader does
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"open_clip:{model}/{tag} cannot be loaded ({reason}); check the file, or the network") from None

@@ -38,9 +38,7 @@ def set_position_interpolation(model: nn.Module, antialias: bool | None, offset:
     def interpolate(embeddings: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
         """In place of `embeddings.interpolate_pos_encoding`."""
         patch_size = embeddings.patch_size
-        return resampled_positions(
-            embeddings.position_embeddings, (height // patch_size, width // patch_size), antialias, offset or 0.0
-        )
+        return resampled_positions(embeddings.position_embeddings, (height // patch_size, width // patch_size), antialias, offset or 0.0)
 
     model.embeddings.interpolate_pos_encoding = MethodType(interpolate, model.embeddings)
 

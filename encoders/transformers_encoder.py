@@ -28,11 +28,15 @@ ATTENTION_FLAGS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_fla
 class Family:
     """What one model type returns (executed, not assumed: tests/encoders/test_contract.py).
 
-    vision_class: the class of the vision tower. norm: its attribute with the final norm, or None where it has none. last_is_normed: whether
-    `last_hidden_state` is behind that norm. cls, registers: whether a CLS token stands first, and the config's field that counts the register tokens
-    behind it. prefix: the config's field that counts all tokens in front of the patches, where the model has several CLS tokens. pooled: the published
-    image vector: the model's pooler output, its summary of some CLS tokens, the CLS token, or none. sizes: how the model takes another size than its own: by itself, by an argument of its
-    forward, as a bag of patches, or not at all. tower: where the vision tower lies in a checkpoint of the whole vision-language model.
+    vision_class: the class of the vision tower.
+    norm: its attribute with the final norm, or None where it has none.
+    last_is_normed: whether `last_hidden_state` is behind that norm.
+    cls, registers: whether a CLS token stands first, and the config's field that counts the register tokens behind it.
+    prefix: the config's field that counts all tokens in front of the patches, where the model has several CLS tokens.
+    pooled: the published image vector: the model's pooler output, its summary of some CLS tokens, the CLS token, or none.
+    sizes: how the model takes another size than its own: by itself, by an argument of its forward, as a bag of patches,
+        or not at all.
+    tower: where the vision tower lies in a checkpoint of the whole vision-language model.
     """
 
     vision_class: str

@@ -24,9 +24,7 @@ class DINOv2Arguments:
     resume_from_checkpoint: str | None = option(
         None, "true: the newest whole checkpoint of output_dir; or the folder of one: continues the same run", "run"
     )
-    init_from: str | None = option(
-        None, "weights to start a new run from: a folder, hf:NAME, dinov2_pth:FILE (docs/pretraining.md)", "run"
-    )
+    init_from: str | None = option(None, "weights to start a new run from: a folder, hf:NAME, dinov2_pth:FILE (docs/pretraining.md)", "run")
     dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
     mixed_precision: Literal["no", "bf16"] = option("bf16", "no is float32", "run")
     health_steps: int | None = option(

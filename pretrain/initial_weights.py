@@ -75,7 +75,9 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
     found = find_weights(source)
     heads = backbone.config.num_attention_heads
     if found.num_heads not in (None, heads):
-        raise UserError(f"init_from={source}: it has {found.num_heads} heads, the run {heads}; give --num_attention_heads {found.num_heads}")
+        raise UserError(
+            f"init_from={source}: it has {found.num_heads} heads, the run {heads}; give --num_attention_heads {found.num_heads}"
+        )
     report = LoadReport(source)
     state = fitted_state(backbone, found.tensors, report)
     report.unused += found.unused

@@ -98,9 +98,7 @@ def open_folder(args: JudgingArguments, name: str) -> Path:
 
 def load(source: str, args: JudgingArguments, device: torch.device) -> Encoder:
     """The frozen encoder on its device."""
-    encoder = load_encoder(
-        source, image_size=args.image_size, dtype=DTYPES[args.precision], preprocess=args.preprocess, seed=args.seed
-    )
+    encoder = load_encoder(source, image_size=args.image_size, dtype=DTYPES[args.precision], preprocess=args.preprocess, seed=args.seed)
     return encoder.to(device)
 
 

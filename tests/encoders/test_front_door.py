@@ -95,7 +95,7 @@ def test_the_pixels_are_those_of_timm_with_borders_and_squashed_crops(crop_pct, 
 def test_the_pixels_are_those_of_open_clip(said):
     theirs = image_transform_v2(PreprocessCfg(**said), is_train=False)
     assert greatest_difference(transform_from_preprocess(said), theirs) < 1e-5
-    assert open_clip.OPENAI_DATASET_MEAN == ImageTransform.from_dict(transform_from_preprocess({"size": 8}).to_dict()).mean
+    assert ImageTransform.from_dict(transform_from_preprocess({"size": 8}).to_dict()).mean == open_clip.OPENAI_DATASET_MEAN
 
 
 def test_the_pixels_of_a_published_file_are_those_of_its_repository():
@@ -210,7 +210,15 @@ def test_bands_keep_their_scale(channels, tmp_path):
     bands = np.random.default_rng(0).uniform(-500, 9000, (channels, 16, 16)).astype(np.float32)
     expected = torch.from_numpy((bands[None] - 1000) / 100)
     np.save(tmp_path / "a.npy", bands)
-    for form in (bands, torch.from_numpy(bands), np.moveaxis(bands, 0, 2), [bands], bands[None], tmp_path / "a.npy", str(tmp_path / "a.npy")):
+    for form in (
+        bands,
+        torch.from_numpy(bands),
+        np.moveaxis(bands, 0, 2),
+        [bands],
+        bands[None],
+        tmp_path / "a.npy",
+        str(tmp_path / "a.npy"),
+    ):
         torch.testing.assert_close(transform(form), expected)
     whole_numbers = (bands % 256).astype(np.uint8)
     torch.testing.assert_close(transform(whole_numbers), torch.from_numpy((whole_numbers[None] / 255 - 1000) / 100).float())

@@ -133,7 +133,9 @@ def _of_picture(picture: Image.Image, num_channels: int) -> Tensor:
             f"a PIL image has no {num_channels} channels; give this encoder a float32 array [{num_channels}, H, W], a path or the bytes of a file"
         )
     if picture.mode.startswith("I"):
-        raise UserError(f"a PIL image of mode {picture.mode} has 16 bits; give its path or bytes, or an array of 0 to 1: np.asarray(image) / 65535")
+        raise UserError(
+            f"a PIL image of mode {picture.mode} has 16 bits; give its path or bytes, or an array of 0 to 1: np.asarray(image) / 65535"
+        )
     red, green, blue = image_tensor(picture).to(torch.float32)
     # ITU-R 601-2 with Pillow's rounding, as `decode_image` reads the picture's file
     luminance = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) / 65536
