@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from encoders.open_clip_encoder import import_open_clip, load_whole_model, transform_from_preprocess
-from encoders.preprocess import ImageTransform
+from encoders.preprocess import ImageTransform, Preprocess
 from encoders.transformers_encoder import TransformersEncoder, read_config, read_transform
 from vision_core.errors import UserError
 
@@ -128,18 +128,26 @@ class OpenClipImageText(ImageTextModel):
         return self.model.encode_text(self.tokenizer(texts).to(self.device))
 
 
-def load_image_text(source: str | os.PathLike, *, dtype: torch.dtype = torch.float32) -> ImageTextModel:
+def load_image_text(
+    source: str | os.PathLike, *, dtype: torch.dtype = torch.float32, preprocess: Preprocess = "published"
+) -> ImageTextModel:
     """The image-text model that `source` names, frozen, on the CPU.
 
     Args:
         source: `hf:NAME` or a folder (SigLIP, SigLIP 2 with fixed resolution or NaFlex, CLIP, MetaCLIP 2), or `open_clip:MODEL/TAG`, where the tag may be
             a .safetensors file.
         dtype: of the weights; embeddings are float32.
+        preprocess: see `ImageTransform`.
 
     Raises:
         UserError: an encoder without a text tower, a checkpoint without some of its parts, an unknown name.
     """
-    text = os.fspath(source)
+    model = _load(os.fspath(source), dtype)
+    model.transform = replace(model.transform, preprocess=preprocess)
+    return model
+
+
+def _load(text: str, dtype: torch.dtype) -> ImageTextModel:
     kind, _, name = text.partition(":")
     if Path(text).is_dir():
         return _load_transformers(text, text, dtype)

@@ -36,7 +36,7 @@ from vision_core.errors import UserError, run_script
 RELEASED_ENCODERS = [
     "open_clip:ViT-SO400M-14-SigLIP-384/webli?grid=24",
     "hf:openai/clip-vit-large-patch14-336?layers=-2&norm=false&grid=24",
-    "hf:facebook/dinov2-giant?image_size=378&grid=24",
+    "hf:facebook/dinov2-giant?image_size=378&grid=24&position_offset=0.1",
     "open_clip:convnext_xxlarge/laion2b_s34b_b82k_augreg_soup?layers=1,2,3,4&norm=false&image_size=1024&grid=96",
 ]
 LANGUAGE_MODELS = {"cambrian_llama": "llama", "cambrian_phi3": "phi3"}

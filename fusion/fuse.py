@@ -153,7 +153,14 @@ def _truth(value: str) -> bool:
     return {"true": True, "false": False}[value] if value in ("true", "false") else int(value) == 1
 
 
-ENCODER_OPTIONS = {"layers": lambda value: [int(each) for each in value.split(",")], "norm": _truth, "image_size": int, "grid": int}
+ENCODER_OPTIONS = {
+    "layers": lambda value: [int(each) for each in value.split(",")],
+    "norm": _truth,
+    "image_size": int,
+    "grid": int,
+    "position_antialias": _truth,
+    "position_offset": float,
+}
 
 
 def describe(model: FusedVisionModel) -> None:

@@ -24,7 +24,7 @@ class DINOv2Arguments:
     resume_from_checkpoint: str | None = option(
         None, "true: the newest whole checkpoint of output_dir; or the folder of one: continues the same run", "run"
     )
-    init_from: str | None = option(None, "folder or hub name of a checkpoint: takes its weights only, a new run", "run")
+    init_from: str | None = option(None, "weights to start a new run from: a folder, hf:NAME, dinov2_pth:FILE (docs/pretraining.md)", "run")
     dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "bf16", "no is float32; fp16, with a loss scale, is for GPUs without bfloat16 (V100, T4)", "run"
@@ -60,6 +60,9 @@ class DINOv2Arguments:
     num_attention_heads: int | None = option(None, "heads, instead of those of `backbone`", "backbone")
     patch_size: int = option(8, "pixels of a side of a patch", "backbone")
     num_register_tokens: int = option(0, "register tokens", "backbone")
+    position_offset: float = option(
+        0.0, "of the resampling of positions for other crop sizes; published without registers 0.1, with them 0", "backbone"
+    )
     register_init_std: float = option(
         0.02, "std of register tokens at the start; the published 1e-6 leaves them equal for thousands of steps", "backbone"
     )
@@ -216,6 +219,8 @@ def check_arguments(args: DINOv2Arguments) -> None:
     ):
         if getattr(args, key) is not None and not 0 <= getattr(args, key) <= 1:
             raise UserError(f"{key}={getattr(args, key)}: it must lie between 0 and 1")
+    if not 0 <= args.position_offset < 1:
+        raise UserError(f"position_offset={args.position_offset}: the published one is 0.1, and 0 means none")
     if args.drop_path_rate == 1:
         raise UserError("drop_path_rate=1 drops every branch; published values are 0 to 0.4")
     if args.dino_loss_weight == 0 and args.ibot_loss_weight == 0:

@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 from encoders.evaluation.knn_benchmark import KnnBenchmark
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
 from encoders.transformers_encoder import TransformersEncoder
-from pretrain.backbone import Backbone, build_backbone, load_backbone_weights, position_grid_size
+from pretrain.backbone import Backbone, build_backbone, position_grid_size
 from pretrain.dinov2_args import DINOv2Arguments, backbone_shape, image_size
 from pretrain.heads import ProjectionHead
+from pretrain.initial_weights import load_backbone_weights
 from pretrain.multicrop import MultiCrop, Poses
 from pretrain.param_groups import parameter_groups
 from pretrain.schedules import cosine_schedule, frozen, linear_warmup, scaled_learning_rate
@@ -85,6 +86,7 @@ def build_run_backbone(args: DINOv2Arguments, layerscale_value: float) -> Backbo
         layerscale_value=layerscale_value,
         initializer_range=args.initializer_range,
         register_init_std=args.register_init_std,
+        position_offset=args.position_offset,
     )
 
 
@@ -188,7 +190,7 @@ def untrained_accuracy(args: DINOv2Arguments, benchmark: KnnBenchmark) -> dict[s
 
 
 def load_weights(method: SelfDistillation, source: str) -> list[str]:
-    """`--init_from`: the backbone for student and teacher, and the heads where the folder has ones that fit."""
+    """`--init_from`: the backbone for student and teacher, and the heads where the folder has ones that fit; lines that say so."""
     lines = load_backbone_weights(method.student["backbone"], source)
     heads = Path(source) / "heads.safetensors"
     if heads.is_file():

@@ -110,6 +110,7 @@ def load_whole(
 
     Raises UserError, which names `option`, for a model of another kind, for missing weights, or for what cannot be read.
     """
+    name = name.removeprefix("hf:")
     wanted, theirs = model_class.config_class.model_type, read_config(name)
     if theirs.model_type != wanted:
         raise UserError(f"{option} {name} is a {theirs.model_type}; give a {wanted}")

@@ -148,7 +148,7 @@ def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
 def load_processor(name: str) -> Any:
     """Raises UserError where there is none."""
     try:
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(name.removeprefix("hf:"), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--init_from {name} has no image processor ({first_line(error)}); add its preprocessor_config.json") from None
 

@@ -136,7 +136,7 @@ def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]
 def load_processor(name: str) -> Any:
     """For images and texts. Raises UserError where one of them is missing."""
     try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(name.removeprefix("hf:"), trust_remote_code=False)
         _ = processor.tokenizer, processor.image_processor
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"--init_from {name} has no processor of images and texts ({first_line(error)}); add its files") from None

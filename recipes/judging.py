@@ -35,6 +35,7 @@ PARADIGMS = {
     "dinov2": "self-distillation", "dinov2_with_registers": "self-distillation", "dinov3_vit": "self-distillation", "dinov3_convnext": "self-distillation",
     "siglip_vision_model": "image-text", "siglip2_vision_model": "image-text", "clip_vision_model": "image-text", "metaclip_2_vision_model": "image-text",
     "vit_mae": "reconstruction", "ijepa": "reconstruction", "aimv2_vision_model": "reconstruction", "internvl_vision": "image-text",
+    "radio": "distillation", "tipsv2_vision_model": "image-text",
 }  # fmt: skip
 
 
@@ -45,6 +46,9 @@ class JudgingArguments:
     image_size: int | None = option(None, "side at which images are looked at; default: as published", "encoder")
     dense_image_size: list[int] | None = option(
         None, "height and width for the dense tasks; default: the images' own, up to 2,048 patches", "encoder"
+    )
+    preprocess: Literal["whole", "published"] = option(
+        "whole", "whole: images no larger than the encoder's size are not cropped; published: as the model's library does it", "encoder"
     )
     precision: Literal["float32", "bfloat16"] = option("float32", "of the encoder's weights", "encoder")
     max_train_images: int | None = option(None, "training images, drawn by the seed; default: all", "data")
@@ -94,7 +98,8 @@ def open_folder(args: JudgingArguments, name: str) -> Path:
 
 def load(source: str, args: JudgingArguments, device: torch.device) -> Encoder:
     """The frozen encoder on its device."""
-    return load_encoder(source, image_size=args.image_size, dtype=DTYPES[args.precision], seed=args.seed).to(device)
+    encoder = load_encoder(source, image_size=args.image_size, dtype=DTYPES[args.precision], preprocess=args.preprocess, seed=args.seed)
+    return encoder.to(device)
 
 
 def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) -> FrozenFeatures:

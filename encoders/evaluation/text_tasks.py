@@ -20,7 +20,7 @@ def run_zero_shot(frozen: FrozenFeatures) -> TaskResult:
     source = frozen.sources["test"]
     if source.labels is None or not source.class_names:
         raise UserError(f"zero-shot: the classes of {source.description} have no names; name labelled images whose classes have names")
-    model = load_image_text(frozen.encoder.source).to(frozen.encoder.device)
+    model = _image_text_model(frozen)
     classes = class_embeddings(model, [name.replace("_", " ") for name in source.class_names], progress=frozen.progress)
     images, kept = _embeddings(frozen, model)
     scores = zero_shot_accuracy(images, torch.tensor(source.labels)[kept], classes.cpu())
@@ -31,13 +31,19 @@ def run_zero_shot(frozen: FrozenFeatures) -> TaskResult:
 
 def run_image_text(frozen: FrozenFeatures) -> TaskResult:
     """Images find their captions, captions their images."""
-    model = load_image_text(frozen.encoder.source).to(frozen.encoder.device)
+    model = _image_text_model(frozen)
     images, kept = _embeddings(frozen, model)
     captions = [frozen.sources["test"].annotations.captions(index) for index in kept]
     owners = torch.tensor([row for row, texts in enumerate(captions) for _ in texts])
     texts = model.encode_texts([text for texts in captions for text in texts]).cpu()
     protocol = f"{len(images):,} test images and their {len(owners):,} captions search each other (Karpathy's protocol), nothing trained"
     return TaskResult(retrieval_recalls(images, texts, owners), protocol)
+
+
+def _image_text_model(frozen: FrozenFeatures) -> ImageTextModel:
+    """Both towers of the encoder's checkpoint, which look at images as the encoder does."""
+    preprocess = frozen.encoder.transform.preprocess
+    return load_image_text(frozen.encoder.source, preprocess=preprocess).to(frozen.encoder.device)
 
 
 def _embeddings(frozen: FrozenFeatures, model: ImageTextModel) -> tuple[Tensor, list[int]]:

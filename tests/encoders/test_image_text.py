@@ -249,7 +249,7 @@ def test_open_clip_refuses_bad_input(tiny_open_clip):
         load_image_text("open_clip:tiny-clip/of-no-data")
     with pytest.raises(UserError, match="has no model tiny-clap"):
         load_image_text("open_clip:tiny-clap/x")
-    wrong = Path(source.partition("/")[2]).with_suffix(".pt")
+    wrong = Path(source.partition("/")[2]).with_suffix(".npz")
     wrong.write_bytes(b"")
     with pytest.raises(UserError, match="no .safetensors file"):
         load_image_text(f"open_clip:tiny-clip/{wrong}")
