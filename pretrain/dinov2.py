@@ -11,9 +11,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
 
+from pretrain.dinov2_args import DINOv2Arguments, check_arguments
 from vision_core.launchers import launchers_above
+from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
+
+if __name__ == "__main__":
+    look_first(DINOv2Arguments, __doc__, check_arguments)
 
 # Before torch loads OpenMP: threads that wait must sleep, for on a CPU the data workers need the cores that they would spin on.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -31,7 +36,6 @@ from accelerate.utils import ProjectConfiguration
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from encoders.transformers_encoder import TransformersEncoder
 from pretrain.card import write_card
-from pretrain.dinov2_args import DINOv2Arguments, check_arguments
 from pretrain.dinov2_build import (
     build_benchmark,
     build_loader,
@@ -52,12 +56,13 @@ from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watc
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
+from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, own_cores
 from vision_core.errors import UserError, run_script
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.randomness import seed_of
 from vision_core.run_folder import RunFolder
-from vision_core.stopping import StopRequest, worker_deaths_unnoticed
+from vision_core.stopping import StopRequest
 
 MAX_SKIPPED_IN_A_ROW = 3
 MAX_FAILED_SAVES_IN_A_ROW = 2

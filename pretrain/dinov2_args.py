@@ -1,11 +1,21 @@
-"""Every option of `pretrain/dinov2.py`, and the checks that need no data."""
+"""Every option of `pretrain/dinov2.py`, and the checks that need no data. Imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain.backbone import BACKBONE_SIZES
 from vision_core.arguments import option
 from vision_core.errors import UserError
+
+# hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
+BACKBONE_SIZES = {
+    "nano": (128, 4, 2),
+    "micro": (192, 6, 3),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "giant": (1536, 40, 24),
+}
 
 
 @dataclass

@@ -35,7 +35,8 @@ from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
 from recipes.zero_config import zero_config
-from vision_core.distributed import is_first_launched, is_main_process, print_once, rank, share_cores, wait_for_all, world_size
+from vision_core.distributed import is_main_process, print_once, rank, share_cores, wait_for_all, world_size
+from vision_core.launchers import is_first_launched
 from vision_core.randomness import numpy_generator
 from vision_core.run_folder import RunFolder, check_folder
 from vision_core.run_preview import preview

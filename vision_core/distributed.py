@@ -150,11 +150,6 @@ def processes_here() -> int:
     return next((int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE") if name in os.environ), 1)
 
 
-def is_first_launched() -> bool:
-    """As `is_main_process`, for what happens before the processes of a launcher have joined."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def own_cores() -> int:
     """This process's share of the cores, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
