@@ -9,18 +9,20 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from functools import partial
+
 from pretrain.image_args import SiglipArguments
 from vision_core.launchers import launchers_above
 from vision_core.start import look_first
+from vision_core.trainer_options import check_output
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
-    look_first(SiglipArguments, __doc__)
+    look_first(SiglipArguments, __doc__, partial(check_output, "siglip"))
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +61,7 @@ with torch.no_grad():
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(SiglipArguments, description=__doc__)
+    check_output("siglip", args)
     source, held_out = (captioned(text) if text else None for text in (args.dataset, args.eval_dataset))
     model, processor = start(args, source)
     train_images(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from vision_core.arguments import option
+from vision_core.launchers import is_first_launched
+from vision_core.run_folder import check_folder
 
 
 @dataclass
@@ -28,3 +30,13 @@ class TrainerOptions:
     output_dir: str | None = option(None, "a new folder; default outputs/<name>-<n>", "run")
     resume_from_checkpoint: str | None = option(None, "a checkpoint-<step> folder, or true for the newest of --output_dir", "run")
     dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
+
+
+def check_output(name: str, options: TrainerOptions) -> None:
+    """Refuse, before anything is loaded, a folder that the run could not use. Raises UserError.
+
+    The first process alone looks: it is in its folder soon, maybe before another one looks. A checkpoint, which takes long to
+    verify, is looked at when it is resumed.
+    """
+    if is_first_launched() and not options.resume_from_checkpoint:
+        check_folder(options.output_dir, name)
