@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.chat_templates import named_template
 from fusion.fuse import load_with_options
-from fusion.fuse_args import ConvertArguments, check_converting
+from fusion.fuse_args import CONVERT_HELP, ConvertArguments, check_converting
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import FusionProcessor
 from fusion.save import save_fused

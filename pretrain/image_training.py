@@ -20,7 +20,7 @@ from vision_core.images.sources import ImageSource, open_source
 from vision_core.model_card import write_model_card
 from vision_core.randomness import numpy_generator
 from vision_core.run_folder import check_folder
-from vision_core.run_preview import preview
+from vision_core.run_preview import introduction, preview
 from vision_core.run_trainer import RunTrainer, open_run, training_arguments
 from vision_core.stopping import StopRequest
 from vision_core.trainer_options import TrainerOptions
@@ -170,6 +170,7 @@ def train_images(
         if options.dry_run:
             print_once(preview(trainer))
             return
+        print_once([f"run folder       {folder}", f"images           {data.source.description}", *introduction(trainer)])
         trainer.train_until_told(stop, checkpoint)
         trainer.save_model(folder)
     if is_main_process():

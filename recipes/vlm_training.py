@@ -35,9 +35,10 @@ from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
 from vision_core.distributed import is_main_process, print_once, rank, share_cores, wait_for_all, world_size
+from vision_core.launchers import is_first_launched
 from vision_core.randomness import numpy_generator
 from vision_core.run_folder import RunFolder, check_folder
-from vision_core.run_preview import preview
+from vision_core.run_preview import introduction, preview
 from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest
 
@@ -60,6 +61,8 @@ def train(
     with tempfile.TemporaryDirectory() as aside:
         base = args.init_from or f"{aside}/model"
         if args.init_from is None:
+            if is_first_launched():
+                print("no --init_from: small stand-ins are made" + (", and learn from drawn scenes first" if not args.dry_run else ""))
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
             write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
         with StopRequest(launchers) as stop:
@@ -76,7 +79,9 @@ def _train(
     sources = opened(args.conversations), opened(args.eval_conversations)
     run, folder, checkpoint = open_run(args, stage)
     settings.output_dir = folder
+    print_once(header(args, folder, checkpoint))
     trainer = build_trainer(args, planned, base, settings, *sources, run)
+    print_once(introduction(trainer))
     trainer.train_until_told(stop, checkpoint)
     publish(trainer, base, args, stage)
 
@@ -95,6 +100,17 @@ def dry_run(
     lengths = [len(rows[number]["input_ids"]) for number in range(min(len(rows), FIRST_ROWS))]
     longest = f"longest          {max(lengths):,} tokens, of the first {len(lengths):,} rows; --max_length is {args.max_length:,}"
     print_once([*preview(trainer), longest])
+
+
+def header(args: VlmArguments, folder: str, checkpoint: str) -> list[str]:
+    """What a run is as far as its options say it, before a model is loaded and features are computed for hours."""
+    lines = [
+        f"run folder       {folder}",
+        f"model            {args.init_from or 'small stand-ins'}",
+        f"conversations    {', '.join(args.conversations)}",
+        f"held out         {', '.join(args.eval_conversations) or 'nothing'}",
+    ]
+    return [*lines, f"goes on from     {checkpoint}"] if checkpoint else lines
 
 
 def build_trainer(

@@ -18,9 +18,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from vision_core.arguments import arguments_to_yaml
 from vision_core.checkpoints import remove_old_checkpoints, seal_folder
 from vision_core.data_workers import end_data_workers, leave_signals_to_parent
-from vision_core.distributed import broadcast_text, is_main_process, wait_for_all
-from vision_core.errors import UserError
-from vision_core.run_folder import RunFolder
+from vision_core.distributed import broadcast_text, is_main_process, print_once, wait_for_all
+from vision_core.errors import Stopped, UserError
+from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
 from vision_core.trainer_options import TrainerOptions
 
@@ -85,7 +85,14 @@ class RunTrainer(Trainer):
         finally:
             end_data_workers()
         if told.stopped:
-            raise SystemExit(stop.exit_status)
+            folder, step = self.args.output_dir, self.state.global_step
+            line = f"told to stop: step {step} of {self.state.max_steps} is saved; {how_to_go_on(folder)}"
+            print_once([line])
+            raise Stopped(stop.exit_status, line)
+
+    def rate_of(self, name: str) -> float:
+        """The highest learning rate of the parameter of this name, where it trains."""
+        return self.args.learning_rate
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, None]:
         """The loss of a batch that is not trained on."""
