@@ -19,7 +19,7 @@ from encoders.dinov2_weights import load_dinov2_pth
 from encoders.names import nearest_encoders
 from encoders.preprocess import ImageTransform
 from encoders.raw_pixels import RawPixels
-from encoders.tiny import tiny_encoder
+from encoders.tiny import FAMILY_NAMES, tiny_encoder
 from encoders.transformers_encoder import build_transformers, family_of, load_transformers, read_config, read_transform, vision_config
 from vision_core.errors import UserError
 from vision_core.randomness import seed_of
@@ -74,6 +74,33 @@ def load_encoder(
     if compile:
         encoder.compile()
     return encoder.freeze() if frozen else encoder.eval()
+
+
+def check_source(source: str) -> None:
+    """Raise UserError for a source text that names no encoder: a wrong name, a folder without one. Reads configs and lists of names, no weights."""
+    text = source.removeprefix(UNTRAINED)
+    has_weights = text == source
+    kind, name = _kind_and_name(text)
+    if kind == "folder" and has_weights and not (Path(text) / CONFIG_FILE).is_file():
+        _check_checkpoint(Path(text))
+    if kind in ("folder", "hf"):
+        try:
+            _config_of(name)
+        except UserError as error:
+            raise UserError(f"{error}{_nearest(text) if kind == 'hf' else ''}") from None
+    elif kind == "dinov2_pth" and not Path(name).is_file():
+        raise UserError(f"{text}: there is no file {name}; name the .pth file")
+    elif kind == "tiny" and name not in FAMILY_NAMES:
+        raise UserError(f"tiny:{name} does not exist; the families are {', '.join(FAMILY_NAMES)}")
+    elif kind == "timm":
+        from encoders.timm_encoder import check_timm
+
+        check_timm(name)
+    elif kind == "open_clip":
+        from encoders.open_clip_encoder import check_open_clip
+
+        model, tag = _model_and_tag(text, name) if has_weights else (name.partition("/")[0], None)
+        check_open_clip(model, tag)
 
 
 def build_encoder(config: EncoderConfig, *, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None) -> Encoder:
@@ -148,13 +175,19 @@ def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, option
     if kind == "open_clip":
         from encoders.open_clip_encoder import load_open_clip
 
-        model, _, tag = name.partition("/")
-        if not tag:
-            raise UserError(f"{text} names no weights{_nearest(text)}; write open_clip:MODEL/TAG, or untrained:open_clip:MODEL")
+        model, tag = _model_and_tag(text, name)
         return load_open_clip(model, tag, image_size=size, dtype=dtype, **options)
     if kind == "tiny":
         return tiny_encoder(name, dtype=dtype, **options)
     return RawPixels(layers=options["layers"])
+
+
+def _model_and_tag(text: str, name: str) -> tuple[str, str]:
+    """Of an open_clip model with weights. Raises UserError where they are not named."""
+    model, _, tag = name.partition("/")
+    if not tag:
+        raise UserError(f"{text} names no weights{_nearest(text)}; write open_clip:MODEL/TAG, or untrained:open_clip:MODEL")
+    return model, tag
 
 
 def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:

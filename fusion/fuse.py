@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from encoders.base import Encoder
-from encoders.load import load_encoder
+from encoders.load import check_source, load_encoder
 from fusion.assemble import assemble_vlm, fuse_encoders, image_processor_of, load_language_model, own_grid
 from fusion.build_connector import connector_options
 from fusion.chat_templates import named_template
@@ -28,10 +28,19 @@ def main() -> None:
     args = parse_arguments(FuseArguments, description=FUSE_HELP)
     check_fusing(args)
     options = options_of(args)
+    for text in args.encoders:
+        check_source(text.partition("?")[0])
     chat_template = named_template(args.chat_template) if args.chat_template else None
-    language_model, tokenizer = load_language_model(args.language_model) if args.language_model else (None, None)
+    language_model, tokenizer = None, None
+    if args.language_model:
+        say(f"loading the language model {args.language_model} ...")
+        language_model, tokenizer = load_language_model(args.language_model)
     hidden_size = args.hidden_size or (language_model.config.get_text_config().hidden_size if language_model else 1024)
-    loaded = [load_with_options(text) for text in args.encoders]
+    loaded = []
+    for text in args.encoders:
+        say(f"loading the encoder {text} ...")
+        loaded.append(load_with_options(text))
+    say(f"making the connector {args.connector} ...")
     grid = args.grid or min(own_grid(encoder) for encoder, _ in loaded)
     model, processor = fuse_encoders(
         [encoder for encoder, _ in loaded],
@@ -47,6 +56,7 @@ def main() -> None:
     )
     describe(model)
     if language_model is not None:
+        say(f"putting the language model behind it, with {args.num_sva_layers} layers that look into the encoders again ...")
         model, processor = assemble_vlm(
             model,
             language_model,
@@ -60,8 +70,14 @@ def main() -> None:
         )
     run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args))
     run.close()
+    say(f"writing {run.path} ...")
     save_fused(run.path, model, processor, command=shlex.join(["python", "-m", "fusion.fuse", *sys.argv[1:]]), stub=args.stub)
     print(f"saved {run.path}; its README.md shows how to load it")
+
+
+def say(text: str) -> None:
+    """What is done now; each of it can take minutes."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def options_of(args: FuseArguments) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import torch
 
 from encoders.curves import bar_picture
 from encoders.evaluation.results import TaskResult
+from encoders.load import check_source
 from encoders.pictures import side_by_side
 from recipes.judging import (
     frozen_features,
@@ -67,6 +68,8 @@ def main() -> None:
     args.tasks = args.tasks if asked_for else ONE_OF_EACH
     device = join_processes()
     data = {text: open_splits(text) for text in args.datasets}
+    for source in args.encoders:
+        check_source(source)
     if asked_for:
         check_data(args.tasks, data)
     folder = open_folder(args, "comparison")
