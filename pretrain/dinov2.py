@@ -11,14 +11,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
 
-from pretrain.dinov2_args import DINOv2Arguments, backbone_shape, check_arguments
+from pretrain.dinov2_args import DINOv2Arguments, backbone_shape, check_start
 from vision_core.launchers import launchers_above
 from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
-    look_first(DINOv2Arguments, __doc__, check_arguments)
+    look_first(DINOv2Arguments, __doc__, check_start)
 
 # Before torch loads OpenMP: threads that wait must sleep, for on a CPU the data workers need the cores that they would spin on.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -72,7 +72,7 @@ def main() -> None:
     """Build everything, train, evaluate, publish."""
     started = time.perf_counter()
     args = parse_arguments(DINOv2Arguments, description=__doc__)
-    check_arguments(args)
+    check_start(args)
     check_trackers(args.report_to)
     set_cpu_threads(args.num_cpu_threads)
     accelerator = Accelerator(

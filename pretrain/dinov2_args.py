@@ -5,6 +5,8 @@ from typing import Literal
 
 from vision_core.arguments import option
 from vision_core.errors import UserError
+from vision_core.launchers import is_first_launched
+from vision_core.run_folder import check_folder
 
 # hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
 BACKBONE_SIZES = {
@@ -158,6 +160,16 @@ class DINOv2Arguments:
 def image_size(size: list[int]) -> tuple[int, int]:
     """`[side]` or `[height, width]` as (height, width)."""
     return (size[0], size[-1])
+
+
+def check_start(args: DINOv2Arguments) -> None:
+    """`check_arguments`, and a folder that the run could not use. The first process alone looks: it is in its folder soon.
+
+    A checkpoint, which takes long to verify, is looked at when it is resumed.
+    """
+    check_arguments(args)
+    if is_first_launched() and not args.resume_from_checkpoint:
+        check_folder(args.output_dir, args.name)
 
 
 def check_arguments(args: DINOv2Arguments) -> None:

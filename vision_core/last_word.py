@@ -6,6 +6,7 @@ part in any exit status. On a terminal it writes only while the launcher is stil
 """
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -13,12 +14,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# As a file of its own it is started by its path, without site-packages, so that it is ready before the launcher has noticed anything.
+# As a file of its own it is started by its path, without site-packages: it has to start quickly.
 IS_FILE = __name__ == "__main__"
 if not IS_FILE:
     from vision_core.launchers import launchers_above
 
 PATIENCE_SECONDS = 20.0  # a launcher that lives longer has not failed with us: it starts its processes again
+READY_SECONDS = 5.0
 POLL_SECONDS = 0.002
 SIGINT_BIT = 1 << 1  # of signal 2
 
@@ -29,7 +31,8 @@ def repeat_behind_launchers(line: str) -> None:
         pid, started = launchers_above()[-1]
         command = [sys.executable, "-I", "-S", __file__, str(pid), started, line]
         with suppress(OSError):  # no memory, no process: the line has been said once
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+            left_behind = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+            select.select([left_behind.stdout], [], [], READY_SECONDS)  # it watches before the launcher learns of our end
 
 
 def wait_and_write(pid: int, started: str, line: str) -> None:
@@ -40,6 +43,8 @@ def wait_and_write(pid: int, started: str, line: str) -> None:
         except OSError:
             return
         is_python = _catches_ctrl_c(pid)
+        with suppress(OSError):
+            os.write(1, b"ready")
         deadline = time.monotonic() + PATIENCE_SECONDS
         while (there := _is_there(pid, started)) and not (is_python and not _catches_ctrl_c(pid)):
             if time.monotonic() > deadline:
