@@ -58,6 +58,7 @@ from recipes.conversations import BadRow, shortened
 from recipes.judging import markdown_table
 from recipes.vlm_models import check_model_folder
 from vision_core.arguments import arguments_to_yaml
+from vision_core.data_workers import leave_signals_to_parent
 from vision_core.errors import UserError, run_script
 
 SHOWN = 3  # examples of each reason
@@ -205,7 +206,8 @@ def check(
     name: str,
 ) -> Iterator[Checked]:
     """All rows in order."""
-    loader = DataLoader(Rows(source, processor, max_length), batch_size=64, num_workers=num_workers, collate_fn=list)
+    rows = Rows(source, processor, max_length)
+    loader = DataLoader(rows, batch_size=64, num_workers=num_workers, collate_fn=list, worker_init_fn=leave_signals_to_parent)
     with tqdm(total=len(source), desc=name, unit="row", leave=False) as bar:
         for batch in loader:
             bar.update(len(batch))

@@ -19,7 +19,7 @@ IS_FILE = __name__ == "__main__"
 if not IS_FILE:
     from vision_core.launchers import launchers_above
 
-PATIENCE_SECONDS = 20.0  # a launcher that lives longer has not failed with us: it starts its processes again
+PATIENCE_SECONDS = 60.0  # torchrun gives its other processes 30; a launcher that lives longer has not failed with us, it starts them again
 READY_SECONDS = 5.0
 POLL_SECONDS = 0.002
 SIGINT_BIT = 1 << 1  # of signal 2
@@ -42,6 +42,8 @@ def wait_and_write(pid: int, started: str, line: str) -> None:
             mine.bind(f"\0last word behind {pid} {started}")
         except OSError:
             return
+        if not _is_there(pid, started):
+            return  # it has said its words before ours
         is_python = _catches_ctrl_c(pid)
         with suppress(OSError):
             os.write(1, b"ready")

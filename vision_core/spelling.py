@@ -44,7 +44,7 @@ MEANINGS: list[tuple[str, str]] = [
         "pretrained pretrained_weights weights init init_weights initial_checkpoint pretrained_model model_name_or_path finetune finetune_from"
         " load_from ckpt ckpt_path checkpoint checkpoint_path",
     ),
-    ("backbone model init_from encoder encoders", "model arch architecture model_name model_type model_path vit"),
+    ("backbone model init_from encoder encoders", "model models arch architecture model_name model_type model_path vit"),
     ("language_model", "llm lm text_model base_model"),
     ("image_size global_crop_size", "img_size imgsz input_size resolution image_resolution crop_size global_crops_size"),
     ("local_crop_size", "local_crops_size"),
@@ -68,7 +68,7 @@ MEANINGS: list[tuple[str, str]] = [
     ("lora_rank", "lora lora_r lora_enable use_lora"),
     ("seed", "random_seed manual_seed"),
     ("name", "run_name exp_name experiment experiment_name project"),
-    ("knn_k num_neighbors", "k nb_knn neighbors neighbours"),
+    ("knn_k", "k nb_knn neighbors neighbours"),
 ]  # fmt: skip
 EPOCHS_AS_STEPS = (
     "this program counts steps, max_steps = epochs x images / images of a step, which are per_device_train_batch_size x "
