@@ -81,6 +81,8 @@ def check_source(source: str) -> None:
     text = source.removeprefix(UNTRAINED)
     has_weights = text == source
     kind, name = _kind_and_name(text)
+    if not has_weights:
+        _refuse_untrained(text, kind)
     if kind == "folder" and has_weights and not (Path(text) / CONFIG_FILE).is_file():
         _check_checkpoint(Path(text))
     if kind in ("folder", "hf"):
@@ -89,7 +91,7 @@ def check_source(source: str) -> None:
         except UserError as error:
             raise UserError(f"{error}{_nearest(text) if kind == 'hf' else ''}") from None
     elif kind == "dinov2_pth" and not Path(name).is_file():
-        raise UserError(f"{text}: there is no file {name}; name the .pth file")
+        raise UserError(f"{name} cannot be read as weights: there is no such file; name a published .pth")
     elif kind == "tiny" and name not in FAMILY_NAMES:
         raise UserError(f"tiny:{name} does not exist; the families are {', '.join(FAMILY_NAMES)}")
     elif kind == "timm":
@@ -192,6 +194,7 @@ def _model_and_tag(text: str, name: str) -> tuple[str, str]:
 
 def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
     kind, name = _kind_and_name(text)
+    _refuse_untrained(text, kind)
     if kind in ("hf", "folder"):
         config = replace(_config_of(name), **options)
         if "layerscale_value" in config.architecture:
@@ -203,11 +206,14 @@ def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, opti
         from encoders.timm_encoder import load_timm
 
         return load_timm(name, pretrained=False, image_size=size, dtype=dtype, **options)
-    if kind == "open_clip":
-        from encoders.open_clip_encoder import load_open_clip
+    from encoders.open_clip_encoder import load_open_clip
 
-        return load_open_clip(name.partition("/")[0], None, image_size=size, dtype=dtype, **options)
-    raise UserError(f"{UNTRAINED}{text} does not exist; untrained: goes in front of hf:NAME, timm:NAME, open_clip:MODEL or a folder")
+    return load_open_clip(name.partition("/")[0], None, image_size=size, dtype=dtype, **options)
+
+
+def _refuse_untrained(text: str, kind: str) -> None:
+    if kind not in ("hf", "folder", "timm", "open_clip"):
+        raise UserError(f"{UNTRAINED}{text} does not exist; untrained: goes in front of hf:NAME, timm:NAME, open_clip:MODEL or a folder")
 
 
 def _kind_and_name(text: str) -> tuple[str, str]:

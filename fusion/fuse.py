@@ -56,7 +56,7 @@ def main() -> None:
     )
     describe(model)
     if language_model is not None:
-        say(f"putting the language model behind it, with {args.num_sva_layers} layers that look into the encoders again ...")
+        say(f"putting the language model behind it, with {args.num_sva_layers} layers that look again ...")
         model, processor = assemble_vlm(
             model,
             language_model,

@@ -1,6 +1,7 @@
-"""The options of `python -m fusion.fuse` and `python -m fusion.convert_cambrian`, and the checks that need no model. Imports nothing heavy.
+"""The options of `python -m fusion.fuse` and `python -m fusion.convert_cambrian`, and the checks that need no model.
 
-Python imports a package before a program that lies in it. So the package itself has these programs look at their options first.
+Imports nothing heavy. Python imports a package before a program that lies in it. So the package itself has these
+programs look at their options first.
 """
 
 from dataclasses import dataclass

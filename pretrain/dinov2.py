@@ -293,11 +293,12 @@ class Trainer:
             return
         args, device = self.args, self.accelerator.device.type
         width, layers, heads = backbone_shape(args)
+        shape = f"width {width}, {layers} layers, {heads} heads, patches of {args.patch_size}"
         lines = [
             f"run folder      {self.output_dir}",
             f"images          {self.source.description}",
             f"crops           {build_multicrop(args).describe()}",
-            f"backbone        width {width}, {layers} layers, {heads} heads, patches of {args.patch_size}; {device}, {torch.get_num_threads()} threads",
+            f"backbone        {shape}; {device}, {torch.get_num_threads()} threads",
             f"global batch    {self.layout.global_batch} images, steps {self.run.step} to {args.max_steps}",
         ]
         if self.layout.global_batch < 256 and args.lr_scaling == "sqrt":

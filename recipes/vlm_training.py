@@ -62,7 +62,8 @@ def train(
         base = args.init_from or f"{aside}/model"
         if args.init_from is None:
             if is_first_launched():
-                print("no --init_from: small stand-ins are made" + (", and learn from drawn scenes first" if not args.dry_run else ""))
+                learning = "" if args.dry_run else ", and learn from drawn scenes first"
+                print(f"no --init_from: small stand-ins are made{learning}", flush=True)
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
             write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
         with StopRequest(launchers) as stop:
@@ -86,9 +87,7 @@ def _train(
     publish(trainer, base, args, stage)
 
 
-def dry_run(
-    stage: str, args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, aside: str
-) -> None:
+def dry_run(stage: str, args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, aside: str) -> None:
     """All that a run does before its first step, but for its folder and the features of `--feature_cache`; then what it would be."""
     if args.resume_from_checkpoint and is_main_process():
         check_folder(args.output_dir, stage, args.resume_from_checkpoint)

@@ -1,4 +1,7 @@
-"""The processes that read data: they leave signals to their parent, which ends them however it ends itself. Imports nothing heavy."""
+"""The processes that read data: they leave signals to their parent, which ends them however it ends itself.
+
+Imports nothing heavy.
+"""
 
 import atexit
 import ctypes
@@ -13,9 +16,10 @@ KILLED_WORKER_SECONDS = 5.0
 
 
 def leave_signals_to_parent(worker: int = 0) -> None:
-    """In a data worker, as its `worker_init_fn`: only the parent decides when to stop, and when it dies, however it dies, the worker goes with it.
+    """In a data worker, as its `worker_init_fn`: only the parent decides when to stop.
 
-    A signal to the whole process group (Ctrl-C, a scheduler) would otherwise end the workers before the parent's last step.
+    When the parent dies, however it dies, the worker goes with it. A signal to the whole process group (Ctrl-C, a
+    scheduler) would otherwise end the workers before the parent's last step.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -24,9 +28,10 @@ def leave_signals_to_parent(worker: int = 0) -> None:
 
 
 def end_data_workers() -> None:
-    """Kill this process's data workers and wait for them. At its end Python would send them SIGTERM, which they leave to their parent, and wait for ever.
+    """Kill this process's data workers and wait for them.
 
-    A training loop calls it when it ends, `run_script` for every program, and Python at its end for whoever uses neither.
+    At its end Python would send them SIGTERM, which they leave to their parent, and wait for ever. A training loop calls
+    this when it ends, `run_script` for every program, and Python at its end for whoever uses neither.
     """
     with worker_deaths_unnoticed():
         for worker in multiprocessing.active_children():

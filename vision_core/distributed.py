@@ -26,9 +26,9 @@ def is_main_process() -> bool:
 
 
 def print_once(lines: Iterable[str]) -> None:
-    """Print lines, on the main process alone."""
+    """Print lines at once, also into a log file, on the main process alone."""
     if is_main_process():
-        print("\n".join(lines))
+        print("\n".join(lines), flush=True)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -29,10 +29,10 @@ class Stopped(SystemExit):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2, without a traceback, and Ctrl-C with 130.
+    """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2, Ctrl-C with 130.
 
-    Data workers go with the end of `main`, whichever it is. After an error of any kind, what was given to `undo_if_failed` is called,
-    the last first. Behind a launcher's report of the end, the last line is said once more.
+    Data workers go with the end of `main`, whichever it is. After an error of any kind, what was given to
+    `undo_if_failed` is called, the last first. Behind a launcher's report of the end, the last line is said once more.
     """
     try:
         _run(main)

@@ -1,8 +1,9 @@
 """A program's last line, said once more behind the traceback of the launcher that started it.
 
-`accelerate launch`, torchrun and deepspeed report that their child has failed, in up to a hundred lines, and they do so after the child
-has ended. So the child leaves a small process behind, this file, that waits until the launcher has said what it has to say. It has no
-part in any exit status. On a terminal it writes only while the launcher is still there, so never behind the shell's next prompt.
+`accelerate launch`, torchrun and deepspeed report that their child has failed, in up to a hundred lines, and they do so
+after the child has ended. So the child leaves a small process behind, this file, that waits until the launcher has said
+what it has to say. It has no part in any exit status. On a terminal it writes only while the launcher is still there,
+so never behind the shell's next prompt.
 """
 
 import os
@@ -19,20 +20,25 @@ IS_FILE = __name__ == "__main__"
 if not IS_FILE:
     from vision_core.launchers import launchers_above
 
-PATIENCE_SECONDS = 60.0  # torchrun gives its other processes 30; a launcher that lives longer has not failed with us, it starts them again
+# torchrun gives its other processes 30; a launcher that lives longer has not failed with us, it starts them again
+PATIENCE_SECONDS = 60.0
 READY_SECONDS = 5.0
 POLL_SECONDS = 0.002
 SIGINT_BIT = 1 << 1  # of signal 2
 
 
 def repeat_behind_launchers(line: str) -> None:
-    """Have `line` written to stderr once more when the outermost launcher of this process has reported its end; nothing without a launcher."""
+    """Have `line` written to stderr once more when the outermost launcher of this process has reported our end.
+
+    Without a launcher nothing happens.
+    """
     if launchers_above():
         pid, started = launchers_above()[-1]
         command = [sys.executable, "-I", "-S", __file__, str(pid), started, line]
         with suppress(OSError):  # no memory, no process: the line has been said once
             left_behind = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
-            select.select([left_behind.stdout], [], [], READY_SECONDS)  # it watches before the launcher learns of our end
+            # it has to watch before the launcher learns of our end
+            select.select([left_behind.stdout], [], [], READY_SECONDS)
 
 
 def wait_and_write(pid: int, started: str, line: str) -> None:
@@ -58,9 +64,13 @@ def wait_and_write(pid: int, started: str, line: str) -> None:
 
 
 def _catches_ctrl_c(pid: int) -> bool:
-    """Whether a process handles SIGINT. Python does until its very end, when all tracebacks are written and only memory is left to free."""
+    """Whether a process handles SIGINT.
+
+    Python does until its very end, when all tracebacks are written and only memory is left to free.
+    """
     with suppress(OSError, StopIteration, ValueError):
-        caught = next(text for text in Path(f"/proc/{pid}/status").read_text().splitlines() if text.startswith("SigCgt:"))
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        caught = next(line for line in lines if line.startswith("SigCgt:"))
         return bool(int(caught.split()[1], 16) & SIGINT_BIT)
     return False
 

@@ -1,4 +1,7 @@
-"""What started this process. Imports nothing heavy: a script looks before anything else, for a launcher may die while it starts."""
+"""What started this process.
+
+Imports nothing heavy: a script looks before anything else, for a launcher may die while it starts.
+"""
 
 import os
 import sys
@@ -14,7 +17,10 @@ LAUNCHER_MODULES = {"accelerate.commands.launch", "torch.distributed.run", "deep
 
 @cache
 def launchers_above() -> list[tuple[int, str]]:
-    """The launchers among this process's ancestors when it was first asked, nearest first, as (process id, start time); [] where there is no /proc."""
+    """The launchers among this process's ancestors when it was first asked, nearest first, as (process id, start time).
+
+    [] where there is no /proc.
+    """
     found, pid = [], os.getppid()
     while _is_launcher(pid) and (status := _status(pid)) is not None:
         found.append((pid, status[19]))
@@ -34,7 +40,10 @@ def is_first_launched() -> bool:
 
 
 def is_program(module: str, command: str = "") -> bool:
-    """Whether this process is `python -m module`, or the installed `command`; for a package that is imported before its program runs."""
+    """Whether this process is `python -m module`, or the installed `command`.
+
+    For a package, which is imported before its program runs.
+    """
     words = getattr(sys, "orig_argv", [])
     if sys.argv[0] == "-m":  # so it reads while Python imports the packages that the module lies in
         return "-m" in words and module in words[words.index("-m") + 1 :][:1]

@@ -1,4 +1,7 @@
-"""What a run on `RunTrainer` is, said before it trains: its data, its steps, and what trains at which rate. `--dry_run` draws a batch too."""
+"""What a run on `RunTrainer` is, said before it trains: its data, its steps, and what trains at which rate.
+
+`--dry_run` draws a batch too.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,11 @@ def introduction(trainer: RunTrainer) -> list[str]:
 def course(trainer: RunTrainer, batches: int) -> list[str]:
     """Rows, what makes a step, epochs and steps. batches: of one process and epoch."""
     args, steps = trainer.args, number_of_steps(trainer, batches)
-    a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+    batch, micro_batches = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    a_step = batch * micro_batches * world_size()
     lines = [
         f"training rows    {len(trainer.train_dataset):,}",
-        f"a step           {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} batches x {world_size()} processes",
+        f"a step           {batch} x {micro_batches} batches x {world_size()} processes",
         f"steps            {steps:,}",
         f"epochs           {steps * a_step / len(trainer.train_dataset):.3g}",
     ]

@@ -1,14 +1,14 @@
 """How a program starts: it reads its options before it imports anything heavy, and says what it is waiting for.
 
-    from vision_core.start import look_first
+from vision_core.start import look_first
 
-    if __name__ == "__main__":
-        look_first(Arguments, __doc__)  # --help and mistakes are answered here, within a second
+if __name__ == "__main__":
+    look_first(Arguments, __doc__)  # --help and mistakes are answered here, within a second
 
-    import torch  # and all else that takes long
+import torch  # and all else that takes long
 
-    def main() -> None:
-        args = parse_arguments(Arguments, description=__doc__)
+def main() -> None:
+    args = parse_arguments(Arguments, description=__doc__)
 """
 
 import sys
@@ -27,9 +27,10 @@ def look_first(
     loading: str = "torch and transformers",
     program: str = "",
 ) -> None:
-    """Read the options of this process as `main` will, and end it where they are `--help` or wrong; then say that libraries are loaded.
+    """Read the options of this process as `main` will, and end it where they are `--help` or wrong.
 
-    check: of the options that were read, with nothing heavy. program: its name in `--help`, where it is not that of the file.
+    Then say that libraries are loaded. check: of the options that were read, with nothing heavy. program: its name in
+    `--help`, where it is not that of the file.
     """
 
     def look() -> None:

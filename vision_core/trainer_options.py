@@ -35,8 +35,8 @@ class TrainerOptions:
 def check_output(name: str, options: TrainerOptions) -> None:
     """Refuse, before anything is loaded, a folder that the run could not use. Raises UserError.
 
-    The first process alone looks: it is in its folder soon, maybe before another one looks. A checkpoint, which takes long to
-    verify, is looked at when it is resumed.
+    The first process alone looks: it is in its folder soon, maybe before another one looks. A checkpoint, which takes
+    long to verify, is looked at when it is resumed.
     """
     if is_first_launched() and not options.resume_from_checkpoint:
         check_folder(options.output_dir, name)

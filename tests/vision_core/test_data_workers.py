@@ -57,5 +57,7 @@ def test_no_worker_outlives_or_holds_up_its_program(end):
 
 def processes_of(session: int) -> list[int]:
     """Those that live, by the session's number in /proc/<pid>/stat."""
-    stats = [path.read_text().rpartition(")")[2].split() + [path.parent.name] for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    stats = [
+        path.read_text().rpartition(")")[2].split() + [path.parent.name] for path in Path("/proc").glob("[0-9]*/stat") if path.exists()
+    ]
     return [int(fields[-1]) for fields in stats if int(fields[3]) == session and fields[0] != "Z"]
