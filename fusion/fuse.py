@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from encoders.base import Encoder
@@ -28,18 +29,14 @@ def main() -> None:
     args = parse_arguments(FuseArguments, description=FUSE_HELP)
     check_fusing(args)
     options = options_of(args)
-    for text in args.encoders:
-        check_source(text.partition("?")[0])
     chat_template = named_template(args.chat_template) if args.chat_template else None
+    check_encoders(args.encoders)
     language_model, tokenizer = None, None
     if args.language_model:
         say(f"loading the language model {args.language_model} ...")
         language_model, tokenizer = load_language_model(args.language_model)
     hidden_size = args.hidden_size or (language_model.config.get_text_config().hidden_size if language_model else 1024)
-    loaded = []
-    for text in args.encoders:
-        say(f"loading the encoder {text} ...")
-        loaded.append(load_with_options(text))
+    loaded = [load_with_options(text) for text in args.encoders]
     say(f"making the connector {args.connector} ...")
     grid = args.grid or min(own_grid(encoder) for encoder, _ in loaded)
     model, processor = fuse_encoders(
@@ -80,6 +77,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def check_encoders(texts: Sequence[str]) -> None:
+    """Raises UserError where one of them names nothing, before the first is loaded for minutes."""
+    for text in texts:
+        check_source(text.partition("?")[0])
+
+
 def options_of(args: FuseArguments) -> dict[str, Any]:
     """The connector's options that were given. Raises UserError for one that it does not have."""
     given = {
@@ -111,6 +114,7 @@ def load_with_options(text: str) -> tuple[Encoder, int | None]:
         except ValueError:
             raise UserError(f"{text}: {name}={value} cannot be read; write ?layers=-2&norm=false&image_size=336&grid=24") from None
     grid = options.pop("grid", None)
+    say(f"loading the encoder {text} ...")
     return load_encoder(source, **options), grid
 
 

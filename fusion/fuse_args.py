@@ -89,9 +89,9 @@ class ConvertArguments:
 def look_first_as_program() -> None:
     """Where this process is one of these programs, end it if its options are `--help` or wrong; do nothing in any other process."""
     if is_program(FUSE, FUSE_COMMAND):
-        look_first(FuseArguments, FUSE_HELP, check_fusing, program=FUSE_COMMAND)
+        look_first(FuseArguments, FUSE_HELP, check_fusing, program=f"python -m {FUSE}")
     elif is_program(CONVERT):
-        look_first(ConvertArguments, CONVERT_HELP, check_converting, program=CONVERT)
+        look_first(ConvertArguments, CONVERT_HELP, check_converting, program=f"python -m {CONVERT}")
 
 
 def check_fusing(args: FuseArguments) -> None:
