@@ -52,6 +52,7 @@ def run_script(main: Callable[[], None]) -> None:
 
 def say_last(line: str) -> None:
     """The last line of a program that ends early, on stderr; and behind the report of its launcher."""
+    sys.stdout.flush()  # what waits for a log file was said before
     print(line, file=sys.stderr, flush=True)
     repeat_behind_launchers(line)
 
