@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from vision_core.data_workers import end_data_workers
 from vision_core.last_word import repeat_behind_launchers
@@ -52,7 +53,8 @@ def run_script(main: Callable[[], None]) -> None:
 
 def say_last(line: str) -> None:
     """The last line of a program that ends early, on stderr; and behind the report of its launcher."""
-    sys.stdout.flush()  # what waits for a log file was said before
+    with suppress(OSError):  # of a pipe whose reader has gone
+        sys.stdout.flush()  # what waits for a log file was said before
     print(line, file=sys.stderr, flush=True)
     repeat_behind_launchers(line)
 
