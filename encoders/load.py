@@ -19,7 +19,7 @@ from encoders.dinov2_weights import load_dinov2_pth
 from encoders.names import nearest_encoders
 from encoders.preprocess import ImageTransform, Preprocess
 from encoders.raw_pixels import RawPixels
-from encoders.tiny import tiny_encoder
+from encoders.tiny import FAMILY_NAMES, tiny_encoder
 from encoders.transformers_encoder import build_transformers, family_of, load_transformers, read_config, read_transform, vision_config
 from vision_core.errors import UserError
 from vision_core.randomness import seed_of
@@ -79,6 +79,37 @@ def load_encoder(
     if compile:
         encoder.compile()
     return encoder.freeze() if frozen else encoder.eval()
+
+
+def check_source(source: str) -> None:
+    """Raise UserError for a source text that names no encoder: a wrong name, a folder without one. Reads configs and lists of names, no weights."""
+    text = source.removeprefix(UNTRAINED)
+    has_weights = text == source
+    kind, name = _kind_and_name(text)
+    if not has_weights:
+        _refuse_untrained(text, kind)
+    if kind == "folder" and is_timm_folder(Path(name)):
+        kind, name = "timm", f"local-dir:{name}"
+    if kind == "folder" and has_weights and not (Path(text) / CONFIG_FILE).is_file():
+        _check_checkpoint(Path(text))
+    if kind in ("folder", "hf"):
+        try:
+            _config_of(name)
+        except UserError as error:
+            raise UserError(f"{error}{_nearest(text) if kind == 'hf' else ''}") from None
+    elif kind == "dinov2_pth" and not Path(name).is_file():
+        raise UserError(f"{name} cannot be read as weights: there is no such file; name a published .pth")
+    elif kind == "tiny" and name not in FAMILY_NAMES:
+        raise UserError(f"tiny:{name} does not exist; the families are {', '.join(FAMILY_NAMES)}")
+    elif kind == "timm":
+        from encoders.timm_encoder import check_timm
+
+        check_timm(name)
+    elif kind == "open_clip":
+        from encoders.open_clip_encoder import check_open_clip
+
+        model, tag = _model_and_tag(text, name) if has_weights else (name.partition("/")[0], None)
+        check_open_clip(model, tag)
 
 
 def build_encoder(config: EncoderConfig, *, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None) -> Encoder:
@@ -154,19 +185,26 @@ def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, option
     if kind == "open_clip":
         from encoders.open_clip_encoder import load_open_clip
 
-        model, _, tag = name.partition("/")
-        if not tag:
-            raise UserError(f"{text} names no weights{_nearest(text)}; write open_clip:MODEL/TAG, or untrained:open_clip:MODEL")
+        model, tag = _model_and_tag(text, name)
         return load_open_clip(model, tag, image_size=size, dtype=dtype, **options)
     if kind == "tiny":
         return tiny_encoder(name, dtype=dtype, **options)
     return RawPixels(layers=options["layers"])
 
 
+def _model_and_tag(text: str, name: str) -> tuple[str, str]:
+    """Of an open_clip model with weights. Raises UserError where they are not named."""
+    model, _, tag = name.partition("/")
+    if not tag:
+        raise UserError(f"{text} names no weights{_nearest(text)}; write open_clip:MODEL/TAG, or untrained:open_clip:MODEL")
+    return model, tag
+
+
 def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
     kind, name = _kind_and_name(text)
     if kind == "folder" and is_timm_folder(Path(name)):
         kind, name = "timm", f"local-dir:{name}"
+    _refuse_untrained(text, kind)
     if kind in ("hf", "folder"):
         config = replace(_config_of(name), **options)
         if "layerscale_value" in config.architecture:
@@ -178,11 +216,14 @@ def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, opti
         from encoders.timm_encoder import load_timm
 
         return load_timm(name, pretrained=False, image_size=size, dtype=dtype, **options)
-    if kind == "open_clip":
-        from encoders.open_clip_encoder import load_open_clip
+    from encoders.open_clip_encoder import load_open_clip
 
-        return load_open_clip(name.partition("/")[0], None, image_size=size, dtype=dtype, **options)
-    raise UserError(f"{UNTRAINED}{text} does not exist; untrained: goes in front of hf:NAME, timm:NAME, open_clip:MODEL or a folder")
+    return load_open_clip(name.partition("/")[0], None, image_size=size, dtype=dtype, **options)
+
+
+def _refuse_untrained(text: str, kind: str) -> None:
+    if kind not in ("hf", "folder", "timm", "open_clip"):
+        raise UserError(f"{UNTRAINED}{text} does not exist; untrained: goes in front of hf:NAME, timm:NAME, open_clip:MODEL or a folder")
 
 
 def _kind_and_name(text: str) -> tuple[str, str]:

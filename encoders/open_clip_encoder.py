@@ -120,11 +120,7 @@ def load_whole_model(model: str, tag: str, image_size: tuple[int, int] | None = 
     """Both towers of an open_clip model; see `load_open_clip`."""
     open_clip = import_open_clip()
     use_quick_gelu = quick_gelu(model, tag)
-    known = open_clip.list_pretrained_tags_by_model(model)
-    if tag not in known and not Path(tag).exists():
-        raise UserError(f"open_clip has no weights {tag} for {model}{nearest(tag, known)}; it has {', '.join(known) or 'none'}")
-    if tag not in known and not tag.endswith(WEIGHT_FILES):
-        raise UserError(f"{tag} is no .safetensors file; convert it, or give the .pt file that open_clip_train wrote")
+    check_open_clip(model, tag)
     try:
         return open_clip.create_model(
             model, pretrained=tag, force_image_size=image_size, force_quick_gelu=use_quick_gelu, weights_only=True
@@ -132,6 +128,18 @@ def load_whole_model(model: str, tag: str, image_size: tuple[int, int] | None = 
     except Exception as error:  # weights that cannot be read raise whatever their reader does
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"open_clip:{model}/{tag} cannot be loaded ({reason}); check the file, or the network") from None
+
+
+def check_open_clip(model: str, tag: str | None) -> None:
+    """Raise UserError for an unknown model, and for weights, unless None, that are neither published nor a file that can be read safely; loads nothing."""
+    model_config(model)
+    if tag is None:
+        return
+    known = import_open_clip().list_pretrained_tags_by_model(model)
+    if tag not in known and not Path(tag).exists():
+        raise UserError(f"open_clip has no weights {tag} for {model}{nearest(tag, known)}; it has {', '.join(known) or 'none'}")
+    if tag not in known and not tag.endswith(WEIGHT_FILES):
+        raise UserError(f"{tag} is no .safetensors file; convert it, or give the .pt file that open_clip_train wrote")
 
 
 def model_config(model: str) -> dict[str, Any]:

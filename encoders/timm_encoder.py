@@ -154,6 +154,11 @@ def load_timm(
     )  # fmt: skip
 
 
+def check_timm(name: str) -> None:
+    """Raise UserError where timm is missing or does not know the name; loads nothing."""
+    _resolved(name)
+
+
 def timm_from_architecture(architecture: dict[str, Any], transform: ImageTransform, *, dtype: torch.dtype, **options: Any) -> TimmEncoder:
     """The model that `TimmEncoder.architecture` describes, with random weights."""
     name, args = architecture["name"], architecture["args"]

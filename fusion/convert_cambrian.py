@@ -13,7 +13,6 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.chat_templates import named_template
 from fusion.fuse import load_with_options
+from fusion.fuse_args import CONVERT_HELP, ConvertArguments, check_converting
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import FusionProcessor
 from fusion.save import save_fused
-from vision_core.arguments import option, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, run_script
 
-# specs of the released models: sizes, layers and grids of the four encoders, in the order in which they were trained
-RELEASED_ENCODERS = [
-    "open_clip:ViT-SO400M-14-SigLIP-384/webli?grid=24",
-    "hf:openai/clip-vit-large-patch14-336?layers=-2&norm=false&grid=24",
-    "hf:facebook/dinov2-giant?image_size=378&grid=24&position_offset=0.1",
-    "open_clip:convnext_xxlarge/laion2b_s34b_b82k_augreg_soup?layers=1,2,3,4&norm=false&image_size=1024&grid=96",
-]
 LANGUAGE_MODELS = {"cambrian_llama": "llama", "cambrian_phi3": "phi3"}
 LANGUAGE_MODEL = r"model\.(embed_tokens|layers|norm)\..+|lm_head\.weight"  # names of its tensors
 CONFIG_KEYS = [
@@ -67,18 +60,6 @@ LAYERS = [
     (r"model\.vision_sampler_(\d+)\.layers\.(\d+)\.(.+)", r"vision_model.connector.vision_sampler.\1.\2."),
     (r"model\.vision_sampler_layers\.(\d+)\.layers\.0\.(.+)", r"vision_sampler_layers.\1."),
 ]
-
-
-@dataclass
-class ConvertArguments:
-    """What is converted, and where it goes."""
-
-    checkpoint: str = option("", "folder with config.json, *.safetensors and a tokenizer", "what")
-    encoders: list[str] = option(RELEASED_ENCODERS, "in the order in which the checkpoint was trained; options as for fusion.fuse", "what")
-    chat_template: str | None = option(
-        None, "as for fusion.fuse; default: the prompt that the released model was trained with, as its config tells", "what"
-    )
-    output_dir: str = option("", "a new folder", "output")
 
 
 def new_name(published: str, grid: int, group_grids: Sequence[int], encoder_grids: Sequence[int]) -> str:
@@ -223,12 +204,9 @@ def take_over(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
 
 def main() -> None:
     """Read, convert, save."""
-    args = parse_arguments(ConvertArguments, description=__doc__)
+    args = parse_arguments(ConvertArguments, description=CONVERT_HELP)
+    check_converting(args)
     target = Path(args.output_dir)
-    if not args.checkpoint or not args.output_dir:
-        raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target} exists and is not empty; name another folder, nothing is overwritten")
     model, processor = convert(Path(args.checkpoint), args.encoders, args.chat_template)
     target.mkdir(parents=True, exist_ok=True)
     save_fused(target, model, processor, command=shlex.join(["python", "-m", "fusion.convert_cambrian", *sys.argv[1:]]))

@@ -10,17 +10,6 @@ from encoders.positions import set_position_interpolation
 
 Backbone = Dinov2Model | Dinov2WithRegistersModel
 
-# hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
-BACKBONE_SIZES = {
-    "nano": (128, 4, 2),
-    "micro": (192, 6, 3),
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "giant": (1536, 40, 24),
-}
-
 
 def build_backbone(
     hidden_size: int,

@@ -9,24 +9,11 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-
-from tqdm import tqdm
 
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
-from vision_core.images.pixel_options import PixelOptions, Scale, scale_text
-from vision_core.images.pixels import to_pixels
-from vision_core.images.ranges import full_scale_of, needs_scale, used_share, usual_range
-from vision_core.images.sampled import BandStatistics, StoredSample, sample_indices, sample_stored, stored_of
-from vision_core.images.sources import ImageSource, open_source, parse_source
-from vision_core.images.unreadable import UnreadableImage
-
-NAMED = 4  # sizes, reasons
-EIGHT_BITS = 255
+from vision_core.start import look_first
 
 
 @dataclass
@@ -40,6 +27,26 @@ class DataStatsArguments:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise UserError(f"--samples {self.samples} must be above 0")
+
+
+if __name__ == "__main__":
+    look_first(DataStatsArguments, __doc__, loading="torch")
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+from tqdm import tqdm
+
+from vision_core.images.pixel_options import PixelOptions, Scale, scale_text
+from vision_core.images.pixels import to_pixels
+from vision_core.images.ranges import full_scale_of, needs_scale, used_share, usual_range
+from vision_core.images.sampled import BandStatistics, StoredSample, sample_indices, sample_stored, stored_of
+from vision_core.images.sources import ImageSource, open_source, parse_source
+from vision_core.images.unreadable import UnreadableImage
+
+NAMED = 4  # sizes, reasons
+EIGHT_BITS = 255
 
 
 def main() -> None:

@@ -11,9 +11,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
 
+from pretrain.dinov2_args import DINOv2Arguments, backbone_shape, check_start
 from vision_core.launchers import launchers_above
+from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
+
+if __name__ == "__main__":
+    look_first(DINOv2Arguments, __doc__, check_start)
 
 # Before torch loads OpenMP: threads that wait must sleep, for on a CPU the data workers need the cores that they would spin on.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -32,7 +37,6 @@ from accelerate.utils import ProjectConfiguration
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from encoders.transformers_encoder import TransformersEncoder
 from pretrain.card import write_card
-from pretrain.dinov2_args import DINOv2Arguments, check_arguments
 from pretrain.dinov2_build import (
     build_benchmark,
     build_loader,
@@ -55,14 +59,15 @@ from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watc
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
+from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, own_cores
-from vision_core.errors import UserError, run_script
+from vision_core.errors import Stopped, UserError, run_script
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.randomness import seed_of
-from vision_core.run_folder import RunFolder
-from vision_core.stopping import StopRequest, worker_deaths_unnoticed
+from vision_core.run_folder import RunFolder, how_to_go_on
+from vision_core.stopping import StopRequest
 
 MAX_SKIPPED_IN_A_ROW = 3
 MAX_FAILED_SAVES_IN_A_ROW = 2
@@ -72,7 +77,7 @@ def main() -> None:
     """Build everything, train, evaluate, publish."""
     started = time.perf_counter()
     args = parse_arguments(DINOv2Arguments, description=__doc__)
-    check_arguments(args)
+    check_start(args)
     check_trackers(args.report_to)
     set_cpu_threads(args.num_cpu_threads)
     accelerator = Accelerator(
@@ -107,8 +112,7 @@ def main() -> None:
         with trainer.monitor.progress(), data_workers_watched(source, layout, args.seed, lambda: trainer.step):
             trainer.train(stop)
         if trainer.step < args.max_steps:
-            trainer.leave()
-            raise SystemExit(stop.exit_status)
+            raise Stopped(stop.exit_status, trainer.leave())
         trainer.finish(time.perf_counter() - started)
 
 
@@ -118,6 +122,7 @@ class Trainer:
     def __init__(self, args, accelerator, source, layout: BatchLayout, run: RunFolder | None, output_dir: Path) -> None:
         self.args, self.accelerator, self.source, self.layout = args, accelerator, source, layout
         self.run, self.output_dir = run, output_dir
+        self.introduce()
         self.method = build_method(args)
         self.method.to(accelerator.device)
         self.optimizer = build_optimizer(args, self.method)
@@ -320,24 +325,33 @@ class Trainer:
         results = self.references | {f"this model, {name}": value for name, value in self.knn.items()}
         write_card(self.output_dir / "README.md", self.args, self.step, self.source, results, self.benchmark)
 
+    def introduce(self) -> None:
+        """What this run is, as far as its options say it; said before anything that takes long."""
+        if self.run is None:
+            return
+        args, device = self.args, self.accelerator.device.type
+        width, layers, heads = backbone_shape(args)
+        reading = pixel_options_text(self.source.pixel_options)
+        shape = f"width {width}, {layers} layers, {heads} heads, patches of {args.patch_size}"
+        lines = [
+            f"run folder      {self.output_dir}",
+            f"images          {self.source.description}",
+            *(f"note            {note}" for note in range_notes(self.source, args.num_channels, args.image_mean, args.image_std)),
+            *([f"pixels          read with {reading}; judge this encoder on images that are read with the same"] if reading else []),
+            f"crops           {build_multicrop(args, self.source).describe()}",
+            f"backbone        {shape}; {device}, {torch.get_num_threads()} threads",
+            f"global batch    {self.layout.global_batch} images, steps {self.run.step} to {args.max_steps}",
+        ]
+        if self.layout.global_batch < 256 and args.lr_scaling == "sqrt":
+            lines.append("note            a global batch below 256 learns slowly under the published rules; see docs/pretraining.md")
+        print("\n".join(lines), flush=True)
+
     def greet(self) -> None:
-        """What this run is, and what it has to beat."""
+        """How large the backbone is, and what it has to beat."""
         if self.run is None:
             return
         parameters = sum(parameter.numel() for parameter in self.method.student["backbone"].parameters())
-        self.monitor.say(f"run folder      {self.output_dir}")
-        self.monitor.say(f"images          {self.source.description}")
-        for note in range_notes(self.source, self.args.num_channels, self.args.image_mean, self.args.image_std):
-            self.monitor.say(f"note            {note}")
-        if reading := pixel_options_text(self.source.pixel_options):
-            self.monitor.say(f"pixels          read with {reading}; judge this encoder on images that are read with the same")
-        self.monitor.say(f"crops           {build_multicrop(self.args, self.source).describe()}")
-        self.monitor.say(
-            f"backbone        {parameters / 1e6:.1f} M parameters, {self.accelerator.device.type}, {torch.get_num_threads()} threads"
-        )
-        self.monitor.say(f"global batch    {self.layout.global_batch} images, steps {self.step} to {self.args.max_steps}")
-        if self.layout.global_batch < 256 and self.args.lr_scaling == "sqrt":
-            self.monitor.say("note            a global batch below 256 learns slowly under the published rules; see docs/pretraining.md")
+        self.monitor.say(f"parameters      {parameters / 1e6:.1f} M of the backbone")
         if self.benchmark:
             self.references = self.benchmark.evaluate_baselines() | untrained_accuracy(self.args, self.benchmark)
             self.monitor.say(f"k-NN            {self.benchmark.description}")
@@ -364,13 +378,12 @@ class Trainer:
         """For metrics.jsonl, in float16 only."""
         return {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
 
-    def leave(self) -> None:
+    def leave(self) -> str:
         """The last words of a run that was told to stop; its last step is saved."""
-        self.monitor.say(
-            f"told to stop: step {self.step} of {self.args.max_steps} is saved; "
-            f"--output_dir {self.output_dir} --resume_from_checkpoint true goes on from it"
-        )
+        line = f"told to stop: step {self.step} of {self.args.max_steps} is saved; {how_to_go_on(self.output_dir)}"
+        self.monitor.say(line)
         self.end()
+        return line
 
     def finish(self, seconds: float) -> None:
         """Figures, and the last words."""

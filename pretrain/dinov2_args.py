@@ -1,11 +1,23 @@
-"""Every option of `pretrain/dinov2.py`, and the checks that need no data."""
+"""Every option of `pretrain/dinov2.py`, and the checks that need no data. Imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain.backbone import BACKBONE_SIZES
 from vision_core.arguments import option
 from vision_core.errors import UserError
+from vision_core.launchers import is_first_launched
+from vision_core.run_folder import check_folder
+
+# hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
+BACKBONE_SIZES = {
+    "nano": (128, 4, 2),
+    "micro": (192, 6, 3),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "giant": (1536, 40, 24),
+}
 
 
 @dataclass
@@ -166,6 +178,16 @@ class DINOv2Arguments:
 def image_size(size: list[int]) -> tuple[int, int]:
     """`[side]` or `[height, width]` as (height, width)."""
     return (size[0], size[-1])
+
+
+def check_start(args: DINOv2Arguments) -> None:
+    """`check_arguments`, and a folder that the run could not use. The first process alone looks: it is in its folder soon.
+
+    A checkpoint, which takes long to verify, is looked at when it is resumed.
+    """
+    check_arguments(args)
+    if is_first_launched() and not args.resume_from_checkpoint:
+        check_folder(args.output_dir, args.name)
 
 
 def check_arguments(args: DINOv2Arguments) -> None:

@@ -22,9 +22,10 @@ from vision_core.images.sources import ImageSource, open_source
 from vision_core.model_card import write_model_card
 from vision_core.randomness import numpy_generator
 from vision_core.run_folder import check_folder
-from vision_core.run_preview import preview
-from vision_core.run_trainer import RunTrainer, TrainerOptions, open_run, training_arguments
+from vision_core.run_preview import introduction, preview
+from vision_core.run_trainer import RunTrainer, open_run, training_arguments
 from vision_core.stopping import StopRequest
+from vision_core.trainer_options import TrainerOptions
 
 Item = dict[str, Any]
 SHOWN = (
@@ -136,16 +137,6 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def check_widths(hidden_size: int, num_attention_heads: int, image_size: int, patch_size: int) -> None:
-    """Raises UserError for a new model that cannot be built."""
-    if min(hidden_size, num_attention_heads, image_size, patch_size) < 1:
-        raise UserError("--hidden_size, --num_attention_heads, --image_size and --patch_size must be above 0")
-    if image_size % patch_size:
-        raise UserError(f"--image_size {image_size} is no multiple of --patch_size {patch_size}")
-    if hidden_size % num_attention_heads:
-        raise UserError(f"--hidden_size {hidden_size} is no multiple of --num_attention_heads {num_attention_heads}")
-
-
 def check_enough(data: DrawnImages, held_out: DrawnImages | None, options: TrainerOptions, processes: int) -> None:
     """Raises UserError for data that does not fill a step, or one look at held-out images: a batch that is not full is left out."""
     together = options.per_device_train_batch_size * processes
@@ -194,6 +185,7 @@ def train_images(
         if options.dry_run:
             print_once(preview(trainer))
             return
+        print_once([f"run folder       {folder}", f"images           {data.source.description}", *introduction(trainer)])
         trainer.train_until_told(stop, checkpoint)
         trainer.save_model(folder)
     if is_main_process():

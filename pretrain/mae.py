@@ -9,12 +9,18 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from functools import partial
+
+from pretrain.image_args import MaeArguments
 from vision_core.launchers import launchers_above
+from vision_core.start import look_first
+from vision_core.trainer_options import check_output
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
-from dataclasses import dataclass
-from functools import partial
+if __name__ == "__main__":
+    look_first(MaeArguments, __doc__, partial(check_output, "mae"))
+
 from typing import Any
 
 import torch
@@ -23,13 +29,12 @@ from transformers import AutoImageProcessor, ViTImageProcessor, ViTMAEConfig, Vi
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from encoders.preprocess import normalise
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_images, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, first_line, load_whole, open_images, train_images
 from pretrain.mae_weights import initialise_mae
 from pretrain.multicrop import PUBLISHED_POSES, Poses, random_view
-from vision_core.arguments import option, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.randomness import seed_of
-from vision_core.run_trainer import TrainerOptions
 
 CROP_SCALE = (0.2, 1.0)  # published: shares of the area
 BICUBIC = 3  # Pillow's number; the crops are resized by it too
@@ -50,47 +55,10 @@ with torch.no_grad():
 ```"""
 
 
-@dataclass
-class MaeArguments(TrainerOptions):
-    """MAE; the defaults are a small model on the embedded scenes for a machine with 2 CPU cores."""
-
-    dataset: str = option("scenes?count=20000", "images; docs/data.md", "data")
-    eval_dataset: str | None = option("scenes?count=500&split=held_out", "images whose loss is measured in between, or none", "data")
-    init_from: str | None = option(None, "a ViTMAEForPreTraining to go on from; default: a new small one", "model")
-    image_size: int = option(64, "pixels of a side, of a new model", "model")
-    patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
-    hidden_size: int = option(128, "width of a new model; the decoder has half of it", "model")
-    num_hidden_layers: int = option(4, "layers of a new model; the decoder has half of them", "model")
-    num_attention_heads: int = option(4, "of a new model", "model")
-    mask_ratio: float = option(0.75, "share of the patches that are hidden, of a new model", "model")
-    horizontal_flip_probability: float = option(0.5, "share of the crops that are mirrored; published 0.5", "crops")
-    vertical_flip_probability: float = option(0.0, "share of the crops that are turned upside down by a mirror; published 0", "crops")
-    quarter_turns: bool = option(False, "crops are turned by 0, 90, 180 or 270 degrees, each as likely", "crops")
-    per_device_train_batch_size: int = option(64, "images per process and step", "optimisation")
-    max_steps: int = option(1500, "steps", "optimisation")
-    learning_rate: float = option(1e-3, "at its highest; published: 1.5e-4 * images of a step / 256", "optimisation")
-    warmup_steps: float = option(0.05, "steps, or below 1 their share; published: 40 of 800 epochs", "optimisation")
-    weight_decay: float = option(0.05, "of matrices; published: 0.05", "optimisation")
-
-    def __post_init__(self) -> None:
-        check_widths(self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size)
-        if self.hidden_size % 8 or self.hidden_size // 2 % self.num_attention_heads:
-            raise UserError(
-                f"--hidden_size {self.hidden_size} must be a multiple of 8 for the positions of encoder and decoder, and its half, the decoder's width, "
-                f"of --num_attention_heads {self.num_attention_heads}"
-            )
-        patches = (self.image_size // self.patch_size) ** 2
-        seen = int(patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
-        if not 0 < seen < patches:
-            raise UserError(f"--mask_ratio {self.mask_ratio} must hide some of the {patches} patches and not all; published: 0.75")
-        for name in ("horizontal_flip_probability", "vertical_flip_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name} {getattr(self, name)} must lie between 0 and 1")
-
-
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(MaeArguments, description=__doc__)
+    check_output("mae", args)
     model, processor = start(args)
     source = open_images(args.dataset)
     held_out = open_images(args.eval_dataset, source.pixel_options.scale) if args.eval_dataset else None

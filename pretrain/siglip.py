@@ -9,14 +9,20 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from functools import partial
+
+from pretrain.image_args import SiglipArguments
 from vision_core.launchers import launchers_above
+from vision_core.start import look_first
+from vision_core.trainer_options import check_output
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
+if __name__ == "__main__":
+    look_first(SiglipArguments, __doc__, partial(check_output, "siglip"))
+
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,15 +30,14 @@ from tokenizers import normalizers, processors
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
 
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_images, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, first_line, load_whole, open_images, train_images
 from pretrain.sigmoid_loss import sigmoid_loss
-from vision_core.arguments import option, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError, run_script
 from vision_core.images.pixel_options import Scale
 from vision_core.images.sources import ImageSource
 from vision_core.randomness import numpy_generator, seed_of
-from vision_core.run_trainer import TrainerOptions
 
 CORPUS_IMAGES = 2000  # whose captions a new tokenizer is trained on
 TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut
@@ -54,30 +59,10 @@ with torch.no_grad():
 ```"""
 
 
-@dataclass
-class SiglipArguments(TrainerOptions):
-    """SigLIP; the defaults are a small model on the captions of the embedded scenes for a machine with 2 CPU cores."""
-
-    dataset: str = option("scenes?count=20000", "images with captions; docs/data.md", "data")
-    eval_dataset: str | None = option("scenes?count=500&split=held_out", "images whose loss is measured in between, or none", "data")
-    init_from: str | None = option(None, "a SigLIP of transformers to go on from, with its processor; default: a new small one", "model")
-    image_size: int = option(64, "pixels of a side, of a new model", "model")
-    patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
-    hidden_size: int = option(128, "width of both towers of a new model", "model")
-    num_hidden_layers: int = option(4, "layers of the vision tower of a new model; the text tower has half of them", "model")
-    num_attention_heads: int = option(4, "of both towers of a new model", "model")
-    per_device_train_batch_size: int = option(64, "pairs per process and step", "optimisation")
-    max_steps: int = option(1500, "steps", "optimisation")
-    learning_rate: float = option(1e-3, "at its highest; published: 1e-3", "optimisation")
-    weight_decay: float = option(1e-4, "of matrices; published: 1e-4", "optimisation")
-
-    def __post_init__(self) -> None:
-        check_widths(self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size)
-
-
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(SiglipArguments, description=__doc__)
+    check_output("siglip", args)
     source = captioned(args.dataset)
     held_out = captioned(args.eval_dataset, source.pixel_options.scale) if args.eval_dataset else None
     model, processor = start(args, source)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from pretrain.ibot_loss import masked_token_weights
 from pretrain.masking import block_mask, mask_targets
 from pretrain.stream_places import ReaderPlace, StreamPlaces
+from vision_core.data_workers import end_data_workers, leave_signals_to_parent, worker_deaths_unnoticed
 from vision_core.distributed import gather_objects
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
@@ -21,7 +22,6 @@ from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, Un
 from vision_core.images.unreadable import cure
 from vision_core.randomness import numpy_generator, seed_of
 from vision_core.run_folder import RunFolder
-from vision_core.stopping import end_data_workers, leave_signals_to_parent, worker_deaths_unnoticed
 
 MAX_REDRAWS = 20
 NAMED_IN_FLIGHT = 8

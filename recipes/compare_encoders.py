@@ -9,6 +9,12 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from recipes.judging_args import ONE_OF_EACH, CompareArguments, TaskName, check_comparison
+from vision_core.start import look_first
+
+if __name__ == "__main__":
+    look_first(CompareArguments, __doc__, check_comparison)
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -16,11 +22,9 @@ import torch
 
 from encoders.curves import bar_picture
 from encoders.evaluation.results import TaskResult
+from encoders.load import check_source
 from encoders.pictures import side_by_side
 from recipes.judging import (
-    JudgingArguments,
-    TaskName,
-    check_arguments,
     frozen_features,
     join_processes,
     load,
@@ -35,27 +39,13 @@ from recipes.judging import (
     shown,
     write_json,
 )
-from vision_core.arguments import option, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.distributed import is_main_process
 from vision_core.errors import UserError, run_script
 from vision_core.images.splits import Splits, open_splits
 
 PICTURED = 4
 KINDS = ("pca", "attention", "cosine")
-ONE_OF_EACH = ["knn", "linear", "segmentation", "depth", "copy_detection", "emergent_segmentation"]
-
-
-@dataclass
-class CompareArguments(JudgingArguments):
-    """Which encoders are compared, on which images, by what."""
-
-    encoders: list[str] = option(
-        ["tiny:dinov2", "tiny:siglip", "tiny:clip", "tiny:vit_mae", "raw_pixels"], "encoders; docs/encoders.md", "encoder"
-    )
-    datasets: list[str] = option(["scenes?count=600"], "data sets, each with training and test images; docs/data.md", "data")
-    tasks: list[TaskName] | None = option(
-        None, "what to judge by, wherever data and encoder allow it; default: one task of each kind", "tasks"
-    )
 
 
 @dataclass
@@ -73,13 +63,13 @@ class Compared:
 def main() -> None:
     """Every encoder in turn through every task on every data set, then the tables."""
     args = parse_arguments(CompareArguments, description=__doc__)
+    check_comparison(args)
     asked_for = args.tasks is not None
     args.tasks = args.tasks if asked_for else ONE_OF_EACH
-    check_arguments(args, args.tasks)
-    if not args.encoders or not args.datasets:
-        raise UserError("--encoders and --datasets need at least one name each")
     device = join_processes()
     data = {text: open_splits(text) for text in args.datasets}
+    for source in args.encoders:
+        check_source(source)
     if asked_for:
         check_data(args.tasks, data)
     folder = open_folder(args, "comparison")

@@ -9,14 +9,17 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataclasses import asdict, dataclass
+from recipes.judging_args import EvaluateArguments, check_evaluation
+from vision_core.start import look_first
+
+if __name__ == "__main__":
+    look_first(EvaluateArguments, __doc__, check_evaluation)
+
+from dataclasses import asdict
 
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult
 from recipes.judging import (
-    JudgingArguments,
-    TaskName,
-    check_arguments,
     frozen_features,
     join_processes,
     load,
@@ -30,28 +33,16 @@ from recipes.judging import (
     shown,
     write_json,
 )
-from vision_core.arguments import option, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.distributed import is_main_process
 from vision_core.errors import UserError, run_script
 from vision_core.images.splits import open_splits
 
 
-@dataclass
-class EvaluateArguments(JudgingArguments):
-    """Which encoder is judged, on which images, by what."""
-
-    encoder: str = option("tiny:dinov2", "folder, hf:NAME, timm:NAME, open_clip:MODEL/TAG, raw_pixels, ...; docs/encoders.md", "encoder")
-    dataset: str = option(
-        "scenes", "images to learn from and to test on: a folder with both, or a source with {split} in it; docs/data.md", "data"
-    )
-    test_dataset: str | None = option(None, "the test images, where --dataset names the training images alone", "data")
-    tasks: list[TaskName] = option(["knn", "linear"], "what to judge by", "tasks")
-
-
 def main() -> None:
     """Load, extract, judge, write."""
     args = parse_arguments(EvaluateArguments, description=__doc__)
-    check_arguments(args, args.tasks)
+    check_evaluation(args)
     device = join_processes()
     encoder = load(args.encoder, args, device)
     splits = open_splits(args.dataset, args.test_dataset, encoder.num_channels)

@@ -37,6 +37,10 @@ class VlmTrainer(RunTrainer):
         super().__init__(*args, **kwargs)
         self.rates = list(rates)
 
+    def rate_of(self, name: str) -> float:
+        """By the first pattern that is found in the name."""
+        return next((rate for pattern, rate in self.rates if pattern.search(name)), self.args.learning_rate)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group of parameters for each rate, decayed or not."""
         if self.optimizer is None:
@@ -45,8 +49,7 @@ class VlmTrainer(RunTrainer):
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    rate = next((rate for pattern, rate in self.rates if pattern.search(name)), self.args.learning_rate)
-                    groups.setdefault((rate, self.args.weight_decay if name in decayed else 0.0), []).append(parameter)
+                    groups.setdefault((self.rate_of(name), self.args.weight_decay if name in decayed else 0.0), []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(
                 [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()], **options

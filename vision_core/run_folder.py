@@ -258,6 +258,11 @@ def check_folder(output_dir: str | None, name: str, resume: bool | str | None = 
     return None
 
 
+def how_to_go_on(folder: Path | str) -> str:
+    """The words of a run that stops before its last step."""
+    return f"--output_dir {folder} --{RESUME_KEY} true goes on from it"
+
+
 def _take_away(path: Path, ours: list[Path], process: int) -> None:
     """Remove what `process` has made for a new run in `path`, files and then folders, unless anything but a config and a lock stands there."""
     with suppress(OSError):

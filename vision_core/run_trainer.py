@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,39 +15,14 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from vision_core.arguments import arguments_to_yaml, option
+from vision_core.arguments import arguments_to_yaml
 from vision_core.checkpoints import remove_old_checkpoints, seal_folder
-from vision_core.distributed import broadcast_text, is_main_process, wait_for_all
-from vision_core.errors import UserError
-from vision_core.run_folder import RunFolder
-from vision_core.stopping import StopRequest, end_data_workers, leave_signals_to_parent
-
-
-@dataclass
-class TrainerOptions:
-    """What every program on this trainer asks for; names are those of transformers' TrainingArguments where it has them."""
-
-    per_device_train_batch_size: int = option(16, "samples per process and step", "optimisation")
-    gradient_accumulation_steps: int = option(1, "batches to one step", "optimisation")
-    num_train_epochs: float = option(1.0, "passes over the data", "optimisation")
-    max_steps: int = option(-1, "steps, in place of epochs", "optimisation")
-    learning_rate: float = option(1e-3, "at its highest", "optimisation")
-    warmup_steps: float = option(0.03, "steps, or below 1 their share", "optimisation")
-    lr_scheduler_type: str = option("cosine", "as in transformers", "optimisation")
-    weight_decay: float = option(0.0, "of matrices", "optimisation")
-    max_grad_norm: float = option(1.0, "gradients are clipped to it", "optimisation")
-    bf16: bool = option(False, "mixed precision", "memory")
-    fp16: bool = option(False, "mixed precision with a loss scale, on GPUs without bfloat16 (V100, T4)", "memory")
-    logging_steps: float = option(10, "steps between lines of the log", "run")
-    eval_steps: float = option(100, "steps between measurements of the loss on held-out data", "run")
-    save_steps: float = option(500, "steps between checkpoints", "run")
-    save_total_limit: int | None = option(2, "checkpoints that are kept", "run")
-    dataloader_num_workers: int = option(0, "processes that read data", "run")
-    seed: int = option(0, "of every random draw", "run")
-    output_dir: str | None = option(None, "a new folder; default outputs/<name>-<n>", "run")
-    resume_from_checkpoint: str | None = option(None, "a checkpoint-<step> folder, or true for the newest of --output_dir", "run")
-    dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
-
+from vision_core.data_workers import end_data_workers, leave_signals_to_parent
+from vision_core.distributed import broadcast_text, is_main_process, print_once, wait_for_all
+from vision_core.errors import Stopped, UserError
+from vision_core.run_folder import RunFolder, how_to_go_on
+from vision_core.stopping import StopRequest
+from vision_core.trainer_options import TrainerOptions
 
 # what TrainingArguments takes as it is; the others decide about folders
 PASSED_ON = (
@@ -118,7 +92,14 @@ class RunTrainer(Trainer):
         finally:
             end_data_workers()
         if told.stopped:
-            raise SystemExit(stop.exit_status)
+            folder, step = self.args.output_dir, self.state.global_step
+            line = f"told to stop: step {step} of {self.state.max_steps} is saved; {how_to_go_on(folder)}"
+            print_once([line])
+            raise Stopped(stop.exit_status, line)
+
+    def rate_of(self, name: str) -> float:
+        """The highest learning rate of the parameter of this name, where it trains."""
+        return self.args.learning_rate
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, None]:
         """The loss of a batch that is not trained on."""

@@ -20,6 +20,7 @@ from encoders.base import Encoder
 from encoders.evaluation.features import evaluating
 from encoders.preprocess import ImageTransform
 from vision_core.checkpoints import WRITE_ERRORS, seal_folder, verify_checkpoint
+from vision_core.data_workers import leave_signals_to_parent
 from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, wait_for_all, world_size
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
@@ -164,7 +165,13 @@ class _Views(Dataset):
 
 
 def _view_loader(source: ImageSource, indices: list[int], transform: ImageTransform, batch_size: int, num_workers: int) -> DataLoader:
-    return DataLoader(_Views(source, indices, transform), batch_size, num_workers=num_workers, collate_fn=list)
+    return DataLoader(
+        _Views(source, indices, transform),
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=leave_signals_to_parent,
+    )
 
 
 def _batches(

@@ -8,7 +8,7 @@ from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
 
 from encoders import list_encoders, load_encoder
 from encoders.base import EncoderConfig
-from encoders.load import build_encoder
+from encoders.load import build_encoder, check_source
 from encoders.names import nearest_encoders
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, save_image_processor
 from encoders.transformers_encoder import transform_from_processor
@@ -118,9 +118,20 @@ class AutoLike:
 )
 def test_unknown_names(source, said, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=said) as caught:
-        load_encoder(source)
-    assert "\n" not in str(caught.value)
+    for look_at in (load_encoder, check_source):
+        with pytest.raises(UserError, match=said) as caught:
+            look_at(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_names_are_checked_without_their_weights(run_folder, tmp_path):
+    for source in ("raw_pixels", "tiny:siglip", "timm:vit_small_patch14_dinov2", "open_clip:ViT-B-32/laion2b_s34b_b79k", str(run_folder)):
+        assert check_source(source) is None
+    (tmp_path / "config.json").write_text((run_folder / "config.json").read_text())
+    with pytest.raises(UserError, match="has a config but no weights"):
+        check_source(str(tmp_path))
+    (tmp_path / "preprocessor_config.json").write_text((run_folder / "preprocessor_config.json").read_text())
+    assert check_source(f"untrained:{tmp_path}") is None
 
 
 def test_folders_that_hold_no_encoder(run_folder, tmp_path):

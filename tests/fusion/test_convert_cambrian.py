@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from encoders import load_encoder, save_encoder
-from fusion.convert_cambrian import RELEASED_ENCODERS, convert, new_name
+from fusion.convert_cambrian import convert, new_name
 from fusion.fuse import load_with_options
+from fusion.fuse_args import RELEASED_ENCODERS
 from fusion.tiny import tiny_language_model
 from vision_core.errors import UserError
 
