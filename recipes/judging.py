@@ -18,6 +18,7 @@ from encoders.base import Encoder
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult
 from encoders.evaluation.tasks import TASKS
+from encoders.evaluation.used_images import MAX_BAD_FRACTION
 from encoders.image_text import has_text_tower
 from encoders.load import load_encoder
 from vision_core.arguments import arguments_to_yaml, option
@@ -31,6 +32,7 @@ TaskName = Literal[
     "zero_shot", "image_text",
 ]  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BAD_SAMPLES = "bad_samples.jsonl"  # as in a folder of pretraining
 PARADIGMS = {
     "dinov2": "self-distillation", "dinov2_with_registers": "self-distillation", "dinov3_vit": "self-distillation", "dinov3_convnext": "self-distillation",
     "siglip_vision_model": "image-text", "siglip2_vision_model": "image-text", "clip_vision_model": "image-text", "metaclip_2_vision_model": "image-text",
@@ -55,6 +57,9 @@ class JudgingArguments:
     depth_protocol: Literal["all", "nyu"] = option(
         "all", "where depth is judged: at all known pixels, or in NYU's Eigen crop from 0.001 to 10 m", "tasks"
     )
+    max_bad_fraction: float = option(
+        MAX_BAD_FRACTION, "stop when more than this share of the training or of the test images is unreadable", "data"
+    )
     seed: int = option(0, "of draws, heads and untrained encoders", "tasks")
     batch_size: int = option(64, "images that go through the encoder at once", "run")
     dataloader_num_workers: int = option(0, "processes that read images", "run")
@@ -69,6 +74,8 @@ def check_arguments(args: JudgingArguments, tasks: Sequence[str]) -> None:
     check_counts(args, "linear_iterations", "dense_iterations", "batch_size", "max_train_images", "max_test_images")
     if args.dataloader_num_workers < 0:
         raise UserError(f"--dataloader_num_workers {args.dataloader_num_workers} is not possible; give 0 or more")
+    if not 0 <= args.max_bad_fraction <= 1:
+        raise UserError(f"--max_bad_fraction {args.max_bad_fraction} is not possible; give a share between 0 and 1")
     if args.dense_image_size is not None and len(args.dense_image_size) != 2:
         raise UserError(f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width")
     if is_first_launched():
@@ -109,6 +116,7 @@ def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) ->
         batch_size=args.batch_size,
         num_workers=args.dataloader_num_workers,
         progress=True,
+        max_bad_fraction=args.max_bad_fraction,
     )
 
 
@@ -151,18 +159,39 @@ def problem_with_encoder(name: TaskName, encoder: Encoder) -> str | None:
 
 
 def run_tasks(
-    frozen: FrozenFeatures, tasks: Sequence[TaskName], args: JudgingArguments, say: Callable[[str], None]
+    frozen: FrozenFeatures, tasks: Sequence[TaskName], args: JudgingArguments, dataset: str, folder: Path, say: Callable[[str], None]
 ) -> dict[TaskName, TaskResult]:
-    """The results by task, on the main process; the others help to extract features and get none."""
-    for name in tasks:
-        TASKS[name].prepare(frozen)
-    if not is_main_process():
-        return {}
-    results = {}
-    for name in tasks:
-        results[name] = TASKS[name].run(frozen, **{key: getattr(args, key) for key in TASKS[name].settings})
-        say(f"  {name:<22}" + ", ".join(f"{metric} {shown(value)}" for metric, value in results[name].metrics.items()))
-    return results
+    """The results by task, on the main process; the others help to extract features and get none.
+
+    What cannot be read is named in `bad_samples.jsonl` of `folder`, also where it is so much that the program stops.
+    """
+    try:
+        for name in tasks:
+            TASKS[name].prepare(frozen)
+        if not is_main_process():
+            return {}
+        results = {}
+        for name in tasks:
+            results[name] = TASKS[name].run(frozen, **{key: getattr(args, key) for key in TASKS[name].settings})
+            figures = ", ".join(f"{metric} {shown(value)}" for metric, value in results[name].metrics.items())
+            say(f"  {name:<22}{figures}; {results[name].images_in_words}")
+        say(f"{dataset}: {frozen.used_in_words}")
+        return results
+    finally:
+        if is_main_process():
+            name_unreadable(folder, dataset, frozen)
+
+
+def name_unreadable(folder: Path, dataset: str, frozen: FrozenFeatures) -> None:
+    """One line in `bad_samples.jsonl` for each image that could not be read, once for all encoders."""
+    path = folder / BAD_SAMPLES
+    named = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = [
+        {"id": name, "reason": reason, "dataset": dataset, "part": part} for part, bad in frozen.bad.items() for name, reason in bad.items()
+    ]
+    lines = list(dict.fromkeys([*named, *map(json.dumps, records)]))
+    if len(lines) > len(named):
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def paradigm(encoder: Encoder) -> str:
