@@ -24,9 +24,10 @@ from transformers import AutoImageProcessor, ViTImageProcessor, ViTMAEConfig, Vi
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from encoders.preprocess import normalise
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_images, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_parts, train_images
 from pretrain.mae_weights import initialise_mae
 from pretrain.multicrop import random_resized_crop
+from pretrain.own_evaluation import BY_DATASET, chosen_evaluation, keep_evaluation_of_resumed_run
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.randomness import seed_of
@@ -34,6 +35,7 @@ from vision_core.run_trainer import TrainerOptions
 
 CROP_SCALE = (0.2, 1.0)  # published: shares of the area
 BICUBIC = 3  # Pillow's number; the crops are resized by it too
+HELD_OUT_SCENES = "scenes?count=500&split=held_out"
 LOADING = """\
 ```python
 import torch
@@ -56,7 +58,12 @@ class MaeArguments(TrainerOptions):
     """MAE; the defaults are a small model on the embedded scenes for a machine with 2 CPU cores."""
 
     dataset: str = option("scenes?count=20000", "images; docs/data.md", "data")
-    eval_dataset: str | None = option("scenes?count=500&split=held_out", "images whose loss is measured in between, or none", "data")
+    eval_dataset: str | None = option(
+        BY_DATASET,
+        "images whose loss is measured in between; auto: held-out scenes where dataset is scenes, otherwise held_out; held_out: a tenth of dataset, "
+        "which is then not trained on; or none",
+        "data",
+    )
     init_from: str | None = option(None, "a ViTMAEForPreTraining to go on from; default: a new small one", "model")
     image_size: int = option(64, "pixels of a side, of a new model", "model")
     patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
@@ -71,6 +78,7 @@ class MaeArguments(TrainerOptions):
     weight_decay: float = option(0.05, "of matrices; published: 0.05", "optimisation")
 
     def __post_init__(self) -> None:
+        self.eval_dataset = chosen_evaluation(self.eval_dataset, self.dataset, HELD_OUT_SCENES)
         check_widths(self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size)
         if self.hidden_size % 8 or self.hidden_size // 2 % self.num_attention_heads:
             raise UserError(
@@ -86,8 +94,9 @@ class MaeArguments(TrainerOptions):
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(MaeArguments, description=__doc__)
+    keep_evaluation_of_resumed_run(args)
     model, processor = start(args)
-    sources = (open_images(text) if text else None for text in (args.dataset, args.eval_dataset))
+    sources = open_parts(args)
     side = model.config.image_size
     make = partial(masked_crop, side, (side // model.config.patch_size) ** 2, args.seed)
     train_images(

@@ -24,7 +24,18 @@ from tokenizers import normalizers, processors
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
 
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_images, train_images
+from pretrain.image_training import (
+    DrawnImages,
+    ImageTrainer,
+    Item,
+    check_widths,
+    first_line,
+    load_whole,
+    open_images,
+    open_parts,
+    train_images,
+)
+from pretrain.own_evaluation import BY_DATASET, chosen_evaluation, keep_evaluation_of_resumed_run
 from pretrain.sigmoid_loss import sigmoid_loss
 from vision_core.arguments import option, parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
@@ -35,6 +46,7 @@ from vision_core.run_trainer import TrainerOptions
 
 CORPUS_IMAGES = 2000  # whose captions a new tokenizer is trained on
 TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut
+HELD_OUT_SCENES = "scenes?count=500&split=held_out"
 LOADING = """\
 ```python
 import torch
@@ -58,7 +70,12 @@ class SiglipArguments(TrainerOptions):
     """SigLIP; the defaults are a small model on the captions of the embedded scenes for a machine with 2 CPU cores."""
 
     dataset: str = option("scenes?count=20000", "images with captions; docs/data.md", "data")
-    eval_dataset: str | None = option("scenes?count=500&split=held_out", "images whose loss is measured in between, or none", "data")
+    eval_dataset: str | None = option(
+        BY_DATASET,
+        "images whose loss is measured in between; auto: held-out scenes where dataset is scenes, otherwise held_out; held_out: a tenth of dataset, "
+        "which is then not trained on; or none",
+        "data",
+    )
     init_from: str | None = option(None, "a SigLIP of transformers to go on from, with its processor; default: a new small one", "model")
     image_size: int = option(64, "pixels of a side, of a new model", "model")
     patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
@@ -71,13 +88,15 @@ class SiglipArguments(TrainerOptions):
     weight_decay: float = option(1e-4, "of matrices; published: 1e-4", "optimisation")
 
     def __post_init__(self) -> None:
+        self.eval_dataset = chosen_evaluation(self.eval_dataset, self.dataset, HELD_OUT_SCENES)
         check_widths(self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size)
 
 
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(SiglipArguments, description=__doc__)
-    source, held_out = (captioned(text) if text else None for text in (args.dataset, args.eval_dataset))
+    keep_evaluation_of_resumed_run(args)
+    source, held_out = open_parts(args, captioned)
     model, processor = start(args, source)
     train_images(
         "siglip",

@@ -53,7 +53,7 @@ def test_unreadable_images_are_left_out_and_counted(memory_source):
 
 @pytest.mark.parametrize(("side", "margin"), [(8, 1.0), (32, 1.0), (40, 256 / 224)])
 def test_the_margin_is_the_one_that_images_were_given(memory_source, side, margin):
-    images = [torch.zeros(3, side, side, dtype=torch.uint8) for _ in range(6)]
+    images = [torch.full((3, side, side), number, dtype=torch.uint8) for number in range(6)]
     source = memory_source(images, [0, 1] * 3)
     benchmark = KnnBenchmark(source, source, bank_size=4, num_queries=2, k=1, **SETTINGS)
     assert benchmark.margin == margin
