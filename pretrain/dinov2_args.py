@@ -142,7 +142,9 @@ class DINOv2Arguments:
         "evaluation",
     )
     eval_bank_dataset: str | None = option(
-        None, "labelled images, the bank of k-NN; default: dataset if it has eval_dataset's classes, otherwise a part of eval_dataset", "evaluation"
+        None,
+        "labelled images, the bank of k-NN; default: dataset if it has eval_dataset's classes, otherwise a part of eval_dataset",
+        "evaluation",
     )
     eval_steps: int = option(460, "steps between two evaluations; the last step always evaluates", "evaluation")
     eval_image_size: list[int] | None = option(None, "size of evaluated images; default global_crop_size", "evaluation")

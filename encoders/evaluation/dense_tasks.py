@@ -105,10 +105,12 @@ def run_emergent_segmentation(frozen: FrozenFeatures) -> TaskResult:
     """The patches with most of the attention against the mask of the objects."""
     source, transform, maps, masks, kept, bad = frozen.sources["test"], frozen.dense_transform, [], [], [], []
     for index in tqdm(frozen.indices["test"], "attention", disable=not frozen.progress, leave=False):
+        what = ""
         try:
-            image, mask = source[index].image, source.annotations.foreground(index)
+            image, what = source[index].image, "mask "
+            mask = source.annotations.foreground(index)
         except UnreadableImage as error:
-            bad.append(UnreadableSample(source.id_of(index), error.reason))
+            bad.append(UnreadableSample(source.id_of(index), f"{what}{error.reason}"))
             continue
         attention = last_attention(frozen.encoder, transform([image]))
         maps.append(attention.maps)

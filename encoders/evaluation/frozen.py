@@ -31,7 +31,7 @@ class FrozenFeatures:
         max_bad_fraction: above this share of unreadable images in a split UserError is raised, which names them.
 
     Attributes:
-        bad: split -> {id: reason} of what could not be read so far.
+        bad: split -> {id: reason} of the images that could not be read so far, or whose mask or depth could not.
         in_both: how many test images are among the training images, by their content; None before a task has asked.
     """
 
@@ -113,14 +113,17 @@ class FrozenFeatures:
                 annotations.append(getattr(source.annotations, kind)(kept[row]))
                 rows.append(row)
             except UnreadableImage as error:
-                bad.append(UnreadableSample(f"{kind} of {source.id_of(kept[row])}", error.reason))
+                bad.append(UnreadableSample(source.id_of(kept[row]), f"{kind} {error.reason}"))
         self.note_unreadable(split, bad)
         return rows, annotations
 
     def note_unreadable(self, split: str, samples: Iterable[UnreadableSample]) -> None:
         """Remember what could not be read of a split that was looked at. Raises UserError where it is more than the share."""
         self._looked_at.add(split)
-        self.bad[split] |= {sample.id: sample.reason for sample in samples}
+        for sample in samples:
+            reasons = self.bad[split].get(sample.id, "")
+            if sample.reason not in reasons.split(", "):
+                self.bad[split][sample.id] = ", ".join(filter(None, [reasons, sample.reason]))
         bad = [UnreadableSample(name, reason) for name, reason in self.bad[split].items()]
         part = "training images" if split == "train" else "test images"
         check_share(bad, len(self.indices[split]), self.max_bad_fraction, part)

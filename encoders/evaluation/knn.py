@@ -77,9 +77,7 @@ def knn_accuracies(
     possible = [k for k in ks if k <= len(bank)] or [len(bank)]
     similarity, neighbours = nearest_neighbours(bank, bank_labels, queries, max(possible))
     num_classes = int(bank_labels.max()) + 1
-    return {
-        k: _hits(torch.cat(list(_ranked_classes(similarity, neighbours, num_classes, k, temperature))), query_labels) for k in possible
-    }
+    return {k: _hits(torch.cat(list(_ranked_classes(similarity, neighbours, num_classes, k, temperature))), query_labels) for k in possible}
 
 
 def _ranked_classes(
