@@ -28,12 +28,14 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
+from encoders.evaluation.used_images import in_words
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from encoders.transformers_encoder import TransformersEncoder
 from pretrain.card import write_card
@@ -47,12 +49,14 @@ from pretrain.dinov2_build import (
     check_trackers,
     evaluation_size,
     load_weights,
+    open_training_data,
     untrained_accuracy,
 )
 from pretrain.dry_run import describe_run, rehearse
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
 from pretrain.loss_scale import LossScaler
 from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
+from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from pretrain.param_groups import apply_schedules, clip_per_module
 from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
@@ -64,7 +68,7 @@ from vision_core.distributed import broadcast_text, gather_objects, mean_over_pr
 from vision_core.errors import Stopped, UserError, run_script
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.ranges import range_notes
-from vision_core.images.sources import ImageSource, open_source
+from vision_core.images.sources import ImageSource, UnreadableSample
 from vision_core.randomness import seed_of
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
@@ -77,6 +81,7 @@ def main() -> None:
     """Build everything, train, evaluate, publish."""
     started = time.perf_counter()
     args = parse_arguments(DINOv2Arguments, description=__doc__)
+    keep_evaluation_of_resumed_run(args)
     check_start(args)
     check_trackers(args.report_to)
     set_cpu_threads(args.num_cpu_threads)
@@ -90,7 +95,7 @@ def main() -> None:
     layout = BatchLayout(
         args.per_device_train_batch_size, args.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
     )
-    source = open_source(args.dataset, args.num_channels)
+    source = open_training_data(args, accelerator.num_processes)
     if isinstance(source, ImageSource):
         layout.check(len(source))
     if args.dry_run:
@@ -140,7 +145,7 @@ class Trainer:
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
         self.places = StreamPlaces(self.source.description, self.layout, args.dataloader_num_workers, self.step)
         self.health_steps = args.health_steps or max(args.max_steps // CHECKS_PER_RUN, 1)
-        self.probes = draw_probes(self.source, evaluation_size(args), args.seed)
+        self.probes = draw_probes(self.source, evaluation_size(args), args.seed, note=partial(self.name_unreadable, "health probes"))
         self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
         if state:
             for line in changed_course(state, args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)):
@@ -355,7 +360,15 @@ class Trainer:
         if self.benchmark:
             self.references = self.benchmark.evaluate_baselines() | untrained_accuracy(self.args, self.benchmark)
             self.monitor.say(f"k-NN            {self.benchmark.description}")
+            self.name_unreadable("k-NN", self.benchmark.bad)
             self.monitor.say("to beat         " + ", ".join(f"{name} {value:.1f} %" for name, value in self.references.items()))
+
+    def name_unreadable(self, what: str, bad: list[UnreadableSample]) -> None:
+        """Say which images were left out of something, and keep all names in bad_samples.jsonl."""
+        if self.run is not None and bad:
+            self.monitor.say(f"left out        {what}: {len(bad)} images cannot be read, {in_words(bad)}")
+            for sample in bad:
+                self.run.append_bad_sample(sample.id, sample.reason)
 
     def report_skipped(self, own_loss: torch.Tensor, micro_batches: list[dict]) -> None:
         """Say which images were in a step whose loss or gradients were not finite: those of the processes where the loss is, if any."""

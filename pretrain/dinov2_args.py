@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pretrain.own_evaluation import BY_DATASET, chosen_evaluation
 from vision_core.arguments import option
 from vision_core.errors import UserError
 from vision_core.launchers import is_first_launched
@@ -18,6 +19,8 @@ BACKBONE_SIZES = {
     "large": (1024, 24, 16),
     "giant": (1536, 40, 24),
 }
+
+HELD_OUT_SCENES = "scenes?size=64&split=held_out&count=2000"
 
 
 @dataclass
@@ -163,16 +166,24 @@ class DINOv2Arguments:
 
     # --- evaluation
     eval_dataset: str | None = option(
-        "scenes?size=64&split=held_out&count=2000", "labelled images, the queries of k-NN; none: no evaluation", "evaluation"
+        BY_DATASET,
+        "labelled images, the queries of k-NN; auto: held-out scenes where dataset is scenes, otherwise held_out; held_out: a tenth of dataset, which "
+        "is then not trained on, if it has labels; none: no evaluation",
+        "evaluation",
     )
     eval_bank_dataset: str | None = option(
-        None, "labelled images, the bank of k-NN; default: dataset if it has labels, otherwise a part of eval_dataset", "evaluation"
+        None,
+        "labelled images, the bank of k-NN; default: dataset if it has eval_dataset's classes, otherwise a part of eval_dataset",
+        "evaluation",
     )
     eval_steps: int = option(460, "steps between two evaluations; the last step always evaluates", "evaluation")
     eval_image_size: list[int] | None = option(None, "size of evaluated images; default global_crop_size", "evaluation")
     knn_k: int = option(20, "neighbours", "evaluation")
     knn_bank_size: int = option(4000, "images drawn for the bank", "evaluation")
     knn_num_queries: int = option(2000, "images drawn as queries", "evaluation")
+
+    def __post_init__(self) -> None:
+        self.eval_dataset = chosen_evaluation(self.eval_dataset, self.dataset, HELD_OUT_SCENES)
 
 
 def image_size(size: list[int]) -> tuple[int, int]:

@@ -2,9 +2,16 @@
 
 from dataclasses import dataclass
 
+from pretrain.own_evaluation import BY_DATASET, chosen_evaluation
 from vision_core.arguments import option
 from vision_core.errors import UserError
 from vision_core.trainer_options import TrainerOptions
+
+HELD_OUT_SCENES = "scenes?count=500&split=held_out"
+EVALUATED = (
+    "images whose loss is measured in between; auto: held-out scenes where dataset is scenes, otherwise held_out; held_out: a tenth of "
+    "dataset, which is then not trained on; or none"
+)
 
 
 @dataclass
@@ -12,7 +19,7 @@ class SiglipArguments(TrainerOptions):
     """SigLIP; the defaults are a small model on the captions of the embedded scenes for a machine with 2 CPU cores."""
 
     dataset: str = option("scenes?count=20000", "images with captions; docs/data.md", "data")
-    eval_dataset: str | None = option("scenes?count=500&split=held_out", "images whose loss is measured in between, or none", "data")
+    eval_dataset: str | None = option(BY_DATASET, EVALUATED, "data")
     init_from: str | None = option(None, "a SigLIP of transformers to go on from, with its processor; default: a new small one", "model")
     image_size: int = option(64, "pixels of a side, of a new model", "model")
     patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
@@ -25,6 +32,7 @@ class SiglipArguments(TrainerOptions):
     weight_decay: float = option(1e-4, "of matrices; published: 1e-4", "optimisation")
 
     def __post_init__(self) -> None:
+        self.eval_dataset = chosen_evaluation(self.eval_dataset, self.dataset, HELD_OUT_SCENES)
         check_widths(self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size)
 
 
@@ -33,7 +41,7 @@ class MaeArguments(TrainerOptions):
     """MAE; the defaults are a small model on the embedded scenes for a machine with 2 CPU cores."""
 
     dataset: str = option("scenes?count=20000", "images; docs/data.md", "data")
-    eval_dataset: str | None = option("scenes?count=500&split=held_out", "images whose loss is measured in between, or none", "data")
+    eval_dataset: str | None = option(BY_DATASET, EVALUATED, "data")
     init_from: str | None = option(None, "a ViTMAEForPreTraining to go on from; default: a new small one", "model")
     image_size: int = option(64, "pixels of a side, of a new model", "model")
     patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
@@ -51,6 +59,7 @@ class MaeArguments(TrainerOptions):
     weight_decay: float = option(0.05, "of matrices; published: 0.05", "optimisation")
 
     def __post_init__(self) -> None:
+        self.eval_dataset = chosen_evaluation(self.eval_dataset, self.dataset, HELD_OUT_SCENES)
         check_widths(self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size)
         if self.hidden_size % 8 or self.hidden_size // 2 % self.num_attention_heads:
             raise UserError(

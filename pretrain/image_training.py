@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from encoders.transformers_encoder import read_config
-from vision_core.distributed import is_main_process, print_once
+from pretrain.own_evaluation import HELD_OUT
+from vision_core.distributed import is_first_launched, is_main_process, print_once
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
+from vision_core.images.held_out import hold_out
 from vision_core.images.pixel_options import Scale
 from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
@@ -38,6 +41,7 @@ SHOWN = (
     "fp16",
     "seed",
 )
+MOST_HELD_OUT = 500  # images whose loss is measured in between
 
 
 class DrawnImages(Dataset):
@@ -102,6 +106,25 @@ def open_images(text: str, auto_scale: Scale | None = None) -> ImageSource:
     if not isinstance(source, ImageSource):
         raise UserError(f"{text} is a stream; give images that can be read in any order, a folder or parquet: (docs/data.md)")
     return source
+
+
+def open_parts(options: Any, open_one: Callable[..., ImageSource] = open_images) -> tuple[ImageSource, ImageSource | None]:
+    """The images that are trained on and those whose loss is measured in between, of options with `dataset` and `eval_dataset`.
+
+    With eval_dataset=held_out the second are a part of the first, which is not trained on. Where that part would not fill a batch, this is
+    said, and `options.eval_dataset` becomes None. open_one: from a text, and what its `?scale=auto` stands for, to images.
+    """
+    source = open_one(options.dataset)
+    if options.eval_dataset != HELD_OUT:
+        return source, open_one(options.eval_dataset, source.pixel_options.scale) if options.eval_dataset else None
+    part = hold_out(source, options.seed, MOST_HELD_OUT)
+    a_batch = options.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", 1))
+    if len(part.held_out) >= a_batch and len(part) >= a_batch * options.gradient_accumulation_steps:
+        return part, part.held_out
+    if is_first_launched():
+        print(f"no held-out loss: a tenth of {len(source):,} images does not fill a batch of {a_batch}; name others by --eval_dataset")
+    options.eval_dataset = None
+    return source, None
 
 
 def load_whole(

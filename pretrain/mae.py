@@ -29,15 +29,17 @@ from transformers import AutoImageProcessor, ViTImageProcessor, ViTMAEConfig, Vi
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from encoders.preprocess import normalise
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, first_line, load_whole, open_images, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, first_line, load_whole, open_parts, train_images
 from pretrain.mae_weights import initialise_mae
 from pretrain.multicrop import PUBLISHED_POSES, Poses, random_view
+from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.randomness import seed_of
 
 CROP_SCALE = (0.2, 1.0)  # published: shares of the area
 BICUBIC = 3  # Pillow's number; the crops are resized by it too
+HELD_OUT_SCENES = "scenes?count=500&split=held_out"
 LOADING = """\
 ```python
 import torch
@@ -58,10 +60,10 @@ with torch.no_grad():
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(MaeArguments, description=__doc__)
+    keep_evaluation_of_resumed_run(args)
     check_output("mae", args)
     model, processor = start(args)
-    source = open_images(args.dataset)
-    held_out = open_images(args.eval_dataset, source.pixel_options.scale) if args.eval_dataset else None
+    source, held_out = open_parts(args)
     side = model.config.image_size
     poses = Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns)
     make = partial(masked_crop, side, (side // model.config.patch_size) ** 2, args.seed, poses=poses)

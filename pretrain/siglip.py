@@ -30,7 +30,8 @@ from tokenizers import normalizers, processors
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
 
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, first_line, load_whole, open_images, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, first_line, load_whole, open_images, open_parts, train_images
+from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from pretrain.sigmoid_loss import sigmoid_loss
 from vision_core.arguments import parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
@@ -41,6 +42,7 @@ from vision_core.randomness import numpy_generator, seed_of
 
 CORPUS_IMAGES = 2000  # whose captions a new tokenizer is trained on
 TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut
+HELD_OUT_SCENES = "scenes?count=500&split=held_out"
 LOADING = """\
 ```python
 import torch
@@ -62,9 +64,9 @@ with torch.no_grad():
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(SiglipArguments, description=__doc__)
+    keep_evaluation_of_resumed_run(args)
     check_output("siglip", args)
-    source = captioned(args.dataset)
-    held_out = captioned(args.eval_dataset, source.pixel_options.scale) if args.eval_dataset else None
+    source, held_out = open_parts(args, captioned)
     model, processor = start(args, source)
     train_images(
         "siglip",

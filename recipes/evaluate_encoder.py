@@ -54,8 +54,7 @@ def main() -> None:
     folder = open_folder(args, "evaluation")
     say = print if is_main_process() else lambda text: None
     say(f"{args.encoder}: {protocol_of(encoder)}{', untrained' if encoder.untrained else ''}")
-    say(f"{args.dataset}: {len(frozen.indices['train']):,} training and {len(frozen.indices['test']):,} test images")
-    results = run_tasks(frozen, args.tasks, args, say)
+    results = run_tasks(frozen, args.tasks, args, args.dataset, folder, say)
     if is_main_process():
         write_report(folder, args, frozen, results)
         say(f"table, JSON and pictures: {folder}")
@@ -71,17 +70,25 @@ def write_report(folder: Path, args: EvaluateArguments, frozen: FrozenFeatures, 
             "untrained": encoder.untrained,
             "config": encoder.config().to_dict(),
         },
-        "images": {split: len(indices) for split, indices in frozen.indices.items()},
+        "images": {split: frozen.num_read(split) for split in frozen.indices},
+        "unreadable": {split: len(bad) for split, bad in frozen.bad.items()},
+        "test_images_in_training": frozen.in_both,
         "results": {name: result_as_json(result) for name, result in results.items()},
         "arguments": asdict(args),
     }
     write_json(folder / "results.json", report)
     rows = [
-        {"task": name, "figure": metric, "value": shown(value), "protocol": "" if number else result.protocol}
+        {
+            "task": name,
+            "figure": metric,
+            "value": shown(value),
+            "images": "" if number else result.images_in_words,
+            "protocol": "" if number else result.protocol,
+        }
         for name, result in results.items()
         for number, (metric, value) in enumerate(result.metrics.items())
     ]
-    lines = [f"# {args.encoder} on {args.dataset}", protocol_of(encoder), markdown_table(rows)]
+    lines = [f"# {args.encoder} on {args.dataset}", protocol_of(encoder), markdown_table(rows), f"Read: {frozen.used_in_words}."]
     for name, result in results.items():
         if result.picture is not None:
             (folder / "figures").mkdir(exist_ok=True)

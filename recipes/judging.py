@@ -28,6 +28,7 @@ from vision_core.images.splits import Splits
 from vision_core.run_folder import RunFolder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BAD_SAMPLES = "bad_samples.jsonl"  # as in a folder of pretraining
 PARADIGMS = {
     "dinov2": "self-distillation", "dinov2_with_registers": "self-distillation", "dinov3_vit": "self-distillation", "dinov3_convnext": "self-distillation",
     "siglip_vision_model": "image-text", "siglip2_vision_model": "image-text", "clip_vision_model": "image-text", "metaclip_2_vision_model": "image-text",
@@ -64,6 +65,7 @@ def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) ->
         batch_size=args.batch_size,
         num_workers=args.dataloader_num_workers,
         progress=True,
+        max_bad_fraction=args.max_bad_fraction,
     )
 
 
@@ -106,18 +108,39 @@ def problem_with_encoder(name: TaskName, encoder: Encoder) -> str | None:
 
 
 def run_tasks(
-    frozen: FrozenFeatures, tasks: Sequence[TaskName], args: JudgingArguments, say: Callable[[str], None]
+    frozen: FrozenFeatures, tasks: Sequence[TaskName], args: JudgingArguments, dataset: str, folder: Path, say: Callable[[str], None]
 ) -> dict[TaskName, TaskResult]:
-    """The results by task, on the main process; the others help to extract features and get none."""
-    for name in tasks:
-        TASKS[name].prepare(frozen)
-    if not is_main_process():
-        return {}
-    results = {}
-    for name in tasks:
-        results[name] = TASKS[name].run(frozen, **{key: getattr(args, key) for key in TASKS[name].settings})
-        say(f"  {name:<22}" + ", ".join(f"{metric} {shown(value)}" for metric, value in results[name].metrics.items()))
-    return results
+    """The results by task, on the main process; the others help to extract features and get none.
+
+    What cannot be read is named in `bad_samples.jsonl` of `folder`, also where it is so much that the program stops.
+    """
+    try:
+        for name in tasks:
+            TASKS[name].prepare(frozen)
+        if not is_main_process():
+            return {}
+        results = {}
+        for name in tasks:
+            results[name] = TASKS[name].run(frozen, **{key: getattr(args, key) for key in TASKS[name].settings})
+            figures = ", ".join(f"{metric} {shown(value)}" for metric, value in results[name].metrics.items())
+            say(f"  {name:<22}{figures}; {results[name].images_in_words}")
+        say(f"{dataset}: {frozen.used_in_words}")
+        return results
+    finally:
+        if is_main_process():
+            name_unreadable(folder, dataset, frozen)
+
+
+def name_unreadable(folder: Path, dataset: str, frozen: FrozenFeatures) -> None:
+    """One line in `bad_samples.jsonl` for each image that could not be read, once for all encoders."""
+    path = folder / BAD_SAMPLES
+    named = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = [
+        {"id": name, "reason": reason, "dataset": dataset, "part": part} for part, bad in frozen.bad.items() for name, reason in bad.items()
+    ]
+    lines = list(dict.fromkeys([*named, *map(json.dumps, records)]))
+    if len(lines) > len(named):
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def paradigm(encoder: Encoder) -> str:

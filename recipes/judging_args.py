@@ -36,6 +36,9 @@ class JudgingArguments:
     depth_protocol: Literal["all", "nyu"] = option(
         "all", "where depth is judged: at all known pixels, or in NYU's Eigen crop from 0.001 to 10 m", "tasks"
     )
+    max_bad_fraction: float = option(
+        0.01, "stop when more than this share of the training or of the test images is unreadable", "data"
+    )
     seed: int = option(0, "of draws, heads and untrained encoders", "tasks")
     batch_size: int = option(64, "images that go through the encoder at once", "run")
     dataloader_num_workers: int = option(0, "processes that read images", "run")
@@ -87,6 +90,8 @@ def check_judging(args: JudgingArguments, tasks: Sequence[str]) -> None:
     check_counts(args, "linear_iterations", "dense_iterations", "batch_size", "max_train_images", "max_test_images")
     if args.dataloader_num_workers < 0:
         raise UserError(f"--dataloader_num_workers {args.dataloader_num_workers} is not possible; give 0 or more")
+    if not 0 <= args.max_bad_fraction <= 1:
+        raise UserError(f"--max_bad_fraction {args.max_bad_fraction} is not possible; give a share between 0 and 1")
     if args.dense_image_size is not None and len(args.dense_image_size) != 2:
         raise UserError(f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width")
     if is_first_launched():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vision_core.errors import UserError
 from vision_core.images.pixel_options import Scale, scale_text
 from vision_core.images.sampled import StoredSample, first_images, is_eight_bit, sample_stored
-from vision_core.images.sources import EncodedImageSource, ImageSource, ImageStream
+from vision_core.images.sources import ImageSource, ImageStream
 
 AUTO_IMAGES = 200
 LOWEST_PERCENT, HIGHEST_PERCENT = 0.1, 99.9
@@ -20,7 +20,7 @@ FAR = 5.0  # stds from the mean
 ODD_SPREAD = 10.0  # times
 
 
-def automatic_scale(source: EncodedImageSource, name: str, count: int = AUTO_IMAGES) -> tuple[Scale, int]:
+def automatic_scale(source: ImageSource, name: str, count: int = AUTO_IMAGES) -> tuple[Scale, int]:
     """What `?scale=auto` of the source `name` stands for, and from how many images; see `usual_range`.
 
     A function of the source alone: every process and every resumed run finds the same. Raises UserError where there is no range.
@@ -72,7 +72,7 @@ def range_notes(source: ImageSource | ImageStream, num_channels: int, image_mean
 
     image_mean, image_std: of the run, one per channel.
     """
-    if not isinstance(source, EncodedImageSource) or _all_eight_bit(source):
+    if isinstance(source, ImageStream) or _all_eight_bit(source):
         return []
     sample = sample_stored(source, LOOK_IMAGES, LOOK_SECONDS)
     if not sample.images:
@@ -81,13 +81,13 @@ def range_notes(source: ImageSource | ImageStream, num_channels: int, image_mean
     return [note for note in found if note]
 
 
-def _all_eight_bit(source: EncodedImageSource) -> bool:
+def _all_eight_bit(source: ImageSource) -> bool:
     return source.pixel_options.nodata is None and all(
         is_eight_bit(stored) and stored.missing is None for stored in first_images(source, FIRST_IMAGES)
     )
 
 
-def _range_note(source: EncodedImageSource, sample: StoredSample, num_channels: int) -> str:
+def _range_note(source: ImageSource, sample: StoredSample, num_channels: int) -> str:
     if source.pixel_options.scale is not None and source.pixel_options.scale.kind != "full":
         return ""
     share, (low, high) = used_share(sample), usual_range(sample)
@@ -105,7 +105,7 @@ def _range_note(source: EncodedImageSource, sample: StoredSample, num_channels: 
     return ""
 
 
-def _mean_note(source: EncodedImageSource, sample: StoredSample, image_mean: Sequence[float], image_std: Sequence[float]) -> str:
+def _mean_note(source: ImageSource, sample: StoredSample, image_mean: Sequence[float], image_std: Sequence[float]) -> str:
     """Where values that stay as they are lie far from what they are normalised by."""
     if source.pixel_options.scale is not None or full_scale_of(sample) is not None or len(sample.bands) != len(image_mean):
         return ""
