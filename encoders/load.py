@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from encoders.base import Encoder, EncoderConfig
+from encoders.card import write_card
 from encoders.dinov2_weights import load_dinov2_pth
 from encoders.names import nearest_encoders
 from encoders.preprocess import ImageTransform
 from encoders.raw_pixels import RawPixels
 from encoders.tiny import tiny_encoder
 from encoders.transformers_encoder import build_transformers, family_of, load_transformers, read_config, read_transform, vision_config
+from vision_core.checkpoints import make_readable
 from vision_core.errors import UserError
+from vision_core.folder_kinds import refuse_folder
+from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
 
 CONFIG_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
 KINDS = ("hf", "timm", "open_clip", "dinov2_pth", "tiny")
 UNTRAINED = "untrained:"
+FOLDERS = ("encoder", "other_vlm", "timm", "open_clip", "weights", "model", "unknown")  # kinds that are looked into, or refused here
 
 
 def load_encoder(
@@ -110,7 +116,7 @@ def build_encoder(config: EncoderConfig, *, dtype: torch.dtype = torch.float32, 
 
 
 def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
-    """Write `encoder.json` and `model.safetensors`, from which `load_encoder(folder)` makes the same encoder, offline and bit for bit.
+    """Write `encoder.json`, `model.safetensors` and a card, from which `load_encoder(folder)` makes the same encoder, offline and bit for bit.
 
     The folder appears whole or not at all. Raises UserError where it exists and is not empty.
     """
@@ -124,6 +130,8 @@ def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
         weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
         save_file(weights, written / WEIGHTS_FILE)
         (written / CONFIG_FILE).write_text(json.dumps(encoder.config().to_dict(), indent=1) + "\n")
+        write_card(written, encoder)
+        make_readable(written)
         if target.exists():
             target.rmdir()  # empty, as checked above
         written.rename(target)
@@ -135,7 +143,8 @@ def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, option
         return _from_folder(Path(text), dtype, options)
     if kind == "hf":
         try:
-            return load_transformers(name, dtype=dtype, **options)
+            with hub_or_cache(text):
+                return load_transformers(name, dtype=dtype, **options)
         except UserError as error:
             raise UserError(f"{error}{_nearest(text)}") from None
     if kind == "dinov2_pth":
@@ -144,14 +153,16 @@ def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, option
     if kind == "timm":
         from encoders.timm_encoder import load_timm
 
-        return load_timm(name, pretrained=True, image_size=size, dtype=dtype, **options)
+        with hub_or_cache(text):
+            return load_timm(name, pretrained=True, image_size=size, dtype=dtype, **options)
     if kind == "open_clip":
         from encoders.open_clip_encoder import load_open_clip
 
         model, _, tag = name.partition("/")
         if not tag:
             raise UserError(f"{text} names no weights{_nearest(text)}; write open_clip:MODEL/TAG, or untrained:open_clip:MODEL")
-        return load_open_clip(model, tag, image_size=size, dtype=dtype, **options)
+        with hub_or_cache(text):
+            return load_open_clip(model, tag, image_size=size, dtype=dtype, **options)
     if kind == "tiny":
         return tiny_encoder(name, dtype=dtype, **options)
     return RawPixels(layers=options["layers"])
@@ -160,7 +171,8 @@ def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, option
 def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
     kind, name = _kind_and_name(text)
     if kind in ("hf", "folder"):
-        config = replace(_config_of(name), **options)
+        with hub_or_cache(text) if kind == "hf" else nullcontext():
+            config = replace(_config_of(name), **options)
         if "layerscale_value" in config.architecture:
             # with the 1e-5 that a training starts from, the blocks of a random model would do nothing
             config = replace(config, architecture={**config.architecture, "layerscale_value": 1.0})
@@ -206,6 +218,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> E
 
 
 def _check_checkpoint(folder: Path) -> None:
+    refuse_folder(folder, "an encoder", FOLDERS, lacks="encoder")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no encoder: there is neither {CONFIG_FILE} nor config.json; name a run's or a checkpoint's folder")
     if not any(folder.glob("*.safetensors")):
@@ -237,4 +250,4 @@ def _refuse_antialias(text: str, options: dict[str, Any]) -> None:
 
 def _nearest(text: str) -> str:
     near = nearest_encoders(text.removeprefix(UNTRAINED))
-    return f"; nearest: {', '.join(near)}" if near else ""
+    return f"; nearest: {', '.join(near)}" if near and text not in near else ""

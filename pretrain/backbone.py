@@ -1,12 +1,16 @@
 """The backbone: transformers' own Dinov2 / Dinov2WithRegisters, initialised as the published DINOv2 is."""
 
 import math
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from vision_core.errors import UserError
+from vision_core.folder_kinds import refuse_folder
+from vision_core.hub import hub_or_cache
 
 Backbone = Dinov2Model | Dinov2WithRegistersModel
 
@@ -109,11 +113,10 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
 
     The position grid is resized (bicubic) where the two differ; any other difference of names or shapes raises `UserError`.
     """
-    try:
-        loaded = type(backbone).from_pretrained(source, attn_implementation="sdpa")
-    except Exception as error:  # a broken checkpoint raises whatever its reader does
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"init_from={source} cannot be loaded ({reason}); give a folder or hub name with config and safetensors") from None
+    if Path(source).is_dir():
+        refuse_folder(source, "an encoder", ("encoder", "saved_encoder", "timm", "weights", "model", "unknown"))
+    with nullcontext() if Path(source).exists() else hub_or_cache(f"init_from={source}"):
+        loaded = _load(type(backbone), source)
     if loaded.config.model_type != backbone.config.model_type:
         raise UserError(
             f"init_from={source}: it is a {loaded.config.model_type}, the run builds a {backbone.config.model_type}; "
@@ -133,6 +136,14 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
         )
     backbone.load_state_dict(state)
     return [f"{len(state)} backbone tensors loaded from {source}", *report]
+
+
+def _load(model_class: type[Backbone], source: str) -> Backbone:
+    try:
+        return model_class.from_pretrained(source, attn_implementation="sdpa")
+    except Exception as error:  # a broken checkpoint raises whatever its reader does
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"init_from={source} cannot be loaded ({reason}); give a folder or hub name with config and safetensors") from None
 
 
 def resize_position_embeddings(table: torch.Tensor, side: int) -> torch.Tensor:

@@ -94,11 +94,11 @@ class Rows(Dataset):
 def main() -> None:
     """Read all, report, and end with status 1 where a row is bad and no clean file was asked for."""
     args = parse_arguments(CheckArguments, description=__doc__)
-    check_folder(args.output_dir, "check")
+    check_folder(args.output_dir, "check", can_resume=False)
     sources = [(text, open_conversations(text)) for text in args.conversations]
     clean = clean_target(args.write_clean, sources)
     processor = load_processor(args.model) if args.model else None
-    run = RunFolder.open(args.output_dir, "check", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "check", arguments_to_yaml(args), can_resume=False)
     bad = 0
     with (run.path / "bad_rows.jsonl").open("w", encoding="utf-8") as file:
         for text, source in sources:

@@ -75,7 +75,7 @@ def main() -> None:
     args = parse_arguments(CompareArguments, description=__doc__)
     asked_for = args.tasks is not None
     args.tasks = args.tasks if asked_for else ONE_OF_EACH
-    check_arguments(args, args.tasks)
+    check_arguments(args, args.tasks, "comparison")
     if not args.encoders or not args.datasets:
         raise UserError("--encoders and --datasets need at least one name each")
     device = join_processes()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.run_folder import check_folder
 
 CAPTION = "Describe the picture in one sentence."
 MATCH = 'Does this sentence describe the picture: "{text}" Answer with yes or no.'
@@ -41,8 +42,7 @@ def main() -> None:
     if args.source is None or args.output_dir is None:
         raise UserError("--source and --output_dir are needed: the folder with the parquet files, and a new one for the conversations")
     folder = Path(args.output_dir)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--output_dir {folder} is not empty; name a new folder")
+    check_folder(args.output_dir, "", can_resume=False)
     files = {split: sorted(Path(args.source).glob(f"{split}-*.parquet")) for split in ("train", "test")}
     for split, found in files.items():
         if not found:

@@ -62,8 +62,8 @@ class JudgingArguments:
     output_dir: str | None = option(None, "new folder for table, JSON and pictures; default: the next free one in outputs/", "run")
 
 
-def check_arguments(args: JudgingArguments, tasks: Sequence[str]) -> None:
-    """Raise `UserError` for what cannot work, before anything is loaded."""
+def check_arguments(args: JudgingArguments, tasks: Sequence[str], name: str = "evaluation") -> None:
+    """Raise `UserError` for what cannot work, before anything is loaded. name: of the default folder."""
     if not tasks or len(set(tasks)) < len(tasks):
         raise UserError(f"--tasks {' '.join(tasks) or '[]'}: name at least one of {', '.join(TASKS)}, each once")
     check_counts(args, "linear_iterations", "dense_iterations", "batch_size", "max_train_images", "max_test_images")
@@ -72,7 +72,7 @@ def check_arguments(args: JudgingArguments, tasks: Sequence[str]) -> None:
     if args.dense_image_size is not None and len(args.dense_image_size) != 2:
         raise UserError(f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width")
     if is_first_launched():
-        check_folder(args.output_dir, "evaluation")
+        check_folder(args.output_dir, name, can_resume=False)
 
 
 def check_counts(args: Any, *names: str) -> None:
@@ -86,7 +86,7 @@ def open_folder(args: JudgingArguments, name: str) -> Path:
     """The new folder of this run with its options in it, the same on every process."""
     path = ""
     if is_main_process():
-        run = RunFolder.open(args.output_dir, name, arguments_to_yaml(args))
+        run = RunFolder.open(args.output_dir, name, arguments_to_yaml(args), can_resume=False)
         run.close()
         path = str(run.path)
     return Path(broadcast_text(path))

@@ -56,7 +56,7 @@ def main() -> None:
     if not folders:
         raise UserError(f"{args.models} holds no VARIANT-SEED/judged; run recipes/everything_on_scenes.sh first")
     models = [read(folder) for folder in folders]
-    run = RunFolder.open(args.output_dir, "report", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "report", arguments_to_yaml(args), can_resume=False)
     write_page(run.path, models)
     print(f"{markdown_table(rows(models, TOTALS))}\n\nthe page: {run.path / 'README.md'}")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from recipes.small_default import corpus, small_language_model
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
+from vision_core.checkpoints import make_readable
 from vision_core.errors import run_script
 from vision_core.run_folder import RunFolder, check_folder
 
@@ -29,11 +30,12 @@ class LanguageModelArguments:
 def main() -> None:
     """Read texts, make both, save."""
     args = parse_arguments(LanguageModelArguments, description=__doc__)
-    check_folder(args.output_dir, "language-model")
+    check_folder(args.output_dir, "language-model", can_resume=False)
     model, tokenizer = small_language_model(corpus(args.conversations), args.seed)
-    run = RunFolder.open(args.output_dir, "language-model", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "language-model", arguments_to_yaml(args), can_resume=False)
     model.save_pretrained(run.path)
     tokenizer.save_pretrained(run.path)
+    make_readable(run.path)
     print(f"saved {run.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens")
 
 
