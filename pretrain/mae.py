@@ -13,6 +13,7 @@ from vision_core.launchers import launchers_above
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from pretrain.mae_weights import initialise_mae
 from pretrain.multicrop import random_resized_crop
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
 from vision_core.run_trainer import TrainerOptions
 
@@ -112,7 +114,8 @@ def main() -> None:
 def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """The model that is trained, and its image processor: loaded, or small and new."""
     if args.init_from:
-        return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
+        with nullcontext() if Path(args.init_from).exists() else hub_or_cache(f"--init_from {args.init_from}"):
+            return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
     config = ViTMAEConfig(
         hidden_size=args.hidden_size,
         num_hidden_layers=args.num_hidden_layers,

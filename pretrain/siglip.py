@@ -15,6 +15,7 @@ LAUNCHERS = launchers_above()  # now: one that dies during the imports must not 
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from pretrain.sigmoid_loss import sigmoid_loss
 from vision_core.arguments import option, parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError, run_script
+from vision_core.hub import hub_or_cache
 from vision_core.images.sources import ImageSource
 from vision_core.randomness import numpy_generator, seed_of
 from vision_core.run_trainer import TrainerOptions
@@ -110,7 +112,8 @@ def captioned(text: str) -> ImageSource:
 def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]:
     """The model that is trained, and its processor: loaded, or small and new, its tokenizer trained on the captions."""
     if args.init_from:
-        return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
+        with nullcontext() if Path(args.init_from).exists() else hub_or_cache(f"--init_from {args.init_from}"):
+            return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
     tokenizer = caption_tokenizer(captions_of(source))
     tower = {"hidden_size": args.hidden_size, "num_attention_heads": args.num_attention_heads, "intermediate_size": 2 * args.hidden_size}
     text = tower | {
