@@ -6,8 +6,6 @@ python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +18,7 @@ from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.save import save_fused
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.run_facts import run_again
 from vision_core.run_folder import RunFolder, check_folder
 
 
@@ -60,7 +59,9 @@ class FuseArguments:
     sva_start: int = option(0, "the first such layer, from 0", "language model")
     sva_stride: int = option(3, "layers from one to the next", "language model")
     output_dir: str | None = option(None, "a new folder; default outputs/fused-<n>", "output")
-    stub: bool = option(False, "let processes that import only transformers load it (trust_remote_code=True)", "output")
+    stub: bool = option(
+        True, "a file that imports this package, by which processes that import only transformers hear what is missing", "output"
+    )
     seed: int = option(0, "of the new weights", "output")
 
 
@@ -99,15 +100,15 @@ def main() -> None:
             zero_init_sva=args.zero_init_output,
             seed=args.seed,
         )
-    run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args), can_resume=False)
     run.close()
-    save_fused(run.path, model, processor, command=shlex.join(["python", "-m", "fusion.fuse", *sys.argv[1:]]), stub=args.stub)
+    save_fused(run.path, model, processor, command=run_again("-m fusion.fuse", run.path), stub=args.stub)
     print(f"saved {run.path}; its README.md shows how to load it")
 
 
 def check_arguments(args: FuseArguments) -> None:
     """Raises UserError for what cannot work, before models are loaded for minutes."""
-    check_folder(args.output_dir, "fused")
+    check_folder(args.output_dir, "fused", can_resume=False)
     if not args.encoders:
         raise UserError("--encoders is empty; name at least one encoder")
     for name in ("num_sva_layers", "chat_template"):

@@ -31,7 +31,7 @@ from accelerate.utils import ProjectConfiguration
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from encoders.transformers_encoder import TransformersEncoder
 from pretrain.card import write_card
-from pretrain.dinov2_args import DINOv2Arguments, check_arguments
+from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, check_arguments
 from pretrain.dinov2_build import (
     build_benchmark,
     build_loader,
@@ -91,7 +91,7 @@ def main() -> None:
     run = None
     if accelerator.is_main_process:
         config = replace(args, resume_from_checkpoint=None)  # how a run was started is no part of what it is
-        run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(config), args.resume_from_checkpoint)
+        run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(config), args.resume_from_checkpoint, program=PROGRAM)
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
     accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
@@ -279,8 +279,17 @@ class Trainer:
 
         checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
         replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
-        results = self.references | {f"this model, {name}": value for name, value in self.knn.items()}
-        write_card(self.output_dir / "README.md", self.args, self.step, self.source.description, results, self.benchmark)
+        write_card(
+            self.output_dir,
+            self.args,
+            step=self.step,
+            data=self.source.description,
+            num_images=len(self.source) if isinstance(self.source, ImageSource) else None,
+            backbone=self.method.teacher["backbone"],
+            references=self.references,
+            accuracies=self.knn,
+            benchmark=self.benchmark,
+        )
 
     def greet(self) -> None:
         """What this run is, and what it has to beat."""

@@ -37,7 +37,7 @@ from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
 from recipes.zero_config import zero_config
 from vision_core.distributed import is_first_launched, is_main_process, print_once, rank, share_cores, wait_for_all, world_size
 from vision_core.randomness import numpy_generator
-from vision_core.run_folder import RunFolder, check_folder
+from vision_core.run_folder import RunFolder, check_folder, check_program
 from vision_core.run_preview import preview
 from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest
@@ -68,15 +68,21 @@ def train(
                 _train(stage, args, planned, base, stop)
 
 
+def program_of(stage: str) -> str:
+    """The script of a stage."""
+    return f"recipes/sva_{stage}.py"
+
+
 def check_first(stage: str, args: VlmArguments) -> None:
     """What can be wrong is said before minutes are spent and a folder is made. Raises UserError."""
     if args.init_from:
         check_model_folder(args.init_from)
     if args.deepspeed:
         deepspeed_config(args)
+    check_program(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage))
     # the first process alone: it is in its folder soon, maybe before another one looks
     if is_first_launched() and (args.dry_run or not args.resume_from_checkpoint):
-        check_folder(args.output_dir, stage, args.resume_from_checkpoint)
+        check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage))
 
 
 def _train(
@@ -84,7 +90,7 @@ def _train(
 ) -> None:
     settings = vlm_training_arguments(args)
     sources = opened(args.conversations), opened(args.eval_conversations)
-    run, folder, checkpoint = open_run(args, stage)
+    run, folder, checkpoint = open_run(args, stage, program_of(stage))
     settings.output_dir = folder
     trainer = build_trainer(args, planned, base, settings, *sources, run)
     trainer.train_until_told(stop, checkpoint)
@@ -240,5 +246,6 @@ def publish(trainer: VlmTrainer, base: str, args: VlmArguments, stage: str) -> N
         if has_adapter:
             unset_hf_deepspeed_config()
             merge_adapter(base, folder / "adapter", folder)
-        write_card(folder, stage, vars(args) | {"learning_rate": trainer.args.learning_rate}, trainer.state.log_history)
+        options = vars(args) | {"learning_rate": trainer.args.learning_rate}
+        write_card(folder, stage, program_of(stage), options, trainer.model, trainer.state)
         print(f"saved {folder}")
