@@ -17,6 +17,8 @@ from encoders.open_clip_encoder import import_open_clip, load_whole_model, trans
 from encoders.preprocess import ImageTransform, Preprocess
 from encoders.transformers_encoder import TransformersEncoder, read_config, read_transform
 from vision_core.errors import UserError
+from vision_core.folder_kinds import refuse_folder
+from vision_core.hub import hub_or_cache
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,15 @@ def load_image_text(
 def _load(text: str, dtype: torch.dtype) -> ImageTextModel:
     kind, _, name = text.partition(":")
     if Path(text).is_dir():
+        refuse_folder(text, "an encoder with a text tower", ("encoder", "other_vlm", "model", "unknown"))
         return _load_transformers(text, text, dtype)
     if kind == "hf" and name:
-        return _load_transformers(name, text, dtype)
+        with hub_or_cache(text):
+            return _load_transformers(name, text, dtype)
     model, _, tag = name.partition("/")
     if kind == "open_clip" and tag:
-        return _load_open_clip(model, tag, text, dtype)
+        with hub_or_cache(text):
+            return _load_open_clip(model, tag, text, dtype)
     raise UserError(
         f"{text!r} names no encoder with a text tower; write hf:NAME or a folder ({', '.join(TEXT_TOWERS)}), or open_clip:MODEL/TAG"
     )

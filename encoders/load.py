@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from encoders.base import Encoder, EncoderConfig
+from encoders.card import write_card
 from encoders.dinov2_weights import load_dinov2_pth
 from encoders.names import nearest_encoders
 from encoders.preprocess import ImageTransform, Preprocess
 from encoders.raw_pixels import RawPixels
 from encoders.tiny import FAMILY_NAMES, tiny_encoder
 from encoders.transformers_encoder import build_transformers, family_of, load_transformers, read_config, read_transform, vision_config
+from vision_core.checkpoints import make_readable
 from vision_core.errors import UserError
+from vision_core.folder_kinds import refuse_folder
+from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
 
 CONFIG_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
 KINDS = ("hf", "timm", "open_clip", "dinov2_pth", "tiny")
 UNTRAINED = "untrained:"
+FOLDERS = ("encoder", "other_vlm", "timm", "open_clip", "weights", "model", "unknown")  # kinds that are looked into, or refused here
 
 
 def load_encoder(
@@ -94,7 +100,8 @@ def check_source(source: str) -> None:
         _check_checkpoint(Path(text))
     if kind in ("folder", "hf"):
         try:
-            _config_of(name)
+            with hub_or_cache(text) if kind == "hf" else nullcontext():
+                _config_of(name)
         except UserError as error:
             raise UserError(f"{error}{_nearest(text) if kind == 'hf' else ''}") from None
     elif kind == "dinov2_pth" and not Path(name).is_file():
@@ -147,7 +154,7 @@ def build_encoder(config: EncoderConfig, *, dtype: torch.dtype = torch.float32, 
 
 
 def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
-    """Write `encoder.json` and `model.safetensors`, from which `load_encoder(folder)` makes the same encoder, offline and bit for bit.
+    """Write `encoder.json`, `model.safetensors` and a card, from which `load_encoder(folder)` makes the same encoder, offline and bit for bit.
 
     The folder appears whole or not at all. Raises UserError where it exists and is not empty.
     """
@@ -161,6 +168,8 @@ def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
         weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
         save_file(weights, written / WEIGHTS_FILE)
         (written / CONFIG_FILE).write_text(json.dumps(encoder.config().to_dict(), indent=1) + "\n")
+        write_card(written, encoder)
+        make_readable(written)
         if target.exists():
             target.rmdir()  # empty, as checked above
         written.rename(target)
@@ -172,7 +181,8 @@ def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, option
         return _from_folder(Path(text), size, dtype, options)
     if kind == "hf":
         try:
-            return load_transformers(name, dtype=dtype, **options)
+            with hub_or_cache(text):
+                return load_transformers(name, dtype=dtype, **options)
         except UserError as error:
             raise UserError(f"{error}{_nearest(text)}") from None
     if kind == "dinov2_pth":
@@ -181,12 +191,14 @@ def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, option
     if kind == "timm":
         from encoders.timm_encoder import load_timm
 
-        return load_timm(name, pretrained=True, image_size=size, dtype=dtype, **options)
+        with hub_or_cache(text):
+            return load_timm(name, pretrained=True, image_size=size, dtype=dtype, **options)
     if kind == "open_clip":
         from encoders.open_clip_encoder import load_open_clip
 
         model, tag = _model_and_tag(text, name)
-        return load_open_clip(model, tag, image_size=size, dtype=dtype, **options)
+        with hub_or_cache(text):
+            return load_open_clip(model, tag, image_size=size, dtype=dtype, **options)
     if kind == "tiny":
         return tiny_encoder(name, dtype=dtype, **options)
     return RawPixels(layers=options["layers"])
@@ -206,7 +218,8 @@ def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, opti
         kind, name = "timm", f"local-dir:{name}"
     _refuse_untrained(text, kind)
     if kind in ("hf", "folder"):
-        config = replace(_config_of(name), **options)
+        with hub_or_cache(text) if kind == "hf" else nullcontext():
+            config = replace(_config_of(name), **options)
         if "layerscale_value" in config.architecture:
             # with the 1e-5 that a training starts from, the blocks of a random model would do nothing
             config = replace(config, architecture={**config.architecture, "layerscale_value": 1.0})
@@ -274,6 +287,7 @@ def is_timm_folder(folder: Path) -> bool:
 
 
 def _check_checkpoint(folder: Path) -> None:
+    refuse_folder(folder, "an encoder", FOLDERS, lacks="encoder")
     if (folder / "open_clip_config.json").is_file():
         raise UserError(
             f"{folder} is a folder of open_clip; write open_clip:MODEL/{folder}/open_clip_model.safetensors with its model's name"
@@ -313,4 +327,4 @@ def _refuse_position_options(text: str, options: dict[str, Any]) -> None:
 
 def _nearest(text: str) -> str:
     near = nearest_encoders(text.removeprefix(UNTRAINED))
-    return f"; nearest: {', '.join(near)}" if near else ""
+    return f"; nearest: {', '.join(near)}" if near and text not in near else ""

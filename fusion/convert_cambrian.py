@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,11 @@ from fusion.fuse_args import CONVERT_HELP, ConvertArguments, check_converting
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import FusionProcessor
 from fusion.save import save_fused
-from vision_core.arguments import parse_arguments
+from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.folder_kinds import refuse_folder
+from vision_core.run_facts import run_again
+from vision_core.run_folder import RunFolder
 
 LANGUAGE_MODELS = {"cambrian_llama": "llama", "cambrian_phi3": "phi3"}
 LANGUAGE_MODEL = r"model\.(embed_tokens|layers|norm)\..+|lm_head\.weight"  # names of its tensors
@@ -40,6 +41,8 @@ CONFIG_KEYS = [
 ]  # fmt: skip
 # Which prompt a released model was trained with is written in its config only as the number of tokens in front of the image (`image_position`).
 PROMPTS = {91: "cambrian_llama3", 35: "vicuna_v1", 87: "cambrian_chatml"}
+RELEASED_DATA = "Cambrian-1's: Tong et al. 2024 name the data of alignment and of fine-tuning. Nothing was trained here."
+RELEASED_NOTE = "The weights are those of the released checkpoint under other names; the authors' licence holds for them, and nothing was measured here."
 NUM_HEADS = 16  # of every released model; it is written in the code, not in the config
 WITHIN_A_LAYER = [
     (r"(proj_context\.weight|proj_in\.weight|norm\.(?:weight|bias))", r"\1"),
@@ -150,6 +153,7 @@ def convert(
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A released model's config. Raises UserError where it cannot be read or says too little."""
+    refuse_folder(folder, "a released Cambrian-1", ("cambrian", "language_model", "model", "unknown"))
     try:
         published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -206,11 +210,12 @@ def main() -> None:
     """Read, convert, save."""
     args = parse_arguments(ConvertArguments, description=CONVERT_HELP)
     check_converting(args)
-    target = Path(args.output_dir)
     model, processor = convert(Path(args.checkpoint), args.encoders, args.chat_template)
-    target.mkdir(parents=True, exist_ok=True)
-    save_fused(target, model, processor, command=shlex.join(["python", "-m", "fusion.convert_cambrian", *sys.argv[1:]]))
-    print(f"saved {target}")
+    run = RunFolder.open(args.output_dir, "cambrian", arguments_to_yaml(args), can_resume=False)
+    run.close()
+    command = run_again("-m fusion.convert_cambrian", run.path)
+    save_fused(run.path, model, processor, command=command, stub=True, data=RELEASED_DATA, note=RELEASED_NOTE)
+    print(f"saved {run.path}")
 
 
 if __name__ == "__main__":

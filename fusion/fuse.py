@@ -6,7 +6,6 @@ python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.save import save_fused
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.run_facts import run_again
 from vision_core.run_folder import RunFolder
 
 
@@ -65,10 +65,10 @@ def main() -> None:
             zero_init_sva=args.zero_init_output,
             seed=args.seed,
         )
-    run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args), can_resume=False)
     run.close()
     say(f"writing {run.path} ...")
-    save_fused(run.path, model, processor, command=shlex.join(["python", "-m", "fusion.fuse", *sys.argv[1:]]), stub=args.stub)
+    save_fused(run.path, model, processor, command=run_again("-m fusion.fuse", run.path), stub=args.stub)
     print(f"saved {run.path}; its README.md shows how to load it")
 
 

@@ -5,7 +5,6 @@ programs look at their options first.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from vision_core.arguments import option
@@ -70,7 +69,9 @@ class FuseArguments:
     sva_start: int = option(0, "the first such layer, from 0", "language model")
     sva_stride: int = option(3, "layers from one to the next", "language model")
     output_dir: str | None = option(None, "a new folder; default outputs/fused-<n>", "output")
-    stub: bool = option(False, "let processes that import only transformers load it (trust_remote_code=True)", "output")
+    stub: bool = option(
+        True, "a file that imports this package, by which processes that import only transformers hear what is missing", "output"
+    )
     seed: int = option(0, "of the new weights", "output")
 
 
@@ -96,7 +97,7 @@ def look_first_as_program() -> None:
 
 def check_fusing(args: FuseArguments) -> None:
     """Raises UserError for what cannot work, before models are loaded for minutes."""
-    check_folder(args.output_dir, "fused")
+    check_folder(args.output_dir, "fused", can_resume=False)
     if not args.encoders:
         raise UserError("--encoders is empty; name at least one encoder")
     for name in ("num_sva_layers", "chat_template"):
@@ -106,8 +107,6 @@ def check_fusing(args: FuseArguments) -> None:
 
 def check_converting(args: ConvertArguments) -> None:
     """Raises UserError for options that are missing, and for a folder with anything in it."""
-    target = Path(args.output_dir)
     if not args.checkpoint or not args.output_dir:
         raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target} exists and is not empty; name another folder, nothing is overwritten")
+    check_folder(args.output_dir, "", can_resume=False)

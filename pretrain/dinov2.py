@@ -11,7 +11,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
 
-from pretrain.dinov2_args import DINOv2Arguments, backbone_shape, check_start
+from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, backbone_shape, check_start
 from vision_core.launchers import launchers_above
 from vision_core.start import look_first
 
@@ -107,7 +107,7 @@ def main() -> None:
     run = None
     if accelerator.is_main_process:
         config = replace(args, resume_from_checkpoint=None)  # how a run was started is no part of what it is
-        run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(config), args.resume_from_checkpoint)
+        run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(config), args.resume_from_checkpoint, program=PROGRAM)
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
     accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
@@ -327,8 +327,16 @@ class Trainer:
 
         checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
         replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
-        results = self.references | {f"this model, {name}": value for name, value in self.knn.items()}
-        write_card(self.output_dir / "README.md", self.args, self.step, self.source, results, self.benchmark)
+        write_card(
+            self.output_dir,
+            self.args,
+            step=self.step,
+            source=self.source,
+            backbone=self.method.teacher["backbone"],
+            references=self.references,
+            accuracies=self.knn,
+            benchmark=self.benchmark,
+        )
 
     def introduce(self) -> None:
         """What this run is, as far as its options say it; said before anything that takes long."""

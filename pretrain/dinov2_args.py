@@ -22,6 +22,9 @@ BACKBONE_SIZES = {
 
 HELD_OUT_SCENES = "scenes?size=64&split=held_out&count=2000"
 
+PROGRAM = "pretrain/dinov2.py"
+LONGEST_DEFAULT_WARMUP = 50  # steps
+
 
 @dataclass
 class DINOv2Arguments:
@@ -152,7 +155,9 @@ class DINOv2Arguments:
         "none", "sqrt: x sqrt(global batch / 1024), published; linear: x global batch / 256", "optimisation"
     )
     min_learning_rate: float = option(1e-6, "at the end; never scaled", "optimisation")
-    warmup_steps: int = option(50, "steps of linear learning-rate warm-up", "optimisation")
+    warmup_steps: int | None = option(
+        None, "steps of linear learning-rate warm-up; default: 50, or a tenth of max_steps where that is less", "optimisation"
+    )
     weight_decay: float = option(0.04, "at the first step", "optimisation")
     weight_decay_end: float = option(0.4, "at the end (cosine)", "optimisation")
     adam_beta1: float = option(0.9, "AdamW", "optimisation")
@@ -184,6 +189,8 @@ class DINOv2Arguments:
 
     def __post_init__(self) -> None:
         self.eval_dataset = chosen_evaluation(self.eval_dataset, self.dataset, HELD_OUT_SCENES)
+        if self.warmup_steps is None:  # resolved here, so that config.yaml has the number
+            self.warmup_steps = min(LONGEST_DEFAULT_WARMUP, max(self.max_steps, 0) // 10)
 
 
 def image_size(size: list[int]) -> tuple[int, int]:
@@ -198,7 +205,7 @@ def check_start(args: DINOv2Arguments) -> None:
     """
     check_arguments(args)
     if is_first_launched() and not args.resume_from_checkpoint:
-        check_folder(args.output_dir, args.name)
+        check_folder(args.output_dir, args.name, program=PROGRAM)
 
 
 def check_arguments(args: DINOv2Arguments) -> None:
@@ -258,8 +265,7 @@ def check_arguments(args: DINOv2Arguments) -> None:
         raise UserError("drop_path_rate=1 drops every branch; published values are 0 to 0.4")
     if args.dino_loss_weight == 0 and args.ibot_loss_weight == 0:
         raise UserError("dino_loss_weight and ibot_loss_weight are both 0: nothing is learned; set one of them, 1 as published")
-    if args.warmup_steps >= args.max_steps:
-        raise UserError(f"warmup_steps={args.warmup_steps} is not below max_steps={args.max_steps}; lower it or train longer")
+    check_beginning(args)
     for key in ("image_mean", "image_std"):
         if len(getattr(args, key)) != args.num_channels:
             raise UserError(f"{key} has {len(getattr(args, key))} values, num_channels is {args.num_channels}; give one per channel")
@@ -272,6 +278,17 @@ def check_arguments(args: DINOv2Arguments) -> None:
     width, _, heads = backbone_shape(args)
     if width % heads:
         raise UserError(f"hidden_size={width} is no multiple of num_attention_heads={heads}")
+
+
+def check_beginning(args: DINOv2Arguments) -> None:
+    """Refuse what is to end after some steps and would not end within the run, all at once, with the words of a short trial."""
+    names = ("warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps")
+    too_long = [name for name in names if getattr(args, name) and getattr(args, name) >= args.max_steps]
+    if too_long:
+        given = ", ".join(f"{name}={getattr(args, name)}" for name in too_long)
+        short = " ".join(f"--{name} 0" for name in too_long)
+        verb = "is" if len(too_long) == 1 else "are"
+        raise UserError(f"{given} {verb} not below max_steps={args.max_steps}; train longer, or for a short trial add {short}")
 
 
 def backbone_shape(args: DINOv2Arguments) -> tuple[int, int, int]:

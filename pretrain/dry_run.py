@@ -2,7 +2,7 @@
 
 from torch.utils.data import DataLoader
 
-from pretrain.dinov2_args import DINOv2Arguments, backbone_shape
+from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, backbone_shape
 from pretrain.dinov2_build import build_benchmark, build_optimizer, build_schedules, evaluation_size, load_weights
 from pretrain.health import draw_probes
 from pretrain.self_distillation import SelfDistillation
@@ -23,7 +23,7 @@ ACTIVATIONS_PER_WIDTH = 20
 
 def rehearse(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation) -> None:
     """Everything that a run does before its first step, but for its folder. Raises UserError where the run would."""
-    checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint)
+    checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint, PROGRAM)
     optimizer = build_optimizer(args, method)
     build_schedules(args, layout.global_batch)
     build_benchmark(args, source, is_main_process())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pretrain.own_evaluation import BY_DATASET, chosen_evaluation
 from vision_core.arguments import option
 from vision_core.errors import UserError
-from vision_core.trainer_options import TrainerOptions
+from vision_core.trainer_options import TrainerOptions, check_output
 
 HELD_OUT_SCENES = "scenes?count=500&split=held_out"
 EVALUATED = (
@@ -73,6 +73,16 @@ class MaeArguments(TrainerOptions):
         for name in ("horizontal_flip_probability", "vertical_flip_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)} must lie between 0 and 1")
+
+
+def program_of(name: str) -> str:
+    """The script of `siglip` or `mae`."""
+    return f"pretrain/{name}.py"
+
+
+def check_run(name: str, args: TrainerOptions) -> None:
+    """Refuse an output folder that the run of this name could not use. Raises UserError."""
+    check_output(name, program_of(name), args)
 
 
 def check_widths(hidden_size: int, num_attention_heads: int, image_size: int, patch_size: int) -> None:

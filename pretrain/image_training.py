@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,21 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from encoders.transformers_encoder import read_config
+from pretrain.image_args import program_of
 from pretrain.own_evaluation import HELD_OUT
-from vision_core.distributed import is_first_launched, is_main_process, print_once
+from vision_core.distributed import is_main_process, print_once, world_size
 from vision_core.errors import UserError
+from vision_core.folder_kinds import refuse_folder
+from vision_core.hub import hub_or_cache
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.held_out import hold_out
 from vision_core.images.pixel_options import Scale
 from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
+from vision_core.launchers import is_first_launched
 from vision_core.model_card import write_model_card
 from vision_core.randomness import numpy_generator
+from vision_core.run_facts import batch_text, data_licence, made_with, millions, run_again
 from vision_core.run_folder import check_folder
 from vision_core.run_preview import introduction, preview
 from vision_core.run_trainer import RunTrainer, open_run, training_arguments
@@ -31,16 +37,7 @@ from vision_core.stopping import StopRequest
 from vision_core.trainer_options import TrainerOptions
 
 Item = dict[str, Any]
-SHOWN = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "weight_decay",
-    "warmup_steps",
-    "bf16",
-    "fp16",
-    "seed",
-)
+SHOWN = ("init_from", "learning_rate", "weight_decay", "warmup_steps", "bf16", "fp16", "seed")
 MOST_HELD_OUT = 500  # images whose loss is measured in between
 
 
@@ -135,6 +132,14 @@ def load_whole(
     Raises UserError, which names `option`, for a model of another kind, for missing weights, or for what cannot be read.
     """
     name = name.removeprefix("hf:")
+    wanted = model_class.config_class.model_type
+    if Path(name).is_dir():
+        refuse_folder(name, f"a whole {wanted} of transformers", ("encoder", "model", "unknown"))
+    with nullcontext() if Path(name).exists() else hub_or_cache(f"{option} {name}"):
+        return _load_whole(model_class, name, option, config)
+
+
+def _load_whole(model_class: type[PreTrainedModel], name: str, option: str, config: PreTrainedConfig | None) -> PreTrainedModel:
     wanted, theirs = model_class.config_class.model_type, read_config(name)
     if theirs.model_type != wanted:
         raise UserError(f"{option} {name} is a {theirs.model_type}; give a {wanted}")
@@ -165,7 +170,9 @@ def check_enough(data: DrawnImages, held_out: DrawnImages | None, options: Train
     together = options.per_device_train_batch_size * processes
     for name, images, needed in (("dataset", data, together * options.gradient_accumulation_steps), ("eval_dataset", held_out, together)):
         if images is not None and len(images) < needed:
-            raise UserError(f"--{name} has {len(images)} images, fewer than a step's {needed}; lower --per_device_train_batch_size")
+            fits = len(images) * options.per_device_train_batch_size // needed
+            cure = f"lower --per_device_train_batch_size to {fits} at most" if fits else "give more images, or start fewer processes"
+            raise UserError(f"--{name} has {len(images)} images, fewer than a step's {needed}; {cure}")
 
 
 def train_images(
@@ -182,6 +189,7 @@ def train_images(
     card: Mapping[str, Any],
 ) -> None:
     """Train `model`; at the end the run's folder holds its weights, `processor` and a card. card: title, summary and more of `write_model_card`."""
+    program = program_of(name)
     with StopRequest(launchers) as stop, tempfile.TemporaryDirectory() as aside:
         settings = training_arguments(
             options, has_eval=held_out is not None, dataloader_drop_last=True, adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]
@@ -191,8 +199,8 @@ def train_images(
         for note in range_notes(data.source, 3, *normalisation(processor)):
             print_once(f"note: {note}")
         if options.dry_run:
-            check_folder(options.output_dir, name, options.resume_from_checkpoint)
-        run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name)
+            check_folder(options.output_dir, name, options.resume_from_checkpoint, program)
+        run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name, program)
         settings.output_dir = folder
         trainer = trainer_type(
             model,
@@ -213,7 +221,7 @@ def train_images(
         trainer.save_model(folder)
     if is_main_process():
         (Path(folder) / "training_args.bin").unlink()  # a pickle, which nobody needs to load the model
-        write_card(Path(folder), name, options, data.source.description, trainer.state.log_history, card)
+        write_card(Path(folder), program, options, data.source, trainer, card)
         print(f"saved {folder}")
 
 
@@ -231,17 +239,38 @@ def normalisation(processor: Any) -> tuple[list[float], list[float]]:
 
 
 def write_card(
-    folder: Path, name: str, options: TrainerOptions, data: str, log: Sequence[Mapping[str, Any]], card: Mapping[str, Any]
+    folder: Path, program: str, options: TrainerOptions, source: ImageSource, trainer: ImageTrainer, card: Mapping[str, Any]
 ) -> None:
-    """README.md of the run's folder, with the last losses of `log`."""
+    """README.md of the run's folder, with the last losses of the log."""
     figures = {"loss": "training loss, at the end", "eval_loss": "loss of held-out images"}
+    log = trainer.state.log_history
     last = {key: next((line[key] for line in reversed(log) if key in line), None) for key in figures}
     write_model_card(
         folder / "README.md",
-        training_command=f"accelerate launch pretrain/{name}.py config.yaml",
-        data=data,
+        training_command=run_again(program, folder, "accelerate launch"),
+        data=f"{source.description}. Source: `{options.dataset}`.\n\n{data_licence([options.dataset])}",
         results=[{"figure": figures[key], "value": f"{value:.4f}"} for key, value in last.items() if value is not None],
-        settings={key: getattr(options, key) for key in SHOWN},
-        note="A loss is no judgement of features; recipes/evaluate_encoder.py judges them.",
+        settings=facts(options, trainer) | {key: getattr(options, key) for key in SHOWN},
+        note=f"{seen(options, trainer, len(source))} A loss is no judgement of features; recipes/evaluate_encoder.py judges them. "
+        "What the model makes of other images is not known, and nothing was done about biases in the data.",
         **card,
     )
+
+
+def facts(options: TrainerOptions, trainer: ImageTrainer) -> dict[str, str]:
+    """What a reader compares first: size, images, batch, steps, and with what it was made."""
+    config = getattr(trainer.model.config, "vision_config", trainer.model.config)
+    return {
+        "parameters": millions([trainer.model]),
+        "image sizes": f"{config.image_size} x {config.image_size} in patches of {config.patch_size}",
+        "images": batch_text(options.per_device_train_batch_size, options.gradient_accumulation_steps),
+        "steps": f"{trainer.state.global_step:,}",
+        **made_with(),
+    }
+
+
+def seen(options: TrainerOptions, trainer: ImageTrainer, num_images: int) -> str:
+    """How much the model has seen."""
+    step = trainer.state.global_step
+    drawn = step * options.per_device_train_batch_size * options.gradient_accumulation_steps * world_size()
+    return f"It was trained for {step:,} steps and has seen {drawn:,} images, {drawn / num_images:.1f} passes over {num_images:,}."

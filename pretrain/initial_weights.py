@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from encoders.load import CONFIG_FILE
 from encoders.transformers_encoder import TransformersEncoder, load_backbone, read_config
 from pretrain.backbone import Backbone
 from vision_core.errors import UserError
+from vision_core.folder_kinds import refuse_folder
+from vision_core.hub import hub_or_cache
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 POSITIONS = "embeddings.position_embeddings"
@@ -95,12 +98,15 @@ def _doubts(found: FoundWeights, backbone: Backbone) -> list[str]:
 
 def find_weights(source: str) -> FoundWeights:
     """The backbone that `source` names. Raises UserError where there is none."""
+    if Path(source).is_dir():
+        refuse_folder(source, "an encoder", ("encoder", "saved_encoder", "timm", "weights", "model", "unknown"))
     try:
         if source.startswith("dinov2_pth:") or Path(source).is_file():
             return _of_pth(Path(source.removeprefix("dinov2_pth:")))
         if (Path(source) / CONFIG_FILE).is_file():
             return _of_saved_encoder(source)
-        return _of_transformers(source.removeprefix("hf:"))
+        with nullcontext() if Path(source).exists() else hub_or_cache(f"init_from={source}"):
+            return _of_transformers(source.removeprefix("hf:"))
     except UserError as error:
         raise UserError(f"init_from={source}: {error}") from None
 

@@ -11,16 +11,16 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from functools import partial
 
-from pretrain.image_args import MaeArguments
+from pretrain.image_args import MaeArguments, check_run
 from vision_core.launchers import launchers_above
 from vision_core.start import look_first
-from vision_core.trainer_options import check_output
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
-    look_first(MaeArguments, __doc__, partial(check_output, "mae"))
+    look_first(MaeArguments, __doc__, partial(check_run, "mae"))
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from pretrain.multicrop import PUBLISHED_POSES, Poses, random_view
 from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
 
 CROP_SCALE = (0.2, 1.0)  # published: shares of the area
@@ -61,7 +62,7 @@ def main() -> None:
     """Read the options, train."""
     args = parse_arguments(MaeArguments, description=__doc__)
     keep_evaluation_of_resumed_run(args)
-    check_output("mae", args)
+    check_run("mae", args)
     model, processor = start(args)
     source, held_out = open_parts(args)
     side = model.config.image_size
@@ -89,7 +90,8 @@ def main() -> None:
 def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """The model that is trained, and its image processor: loaded, or small and new."""
     if args.init_from:
-        return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
+        with nullcontext() if Path(args.init_from).exists() else hub_or_cache(f"--init_from {args.init_from}"):
+            return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
     config = ViTMAEConfig(
         hidden_size=args.hidden_size,
         num_hidden_layers=args.num_hidden_layers,

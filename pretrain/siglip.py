@@ -11,18 +11,18 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from functools import partial
 
-from pretrain.image_args import SiglipArguments
+from pretrain.image_args import SiglipArguments, check_run
 from vision_core.launchers import launchers_above
 from vision_core.start import look_first
-from vision_core.trainer_options import check_output
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
-    look_first(SiglipArguments, __doc__, partial(check_output, "siglip"))
+    look_first(SiglipArguments, __doc__, partial(check_run, "siglip"))
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from pretrain.sigmoid_loss import sigmoid_loss
 from vision_core.arguments import parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError, run_script
+from vision_core.hub import hub_or_cache
 from vision_core.images.pixel_options import Scale
 from vision_core.images.sources import ImageSource
 from vision_core.randomness import numpy_generator, seed_of
@@ -65,7 +66,7 @@ def main() -> None:
     """Read the options, train."""
     args = parse_arguments(SiglipArguments, description=__doc__)
     keep_evaluation_of_resumed_run(args)
-    check_output("siglip", args)
+    check_run("siglip", args)
     source, held_out = open_parts(args, captioned)
     model, processor = start(args, source)
     train_images(
@@ -99,7 +100,8 @@ def captioned(text: str, auto_scale: Scale | None = None) -> ImageSource:
 def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]:
     """The model that is trained, and its processor: loaded, or small and new, its tokenizer trained on the captions."""
     if args.init_from:
-        return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
+        with nullcontext() if Path(args.init_from).exists() else hub_or_cache(f"--init_from {args.init_from}"):
+            return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
     tokenizer = caption_tokenizer(captions_of(source))
     tower = {"hidden_size": args.hidden_size, "num_attention_heads": args.num_attention_heads, "intermediate_size": 2 * args.hidden_size}
     text = tower | {

@@ -53,9 +53,11 @@ class BatchLayout(NamedTuple):
     def check(self, num_images: int) -> None:
         """Raise `UserError` where a global batch needs more images than there are."""
         if num_images < self.global_batch:
+            fits = num_images // (self.micro_batches * self.processes)
+            cure = f"lower --per_device_train_batch_size to {fits} at most" if fits else "give more images, or start fewer processes"
             raise UserError(
                 f"the dataset has {num_images} images, fewer than the global batch of {self.global_batch} "
-                "(per_device_train_batch_size x gradient_accumulation_steps x processes); lower per_device_train_batch_size"
+                f"(per_device_train_batch_size x gradient_accumulation_steps x processes); {cure}"
             )
 
     def slots(self, micro_batch: int) -> range:

@@ -33,7 +33,7 @@ class CheckArguments:
 
 def check_arguments(args: CheckArguments) -> None:
     """Raises UserError for an output folder that cannot be used."""
-    check_folder(args.output_dir, "check")
+    check_folder(args.output_dir, "check", can_resume=False)
 
 
 if __name__ == "__main__":
@@ -112,7 +112,7 @@ def main() -> None:
     sources = [(text, open_conversations(text)) for text in args.conversations]
     clean = clean_target(args.write_clean, sources)
     processor = load_processor(args.model) if args.model else None
-    run = RunFolder.open(args.output_dir, "check", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "check", arguments_to_yaml(args), can_resume=False)
     bad = 0
     with (run.path / "bad_rows.jsonl").open("w", encoding="utf-8") as file:
         for text, source in sources:

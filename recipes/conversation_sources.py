@@ -25,6 +25,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from recipes.conversations import BadRow, Conversation, scene_conversation, shor
 from recipes.scene_turns import Turns, scene_turns
 from recipes.source_texts import COLUMN_OPTIONS, is_stream, parse_source
 from vision_core.errors import UserError
+from vision_core.hub import hub_or_cache
 from vision_core.images.regular_files import first_line
 from vision_core.images.scenes import draw_scene
 from vision_core.randomness import numpy_generator
@@ -258,6 +260,12 @@ def columns_of(text: str, options: Mapping[str, str]) -> Columns:
 
 def open_table(kind: str, where: str, options: Mapping[str, str], streaming: bool = False) -> Any:
     """The `datasets.Dataset`, or `IterableDataset`, of a parquet or hf source. Raises UserError."""
+    asks_the_hub = kind == "hf" and not Path(where.partition(":")[0]).is_dir()
+    with hub_or_cache(f"hf:{where}") if asks_the_hub else nullcontext():
+        return _open_table(kind, where, options, streaming)
+
+
+def _open_table(kind: str, where: str, options: Mapping[str, str], streaming: bool) -> Any:
     import datasets
 
     try:

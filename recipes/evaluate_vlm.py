@@ -51,7 +51,7 @@ def check_arguments(args: EvaluateVlmArguments) -> None:
     if args.thought_tokens < 0:
         raise UserError(f"--thought_tokens {args.thought_tokens} is not possible; give 0 or more")
     if is_first_launched():
-        check_folder(args.output_dir, "vlm-evaluation")
+        check_folder(args.output_dir, "vlm-evaluation", can_resume=False)
 
 
 if __name__ == "__main__":
@@ -81,7 +81,9 @@ def main() -> None:
     tasks = [open_task(text, args.limit) for text in args.tasks]
     model, processor = load_model(args.model)
     model.to(device).eval()
-    run = RunFolder.open(args.output_dir, "vlm-evaluation", arguments_to_yaml(args)) if is_main_process() else None
+    run = None
+    if is_main_process():
+        run = RunFolder.open(args.output_dir, "vlm-evaluation", arguments_to_yaml(args), can_resume=False)
     results = []
     for task in tasks:
         scores = {

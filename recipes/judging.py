@@ -41,7 +41,7 @@ def open_folder(args: JudgingArguments, name: str) -> Path:
     """The new folder of this run with its options in it, the same on every process."""
     path = ""
     if is_main_process():
-        run = RunFolder.open(args.output_dir, name, arguments_to_yaml(args))
+        run = RunFolder.open(args.output_dir, name, arguments_to_yaml(args), can_resume=False)
         run.close()
         path = str(run.path)
     return Path(broadcast_text(path))

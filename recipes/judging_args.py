@@ -36,9 +36,7 @@ class JudgingArguments:
     depth_protocol: Literal["all", "nyu"] = option(
         "all", "where depth is judged: at all known pixels, or in NYU's Eigen crop from 0.001 to 10 m", "tasks"
     )
-    max_bad_fraction: float = option(
-        0.01, "stop when more than this share of the training or of the test images is unreadable", "data"
-    )
+    max_bad_fraction: float = option(0.01, "stop when more than this share of the training or of the test images is unreadable", "data")
     seed: int = option(0, "of draws, heads and untrained encoders", "tasks")
     batch_size: int = option(64, "images that go through the encoder at once", "run")
     dataloader_num_workers: int = option(0, "processes that read images", "run")
@@ -73,18 +71,18 @@ class CompareArguments(JudgingArguments):
 
 def check_evaluation(args: EvaluateArguments) -> None:
     """Raise `UserError` for what cannot work, before anything is loaded."""
-    check_judging(args, args.tasks)
+    check_judging(args, args.tasks, "evaluation")
 
 
 def check_comparison(args: CompareArguments) -> None:
     """Raise `UserError` for what cannot work, before anything is loaded."""
     if not args.encoders or not args.datasets:
         raise UserError("--encoders and --datasets need at least one name each")
-    check_judging(args, ONE_OF_EACH if args.tasks is None else args.tasks)
+    check_judging(args, ONE_OF_EACH if args.tasks is None else args.tasks, "comparison")
 
 
-def check_judging(args: JudgingArguments, tasks: Sequence[str]) -> None:
-    """What both programs check."""
+def check_judging(args: JudgingArguments, tasks: Sequence[str], name: str) -> None:
+    """What both programs check. name: of the default folder."""
     if not tasks or len(set(tasks)) < len(tasks):
         raise UserError(f"--tasks {' '.join(tasks) or '[]'}: name at least one of {', '.join(get_args(TaskName))}, each once")
     check_counts(args, "linear_iterations", "dense_iterations", "batch_size", "max_train_images", "max_test_images")
@@ -95,7 +93,7 @@ def check_judging(args: JudgingArguments, tasks: Sequence[str]) -> None:
     if args.dense_image_size is not None and len(args.dense_image_size) != 2:
         raise UserError(f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width")
     if is_first_launched():
-        check_folder(args.output_dir, "evaluation")
+        check_folder(args.output_dir, name, can_resume=False)
 
 
 def check_counts(args: Any, *names: str) -> None:

@@ -26,7 +26,7 @@ class ReportArguments:
 
 def check_arguments(args: ReportArguments) -> None:
     """Raises UserError for an output folder that cannot be used."""
-    check_folder(args.output_dir, "report")
+    check_folder(args.output_dir, "report", can_resume=False)
 
 
 if __name__ == "__main__":
@@ -70,7 +70,7 @@ def main() -> None:
     if not folders:
         raise UserError(f"{args.models} holds no VARIANT-SEED/judged; run recipes/everything_on_scenes.sh first")
     models = [read(folder) for folder in folders]
-    run = RunFolder.open(args.output_dir, "report", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "report", arguments_to_yaml(args), can_resume=False)
     write_page(run.path, models)
     print(f"{markdown_table(rows(models, TOTALS))}\n\nthe page: {run.path / 'README.md'}")
 

@@ -27,7 +27,7 @@ class LanguageModelArguments:
 
 def check_arguments(args: LanguageModelArguments) -> None:
     """Raises UserError for an output folder that cannot be used."""
-    check_folder(args.output_dir, "language-model")
+    check_folder(args.output_dir, "language-model", can_resume=False)
 
 
 if __name__ == "__main__":
@@ -36,6 +36,7 @@ if __name__ == "__main__":
 
 from recipes.small_default import corpus, small_language_model
 from vision_core.arguments import arguments_to_yaml
+from vision_core.checkpoints import make_readable
 from vision_core.errors import run_script
 
 
@@ -44,9 +45,10 @@ def main() -> None:
     args = parse_arguments(LanguageModelArguments, description=__doc__)
     check_arguments(args)
     model, tokenizer = small_language_model(corpus(args.conversations), args.seed)
-    run = RunFolder.open(args.output_dir, "language-model", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "language-model", arguments_to_yaml(args), can_resume=False)
     model.save_pretrained(run.path)
     tokenizer.save_pretrained(run.path)
+    make_readable(run.path)
     print(f"saved {run.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens")
 
 

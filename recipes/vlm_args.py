@@ -97,11 +97,16 @@ class SftArguments(VlmArguments):
             raise UserError(f"--encoder_learning_rate and {other}; leave one of them out")
 
 
+def program_of(stage: str) -> str:
+    """The script of a stage."""
+    return f"recipes/sva_{stage}.py"
+
+
 def check_stage(stage: str, args: VlmArguments) -> None:
     """What can be wrong with the ZeRO config and the output folder. Raises UserError."""
     if args.deepspeed:
         deepspeed_config(args)
-    check_output(stage, args)
+    check_output(stage, program_of(stage), args)
 
 
 def deepspeed_config(args: VlmArguments) -> dict[str, Any]:

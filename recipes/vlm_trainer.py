@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Sampler
 
+from fusion.stub import write_stub
 from vision_core.run_trainer import RunTrainer
 
 Rates = Sequence[tuple[re.Pattern[str], float]]
@@ -59,6 +61,13 @@ class VlmTrainer(RunTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's loss, at learnt positions alone."""
         return super().compute_loss(model, {**inputs, "supervised_only": True}, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """With the stub, by which processes that import only transformers hear what is missing; an adapter is no whole model, and has none."""
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if (folder / "config.json").is_file():
+            write_stub(folder)
 
 
 class GroupedByLength(Sampler):

@@ -29,7 +29,7 @@ from recipes.map_cache import MapCache
 from recipes.small_default import corpus, write_small_default
 from recipes.source_texts import is_stream
 from recipes.stream_data import Source, StreamDataset
-from recipes.vlm_args import VlmArguments, check_stage, deepspeed_config
+from recipes.vlm_args import VlmArguments, check_stage, deepspeed_config, program_of
 from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import check_model_folder, load_model, merge_adapter
@@ -78,7 +78,7 @@ def _train(
 ) -> None:
     settings = vlm_training_arguments(args)
     sources = opened(args.conversations), opened(args.eval_conversations)
-    run, folder, checkpoint = open_run(args, stage)
+    run, folder, checkpoint = open_run(args, stage, program_of(stage))
     settings.output_dir = folder
     print_once(header(args, folder, checkpoint))
     trainer = build_trainer(args, planned, base, settings, *sources, run)
@@ -90,7 +90,7 @@ def _train(
 def dry_run(stage: str, args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, aside: str) -> None:
     """All that a run does before its first step, but for its folder and the features of `--feature_cache`; then what it would be."""
     if args.resume_from_checkpoint and is_main_process():
-        check_folder(args.output_dir, stage, args.resume_from_checkpoint)
+        check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage))
     settings = vlm_training_arguments(args)
     sources = opened(args.conversations), opened(args.eval_conversations)
     settings.output_dir = aside
@@ -244,5 +244,6 @@ def publish(trainer: VlmTrainer, base: str, args: VlmArguments, stage: str) -> N
         if has_adapter:
             unset_hf_deepspeed_config()
             merge_adapter(base, folder / "adapter", folder)
-        write_card(folder, stage, vars(args) | {"learning_rate": trainer.args.learning_rate}, trainer.state.log_history)
+        options = vars(args) | {"learning_rate": trainer.args.learning_rate}
+        write_card(folder, stage, program_of(stage), options, trainer.model, trainer.state)
         print(f"saved {folder}")

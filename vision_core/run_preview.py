@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vision_core.distributed import world_size
-from vision_core.run_trainer import RunTrainer
+from vision_core.run_trainer import RunTrainer, check_warmup
 
 
 def preview(trainer: RunTrainer) -> list[str]:
@@ -20,7 +20,8 @@ def preview(trainer: RunTrainer) -> list[str]:
 
     Raises UserError for a sample that cannot be trained on.
     """
-    loader = trainer.get_train_dataloader()
+    loader, args = trainer.get_train_dataloader(), trainer.args
+    check_warmup(args.warmup_steps, number_of_steps(trainer, len(loader)))
     batch = next(iter(loader))
     if trainer.eval_dataset is not None:
         next(iter(trainer.get_eval_dataloader()))

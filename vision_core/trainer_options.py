@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vision_core.arguments import option
 from vision_core.launchers import is_first_launched
-from vision_core.run_folder import check_folder
+from vision_core.run_folder import check_folder, check_program
 
 
 @dataclass
@@ -33,11 +33,12 @@ class TrainerOptions:
     dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
 
 
-def check_output(name: str, options: TrainerOptions) -> None:
-    """Refuse, before anything is loaded, a folder that the run could not use. Raises UserError.
+def check_output(name: str, program: str, options: TrainerOptions) -> None:
+    """Refuse, before anything is loaded, a folder that the run of `program` could not use, or another program's. Raises UserError.
 
     The first process alone looks: it is in its folder soon, maybe before another one looks. A checkpoint, which takes
     long to verify, is looked at when it is resumed.
     """
+    check_program(options.output_dir, name, options.resume_from_checkpoint, program)
     if is_first_launched() and not options.resume_from_checkpoint:
-        check_folder(options.output_dir, name)
+        check_folder(options.output_dir, name, program=program)

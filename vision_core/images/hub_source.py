@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.utils.data import get_worker_info
 
 from vision_core.errors import UserError
+from vision_core.hub import hub_or_cache
 from vision_core.images.annotations import Annotations, Read, holds_texts, make_annotations
 from vision_core.images.decode import decode_image
 from vision_core.images.label_values import label_column, read_labels
@@ -63,11 +65,8 @@ def open_hub(
     beside = [*options, *(option for option, column in wanted.items() if column)]
     if streamed and beside:
         raise UserError(f"hf:{name}: {beside[0]} needs an index, which a stream has not; leave out streaming=true")
-    try:
-        dataset = datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
-    except Exception as error:  # offline, a wrong name, a wrong split: `datasets` has a type for each
-        kind = NoSuchSplit if isinstance(error, ValueError) else UserError
-        raise kind(f"hf:{name}?split={split} cannot be loaded: {first_line(error)}") from None
+    with nullcontext() if os.path.isdir(path) else hub_or_cache(f"hf:{name}"):
+        dataset = _load_dataset(name, path, config, split, revision, streamed)
     asked_for = label is not None
     image, label = _columns(name, dataset.features, image, label)
     dataset = dataset.cast_column(image, datasets.Image(decode=False))
@@ -78,6 +77,16 @@ def open_hub(
     source = HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots, asked_for)
     source.annotations = _annotations(dataset, source, wanted, options)
     return source
+
+
+def _load_dataset(name: str, path: str, config: str, split: str, revision: str | None, streamed: bool) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
+    except Exception as error:  # a wrong name, a wrong split, no network: `datasets` has a type for each
+        kind = NoSuchSplit if isinstance(error, ValueError) else UserError
+        raise kind(f"hf:{name}?split={split} cannot be loaded: {first_line(error)}") from None
 
 
 def _annotations(dataset, source: "HubSource", wanted: dict[str, str | None], options: dict[str, str]) -> Annotations | None:
