@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Sampler
 
 from fusion.stub import write_stub
+from vision_core.distributed import is_main_process
 from vision_core.run_trainer import RunTrainer
 
 Rates = Sequence[tuple[re.Pattern[str], float]]
@@ -66,7 +67,7 @@ class VlmTrainer(RunTrainer):
         """With the stub, by which processes that import only transformers hear what is missing; an adapter is no whole model, and has none."""
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
-        if (folder / "config.json").is_file():
+        if is_main_process() and (folder / "config.json").is_file():
             write_stub(folder)
 
 

@@ -65,7 +65,7 @@ def _run(main: Callable[[], None]) -> None:
         main()
     except BaseException as error:
         end_data_workers()
-        while _undo and getattr(error, "code", True):  # not after an exit with status 0
+        while _undo and not isinstance(error, SystemExit):  # who was told to stop can go on
             _undo.pop()()
         raise
     finally:

@@ -177,11 +177,11 @@ def _other_files(folder: Path, names: set[str]) -> FolderKind | None:
         listed = ", ".join(str(folder / name) for name in inside[:NAMED])
         more = f" and {len(inside) - NAMED} more" if len(inside) > NAMED else ""
         return FolderKind("parent", False, "a folder of other folders", f"name one of those in it: {listed}{more}")
-    if names & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
-        return FolderKind("tokenizer", False, "a tokenizer without a model", "name the folder of a whole model")
     if any(name.endswith((".safetensors", ".bin", ".pth", ".pt")) for name in names):
         cure = "put the checkpoint's config.json beside them, or name a file that is understood by itself (docs/encoders.md)"
         return FolderKind("weights", False, "a folder of weights without config.json", cure)
+    if names & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
+        return FolderKind("tokenizer", False, "a tokenizer without a model", "name the folder of a whole model")
     if _has_file(folder, IMAGE_SUFFIXES):
         return FolderKind(
             "images", False, "a folder of images", f"--dataset folder:{folder} takes it as data; name the folder of a model here"

@@ -105,7 +105,7 @@ def knn_mean_average_precision(
     weights = torch.exp((similarity - similarity[:, :1]) / temperature)
     figures = {}
     for k in possible:
-        votes = torch.stack([near[:k] @ marks[row[:k]].float() for near, row in zip(weights, rows, strict=True)])
+        votes = torch.stack([near[:k] @ marks[row[:k]].to(near.dtype) for near, row in zip(weights, rows, strict=True)])
         figures[k] = mean_average_precision(votes / weights[:, :k].sum(1, keepdim=True), query_marks)
     return figures
 

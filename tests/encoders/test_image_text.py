@@ -184,7 +184,7 @@ def test_encoders_without_a_text_tower(tmp_path, checkpoints):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("config.json", "cannot be loaded"),
+        ("config.json", "a folder of weights without config.json"),
         ("tokenizer*", "has a tokenizer of 2 tokens for a text tower of 19; add its tokenizer.json"),
         ("preprocessor_config.json", "no image processor"),
     ],

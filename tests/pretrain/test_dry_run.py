@@ -82,6 +82,6 @@ def test_a_run_says_what_it_is_before_it_reads_the_images_to_judge_by(runs, tmp_
 def test_the_others_say_it_before_their_first_step(program, runs, tmp_path):
     data = ("--dataset", "scenes?size=32&count=64", "--eval_dataset", "none", "--image_size", 32)
     printed = runs.finish(runs.start(f"pretrain/{program}.py", *SMALL, *data, "--output_dir", tmp_path / "run"))
-    first = printed[: printed.index("training:")]
+    first = printed[: printed.index("training   0%")]
     for words in (f"run folder       {tmp_path / 'run'}", "images           embedded scenes", "steps            3\n", "what trains:\n"):
         assert words in first

@@ -78,7 +78,7 @@ def test_a_dry_run_then_the_run(runs, there, tmp_path):
     assert not (tmp_path / "run").exists()
     said = runs.finish(runs.start("recipes/sva_sft.py", *arguments))
     places = [said.index(words) for words in (f"run folder       {tmp_path / 'run'}", *HEADER)]
-    assert places == sorted(places) and places[-1] < said.index("training:")
+    assert places == sorted(places) and places[-1] < said.index("training   0%")
     assert "vision_model.connector" in said and "at 0.001" in said
     assert "is not empty" in runs.error("recipes/sva_sft.py", *arguments, "--dry_run", "true")
 

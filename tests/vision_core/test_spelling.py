@@ -35,7 +35,7 @@ IMAGES = ("dinov2", "siglip", "mae")
         ("data data_path dataset", ("align", "sft"), "conversations"),
         ("data dataset data_path", ("compare",), "datasets"),
         ("precision fp16 bf16 amp", ("dinov2",), "mixed_precision"),
-        ("precision fp16 amp mixed_precision", ("siglip", "align"), "bf16"),
+        ("precision amp mixed_precision", ("siglip", "align"), "bf16"),
         ("fp16 dtype bf16", ("evaluate",), "precision"),
         ("wandb tensorboard log_with", ("dinov2",), "report_to"),
         ("resume auto_resume resume_from", TRAINERS, "resume_from_checkpoint"),
