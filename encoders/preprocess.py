@@ -70,7 +70,8 @@ class ImageTransform:
         An image is a path, the bytes of a file, a PIL image, an array or a tensor; which values it may have, and what
         is refused, is `vision_core/images/encoder_image.py`'s table.
         """
-        taken = encoder_images(images, self.num_channels)
+        pictures = all(0 <= mean <= 1 for mean in self.mean)  # others were trained on numbers of another range
+        taken = encoder_images(images, self.num_channels, pictures)
         return self.pixels(torch.stack([self.view(image) for image in taken]))
 
     def resized(self, size: tuple[int, int], fit: Literal["crop", "squash"] | None = None) -> ImageTransform:

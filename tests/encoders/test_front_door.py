@@ -236,3 +236,12 @@ def test_one_channel_of_a_picture_is_its_luminance():
         Bands(4, (0.0,)).transform(image)
     with pytest.raises(UserError, match="has 16 bits; give its path"):
         transform(Image.fromarray(np.zeros((16, 16), np.uint16)))
+
+
+def test_three_bands_of_another_range_are_taken_as_they_are():
+    """Decibels of a radar, say: the encoder's mean tells that its numbers are no pictures of 0 to 1."""
+    decibels = torch.rand(3, 32, 32) * 20 - 25
+    transform = ImageTransform((32, 32), mean=(-15.0, -20.0, -18.0), std=(5.0, 5.0, 5.0))
+    pixels = transform(decibels)
+    means = torch.tensor(transform.mean).view(3, 1, 1)
+    torch.testing.assert_close(pixels[0], (decibels - means) / 5)

@@ -17,25 +17,27 @@ from vision_core.images.any_image import COLOUR, GREY, NUMPY_CHANNEL_AXES, TORCH
 OVERSHOOT = 0.2
 
 
-def encoder_images(images: Any, num_channels: int = COLOUR) -> list[Tensor]:
+def encoder_images(images: Any, num_channels: int = COLOUR, pictures: bool = True) -> list[Tensor]:
     """One image or several as a list of `[C, H, W]`; an array or tensor with four axes is a batch of images.
+
+    pictures: whether an encoder of 3 channels sees pictures, whose floats are 0 to 1; False takes floats as they are.
 
     Raises UserError for no image, and for what `encoder_image` refuses, with the place of the image in the list.
     """
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
         images = list(images)
     if isinstance(images, str | bytes | np.ndarray | Tensor) or not isinstance(images, Iterable):
-        return [encoder_image(images, num_channels)]
+        return [encoder_image(images, num_channels, pictures)]
     if isinstance(images, bytearray | memoryview | Image.Image):
-        return [encoder_image(images, num_channels)]
-    taken = [_numbered(number, image, num_channels) for number, image in enumerate(images, start=1)]
+        return [encoder_image(images, num_channels, pictures)]
+    taken = [_numbered(number, image, num_channels, pictures) for number, image in enumerate(images, start=1)]
     if not taken:
         raise UserError("there is no image in the list; give at least one")
     return taken
 
 
-def encoder_image(image: Any, num_channels: int = COLOUR) -> Tensor:
-    """`[C, H, W]` of one image, uint8 or float32, on the CPU.
+def encoder_image(image: Any, num_channels: int = COLOUR, pictures: bool = True) -> Tensor:
+    """`[C, H, W]` of one image, uint8 or float32, on the CPU; `pictures` as in `encoder_images`.
 
     | image | 3 channels | another number of channels |
     |---|---|---|
@@ -46,27 +48,27 @@ def encoder_image(image: Any, num_channels: int = COLOUR) -> Tensor:
     | any other type | refused | refused |
 
     Arrays are `[H, W]`, or have an axis of the encoder's channels, first or last; 3-channel encoders repeat grey.
-    A float picture of 3 channels with values outside 0 to 1 by more than 0.2 is refused, because 0 to 255 and
+    A float picture with values outside 0 to 1 by more than 0.2 is refused, because 0 to 255 and
     normalised values look alike to no model.
 
     Raises:
         UserError: for anything else; the message names what was given and the cure.
     """
     if isinstance(image, np.ndarray | Tensor):
-        return _of_numbers(image, num_channels)
+        return _of_numbers(image, num_channels, pictures)
     if isinstance(image, Image.Image) and num_channels != COLOUR:
         return _of_picture(image, num_channels)
     return image_tensor(image, num_channels)
 
 
-def _numbered(number: int, image: Any, num_channels: int) -> Tensor:
+def _numbered(number: int, image: Any, num_channels: int, pictures: bool) -> Tensor:
     try:
-        return encoder_image(image, num_channels)
+        return encoder_image(image, num_channels, pictures)
     except UserError as error:
         raise UserError(f"image {number} of the list: {error}") from None
 
 
-def _of_numbers(image: np.ndarray | Tensor, num_channels: int) -> Tensor:
+def _of_numbers(image: np.ndarray | Tensor, num_channels: int, pictures: bool) -> Tensor:
     is_tensor = isinstance(image, Tensor)
     name = str(image.dtype).removeprefix("torch.") if is_tensor else image.dtype.name
     _check_type(name, num_channels)
@@ -80,7 +82,7 @@ def _of_numbers(image: np.ndarray | Tensor, num_channels: int) -> Tensor:
     if tensor.dtype == torch.uint8:
         return planes.contiguous()
     planes = planes.to(torch.float32).contiguous()
-    _check_values(planes, num_channels)
+    _check_values(planes, pictures and num_channels == COLOUR)
     return planes
 
 
@@ -115,11 +117,11 @@ def _channels_first(values: Tensor, axes: tuple[int, int], num_channels: int) ->
     return planes.expand(num_channels, -1, -1)
 
 
-def _check_values(planes: Tensor, num_channels: int) -> None:
+def _check_values(planes: Tensor, pictures: bool) -> None:
     low, high = (value.item() for value in planes.aminmax())
     if not np.isfinite(low + high):
         raise UserError("an image has values that are not finite; fill them in, for example with the band's mean")
-    if num_channels != COLOUR or (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+    if not pictures or (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
         return
     cure = "normalised pixels go to the encoder itself, without transform"
     if low >= 0:
