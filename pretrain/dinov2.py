@@ -11,7 +11,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
 
-from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, backbone_shape, check_start
+from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, check_start
 from vision_core.launchers import launchers_above
 from vision_core.start import look_first
 
@@ -23,7 +23,6 @@ if __name__ == "__main__":
 # Before torch loads OpenMP: threads that wait must sleep, for on a CPU the data workers need the cores that they would spin on.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import math
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -43,7 +42,6 @@ from pretrain.dinov2_build import (
     build_benchmark,
     build_loader,
     build_method,
-    build_multicrop,
     build_optimizer,
     build_schedules,
     check_trackers,
@@ -52,10 +50,11 @@ from pretrain.dinov2_build import (
     open_training_data,
     untrained_accuracy,
 )
-from pretrain.dry_run import describe_run, rehearse
+from pretrain.dry_run import dry_run
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
+from pretrain.introduction import introduction
 from pretrain.loss_scale import LossScaler
-from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
+from pretrain.monitor import Monitor, knn_line, not_finite, peak_memory_gib, write_figures
 from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from pretrain.param_groups import apply_schedules, clip_per_module
 from pretrain.stream_places import StreamPlaces
@@ -67,7 +66,6 @@ from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, own_cores
 from vision_core.errors import Stopped, UserError, run_script
 from vision_core.images.pixel_options import pixel_options_text
-from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, UnreadableSample
 from vision_core.randomness import seed_of
 from vision_core.run_folder import RunFolder, how_to_go_on
@@ -99,10 +97,7 @@ def main() -> None:
     if isinstance(source, ImageSource):
         layout.check(len(source))
     if args.dry_run:
-        method = build_method(args)
-        rehearse(args, source, layout, method)
-        if accelerator.is_main_process:
-            print(describe_run(args, source, layout, method, build_loader(args, source, layout, 0)))
+        dry_run(args, source, layout)
         return
     run = None
     if accelerator.is_main_process:
@@ -127,7 +122,8 @@ class Trainer:
     def __init__(self, args, accelerator, source, layout: BatchLayout, run: RunFolder | None, output_dir: Path) -> None:
         self.args, self.accelerator, self.source, self.layout = args, accelerator, source, layout
         self.run, self.output_dir = run, output_dir
-        self.introduce()
+        if run is not None:
+            print("\n".join(introduction(args, source, layout, output_dir, run.step, accelerator.device.type)), flush=True)
         self.method = build_method(args)
         self.method.to(accelerator.device)
         self.optimizer = build_optimizer(args, self.method)
@@ -232,7 +228,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if taken:
             self.latest = totals | {f"{name}_grad_norm": norm for name, norm in norms.items()}
-            self.monitor.step_done(self.step + 1, self.latest, at | self.loss_scale())
+            self.monitor.step_done(self.step + 1, self.latest, at | self.scaler.figures())
         return "taken" if taken else "rescaled" if rescaled else "skipped"
 
     def next_batch(self, batches) -> dict:
@@ -338,27 +334,6 @@ class Trainer:
             benchmark=self.benchmark,
         )
 
-    def introduce(self) -> None:
-        """What this run is, as far as its options say it; said before anything that takes long."""
-        if self.run is None:
-            return
-        args, device = self.args, self.accelerator.device.type
-        width, layers, heads = backbone_shape(args)
-        reading = pixel_options_text(self.source.pixel_options)
-        shape = f"width {width}, {layers} layers, {heads} heads, patches of {args.patch_size}"
-        lines = [
-            f"run folder      {self.output_dir}",
-            f"images          {self.source.description}",
-            *(f"note            {note}" for note in range_notes(self.source, args.num_channels, args.image_mean, args.image_std)),
-            *([f"pixels          read with {reading}; judge this encoder on images that are read with the same"] if reading else []),
-            f"crops           {build_multicrop(args, self.source).describe()}",
-            f"backbone        {shape}; {device}, {torch.get_num_threads()} threads",
-            f"global batch    {self.layout.global_batch} images, steps {self.run.step} to {args.max_steps}",
-        ]
-        if self.layout.global_batch < 256 and args.lr_scaling == "sqrt":
-            lines.append("note            a global batch below 256 learns slowly under the published rules; see docs/pretraining.md")
-        print("\n".join(lines), flush=True)
-
     def greet(self) -> None:
         """How large the backbone is, and what it has to beat."""
         if self.run is None:
@@ -380,24 +355,16 @@ class Trainer:
 
     def report_skipped(self, own_loss: torch.Tensor, micro_batches: list[dict]) -> None:
         """Say which images were in a step whose loss or gradients were not finite: those of the processes where the loss is, if any."""
-        ids = [name for batch in micro_batches for name in batch["ids"]]
-        shares = list(enumerate(gather_objects((float(own_loss), ids))))
-        sick = [(rank, loss, ids) for rank, (loss, ids) in shares if not math.isfinite(loss)]
-        sick = sick or [(rank, loss, ids) for rank, (loss, ids) in shares]
-        loss, ranks, ids = sick[0][1], [rank for rank, _, _ in sick], [name for _, _, share in sick for name in share]
+        loss, ranks, ids = not_finite(own_loss, [name for batch in micro_batches for name in batch["ids"]])
         self.monitor.log(self.step + 1, {"skipped": True, "loss": loss, "ranks": ranks, "ids": ids})
         self.monitor.say(f"step {self.step + 1} skipped: loss {loss} or its gradients are not finite (ids in metrics.jsonl)")
 
     def report_rescaled(self) -> None:
         """Say that a step was not taken because its gradients overflowed in float16, which is how the loss scale finds its place."""
-        self.monitor.log(self.step + 1, {"skipped": True} | self.loss_scale())
+        self.monitor.log(self.step + 1, {"skipped": True} | self.scaler.figures())
         self.monitor.say(
             f"step {self.step + 1} not taken: gradients overflowed in float16; the loss scale falls to {self.scaler.get_scale():g}"
         )
-
-    def loss_scale(self) -> dict[str, float]:
-        """For metrics.jsonl, in float16 only."""
-        return {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
 
     def leave(self) -> str:
         """The last words of a run that was told to stop; its last step is saved."""

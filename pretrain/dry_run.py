@@ -3,7 +3,15 @@
 from torch.utils.data import DataLoader
 
 from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, backbone_shape
-from pretrain.dinov2_build import build_benchmark, build_optimizer, build_schedules, evaluation_size, load_weights
+from pretrain.dinov2_build import (
+    build_benchmark,
+    build_loader,
+    build_method,
+    build_optimizer,
+    build_schedules,
+    evaluation_size,
+    load_weights,
+)
 from pretrain.health import draw_probes
 from pretrain.self_distillation import SelfDistillation
 from pretrain.training_data import BatchLayout
@@ -19,6 +27,14 @@ from vision_core.run_folder import check_folder
 BYTES_PER_PARAMETER = 20
 # Floats kept per token and layer for the backward pass, in units of the width: norms, q k v, attention, MLP of ratio 4.
 ACTIVATIONS_PER_WIDTH = 20
+
+
+def dry_run(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout) -> None:
+    """Look at everything as a run would, and print what it would be. Raises UserError where the run would."""
+    method = build_method(args)
+    rehearse(args, source, layout, method)
+    if is_main_process():
+        print(describe_run(args, source, layout, method, build_loader(args, source, layout, 0)))
 
 
 def rehearse(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation) -> None:

@@ -24,3 +24,7 @@ class LossScaler(torch.amp.GradScaler):
         """Go on from `state_dict()`. None or an empty one, of a run in another precision, starts afresh."""
         if state and self.is_enabled():
             self.load_state_dict(state)
+
+    def figures(self) -> dict[str, float]:
+        """For metrics.jsonl, in float16 only."""
+        return {"loss_scale": self.get_scale()} if self.is_enabled() else {}

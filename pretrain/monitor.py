@@ -17,12 +17,21 @@ from encoders.evaluation.knn_benchmark import KnnBenchmark
 from encoders.pictures import attention_picture, pca_picture
 from encoders.sheets import display
 from encoders.transformers_encoder import TransformersEncoder
+from vision_core.distributed import gather_objects
 from vision_core.progress import show_loss, step_bar
 from vision_core.run_folder import RunFolder
 
 NUM_PICTURED = 6
 
 Curve = tuple[list[float], list[float]]
+
+
+def not_finite(own_loss: Tensor, ids: list[str]) -> tuple[float, list[int], list[str]]:
+    """Of a step that is not finite: a loss, the ranks and the images of those processes where the loss is not, or of all where only gradients are."""
+    shares = list(enumerate(gather_objects((float(own_loss), ids))))
+    sick = [(rank, loss, names) for rank, (loss, names) in shares if not math.isfinite(loss)]
+    sick = sick or [(rank, loss, names) for rank, (loss, names) in shares]
+    return sick[0][1], [rank for rank, _, _ in sick], [name for _, _, names in sick for name in names]
 
 
 class Monitor:
