@@ -98,7 +98,7 @@ def write_card(
 
 
 def licence_of_parts(names: Sequence[str]) -> str:
-    """A sentence."""
+    """What the card says of the licences of the encoders that were fused."""
     return data_licence(names).replace("of the data", "of the encoders")
 
 

@@ -14,7 +14,7 @@ from vision_core.model_card import LOADING_SNIPPET, write_model_card
 from vision_core.run_facts import batch_text, data_licence, made_with, millions, run_again
 
 FEEDING = """\
-The encoder was trained on files read by this project, as `{where}` with {num_channels} channels. Judge it on images that are read with the same
+The encoder was trained on files read by this project, as `{where}`, with `num_channels={num_channels}`. Judge it on images that are read with the same
 options; the image processor normalises what they give.
 
 ```python

@@ -155,8 +155,13 @@ def _proposal(text: str, source: ImageSource, sample: StoredSample, options: Pix
 
 def whole_range(sample: StoredSample) -> float:
     """White for a scale that clips nothing: the greatest value of the bits that are in use, such as 4095, else the greatest value."""
+    if sample.bits:
+        return float(2 ** max(bits.bit_length() for bits in sample.bits) - 1)
     greatest = max(band.greatest for band in sample.bands)
-    return float(2 ** max(bits.bit_length() for bits in sample.bits) - 1) if sample.bits else greatest
+    if greatest <= 0:
+        return greatest
+    unit = 10.0 ** (math.floor(math.log10(greatest)) - 5)  # of the sixth digit, rounded up
+    return float(f"{math.ceil(greatest / unit) * unit:.6g}")
 
 
 def with_option(text: str, added: str) -> str:

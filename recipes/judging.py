@@ -163,8 +163,11 @@ def protocol_of(encoder: Encoder) -> str:
         else "centre crop"
     )
     vector = "mean of the patches" if encoder.pooled_width is None else f"published image vector of {encoder.pooled_width}"
-    return "{} x {} pixels, {}, {} interpolation; {}; {} of stride {}".format(
-        *transform.size, cut, transform.interpolation, vector, f"{encoder.num_layers} layers of {encoder.width}", encoder.stride
+    layers = "1 layer" if encoder.num_layers == 1 else f"{encoder.num_layers} layers"
+    height, width = transform.size
+    return (
+        f"{height} x {width} pixels, {cut}, {transform.interpolation} interpolation; {vector}; "
+        f"{layers} of {encoder.width} of stride {encoder.stride}"
     )
 
 

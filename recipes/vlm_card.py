@@ -68,7 +68,7 @@ def seen(options: Mapping[str, Any], state: TrainerState) -> str:
 
 
 def what_trained(stage: str, options: Mapping[str, Any]) -> str:
-    """A sentence."""
+    """Which parts of the model changed, and what they learnt."""
     if stage == "align":
         return "The connector, and the layers of the language model that look into the encoders again, were trained; encoders and language model were frozen."
     if options["lora_rank"]:

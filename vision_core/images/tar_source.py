@@ -73,9 +73,9 @@ def open_shards(
     read = [read_shard(number, path) for number, path in enumerate(shards)]
     samples = Samples(pattern, shards, [member for shard in read for member in shard.members], ENDINGS, image)
     source = TarSource(shards, samples.images, num_channels)
-    notes = [f"{samples.without_image:,} samples without an image left out"] if samples.without_image else []
+    notes = [f"samples without an image, left out: {samples.without_image:,}"] if samples.without_image else []
     of_macos = sum(shard.of_macos for shard in read)
-    notes += [f"{of_macos:,} files of macOS (._) passed over"] if of_macos else []
+    notes += [f"files of macOS (._), passed over: {of_macos:,}"] if of_macos else []
     found = samples.labels(label)
     source.take_labels(found)
     pictures = [samples.pictures(named, usual) for named, usual in ((mask, MASK_NAMES), (depth, DEPTH_NAMES))]

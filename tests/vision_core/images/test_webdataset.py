@@ -138,7 +138,7 @@ def test_a_field_is_chosen_to_be_the_image(tmp_path: Path) -> None:
     assert torch.equal(open_source(f"{twice}?image=png")[0].image, pixels(picture(1)))
     assert torch.equal(open_source(f"{twice}?image=webp;png;jpg")[0].image, pixels(picture(1)))
     lost = write(tmp_path / "lost.tar", [{"__key__": "a", "png": picture(1)}, {"__key__": "b", "txt": "no image"}])
-    assert len(open_source(lost)) == 1 and "1 samples without an image left out" in open_source(lost).description
+    assert len(open_source(lost)) == 1 and "samples without an image, left out: 1" in open_source(lost).description
 
 
 def test_dots_in_names(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_shards_that_tar_wrote(tmp_path: Path, options: tuple[str, ...]) -> None
     expected = [sample for sample in read(tmp_path / "shard.tar") if "jpg" in sample and "a.jpg" not in sample]
     keys = [source.id_of(index).removeprefix("shard.tar:") for index in range(len(source))]
     assert keys == [sample["__key__"] for sample in expected] == ["a", long]
-    assert "2 files of macOS (._) passed over" in source.description
+    assert "files of macOS (._), passed over: 2" in source.description
     assert [source.annotations.captions(index) for index in range(2)] == [["one"], ["two"]]
     assert source.knows == {"captions", "depth"} and source.annotations.depth(1).unique().item() == pytest.approx(0.008)
 
