@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class EncoderConfig:
 
     library: transformers, timm, open_clip or raw_pixels. architecture: what that library builds the model from. transform: an `ImageTransform` as a
     dict. layers, norm: see `Encoder`. source: the text that it was first loaded from, for people. untrained: no training has seen these weights.
-    position_antialias: see `TransformersEncoder`.
+    position_antialias, position_offset: see `TransformersEncoder`.
     """
 
     library: str
@@ -68,6 +68,7 @@ class EncoderConfig:
     source: str = ""
     untrained: bool = False
     position_antialias: bool | None = None
+    position_offset: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"layers": list(self.layers)}
@@ -90,7 +91,7 @@ class Encoder(nn.Module):
         source: what it was loaded from, for people.
 
     Attributes:
-        transform: the published preprocessing.
+        transform: the preprocessing; see `ImageTransform`.
         layer_widths: channels of every layer's map.
         num_channels, stride: channels of an image, pixels from one patch to the next in the last layer.
         pooled_width: of `pooled`, or None where there is none.
@@ -181,7 +182,17 @@ class Encoder(nn.Module):
             self.source,
             self.untrained,
             getattr(self, "position_antialias", None),
+            getattr(self, "position_offset", None),
         )
+
+    @property
+    def transform(self) -> ImageTransform:
+        """The preprocessing, of images with the model's number of channels."""
+        return replace(self._transform, num_channels=self.num_channels)
+
+    @transform.setter
+    def transform(self, transform: ImageTransform) -> None:
+        self._transform = transform
 
     @property
     def num_layers(self) -> int:

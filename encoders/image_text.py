@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from encoders.open_clip_encoder import import_open_clip, load_whole_model, transform_from_preprocess
-from encoders.preprocess import ImageTransform
+from encoders.preprocess import ImageTransform, Preprocess
 from encoders.transformers_encoder import TransformersEncoder, read_config, read_transform
 from vision_core.errors import UserError
+from vision_core.folder_kinds import refuse_folder
+from vision_core.hub import hub_or_cache
 
 
 @dataclass(frozen=True)
@@ -128,26 +130,37 @@ class OpenClipImageText(ImageTextModel):
         return self.model.encode_text(self.tokenizer(texts).to(self.device))
 
 
-def load_image_text(source: str | os.PathLike, *, dtype: torch.dtype = torch.float32) -> ImageTextModel:
+def load_image_text(
+    source: str | os.PathLike, *, dtype: torch.dtype = torch.float32, preprocess: Preprocess = "published"
+) -> ImageTextModel:
     """The image-text model that `source` names, frozen, on the CPU.
 
     Args:
         source: `hf:NAME` or a folder (SigLIP, SigLIP 2 with fixed resolution or NaFlex, CLIP, MetaCLIP 2), or `open_clip:MODEL/TAG`, where the tag may be
             a .safetensors file.
         dtype: of the weights; embeddings are float32.
+        preprocess: see `ImageTransform`.
 
     Raises:
         UserError: an encoder without a text tower, a checkpoint without some of its parts, an unknown name.
     """
-    text = os.fspath(source)
+    model = _load(os.fspath(source), dtype)
+    model.transform = replace(model.transform, preprocess=preprocess)
+    return model
+
+
+def _load(text: str, dtype: torch.dtype) -> ImageTextModel:
     kind, _, name = text.partition(":")
     if Path(text).is_dir():
+        refuse_folder(text, "an encoder with a text tower", ("encoder", "other_vlm", "model", "unknown"))
         return _load_transformers(text, text, dtype)
     if kind == "hf" and name:
-        return _load_transformers(name, text, dtype)
+        with hub_or_cache(text):
+            return _load_transformers(name, text, dtype)
     model, _, tag = name.partition("/")
     if kind == "open_clip" and tag:
-        return _load_open_clip(model, tag, text, dtype)
+        with hub_or_cache(text):
+            return _load_open_clip(model, tag, text, dtype)
     raise UserError(
         f"{text!r} names no encoder with a text tower; write hf:NAME or a folder ({', '.join(TEXT_TOWERS)}), or open_clip:MODEL/TAG"
     )

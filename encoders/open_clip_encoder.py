@@ -15,6 +15,8 @@ from encoders.preprocess import ImageTransform
 from encoders.timm_encoder import Trunk, native_size_problem
 from vision_core.errors import UserError
 
+WEIGHT_FILES = (".safetensors", ".pt")
+
 
 class OpenClipEncoder(Encoder):
     """The vision tower of an open_clip model. `pooled` is its image vector in the space shared with texts, not normalised.
@@ -73,7 +75,9 @@ class OpenClipEncoder(Encoder):
 def load_open_clip(
     model: str, tag: str | None, *, image_size: tuple[int, int] | None = None, dtype: torch.dtype = torch.float32, **options: Any
 ) -> OpenClipEncoder:
-    """The vision tower of `model` with the weights `tag`, a published name or a .safetensors file, or random ones for None.
+    """The vision tower of `model` with the weights `tag`, a published name or a file, or random ones for None.
+
+    A file is a .safetensors file of the whole model, or what `open_clip_train` writes (`epoch_3.pt`), read as weights only.
 
     image_size: (height, width) to which the positions are resampled; default as published. `options` as for `Encoder`.
 
@@ -116,16 +120,26 @@ def load_whole_model(model: str, tag: str, image_size: tuple[int, int] | None = 
     """Both towers of an open_clip model; see `load_open_clip`."""
     open_clip = import_open_clip()
     use_quick_gelu = quick_gelu(model, tag)
-    known = open_clip.list_pretrained_tags_by_model(model)
-    if tag not in known and not Path(tag).exists():
-        raise UserError(f"open_clip has no weights {tag} for {model}{nearest(tag, known)}; it has {', '.join(known) or 'none'}")
-    if tag not in known and not tag.endswith(".safetensors"):
-        raise UserError(f"{tag} is no .safetensors file; convert it, other formats can run code when they are read")
+    check_open_clip(model, tag)
     try:
-        return open_clip.create_model(model, pretrained=tag, force_image_size=image_size, force_quick_gelu=use_quick_gelu)
+        return open_clip.create_model(
+            model, pretrained=tag, force_image_size=image_size, force_quick_gelu=use_quick_gelu, weights_only=True
+        )
     except Exception as error:  # weights that cannot be read raise whatever their reader does
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"open_clip:{model}/{tag} cannot be loaded ({reason}); check the file, or the network") from None
+
+
+def check_open_clip(model: str, tag: str | None) -> None:
+    """Raise UserError for an unknown model, and for weights, unless None, that are neither published nor a file that can be read safely; loads nothing."""
+    model_config(model)
+    if tag is None:
+        return
+    known = import_open_clip().list_pretrained_tags_by_model(model)
+    if tag not in known and not Path(tag).exists():
+        raise UserError(f"open_clip has no weights {tag} for {model}{nearest(tag, known)}; it has {', '.join(known) or 'none'}")
+    if tag not in known and not tag.endswith(WEIGHT_FILES):
+        raise UserError(f"{tag} is no .safetensors file; convert it, or give the .pt file that open_clip_train wrote")
 
 
 def model_config(model: str) -> dict[str, Any]:
@@ -155,7 +169,8 @@ def transform_from_preprocess(preprocess: dict[str, Any]) -> ImageTransform:
         raise UserError("open_clip's resize_mode longest pads images, which is not understood; give another model")
     fit = "squash" if said.resize_mode == "squash" else "crop"
     size = (said.size, said.size) if isinstance(said.size, int) else tuple(said.size)
-    return ImageTransform(size, tuple(said.mean), tuple(said.std), fit, 1.0, said.interpolation)
+    interpolation = "bilinear" if said.interpolation == "bilinear" else "bicubic"  # `random` means bicubic outside of training
+    return ImageTransform(size, tuple(said.mean), tuple(said.std), fit, 1.0, interpolation, "published", "pillow")
 
 
 def import_open_clip() -> Any:

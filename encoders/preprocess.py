@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as V
 from transformers import BitImageProcessor
 
+from encoders.published_view import published_view, resize
 from vision_core.errors import UserError
+from vision_core.images.encoder_image import encoder_images
+
+Preprocess = Literal["published", "whole"]
 
 # The published evaluation resizes the shorter side to 256 for a centre crop of 224.
 PUBLISHED_MARGIN = 256 / 224
@@ -21,11 +23,19 @@ PUBLISHED_MARGIN = 256 / 224
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How an image `[C, H, W]`, uint8 or float32, becomes the pixels `[C, height, width]` of a model; a value that fits into JSON.
+    """How an image becomes the pixels `[C, height, width]` of a model; a value that fits into JSON.
 
-    size: (height, width). mean, std: one number for all channels or one per channel. fit: `crop` resizes so that the image covers `margin` times the
-    size and takes the centre (images that are not larger than the size are looked at whole); `squash` resizes both sides to the size, whatever the
-    aspect ratio. interpolation: of the resize, with antialiasing. margin: 1 means that nothing but the longer side is cut.
+    size: (height, width).
+    mean, std: one number for all channels or one per channel.
+    fit: `crop` resizes so that the image covers `margin` times the size and takes the centre; `squash` resizes both
+        sides to `margin` times the size, whatever the aspect ratio, and takes the centre.
+    margin: 1 means that nothing but the longer side is cut.
+    interpolation: of the resize, with antialiasing.
+    preprocess: `published` does so with every image, as the model's own library does. `whole` takes margin 1 for
+        images that are not larger than the size, and for all that are squashed: small pictures are looked at whole.
+    resampler: of `published`: `tensor` as transformers' processors resize, `tensor_float` as DINOv3's, which scale to
+        0..1 first, `pillow` as timm, open_clip and facebookresearch/dinov2 resize PIL images. `whole` is `tensor`.
+    num_channels: of the images.
     """
 
     size: tuple[int, int]
@@ -33,27 +43,41 @@ class ImageTransform:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     fit: Literal["crop", "squash"] = "crop"
     margin: float = 1.0
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bicubic"
+    preprocess: Preprocess = "whole"
+    resampler: Literal["tensor", "tensor_float", "pillow"] = "tensor"
+    num_channels: int = 3
 
     def view(self, image: Tensor) -> Tensor:
-        """`[C, H, W]` resized and cropped to `[C, height, width]`, in its own type and scale: what a cache or a data worker holds."""
+        """`[C, H, W]` resized and cropped to `[C, height, width]`: what a cache or a data worker holds.
+
+        In its own type and scale, but float32 of 0..1 where the resampler is `tensor_float`.
+        """
+        if self.preprocess == "published":
+            return published_view(image, self.size, self.fit, self.margin, self.interpolation, self.resampler)
         if self.fit == "crop":
-            return centre_view(image, self.size, margin_for(image, self.size, self.margin), self.interpolation)
-        if tuple(image.shape[-2:]) == self.size:
-            return image
-        return V.resize(image, list(self.size), interpolation=InterpolationMode(self.interpolation), antialias=True)
+            margin = margin_for(image, self.size, max(self.margin, 1.0))
+            return centre_view(image, self.size, margin, self.interpolation)
+        return resize(image, self.size, self.interpolation)
 
     def pixels(self, views: Tensor) -> Tensor:
         """Views `[n, C, height, width]` as normalised float32 pixels."""
         return normalise(views, self.mean, self.std)
 
-    def __call__(self, images: Iterable[Tensor]) -> Tensor:
-        """Images `[C, H, W]` of any sizes as `pixel_values` `[n, C, height, width]`."""
-        return self.pixels(torch.stack([self.view(image) for image in images]))
+    def __call__(self, images: Any) -> Tensor:
+        """One image or several, of any sizes, as `pixel_values` `[n, C, height, width]`.
+
+        An image is a path, the bytes of a file, a PIL image, an array or a tensor; which values it may have, and what
+        is refused, is `vision_core/images/encoder_image.py`'s table.
+        """
+        pictures = all(0 <= mean <= 1 for mean in self.mean)  # others were trained on numbers of another range
+        taken = encoder_images(images, self.num_channels, pictures)
+        return self.pixels(torch.stack([self.view(image) for image in taken]))
 
     def resized(self, size: tuple[int, int], fit: Literal["crop", "squash"] | None = None) -> ImageTransform:
-        """The same with another size and, where given, another fit."""
-        return replace(self, size=tuple(size), fit=fit or self.fit)
+        """The same with another size and, where given, another fit; an image that is squashed then is seen whole."""
+        margin = 1.0 if fit == "squash" else self.margin
+        return replace(self, size=tuple(size), fit=fit or self.fit, margin=margin)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -76,15 +100,7 @@ def centre_view(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_
     Sizes and offsets are rounded as transformers' image processors round them: the shorter side to the nearest pixel, the longer
     one and the offsets of the crop down.
     """
-    height, width = image.shape[-2:]
-    short, long = min(height, width), max(height, width)
-    new_short = round(short * max(size[0] * margin / height, size[1] * margin / width))
-    new_long = int(new_short * long / short)
-    resized = (new_short, new_long) if height <= width else (new_long, new_short)
-    resized = [max(resized[0], size[0]), max(resized[1], size[1])]
-    if resized != [height, width]:
-        image = V.resize(image, resized, interpolation=InterpolationMode(interpolation), antialias=True)
-    return V.crop(image, (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2, *size)
+    return published_view(image, size, "crop", margin, interpolation, "tensor")
 
 
 def margin_for(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN) -> float:
@@ -105,22 +121,26 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (images - mean) / std
 
 
-def save_image_processor(folder: Path, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], margin: float) -> None:
+def save_image_processor(
+    folder: Path, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], margin: float, in_own_scale: bool | None = None
+) -> None:
     """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` loads: resize, centre crop, normalise.
 
     With 3 channels it is the processor of the released DINOv2 models, and for square sizes its pixels are those of `centre_view` and
     `normalise`. A processor can only set the shorter side: for other sizes the two agree where the image is at least as elongated
     as `size`; a less elongated one gets black bars from the processor.
 
-    With another number of channels, give it float `[C, H, W]` arrays or tensors with `input_data_format="channels_first"`: nothing is
-    converted to RGB and nothing divided by 255, because `mean` and `std` are then in the scale of the data.
+    in_own_scale: nothing is converted to RGB and nothing divided by 255, because `mean` and `std` are in the scale of the data, which a source's
+    `?scale=` has made 0..1 or which is its own. Give it float `[C, H, W]` arrays or tensors with `input_data_format="channels_first"`. By
+    default it is so for other numbers of channels than 3.
     """
+    in_own_scale = len(mean) != 3 if in_own_scale is None else in_own_scale
     BitImageProcessor(
         size={"shortest_edge": round(min(size) * margin)},
         crop_size={"height": size[0], "width": size[1]},
         resample=3,
         image_mean=list(mean),
         image_std=list(std),
-        do_rescale=len(mean) == 3,
-        do_convert_rgb=len(mean) == 3,
+        do_rescale=not in_own_scale,
+        do_convert_rgb=not in_own_scale,
     ).save_pretrained(folder)

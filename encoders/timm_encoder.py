@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -90,7 +91,8 @@ class TimmEncoder(Encoder):
         self.trunk = Trunk.of(model, takes_any_size)
         self.layer_widths, self.stride = self.trunk.widths, self.trunk.strides[-1]
         self.num_channels = model_args.get("in_chans", model.pretrained_cfg["input_size"][0])
-        self.pooled_width = model.head_hidden_size
+        # Virchow is published with all its tokens and no image vector
+        self.pooled_width = None if getattr(model, "global_pool", None) == "" else model.head_hidden_size
         self.has_cls = self.trunk.has_cls
 
     def architecture(self) -> dict[str, Any]:
@@ -111,7 +113,8 @@ class TimmEncoder(Encoder):
         by_number = {index + 1: output for index, output in zip(indices, outputs, strict=True)}
         chosen = tuple(self.trunk.layer(number, by_number[number], self.norm) for number in layers)
         self._check_grid(pixel_values, chosen)
-        return Features(chosen, self.model.forward_head(final, pre_logits=True))
+        pooled = None if self.pooled_width is None else self.model.forward_head(final, pre_logits=True)
+        return Features(chosen, pooled)
 
     def _check_grid(self, pixel_values: Tensor, layers: tuple[LayerFeatures, ...]) -> None:
         """Other places than one per stride (Inception has no padding, LeViT has more than its size needs) are none that a mask can be laid on."""
@@ -141,7 +144,7 @@ def load_timm(
     """
     # what is saved must not need the Hub, or the folder, that the name may point to
     architecture, saved_args = _resolved(name)
-    args = {**saved_args, **(model_args or {})}
+    args = {**saved_args, **_unsaid_args(name), **(model_args or {})}
     if image_size is not None and _timm().get_pretrained_cfg(architecture).fixed_input_size:
         args["img_size"] = list(image_size)
     model, takes_any_size = _create(name, pretrained, args)
@@ -149,6 +152,11 @@ def load_timm(
     return TimmEncoder(
         model.to(dtype).eval(), transform, name=architecture, model_args=args, takes_any_size=takes_any_size, **options
     )  # fmt: skip
+
+
+def check_timm(name: str) -> None:
+    """Raise UserError where timm is missing or does not know the name; loads nothing."""
+    _resolved(name)
 
 
 def timm_from_architecture(architecture: dict[str, Any], transform: ImageTransform, *, dtype: torch.dtype, **options: Any) -> TimmEncoder:
@@ -162,19 +170,20 @@ def timm_from_architecture(architecture: dict[str, Any], transform: ImageTransfo
 def published_transform(model: nn.Module, takes_any_size: bool) -> ImageTransform:
     """The preprocessing in timm's description of a model, at the size that the model was made for, or the nearest one that it takes.
 
-    A squashed image is squashed to the size itself: timm enlarges it for some ten models and then cuts a few pixels off. Raises UserError for padding.
+    Raises UserError for padding, and for images whose border is cut off first.
     """
     import timm.data
 
     said = timm.data.resolve_model_data_config(model)
     if said["crop_mode"] == "border":
         raise UserError(f"timm's {type(model).__name__} pads its images to a square, which is not understood; choose another model")
+    if said.get("crop_border_pixels"):
+        raise UserError(f"timm's {type(model).__name__} cuts the border off its images, which is not understood; choose another model")
     size = _only_size(model) if not takes_any_size else None
     size = size or _multiple_of_stride(model, said["input_size"][-2:])
-    # timm rounds the resized side down; a crop_pct above 1 (VOLO) would put black borders around the image
-    margin = max(math.floor(min(size) / said["crop_pct"]) / min(size), 1.0)
-    fit, margin = ("squash", 1.0) if said["crop_mode"] == "squash" else ("crop", margin)
-    return ImageTransform(size, tuple(said["mean"]), tuple(said["std"]), fit, margin, said["interpolation"])
+    margin = math.floor(min(size) / said["crop_pct"]) / min(size)  # timm rounds the resized side down
+    fit = "squash" if said["crop_mode"] == "squash" else "crop"
+    return ImageTransform(size, tuple(said["mean"]), tuple(said["std"]), fit, margin, said["interpolation"], "published", "pillow")
 
 
 def native_size_problem(native: tuple[int, int], height: int, width: int) -> str | None:
@@ -223,6 +232,11 @@ def _timm() -> Any:
     return timm.models
 
 
+def _hub() -> Any:
+    """The part of timm that reads weights from the Hub and from folders, as weights only."""
+    return import_module("timm.models._hub")
+
+
 def _resolved(name: str) -> tuple[str, dict[str, Any]]:
     """timm's name of the architecture behind `name`, and the arguments that a checkpoint on the Hub or in a folder was made with."""
     models = _timm()
@@ -237,10 +251,33 @@ def _resolved(name: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
+def _unsaid_args(name: str) -> dict[str, Any]:
+    """The arguments of a model on the Hub or in a folder that JSON cannot hold, read off the shapes of its weights.
+
+    Virchow and UNI2 have a gated MLP, whose second matrix takes half of what the first one gives; their cards have the
+    user pass its classes.
+    """
+    source, _, place = name.partition(":")
+    readers = {"local-dir": _hub().load_state_dict_from_path, "hf-hub": _hub().load_state_dict_from_hf}
+    if source not in readers:
+        return {}
+    try:
+        weights = readers[source](place)
+    except Exception:  # what is wrong with the weights is said when they are loaded
+        return {}
+    first, second = (weights.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
+    if first is None or second is None or first.shape[0] != 2 * second.shape[1]:
+        return {}
+    return {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
+
+
 def _create(name: str, pretrained: bool, args: dict[str, Any]) -> tuple[nn.Module, bool]:
     """The model, and whether it takes any size."""
     create_model = _timm().create_model
     options = {**args, "pretrained": pretrained, "num_classes": 0}
+    options.pop("dynamic_img_size", None)
+    if isinstance(options.get("mlp_layer"), str):
+        options["mlp_layer"] = getattr(import_module("timm.layers"), options["mlp_layer"])
     try:
         try:
             return create_model(name, dynamic_img_size=True, **options), True

@@ -11,6 +11,7 @@ from vision_core.errors import UserError
 
 SIDE = 64
 VIT = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128, "image_size": SIDE, "patch_size": 8}
+DINO = {name: value for name, value in VIT.items() if name != "intermediate_size"} | {"mlp_ratio": 2}
 STAGES = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}
 
 TRANSFORMERS: dict[str, dict[str, Any]] = {
@@ -34,6 +35,8 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "aimv2": {**VIT, "model_type": "aimv2_vision_model"},
     "aimv2_native": {**VIT, "model_type": "aimv2_vision_model", "is_native": True},
     "internvl": {**VIT, "model_type": "internvl_vision", "image_size": [SIDE, SIDE], "patch_size": [8, 8]},
+    "radio": {**DINO, "model_type": "radio", "mlp_ratio": 2.0, "max_img_size": 128},
+    "tipsv2": {**DINO, "model_type": "tipsv2_vision_model"},
 }
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm_vit": ("vit_tiny_patch16_224", {"img_size": SIDE, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4}),

@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any, Literal
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, DINOv3ViTImageProcessor, PretrainedConfig
 
 from encoders.base import Encoder, Features, LayerFeatures, tokens_to_map
+from encoders.positions import set_position_interpolation
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
 
-RESAMPLES = {
-    0: "nearest",
-    1: "bicubic",
-    2: "bilinear",
-    3: "bicubic",
-}  # PIL's numbers; Lanczos does not exist for tensors, bicubic is nearest to it
+RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 
 
 ATTENTION_FLAGS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn", "flex_attention": "_supports_flex_attn"}
@@ -33,18 +28,24 @@ ATTENTION_FLAGS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_fla
 class Family:
     """What one model type returns (executed, not assumed: tests/encoders/test_contract.py).
 
-    vision_class: the class of the vision tower. norm: its attribute with the final norm. last_is_normed: whether `last_hidden_state` is behind that norm.
-    cls, registers: whether a CLS token stands first, and the config's field that counts the register tokens behind it. pooled: the published image
-    vector: the model's pooler output, the CLS token, or none. sizes: how the model takes another size than its own: by itself, by an argument of its
-    forward, as a bag of patches, or not at all. tower: where the vision tower lies in a checkpoint of the whole vision-language model.
+    vision_class: the class of the vision tower.
+    norm: its attribute with the final norm, or None where it has none.
+    last_is_normed: whether `last_hidden_state` is behind that norm.
+    cls, registers: whether a CLS token stands first, and the config's field that counts the register tokens behind it.
+    prefix: the config's field that counts all tokens in front of the patches, where the model has several CLS tokens.
+    pooled: the published image vector: the model's pooler output, its summary of some CLS tokens, the CLS token, or none.
+    sizes: how the model takes another size than its own: by itself, by an argument of its forward, as a bag of patches,
+        or not at all.
+    tower: where the vision tower lies in a checkpoint of the whole vision-language model.
     """
 
     vision_class: str
-    norm: str
+    norm: str | None
     last_is_normed: bool = True
     cls: bool = True
     registers: str | None = None
-    pooled: Literal["pooler", "cls", "none"] = "pooler"
+    prefix: str | None = None
+    pooled: Literal["pooler", "summary", "cls", "none"] = "pooler"
     sizes: Literal["any", "argument", "patches", "native"] = "any"
     stages: bool = False
     tower: str | None = None
@@ -66,6 +67,8 @@ FAMILIES = {
     "ijepa": Family("IJepaModel", "layernorm", cls=False, pooled="none", sizes="argument"),
     "aimv2_vision_model": Family("Aimv2VisionModel", "rms_norm", cls=False, sizes="native", tower="vision_model"),
     "internvl_vision": Family("InternVLVisionModel", "layernorm", pooled="none", tower="vision_tower"),
+    "radio": Family("RadioModel", None, last_is_normed=False, prefix="num_summary_tokens", pooled="summary"),
+    "tipsv2_vision_model": Family("Tipsv2VisionModel", "layernorm", registers="num_register_tokens"),
 }
 WHOLE_MODELS = {  # image-text and vision-language models that hold a vision tower
     "siglip": "siglip_vision_model",
@@ -74,6 +77,12 @@ WHOLE_MODELS = {  # image-text and vision-language models that hold a vision tow
     "metaclip_2": "metaclip_2_vision_model",
     "aimv2": "aimv2_vision_model",
     "internvl": "internvl_vision",
+    "tipsv2": "tipsv2_vision_model",
+}
+# repositories whose models need code of their own, by the model type in their config, and what has the same weights without it
+WITHOUT_OWN_CODE = {
+    "intern_vit_6b": "InternViT is the vision tower of InternVL: hf:OpenGVLab/InternVL3-1B-hf has that of 300M, InternVL3-78B-hf that of 6B",
+    "internvl_chat": "take the folder of the same name that ends in -hf, such as hf:OpenGVLab/InternVL3-1B-hf",
 }
 
 
@@ -84,6 +93,8 @@ class TransformersEncoder(Encoder):
         model: an object of one of the classes in `FAMILIES`.
         position_antialias: Dinov2 and Dinov2WithRegisters only: resample the position embeddings with or without antialiasing. None leaves the class its own
             way, which is without for Dinov2 and with for Dinov2WithRegisters and timm. It matters where a size has fewer patches than the stored grid.
+        position_offset: the same models only: 0.1 resamples as the code behind the models that were published without registers, see `positions.py`.
+            None takes what the model's config says, which is what a run of `pretrain/` was trained with, and otherwise transformers' way, which is 0.
     """
 
     library = "transformers"
@@ -98,24 +109,35 @@ class TransformersEncoder(Encoder):
         source: str = "",
         untrained: bool = False,
         position_antialias: bool | None = None,
+        position_offset: float | None = None,
     ) -> None:
         super().__init__(transform, layers=layers, norm=norm, source=source, untrained=untrained)
         config = model.config
         self.family = family_of(config)
         self.model = model
         self.position_antialias = position_antialias
+        self.position_offset = getattr(config, "position_offset", None) if position_offset is None else position_offset
         self.layer_widths = tuple(config.hidden_sizes if self.family.stages else [config.hidden_size] * config.num_hidden_layers)
         self.num_channels = config.num_channels
         self.stride = 4 * 2 ** (self.num_layers - 1) if self.family.stages else _square(config.patch_size)
-        self.num_prefix_tokens = int(self.family.cls) + (getattr(config, self.family.registers) if self.family.registers else 0)
-        self.has_norm = not isinstance(getattr(model, self.family.norm), nn.Identity)  # InternVL may have none
-        has_pooled = self.family.pooled == "cls" or (self.family.pooled == "pooler" and _has_pooler(config))
-        self.pooled_width = self.width if has_pooled else None
+        self.num_prefix_tokens = _num_prefix_tokens(self.family, config)
+        self.has_norm = self.family.norm is not None and not isinstance(self._final_norm, nn.Identity)  # InternVL may have none
+        self.pooled_width = self._width_of_pooled()
         self.has_cls = self.family.cls
         if config.model_type == "vit_mae":
             config.mask_ratio = 0.0
-        if position_antialias is not None:
-            _set_position_antialias(model, position_antialias)
+        set_position_interpolation(model, position_antialias, self.position_offset)
+
+    @property
+    def _final_norm(self) -> nn.Module:
+        return getattr(self.model, self.family.norm) if self.family.norm else nn.Identity()
+
+    def _width_of_pooled(self) -> int | None:
+        config, pooled = self.model.config, self.family.pooled
+        if pooled == "summary":
+            return self.width * len(config.summary_idxs)
+        has_pooled = pooled == "cls" or (pooled == "pooler" and _has_pooler(config))
+        return self.width if has_pooled else None
 
     def architecture(self) -> dict[str, Any]:
         return self.model.config.to_diff_dict() | {"model_type": self.model.config.model_type}
@@ -169,7 +191,7 @@ class TransformersEncoder(Encoder):
             tokens = output.last_hidden_state
         else:
             tokens = output.last_hidden_state if is_last and not self.family.last_is_normed else output.hidden_states[number]
-            tokens = getattr(self.model, self.family.norm)(tokens) if self.norm else tokens
+            tokens = self._final_norm(tokens) if self.norm else tokens
         cls = tokens[:, 0] if self.has_cls else None
         return LayerFeatures(number, tokens_to_map(tokens[:, self.num_prefix_tokens :], grid), cls, self.norm and self.has_norm)
 
@@ -177,13 +199,15 @@ class TransformersEncoder(Encoder):
         """Only the last stage has the final norm's width."""
         patch_map, normed = output.hidden_states[number], self.norm and number == self.num_layers
         if normed:
-            patch_map = getattr(self.model, self.family.norm)(patch_map.movedim(1, -1)).movedim(-1, 1)
+            patch_map = self._final_norm(patch_map.movedim(1, -1)).movedim(-1, 1)
         return LayerFeatures(number, patch_map, None, normed)
 
     def _pooled(self, output: Any) -> Tensor | None:
         if self.pooled_width is None:
             return None
-        return output.pooler_output if self.family.pooled == "pooler" else output.last_hidden_state[:, 0]
+        if self.family.pooled == "cls":
+            return output.last_hidden_state[:, 0]
+        return output.summary if self.family.pooled == "summary" else output.pooler_output
 
 
 def load_transformers(name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> TransformersEncoder:
@@ -191,7 +215,12 @@ def load_transformers(name: str, *, dtype: torch.dtype = torch.float32, **option
 
     Raises UserError for a model that is no known vision tower, missing weights, or a checkpoint that cannot be read.
     """
-    config = read_config(name)
+    model = load_backbone(name, read_config(name), dtype=dtype)
+    return TransformersEncoder(model, read_transform(name), **options)
+
+
+def load_backbone(name: str, config: PretrainedConfig, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The vision tower of a checkpoint with this config. Raises UserError as `load_transformers`."""
     family = family_of(config, name)
     mapping = {rf"^(model\.)?{family.tower}\.": ""} if family.tower else None
     try:
@@ -204,7 +233,7 @@ def load_transformers(name: str, *, dtype: torch.dtype = torch.float32, **option
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         raise UserError(f"{name} lacks {len(missing)} weights of a {family.vision_class}, such as {missing[0]}; give a whole checkpoint")
-    return TransformersEncoder(model, read_transform(name), **options)
+    return model
 
 
 def build_transformers(
@@ -228,9 +257,28 @@ def build_transformers(
 def read_config(name: str) -> PretrainedConfig:
     """The config of a checkpoint. Raises UserError where there is none."""
     try:
+        said, _ = PretrainedConfig.get_config_dict(name)
+    except Exception as error:  # a broken config raises whatever its reader does
+        raise _unreadable(name, error) from None
+    _refuse_own_code(said, name)
+    try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise _unreadable(name, error) from None
+
+
+def _refuse_own_code(said: dict[str, Any], name: str) -> None:
+    """Raise UserError for a config that only code from its own repository understands; such code is never run."""
+    model_type, own_code = said.get("model_type"), "auto_map" in said
+    if own_code and model_type in WITHOUT_OWN_CODE:
+        cure = WITHOUT_OWN_CODE[model_type]
+    elif own_code and model_type not in CONFIG_MAPPING:
+        cure = "look for the same model in transformers' own format, or as timm:NAME"
+    elif own_code and model_type == "radio" and "hidden_size" not in said:
+        cure = "take one in transformers' own format, such as hf:nvidia/C-RADIOv4-H"
+    else:
+        return
+    raise UserError(f"{name} needs code of its own (trust_remote_code), which is never run here; {cure}")
 
 
 def vision_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -259,18 +307,24 @@ def read_transform(name: str) -> ImageTransform:
 
 
 def transform_from_processor(processor: Any) -> ImageTransform:
-    """A transformers image processor as an `ImageTransform`. Raises UserError for sizes of another kind than sides, shorter side and crop, or patches."""
+    """A transformers image processor as an `ImageTransform`, to the pixel for square sizes and images of any size.
+
+    NaFlex keeps an image's aspect ratio, so images of a batch have different grids; here all get the square one.
+
+    Raises UserError for sizes of another kind than sides, shorter side and crop, or patches.
+    """
     said = processor.to_dict()
     size, crop = dict(said.get("size") or {}), said.get("crop_size") if said.get("do_center_crop") else None
     fit, margin = "crop", 1.0
     if crop:
         target = (crop["height"], crop["width"])
-        margin = (
-            size["shortest_edge"] / min(target) if "shortest_edge" in size else max(size["height"] / target[0], size["width"] / target[1])
-        )
+        fit = "crop" if "shortest_edge" in size else "squash"
+        margin = size["shortest_edge"] / min(target) if fit == "crop" else size["height"] / target[0]
+        if fit == "squash" and round(margin * target[1]) != size["width"]:
+            raise UserError(f"an image processor that resizes to {size} and crops {crop} is not understood; give the encoder an image size")
     elif "crop_pct" in said and "shortest_edge" in size:  # ConvNext: below 384 a crop of this share, from 384 on squashed
         target = (size["shortest_edge"],) * 2
-        fit, margin = ("crop", 1 / said["crop_pct"]) if target[0] < 384 else ("squash", 1.0)
+        fit, margin = ("crop", int(target[0] / said["crop_pct"]) / target[0]) if target[0] < 384 else ("squash", 1.0)
     elif "height" in size:
         target, fit = (size["height"], size["width"]), "squash"
     elif "max_num_patches" in said:  # NaFlex: any grid of so many patches; the square one stands for all
@@ -280,7 +334,9 @@ def transform_from_processor(processor: Any) -> ImageTransform:
     else:
         raise UserError(f"an image processor that resizes to {size} is not understood; give the encoder an image size")
     mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize", True) else ([0.0], [1.0])
-    return ImageTransform(target, tuple(mean), tuple(std), fit, margin, RESAMPLES[int(said.get("resample", 3))])
+    resampler = "tensor_float" if isinstance(processor, DINOv3ViTImageProcessor) else "tensor"
+    interpolation = RESAMPLES[int(said.get("resample", 3))]
+    return ImageTransform(target, tuple(mean), tuple(std), fit, margin, interpolation, "published", resampler)
 
 
 @contextmanager
@@ -299,28 +355,19 @@ def _has_pooler(config: PretrainedConfig) -> bool:
     return getattr(config, "vision_use_head", getattr(config, "use_head", True))
 
 
+def _num_prefix_tokens(family: Family, config: PretrainedConfig) -> int:
+    """How many tokens stand in front of the patches."""
+    if family.prefix:
+        return getattr(config, family.prefix)
+    registers = getattr(config, family.registers) if family.registers else 0
+    return int(family.cls) + registers
+
+
 def _square(side: int | Sequence[int]) -> int:
     sides = {side} if isinstance(side, int) else set(side)
     if len(sides) > 1:
         raise UserError(f"patches of {' x '.join(str(each) for each in side)} pixels are not square; only square ones are understood")
     return sides.pop()
-
-
-def _set_position_antialias(model: nn.Module, antialias: bool) -> None:
-    if model.config.model_type not in ("dinov2", "dinov2_with_registers"):
-        raise UserError(f"position_antialias is for dinov2 and dinov2_with_registers, not {model.config.model_type}; leave it out")
-
-    def interpolate(embeddings: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
-        """`embeddings.interpolate_pos_encoding` with the antialiasing that was asked for."""
-        positions, side = embeddings.position_embeddings, int((embeddings.position_embeddings.shape[1] - 1) ** 0.5)
-        grid = (height // embeddings.patch_size, width // embeddings.patch_size)
-        if grid == (side, side):
-            return positions
-        stored = tokens_to_map(positions[:, 1:].float(), (side, side))
-        patches = F.interpolate(stored, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
-        return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
-
-    model.embeddings.interpolate_pos_encoding = MethodType(interpolate, model.embeddings)
 
 
 def _unreadable(name: str, error: Exception) -> UserError:

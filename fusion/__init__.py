@@ -4,6 +4,10 @@ Importing this package registers `fused_vision` and `fusion_vlm` with `AutoConfi
 `AutoModelForImageTextToText`, `AutoModelForCausalLM`, `AutoImageProcessor` and `AutoProcessor`.
 """
 
+from fusion.fuse_args import look_first_as_program
+
+look_first_as_program()
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from fusion.assemble import assemble_vlm, fuse_encoders

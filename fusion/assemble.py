@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import IMAGE_TOKEN, FusionProcessor
 from fusion.tiny import tiny_language_model
 from vision_core.errors import UserError
+from vision_core.folder_kinds import refuse_folder
+from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
 
 
@@ -155,6 +159,13 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[
     """A causal language model and its tokenizer, from a folder, the Hub, or `tiny:FAMILY`. Raises UserError where they cannot be read."""
     if name.startswith("tiny:"):
         return tiny_language_model(name.removeprefix("tiny:"))
+    if Path(name).is_dir():
+        refuse_folder(name, "a language model", ("language_model", "other_vlm", "model", "unknown"))
+    with nullcontext() if Path(name).exists() else hub_or_cache(f"the language model {name}"):
+        return _load_language_model(name, dtype)
+
+
+def _load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False), tokenizer

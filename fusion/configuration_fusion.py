@@ -11,11 +11,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from encoders.base import EncoderConfig
+from fusion.stub import ClassesOfAPackage
 from vision_core.errors import UserError
 
 
 @strict
-class FusedVisionConfig(PreTrainedConfig):
+class FusedVisionConfig(ClassesOfAPackage, PreTrainedConfig):
     """Several vision encoders and the connector that makes one sequence of tokens of them.
 
     encoders: each an `encoders.base.EncoderConfig` as a dict; its transform has the side of the square that the encoder sees. encoder_grids: the
@@ -56,7 +57,7 @@ class FusedVisionConfig(PreTrainedConfig):
 
 
 @strict
-class FusionVlmConfig(PreTrainedConfig):
+class FusionVlmConfig(ClassesOfAPackage, PreTrainedConfig):
     """A language model that reads the tokens of a fused vision model.
 
     vision_config, text_config: of the two. image_token_id: the token that stands in a text once for every token of an image. num_sva_layers, sva_start,
@@ -65,7 +66,7 @@ class FusionVlmConfig(PreTrainedConfig):
     """
 
     model_type = "fusion_vlm"
-    # A folder names no code of its own. TRL reads this attribute of every model whose class transformers does not have,
+    # Before it is saved a model names no code. TRL reads this attribute of every model whose class transformers does not have,
     # when it looks for the class of its reference model.
     auto_map: ClassVar[Mapping[str, str]] = MappingProxyType({})
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {

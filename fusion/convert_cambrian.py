@@ -10,10 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +23,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.chat_templates import named_template
 from fusion.fuse import load_with_options
+from fusion.fuse_args import CONVERT_HELP, ConvertArguments, check_converting
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import FusionProcessor
 from fusion.save import save_fused
-from vision_core.arguments import option, parse_arguments
+from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.folder_kinds import refuse_folder
+from vision_core.run_facts import run_again
+from vision_core.run_folder import RunFolder
 
-# specs of the released models: sizes, layers and grids of the four encoders, in the order in which they were trained
-RELEASED_ENCODERS = [
-    "open_clip:ViT-SO400M-14-SigLIP-384/webli?grid=24",
-    "hf:openai/clip-vit-large-patch14-336?layers=-2&norm=false&grid=24",
-    "hf:facebook/dinov2-giant?image_size=378&grid=24",
-    "open_clip:convnext_xxlarge/laion2b_s34b_b82k_augreg_soup?layers=1,2,3,4&norm=false&image_size=1024&grid=96",
-]
 LANGUAGE_MODELS = {"cambrian_llama": "llama", "cambrian_phi3": "phi3"}
 LANGUAGE_MODEL = r"model\.(embed_tokens|layers|norm)\..+|lm_head\.weight"  # names of its tensors
 CONFIG_KEYS = [
@@ -47,6 +41,8 @@ CONFIG_KEYS = [
 ]  # fmt: skip
 # Which prompt a released model was trained with is written in its config only as the number of tokens in front of the image (`image_position`).
 PROMPTS = {91: "cambrian_llama3", 35: "vicuna_v1", 87: "cambrian_chatml"}
+RELEASED_DATA = "Cambrian-1's: Tong et al. 2024 name the data of alignment and of fine-tuning. Nothing was trained here."
+RELEASED_NOTE = "The weights are those of the released checkpoint under other names; the authors' licence holds for them, and nothing was measured here."
 NUM_HEADS = 16  # of every released model; it is written in the code, not in the config
 WITHIN_A_LAYER = [
     (r"(proj_context\.weight|proj_in\.weight|norm\.(?:weight|bias))", r"\1"),
@@ -67,18 +63,6 @@ LAYERS = [
     (r"model\.vision_sampler_(\d+)\.layers\.(\d+)\.(.+)", r"vision_model.connector.vision_sampler.\1.\2."),
     (r"model\.vision_sampler_layers\.(\d+)\.layers\.0\.(.+)", r"vision_sampler_layers.\1."),
 ]
-
-
-@dataclass
-class ConvertArguments:
-    """What is converted, and where it goes."""
-
-    checkpoint: str = option("", "folder with config.json, *.safetensors and a tokenizer", "what")
-    encoders: list[str] = option(RELEASED_ENCODERS, "in the order in which the checkpoint was trained; options as for fusion.fuse", "what")
-    chat_template: str | None = option(
-        None, "as for fusion.fuse; default: the prompt that the released model was trained with, as its config tells", "what"
-    )
-    output_dir: str = option("", "a new folder", "output")
 
 
 def new_name(published: str, grid: int, group_grids: Sequence[int], encoder_grids: Sequence[int]) -> str:
@@ -169,6 +153,7 @@ def convert(
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A released model's config. Raises UserError where it cannot be read or says too little."""
+    refuse_folder(folder, "a released Cambrian-1", ("cambrian", "language_model", "model", "unknown"))
     try:
         published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -223,16 +208,14 @@ def take_over(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
 
 def main() -> None:
     """Read, convert, save."""
-    args = parse_arguments(ConvertArguments, description=__doc__)
-    target = Path(args.output_dir)
-    if not args.checkpoint or not args.output_dir:
-        raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target} exists and is not empty; name another folder, nothing is overwritten")
+    args = parse_arguments(ConvertArguments, description=CONVERT_HELP)
+    check_converting(args)
     model, processor = convert(Path(args.checkpoint), args.encoders, args.chat_template)
-    target.mkdir(parents=True, exist_ok=True)
-    save_fused(target, model, processor, command=shlex.join(["python", "-m", "fusion.convert_cambrian", *sys.argv[1:]]))
-    print(f"saved {target}")
+    run = RunFolder.open(args.output_dir, "cambrian", arguments_to_yaml(args), can_resume=False)
+    run.close()
+    command = run_again("-m fusion.convert_cambrian", run.path)
+    save_fused(run.path, model, processor, command=command, stub=True, data=RELEASED_DATA, note=RELEASED_NOTE)
+    print(f"saved {run.path}")
 
 
 if __name__ == "__main__":

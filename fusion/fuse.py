@@ -6,73 +6,38 @@ python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-
 
 from __future__ import annotations
 
-import shlex
 import sys
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 from encoders.base import Encoder
-from encoders.load import load_encoder
+from encoders.load import check_source, load_encoder
 from fusion.assemble import assemble_vlm, fuse_encoders, image_processor_of, load_language_model, own_grid
 from fusion.build_connector import connector_options
 from fusion.chat_templates import named_template
+from fusion.fuse_args import FUSE_HELP, FuseArguments, check_fusing
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.save import save_fused
-from vision_core.arguments import arguments_to_yaml, option, parse_arguments
+from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.errors import UserError, run_script
-from vision_core.run_folder import RunFolder, check_folder
-
-
-@dataclass
-class FuseArguments:
-    """What is fused, and how."""
-
-    encoders: list[str] = option(
-        ["tiny:dinov2", "tiny:siglip"],
-        "folders, hf:NAME, timm:NAME, open_clip:MODEL/TAG; each may end in ?layers=-2&norm=false&image_size=336&grid=24",
-        "what",
-    )
-    language_model: str | None = option(
-        None, "folder or Hub name of a causal language model, or tiny:llama; without it a vision model is saved", "what"
-    )
-    hidden_size: int | None = option(None, "channels of the tokens; default: the language model's, or 1024", "what")
-    connector: str = option("sva", "sva, mlp, linear, channel_concat, interleaved, additive, resampler or pixel_shuffle", "connector")
-    grid: int | None = option(None, "side of the grid of tokens; default: the smallest of the encoders' grids", "connector")
-    newline: bool = option(True, "a learned token behind every row of tokens", "connector")
-    connector_width: int | None = option(None, "channels inside an sva or resampler; default 1024", "connector")
-    connector_heads: int | None = option(None, "attention heads inside an sva or resampler; default 16", "connector")
-    connector_depth: int | None = option(None, "layers inside an sva or resampler; default 3", "connector")
-    num_queries: int | None = option(None, "tokens of a resampler; default 64", "connector")
-    group_grids: list[int] | None = option(None, "sva: grids of the query groups; default one group of --grid", "connector")
-    context: Literal["first", "all"] | None = option(None, "sva: encoders whose mean is the global context; default first", "connector")
-    zero_init_output: bool = option(False, "sva: layers, those in the language model too, start as the identity", "connector")
-    fit: Literal["pad", "squash"] = option("pad", "images are padded to a square, or squashed", "images")
-    mask_rule: Literal["exact", "published"] = option(
-        "exact", "which cells an image covers: any overlap, or the released code's floors", "images"
-    )
-    chat_template: str | None = option(
-        None,
-        "plain, vicuna_v1 (LLaVA-1.5's), cambrian_llama3, cambrian_chatml, cambrian_phi3, or a .jinja file; default: the language model's own, "
-        "or plain where it has none",
-        "language model",
-    )
-    num_sva_layers: int = option(0, "sva: layers of the language model that look into the encoders again", "language model")
-    sva_start: int = option(0, "the first such layer, from 0", "language model")
-    sva_stride: int = option(3, "layers from one to the next", "language model")
-    output_dir: str | None = option(None, "a new folder; default outputs/fused-<n>", "output")
-    stub: bool = option(False, "let processes that import only transformers load it (trust_remote_code=True)", "output")
-    seed: int = option(0, "of the new weights", "output")
+from vision_core.run_facts import run_again
+from vision_core.run_folder import RunFolder
 
 
 def main() -> None:
     """Load, fuse, save."""
-    args = parse_arguments(FuseArguments, description=__doc__)
-    check_arguments(args)
+    args = parse_arguments(FuseArguments, description=FUSE_HELP)
+    check_fusing(args)
     options = options_of(args)
     chat_template = named_template(args.chat_template) if args.chat_template else None
-    language_model, tokenizer = load_language_model(args.language_model) if args.language_model else (None, None)
+    check_encoders(args.encoders)
+    language_model, tokenizer = None, None
+    if args.language_model:
+        say(f"loading the language model {args.language_model} ...")
+        language_model, tokenizer = load_language_model(args.language_model)
     hidden_size = args.hidden_size or (language_model.config.get_text_config().hidden_size if language_model else 1024)
     loaded = [load_with_options(text) for text in args.encoders]
+    say(f"making the connector {args.connector} ...")
     grid = args.grid or min(own_grid(encoder) for encoder, _ in loaded)
     model, processor = fuse_encoders(
         [encoder for encoder, _ in loaded],
@@ -88,6 +53,7 @@ def main() -> None:
     )
     describe(model)
     if language_model is not None:
+        say(f"putting the language model behind it, with {args.num_sva_layers} layers that look again ...")
         model, processor = assemble_vlm(
             model,
             language_model,
@@ -99,20 +65,22 @@ def main() -> None:
             zero_init_sva=args.zero_init_output,
             seed=args.seed,
         )
-    run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args), can_resume=False)
     run.close()
-    save_fused(run.path, model, processor, command=shlex.join(["python", "-m", "fusion.fuse", *sys.argv[1:]]), stub=args.stub)
+    say(f"writing {run.path} ...")
+    save_fused(run.path, model, processor, command=run_again("-m fusion.fuse", run.path), stub=args.stub)
     print(f"saved {run.path}; its README.md shows how to load it")
 
 
-def check_arguments(args: FuseArguments) -> None:
-    """Raises UserError for what cannot work, before models are loaded for minutes."""
-    check_folder(args.output_dir, "fused")
-    if not args.encoders:
-        raise UserError("--encoders is empty; name at least one encoder")
-    for name in ("num_sva_layers", "chat_template"):
-        if getattr(args, name) and args.language_model is None:
-            raise UserError(f"--{name} goes with --language_model; name one or leave it out")
+def say(text: str) -> None:
+    """What is done now; each of it can take minutes."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def check_encoders(texts: Sequence[str]) -> None:
+    """Raises UserError where one of them names nothing, before the first is loaded for minutes."""
+    for text in texts:
+        check_source(text.partition("?")[0])
 
 
 def options_of(args: FuseArguments) -> dict[str, Any]:
@@ -146,6 +114,7 @@ def load_with_options(text: str) -> tuple[Encoder, int | None]:
         except ValueError:
             raise UserError(f"{text}: {name}={value} cannot be read; write ?layers=-2&norm=false&image_size=336&grid=24") from None
     grid = options.pop("grid", None)
+    say(f"loading the encoder {text} ...")
     return load_encoder(source, **options), grid
 
 
@@ -153,7 +122,14 @@ def _truth(value: str) -> bool:
     return {"true": True, "false": False}[value] if value in ("true", "false") else int(value) == 1
 
 
-ENCODER_OPTIONS = {"layers": lambda value: [int(each) for each in value.split(",")], "norm": _truth, "image_size": int, "grid": int}
+ENCODER_OPTIONS = {
+    "layers": lambda value: [int(each) for each in value.split(",")],
+    "norm": _truth,
+    "image_size": int,
+    "grid": int,
+    "position_antialias": _truth,
+    "position_offset": float,
+}
 
 
 def describe(model: FusedVisionModel) -> None:

@@ -18,6 +18,7 @@ from encoders.preprocess import ImageTransform
 from fusion.connectors import num_image_tokens
 from fusion.geometry import Fit, image_box
 from fusion.pixel_layout import join_views, split_views
+from fusion.stub import ClassesOfAPackage
 from vision_core.errors import UserError
 from vision_core.images.any_image import image_tensor
 
@@ -40,7 +41,7 @@ def fitted_view(image: Tensor, transform: ImageTransform, fit: Fit) -> Tensor:
     return V.resize(image, [side, side], interpolation=mode, antialias=True)
 
 
-class FusionImageProcessor(TorchvisionBackend):
+class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
     """Images of any size to the pixels of every encoder.
 
     Args:

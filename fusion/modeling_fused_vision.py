@@ -21,6 +21,7 @@ from fusion.connectors import Connector
 from fusion.geometry import ImageLayout
 from fusion.offloading import COMPUTING_WITH_INNER_WEIGHTS, bring_whole_layers
 from fusion.pixel_layout import split_views
+from fusion.stub import ClassesOfAPackage
 from fusion.windows import EncodedImage
 from vision_core.errors import UserError
 
@@ -55,7 +56,7 @@ def resized_map(features: Features, grid: int) -> Tensor:
     return torch.cat(maps, dim=1)
 
 
-class FusedPreTrainedModel(PreTrainedModel):
+class FusedPreTrainedModel(ClassesOfAPackage, PreTrainedModel):
     """What both fused models share: they are loaded strictly, and initialise only what is theirs."""
 
     input_modalities = ("image",)

@@ -8,11 +8,12 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
 from fusion.chat_templates import adds_bos
+from fusion.stub import ClassesOfAPackage
 
 IMAGE_TOKEN = "<image>"
 
 
-class FusionProcessor(ProcessorMixin):
+class FusionProcessor(ClassesOfAPackage, ProcessorMixin):
     """Called with text and images it returns `input_ids`, `attention_mask`, `pixel_values` and `image_sizes`.
 
     A text has one `<image>` for each of its images, which is repeated as often as the image has tokens; images may be a flat list in the order of

@@ -6,20 +6,9 @@ import torch
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from vision_core.errors import UserError
+from encoders.positions import set_position_interpolation
 
 Backbone = Dinov2Model | Dinov2WithRegistersModel
-
-# hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
-BACKBONE_SIZES = {
-    "nano": (128, 4, 2),
-    "micro": (192, 6, 3),
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "giant": (1536, 40, 24),
-}
 
 
 def build_backbone(
@@ -35,6 +24,7 @@ def build_backbone(
     layerscale_value: float = 1e-5,
     initializer_range: float = 0.02,
     register_init_std: float = 0.02,
+    position_offset: float = 0.0,
 ) -> Backbone:
     """A freshly initialised backbone (random draws from torch's global generator).
 
@@ -45,6 +35,8 @@ def build_backbone(
     Args:
         image_size: pixels of a side of the stored, square position grid; a multiple of `patch_size`.
         initializer_range: std of the linear layers; the published 0.02 suits widths of 384 and more.
+        position_offset: of the resampling of positions for other crop sizes, see `encoders/positions.py`. It is kept in the
+            config, from which `load_encoder` knows it; transformers itself does not.
         use_swiglu_ffn: SwiGLU of hidden size ((int(4D * 2/3) + 7) // 8) * 8 in place of the GELU MLP.
     """
     settings = {
@@ -64,6 +56,9 @@ def build_backbone(
         backbone = Dinov2WithRegistersModel(config)
     else:
         backbone = Dinov2Model(Dinov2Config(**settings))
+    if position_offset:
+        backbone.config.position_offset = position_offset
+        set_position_interpolation(backbone, None, position_offset)
     initialise_backbone(backbone, register_init_std)
     return backbone
 
@@ -101,44 +96,3 @@ def num_register_tokens(backbone: Backbone) -> int:
 def position_grid_size(height: int, width: int, patch_size: int) -> int:
     """Pixels of a side of the stored square position grid for crops of `height x width`: the square of about the same area."""
     return round(math.sqrt(height * width) / patch_size) * patch_size
-
-
-@torch.no_grad()
-def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
-    """Copy the weights of the checkpoint `source` (a folder or a hub name) into `backbone`; returns lines that say what was done.
-
-    The position grid is resized (bicubic) where the two differ; any other difference of names or shapes raises `UserError`.
-    """
-    try:
-        loaded = type(backbone).from_pretrained(source, attn_implementation="sdpa")
-    except Exception as error:  # a broken checkpoint raises whatever its reader does
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"init_from={source} cannot be loaded ({reason}); give a folder or hub name with config and safetensors") from None
-    if loaded.config.model_type != backbone.config.model_type:
-        raise UserError(
-            f"init_from={source}: it is a {loaded.config.model_type}, the run builds a {backbone.config.model_type}; "
-            "set num_register_tokens as the checkpoint has it"
-        )
-    state, report = loaded.state_dict(), []
-    key = "embeddings.position_embeddings"
-    if state[key].shape[1] != backbone.embeddings.position_embeddings.shape[1]:
-        old, new = (math.isqrt(table.shape[1] - 1) for table in (state[key], backbone.embeddings.position_embeddings))
-        state[key] = resize_position_embeddings(state[key], new)
-        report.append(f"position embeddings resized from {old} x {old} to {new} x {new}")
-    wrong = [name for name, value in backbone.state_dict().items() if name not in state or state[name].shape != value.shape]
-    if wrong or len(state) != len(backbone.state_dict()):
-        raise UserError(
-            f"init_from={source}: {len(wrong)} tensors do not fit, first {wrong[:3]}; give the run the checkpoint's hidden_size, "
-            "num_hidden_layers, patch_size, num_channels and use_swiglu_ffn"
-        )
-    backbone.load_state_dict(state)
-    return [f"{len(state)} backbone tensors loaded from {source}", *report]
-
-
-def resize_position_embeddings(table: torch.Tensor, side: int) -> torch.Tensor:
-    """Resize a `[1, 1 + M*M, D]` table (CLS first) to `[1, 1 + side*side, D]`: bicubic, in float32, CLS untouched."""
-    cls, grid = table[:, :1], table[:, 1:]
-    old = math.isqrt(grid.shape[1])
-    grid = grid.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", antialias=side < old)
-    return torch.cat([cls, grid.permute(0, 2, 3, 1).reshape(1, side * side, -1).to(cls.dtype)], dim=1)

@@ -65,10 +65,13 @@ class SinkhornKnopp(nn.Module):
         super().__init__()
         self.num_iterations = num_iterations
 
-    @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """`[R, K]` teacher logits (R may differ between processes, and be 0) -> float32 probabilities, each row summing to 1."""
-        logits = logits.float() / temperature
+        # its sums are matrix products, which autocast would compute in half precision: off by 0.4 %, or infinite in float16
+        with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+            return self._probabilities(logits.float() / temperature)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
         # one constant a row cancels in that row's normalisation, so no row can underflow to 0 as a whole
         scores = torch.exp(logits - logits.amax(dim=1, keepdim=True)) if len(logits) else logits
         shift = logits.amax(dim=1) if len(logits) else logits.new_zeros(0)

@@ -11,53 +11,65 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
 
+from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, check_start
 from vision_core.launchers import launchers_above
+from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
+
+if __name__ == "__main__":
+    look_first(DINOv2Arguments, __doc__, check_start)
 
 # Before torch loads OpenMP: threads that wait must sleep, for on a CPU the data workers need the cores that they would spin on.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import math
 import time
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
+from encoders.evaluation.used_images import in_words
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from encoders.transformers_encoder import TransformersEncoder
 from pretrain.card import write_card
-from pretrain.dinov2_args import DINOv2Arguments, check_arguments
 from pretrain.dinov2_build import (
     build_benchmark,
     build_loader,
     build_method,
-    build_multicrop,
     build_optimizer,
     build_schedules,
     check_trackers,
     evaluation_size,
     load_weights,
+    open_training_data,
     untrained_accuracy,
 )
-from pretrain.dry_run import describe_run, rehearse
+from pretrain.dry_run import dry_run
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
-from pretrain.monitor import Monitor, knn_line, peak_memory_gib, write_figures
+from pretrain.introduction import introduction
+from pretrain.loss_scale import LossScaler
+from pretrain.monitor import Monitor, knn_line, not_finite, peak_memory_gib, write_figures
+from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from pretrain.param_groups import apply_schedules, clip_per_module
+from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
+from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, own_cores
-from vision_core.errors import UserError, run_script
-from vision_core.images.sources import ImageSource, open_source
+from vision_core.errors import Stopped, UserError, run_script
+from vision_core.images.pixel_options import pixel_options_text
+from vision_core.images.sources import ImageSource, UnreadableSample
 from vision_core.randomness import seed_of
-from vision_core.run_folder import RunFolder
-from vision_core.stopping import StopRequest, worker_deaths_unnoticed
+from vision_core.run_folder import RunFolder, how_to_go_on
+from vision_core.stopping import StopRequest
 
 MAX_SKIPPED_IN_A_ROW = 3
 MAX_FAILED_SAVES_IN_A_ROW = 2
@@ -67,11 +79,13 @@ def main() -> None:
     """Build everything, train, evaluate, publish."""
     started = time.perf_counter()
     args = parse_arguments(DINOv2Arguments, description=__doc__)
-    check_arguments(args)
+    keep_evaluation_of_resumed_run(args)
+    check_start(args)
     check_trackers(args.report_to)
     set_cpu_threads(args.num_cpu_threads)
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
+        # float16 is cast and scaled in the loop, the same on every device
+        mixed_precision="no" if args.mixed_precision == "fp16" else args.mixed_precision,
         log_with=args.report_to or None,
         project_dir=args.output_dir or "outputs",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
@@ -79,19 +93,16 @@ def main() -> None:
     layout = BatchLayout(
         args.per_device_train_batch_size, args.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
     )
-    source = open_source(args.dataset, args.num_channels)
+    source = open_training_data(args, accelerator.num_processes)
     if isinstance(source, ImageSource):
         layout.check(len(source))
     if args.dry_run:
-        method = build_method(args)
-        rehearse(args, source, layout, method)
-        if accelerator.is_main_process:
-            print(describe_run(args, source, layout, method, build_loader(args, source, layout, 0)))
+        dry_run(args, source, layout)
         return
     run = None
     if accelerator.is_main_process:
         config = replace(args, resume_from_checkpoint=None)  # how a run was started is no part of what it is
-        run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(config), args.resume_from_checkpoint)
+        run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(config), args.resume_from_checkpoint, program=PROGRAM)
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
     accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
@@ -101,8 +112,7 @@ def main() -> None:
         with trainer.monitor.progress(), data_workers_watched(source, layout, args.seed, lambda: trainer.step):
             trainer.train(stop)
         if trainer.step < args.max_steps:
-            trainer.leave()
-            raise SystemExit(stop.exit_status)
+            raise Stopped(stop.exit_status, trainer.leave())
         trainer.finish(time.perf_counter() - started)
 
 
@@ -112,9 +122,12 @@ class Trainer:
     def __init__(self, args, accelerator, source, layout: BatchLayout, run: RunFolder | None, output_dir: Path) -> None:
         self.args, self.accelerator, self.source, self.layout = args, accelerator, source, layout
         self.run, self.output_dir = run, output_dir
+        if run is not None:
+            print("\n".join(introduction(args, source, layout, output_dir, run.step, accelerator.device.type)), flush=True)
         self.method = build_method(args)
         self.method.to(accelerator.device)
         self.optimizer = build_optimizer(args, self.method)
+        self.scaler = LossScaler(accelerator.device.type, enabled=args.mixed_precision == "fp16")
         self.schedules = build_schedules(args, layout.global_batch)
         self.benchmark, self.references = build_benchmark(args, source, run is not None), {}
         self.model, self.step, self.knn, self.failed_saves, self.latest = None, 0, {}, 0, {}
@@ -126,16 +139,21 @@ class Trainer:
         self.step = state["step"] if state else 0
         self.monitor = Monitor(self.accelerator, self.run, args.max_steps, self.step, args.logging_steps, self.layout.global_batch)
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
+        self.places = StreamPlaces(self.source.description, self.layout, args.dataloader_num_workers, self.step)
         self.health_steps = args.health_steps or max(args.max_steps // CHECKS_PER_RUN, 1)
-        self.probes = draw_probes(self.source, evaluation_size(args), args.seed)
+        self.probes = draw_probes(self.source, evaluation_size(args), args.seed, note=partial(self.name_unreadable, "health probes"))
         self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
         if state:
-            for line in changed_course(state, args.seed, self.layout.global_batch):
+            for line in changed_course(state, args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)):
                 self.monitor.say(line)
             self.health.load_state_dict(state["health"])
             self.knn = state["knn"]
             self.monitor.load_state_dict(state["monitor"])
             self.bad_images.load_state_dict(state["bad_images"])
+            if not isinstance(self.source, ImageSource):
+                for line in self.places.load_state_dict(state.get("stream")):
+                    self.monitor.say(line)
+            self.scaler.load(state.get("loss_scaler"))
         elif args.init_from:
             for line in load_weights(self.method, args.init_from):
                 self.monitor.say(line)
@@ -147,13 +165,15 @@ class Trainer:
     def train(self, stop: StopRequest) -> None:
         """The loop: load, step, judge, save; until the last step or until told to stop."""
         args = self.args
-        batches = iter(build_loader(args, self.source, self.layout, self.step))
+        batches = iter(build_loader(args, self.source, self.layout, self.step, self.places))
+        for _ in range(self.places.ahead):
+            self.wait_for(batches)
         skipped_in_a_row, stopped = 0, False
         while self.step < args.max_steps and not stopped:
             micro_batches = [self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)]
-            taken = self.training_step(micro_batches)
+            outcome = self.training_step(micro_batches)
             self.step += 1
-            skipped_in_a_row = 0 if taken else skipped_in_a_row + 1
+            skipped_in_a_row = 0 if outcome == "taken" else skipped_in_a_row + (outcome == "skipped")
             if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
                 self.save(needed=True)
                 raise UserError(
@@ -171,8 +191,11 @@ class Trainer:
             if last or stopped or self.step % args.save_steps == 0:
                 self.save(needed=last or stopped)
 
-    def training_step(self, micro_batches: list[dict]) -> bool:
-        """Forward, backward, clip, and, where loss and gradients are finite on every process, update. True if it was taken."""
+    def training_step(self, micro_batches: list[dict]) -> Literal["taken", "skipped", "rescaled"]:
+        """Forward, backward, clip, and, where loss and gradients are finite on every process, update.
+
+        "rescaled": the gradients overflowed in float16, and the next step has a smaller loss scale.
+        """
         at = {name: float(values[self.step]) for name, values in self.schedules.items()}
         apply_schedules(self.optimizer, at["learning_rate"], at["last_layer_learning_rate"], at["weight_decay"])
         torch.manual_seed(seed_of(self.args.seed, "step", self.step, self.accelerator.process_index))
@@ -180,34 +203,47 @@ class Trainer:
         for number, batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                losses = self.model(**self.on_device(batch), teacher_temp=at["teacher_temp"])
-                (losses["loss"] / len(micro_batches)).backward()
+                with torch.autocast(self.accelerator.device.type, torch.float16, enabled=self.scaler.is_enabled()):
+                    losses = self.model(**self.on_device(batch), teacher_temp=at["teacher_temp"])
+                self.scaler.scale(losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / len(micro_batches)
         own_loss, totals = totals["loss"], mean_over_processes(totals)
+        self.scaler.unscale_(self.optimizer)
         norms = clip_per_module(dict(self.method.student.items()), self.args.max_grad_norm)
         # the same on every process: the losses are means over all of them, and so are the gradients
         taken = bool(torch.stack([totals["loss"], *norms.values()]).isfinite().all())
+        rescaled = not taken and self.scaler.can_fall(totals["loss"])
         if taken:
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
             self.method.update_teacher(at["ema_momentum"])
             self.method.update_centers()
         else:
             self.method.discard_centers()
+        self.scaler.update()
+        if rescaled:
+            self.report_rescaled()
+        elif not taken:
             self.report_skipped(own_loss, micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
         if taken:
             self.latest = totals | {f"{name}_grad_norm": norm for name, norm in norms.items()}
-            self.monitor.step_done(self.step + 1, self.latest, at)
-        return taken
+            self.monitor.step_done(self.step + 1, self.latest, at | self.scaler.figures())
+        return "taken" if taken else "rescaled" if rescaled else "skipped"
 
     def next_batch(self, batches) -> dict:
         """The next micro-batch; unreadable images among its draws are named and counted."""
         before = time.perf_counter()
-        with time_limit(self.args.dataloader_timeout):
-            batch = next(batches)
+        batch = self.wait_for(batches)
         self.monitor.waited_for_data(time.perf_counter() - before)
         self.bad_images.look_at(batch)
+        return batch
+
+    def wait_for(self, batches) -> dict:
+        """The next micro-batch of a loader, of which a stream's place is kept."""
+        with time_limit(self.args.dataloader_timeout):
+            batch = next(batches)
+        self.places.look_at(batch)
         return batch
 
     def on_device(self, batch: dict) -> dict:
@@ -243,11 +279,12 @@ class Trainer:
     def save(self, needed: bool) -> None:
         """A checkpoint, and the run's root refreshed from it. A full disk is tried again at the next save, unless this one is `needed`."""
         self.bad_images.report()
+        places = gather_objects(self.places.state_dict())
         problem = ""
         if self.run is not None:
             try:
                 with worker_deaths_unnoticed():
-                    self.write_run_folder()
+                    self.write_run_folder(places)
             except (CheckpointNotWritten, OSError) as error:
                 problem = str(error)
         problem = broadcast_text(problem)
@@ -257,15 +294,21 @@ class Trainer:
         if problem:
             self.monitor.say(f"warning: {problem}. The run goes on and tries again {self.args.save_steps} steps later")
 
-    def write_run_folder(self) -> None:
-        """`checkpoint-<step>`, then the published files and the model card in the run's root. Raises CheckpointNotWritten, OSError."""
+    def write_run_folder(self, places: list[dict | None]) -> None:
+        """`checkpoint-<step>` with all processes' `places`, then the published files and the model card in the run's root.
+
+        Raises CheckpointNotWritten, OSError.
+        """
         state = {
             "step": self.step,
             "monitor": self.monitor.state_dict(),
             "bad_images": self.bad_images.state_dict(),
+            "stream": places,
             "health": self.health.state_dict(),
             "knn": self.knn,
+            "loss_scaler": self.scaler.state_dict(),
             "seed": self.args.seed,
+            "pixel_options": pixel_options_text(self.source.pixel_options),
             "global_batch": self.layout.global_batch,
             "cpu_threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -275,49 +318,60 @@ class Trainer:
             save_training_state(folder, self.method, self.optimizer, state)
             size = evaluation_size(self.args)
             margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
-            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin)
+            in_own_scale = self.args.num_channels != 3 or self.source.pixel_options.scale is not None
+            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin, in_own_scale)
 
         checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
         replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
-        results = self.references | {f"this model, {name}": value for name, value in self.knn.items()}
-        write_card(self.output_dir / "README.md", self.args, self.step, self.source.description, results, self.benchmark)
+        write_card(
+            self.output_dir,
+            self.args,
+            step=self.step,
+            source=self.source,
+            backbone=self.method.teacher["backbone"],
+            references=self.references,
+            accuracies=self.knn,
+            benchmark=self.benchmark,
+        )
 
     def greet(self) -> None:
-        """What this run is, and what it has to beat."""
+        """How large the backbone is, and what it has to beat."""
         if self.run is None:
             return
         parameters = sum(parameter.numel() for parameter in self.method.student["backbone"].parameters())
-        self.monitor.say(f"run folder      {self.output_dir}")
-        self.monitor.say(f"images          {self.source.description}")
-        self.monitor.say(f"crops           {build_multicrop(self.args).describe()}")
-        self.monitor.say(
-            f"backbone        {parameters / 1e6:.1f} M parameters, {self.accelerator.device.type}, {torch.get_num_threads()} threads"
-        )
-        self.monitor.say(f"global batch    {self.layout.global_batch} images, steps {self.step} to {self.args.max_steps}")
-        if self.layout.global_batch < 256 and self.args.lr_scaling == "sqrt":
-            self.monitor.say("note            a global batch below 256 learns slowly under the published rules; see docs/pretraining.md")
+        self.monitor.say(f"parameters      {parameters / 1e6:.1f} M of the backbone")
         if self.benchmark:
             self.references = self.benchmark.evaluate_baselines() | untrained_accuracy(self.args, self.benchmark)
             self.monitor.say(f"k-NN            {self.benchmark.description}")
+            self.name_unreadable("k-NN", self.benchmark.bad)
             self.monitor.say("to beat         " + ", ".join(f"{name} {value:.1f} %" for name, value in self.references.items()))
+
+    def name_unreadable(self, what: str, bad: list[UnreadableSample]) -> None:
+        """Say which images were left out of something, and keep all names in bad_samples.jsonl."""
+        if self.run is not None and bad:
+            self.monitor.say(f"left out        {what}: {len(bad)} images cannot be read, {in_words(bad)}")
+            for sample in bad:
+                self.run.append_bad_sample(sample.id, sample.reason)
 
     def report_skipped(self, own_loss: torch.Tensor, micro_batches: list[dict]) -> None:
         """Say which images were in a step whose loss or gradients were not finite: those of the processes where the loss is, if any."""
-        ids = [name for batch in micro_batches for name in batch["ids"]]
-        shares = list(enumerate(gather_objects((float(own_loss), ids))))
-        sick = [(rank, loss, ids) for rank, (loss, ids) in shares if not math.isfinite(loss)]
-        sick = sick or [(rank, loss, ids) for rank, (loss, ids) in shares]
-        loss, ranks, ids = sick[0][1], [rank for rank, _, _ in sick], [name for _, _, share in sick for name in share]
+        loss, ranks, ids = not_finite(own_loss, [name for batch in micro_batches for name in batch["ids"]])
         self.monitor.log(self.step + 1, {"skipped": True, "loss": loss, "ranks": ranks, "ids": ids})
         self.monitor.say(f"step {self.step + 1} skipped: loss {loss} or its gradients are not finite (ids in metrics.jsonl)")
 
-    def leave(self) -> None:
-        """The last words of a run that was told to stop; its last step is saved."""
+    def report_rescaled(self) -> None:
+        """Say that a step was not taken because its gradients overflowed in float16, which is how the loss scale finds its place."""
+        self.monitor.log(self.step + 1, {"skipped": True} | self.scaler.figures())
         self.monitor.say(
-            f"told to stop: step {self.step} of {self.args.max_steps} is saved; "
-            f"--output_dir {self.output_dir} --resume_from_checkpoint true goes on from it"
+            f"step {self.step + 1} not taken: gradients overflowed in float16; the loss scale falls to {self.scaler.get_scale():g}"
         )
+
+    def leave(self) -> str:
+        """The last words of a run that was told to stop; its last step is saved."""
+        line = f"told to stop: step {self.step} of {self.args.max_steps} is saved; {how_to_go_on(self.output_dir)}"
+        self.monitor.say(line)
         self.end()
+        return line
 
     def finish(self, seconds: float) -> None:
         """Figures, and the last words."""

@@ -1,11 +1,29 @@
-"""Every option of `pretrain/dinov2.py`, and the checks that need no data."""
+"""Every option of `pretrain/dinov2.py`, and the checks that need no data. Imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain.backbone import BACKBONE_SIZES
+from pretrain.own_evaluation import BY_DATASET, chosen_evaluation
 from vision_core.arguments import option
 from vision_core.errors import UserError
+from vision_core.launchers import is_first_launched
+from vision_core.run_folder import check_folder
+
+# hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
+BACKBONE_SIZES = {
+    "nano": (128, 4, 2),
+    "micro": (192, 6, 3),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "giant": (1536, 40, 24),
+}
+
+HELD_OUT_SCENES = "scenes?size=64&split=held_out&count=2000"
+
+PROGRAM = "pretrain/dinov2.py"
+LONGEST_DEFAULT_WARMUP = 50  # steps
 
 
 @dataclass
@@ -24,9 +42,11 @@ class DINOv2Arguments:
     resume_from_checkpoint: str | None = option(
         None, "true: the newest whole checkpoint of output_dir; or the folder of one: continues the same run", "run"
     )
-    init_from: str | None = option(None, "folder or hub name of a checkpoint: takes its weights only, a new run", "run")
+    init_from: str | None = option(None, "weights to start a new run from: a folder, hf:NAME, dinov2_pth:FILE (docs/pretraining.md)", "run")
     dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
-    mixed_precision: Literal["no", "bf16"] = option("bf16", "no is float32", "run")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+        "bf16", "no is float32; fp16, with a loss scale, is for GPUs without bfloat16 (V100, T4)", "run"
+    )
     health_steps: int | None = option(
         None, "steps between two looks at the run's health (docs/health.md); default: a twenty-fifth of max_steps", "run"
     )
@@ -58,6 +78,9 @@ class DINOv2Arguments:
     num_attention_heads: int | None = option(None, "heads, instead of those of `backbone`", "backbone")
     patch_size: int = option(8, "pixels of a side of a patch", "backbone")
     num_register_tokens: int = option(0, "register tokens", "backbone")
+    position_offset: float = option(
+        0.0, "of the resampling of positions for other crop sizes; published without registers 0.1, with them 0", "backbone"
+    )
     register_init_std: float = option(
         0.02, "std of register tokens at the start; the published 1e-6 leaves them equal for thousands of steps", "backbone"
     )
@@ -79,6 +102,19 @@ class DINOv2Arguments:
     )
     colour_strength: float = option(1.0, "factor on the ranges of the colour jitter; published 1", "crops and masks")
     grayscale_probability: float = option(1.0, "share of the crops without colours; published 0.2", "crops and masks")
+    solarize_probability: float | None = option(
+        None, "share of the second global crops; default: 0.2, as published, for 3 channels, otherwise 0", "crops and masks"
+    )
+    horizontal_flip_probability: float = option(0.5, "share of the crops that are mirrored; published 0.5", "crops and masks")
+    vertical_flip_probability: float = option(0.0, "share of the crops that are mirrored upside down; published 0", "crops and masks")
+    quarter_turns: bool = option(False, "crops are turned by 0, 90, 180 or 270 degrees, each as likely", "crops and masks")
+    band_jitter_strength: float = option(
+        0.0, "brightness and contrast of any number of channels, in units of image_std: factor on the ranges; 0: off", "crops and masks"
+    )
+    channel_drop_probability: float = option(0.0, "share of the images that lose some of their channels", "crops and masks")
+    stain_strength: float = option(
+        0.0, "jitter of haematoxylin, eosin and DAB in RGB histology: 0.05 light, 0.2 strong; 0: off", "crops and masks"
+    )
     mask_probability: float = option(0.5, "share of the global crops that are masked", "crops and masks")
     mask_ratio: list[float] = option([0.1, 0.5], "least and greatest share of masked patches", "crops and masks")
     mask_count: Literal["published", "exact"] = option(
@@ -119,7 +155,9 @@ class DINOv2Arguments:
         "none", "sqrt: x sqrt(global batch / 1024), published; linear: x global batch / 256", "optimisation"
     )
     min_learning_rate: float = option(1e-6, "at the end; never scaled", "optimisation")
-    warmup_steps: int = option(50, "steps of linear learning-rate warm-up", "optimisation")
+    warmup_steps: int | None = option(
+        None, "steps of linear learning-rate warm-up; default: 50, or a tenth of max_steps where that is less", "optimisation"
+    )
     weight_decay: float = option(0.04, "at the first step", "optimisation")
     weight_decay_end: float = option(0.4, "at the end (cosine)", "optimisation")
     adam_beta1: float = option(0.9, "AdamW", "optimisation")
@@ -133,10 +171,15 @@ class DINOv2Arguments:
 
     # --- evaluation
     eval_dataset: str | None = option(
-        "scenes?size=64&split=held_out&count=2000", "labelled images, the queries of k-NN; none: no evaluation", "evaluation"
+        BY_DATASET,
+        "labelled images, the queries of k-NN; auto: held-out scenes where dataset is scenes, otherwise held_out; held_out: a tenth of dataset, which "
+        "is then not trained on, if it has labels; none: no evaluation",
+        "evaluation",
     )
     eval_bank_dataset: str | None = option(
-        None, "labelled images, the bank of k-NN; default: dataset if it has labels, otherwise a part of eval_dataset", "evaluation"
+        None,
+        "labelled images, the bank of k-NN; default: dataset if it has eval_dataset's classes, otherwise a part of eval_dataset",
+        "evaluation",
     )
     eval_steps: int = option(460, "steps between two evaluations; the last step always evaluates", "evaluation")
     eval_image_size: list[int] | None = option(None, "size of evaluated images; default global_crop_size", "evaluation")
@@ -144,10 +187,25 @@ class DINOv2Arguments:
     knn_bank_size: int = option(4000, "images drawn for the bank", "evaluation")
     knn_num_queries: int = option(2000, "images drawn as queries", "evaluation")
 
+    def __post_init__(self) -> None:
+        self.eval_dataset = chosen_evaluation(self.eval_dataset, self.dataset, HELD_OUT_SCENES)
+        if self.warmup_steps is None:  # resolved here, so that config.yaml has the number
+            self.warmup_steps = min(LONGEST_DEFAULT_WARMUP, max(self.max_steps, 0) // 10)
+
 
 def image_size(size: list[int]) -> tuple[int, int]:
     """`[side]` or `[height, width]` as (height, width)."""
     return (size[0], size[-1])
+
+
+def check_start(args: DINOv2Arguments) -> None:
+    """`check_arguments`, and a folder that the run could not use. The first process alone looks: it is in its folder soon.
+
+    A checkpoint, which takes long to verify, is looked at when it is resumed.
+    """
+    check_arguments(args)
+    if is_first_launched() and not args.resume_from_checkpoint:
+        check_folder(args.output_dir, args.name, program=PROGRAM)
 
 
 def check_arguments(args: DINOv2Arguments) -> None:
@@ -181,7 +239,7 @@ def check_arguments(args: DINOv2Arguments) -> None:
     for key in (
         "num_local_crops", "num_register_tokens", "dataloader_num_workers", "warmup_steps", "freeze_last_layer_steps",
         "warmup_teacher_temp_steps", "koleo_loss_weight", "ibot_loss_weight", "dino_loss_weight", "max_grad_norm", "layerscale_value",
-        "weight_decay", "weight_decay_end", "dataloader_timeout",
+        "weight_decay", "weight_decay_end", "dataloader_timeout", "band_jitter_strength", "stain_strength",
     ):  # fmt: skip
         if getattr(args, key) < 0:
             raise UserError(f"{key}={getattr(args, key)}: it must not be below 0")
@@ -189,28 +247,48 @@ def check_arguments(args: DINOv2Arguments) -> None:
         "mask_probability",
         "colour_strength",
         "grayscale_probability",
+        "solarize_probability",
+        "horizontal_flip_probability",
+        "vertical_flip_probability",
+        "channel_drop_probability",
         "drop_path_rate",
         "ema_momentum",
         "ema_momentum_end",
         "center_momentum",
         "max_bad_fraction",
     ):
-        if not 0 <= getattr(args, key) <= 1:
+        if getattr(args, key) is not None and not 0 <= getattr(args, key) <= 1:
             raise UserError(f"{key}={getattr(args, key)}: it must lie between 0 and 1")
+    if not 0 <= args.position_offset < 1:
+        raise UserError(f"position_offset={args.position_offset}: the published one is 0.1, and 0 means none")
     if args.drop_path_rate == 1:
         raise UserError("drop_path_rate=1 drops every branch; published values are 0 to 0.4")
     if args.dino_loss_weight == 0 and args.ibot_loss_weight == 0:
         raise UserError("dino_loss_weight and ibot_loss_weight are both 0: nothing is learned; set one of them, 1 as published")
-    if args.warmup_steps >= args.max_steps:
-        raise UserError(f"warmup_steps={args.warmup_steps} is not below max_steps={args.max_steps}; lower it or train longer")
+    check_beginning(args)
     for key in ("image_mean", "image_std"):
         if len(getattr(args, key)) != args.num_channels:
             raise UserError(f"{key} has {len(getattr(args, key))} values, num_channels is {args.num_channels}; give one per channel")
     if min(args.image_std) <= 0:
         raise UserError(f"image_std={args.image_std}: every value must be above 0")
+    if args.stain_strength and args.num_channels != 3:
+        raise UserError(f"stain_strength={args.stain_strength} needs RGB, num_channels is {args.num_channels}; set it to 0")
+    if args.channel_drop_probability and args.num_channels == 1:
+        raise UserError(f"channel_drop_probability={args.channel_drop_probability} needs several channels, num_channels is 1; set it to 0")
     width, _, heads = backbone_shape(args)
     if width % heads:
         raise UserError(f"hidden_size={width} is no multiple of num_attention_heads={heads}")
+
+
+def check_beginning(args: DINOv2Arguments) -> None:
+    """Refuse what is to end after some steps and would not end within the run, all at once, with the words of a short trial."""
+    names = ("warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps")
+    too_long = [name for name in names if getattr(args, name) and getattr(args, name) >= args.max_steps]
+    if too_long:
+        given = ", ".join(f"{name}={getattr(args, name)}" for name in too_long)
+        short = " ".join(f"--{name} 0" for name in too_long)
+        verb = "is" if len(too_long) == 1 else "are"
+        raise UserError(f"{given} {verb} not below max_steps={args.max_steps}; train longer, or for a short trial add {short}")
 
 
 def backbone_shape(args: DINOv2Arguments) -> tuple[int, int, int]:

@@ -8,18 +8,24 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from encoders.evaluation.knn_benchmark import KnnBenchmark
+from encoders.evaluation.same_classes import classes_problem
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
 from encoders.transformers_encoder import TransformersEncoder
-from pretrain.backbone import Backbone, build_backbone, load_backbone_weights, position_grid_size
+from pretrain.backbone import Backbone, build_backbone, position_grid_size
 from pretrain.dinov2_args import DINOv2Arguments, backbone_shape, image_size
 from pretrain.heads import ProjectionHead
-from pretrain.multicrop import MultiCrop
+from pretrain.initial_weights import load_backbone_weights
+from pretrain.multicrop import MultiCrop, Poses
+from pretrain.own_evaluation import HELD_OUT
 from pretrain.param_groups import parameter_groups
 from pretrain.schedules import cosine_schedule, frozen, linear_warmup, scaled_learning_rate
 from pretrain.self_distillation import SelfDistillation
+from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BatchLayout, StepMasks, make_loader
 from pretrain.training_state import load_heads_and_centers
+from vision_core.distributed import print_once
 from vision_core.errors import UserError
+from vision_core.images.held_out import SourcePart, hold_out
 from vision_core.images.sources import ImageSource, ImageStream, open_source
 from vision_core.randomness import seed_of
 
@@ -84,6 +90,7 @@ def build_run_backbone(args: DINOv2Arguments, layerscale_value: float) -> Backbo
         layerscale_value=layerscale_value,
         initializer_range=args.initializer_range,
         register_init_std=args.register_init_std,
+        position_offset=args.position_offset,
     )
 
 
@@ -108,8 +115,8 @@ def build_schedules(args: DINOv2Arguments, global_batch: int) -> dict:
     }
 
 
-def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
-    """The run's crops."""
+def build_multicrop(args: DINOv2Arguments, source: ImageSource | ImageStream) -> MultiCrop:
+    """The run's crops of the images of `source`."""
     return MultiCrop(
         image_size(args.global_crop_size),
         image_size(args.local_crop_size),
@@ -121,43 +128,112 @@ def build_multicrop(args: DINOv2Arguments) -> MultiCrop:
         args.grayscale_probability,
         args.image_mean,
         args.image_std,
+        poses=Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns),
+        solarize_probability=args.solarize_probability,
+        band_jitter_strength=args.band_jitter_strength,
+        channel_drop_probability=args.channel_drop_probability,
+        stain_strength=args.stain_strength,
+        known_range=source.pixel_options.scale is not None,
     )
 
 
-def build_loader(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, first_step: int) -> DataLoader:
-    """Batches from `first_step` to the end."""
+def build_loader(
+    args: DINOv2Arguments,
+    source: ImageSource | ImageStream,
+    layout: BatchLayout,
+    first_step: int,
+    places: StreamPlaces | None = None,
+) -> DataLoader:
+    """Batches from `first_step` to the end; of a stream from `places`."""
     height, width = image_size(args.global_crop_size)
     grid = (height // args.patch_size, width // args.patch_size)
     exact = args.mask_count == "exact"
     masks = StepMasks(grid, layout.global_batch, args.seed, args.mask_probability, tuple(args.mask_ratio), exact)
     return make_loader(
-        source, build_multicrop(args), masks, layout, args.seed, first_step, args.max_steps, args.dataloader_num_workers,
-        pin_memory=torch.cuda.is_available(),
+        source, build_multicrop(args, source), masks, layout, args.seed, first_step, args.max_steps, args.dataloader_num_workers,
+        pin_memory=torch.cuda.is_available(), places=places,
     )  # fmt: skip
+
+
+def open_training_data(args: DINOv2Arguments, processes: int) -> ImageSource | ImageStream:
+    """The images that are trained on. With eval_dataset=held_out they are a `SourcePart` without those that judge the run.
+
+    Where nothing can be held out, that is said, and `args.eval_dataset` becomes None.
+    """
+    source = open_source(args.dataset, args.num_channels)
+    if args.eval_dataset != HELD_OUT:
+        return source
+    at_least = max(args.per_device_train_batch_size * args.gradient_accumulation_steps * processes, args.knn_k)
+    part = hold_out(source, args.seed, args.knn_num_queries) if isinstance(source, ImageSource) and source.labels else None
+    problem = _held_out_problem(source, part, at_least)
+    if problem is None:
+        return part
+    print_once([f"not judged      {problem}; name labelled images by --eval_dataset to see k-NN accuracy"])
+    args.eval_dataset = None
+    return source
+
+
+def _held_out_problem(source: ImageSource | ImageStream, part: SourcePart | None, at_least: int) -> str | None:
+    """Why a run cannot be judged on a part of its own images, or None."""
+    if part is None:
+        return "the images have no labels" if isinstance(source, ImageSource) else "a stream's labels are not known beforehand"
+    if len(set(source.labels)) < 2:
+        return "the images have one class alone"
+    if not len(part.held_out):
+        return "the images are too few to hold some out"
+    if len(part) < at_least:
+        return f"with a tenth held out {len(part)} images would be left, fewer than a global batch or knn_k"
+    return None
 
 
 def build_benchmark(args: DINOv2Arguments, source: ImageSource | ImageStream, on_this_process: bool) -> KnnBenchmark | None:
     """The k-NN benchmark of the run; images are held by the main process alone."""
     if args.eval_dataset is None:
         return None
-    queries = open_source(args.eval_dataset, args.num_channels)
-    bank = queries
-    if args.eval_bank_dataset is not None:
-        bank = open_source(args.eval_bank_dataset, args.num_channels)
-    elif isinstance(source, ImageSource) and source.labels is not None:
-        bank = source
+    learnt_scale = source.pixel_options.scale
+    is_held_out = args.eval_dataset == HELD_OUT
+    queries = source.held_out if is_held_out else open_source(args.eval_dataset, args.num_channels, learnt_scale)
+    bank, origin = choose_bank(args, source, queries)
+    num_queries = args.knn_num_queries
+    if bank is queries and num_queries >= len(queries):
+        num_queries = max(len(queries) // 2, 1)
     if not on_this_process:
         return None
     return KnnBenchmark(
         bank,
         queries,
         bank_size=args.knn_bank_size,
-        num_queries=args.knn_num_queries,
+        num_queries=num_queries,
         transform=ImageTransform(evaluation_size(args), tuple(args.image_mean), tuple(args.image_std), margin=PUBLISHED_MARGIN),
         k=args.knn_k,
         seed=args.seed,
         progress=True,
+        max_bad_fraction=args.max_bad_fraction,
+        origin=origin,
     )
+
+
+def choose_bank(args: DINOv2Arguments, source: ImageSource | ImageStream, queries: ImageSource) -> tuple[ImageSource, str]:
+    """The images whose classes are known to k-NN, and why they are not the training images, in words, or "".
+
+    They are `queries` themselves, of which the benchmark then makes two parts, where the training images are the same images, or have no
+    labels, or labels of other classes: sub-folders such as 2021 and 2022 say nothing about cats and dogs.
+    """
+    if args.eval_bank_dataset is not None:
+        bank = open_source(args.eval_bank_dataset, args.num_channels, source.pixel_options.scale)
+        return (queries, "bank and queries are parts of the same images") if same_images(bank, queries) else (bank, "")
+    is_labelled = isinstance(source, ImageSource) and source.labels is not None
+    problem = "the training images have no labels" if not is_labelled else None
+    if is_labelled and queries.labels is not None:
+        problem = classes_problem(source, queries)
+    if problem is None and same_images(source, queries):
+        problem = "they are the training images too"
+    return (source, "") if problem is None else (queries, f"the bank is a part of the evaluation images, because {problem}")
+
+
+def same_images(one: ImageSource | ImageStream, other: ImageSource) -> bool:
+    """Whether two sources are the same files; what else they share is found by its content."""
+    return isinstance(one, ImageSource) and len(one) == len(other) and one.fingerprint == other.fingerprint
 
 
 def evaluation_size(args: DINOv2Arguments) -> tuple[int, int]:
@@ -174,7 +250,7 @@ def untrained_accuracy(args: DINOv2Arguments, benchmark: KnnBenchmark) -> dict[s
 
 
 def load_weights(method: SelfDistillation, source: str) -> list[str]:
-    """`--init_from`: the backbone for student and teacher, and the heads where the folder has ones that fit."""
+    """`--init_from`: the backbone for student and teacher, and the heads where the folder has ones that fit; lines that say so."""
     lines = load_backbone_weights(method.student["backbone"], source)
     heads = Path(source) / "heads.safetensors"
     if heads.is_file():

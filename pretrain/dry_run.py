@@ -2,14 +2,24 @@
 
 from torch.utils.data import DataLoader
 
-from pretrain.dinov2_args import DINOv2Arguments, backbone_shape
-from pretrain.dinov2_build import build_benchmark, build_optimizer, build_schedules, evaluation_size, load_weights
+from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, backbone_shape
+from pretrain.dinov2_build import (
+    build_benchmark,
+    build_loader,
+    build_method,
+    build_optimizer,
+    build_schedules,
+    evaluation_size,
+    load_weights,
+)
 from pretrain.health import draw_probes
 from pretrain.self_distillation import SelfDistillation
 from pretrain.training_data import BatchLayout
 from pretrain.training_state import load_training_state
 from vision_core.arguments import arguments_to_yaml
 from vision_core.distributed import is_main_process
+from vision_core.images.pixel_options import pixel_options_text
+from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, ImageStream
 from vision_core.run_folder import check_folder
 
@@ -19,9 +29,17 @@ BYTES_PER_PARAMETER = 20
 ACTIVATIONS_PER_WIDTH = 20
 
 
+def dry_run(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout) -> None:
+    """Look at everything as a run would, and print what it would be. Raises UserError where the run would."""
+    method = build_method(args)
+    rehearse(args, source, layout, method)
+    if is_main_process():
+        print(describe_run(args, source, layout, method, build_loader(args, source, layout, 0)))
+
+
 def rehearse(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation) -> None:
     """Everything that a run does before its first step, but for its folder. Raises UserError where the run would."""
-    checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint)
+    checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint, PROGRAM)
     optimizer = build_optimizer(args, method)
     build_schedules(args, layout.global_batch)
     build_benchmark(args, source, is_main_process())
@@ -36,6 +54,8 @@ def describe_run(
     args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation, loader: DataLoader
 ) -> str:
     """The resolved options, the shapes of one drawn batch, parameter counts, and an estimate of memory per process."""
+    notes = range_notes(source, args.num_channels, args.image_mean, args.image_std)
+    reading = pixel_options_text(source.pixel_options)
     batch = next(iter(loader))
     shapes = [f"  {name:<14}{list(batch[name].shape)}" for name in ("global_crops", "local_crops", "masks") if batch[name] is not None]
     parts = {name: sum(value.numel() for value in part.parameters()) for name, part in method.student.items()}
@@ -47,6 +67,8 @@ def describe_run(
             arguments_to_yaml(args).rstrip(),
             "",
             f"images: {source.description}",
+            *(f"note: {note}" for note in notes),
+            *([f"pixels: read with {reading}"] if reading else []),
             f"global batch: {layout.global_batch} images ({layout})",
             "one batch of this process:",
             *shapes,
@@ -65,6 +87,6 @@ def memory_estimate(args: DINOv2Arguments, batch: dict, num_parameters: int) -> 
     tokens = sum(len(part) * (part.shape[2] * part.shape[3] // args.patch_size**2 + 1 + args.num_register_tokens) for part in crops)
     kept_layers = 1 if args.gradient_checkpointing else layers
     rows = sum(len(part) for part in crops) + len(batch["mask_indices"]) + len(batch["global_crops"])
-    bytes_per_value = 2 if args.mixed_precision == "bf16" else 4
+    bytes_per_value = 4 if args.mixed_precision == "no" else 2
     activations = tokens * width * ACTIVATIONS_PER_WIDTH * kept_layers * bytes_per_value + 3 * rows * args.num_prototypes * 4
     return num_parameters * BYTES_PER_PARAMETER / 2**30, activations / 2**30

@@ -12,8 +12,7 @@ Every figure is measured through the teacher, in float32. With p the teacher's d
 """
 
 import math
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
 from statistics import median
 
 import torch
@@ -27,7 +26,8 @@ from pretrain.self_distillation import SelfDistillation
 from vision_core.distributed import gather_objects, gather_rows, rank, world_size
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
-from vision_core.images.sources import ImageRecord, ImageSource, ImageStream
+from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, UnreadableSample
+from vision_core.images.unreadable import cure
 
 NUM_PROBES = 512
 PROBE_BATCH = 64
@@ -43,21 +43,33 @@ LOST_RANK = 0.5  # of its greatest value
 GRADIENT_JUMP = 10.0  # times its median
 
 
-def draw_probes(source: ImageSource | ImageStream, size: tuple[int, int], seed: int, count: int = NUM_PROBES) -> Tensor:
+def draw_probes(
+    source: ImageSource | ImageStream,
+    size: tuple[int, int],
+    seed: int,
+    count: int = NUM_PROBES,
+    note: Callable[[list[UnreadableSample]], None] | None = None,
+) -> Tensor:
     """This process's share of `count` images that stay the same all through a run: `[count / processes, C, *size]`, as they are stored.
 
-    Of a stream they are its first images. Unreadable images are left out, and all shares are cut to the smallest one. Raises
-    UserError where a share is empty.
+    Of a stream they are its first images. Unreadable images are left out, `note` is told those of all processes, and all shares are cut to
+    the smallest one. Raises UserError where a share is empty.
     """
-    if isinstance(source, ImageStream):
-        records = (record for record in source.records(rank(), world_size(), 0) if isinstance(record, ImageRecord))
-        images = [centre_view(record.image, size) for record in islice(records, count // world_size())]
-    else:
-        indices = draw_subset(len(source), count, seed, "probes")[rank() :: world_size()]
-        images = [image for index in indices if (image := _view(source, index, size)) is not None]
-    smallest = min(gather_objects(len(images)))
+    records = _stream_records(source, count) if isinstance(source, ImageStream) else _drawn_records(source, count, seed)
+    images: list[Tensor] = []
+    bad: list[UnreadableSample] = []
+    for record in records:
+        if isinstance(record, ImageRecord):
+            images.append(centre_view(record.image, size))
+        else:
+            bad.append(record)
+    shares = gather_objects((len(images), bad))
+    smallest = min(number for number, _ in shares)
     if not smallest:
-        raise UserError(f"no readable image among the first draws from {source.description}; look at the files, or give more images")
+        why = f" ({bad[0].reason}: {cure(bad[0].reason)})" if bad else ""
+        raise UserError(f"no readable image among the first draws from {source.description}{why}; look at the files, or give more images")
+    if note is not None:
+        note([sample for _, samples in shares for sample in samples])
     return torch.stack(images[:smallest])
 
 
@@ -183,8 +195,19 @@ def _entropy(probabilities: Tensor) -> Tensor:
     return -torch.special.xlogy(probabilities, probabilities).sum(-1)
 
 
-def _view(source: ImageSource, index: int, size: tuple[int, int]) -> Tensor | None:
-    try:
-        return centre_view(source[index].image, size)
-    except UnreadableImage:
-        return None
+def _stream_records(stream: ImageStream, count: int) -> Iterator[ImageRecord | UnreadableSample]:
+    """Until this process has its share of images."""
+    wanted = count // world_size()
+    for record in stream.records(rank(), world_size(), 0) if wanted else ():
+        yield record
+        wanted -= isinstance(record, ImageRecord)
+        if not wanted:
+            return
+
+
+def _drawn_records(source: ImageSource, count: int, seed: int) -> Iterator[ImageRecord | UnreadableSample]:
+    for index in draw_subset(len(source), count, seed, "probes")[rank() :: world_size()]:
+        try:
+            yield source[index]
+        except UnreadableImage as error:
+            yield UnreadableSample(source.id_of(index), error.reason)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +15,35 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from encoders.transformers_encoder import read_config
-from vision_core.distributed import is_main_process, print_once
+from pretrain.image_args import program_of
+from pretrain.own_evaluation import HELD_OUT
+from vision_core.distributed import is_main_process, print_once, world_size
 from vision_core.errors import UserError
+from vision_core.folder_kinds import refuse_folder
+from vision_core.hub import hub_or_cache
 from vision_core.images.decode import UnreadableImage
+from vision_core.images.held_out import hold_out
+from vision_core.images.pixel_options import Scale
+from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
+from vision_core.launchers import is_first_launched
 from vision_core.model_card import write_model_card
 from vision_core.randomness import numpy_generator
+from vision_core.run_facts import batch_text, data_licence, made_with, millions, run_again
 from vision_core.run_folder import check_folder
-from vision_core.run_preview import preview
-from vision_core.run_trainer import RunTrainer, TrainerOptions, open_run, training_arguments
+from vision_core.run_preview import introduction, preview
+from vision_core.run_trainer import RunTrainer, open_run, training_arguments
 from vision_core.stopping import StopRequest
+from vision_core.trainer_options import TrainerOptions
 
 Item = dict[str, Any]
-SHOWN = ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay", "warmup_steps", "bf16", "seed")
+SHOWN = ("init_from", "learning_rate", "weight_decay", "warmup_steps", "bf16", "fp16", "seed")
+MOST_HELD_OUT = 500  # images whose loss is measured in between
 
 
 class DrawnImages(Dataset):
     """The images of `source`, once for every draw. Draw number `epoch * len(source) + index` is `make(image, epoch, index)`, so what is random in it can
-    be a function of epoch and index. Images: uint8 `[3, H, W]`.
+    be a function of epoch and index. Images: `[3, H, W]`, uint8, or float32 of 0..1 with `?scale=`.
 
     Raises UserError, which names the image, for one that cannot be read.
     """
@@ -84,12 +97,31 @@ class ImageTrainer(RunTrainer):
         self.model.load_state_dict(saved.state_dict())
 
 
-def open_images(text: str) -> ImageSource:
-    """The images of a source text. Raises UserError for a stream, whose length and order nobody knows."""
-    source = open_source(text)
+def open_images(text: str, auto_scale: Scale | None = None) -> ImageSource:
+    """The images of a source text, `auto_scale` as in `open_source`. Raises UserError for a stream, whose length and order nobody knows."""
+    source = open_source(text, auto_scale=auto_scale)
     if not isinstance(source, ImageSource):
         raise UserError(f"{text} is a stream; give images that can be read in any order, a folder or parquet: (docs/data.md)")
     return source
+
+
+def open_parts(options: Any, open_one: Callable[..., ImageSource] = open_images) -> tuple[ImageSource, ImageSource | None]:
+    """The images that are trained on and those whose loss is measured in between, of options with `dataset` and `eval_dataset`.
+
+    With eval_dataset=held_out the second are a part of the first, which is not trained on. Where that part would not fill a batch, this is
+    said, and `options.eval_dataset` becomes None. open_one: from a text, and what its `?scale=auto` stands for, to images.
+    """
+    source = open_one(options.dataset)
+    if options.eval_dataset != HELD_OUT:
+        return source, open_one(options.eval_dataset, source.pixel_options.scale) if options.eval_dataset else None
+    part = hold_out(source, options.seed, MOST_HELD_OUT)
+    a_batch = options.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", 1))
+    if len(part.held_out) >= a_batch and len(part) >= a_batch * options.gradient_accumulation_steps:
+        return part, part.held_out
+    if is_first_launched():
+        print(f"no held-out loss: a tenth of {len(source):,} images does not fill a batch of {a_batch}; name others by --eval_dataset")
+    options.eval_dataset = None
+    return source, None
 
 
 def load_whole(
@@ -99,6 +131,15 @@ def load_whole(
 
     Raises UserError, which names `option`, for a model of another kind, for missing weights, or for what cannot be read.
     """
+    name = name.removeprefix("hf:")
+    wanted = model_class.config_class.model_type
+    if Path(name).is_dir():
+        refuse_folder(name, f"a whole {wanted} of transformers", ("encoder", "model", "unknown"))
+    with nullcontext() if Path(name).exists() else hub_or_cache(f"{option} {name}"):
+        return _load_whole(model_class, name, option, config)
+
+
+def _load_whole(model_class: type[PreTrainedModel], name: str, option: str, config: PreTrainedConfig | None) -> PreTrainedModel:
     wanted, theirs = model_class.config_class.model_type, read_config(name)
     if theirs.model_type != wanted:
         raise UserError(f"{option} {name} is a {theirs.model_type}; give a {wanted}")
@@ -124,22 +165,14 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def check_widths(hidden_size: int, num_attention_heads: int, image_size: int, patch_size: int) -> None:
-    """Raises UserError for a new model that cannot be built."""
-    if min(hidden_size, num_attention_heads, image_size, patch_size) < 1:
-        raise UserError("--hidden_size, --num_attention_heads, --image_size and --patch_size must be above 0")
-    if image_size % patch_size:
-        raise UserError(f"--image_size {image_size} is no multiple of --patch_size {patch_size}")
-    if hidden_size % num_attention_heads:
-        raise UserError(f"--hidden_size {hidden_size} is no multiple of --num_attention_heads {num_attention_heads}")
-
-
 def check_enough(data: DrawnImages, held_out: DrawnImages | None, options: TrainerOptions, processes: int) -> None:
     """Raises UserError for data that does not fill a step, or one look at held-out images: a batch that is not full is left out."""
     together = options.per_device_train_batch_size * processes
     for name, images, needed in (("dataset", data, together * options.gradient_accumulation_steps), ("eval_dataset", held_out, together)):
         if images is not None and len(images) < needed:
-            raise UserError(f"--{name} has {len(images)} images, fewer than a step's {needed}; lower --per_device_train_batch_size")
+            fits = len(images) * options.per_device_train_batch_size // needed
+            cure = f"lower --per_device_train_batch_size to {fits} at most" if fits else "give more images, or start fewer processes"
+            raise UserError(f"--{name} has {len(images)} images, fewer than a step's {needed}; {cure}")
 
 
 def train_images(
@@ -156,14 +189,18 @@ def train_images(
     card: Mapping[str, Any],
 ) -> None:
     """Train `model`; at the end the run's folder holds its weights, `processor` and a card. card: title, summary and more of `write_model_card`."""
+    program = program_of(name)
     with StopRequest(launchers) as stop, tempfile.TemporaryDirectory() as aside:
         settings = training_arguments(
             options, has_eval=held_out is not None, dataloader_drop_last=True, adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]
         )
         check_enough(data, held_out, options, settings.world_size)
+        processor = fitted_processor(processor, data.source)
+        for note in range_notes(data.source, 3, *normalisation(processor)):
+            print_once(f"note: {note}")
         if options.dry_run:
-            check_folder(options.output_dir, name, options.resume_from_checkpoint)
-        run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name)
+            check_folder(options.output_dir, name, options.resume_from_checkpoint, program)
+        run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name, program)
         settings.output_dir = folder
         trainer = trainer_type(
             model,
@@ -179,26 +216,61 @@ def train_images(
         if options.dry_run:
             print_once(preview(trainer))
             return
+        print_once([f"run folder       {folder}", f"images           {data.source.description}", *introduction(trainer)])
         trainer.train_until_told(stop, checkpoint)
         trainer.save_model(folder)
     if is_main_process():
         (Path(folder) / "training_args.bin").unlink()  # a pickle, which nobody needs to load the model
-        write_card(Path(folder), name, options, data.source.description, trainer.state.log_history, card)
+        write_card(Path(folder), program, options, data.source, trainer, card)
         print(f"saved {folder}")
 
 
+def fitted_processor(processor: Any, source: ImageSource) -> Any:
+    """`processor`, which divides by 255 only where the images of `source` are pictures of 0 to 255: `?scale=` has made them 0..1."""
+    if source.pixel_options.scale is not None:
+        getattr(processor, "image_processor", processor).do_rescale = False
+    return processor
+
+
+def normalisation(processor: Any) -> tuple[list[float], list[float]]:
+    """Mean and std of an image processor, alone or beside a tokenizer."""
+    images = getattr(processor, "image_processor", processor)
+    return images.image_mean, images.image_std
+
+
 def write_card(
-    folder: Path, name: str, options: TrainerOptions, data: str, log: Sequence[Mapping[str, Any]], card: Mapping[str, Any]
+    folder: Path, program: str, options: TrainerOptions, source: ImageSource, trainer: ImageTrainer, card: Mapping[str, Any]
 ) -> None:
-    """README.md of the run's folder, with the last losses of `log`."""
+    """README.md of the run's folder, with the last losses of the log."""
     figures = {"loss": "training loss, at the end", "eval_loss": "loss of held-out images"}
+    log = trainer.state.log_history
     last = {key: next((line[key] for line in reversed(log) if key in line), None) for key in figures}
     write_model_card(
         folder / "README.md",
-        training_command=f"accelerate launch pretrain/{name}.py config.yaml",
-        data=data,
+        training_command=run_again(program, folder, "accelerate launch"),
+        data=f"{source.description}. Source: `{options.dataset}`.\n\n{data_licence([options.dataset])}",
         results=[{"figure": figures[key], "value": f"{value:.4f}"} for key, value in last.items() if value is not None],
-        settings={key: getattr(options, key) for key in SHOWN},
-        note="A loss is no judgement of features; recipes/evaluate_encoder.py judges them.",
+        settings=facts(options, trainer) | {key: getattr(options, key) for key in SHOWN},
+        note=f"{seen(options, trainer, len(source))} A loss is no judgement of features; recipes/evaluate_encoder.py judges them. "
+        "What the model makes of other images is not known, and nothing was done about biases in the data.",
         **card,
     )
+
+
+def facts(options: TrainerOptions, trainer: ImageTrainer) -> dict[str, str]:
+    """What a reader compares first: size, images, batch, steps, and with what it was made."""
+    config = getattr(trainer.model.config, "vision_config", trainer.model.config)
+    return {
+        "parameters": millions([trainer.model]),
+        "image sizes": f"{config.image_size} x {config.image_size} in patches of {config.patch_size}",
+        "images": batch_text(options.per_device_train_batch_size, options.gradient_accumulation_steps),
+        "steps": f"{trainer.state.global_step:,}",
+        **made_with(),
+    }
+
+
+def seen(options: TrainerOptions, trainer: ImageTrainer, num_images: int) -> str:
+    """How much the model has seen."""
+    step = trainer.state.global_step
+    drawn = step * options.per_device_train_batch_size * options.gradient_accumulation_steps * world_size()
+    return f"It was trained for {step:,} steps and has seen {drawn:,} images, {drawn / num_images:.1f} passes over {num_images:,}."

@@ -9,31 +9,38 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from functools import partial
+
+from pretrain.image_args import MaeArguments, check_run
 from vision_core.launchers import launchers_above
+from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
-from dataclasses import dataclass
-from functools import partial
+if __name__ == "__main__":
+    look_first(MaeArguments, __doc__, partial(check_run, "mae"))
+
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as V
 from transformers import AutoImageProcessor, ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from encoders.preprocess import normalise
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_images, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, first_line, load_whole, open_parts, train_images
 from pretrain.mae_weights import initialise_mae
-from pretrain.multicrop import random_resized_crop
-from vision_core.arguments import option, parse_arguments
+from pretrain.multicrop import PUBLISHED_POSES, Poses, random_view
+from pretrain.own_evaluation import keep_evaluation_of_resumed_run
+from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
-from vision_core.run_trainer import TrainerOptions
 
 CROP_SCALE = (0.2, 1.0)  # published: shares of the area
 BICUBIC = 3  # Pillow's number; the crops are resized by it too
+HELD_OUT_SCENES = "scenes?count=500&split=held_out"
 LOADING = """\
 ```python
 import torch
@@ -51,52 +58,23 @@ with torch.no_grad():
 ```"""
 
 
-@dataclass
-class MaeArguments(TrainerOptions):
-    """MAE; the defaults are a small model on the embedded scenes for a machine with 2 CPU cores."""
-
-    dataset: str = option("scenes?count=20000", "images; docs/data.md", "data")
-    eval_dataset: str | None = option("scenes?count=500&split=held_out", "images whose loss is measured in between, or none", "data")
-    init_from: str | None = option(None, "a ViTMAEForPreTraining to go on from; default: a new small one", "model")
-    image_size: int = option(64, "pixels of a side, of a new model", "model")
-    patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
-    hidden_size: int = option(128, "width of a new model; the decoder has half of it", "model")
-    num_hidden_layers: int = option(4, "layers of a new model; the decoder has half of them", "model")
-    num_attention_heads: int = option(4, "of a new model", "model")
-    mask_ratio: float = option(0.75, "share of the patches that are hidden, of a new model", "model")
-    per_device_train_batch_size: int = option(64, "images per process and step", "optimisation")
-    max_steps: int = option(1500, "steps", "optimisation")
-    learning_rate: float = option(1e-3, "at its highest; published: 1.5e-4 * images of a step / 256", "optimisation")
-    warmup_steps: float = option(0.05, "steps, or below 1 their share; published: 40 of 800 epochs", "optimisation")
-    weight_decay: float = option(0.05, "of matrices; published: 0.05", "optimisation")
-
-    def __post_init__(self) -> None:
-        check_widths(self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size)
-        if self.hidden_size % 8 or self.hidden_size // 2 % self.num_attention_heads:
-            raise UserError(
-                f"--hidden_size {self.hidden_size} must be a multiple of 8 for the positions of encoder and decoder, and its half, the decoder's width, "
-                f"of --num_attention_heads {self.num_attention_heads}"
-            )
-        patches = (self.image_size // self.patch_size) ** 2
-        seen = int(patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
-        if not 0 < seen < patches:
-            raise UserError(f"--mask_ratio {self.mask_ratio} must hide some of the {patches} patches and not all; published: 0.75")
-
-
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(MaeArguments, description=__doc__)
+    keep_evaluation_of_resumed_run(args)
+    check_run("mae", args)
     model, processor = start(args)
-    sources = (open_images(text) if text else None for text in (args.dataset, args.eval_dataset))
+    source, held_out = open_parts(args)
     side = model.config.image_size
-    make = partial(masked_crop, side, (side // model.config.patch_size) ** 2, args.seed)
+    poses = Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns)
+    make = partial(masked_crop, side, (side // model.config.patch_size) ** 2, args.seed, poses=poses)
     train_images(
         "mae",
         args,
         LAUNCHERS,
         model,
         processor,
-        *(source and DrawnImages(source, make) for source in sources),
+        *(each and DrawnImages(each, make) for each in (source, held_out)),
         collate=partial(collate, processor.image_mean, processor.image_std),
         trainer_type=MaeTrainer,
         adam_betas=(0.9, 0.95),  # published
@@ -112,7 +90,8 @@ def main() -> None:
 def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """The model that is trained, and its image processor: loaded, or small and new."""
     if args.init_from:
-        return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
+        with nullcontext() if Path(args.init_from).exists() else hub_or_cache(f"--init_from {args.init_from}"):
+            return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
     config = ViTMAEConfig(
         hidden_size=args.hidden_size,
         num_hidden_layers=args.num_hidden_layers,
@@ -141,17 +120,16 @@ def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
 def load_processor(name: str) -> Any:
     """Raises UserError where there is none."""
     try:
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(name.removeprefix("hf:"), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--init_from {name} has no image processor ({first_line(error)}); add its preprocessor_config.json") from None
 
 
-def masked_crop(side: int, num_patches: int, seed: int, image: Tensor, epoch: int, index: int) -> Item:
-    """A random crop of an image `[3, H, W]`, half of the time mirrored, as view `[3, side, side]`; noise `[num_patches]`: the highest are hidden."""
+def masked_crop(side: int, num_patches: int, seed: int, image: Tensor, epoch: int, index: int, poses: Poses = PUBLISHED_POSES) -> Item:
+    """A random crop of an image `[3, H, W]`, flipped and turned as `poses` has it, as view `[3, side, side]`; noise `[num_patches]`: the highest are hidden."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("mae", seed, epoch, index))
-        view = random_resized_crop(image, (side, side), CROP_SCALE)
-        view = V.horizontal_flip(view) if torch.rand(()) < 0.5 else view
+        view = random_view(image, (side, side), CROP_SCALE, poses)
         return {"view": view, "noise": torch.rand(num_patches)}
 
 

@@ -17,11 +17,21 @@ from encoders.evaluation.knn_benchmark import KnnBenchmark
 from encoders.pictures import attention_picture, pca_picture
 from encoders.sheets import display
 from encoders.transformers_encoder import TransformersEncoder
+from vision_core.distributed import gather_objects
+from vision_core.progress import show_loss, step_bar
 from vision_core.run_folder import RunFolder
 
 NUM_PICTURED = 6
 
 Curve = tuple[list[float], list[float]]
+
+
+def not_finite(own_loss: Tensor, ids: list[str]) -> tuple[float, list[int], list[str]]:
+    """Of a step that is not finite: a loss, the ranks and the images of those processes where the loss is not, or of all where only gradients are."""
+    shares = list(enumerate(gather_objects((float(own_loss), ids))))
+    sick = [(rank, loss, names) for rank, (loss, names) in shares if not math.isfinite(loss)]
+    sick = sick or [(rank, loss, names) for rank, (loss, names) in shares]
+    return sick[0][1], [rank for rank, _, _ in sick], [name for _, _, names in sick for name in names]
 
 
 class Monitor:
@@ -43,9 +53,7 @@ class Monitor:
     def progress(self) -> tqdm:
         """The bar of the loop, for a `with`: closed at its end, so that the line of an error is the last one."""
         self.window_start = time.perf_counter()
-        self.bar = tqdm(
-            total=self.max_steps, initial=self.first_step, desc="pretraining", unit="step", disable=self.run is None, dynamic_ncols=True
-        )
+        self.bar = step_bar(self.max_steps, self.first_step, "pretraining", hidden=self.run is None)
         return self.bar
 
     def waited_for_data(self, seconds: float) -> None:
@@ -58,9 +66,9 @@ class Monitor:
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
         self.count += 1
         self.images += self.global_batch
-        self.bar.update(1)
-        if step % self.logging_steps == 0:
+        if step % self.logging_steps == 0 or step == self.max_steps:  # the last one too, however short the run
             self._write_window(step, settings)
+        self.bar.update(1)
 
     def log(self, step: int, metrics: dict) -> None:
         """Write one line to metrics.jsonl and the trackers."""
@@ -86,10 +94,7 @@ class Monitor:
         means = {name: float(value) / self.count for name, value in self.sums.items()}
         elapsed = time.perf_counter() - self.window_start
         speed = {"images_per_second": self.images / elapsed, "data_wait": min(self.waited / elapsed, 1.0)}
-        self.bar.set_postfix_str(
-            f"{speed['images_per_second']:.0f} img/s, data wait {speed['data_wait']:.0%}, "
-            + ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in means.items() if name.endswith("loss"))
-        )
+        show_loss(self.bar, means["loss"], speed["images_per_second"])
         self.log(step, means | settings | speed)
         self.sums, self.count = {}, 0
         self.window_start, self.waited, self.images = time.perf_counter(), 0.0, 0

@@ -9,14 +9,20 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from functools import partial
+
+from pretrain.image_args import SiglipArguments, check_run
 from vision_core.launchers import launchers_above
+from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
+if __name__ == "__main__":
+    look_first(SiglipArguments, __doc__, partial(check_run, "siglip"))
+
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,17 +30,20 @@ from tokenizers import normalizers, processors
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
 
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, check_widths, first_line, load_whole, open_images, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, first_line, load_whole, open_images, open_parts, train_images
+from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from pretrain.sigmoid_loss import sigmoid_loss
-from vision_core.arguments import option, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError, run_script
+from vision_core.hub import hub_or_cache
+from vision_core.images.pixel_options import Scale
 from vision_core.images.sources import ImageSource
 from vision_core.randomness import numpy_generator, seed_of
-from vision_core.run_trainer import TrainerOptions
 
 CORPUS_IMAGES = 2000  # whose captions a new tokenizer is trained on
 TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut
+HELD_OUT_SCENES = "scenes?count=500&split=held_out"
 LOADING = """\
 ```python
 import torch
@@ -53,31 +62,12 @@ with torch.no_grad():
 ```"""
 
 
-@dataclass
-class SiglipArguments(TrainerOptions):
-    """SigLIP; the defaults are a small model on the captions of the embedded scenes for a machine with 2 CPU cores."""
-
-    dataset: str = option("scenes?count=20000", "images with captions; docs/data.md", "data")
-    eval_dataset: str | None = option("scenes?count=500&split=held_out", "images whose loss is measured in between, or none", "data")
-    init_from: str | None = option(None, "a SigLIP of transformers to go on from, with its processor; default: a new small one", "model")
-    image_size: int = option(64, "pixels of a side, of a new model", "model")
-    patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
-    hidden_size: int = option(128, "width of both towers of a new model", "model")
-    num_hidden_layers: int = option(4, "layers of the vision tower of a new model; the text tower has half of them", "model")
-    num_attention_heads: int = option(4, "of both towers of a new model", "model")
-    per_device_train_batch_size: int = option(64, "pairs per process and step", "optimisation")
-    max_steps: int = option(1500, "steps", "optimisation")
-    learning_rate: float = option(1e-3, "at its highest; published: 1e-3", "optimisation")
-    weight_decay: float = option(1e-4, "of matrices; published: 1e-4", "optimisation")
-
-    def __post_init__(self) -> None:
-        check_widths(self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size)
-
-
 def main() -> None:
     """Read the options, train."""
     args = parse_arguments(SiglipArguments, description=__doc__)
-    source, held_out = (captioned(text) if text else None for text in (args.dataset, args.eval_dataset))
+    keep_evaluation_of_resumed_run(args)
+    check_run("siglip", args)
+    source, held_out = open_parts(args, captioned)
     model, processor = start(args, source)
     train_images(
         "siglip",
@@ -99,9 +89,9 @@ def main() -> None:
     )
 
 
-def captioned(text: str) -> ImageSource:
-    """Images with captions. Raises UserError for images without."""
-    source = open_images(text)
+def captioned(text: str, auto_scale: Scale | None = None) -> ImageSource:
+    """Images with captions, `auto_scale` as in `open_source`. Raises UserError for images without."""
+    source = open_images(text, auto_scale)
     if "captions" not in source.knows:
         raise UserError(f"{text} has no captions; name the column or the file that holds them, captions=... (docs/data.md)")
     return source
@@ -110,7 +100,8 @@ def captioned(text: str) -> ImageSource:
 def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]:
     """The model that is trained, and its processor: loaded, or small and new, its tokenizer trained on the captions."""
     if args.init_from:
-        return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
+        with nullcontext() if Path(args.init_from).exists() else hub_or_cache(f"--init_from {args.init_from}"):
+            return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
     tokenizer = caption_tokenizer(captions_of(source))
     tower = {"hidden_size": args.hidden_size, "num_attention_heads": args.num_attention_heads, "intermediate_size": 2 * args.hidden_size}
     text = tower | {
@@ -134,7 +125,7 @@ def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]
 def load_processor(name: str) -> Any:
     """For images and texts. Raises UserError where one of them is missing."""
     try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(name.removeprefix("hf:"), trust_remote_code=False)
         _ = processor.tokenizer, processor.image_processor
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"--init_from {name} has no processor of images and texts ({first_line(error)}); add its files") from None
@@ -167,7 +158,8 @@ def pair(source: ImageSource, seed: int, image: Tensor, epoch: int, index: int) 
 
 def collate(processor: Any, length: int, items: list[Item]) -> dict[str, Tensor]:
     """`pixel_values` `[B, 3, S, S]`; `input_ids` `[B, length]`, filled up and without a mask, for padding is read as in the released models."""
-    pixels = processor.image_processor([item["image"] for item in items], return_tensors="pt")["pixel_values"]
+    images = [item["image"] for item in items]
+    pixels = processor.image_processor(images, do_rescale=images[0].dtype == torch.uint8, return_tensors="pt")["pixel_values"]
     texts = [item["text"] for item in items]
     tokens = processor.tokenizer(texts, padding="max_length", padding_side="right", truncation=True, max_length=length, return_tensors="pt")
     return {"pixel_values": pixels, "input_ids": tokens["input_ids"]}

@@ -13,13 +13,15 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from pretrain.ibot_loss import masked_token_weights
 from pretrain.masking import block_mask, mask_targets
+from pretrain.stream_places import ReaderPlace, StreamPlaces
+from vision_core.data_workers import end_data_workers, leave_signals_to_parent, worker_deaths_unnoticed
 from vision_core.distributed import gather_objects
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, UnreadableSample
+from vision_core.images.unreadable import cure
 from vision_core.randomness import numpy_generator, seed_of
 from vision_core.run_folder import RunFolder
-from vision_core.stopping import end_data_workers, leave_signals_to_parent, worker_deaths_unnoticed
 
 MAX_REDRAWS = 20
 NAMED_IN_FLIGHT = 8
@@ -51,9 +53,11 @@ class BatchLayout(NamedTuple):
     def check(self, num_images: int) -> None:
         """Raise `UserError` where a global batch needs more images than there are."""
         if num_images < self.global_batch:
+            fits = num_images // (self.micro_batches * self.processes)
+            cure = f"lower --per_device_train_batch_size to {fits} at most" if fits else "give more images, or start fewer processes"
             raise UserError(
                 f"the dataset has {num_images} images, fewer than the global batch of {self.global_batch} "
-                "(per_device_train_batch_size x gradient_accumulation_steps x processes); lower per_device_train_batch_size"
+                f"(per_device_train_batch_size x gradient_accumulation_steps x processes); {cure}"
             )
 
     def slots(self, micro_batch: int) -> range:
@@ -155,8 +159,11 @@ class IndexedCrops(Dataset):
 
 
 class StreamedCrops(IterableDataset):
-    """Crops of a stream's records, pass after pass. The order is the stream's and depends on the number of readers; a resumed run
-    starts a new pass, numbered by its first step, instead of the place where it stopped."""
+    """Crops of a stream's records, pass after pass. The order is the stream's and depends on the number of readers.
+
+    Every sample says where its reader is behind it; `places` holds that of each reader from which a resumed run goes on. A reader
+    without a place begins a new pass, numbered by the step at which the run began to read so.
+    """
 
     def __init__(
         self,
@@ -166,35 +173,39 @@ class StreamedCrops(IterableDataset):
         seed: int,
         layout: BatchLayout,
         first_step: int,
+        places: dict[int, ReaderPlace] | None = None,
     ) -> None:
         self.stream, self.multicrop, self.masks, self.seed = stream, multicrop, masks, seed
-        self.layout, self.first_step = layout, first_step
+        self.layout, self.first_step, self.places = layout, first_step, places or {}
 
     def __iter__(self) -> Iterator[dict]:
-        draws, bad, epoch = self._draws(), [], self.first_step
+        worker = get_worker_info()
+        reader, readers = (worker.id, worker.num_workers) if worker else (0, 1)
+        at = self.places.get(reader) or ReaderPlace(reader, 0, self.first_step, None)
+        samples, epoch, start = at.samples, at.epoch, at.record
+        draws, bad = self._draws(reader + samples // self.layout.per_device * readers, readers), []
         while True:
-            readable = 0
-            for record in self.stream.records(self.layout.rank, self.layout.processes, epoch):
+            before = samples
+            for record in self.stream.records(self.layout.rank, self.layout.processes, epoch, start):
                 if isinstance(record, UnreadableSample):
                     bad.append((record.id, record.reason))
                     continue
-                readable += 1
+                samples += 1
                 draw = next(draws)._replace(epoch=epoch)
-                yield cut(record, self.multicrop, self.masks, draw, self.seed, record.id) | {"bad": bad}
+                place = ReaderPlace(reader, samples, epoch, record.place)
+                yield cut(record, self.multicrop, self.masks, draw, self.seed, record.id) | {"bad": bad, "place": place}
                 bad = []
-            if not readable:
+            if samples == before and start is None:
                 return  # no shard for this worker; the others go on
-            epoch += 1
+            epoch, start = epoch + 1, None
 
-    def _draws(self) -> Iterator[Draw]:
-        """Step and slot of each record that this worker yields: workers take turns, one micro-batch each."""
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+    def _draws(self, micro_batch: int, readers: int) -> Iterator[Draw]:
+        """Step and slot of each record of this reader from `micro_batch` on: readers take turns, one micro-batch each."""
         while True:
-            step, micro_batch = divmod(number, self.layout.micro_batches)
-            for slot in self.layout.slots(micro_batch):
+            step, part = divmod(micro_batch, self.layout.micro_batches)
+            for slot in self.layout.slots(part):
                 yield Draw(self.first_step + step, slot, 0, 0)
-            number += workers
+            micro_batch += readers
 
 
 def collate(samples: list[dict]) -> dict:
@@ -213,6 +224,7 @@ def collate(samples: list[dict]) -> dict:
         "mask_weights": masked_token_weights(masks),
         "ids": [sample["id"] for sample in samples],
         "bad": [bad for sample in samples for bad in sample["bad"]],
+        "place": samples[-1].get("place"),
     }
 
 
@@ -249,7 +261,7 @@ class BadImageWatch:
             name, reason = bad[-1]
             raise UserError(
                 f"{self.bad} of {self.drawn} images drawn are unreadable, more than max_bad_fraction={self.max_fraction}; the last is "
-                f"{name} ({reason}), bad_samples.jsonl names them all; mend or remove them, or raise max_bad_fraction"
+                f"{name} ({reason}), bad_samples.jsonl names them all; {cure(reason)}; or remove them, or raise max_bad_fraction"
             )
 
     def state_dict(self) -> dict:
@@ -311,8 +323,9 @@ def make_loader(
     last_step: int,
     num_workers: int,
     pin_memory: bool = False,
+    places: StreamPlaces | None = None,
 ) -> DataLoader:
-    """Batches of this process for steps `first_step .. last_step - 1`, `layout.micro_batches` per step."""
+    """Batches of this process for steps `first_step .. last_step - 1`, `layout.micro_batches` per step. A stream goes on from `places`."""
     settings = {
         "collate_fn": collate,
         "num_workers": num_workers,
@@ -321,7 +334,8 @@ def make_loader(
         "prefetch_factor": 4 if num_workers else None,
     }
     if isinstance(source, ImageStream):
-        crops = StreamedCrops(source, multicrop, masks, seed, layout, first_step)
+        began, readers = (places.began, places.readers) if places else (first_step, None)
+        crops = StreamedCrops(source, multicrop, masks, seed, layout, began, readers)
         return DataLoader(crops, batch_size=layout.per_device, drop_last=True, **settings)
     sampler = StepSampler(len(source), layout, seed, first_step, last_step)
     return DataLoader(IndexedCrops(source, multicrop, masks, seed), batch_sampler=sampler, **settings)

@@ -45,9 +45,14 @@ def load_training_state(folder: Path, method: SelfDistillation, optimizer: torch
         raise UserError(f"{folder} does not fit this run's model ({reason}); resume with the run's own config.yaml") from None
 
 
-def changed_course(state: dict, seed: int, global_batch: int) -> list[str]:
-    """What makes a run that resumes from `state` differ from an uninterrupted one, a line each."""
+def changed_course(state: dict, seed: int, global_batch: int, pixel_options: str) -> list[str]:
+    """What makes a run that resumes from `state` differ from an uninterrupted one, a line each. pixel_options: how images are read, as text."""
     lines = []
+    before = state.get("pixel_options", pixel_options)  # older checkpoints do not say
+    if before != pixel_options:
+        lines.append(
+            f"note            images were read with {before or 'no options'} and are read with {pixel_options or 'none'}: other pixels"
+        )
     for name, value in (("seed", seed), ("global_batch", global_batch)):
         if state[name] != value:
             lines.append(

@@ -12,11 +12,37 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from dataclasses import dataclass
+
+from vision_core.arguments import option, parse_arguments
+from vision_core.run_folder import RunFolder, check_folder
+from vision_core.start import look_first
+
+
+@dataclass
+class CheckArguments:
+    """What is checked, and for which model."""
+
+    conversations: list[str] = option(["scenes?count=200"], "what would be trained on; docs/fine_tuning.md", "data")
+    model: str | None = option(None, "folder of the fused model: lengths and its chat template are checked", "model")
+    max_length: int = option(2048, "tokens of a conversation, image tokens counted", "model")
+    write_clean: str | None = option(None, "new file for the good rows: .jsonl, or .parquet for tables", "data")
+    num_workers: int = option(2, "processes that read", "run")
+    output_dir: str | None = option(None, "new folder for bad_rows.jsonl; default: the next one in outputs/", "run")
+
+
+def check_arguments(args: CheckArguments) -> None:
+    """Raises UserError for an output folder that cannot be used."""
+    check_folder(args.output_dir, "check", can_resume=False)
+
+
+if __name__ == "__main__":
+    look_first(CheckArguments, __doc__, check_arguments)
+
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -31,26 +57,14 @@ from recipes.conversation_sources import ConversationSource, open_conversations
 from recipes.conversations import BadRow, shortened
 from recipes.judging import markdown_table
 from recipes.vlm_models import check_model_folder
-from vision_core.arguments import arguments_to_yaml, option, parse_arguments
+from vision_core.arguments import arguments_to_yaml
+from vision_core.data_workers import leave_signals_to_parent
 from vision_core.errors import UserError, run_script
-from vision_core.run_folder import RunFolder, check_folder
 
 SHOWN = 3  # examples of each reason
 KEYS_SHOWN = 50
 UNCHECKED = "lengths, the chat template and the tokenizer's own tokens were not looked at: name the fused model by --model"
 RANGES_SHOWN = 100  # of rows that were left out; all of them stand in bad_rows.jsonl
-
-
-@dataclass
-class CheckArguments:
-    """What is checked, and for which model."""
-
-    conversations: list[str] = option(["scenes?count=200"], "what would be trained on; docs/fine_tuning.md", "data")
-    model: str | None = option(None, "folder of the fused model: lengths and its chat template are checked", "model")
-    max_length: int = option(2048, "tokens of a conversation, image tokens counted", "model")
-    write_clean: str | None = option(None, "new file for the good rows: .jsonl, or .parquet for tables", "data")
-    num_workers: int = option(2, "processes that read", "run")
-    output_dir: str | None = option(None, "new folder for bad_rows.jsonl; default: the next one in outputs/", "run")
 
 
 @dataclass(frozen=True)
@@ -94,11 +108,11 @@ class Rows(Dataset):
 def main() -> None:
     """Read all, report, and end with status 1 where a row is bad and no clean file was asked for."""
     args = parse_arguments(CheckArguments, description=__doc__)
-    check_folder(args.output_dir, "check")
+    check_arguments(args)
     sources = [(text, open_conversations(text)) for text in args.conversations]
     clean = clean_target(args.write_clean, sources)
     processor = load_processor(args.model) if args.model else None
-    run = RunFolder.open(args.output_dir, "check", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "check", arguments_to_yaml(args), can_resume=False)
     bad = 0
     with (run.path / "bad_rows.jsonl").open("w", encoding="utf-8") as file:
         for text, source in sources:
@@ -192,7 +206,8 @@ def check(
     name: str,
 ) -> Iterator[Checked]:
     """All rows in order."""
-    loader = DataLoader(Rows(source, processor, max_length), batch_size=64, num_workers=num_workers, collate_fn=list)
+    rows = Rows(source, processor, max_length)
+    loader = DataLoader(rows, batch_size=64, num_workers=num_workers, collate_fn=list, worker_init_fn=leave_signals_to_parent)
     with tqdm(total=len(source), desc=name, unit="row", leave=False) as bar:
         for batch in loader:
             bar.update(len(batch))

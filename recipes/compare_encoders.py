@@ -9,18 +9,24 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from collections.abc import Sequence
+from recipes.judging_args import ONE_OF_EACH, CompareArguments, TaskName, check_comparison
+from vision_core.start import look_first
+
+if __name__ == "__main__":
+    look_first(CompareArguments, __doc__, check_comparison)
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 
 import torch
 
 from encoders.curves import bar_picture
 from encoders.evaluation.results import TaskResult
+from encoders.load import check_source
 from encoders.pictures import side_by_side
 from recipes.judging import (
-    JudgingArguments,
-    TaskName,
-    check_arguments,
     frozen_features,
     join_processes,
     load,
@@ -35,56 +41,45 @@ from recipes.judging import (
     shown,
     write_json,
 )
-from vision_core.arguments import option, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.distributed import is_main_process
 from vision_core.errors import UserError, run_script
+from vision_core.images.sources import ImageSource
 from vision_core.images.splits import Splits, open_splits
+from vision_core.images.unreadable import UnreadableImage
 
 PICTURED = 4
 KINDS = ("pca", "attention", "cosine")
-ONE_OF_EACH = ["knn", "linear", "segmentation", "depth", "copy_detection", "emergent_segmentation"]
-
-
-@dataclass
-class CompareArguments(JudgingArguments):
-    """Which encoders are compared, on which images, by what."""
-
-    encoders: list[str] = option(
-        ["tiny:dinov2", "tiny:siglip", "tiny:clip", "tiny:vit_mae", "raw_pixels"], "encoders; docs/encoders.md", "encoder"
-    )
-    datasets: list[str] = option(["scenes?count=600"], "data sets, each with training and test images; docs/data.md", "data")
-    tasks: list[TaskName] | None = option(
-        None, "what to judge by, wherever data and encoder allow it; default: one task of each kind", "tasks"
-    )
 
 
 @dataclass
 class Compared:
-    """One encoder's row: who it is, and its results by (task, data set)."""
+    """One encoder's row: who it is, its results by (task, data set), and in words the images of each data set that were used."""
 
     source: str
     paradigm: str
     untrained: bool
     protocol: str
     results: dict[tuple[str, str], TaskResult] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
     not_run: list[str] = field(default_factory=list)
 
 
 def main() -> None:
     """Every encoder in turn through every task on every data set, then the tables."""
     args = parse_arguments(CompareArguments, description=__doc__)
+    check_comparison(args)
     asked_for = args.tasks is not None
     args.tasks = args.tasks if asked_for else ONE_OF_EACH
-    check_arguments(args, args.tasks)
-    if not args.encoders or not args.datasets:
-        raise UserError("--encoders and --datasets need at least one name each")
     device = join_processes()
     data = {text: open_splits(text) for text in args.datasets}
+    for source in args.encoders:
+        check_source(source)
     if asked_for:
         check_data(args.tasks, data)
     folder = open_folder(args, "comparison")
     say = print if is_main_process() else lambda text: None
-    compared = [judge(source, data, args, device, say) for source in args.encoders]
+    compared = [judge(source, data, args, device, folder, say) for source in args.encoders]
     if is_main_process():
         write_report(folder, args, compared, data, device)
         say(f"\n{(folder / 'table.md').read_text()}\ntables, JSON and pictures: {folder}")
@@ -98,7 +93,7 @@ def check_data(tasks: Sequence[TaskName], data: dict[str, Splits]) -> None:
             raise UserError(f"{problems[0]}; name data for it, or leave it out of --tasks")
 
 
-def judge(source: str, data: dict[str, Splits], args: CompareArguments, device: torch.device, say) -> Compared:
+def judge(source: str, data: dict[str, Splits], args: CompareArguments, device: torch.device, folder: Path, say) -> Compared:
     """One encoder's results; what it, or the data, cannot do is left out and named."""
     encoder = load(source, args, device)
     row = Compared(source, paradigm(encoder), encoder.untrained, protocol_of(encoder))
@@ -109,7 +104,9 @@ def judge(source: str, data: dict[str, Splits], args: CompareArguments, device: 
         row.not_run += [problem for problem in problems.values() if problem]
         if possible:
             say(f"{source} on {text}")
-            row.results |= {(name, text): result for name, result in run_tasks(frozen, possible, args, say).items()}
+            results = run_tasks(frozen, possible, args, text, folder, say)
+            row.results |= {(name, text): result for name, result in results.items()}
+            row.images[text] = frozen.used_in_words
     return row
 
 
@@ -150,9 +147,14 @@ def table_row(row: Compared) -> dict[str, str]:
 
 def protocols(compared: list[Compared]) -> str:
     """How each column was measured, once, and what could not be."""
-    lines = {f"* {task}, {short_name(text)}: {result.protocol}": None for row in compared for (task, text), result in row.results.items()}
+    lines = {
+        f"* {task}, {short_name(text)}: {result.protocol}; {result.images_in_words}": None
+        for row in compared
+        for (task, text), result in row.results.items()
+    }
+    images = {f"* read of {short_name(text)}: {words}": None for row in compared for text, words in row.images.items()}
     not_run = {f"* not run: {problem}": None for row in compared for problem in row.not_run}
-    return "\n".join([*lines, *not_run])
+    return "\n".join([*lines, *images, *not_run])
 
 
 def bars(compared: list[Compared]) -> dict[str, dict[str, float]]:
@@ -175,11 +177,17 @@ def short_name(text: str) -> str:
 
 
 def first_images(data: dict[str, Splits]) -> list[torch.Tensor]:
-    """The first test image of each data set, or several of a single one."""
+    """The first readable test image of each data set, or several of a single one."""
     if len(data) == 1:
-        test = next(iter(data.values())).test
-        return [test[index].image for index in range(min(PICTURED, len(test)))]
-    return [splits.test[0].image for splits in list(data.values())[: 2 * PICTURED]]
+        return list(islice(readable_images(next(iter(data.values())).test), PICTURED))
+    return [next(readable_images(splits.test)) for splits in list(data.values())[: 2 * PICTURED]]
+
+
+def readable_images(source: ImageSource) -> Iterator[torch.Tensor]:
+    """The images of a source that has some, one after another."""
+    for index in range(len(source)):
+        with suppress(UnreadableImage):  # they have been named by the tasks
+            yield source[index].image
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from recipes.conversations import BadRow, decoded, quoted, shortened
 from vision_core.images.decode import UnreadableImage
-from vision_core.images.regular_files import read_regular_file
+from vision_core.images.regular_files import data_roots, read_regular_file
 
 SECONDS_WITHOUT_AN_ANSWER = 20
 SECONDS_OF_A_DOWNLOAD = 120
@@ -77,7 +77,7 @@ class ImageReader:
             raise BadRow(f"{where}: {what} is not in the table (no bytes); {cure}")
         path = os.path.join(self.folder, name)
         try:
-            return read_regular_file(path, os.path.realpath(self.folder))
+            return read_regular_file(path, *data_roots(self.folder))
         except UnreadableImage as error:
             raise BadRow(f"{where}: {_unreadable(error.reason, name, path, self.folder)}") from None
 

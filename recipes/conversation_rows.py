@@ -37,7 +37,6 @@ TURNS_KEYS = ("conversations", "messages", "texts")
 READ_KEYS = ("kind", "weight", "label", "kto_tag")
 IMAGES_KEYS = ("images", "image")
 SYSTEM_KEYS = ("system", "system_prompt")
-COLUMN_OPTIONS = ("question", "answer", "thoughts", "caption", "image")
 PREFERENCE_CURE = "one answer is learnt, not which of two is better; keep the chosen one, as the assistant's turn"
 TOKENS_CURE = "rows of tokens are made for one tokenizer; give the text"
 PREFERENCE_KEYS = ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images")

@@ -25,29 +25,22 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recipes.conversation_images import ImageReader
-from recipes.conversation_rows import COLUMN_OPTIONS, Columns, Row, read_row, unread_keys
+from recipes.conversation_rows import Columns, Row, read_row, unread_keys
 from recipes.conversations import BadRow, Conversation, scene_conversation, shortened
 from recipes.scene_turns import Turns, scene_turns
+from recipes.source_texts import COLUMN_OPTIONS, is_stream, parse_source
 from vision_core.errors import UserError
+from vision_core.hub import hub_or_cache
 from vision_core.images.regular_files import first_line
 from vision_core.images.scenes import draw_scene
 from vision_core.randomness import numpy_generator
-
-ROW_OPTIONS = {"images", "http", "weight", *COLUMN_OPTIONS}
-STREAM_OPTIONS = {"stream", "shuffle_buffer"}
-OPTIONS = {
-    "llava": ROW_OPTIONS,
-    "messages": ROW_OPTIONS,
-    "parquet": ROW_OPTIONS | STREAM_OPTIONS,
-    "hf": ROW_OPTIONS | STREAM_OPTIONS | {"split", "revision"},
-    "scenes": {"count", "size", "seed", "split", "turns", "weight"},
-}
 
 
 class ConversationSource(ABC):
@@ -242,24 +235,6 @@ def open_conversations(text: str) -> ConversationSource:
     return source
 
 
-def parse_source(
-    text: str,
-    known: Mapping[str, set[str]] = OPTIONS,
-    what: str = "conversations",
-) -> tuple[str, str, dict[str, str]]:
-    """(kind, where, options). known: the names of options by kind. Raises UserError for another kind or option."""
-    head, _, tail = text.partition("?")
-    kind, colon, where = head.partition(":")
-    if kind not in known or (kind != "scenes" and not where):
-        raise UserError(f"{text!r} names no {what}; write KIND:WHERE with a kind of {', '.join(known)}")
-    options = dict(item.partition("=")[::2] for item in tail.split("&")) if tail else {}
-    unknown = sorted(set(options) - known[kind])
-    if unknown:
-        options_of_kind = ", ".join(sorted(known[kind])) or "none"
-        raise UserError(f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {options_of_kind}")
-    return kind, where, options
-
-
 def image_reader(text: str, options: Mapping[str, str], folder: Path | None = None) -> ImageReader:
     """Of the source `text`, whose images lie in `folder` where it names none. Raises UserError."""
     http = options.get("http", "false")
@@ -283,20 +258,14 @@ def columns_of(text: str, options: Mapping[str, str]) -> Columns:
     return columns
 
 
-def is_stream(text: str) -> bool:
-    """Whether a source is to be read as it arrives. Raises UserError for options that contradict each other."""
-    options = parse_source(text)[2]
-    asked = options.get("stream", "false")
-    if asked not in ("true", "false"):
-        raise UserError(f"{text!r}: stream={asked} is neither true nor false")
-    if asked == "false" and "shuffle_buffer" in options:
-        cure = "leave it out, or add stream=true"
-        raise UserError(f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; {cure}")
-    return asked == "true"
-
-
 def open_table(kind: str, where: str, options: Mapping[str, str], streaming: bool = False) -> Any:
     """The `datasets.Dataset`, or `IterableDataset`, of a parquet or hf source. Raises UserError."""
+    asks_the_hub = kind == "hf" and not Path(where.partition(":")[0]).is_dir()
+    with hub_or_cache(f"hf:{where}") if asks_the_hub else nullcontext():
+        return _open_table(kind, where, options, streaming)
+
+
+def _open_table(kind: str, where: str, options: Mapping[str, str], streaming: bool) -> Any:
     import datasets
 
     try:

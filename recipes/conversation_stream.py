@@ -25,11 +25,11 @@ from recipes.conversation_sources import (
     is_stream,
     open_conversations,
     open_table,
-    parse_source,
     weight_of,
     whole_number,
 )
 from recipes.conversations import BadRow, Conversation, shortened
+from recipes.source_texts import parse_source
 from vision_core.errors import UserError
 from vision_core.images.regular_files import first_line
 

@@ -9,22 +9,11 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow.parquet
-from tqdm import tqdm
 
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
-
-CAPTION = "Describe the picture in one sentence."
-MATCH = 'Does this sentence describe the picture: "{text}" Answer with yes or no.'
-ENTAILMENT = 'Given the picture, is this statement true, false or uncertain: "{text}"'
-VERDICTS = ("true", "uncertain", "false")  # of the labels entailment, neutral, contradiction
-COLUMNS = {"image", "image_id", "captions", "itm", "entailment", "vqa"}
+from vision_core.start import look_first
 
 
 @dataclass
@@ -35,14 +24,37 @@ class ConvertArguments:
     output_dir: str | None = option(None, "a new folder for images/, train.jsonl and test.jsonl", "data")
 
 
-def main() -> None:
-    """Write both splits."""
-    args = parse_arguments(ConvertArguments, description=__doc__)
+def check_arguments(args: ConvertArguments) -> None:
+    """Raises UserError for options that are missing, and for a folder with anything in it."""
     if args.source is None or args.output_dir is None:
         raise UserError("--source and --output_dir are needed: the folder with the parquet files, and a new one for the conversations")
     folder = Path(args.output_dir)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output_dir {folder} is not empty; name a new folder")
+
+
+if __name__ == "__main__":
+    look_first(ConvertArguments, __doc__, check_arguments, loading="pyarrow")
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow.parquet
+from tqdm import tqdm
+
+CAPTION = "Describe the picture in one sentence."
+MATCH = 'Does this sentence describe the picture: "{text}" Answer with yes or no.'
+ENTAILMENT = 'Given the picture, is this statement true, false or uncertain: "{text}"'
+VERDICTS = ("true", "uncertain", "false")  # of the labels entailment, neutral, contradiction
+COLUMNS = {"image", "image_id", "captions", "itm", "entailment", "vqa"}
+
+
+def main() -> None:
+    """Write both splits."""
+    args = parse_arguments(ConvertArguments, description=__doc__)
+    check_arguments(args)
+    folder = Path(args.output_dir)
     files = {split: sorted(Path(args.source).glob(f"{split}-*.parquet")) for split in ("train", "test")}
     for split, found in files.items():
         if not found:

@@ -9,14 +9,17 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataclasses import asdict, dataclass
+from recipes.judging_args import EvaluateArguments, check_evaluation
+from vision_core.start import look_first
+
+if __name__ == "__main__":
+    look_first(EvaluateArguments, __doc__, check_evaluation)
+
+from dataclasses import asdict
 
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult
 from recipes.judging import (
-    JudgingArguments,
-    TaskName,
-    check_arguments,
     frozen_features,
     join_processes,
     load,
@@ -30,28 +33,16 @@ from recipes.judging import (
     shown,
     write_json,
 )
-from vision_core.arguments import option, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.distributed import is_main_process
 from vision_core.errors import UserError, run_script
 from vision_core.images.splits import open_splits
 
 
-@dataclass
-class EvaluateArguments(JudgingArguments):
-    """Which encoder is judged, on which images, by what."""
-
-    encoder: str = option("tiny:dinov2", "folder, hf:NAME, timm:NAME, open_clip:MODEL/TAG, raw_pixels, ...; docs/encoders.md", "encoder")
-    dataset: str = option(
-        "scenes", "images to learn from and to test on: a folder with both, or a source with {split} in it; docs/data.md", "data"
-    )
-    test_dataset: str | None = option(None, "the test images, where --dataset names the training images alone", "data")
-    tasks: list[TaskName] = option(["knn", "linear"], "what to judge by", "tasks")
-
-
 def main() -> None:
     """Load, extract, judge, write."""
     args = parse_arguments(EvaluateArguments, description=__doc__)
-    check_arguments(args, args.tasks)
+    check_evaluation(args)
     device = join_processes()
     encoder = load(args.encoder, args, device)
     splits = open_splits(args.dataset, args.test_dataset, encoder.num_channels)
@@ -63,8 +54,7 @@ def main() -> None:
     folder = open_folder(args, "evaluation")
     say = print if is_main_process() else lambda text: None
     say(f"{args.encoder}: {protocol_of(encoder)}{', untrained' if encoder.untrained else ''}")
-    say(f"{args.dataset}: {len(frozen.indices['train']):,} training and {len(frozen.indices['test']):,} test images")
-    results = run_tasks(frozen, args.tasks, args, say)
+    results = run_tasks(frozen, args.tasks, args, args.dataset, folder, say)
     if is_main_process():
         write_report(folder, args, frozen, results)
         say(f"table, JSON and pictures: {folder}")
@@ -80,17 +70,25 @@ def write_report(folder: Path, args: EvaluateArguments, frozen: FrozenFeatures, 
             "untrained": encoder.untrained,
             "config": encoder.config().to_dict(),
         },
-        "images": {split: len(indices) for split, indices in frozen.indices.items()},
+        "images": {split: frozen.num_read(split) for split in frozen.indices},
+        "unreadable": {split: len(bad) for split, bad in frozen.bad.items()},
+        "test_images_in_training": frozen.in_both,
         "results": {name: result_as_json(result) for name, result in results.items()},
         "arguments": asdict(args),
     }
     write_json(folder / "results.json", report)
     rows = [
-        {"task": name, "figure": metric, "value": shown(value), "protocol": "" if number else result.protocol}
+        {
+            "task": name,
+            "figure": metric,
+            "value": shown(value),
+            "images": "" if number else result.images_in_words,
+            "protocol": "" if number else result.protocol,
+        }
         for name, result in results.items()
         for number, (metric, value) in enumerate(result.metrics.items())
     ]
-    lines = [f"# {args.encoder} on {args.dataset}", protocol_of(encoder), markdown_table(rows)]
+    lines = [f"# {args.encoder} on {args.dataset}", protocol_of(encoder), markdown_table(rows), f"Read: {frozen.used_in_words}."]
     for name, result in results.items():
         if result.picture is not None:
             (folder / "figures").mkdir(exist_ok=True)

@@ -9,22 +9,15 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from PIL import Image, ImageDraw, ImageFont
-
-from encoders.sheets import LINE_HEIGHT, TILE, contact_sheet, to_picture, wrap
-from recipes.judging import check_counts, join_processes, markdown_table, write_json
-from recipes.vlm_answers import Score, answer_and_score, chance, examples
-from recipes.vlm_benchmarks import open_task
-from recipes.vlm_models import check_model_folder, load_model
-from recipes.vlm_tasks import Task
-from vision_core.arguments import arguments_to_yaml, option, parse_arguments
-from vision_core.distributed import is_first_launched, is_main_process
+from recipes.judging_args import check_counts
+from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.launchers import is_first_launched
 from vision_core.run_folder import RunFolder, check_folder
+from vision_core.start import look_first
 
 
 @dataclass
@@ -48,15 +41,49 @@ class EvaluateVlmArguments:
     output_dir: str | None = option(None, "new folder for table, JSON, answers and pictures; default: the next free one in outputs/", "run")
 
 
+def check_arguments(args: EvaluateVlmArguments) -> None:
+    """Raises UserError for what cannot work, before anything is loaded."""
+    if args.model is None:
+        raise UserError("--model is missing; name a folder that recipes/sva_sft.py wrote, e.g. --model outputs/sft-1")
+    if not args.tasks or len(set(args.tasks)) < len(args.tasks):
+        raise UserError(f"--tasks {' '.join(args.tasks) or '[]'}: name at least one, each once")
+    check_counts(args, "limit", "batch_size")
+    if args.thought_tokens < 0:
+        raise UserError(f"--thought_tokens {args.thought_tokens} is not possible; give 0 or more")
+    if is_first_launched():
+        check_folder(args.output_dir, "vlm-evaluation", can_resume=False)
+
+
+if __name__ == "__main__":
+    look_first(EvaluateVlmArguments, __doc__, check_arguments)
+
+import json
+from dataclasses import asdict
+
+from PIL import Image, ImageDraw, ImageFont
+
+from encoders.sheets import LINE_HEIGHT, TILE, contact_sheet, to_picture, wrap
+from recipes.judging import join_processes, markdown_table, write_json
+from recipes.vlm_answers import Score, answer_and_score, chance, examples
+from recipes.vlm_benchmarks import open_task
+from recipes.vlm_models import check_model_folder, load_model
+from recipes.vlm_tasks import Task
+from vision_core.arguments import arguments_to_yaml
+from vision_core.distributed import is_main_process
+
+
 def main() -> None:
     """Load, ask, grade, write."""
     args = parse_arguments(EvaluateVlmArguments, description=__doc__)
     check_arguments(args)
+    check_model_folder(args.model)
     device = join_processes()
     tasks = [open_task(text, args.limit) for text in args.tasks]
     model, processor = load_model(args.model)
     model.to(device).eval()
-    run = RunFolder.open(args.output_dir, "vlm-evaluation", arguments_to_yaml(args)) if is_main_process() else None
+    run = None
+    if is_main_process():
+        run = RunFolder.open(args.output_dir, "vlm-evaluation", arguments_to_yaml(args), can_resume=False)
     results = []
     for task in tasks:
         scores = {
@@ -71,20 +98,6 @@ def main() -> None:
     if run is not None:
         write_report(run.path, args, results)
         print(f"\ntable, JSON, answers and pictures: {run.path}")
-
-
-def check_arguments(args: EvaluateVlmArguments) -> None:
-    """Raises UserError for what cannot work, before anything is loaded."""
-    if args.model is None:
-        raise UserError("--model is missing; name a folder that recipes/sva_sft.py wrote, e.g. --model outputs/sft-1")
-    check_model_folder(args.model)
-    if not args.tasks or len(set(args.tasks)) < len(args.tasks):
-        raise UserError(f"--tasks {' '.join(args.tasks) or '[]'}: name at least one, each once")
-    check_counts(args, "limit", "batch_size")
-    if args.thought_tokens < 0:
-        raise UserError(f"--thought_tokens {args.thought_tokens} is not possible; give 0 or more")
-    if is_first_launched():
-        check_folder(args.output_dir, "vlm-evaluation")
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,73 +20,28 @@ from encoders.evaluation.results import TaskResult
 from encoders.evaluation.tasks import TASKS
 from encoders.image_text import has_text_tower
 from encoders.load import load_encoder
-from vision_core.arguments import arguments_to_yaml, option
-from vision_core.distributed import broadcast_text, is_first_launched, is_main_process
+from recipes.judging_args import JudgingArguments, TaskName
+from vision_core.arguments import arguments_to_yaml
+from vision_core.distributed import broadcast_text, is_main_process
 from vision_core.errors import UserError
 from vision_core.images.splits import Splits
-from vision_core.run_folder import RunFolder, check_folder
+from vision_core.run_folder import RunFolder
 
-TaskName = Literal[
-    "knn", "linear", "logistic", "few_shot", "retrieval", "copy_detection", "segmentation", "depth", "depth_dpt", "emergent_segmentation",
-    "zero_shot", "image_text",
-]  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BAD_SAMPLES = "bad_samples.jsonl"  # as in a folder of pretraining
 PARADIGMS = {
     "dinov2": "self-distillation", "dinov2_with_registers": "self-distillation", "dinov3_vit": "self-distillation", "dinov3_convnext": "self-distillation",
     "siglip_vision_model": "image-text", "siglip2_vision_model": "image-text", "clip_vision_model": "image-text", "metaclip_2_vision_model": "image-text",
     "vit_mae": "reconstruction", "ijepa": "reconstruction", "aimv2_vision_model": "reconstruction", "internvl_vision": "image-text",
+    "radio": "distillation", "tipsv2_vision_model": "image-text",
 }  # fmt: skip
-
-
-@dataclass
-class JudgingArguments:
-    """What both programs ask for."""
-
-    image_size: int | None = option(None, "side at which images are looked at; default: as published", "encoder")
-    dense_image_size: list[int] | None = option(
-        None, "height and width for the dense tasks; default: the images' own, up to 2,048 patches", "encoder"
-    )
-    precision: Literal["float32", "bfloat16"] = option("float32", "of the encoder's weights", "encoder")
-    max_train_images: int | None = option(None, "training images, drawn by the seed; default: all", "data")
-    max_test_images: int | None = option(None, "test images, drawn by the seed; default: all", "data")
-    ground_truth: str | None = option(None, "JSON of easy, hard and junk images for the task retrieval", "tasks")
-    linear_iterations: int = option(2000, "of the linear probe, batches of 128; published: 12,500", "tasks")
-    dense_iterations: int = option(600, "of segmentation and depth heads; published: 40,000 and 38,400", "tasks")
-    depth_protocol: Literal["all", "nyu"] = option(
-        "all", "where depth is judged: at all known pixels, or in NYU's Eigen crop from 0.001 to 10 m", "tasks"
-    )
-    seed: int = option(0, "of draws, heads and untrained encoders", "tasks")
-    batch_size: int = option(64, "images that go through the encoder at once", "run")
-    dataloader_num_workers: int = option(0, "processes that read images", "run")
-    cache_dir: str | None = option(None, "where features are kept; default: a folder in the user's cache", "run")
-    output_dir: str | None = option(None, "new folder for table, JSON and pictures; default: the next free one in outputs/", "run")
-
-
-def check_arguments(args: JudgingArguments, tasks: Sequence[str]) -> None:
-    """Raise `UserError` for what cannot work, before anything is loaded."""
-    if not tasks or len(set(tasks)) < len(tasks):
-        raise UserError(f"--tasks {' '.join(tasks) or '[]'}: name at least one of {', '.join(TASKS)}, each once")
-    check_counts(args, "linear_iterations", "dense_iterations", "batch_size", "max_train_images", "max_test_images")
-    if args.dataloader_num_workers < 0:
-        raise UserError(f"--dataloader_num_workers {args.dataloader_num_workers} is not possible; give 0 or more")
-    if args.dense_image_size is not None and len(args.dense_image_size) != 2:
-        raise UserError(f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width")
-    if is_first_launched():
-        check_folder(args.output_dir, "evaluation")
-
-
-def check_counts(args: Any, *names: str) -> None:
-    """Raise `UserError` for an option of one of these names that is below 1; None is left to its default."""
-    for name in names:
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} is not possible; give 1 or more")
 
 
 def open_folder(args: JudgingArguments, name: str) -> Path:
     """The new folder of this run with its options in it, the same on every process."""
     path = ""
     if is_main_process():
-        run = RunFolder.open(args.output_dir, name, arguments_to_yaml(args))
+        run = RunFolder.open(args.output_dir, name, arguments_to_yaml(args), can_resume=False)
         run.close()
         path = str(run.path)
     return Path(broadcast_text(path))
@@ -94,7 +49,8 @@ def open_folder(args: JudgingArguments, name: str) -> Path:
 
 def load(source: str, args: JudgingArguments, device: torch.device) -> Encoder:
     """The frozen encoder on its device."""
-    return load_encoder(source, image_size=args.image_size, dtype=DTYPES[args.precision], seed=args.seed).to(device)
+    encoder = load_encoder(source, image_size=args.image_size, dtype=DTYPES[args.precision], preprocess=args.preprocess, seed=args.seed)
+    return encoder.to(device)
 
 
 def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) -> FrozenFeatures:
@@ -109,6 +65,7 @@ def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) ->
         batch_size=args.batch_size,
         num_workers=args.dataloader_num_workers,
         progress=True,
+        max_bad_fraction=args.max_bad_fraction,
     )
 
 
@@ -151,18 +108,39 @@ def problem_with_encoder(name: TaskName, encoder: Encoder) -> str | None:
 
 
 def run_tasks(
-    frozen: FrozenFeatures, tasks: Sequence[TaskName], args: JudgingArguments, say: Callable[[str], None]
+    frozen: FrozenFeatures, tasks: Sequence[TaskName], args: JudgingArguments, dataset: str, folder: Path, say: Callable[[str], None]
 ) -> dict[TaskName, TaskResult]:
-    """The results by task, on the main process; the others help to extract features and get none."""
-    for name in tasks:
-        TASKS[name].prepare(frozen)
-    if not is_main_process():
-        return {}
-    results = {}
-    for name in tasks:
-        results[name] = TASKS[name].run(frozen, **{key: getattr(args, key) for key in TASKS[name].settings})
-        say(f"  {name:<22}" + ", ".join(f"{metric} {shown(value)}" for metric, value in results[name].metrics.items()))
-    return results
+    """The results by task, on the main process; the others help to extract features and get none.
+
+    What cannot be read is named in `bad_samples.jsonl` of `folder`, also where it is so much that the program stops.
+    """
+    try:
+        for name in tasks:
+            TASKS[name].prepare(frozen)
+        if not is_main_process():
+            return {}
+        results = {}
+        for name in tasks:
+            results[name] = TASKS[name].run(frozen, **{key: getattr(args, key) for key in TASKS[name].settings})
+            figures = ", ".join(f"{metric} {shown(value)}" for metric, value in results[name].metrics.items())
+            say(f"  {name:<22}{figures}; {results[name].images_in_words}")
+        say(f"{dataset}: {frozen.used_in_words}")
+        return results
+    finally:
+        if is_main_process():
+            name_unreadable(folder, dataset, frozen)
+
+
+def name_unreadable(folder: Path, dataset: str, frozen: FrozenFeatures) -> None:
+    """One line in `bad_samples.jsonl` for each image that could not be read, once for all encoders."""
+    path = folder / BAD_SAMPLES
+    named = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = [
+        {"id": name, "reason": reason, "dataset": dataset, "part": part} for part, bad in frozen.bad.items() for name, reason in bad.items()
+    ]
+    lines = list(dict.fromkeys([*named, *map(json.dumps, records)]))
+    if len(lines) > len(named):
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def paradigm(encoder: Encoder) -> str:

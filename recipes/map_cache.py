@@ -15,6 +15,7 @@ from torch import Tensor
 
 from encoders.evaluation.feature_cache import encoder_fingerprint
 from fusion import FusedVisionModel, FusionImageProcessor
+from vision_core.checkpoints import make_readable
 from vision_core.errors import UserError
 
 
@@ -62,6 +63,7 @@ class MapCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({str(number): each.to(self.dtype).cpu().contiguous() for number, each in enumerate(maps)}, aside)
+            make_readable(aside)
             aside.replace(path)
         except (OSError, SafetensorError) as error:
             aside.unlink(missing_ok=True)

@@ -9,24 +9,11 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from encoders.curves import bar_picture, curve_picture
-from encoders.sheets import contact_sheet, to_picture
-from recipes.judging import markdown_table
-from recipes.vlm_benchmarks import open_task
-from recipes.vlm_tasks import Question
-from vision_core.arguments import arguments_to_yaml, option, parse_arguments
-from vision_core.errors import UserError, run_script
-from vision_core.run_folder import RunFolder
-
-KINDS = {"what": ("category", "colour", "texture"), "where": ("left_of", "above", "nearest", "count", "depth_order")}
-SHOWN = {"images": "", "blind": " blind", "shuffled": " wrong images"}
-EXAMPLES = 12
+from vision_core.arguments import option, parse_arguments
+from vision_core.run_folder import RunFolder, check_folder
+from vision_core.start import look_first
 
 
 @dataclass
@@ -35,6 +22,32 @@ class ReportArguments:
 
     models: str = option("outputs/everything", "a folder with VARIANT-SEED/sft and VARIANT-SEED/judged in it", "what")
     output_dir: str | None = option(None, "a new folder for the page and its pictures; default outputs/report-<n>", "run")
+
+
+def check_arguments(args: ReportArguments) -> None:
+    """Raises UserError for an output folder that cannot be used."""
+    check_folder(args.output_dir, "report", can_resume=False)
+
+
+if __name__ == "__main__":
+    look_first(ReportArguments, __doc__, check_arguments)
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from encoders.curves import bar_picture, curve_picture
+from encoders.sheets import contact_sheet, to_picture
+from recipes.judging import markdown_table
+from recipes.vlm_benchmarks import open_task
+from recipes.vlm_tasks import Question
+from vision_core.arguments import arguments_to_yaml
+from vision_core.errors import UserError, run_script
+
+KINDS = {"what": ("category", "colour", "texture"), "where": ("left_of", "above", "nearest", "count", "depth_order")}
+SHOWN = {"images": "", "blind": " blind", "shuffled": " wrong images"}
+EXAMPLES = 12
 
 
 @dataclass(frozen=True)
@@ -52,11 +65,12 @@ class Judged:
 def main() -> None:
     """Read, put together, write."""
     args = parse_arguments(ReportArguments, description=__doc__)
+    check_arguments(args)
     folders = sorted(folder.parent for folder in Path(args.models).glob("*-*/judged"))
     if not folders:
         raise UserError(f"{args.models} holds no VARIANT-SEED/judged; run recipes/everything_on_scenes.sh first")
     models = [read(folder) for folder in folders]
-    run = RunFolder.open(args.output_dir, "report", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "report", arguments_to_yaml(args), can_resume=False)
     write_page(run.path, models)
     print(f"{markdown_table(rows(models, TOTALS))}\n\nthe page: {run.path / 'README.md'}")
 

@@ -11,10 +11,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataclasses import dataclass
 
-from recipes.small_default import corpus, small_language_model
-from vision_core.arguments import arguments_to_yaml, option, parse_arguments
-from vision_core.errors import run_script
+from vision_core.arguments import option, parse_arguments
 from vision_core.run_folder import RunFolder, check_folder
+from vision_core.start import look_first
 
 
 @dataclass
@@ -26,14 +25,30 @@ class LanguageModelArguments:
     seed: int = option(0, "of the weights", "run")
 
 
+def check_arguments(args: LanguageModelArguments) -> None:
+    """Raises UserError for an output folder that cannot be used."""
+    check_folder(args.output_dir, "language-model", can_resume=False)
+
+
+if __name__ == "__main__":
+    look_first(LanguageModelArguments, __doc__, check_arguments)
+
+
+from recipes.small_default import corpus, small_language_model
+from vision_core.arguments import arguments_to_yaml
+from vision_core.checkpoints import make_readable
+from vision_core.errors import run_script
+
+
 def main() -> None:
     """Read texts, make both, save."""
     args = parse_arguments(LanguageModelArguments, description=__doc__)
-    check_folder(args.output_dir, "language-model")
+    check_arguments(args)
     model, tokenizer = small_language_model(corpus(args.conversations), args.seed)
-    run = RunFolder.open(args.output_dir, "language-model", arguments_to_yaml(args))
+    run = RunFolder.open(args.output_dir, "language-model", arguments_to_yaml(args), can_resume=False)
     model.save_pretrained(run.path)
     tokenizer.save_pretrained(run.path)
+    make_readable(run.path)
     print(f"saved {run.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens")
 
 

@@ -30,12 +30,12 @@ from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from recipes.chat_tokens import IGNORED, tokenise
 from recipes.conversations import scene_conversation
 from recipes.scene_turns import object_of_cells, what_and_where, words_of_cells
-from vision_core.distributed import is_first_launched
 from vision_core.images.scene_colours import COLOURS
 from vision_core.images.scene_language import COLUMNS, NUMBER_WORDS
 from vision_core.images.scene_layout import MAX_COMPANIONS
 from vision_core.images.scene_textures import TEXTURES
 from vision_core.images.scenes import CATEGORIES, Scene, draw_scene
+from vision_core.launchers import is_first_launched
 from vision_core.randomness import numpy_generator, seed_of
 
 SCENES = 6000

@@ -9,15 +9,19 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from functools import partial
+
+from recipes.vlm_args import AlignArguments, check_stage
 from vision_core.launchers import launchers_above
+from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
-from functools import partial
+if __name__ == "__main__":
+    look_first(AlignArguments, __doc__, partial(check_stage, "align"))
 
 from fusion import FusionVlmForConditionalGeneration
 from fusion.lora import trained_modules
-from recipes.vlm_args import AlignArguments
 from recipes.vlm_trainer import SAMPLER, Plan
 from recipes.vlm_training import train
 from vision_core.arguments import parse_arguments

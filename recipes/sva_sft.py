@@ -9,17 +9,21 @@ from pathlib import Path
 # A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from functools import partial
+
+from recipes.vlm_args import SftArguments, check_stage
 from vision_core.launchers import launchers_above
+from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
-from functools import partial
+if __name__ == "__main__":
+    look_first(SftArguments, __doc__, partial(check_stage, "sft"))
 
 import torch
 
 from fusion import FusionVlmForConditionalGeneration
 from fusion.lora import lora_config
-from recipes.vlm_args import SftArguments
 from recipes.vlm_models import FROM_SCRATCH, from_scratch
 from recipes.vlm_trainer import ENCODER, SAMPLER, Plan
 from recipes.vlm_training import train

@@ -1,14 +1,17 @@
-"""The options of connector training and of supervised fine-tuning."""
+"""The options of connector training and of supervised fine-tuning, and the checks that need no data. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from recipes.conversation_sources import is_stream
+from recipes.source_texts import is_stream
+from recipes.zero_config import zero_config
 from vision_core.arguments import option
 from vision_core.errors import UserError
-from vision_core.run_trainer import TrainerOptions
+from vision_core.trainer_options import TrainerOptions, check_output
 
 HELD_OUT_SCENES = ["scenes?count=200&split=held_out"]
 
@@ -44,6 +47,8 @@ class VlmArguments(TrainerOptions):
             raise UserError("--conversations is empty; name at least one source of conversations")
         if self.eval_conversations == HELD_OUT_SCENES and not any(text.startswith("scenes") for text in self.conversations):
             self.eval_conversations = []  # the loss on drawn scenes would say nothing of a model of something else
+        if self.fp16 and self.deepspeed:
+            raise UserError("--fp16 is not possible with --deepspeed, whose mixed precision here is bf16; use --bf16 true")
         check_streams(self)
 
 
@@ -90,3 +95,20 @@ class SftArguments(VlmArguments):
         if self.encoder_learning_rate is not None and (self.lora_rank or self.feature_cache):
             other = "--lora_rank, under which encoders are frozen" if self.lora_rank else "--feature_cache, which is of frozen encoders"
             raise UserError(f"--encoder_learning_rate and {other}; leave one of them out")
+
+
+def program_of(stage: str) -> str:
+    """The script of a stage."""
+    return f"recipes/sva_{stage}.py"
+
+
+def check_stage(stage: str, args: VlmArguments) -> None:
+    """What can be wrong with the ZeRO config and the output folder. Raises UserError."""
+    if args.deepspeed:
+        deepspeed_config(args)
+    check_output(stage, program_of(stage), args)
+
+
+def deepspeed_config(args: VlmArguments) -> dict[str, Any]:
+    """The config of `--deepspeed`, in agreement with the other options. Raises UserError."""
+    return zero_config(Path(args.deepspeed), vars(args), int(os.environ.get("WORLD_SIZE", "1")))

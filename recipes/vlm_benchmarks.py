@@ -41,8 +41,9 @@ from recipes.benchmark_files import (
     text_field,
     whole_number,
 )
-from recipes.conversation_sources import OPTIONS, open_table, parse_source
+from recipes.conversation_sources import open_table
 from recipes.conversations import BadRow, decoded
+from recipes.source_texts import OPTIONS, parse_source
 from recipes.vlm_tasks import PLAIN_PROMPT, Question, Task, conversations_task
 from vision_core.errors import UserError
 

@@ -12,7 +12,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from fusion.chat_turns import add_stops
 from fusion.configuration_fusion import FusionVlmConfig
+from fusion.stub import write_stub
+from vision_core.checkpoints import make_readable
 from vision_core.errors import UserError
+from vision_core.folder_kinds import refuse_folder
 
 FROM_SCRATCH = "from_scratch"  # in the config of a language model that no pretraining has taught its language
 
@@ -35,14 +38,12 @@ def check_model_folder(folder: str) -> None:
     """Raises UserError for one without a whole fused model and its processor, before a library reads it."""
     cure = "name a folder that fusion.fuse or an earlier stage wrote"
     try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no model; {cure}") from None
+        json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # said below
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}/config.json cannot be read ({str(error).splitlines()[0]}); {cure}") from None
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != FusionVlmConfig.model_type:
-        raise UserError(f"{folder} holds a model of type {kind!r}, not a fused vision-language model; {cure}")
+    refuse_folder(folder, "a fused vision-language model", (FusionVlmConfig.model_type,))
     for pattern, what in (("*.safetensors", "weights"), ("processor_config.json", "processor"), ("tokenizer_config.json", "tokenizer")):
         if not any(Path(folder).glob(pattern)):
             raise UserError(f"{folder} has a fused model's config and no {what} ({pattern}); copy the whole folder, or {cure}")
@@ -61,3 +62,5 @@ def merge_adapter(base: str, adapter: Path, folder: Path) -> None:
     merged: nn.Module = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.save_pretrained(folder)
     processor.save_pretrained(folder)
+    write_stub(folder)
+    make_readable(folder)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Sampler
 
+from fusion.stub import write_stub
+from vision_core.distributed import is_main_process
 from vision_core.run_trainer import RunTrainer
 
 Rates = Sequence[tuple[re.Pattern[str], float]]
@@ -37,6 +40,10 @@ class VlmTrainer(RunTrainer):
         super().__init__(*args, **kwargs)
         self.rates = list(rates)
 
+    def rate_of(self, name: str) -> float:
+        """By the first pattern that is found in the name."""
+        return next((rate for pattern, rate in self.rates if pattern.search(name)), self.args.learning_rate)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group of parameters for each rate, decayed or not."""
         if self.optimizer is None:
@@ -45,8 +52,7 @@ class VlmTrainer(RunTrainer):
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    rate = next((rate for pattern, rate in self.rates if pattern.search(name)), self.args.learning_rate)
-                    groups.setdefault((rate, self.args.weight_decay if name in decayed else 0.0), []).append(parameter)
+                    groups.setdefault((self.rate_of(name), self.args.weight_decay if name in decayed else 0.0), []).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(
                 [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()], **options
@@ -56,6 +62,13 @@ class VlmTrainer(RunTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's loss, at learnt positions alone."""
         return super().compute_loss(model, {**inputs, "supervised_only": True}, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """With the stub, by which processes that import only transformers hear what is missing; an adapter is no whole model, and has none."""
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if is_main_process() and (folder / "config.json").is_file():
+            write_stub(folder)
 
 
 class GroupedByLength(Sampler):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,21 +23,22 @@ from fusion import FusionVlmForConditionalGeneration
 from fusion.cross_attention import VisionCrossAttentionLayer
 from fusion.processing_fusion import FusionProcessor
 from fusion.resampler import ResamplerLayer
-from recipes.conversation_sources import ConversationSource, is_stream, open_conversations
+from recipes.conversation_sources import ConversationSource, open_conversations
 from recipes.conversation_stream import open_stream
 from recipes.map_cache import MapCache
 from recipes.small_default import corpus, write_small_default
+from recipes.source_texts import is_stream
 from recipes.stream_data import Source, StreamDataset
-from recipes.vlm_args import VlmArguments
+from recipes.vlm_args import VlmArguments, check_stage, deepspeed_config, program_of
 from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
-from recipes.zero_config import zero_config
-from vision_core.distributed import is_first_launched, is_main_process, print_once, rank, share_cores, wait_for_all, world_size
+from vision_core.distributed import is_main_process, print_once, rank, share_cores, wait_for_all, world_size
+from vision_core.launchers import is_first_launched
 from vision_core.randomness import numpy_generator
 from vision_core.run_folder import RunFolder, check_folder
-from vision_core.run_preview import preview
+from vision_core.run_preview import introduction, preview
 from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest
 
@@ -55,28 +55,22 @@ def train(
 ) -> None:
     """A whole stage: join the processes, load, decide by `planned(model)` what trains, train, publish."""
     share_cores()
-    check_first(stage, args)
+    check_stage(stage, args)
+    if args.init_from:
+        check_model_folder(args.init_from)
     with tempfile.TemporaryDirectory() as aside:
         base = args.init_from or f"{aside}/model"
         if args.init_from is None:
+            if is_first_launched():
+                learning = "" if args.dry_run else ", and learn from drawn scenes first"
+                print(f"no --init_from: small stand-ins are made{learning}", flush=True)
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
             write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
         with StopRequest(launchers) as stop:
             if args.dry_run:
-                dry_run(args, planned, base, f"{aside}/run")
+                dry_run(stage, args, planned, base, f"{aside}/run")
             else:
                 _train(stage, args, planned, base, stop)
-
-
-def check_first(stage: str, args: VlmArguments) -> None:
-    """What can be wrong is said before minutes are spent and a folder is made. Raises UserError."""
-    if args.init_from:
-        check_model_folder(args.init_from)
-    if args.deepspeed:
-        deepspeed_config(args)
-    # the first process alone: it is in its folder soon, maybe before another one looks
-    if is_first_launched() and (args.dry_run or not args.resume_from_checkpoint):
-        check_folder(args.output_dir, stage, args.resume_from_checkpoint)
 
 
 def _train(
@@ -84,15 +78,19 @@ def _train(
 ) -> None:
     settings = vlm_training_arguments(args)
     sources = opened(args.conversations), opened(args.eval_conversations)
-    run, folder, checkpoint = open_run(args, stage)
+    run, folder, checkpoint = open_run(args, stage, program_of(stage))
     settings.output_dir = folder
+    print_once(header(args, folder, checkpoint))
     trainer = build_trainer(args, planned, base, settings, *sources, run)
+    print_once(introduction(trainer))
     trainer.train_until_told(stop, checkpoint)
     publish(trainer, base, args, stage)
 
 
-def dry_run(args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, aside: str) -> None:
+def dry_run(stage: str, args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, aside: str) -> None:
     """All that a run does before its first step, but for its folder and the features of `--feature_cache`; then what it would be."""
+    if args.resume_from_checkpoint and is_main_process():
+        check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage))
     settings = vlm_training_arguments(args)
     sources = opened(args.conversations), opened(args.eval_conversations)
     settings.output_dir = aside
@@ -101,6 +99,17 @@ def dry_run(args: VlmArguments, planned: Callable[[FusionVlmForConditionalGenera
     lengths = [len(rows[number]["input_ids"]) for number in range(min(len(rows), FIRST_ROWS))]
     longest = f"longest          {max(lengths):,} tokens, of the first {len(lengths):,} rows; --max_length is {args.max_length:,}"
     print_once([*preview(trainer), longest])
+
+
+def header(args: VlmArguments, folder: str, checkpoint: str) -> list[str]:
+    """What a run is as far as its options say it, before a model is loaded and features are computed for hours."""
+    lines = [
+        f"run folder       {folder}",
+        f"model            {args.init_from or 'small stand-ins'}",
+        f"conversations    {', '.join(args.conversations)}",
+        f"held out         {', '.join(args.eval_conversations) or 'nothing'}",
+    ]
+    return [*lines, f"goes on from     {checkpoint}"] if checkpoint else lines
 
 
 def build_trainer(
@@ -169,11 +178,6 @@ def vlm_training_arguments(args: VlmArguments) -> TrainingArguments:
     return settings
 
 
-def deepspeed_config(args: VlmArguments) -> dict[str, Any]:
-    """The config of `--deepspeed`, in agreement with the other options. Raises UserError."""
-    return zero_config(Path(args.deepspeed), vars(args), int(os.environ.get("WORLD_SIZE", "1")))
-
-
 def launched_alone() -> None:
     """Where no launcher has said so, tell deepspeed that this process is the only one."""
     if "WORLD_SIZE" not in os.environ:
@@ -240,5 +244,6 @@ def publish(trainer: VlmTrainer, base: str, args: VlmArguments, stage: str) -> N
         if has_adapter:
             unset_hf_deepspeed_config()
             merge_adapter(base, folder / "adapter", folder)
-        write_card(folder, stage, vars(args) | {"learning_rate": trainer.args.learning_rate}, trainer.state.log_history)
+        options = vars(args) | {"learning_rate": trainer.args.learning_rate}
+        write_card(folder, stage, program_of(stage), options, trainer.model, trainer.state)
         print(f"saved {folder}")

@@ -46,7 +46,7 @@ def third_party_imports(path: Path) -> set[str]:
 def test_distribution_and_its_floors():
     assert (PROJECT["name"], PROJECT["requires-python"]) == ("vision-encoder-fusion", ">=3.11")
     assert {"torch>=2.11", "transformers>=5.23"} <= set(PROJECT["dependencies"])
-    assert set(EXTRAS) == {"pretrain", "encoders", "recipes", "lmms", "test"}
+    assert set(EXTRAS) == {"pretrain", "encoders", "recipes", "lmms", "scientific", "slides", "heif", "test"}
     assert all((ROOT / name).is_file() for name in [PROJECT["readme"], *PROJECT["license-files"]])
 
 

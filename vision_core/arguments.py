@@ -5,7 +5,6 @@ Options are the fields of a flat dataclass. Both surfaces are read as text and c
 """
 
 import dataclasses
-import difflib
 import math
 import re
 import sys
@@ -17,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from vision_core.errors import UserError
+from vision_core.spelling import cure_for
 
 T = TypeVar("T")
 TRUTH_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -33,13 +33,13 @@ def option(default: Any, help: str, group: str = "") -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse_arguments(arguments_type: type[T], argv: list[str] | None = None, description: str = "") -> T:
+def parse_arguments(arguments_type: type[T], argv: list[str] | None = None, description: str = "", program: str = "") -> T:
     """Build `arguments_type`, a flat dataclass, from its defaults, a YAML file and the command line; later ones win.
 
     Fields are int, float, str, bool, Literal, a list of those, or one of these `| None`. The file is named by
     `--config x.yaml` or by a first argument that ends in .yaml or .yml. On the command line: `--key value`,
     `--key=value`, `--key a b c` for lists (`--key []` is the empty one), `--flag` or `--flag false`, `none` for None.
-    `--help` prints the options and exits with status 0.
+    `--help` prints the options and exits with status 0; program: how it names the program, by default by its file.
 
     Raises UserError for an unknown or repeated key, a value of another type, a missing value, or a file that cannot be
     read.
@@ -47,7 +47,7 @@ def parse_arguments(arguments_type: type[T], argv: list[str] | None = None, desc
     argv = _without_launcher_arguments(sys.argv[1:] if argv is None else argv)
     hints = field_types(arguments_type)
     if "--help" in argv or "-h" in argv:
-        print(_help_text(arguments_type, hints, description))
+        print(_help_text(arguments_type, hints, description, program or Path(sys.argv[0]).name))
         raise SystemExit(0)
     values = _given_values(argv, hints)
     missing = [field.name for field in dataclasses.fields(arguments_type) if _is_required(field) and field.name not in values]
@@ -247,9 +247,7 @@ def _check_key(key: str, hints: dict[str, Any], values: dict[str, Any], where: s
     if key in values:
         raise UserError(f"{where}: {key} is given twice, keep one")
     if key not in hints:
-        nearest = difflib.get_close_matches(key, hints, n=1)
-        cure = f"did you mean {nearest[0]}?" if nearest else "--help lists the options"
-        raise UserError(f"{where}: unknown option {key!r}; {cure}")
+        raise UserError(f"{where}: unknown option {key!r}; {cure_for(key, hints)}")
 
 
 def _split_optional(hint: Any) -> tuple[Any, bool]:
@@ -271,8 +269,8 @@ def _fields_by_group(arguments_type: type) -> dict[str, list[dataclasses.Field]]
     return groups
 
 
-def _help_text(arguments_type: type, hints: dict[str, Any], description: str) -> str:
-    lines = [f"usage: {Path(sys.argv[0]).name} [--config FILE.yaml] [--key value ...]", ""]
+def _help_text(arguments_type: type, hints: dict[str, Any], description: str, program: str) -> str:
+    lines = [f"usage: {program} [--config FILE.yaml] [--key value ...]", ""]
     if description:
         lines += [*textwrap.wrap(description, width=110), ""]
     for group, fields in _fields_by_group(arguments_type).items():

@@ -141,6 +141,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def seal_folder(folder: Path, step: int = 0) -> None:
     """Bring every file to the disk, then the manifest by which `verify_checkpoint` knows them, then the folders."""
+    make_readable(folder)
     paths = sorted(folder.rglob("*"))
     files = {}
     for path in paths:
@@ -150,6 +151,24 @@ def seal_folder(folder: Path, step: int = 0) -> None:
     (folder / MANIFEST).write_text(_manifest_text(step, files), encoding="utf-8")
     for path in [folder / MANIFEST, *(path for path in paths if path.is_dir()), folder]:
         _sync(path)
+
+
+def make_readable(place: Path) -> None:
+    """Give a file, or a folder with all in it, the permissions that the process's umask grants to what it makes: 0644 and 0755 as a rule.
+
+    safetensors (0.8) writes through temporary files that their owner alone may read, and leaves them so. Nothing is taken away, and where a file system
+    has no permissions, or the file is somebody else's, all stays as it is.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in [place, *place.rglob("*")] if place.is_dir() else [place]:
+        if path.is_symlink():
+            continue
+        mode = path.stat().st_mode & 0o7777
+        wanted = mode | ((0o777 if path.is_dir() else 0o666) & ~umask)
+        if wanted != mode:
+            with contextlib.suppress(OSError):
+                path.chmod(wanted)
 
 
 def _show(aside: Path, target: Path) -> None:

@@ -26,9 +26,9 @@ def is_main_process() -> bool:
 
 
 def print_once(lines: Iterable[str]) -> None:
-    """Print lines, on the main process alone."""
+    """Print lines at once, also into a log file, on the main process alone."""
     if is_main_process():
-        print("\n".join(lines))
+        print("\n".join(lines), flush=True)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -148,11 +148,6 @@ def share_cores() -> None:
 def processes_here() -> int:
     """Processes of this run on this machine, as torchrun and accelerate, deepspeed, or a launcher that knows of one machine says it."""
     return next((int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE") if name in os.environ), 1)
-
-
-def is_first_launched() -> bool:
-    """As `is_main_process`, for what happens before the processes of a launcher have joined."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def own_cores() -> int:

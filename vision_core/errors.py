@@ -3,7 +3,12 @@
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
+from vision_core.data_workers import end_data_workers
+from vision_core.last_word import repeat_behind_launchers
+
+CTRL_C = "stopped by Ctrl-C"
 _undo: list[Callable[[], None]] = []
 
 
@@ -16,10 +21,19 @@ def undo_if_failed(undo: Callable[[], None]) -> None:
     _undo.append(undo)
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2, without a traceback.
+class Stopped(SystemExit):
+    """The end of a program that was told to stop and has said `line`. status: 143 for SIGTERM, 130 for Ctrl-C."""
 
-    After an error of any kind, what was given to `undo_if_failed` is called, the last first.
+    def __init__(self, status: int, line: str) -> None:
+        super().__init__(status)
+        self.line = line
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2, Ctrl-C with 130.
+
+    Data workers go with the end of `main`, whichever it is. After an error of any kind, what was given to
+    `undo_if_failed` is called, the last first. Behind a launcher's report of the end, the last line is said once more.
     """
     try:
         _run(main)
@@ -27,17 +41,33 @@ def run_script(main: Callable[[], None]) -> None:
         *traceback, message = str(error).strip().splitlines() or ["no reason given"]
         if traceback:  # a data worker's error arrives with it in front, and its last line is `module.Type: message`
             message = re.sub(r"^[\w.]+: ", "", message)
-        print(f"error: {message}", file=sys.stderr)
+        say_last(f"error: {message}")
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        say_last(CTRL_C)
+        raise SystemExit(130) from None
+    except Stopped as end:
+        repeat_behind_launchers(end.line)
+        raise
+
+
+def say_last(line: str) -> None:
+    """The last line of a program that ends early, on stderr; and behind the report of its launcher."""
+    with suppress(OSError):  # of a pipe whose reader has gone
+        sys.stdout.flush()  # what waits for a log file was said before
+    print(line, file=sys.stderr, flush=True)
+    repeat_behind_launchers(line)
 
 
 def _run(main: Callable[[], None]) -> None:
     _undo.clear()
     try:
         main()
-    except Exception:
-        while _undo:
+    except BaseException as error:
+        end_data_workers()
+        while _undo and not isinstance(error, SystemExit):  # who was told to stop can go on
             _undo.pop()()
         raise
     finally:
+        end_data_workers()
         _undo.clear()

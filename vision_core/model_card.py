@@ -39,21 +39,22 @@ def write_model_card(
     pipeline_tag: str = "image-feature-extraction",
     loading: str = LOADING_SNIPPET,
     pictures: Mapping[str, str] | None = None,
+    library_name: str = "transformers",
 ) -> None:
     """Write a model card with Hugging Face's front matter to `path` (README.md), atomically.
 
     title, summary, data, note: plain Markdown text; `note` says what was not done or not measured. training_command and
     results_command: what a reader types to make the model and the numbers. results: the rows of a table, its columns
     taken from the rows in order of appearance; without rows the card says that nothing was measured. settings: name ->
-    value. loading: a Markdown code block. pictures: caption -> path relative to the card. Raises OSError when the file
-    cannot be written.
+    value. loading: a Markdown code block. pictures: caption -> path relative to the card. library_name: what loads the model,
+    as the Hub names it. Raises OSError when the file cannot be written.
     """
     measured = _table(results) if results else "Nothing was measured."
     if results and results_command:
         measured += f"\n\nThese numbers come from\n\n{_code(results_command)}"
     images = [f"![{caption}]({place})" for caption, place in (pictures or {}).items()]
     sections = [
-        _front_matter(pipeline_tag, tags) + f"\n# {_one_line(title)}",
+        _front_matter(library_name, pipeline_tag, tags) + f"\n# {_one_line(title)}",
         summary.strip(),
         *images,
         f"## Use\n\n{loading.strip()}",
@@ -66,8 +67,8 @@ def write_model_card(
     write_text_atomically(path, "\n\n".join(section for section in sections if section) + "\n")
 
 
-def _front_matter(pipeline_tag: str, tags: Sequence[str]) -> str:
-    fields = {"library_name": "transformers", "pipeline_tag": pipeline_tag, "tags": list(tags)}
+def _front_matter(library_name: str, pipeline_tag: str, tags: Sequence[str]) -> str:
+    fields = {"library_name": library_name, "pipeline_tag": pipeline_tag, "tags": list(tags)}
     return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---\n"
 
 

@@ -7,8 +7,6 @@ its config stands in it is taken away again, so that the command, mended, starts
 """
 
 import fcntl
-import json
-import math
 import os
 import re
 import socket
@@ -23,8 +21,11 @@ import yaml
 
 from vision_core import checkpoints
 from vision_core.errors import UserError, undo_if_failed
+from vision_core.folder_kinds import folder_kind
+from vision_core.json_lines import JsonLines
 
 RESUME_KEY = "resume_from_checkpoint"  # says how a run was started, not what it is
+PROGRAM_LINE = "# options of "  # begins the first line of a config.yaml, which names its program
 ABSENT = "(absent)"
 
 
@@ -54,6 +55,8 @@ class RunFolder:
         config_yaml: str,
         resume: bool | str | None = None,
         warn: Callable[[str], None] | None = None,
+        program: str = "",
+        can_resume: bool = True,
     ) -> "RunFolder":
         """Start a new run's folder, or take up an old one.
 
@@ -62,31 +65,34 @@ class RunFolder:
         resume: None or false starts a new run; true goes on from the newest whole checkpoint of `output_dir`; a path
         names one. A resumed folder is brought back to its step: later checkpoints are set aside, later metrics dropped,
         a changed config is written and the old one kept as config-<k>.yaml. `warn` hears of it (stderr by default).
+        program: the script, `pretrain/mae.py`; config.yaml names it, and the run of another program is not resumed.
+        can_resume: whether the program has --resume_from_checkpoint, so that a refusal may advise it.
 
         Raises UserError when the folder cannot be used, holds another run, is in use, or has nothing to resume from.
         """
         warn = warn or _warn_on_stderr
+        config_yaml = f"{PROGRAM_LINE}{program}\n{config_yaml}" if program else config_yaml
         resume = _read_resume(resume)
         try:
             if resume is None:
-                return cls._open_new(output_dir, name, config_yaml, warn)
-            return cls._open_old(output_dir, name, config_yaml, resume, warn)
+                return cls._open_new(output_dir, name, config_yaml, warn, can_resume)
+            return cls._open_old(output_dir, name, config_yaml, resume, warn, program)
         except OSError as error:
             path = error.filename or output_dir or "outputs"
             raise UserError(f"output folder {path} cannot be used: {error.strerror}; give another --output_dir") from None
 
     @classmethod
-    def _open_new(cls, output_dir: str | None, name: str, config_yaml: str, warn: Callable[[str], None]) -> "RunFolder":
+    def _open_new(cls, output_dir: str | None, name: str, config_yaml: str, warn: Callable[[str], None], can_resume: bool) -> "RunFolder":
         wanted = Path(output_dir) if output_dir is not None else Path("outputs", f"{name}-n")
         ours = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
         path = wanted if output_dir is not None else _next_free_folder(wanted.parent, name)
         ours = [path if folder == wanted else folder for folder in ours]
         path.mkdir(parents=True, exist_ok=True)
-        refuse_used(path)  # before the lock file, which would be litter in a folder of something else
+        refuse_used(path, name, can_resume)  # before the lock file, which would be litter in a folder of something else
         ours = [*(each for each in (path / "config.yaml", path / ".lock") if not each.exists()), *ours]
         lock = FolderLock(path, warn)
         try:
-            refuse_used(path)  # again, because another run may have come and gone
+            refuse_used(path, name, can_resume)  # again, because another run may have come and gone
             checkpoints.write_text_atomically(path / "config.yaml", config_yaml)
             undo_if_failed(partial(_take_away, path, ours, os.getpid()))
             return cls(path, lock, None, warn)
@@ -95,8 +101,11 @@ class RunFolder:
             raise
 
     @classmethod
-    def _open_old(cls, output_dir: str | None, name: str, config_yaml: str, resume: str, warn: Callable[[str], None]) -> "RunFolder":
+    def _open_old(
+        cls, output_dir: str | None, name: str, config_yaml: str, resume: str, warn: Callable[[str], None], program: str
+    ) -> "RunFolder":
         path = _folder_to_resume(output_dir, name, resume)
+        _refuse_other_program(path, program)
         lock = FolderLock(path, warn)
         try:
             checkpoints.clean_leftovers(path)
@@ -176,39 +185,6 @@ class FolderLock:
             self._descriptor = None
 
 
-class JsonLines:
-    """A file of one JSON object per line. A full disk delays lines until a later call and never leaves half of one."""
-
-    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
-        self.path = path
-        self._warn = warn
-        self._waiting: list[str] = []
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Add one object, whole or not yet."""
-        self._waiting.append(json.dumps(_plain(record), allow_nan=False) + "\n")
-        try:
-            _append_whole(self.path, "".join(self._waiting).encode())
-            self._waiting.clear()
-        except OSError as error:
-            if len(self._waiting) == 1:
-                self._warn(f"{self.path} cannot be written ({error.strerror}); lines wait in memory until it can")
-
-    def read(self) -> list[dict[str, Any]]:
-        """Every whole object in the file; other lines (a write cut by a power loss) are reported and left out."""
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
-        records = [record for record in map(_object_or_none, lines) if record is not None]
-        if len(records) < len(lines):
-            self._warn(f"{self.path}: {len(lines) - len(records)} broken line(s) left out")
-        return records
-
-    def keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Rewrite the file with the wanted objects, atomically. Raises OSError."""
-        if self.path.exists():
-            kept = [json.dumps(record) + "\n" for record in self.read() if wanted(record)]
-            checkpoints.write_text_atomically(self.path, "".join(kept))
-
-
 def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
     """The options that differ between two configs, name -> (old, new), with "(absent)" for a side that lacks it.
 
@@ -228,16 +204,43 @@ def _read_resume(resume: bool | str | None) -> str | None:
     return "true" if word == "true" else str(resume)
 
 
-def refuse_used(path: Path) -> None:
-    """Raise UserError for a folder, if it is there, with anything in it but a lock."""
-    if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:
+    """Raise UserError for a folder, if it is there, with anything in it but a lock. The advice is what the program takes.
+
+    name: of the program's default folder, "" where it has none.
+    """
+    if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
+        return
+    kind = folder_kind(path)
+    holds = "" if kind.name == "unknown" else f", it is {kind.is_a}"
+    if can_resume and checkpoints.list_checkpoints(path):
+        cure = f"`--output_dir {path} --{RESUME_KEY} true` continues the run in it, `--output_dir OTHER` starts a new one elsewhere"
+    else:
+        cure = "`--output_dir OTHER` names another folder"
+        cure += f"; without --output_dir it is the next free outputs/{name}-<n>" if name else ""
+    raise UserError(f"output folder {path} is not empty{holds}: {cure}")
+
+
+def _refuse_other_program(path: Path, program: str) -> None:
+    """Raise UserError where config.yaml says that another program made the run in `path`. Older runs do not say it."""
+    first = _read_config(path).partition("\n")[0]
+    theirs = first.removeprefix(PROGRAM_LINE) if first.startswith(PROGRAM_LINE) else program
+    if program and theirs != program:
         raise UserError(
-            f"output folder {path} is not empty: `--output_dir {path} --{RESUME_KEY} true` continues the run in it, "
-            f"`--output_dir OTHER` starts a new one elsewhere"
+            f"{path} is a run of {theirs}, not of {program}: continue it by its own program, or start a new run with another --output_dir"
         )
 
 
-def check_folder(output_dir: str | None, name: str, resume: bool | str | None = None) -> Path | None:
+def check_program(output_dir: str | None, name: str, resume: bool | str | None, program: str) -> None:
+    """Raise UserError where a run is to be resumed that is not there, or another program's. Looks at names and one line: for before minutes are spent."""
+    wanted = _read_resume(resume)
+    if wanted is not None:
+        _refuse_other_program(_folder_to_resume(output_dir, name, wanted), program)
+
+
+def check_folder(
+    output_dir: str | None, name: str, resume: bool | str | None = None, program: str = "", can_resume: bool = True
+) -> Path | None:
     """The checkpoint that `RunFolder.open` would take up, None for a new run. Raises UserError where it would, before minutes are spent.
 
     Makes and changes nothing, and asks for no lock.
@@ -245,17 +248,23 @@ def check_folder(output_dir: str | None, name: str, resume: bool | str | None = 
     resume = _read_resume(resume)
     if resume is not None:
         path = _folder_to_resume(output_dir, name, resume)
+        _refuse_other_program(path, program)
         checkpoint = _checkpoint_to_resume(path, resume, _warn_on_stderr)
         _read_mapping(_read_config(path))
         return checkpoint
     path = Path(output_dir if output_dir is not None else "outputs")
     if output_dir is not None:
-        refuse_used(path)
+        refuse_used(path, name, can_resume)
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "cannot be written to" if there.is_dir() else "is a file"
         raise UserError(f"output folder {path} cannot be used: {there} {problem}; give another --output_dir")
     return None
+
+
+def how_to_go_on(folder: Path | str) -> str:
+    """The words of a run that stops before its last step."""
+    return f"--output_dir {folder} --{RESUME_KEY} true goes on from it"
 
 
 def _take_away(path: Path, ours: list[Path], process: int) -> None:
@@ -334,44 +343,6 @@ def _numbers(root: Path, pattern: str) -> list[int]:
     """The numbers in the names of `root` that match the whole pattern."""
     names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
     return [int(match.group(1)) for match in (re.fullmatch(pattern, name) for name in names) if match]
-
-
-def _append_whole(path: Path, data: bytes) -> None:
-    """Append all of `data` or nothing. A line that a dead process left without its end is ended first."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            data = b"\n" + data
-        try:
-            while data:
-                data = data[os.write(descriptor, data) :]
-        except OSError:
-            os.ftruncate(descriptor, size)
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _object_or_none(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: numbers of NumPy and torch become Python's, non-finite ones text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def _warn_on_stderr(text: str) -> None:

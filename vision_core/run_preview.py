@@ -1,4 +1,7 @@
-"""What a run on `RunTrainer` would be, without training: its data, one batch, its steps, and what trains at which rate."""
+"""What a run on `RunTrainer` is, said before it trains: its data, its steps, and what trains at which rate.
+
+`--dry_run` draws a batch too.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vision_core.distributed import world_size
-from vision_core.run_trainer import RunTrainer
+from vision_core.run_trainer import RunTrainer, check_warmup
 
 
 def preview(trainer: RunTrainer) -> list[str]:
@@ -18,19 +21,44 @@ def preview(trainer: RunTrainer) -> list[str]:
     Raises UserError for a sample that cannot be trained on.
     """
     loader, args = trainer.get_train_dataloader(), trainer.args
+    check_warmup(args.warmup_steps, number_of_steps(trainer, len(loader)))
     batch = next(iter(loader))
-    lines = [
-        "dry run: nothing is trained, nothing is written",
-        f"training rows    {len(trainer.train_dataset):,}",
-        f"a step           {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} batches x {world_size()} processes",
-        f"steps            {number_of_steps(trainer, len(loader)):,}",
-        "one batch of this process:",
-        *(f"  {name:<18}{shape_of(value)}" for name, value in batch.items()),
-    ]
     if trainer.eval_dataset is not None:
         next(iter(trainer.get_eval_dataloader()))
-        lines.append(f"held-out rows    {len(trainer.eval_dataset):,}")
-    return [*lines, "what trains:", *trained_parts(trainer)]
+    trainer.create_optimizer()
+    return [
+        "dry run: nothing is trained, nothing is written",
+        *course(trainer, len(loader)),
+        "one batch of this process:",
+        *(f"  {name:<18}{shape_of(value)}" for name, value in batch.items()),
+        *trained_parts(trainer),
+    ]
+
+
+def introduction(trainer: RunTrainer) -> list[str]:
+    """Lines for the user before the first step; draws nothing."""
+    return [*course(trainer, number_of_batches(trainer)), *trained_parts(trainer)]
+
+
+def course(trainer: RunTrainer, batches: int) -> list[str]:
+    """Rows, what makes a step, epochs and steps. batches: of one process and epoch."""
+    args, steps = trainer.args, number_of_steps(trainer, batches)
+    batch, micro_batches = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    a_step = batch * micro_batches * world_size()
+    lines = [
+        f"training rows    {len(trainer.train_dataset):,}",
+        f"a step           {batch} x {micro_batches} batches x {world_size()} processes",
+        f"steps            {steps:,}",
+        f"epochs           {steps * a_step / len(trainer.train_dataset):.3g}",
+    ]
+    return lines if trainer.eval_dataset is None else [*lines, f"held-out rows    {len(trainer.eval_dataset):,}"]
+
+
+def number_of_batches(trainer: RunTrainer) -> int:
+    """Of one process and epoch, without making a loader."""
+    together = trainer.args.train_batch_size * world_size()
+    whole, rest = divmod(len(trainer.train_dataset), together)
+    return whole + (rest > 0 and not trainer.args.dataloader_drop_last)
 
 
 def number_of_steps(trainer: RunTrainer, batches: int) -> int:
@@ -50,13 +78,12 @@ def shape_of(value: Any) -> str:
 
 def trained_parts(trainer: RunTrainer) -> list[str]:
     """A line for every part of the model and learning rate: its parameters, and how many are frozen."""
-    model = trainer.model
-    rates = {parameter: group["lr"] for group in trainer.create_optimizer().param_groups for parameter in group["params"]}
     sizes: dict[tuple[str, float | None], int] = defaultdict(int)
-    for name, parameter in model.named_parameters():
+    for name, parameter in trainer.model.named_parameters():
         if "original_module" not in name.split("."):  # LoRA keeps one of each module that trains whole, and does not use it
-            sizes[part_of(name), rates.get(parameter)] += number_of_elements(parameter)
-    return [
+            rate = trainer.rate_of(name) if parameter.requires_grad else None
+            sizes[part_of(name), rate] += number_of_elements(parameter)
+    return ["what trains:"] + [
         f"  {part:<36}{size / 1e6:12.2f} M parameters, {'frozen' if rate is None else f'at {rate:g}'}"
         for (part, rate), size in sizes.items()
     ]

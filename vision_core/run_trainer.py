@@ -5,59 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from vision_core.arguments import arguments_to_yaml, option
-from vision_core.checkpoints import remove_old_checkpoints, seal_folder
-from vision_core.distributed import broadcast_text, is_main_process, wait_for_all
-from vision_core.errors import UserError
-from vision_core.run_folder import RunFolder
-from vision_core.stopping import StopRequest, end_data_workers, leave_signals_to_parent
-
-
-@dataclass
-class TrainerOptions:
-    """What every program on this trainer asks for; names are those of transformers' TrainingArguments where it has them."""
-
-    per_device_train_batch_size: int = option(16, "samples per process and step", "optimisation")
-    gradient_accumulation_steps: int = option(1, "batches to one step", "optimisation")
-    num_train_epochs: float = option(1.0, "passes over the data", "optimisation")
-    max_steps: int = option(-1, "steps, in place of epochs", "optimisation")
-    learning_rate: float = option(1e-3, "at its highest", "optimisation")
-    warmup_steps: float = option(0.03, "steps, or below 1 their share", "optimisation")
-    lr_scheduler_type: str = option("cosine", "as in transformers", "optimisation")
-    weight_decay: float = option(0.0, "of matrices", "optimisation")
-    max_grad_norm: float = option(1.0, "gradients are clipped to it", "optimisation")
-    bf16: bool = option(False, "mixed precision", "memory")
-    logging_steps: float = option(10, "steps between lines of the log", "run")
-    eval_steps: float = option(100, "steps between measurements of the loss on held-out data", "run")
-    save_steps: float = option(500, "steps between checkpoints", "run")
-    save_total_limit: int | None = option(2, "checkpoints that are kept", "run")
-    dataloader_num_workers: int = option(0, "processes that read data", "run")
-    seed: int = option(0, "of every random draw", "run")
-    output_dir: str | None = option(None, "a new folder; default outputs/<name>-<n>", "run")
-    resume_from_checkpoint: str | None = option(None, "a checkpoint-<step> folder, or true for the newest of --output_dir", "run")
-    dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
-
+from vision_core.arguments import arguments_to_yaml
+from vision_core.checkpoints import make_readable, remove_old_checkpoints, seal_folder
+from vision_core.data_workers import end_data_workers, leave_signals_to_parent
+from vision_core.distributed import broadcast_text, is_main_process, print_once, wait_for_all
+from vision_core.errors import Stopped, UserError
+from vision_core.progress import show_loss, step_bar
+from vision_core.run_folder import RunFolder, how_to_go_on
+from vision_core.stopping import StopRequest
+from vision_core.trainer_options import TrainerOptions
 
 # what TrainingArguments takes as it is; the others decide about folders
 PASSED_ON = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps",
-    "lr_scheduler_type", "weight_decay", "max_grad_norm", "bf16", "logging_steps", "eval_steps", "save_steps", "dataloader_num_workers", "seed",
+    "lr_scheduler_type", "weight_decay", "max_grad_norm", "bf16", "fp16", "logging_steps", "eval_steps", "save_steps", "dataloader_num_workers", "seed",
 )  # fmt: skip
 
 
 def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> TrainingArguments:
-    """For the Trainer; making them joins the processes. has_eval: there is held-out data. more: further ones, as TrainingArguments has them."""
+    """For the Trainer; making them joins the processes. has_eval: there is held-out data. more: further ones, as TrainingArguments has them.
+
+    Raises UserError for a precision that is not possible.
+    """
+    if options.fp16 and options.bf16:
+        raise UserError("--fp16 and --bf16 are two kinds of mixed precision; leave out one of them")
+    if options.fp16 and not torch.cuda.is_available():
+        raise UserError("--fp16 needs a GPU; leave it out, or use --bf16 true")
     settings = TrainingArguments(
         output_dir="outputs",  # replaced by the run's folder once the processes can agree on one
         eval_strategy="steps" if has_eval else "no",
@@ -75,11 +60,15 @@ def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> 
     return settings
 
 
-def open_run(options: TrainerOptions, name: str) -> tuple[RunFolder | None, str, str]:
-    """The run's folder, held by the main process; its path and the checkpoint to go on from, or "", the same on every process."""
+def open_run(options: TrainerOptions, name: str, program: str = "") -> tuple[RunFolder | None, str, str]:
+    """The run's folder, held by the main process; its path and the checkpoint to go on from, or "", the same on every process.
+
+    program: the script, `pretrain/mae.py`, which alone resumes the run.
+    """
     run = None
     if is_main_process():
-        run = RunFolder.open(options.output_dir, name, arguments_to_yaml(options), options.resume_from_checkpoint)
+        config = replace(options, resume_from_checkpoint=None)  # how a run was started is no part of what it is
+        run = RunFolder.open(options.output_dir, name, arguments_to_yaml(config), options.resume_from_checkpoint, program=program)
     path = broadcast_text(str(run.path) if run else "")
     return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
@@ -102,6 +91,7 @@ class RunTrainer(Trainer):
         told, progress = StopWhenTold(stop), Progress()
         self.remove_callback(PrinterCallback)
         self.add_callback(TellEpoch())
+        self.add_callback(TellSteps())
         self.add_callback(told)
         self.add_callback(progress)
         try:
@@ -110,12 +100,40 @@ class RunTrainer(Trainer):
         finally:
             end_data_workers()
         if told.stopped:
-            raise SystemExit(stop.exit_status)
+            folder, step = self.args.output_dir, self.state.global_step
+            line = f"told to stop: step {step} of {self.state.max_steps} is saved; {how_to_go_on(folder)}"
+            print_once([line])
+            raise Stopped(stop.exit_status, line)
+
+    def rate_of(self, name: str) -> float:
+        """The highest learning rate of the parameter of this name, where it trains."""
+        return self.args.learning_rate
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, None]:
         """The loss of a batch that is not trained on."""
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach().mean(), None, None
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The Trainer's own; a warm-up that was given in steps must end within the run, one given as a share leaves a run of one step its rate."""
+        check_warmup(self.args.warmup_steps, num_training_steps)
+        if self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
+            self.args.warmup_steps = 0  # transformers rounds a share up, and the only step would have the rate 0
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The checkpoint's states under this run's rates, which the Trainer would take from the checkpoint."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate may have put its own around it
+        rates = list(getattr(scheduler, "base_lrs", ()))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(scheduler, LambdaLR):
+            follow_schedule(scheduler, rates)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's files, readable as the umask says."""
+        super().save_model(output_dir, _internal_call)
+        if is_main_process() and not _internal_call:
+            make_readable(Path(output_dir or self.args.output_dir))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """To metrics.jsonl too. Raises UserError, on all processes alike, for a loss that is no number."""
@@ -167,6 +185,28 @@ class RunTrainer(Trainer):
             remove_old_checkpoints(root, step, self.keep)
 
 
+def follow_schedule(scheduler: LambdaLR, rates: Sequence[float]) -> None:
+    """Give the optimizer's groups the rates that `scheduler` has for its step, with `rates` at their highest.
+
+    A state that was loaded has those of the run that saved it: the first step of a finished run that goes on would have the rate 0, and a smaller
+    --learning_rate would be none.
+    """
+    scheduler.base_lrs = list(rates)
+    factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    for group, rate, factor in zip(scheduler.optimizer.param_groups, rates, factors, strict=True):
+        group["initial_lr"] = rate
+        group["lr"] = rate * factor
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+def check_warmup(warmup_steps: float, steps: int) -> None:
+    """Raises UserError for a warm-up in steps, not in a share of them, that does not end before the last of `steps`."""
+    if warmup_steps >= max(steps, 1):
+        raise UserError(
+            f"--warmup_steps {warmup_steps:g} is not below the run's {steps} steps; train longer, or for a short trial add --warmup_steps 0"
+        )
+
+
 def start_worker(then: Callable[[int], None] | None, number: int) -> None:
     """In data worker `number`, before what the Trainer does there."""
     leave_signals_to_parent()
@@ -186,6 +226,20 @@ class TellEpoch(TrainerCallback):
         sampler = getattr(batches, "sampler", None)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(int(state.epoch or 0))
+
+
+class TellSteps(TrainerCallback):
+    """The last step's loss is logged, however short the run; and a resumed run logs, measures and saves as often as it now says.
+
+    The Trainer takes these numbers from the checkpoint, and logs at multiples of `logging_steps` alone.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
 
 class StopWhenTold(TrainerCallback):
@@ -209,13 +263,15 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True)
+            self.bar = step_bar(state.max_steps, state.global_step, "training")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        if self.bar is not None and "loss" in logs:
+            show_loss(self.bar, logs["loss"])
         measured = [f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in self.SHOWN if name in logs]
         if self.bar is not None and measured:
             self.bar.write(f"step {state.global_step}: {', '.join(measured)}")

@@ -1,20 +1,13 @@
 """A run that is told to stop: signals become a flag that the loop reads, and a run whose launcher died stops by itself."""
 
-import ctypes
-import multiprocessing
 import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from vision_core.distributed import all_true
 from vision_core.launchers import is_alive
 
 WATCH_SECONDS = 1.0
-PR_SET_PDEATHSIG = 1  # prctl(2)
-KILLED_WORKER_SECONDS = 5.0
 
 
 class StopRequest:
@@ -61,32 +54,3 @@ class StopRequest:
             if not all(map(is_alive, self.launchers)):
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-
-
-def leave_signals_to_parent() -> None:
-    """In a data worker: only the parent decides when to stop, and when it dies, however it dies, the worker goes with it.
-
-    A signal to the whole process group (Ctrl-C, a scheduler) would otherwise end the workers before the parent's last step.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def end_data_workers() -> None:
-    """Kill this process's data workers and wait for them. At its end Python would send them SIGTERM, which they leave to their parent, and wait for ever."""
-    with worker_deaths_unnoticed():
-        for worker in multiprocessing.active_children():
-            worker.kill()
-            worker.join(KILLED_WORKER_SECONDS)
-
-
-@contextmanager
-def worker_deaths_unnoticed() -> Iterator[None]:
-    """Keep torch's handler of SIGCHLD from raising inside the block; the next batch still finds a dead worker."""
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from encoders.attention import last_attention
 from encoders.evaluation.depth import DepthResult, depth_picture, dpt_depth, linear_depth
 from encoders.evaluation.depth_protocol import PROTOCOLS, DepthProtocol
 from encoders.evaluation.emergent_segmentation import emergent_jaccard, keep_mass
+from encoders.evaluation.feature_cache import StoredRows
 from encoders.evaluation.features import depth_layers
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult
@@ -20,6 +22,7 @@ from encoders.evaluation.segmentation import label_picture, linear_segmentation
 from encoders.sheets import contact_sheet, display, to_picture
 from vision_core.errors import UserError
 from vision_core.images.annotations import IGNORED
+from vision_core.images.sources import UnreadableSample
 from vision_core.images.unreadable import UnreadableImage
 
 SHOWN = 6
@@ -39,20 +42,21 @@ def four_layers(frozen: FrozenFeatures) -> tuple[int, ...]:
 
 def run_segmentation(frozen: FrozenFeatures, dense_iterations: int) -> TaskResult:
     """A linear head on the last layer's map."""
-    maps = {split: frozen.maps(split, last_layer(frozen))[f"map_{frozen.encoder.num_layers}"] for split in ("train", "test")}
-    masks = {split: [frozen.sources[split].annotations.mask(index) for index in frozen.kept(split, dense=True)] for split in maps}
-    num_classes = _num_classes(frozen, masks)
+    train, test = (_annotated(frozen, split, last_layer(frozen), "mask") for split in ("train", "test"))
+    num_classes = _num_classes(frozen, train.annotations + test.annotations)
+    name = f"map_{frozen.encoder.num_layers}"
     result = linear_segmentation(
-        maps["train"], masks["train"], maps["test"], masks["test"], num_classes, dense_iterations,
+        train.features[name], train.annotations, test.features[name], test.annotations, num_classes, dense_iterations,
         seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device,
     )  # fmt: skip
     rows = [
         [_shown(frozen, index), label_picture(truth, num_classes), label_picture(prediction, num_classes)]
-        for index, truth, prediction in zip(frozen.kept("test", dense=True), masks["test"], result.predictions, strict=False)
+        for index, truth, prediction in zip(test.kept, test.annotations, result.predictions, strict=False)
     ]
     protocol = f"linear head on the last layer at {_size(frozen)}, {dense_iterations:,} iterations of 16 (published: 40,000), mIoU over the whole set"
     metrics = {"mIoU": result.miou, "pixel accuracy": result.pixel_accuracy}
-    return TaskResult(metrics, protocol, _sheet(rows, ["image", "truth", "prediction"]), {"IoU of each class": result.class_ious})
+    picture, details = _sheet(rows, ["image", "truth", "prediction"]), {"IoU of each class": result.class_ious}
+    return TaskResult(metrics, protocol, picture, details, _counted(train, test))
 
 
 def run_depth(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str = "all") -> TaskResult:
@@ -61,19 +65,19 @@ def run_depth(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str
     depth_protocol: "all" for all known depths, or the benchmark that says which count.
     """
     number, judged = frozen.encoder.num_layers, PROTOCOLS.get(depth_protocol)
-    train, test = (frozen.maps(split, last_layer(frozen)) for split in ("train", "test"))
-    depths = _depths(frozen)
-    farthest = _farthest(depths, judged)
+    train, test = (_annotated(frozen, split, last_layer(frozen), "depth") for split in ("train", "test"))
+    farthest = _farthest(train.annotations, judged)
+    map_name, cls_name = f"map_{number}", f"cls_{number}"
     result = linear_depth(
-        train[f"map_{number}"], depths["train"], test[f"map_{number}"], depths["test"], farthest,
-        train.get(f"cls_{number}"), test.get(f"cls_{number}"),
+        train.features[map_name], train.annotations, test.features[map_name], test.annotations, farthest,
+        train.features.get(cls_name), test.features.get(cls_name),
         iterations=dense_iterations, seed=frozen.seed, progress=frozen.progress,
         device=frozen.encoder.device, protocol=judged,
     )  # fmt: skip
     beside = " beside the CLS token" if frozen.encoder.has_cls else ""
     training = f"{dense_iterations:,} iterations of 16 (published: 38,400)"
     head = f"linear head on the last layer{beside} at {_size(frozen)}, {training}"
-    return _depth_result(frozen, result, depths, f"{head}, {judged or f'depths up to {farthest:.0f} m'}", farthest)
+    return _depth_result(frozen, result, train, test, f"{head}, {judged or f'depths up to {farthest:.0f} m'}", farthest)
 
 
 def run_depth_dpt(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str = "all") -> TaskResult:
@@ -82,34 +86,37 @@ def run_depth_dpt(frozen: FrozenFeatures, dense_iterations: int, depth_protocol:
     depth_protocol: as in `run_depth`.
     """
     layers, judged = four_layers(frozen), PROTOCOLS.get(depth_protocol)
-    train, test = (frozen.maps(split, layers) for split in ("train", "test"))
+    train, test = (_annotated(frozen, split, layers, "depth") for split in ("train", "test"))
     read = (*layers, *layers[-1:] * (4 - len(layers)))
-    depths = _depths(frozen)
-    farthest = _farthest(depths, judged)
+    farthest = _farthest(train.annotations, judged)
     result = dpt_depth(
-        [train[f"map_{number}"] for number in read], depths["train"],
-        [test[f"map_{number}"] for number in read], depths["test"], farthest,
+        [train.features[f"map_{number}"] for number in read], train.annotations,
+        [test.features[f"map_{number}"] for number in read], test.annotations, farthest,
         DPT_CHANNELS, dense_iterations, DPT_BATCH,
         seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device, protocol=judged,
     )  # fmt: skip
     training = f"{dense_iterations:,} iterations of {DPT_BATCH} (published: 38,400 of 16)"
     blocks = ", ".join(map(str, read))
     head = f"DPT head of {DPT_CHANNELS} channels (published: 256) on layers {blocks} at {_size(frozen)}, {training}"
-    return _depth_result(frozen, result, depths, f"{head}, {judged or f'depths up to {farthest:.0f} m'}", farthest)
+    return _depth_result(frozen, result, train, test, f"{head}, {judged or f'depths up to {farthest:.0f} m'}", farthest)
 
 
 def run_emergent_segmentation(frozen: FrozenFeatures) -> TaskResult:
     """The patches with most of the attention against the mask of the objects."""
-    source, transform, maps, masks, kept = frozen.sources["test"], frozen.dense_transform, [], [], []
+    source, transform, maps, masks, kept, bad = frozen.sources["test"], frozen.dense_transform, [], [], [], []
     for index in tqdm(frozen.indices["test"], "attention", disable=not frozen.progress, leave=False):
+        what = ""
         try:
-            image = source[index].image
-        except UnreadableImage:
+            image, what = source[index].image, "mask "
+            mask = source.annotations.foreground(index)
+        except UnreadableImage as error:
+            bad.append(UnreadableSample(source.id_of(index), f"{what}{error.reason}"))
             continue
         attention = last_attention(frozen.encoder, transform([image]))
         maps.append(attention.maps)
-        masks.append(source.annotations.foreground(index))
+        masks.append(mask)
         kept.append(index)
+    frozen.note_unreadable("test", bad)
     if not maps:
         raise UserError(f"none of {len(frozen.indices['test'])} images of {source.description} could be read; name other images")
     result = emergent_jaccard(torch.cat(maps), masks, progress=frozen.progress)
@@ -132,33 +139,50 @@ def run_emergent_segmentation(frozen: FrozenFeatures) -> TaskResult:
         protocol,
         _sheet(rows, ["image", "object", "60 % of attention"]),
         {"heads": result.heads, "whole image": result.whole_image},
+        {"test": len(kept)},
     )
 
 
-def _num_classes(frozen: FrozenFeatures, masks: dict[str, list[Tensor]]) -> int:
+class Annotated(NamedTuple):
+    """features: name -> rows, one per annotation; kept: which images of the source they are."""
+
+    features: dict[str, Tensor | StoredRows]
+    annotations: list[Tensor]
+    kept: list[int]
+
+
+def _annotated(frozen: FrozenFeatures, split: str, layers: tuple[int, ...], kind: Literal["mask", "depth"]) -> Annotated:
+    """What a head learns from or is judged on: maps of images whose annotation can be read."""
+    features = frozen.maps(split, layers)
+    kept = frozen.kept(split, dense=True)
+    rows, annotations = frozen.annotated_rows(split, kind)
+    if len(rows) < len(kept):
+        features = {name: value.only(rows) if isinstance(value, StoredRows) else value[rows] for name, value in features.items()}
+    return Annotated(features, annotations, [kept[row] for row in rows])
+
+
+def _counted(train: Annotated, test: Annotated) -> dict[str, int]:
+    return {"train": len(train.kept), "test": len(test.kept)}
+
+
+def _num_classes(frozen: FrozenFeatures, masks: list[Tensor]) -> int:
     names = frozen.sources["train"].annotations.mask_names
     if names:
         return len(names)
-    return 1 + max(int(mask[mask != IGNORED].max()) for part in masks.values() for mask in part if (mask != IGNORED).any())
+    return 1 + max(int(mask[mask != IGNORED].max()) for mask in masks if (mask != IGNORED).any())
 
 
-def _depths(frozen: FrozenFeatures) -> dict[str, list[Tensor]]:
-    return {
-        split: [frozen.sources[split].annotations.depth(index) for index in frozen.kept(split, dense=True)] for split in ("train", "test")
-    }
-
-
-def _farthest(depths: dict[str, list[Tensor]], judged: DepthProtocol | None) -> float:
+def _farthest(depths: list[Tensor], judged: DepthProtocol | None) -> float:
     """The end of the bins: the benchmark's, or what the training images show, in whole metres."""
-    return judged.max_depth if judged else float(max(1.0, max(depth.max() for depth in depths["train"]).ceil()))
+    return judged.max_depth if judged else float(max(1.0, max(depth.max() for depth in depths).ceil()))
 
 
 def _depth_result(
-    frozen: FrozenFeatures, result: DepthResult, depths: dict[str, list[Tensor]], protocol: str, farthest: float
+    frozen: FrozenFeatures, result: DepthResult, train: Annotated, test: Annotated, protocol: str, farthest: float
 ) -> TaskResult:
     rows = [
         [_shown(frozen, index), depth_picture(truth, farthest), depth_picture(prediction, farthest)]
-        for index, truth, prediction in zip(frozen.kept("test", dense=True), depths["test"], result.predictions, strict=False)
+        for index, truth, prediction in zip(test.kept, test.annotations, result.predictions, strict=False)
     ]
     metrics = {
         "RMSE (m)": result.rmse,
@@ -167,7 +191,8 @@ def _depth_result(
         "delta2": result.delta2,
         "delta3": result.delta3,
     }
-    return TaskResult(metrics, protocol, _sheet(rows, ["image", "truth", "prediction"]))
+    picture = _sheet(rows, ["image", "truth", "prediction"])
+    return TaskResult(metrics, protocol, picture, images=_counted(train, test))
 
 
 def _size(frozen: FrozenFeatures) -> str:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,16 +19,19 @@ from tqdm import tqdm
 
 from encoders.base import Encoder
 from encoders.evaluation.features import evaluating
+from encoders.evaluation.used_images import content_hash
 from encoders.preprocess import ImageTransform
 from vision_core.checkpoints import WRITE_ERRORS, seal_folder, verify_checkpoint
+from vision_core.data_workers import leave_signals_to_parent
 from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, wait_for_all, world_size
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
-from vision_core.images.sources import ImageSource
+from vision_core.images.sources import ImageSource, UnreadableSample
 
 KEY_FILE = "key.json"
 SHARD_BYTES = 2**28
-KEPT = "kept"
+KEPT, CONTENTS = "kept", "contents"
+BAD_FILES = "unreadable-*.json"  # one of every process: [[index, reason], ...]
 
 Compute = Callable[[Encoder, Tensor], dict[str, Tensor]]
 
@@ -37,13 +41,16 @@ class StoredFeatures:
 
     Attributes:
         names: of the tensors. kept: `[n]` the indices of the images in their source; unreadable ones are left out. unreadable: how many were.
+        reasons: index -> reason of those. contents: `[n, 2]` the hashes of the images (`content_hash`).
     """
 
     def __init__(self, folder: Path, num_images: int) -> None:
         self.shards = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
-        self.names = sorted(set(self.shards[0].keys()) - {KEPT}) if self.shards else []
-        self.kept = torch.cat([shard.get_tensor(KEPT) for shard in self.shards]) if self.shards else torch.empty(0, dtype=torch.long)
+        self.names = sorted(set(self.shards[0].keys()) - {KEPT, CONTENTS}) if self.shards else []
+        self.kept = self.load(KEPT) if self.shards else torch.empty(0, dtype=torch.long)
+        self.contents = self.load(CONTENTS) if self.shards else torch.empty(0, 2, dtype=torch.long)
         self.unreadable = num_images - len(self.kept)
+        self.reasons = {index: reason for path in sorted(folder.glob(BAD_FILES)) for index, reason in json.loads(path.read_text())}
 
     def load(self, name: str) -> Tensor:
         """The whole tensor `[n, ...]` in memory."""
@@ -51,15 +58,16 @@ class StoredFeatures:
 
     def rows(self, name: str) -> StoredRows:
         """The tensor row by row, for what does not fit into memory."""
-        return StoredRows([shard.get_slice(name) for shard in self.shards])
+        parts = [shard.get_slice(name) for shard in self.shards]
+        return StoredRows([(part, row) for part in parts for row in range(part.get_shape()[0])])
 
 
 class StoredRows:
     """`rows[i]` reads one image's tensor from disk."""
 
-    def __init__(self, slices: list) -> None:
-        self.places = [(part, row) for part in slices for row in range(part.get_shape()[0])]
-        self.shape = (len(self.places), *slices[0].get_shape()[1:])
+    def __init__(self, places: list[tuple[Any, int]]) -> None:
+        self.places = places
+        self.shape = (len(places), *places[0][0].get_shape()[1:])
 
     def __len__(self) -> int:
         return len(self.places)
@@ -67,6 +75,10 @@ class StoredRows:
     def __getitem__(self, index: int) -> Tensor:
         part, row = self.places[index]
         return part[row : row + 1][0]
+
+    def only(self, indices: list[int]) -> StoredRows:
+        """Some of the rows."""
+        return StoredRows([self.places[index] for index in indices])
 
 
 def cached_features(
@@ -98,7 +110,7 @@ def cached_features(
         aside = Path(broadcast_text(str(cache_dir / f".tmp-{folder.name}-{os.getpid()}")))
         share = torch.tensor(indices).tensor_split(world_size())[rank()].tolist()  # in order, so that all shards together are
         loader = _view_loader(source, share, transform, batch_size, num_workers)
-        problem = _fill(aside, lambda: _batches(encoder, source, compute, transform, loader, progress))
+        problem = _fill(aside, lambda bad: _batches(encoder, source, compute, transform, loader, progress, bad))
         _publish(aside, folder, key, [said for said in gather_objects(problem) if said])
         wait_for_all()  # nobody reads before it is there
     stored = StoredFeatures(folder, len(indices))
@@ -108,12 +120,23 @@ def cached_features(
 
 
 def unreadable_left_out(
-    source: ImageSource, indices: list[int], transform: ImageTransform, batch_size: int, progress: bool
+    source: ImageSource,
+    indices: list[int],
+    transform: ImageTransform,
+    batch_size: int,
+    progress: bool,
+    note: Callable[[UnreadableSample], None],
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of (indices, views `[B, C, height, width]`) of the images that can be read. Raises UserError where none can."""
+    """Batches of (indices, views `[B, C, height, width]`) of the images that can be read. Raises UserError where none can.
+
+    note: is told of every image that cannot.
+    """
     found = False
     for items in tqdm(_view_loader(source, indices, transform, batch_size, 0), desc="images", disable=not progress, leave=False):
-        read = [(index, view) for index, view in items if view is not None]
+        read = [(index, view) for index, view, _ in items if view is not None]
+        for index, view, reason in items:
+            if view is None:
+                note(UnreadableSample(source.id_of(index), reason))
         if read:
             found = True
             yield [index for index, _ in read], torch.stack([view for _, view in read])
@@ -137,6 +160,7 @@ def _key(encoder: Encoder, source: ImageSource, name: str, transform: ImageTrans
         "encoder": encoder_fingerprint(encoder),
         "data": source.fingerprint,
         "features": name,
+        "beside": f"{CONTENTS}, reasons",  # entries of earlier versions lack them
         "transform": transform.to_dict(),
         "indices": hashlib.blake2b(torch.tensor(indices).numpy().tobytes(), digest_size=16).hexdigest(),
         "device": encoder.device.type,  # another device rounds in another way
@@ -155,28 +179,44 @@ class _Views(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> tuple[int, Tensor | None]:
+    def __getitem__(self, position: int) -> tuple[int, Tensor | None, str]:
+        """Index, view and why there is none."""
         index = self.indices[position]
         try:
-            return index, self.transform.view(self.source[index].image)
-        except UnreadableImage:
-            return index, None
+            return index, self.transform.view(self.source[index].image), ""
+        except UnreadableImage as error:
+            return index, None, error.reason
 
 
 def _view_loader(source: ImageSource, indices: list[int], transform: ImageTransform, batch_size: int, num_workers: int) -> DataLoader:
-    return DataLoader(_Views(source, indices, transform), batch_size, num_workers=num_workers, collate_fn=list)
+    return DataLoader(
+        _Views(source, indices, transform),
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=leave_signals_to_parent,
+    )
 
 
 def _batches(
-    encoder: Encoder, source: ImageSource, compute: Compute, transform: ImageTransform, loader: DataLoader, progress: bool
+    encoder: Encoder,
+    source: ImageSource,
+    compute: Compute,
+    transform: ImageTransform,
+    loader: DataLoader,
+    progress: bool,
+    bad: list[tuple[int, str]],
 ) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a shard, batch after batch; (index, reason) of what cannot be read goes into `bad`."""
     with evaluating(encoder):
         for items in tqdm(
             loader, desc=f"features of {encoder.name}", unit="batch", disable=not progress or not is_main_process(), leave=False
         ):
-            read = [(index, view) for index, view in items if view is not None]
+            read = [(index, view) for index, view, _ in items if view is not None]
+            bad += [(index, reason) for index, view, reason in items if view is None]
             if not read:
                 continue
+            contents = torch.stack([content_hash(view) for _, view in read])
             views = torch.stack([view for _, view in read]).to(encoder.device)
             features = {name: value.cpu().contiguous() for name, value in compute(encoder, transform.pixels(views)).items()}
             for row, (index, _) in enumerate(read):
@@ -184,22 +224,24 @@ def _batches(
                     raise UserError(
                         f"{encoder.name}: the features of {source.id_of(index)} are not finite; use float32, or another checkpoint"
                     )
-            yield {**features, KEPT: torch.tensor([index for index, _ in read])}
+            yield {**features, KEPT: torch.tensor([index for index, _ in read]), CONTENTS: contents}
 
 
-def _fill(aside: Path, batches: Callable[[], Iterator[dict[str, Tensor]]]) -> str | None:
-    """Write this process's shards; what went wrong, or None. The others wait to hear it."""
+def _fill(aside: Path, batches: Callable[[list[tuple[int, str]]], Iterator[dict[str, Tensor]]]) -> str | None:
+    """Write this process's shards and what could not be read; what went wrong, or None. The others wait to hear it."""
+    bad: list[tuple[int, str]] = []
     try:
         aside.mkdir(parents=True, exist_ok=True)
         waiting: list[dict[str, Tensor]] = []
         number = 0
-        for batch in batches():
+        for batch in batches(bad):
             waiting.append(batch)
             if sum(value.nbytes for each in waiting for value in each.values()) >= SHARD_BYTES:
                 _write_shard(aside, number, waiting)
                 waiting, number = [], number + 1
         if waiting:
             _write_shard(aside, number, waiting)
+        (aside / BAD_FILES.replace("*", f"{rank():04d}")).write_text(json.dumps(bad))
     except UserError as error:
         return str(error)
     except WRITE_ERRORS as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from encoders.base import Encoder
 from encoders.evaluation.feature_cache import StoredFeatures, StoredRows, cached_features
 from encoders.evaluation.features import draw_subset, map_features, vector_features
+from encoders.evaluation.used_images import MAX_BAD_FRACTION, check_share, found_in, in_words
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
-from vision_core.images.sources import ImageSource
+from vision_core.images.sources import ImageSource, UnreadableSample
 from vision_core.images.splits import Splits
 from vision_core.images.unreadable import UnreadableImage
 
@@ -26,6 +28,11 @@ class FrozenFeatures:
     Args:
         limits: the greatest number of training and of test images, drawn by `seed`; None for all.
         dense_size: (height, width) to which images are resized, without cropping, in the dense tasks; None for `dense_size_for`.
+        max_bad_fraction: above this share of unreadable images in a split UserError is raised, which names them.
+
+    Attributes:
+        bad: split -> {id: reason} of the images that could not be read so far, or whose mask or depth could not.
+        in_both: how many test images are among the training images, by their content; None before a task has asked.
     """
 
     def __init__(
@@ -40,6 +47,7 @@ class FrozenFeatures:
         batch_size: int = 64,
         num_workers: int = 0,
         progress: bool = False,
+        max_bad_fraction: float = MAX_BAD_FRACTION,
     ) -> None:
         self.encoder, self.seed, self.progress = encoder, seed, progress
         self.sources: dict[str, ImageSource] = {"train": splits.train, "test": splits.test}
@@ -47,6 +55,11 @@ class FrozenFeatures:
         self.cache_dir, self.batch_size, self.num_workers = cache_dir, batch_size, num_workers
         self._dense_size = dense_size
         self._stored: dict[tuple, StoredFeatures] = {}
+        self.max_bad_fraction = max_bad_fraction
+        self.bad: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+        self.in_both: int | None = None
+        self._looked_at: set[str] = set()
+        self._training_rows: dict[bool, Tensor] = {}
 
     @property
     def dense_transform(self) -> ImageTransform:
@@ -76,8 +89,67 @@ class FrozenFeatures:
 
     def kept(self, split: str, dense: bool = False) -> list[int]:
         """Which images of the source the rows stand for."""
-        kinds = [stored for (name, kind), stored in self._stored.items() if name == split and kind.startswith("maps") == dense]
-        return kinds[0].kept.tolist()
+        return self._of_kind(split, dense).kept.tolist()
+
+    def training_rows(self, dense: bool = False) -> Tensor:
+        """`[n]` the rows of the training images that are no test images, by their content: what may be learnt from.
+
+        Raises UserError where none is left.
+        """
+        if dense not in self._training_rows:
+            train, test = (self._of_kind(split, dense).contents for split in ("train", "test"))
+            rows = (~found_in(train, test)).nonzero()[:, 0]
+            if not len(rows):
+                raise UserError(f"all {len(train):,} training images are test images too; name other images by --test_dataset")
+            self.in_both, self._training_rows[dense] = int(found_in(test, train).sum()), rows
+        return self._training_rows[dense]
+
+    def annotated_rows(self, split: str, kind: str) -> tuple[list[int], list[Tensor]]:
+        """The rows of `maps` whose mask or depth (`kind`) can be read, of training images those of `training_rows`; and these annotations."""
+        source, kept = self.sources[split], self.kept(split, dense=True)
+        rows, annotations, bad = [], [], []
+        for row in self.training_rows(dense=True).tolist() if split == "train" else range(len(kept)):
+            try:
+                annotations.append(getattr(source.annotations, kind)(kept[row]))
+                rows.append(row)
+            except UnreadableImage as error:
+                bad.append(UnreadableSample(source.id_of(kept[row]), f"{kind} {error.reason}"))
+        self.note_unreadable(split, bad)
+        return rows, annotations
+
+    def note_unreadable(self, split: str, samples: Iterable[UnreadableSample]) -> None:
+        """Remember what could not be read of a split that was looked at. Raises UserError where it is more than the share."""
+        self._looked_at.add(split)
+        for sample in samples:
+            reasons = self.bad[split].get(sample.id, "")
+            if sample.reason not in reasons.split(", "):
+                self.bad[split][sample.id] = ", ".join(filter(None, [reasons, sample.reason]))
+        bad = [UnreadableSample(name, reason) for name, reason in self.bad[split].items()]
+        part = "training images" if split == "train" else "test images"
+        check_share(bad, len(self.indices[split]), self.max_bad_fraction, part)
+
+    def num_read(self, split: str) -> int:
+        """How many images of a split were looked at and could be read, so far."""
+        stored = [each for (name, _), each in self._stored.items() if name == split]
+        if stored:
+            return len(stored[0].kept)
+        return len(self.indices[split]) - len(self.bad[split]) if split in self._looked_at else 0
+
+    @property
+    def used_in_words(self) -> str:
+        """What was read, what could not be, and what was left out because it is in both parts."""
+        parts = {"train": "training images", "test": "test images"}
+        words = " and ".join(f"{self.num_read(split):,} {part}" for split, part in parts.items() if self.num_read(split))
+        for split, part in parts.items():
+            if self.bad[split]:
+                samples = [UnreadableSample(name, reason) for name, reason in self.bad[split].items()]
+                words += f"; left out of the {part}, because they cannot be read: {in_words(samples)}"
+        if self.in_both:
+            words += (
+                f"; {self.in_both:,} of {self.num_read('test'):,} test images are among the training images, "
+                "which tasks with a training part leave out of it"
+            )
+        return words
 
     def labels(self, split: str) -> Tensor:
         """`[n]` labels of the rows of `vectors`."""
@@ -87,13 +159,33 @@ class FrozenFeatures:
             raise UserError(f"{source.description} has no labels; name a data set with labels, or other tasks")
         return torch.tensor(source.labels)[self.kept(split)]
 
+    def marks(self, split: str) -> Tensor:
+        """`[n, classes]` bool: which classes each row of `vectors` has, where an image may have several. Both splits have the same classes."""
+        self._extract(split, vector_features, "vectors", self.encoder.transform)
+        for source in self.sources.values():
+            if source.multi_labels is None:
+                raise UserError(f"{source.description} has no lists of classes; name a column of lists by ?label=COLUMN")
+        names = self.sources["train"].class_names
+        greatest = max((number for source in self.sources.values() for row in source.multi_labels for number in row), default=-1)
+        rows = self.kept(split)
+        marks = torch.zeros(len(rows), len(names) if names else greatest + 1, dtype=torch.bool)
+        for row, index in enumerate(rows):
+            marks[row, self.sources[split].multi_labels[index]] = True
+        return marks
+
     def _extract(self, split: str, compute, name: str, transform: ImageTransform) -> StoredFeatures:
         if (split, name) not in self._stored:
-            self._stored[split, name] = cached_features(
-                self.encoder, self.sources[split], compute, name, self.cache_dir, transform=transform, indices=self.indices[split],
+            source = self.sources[split]
+            stored = cached_features(
+                self.encoder, source, compute, name, self.cache_dir, transform=transform, indices=self.indices[split],
                 batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress,
             )  # fmt: skip
+            self._stored[split, name] = stored
+            self.note_unreadable(split, (UnreadableSample(source.id_of(index), reason) for index, reason in stored.reasons.items()))
         return self._stored[split, name]
+
+    def _of_kind(self, split: str, dense: bool) -> StoredFeatures:
+        return next(stored for (name, kind), stored in self._stored.items() if name == split and kind.startswith("maps") == dense)
 
     def _draw(self, split: str, limit: int | None) -> list[int]:
         count = len(self.sources[split])

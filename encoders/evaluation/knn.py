@@ -1,5 +1,6 @@
 """Weighted k-nearest-neighbour classification of frozen features."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,27 +10,54 @@ from torch.nn import functional as F
 from vision_core.errors import UserError
 
 PUBLISHED_KS = (10, 20, 100, 200)
+LARGEST_KEY = 62  # bits of an int64 that a key may use
+FINEST = 40  # bits to which similarities and votes are told apart: 1e-12, far above float64's noise and below float32's
+MOST_SIMILARITIES = 2**26  # held at a time
 
 
 def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07, chunk: int = 1024) -> Tensor:
     """Labels `[m]` of `queries [m, D]` from `bank [n, D]` with `bank_labels [n]` (Wu et al. 2018, section 3.4; DINO, appendix F.1).
 
-    The k bank features of greatest cosine similarity s vote for their labels with weight exp(s / temperature). Similarities
-    are computed for `chunk` queries at a time. Raises UserError where labels, k or features make this impossible.
+    The k bank features of greatest cosine similarity s vote for their labels with weight exp(s / temperature). Of equal similarities at
+    the k-th place the one that stands first in the bank counts. Of classes with equal votes the one whose nearest neighbour is nearest
+    wins, and of those the one with the lowest number. Similarities and votes are equal where they are to 12 digits, in float64, so that
+    neither the size of a chunk nor the device decides. For one query this is
+
+        similarity = [sum(a * b for a, b in zip(unit(query), unit(row))) for row in bank]
+        nearest = sorted(range(len(bank)), key=lambda index: (-round(similarity[index], 12), index))[:k]
+        votes, best = {}, {}
+        for index in nearest:
+            label = bank_labels[index]
+            votes[label] = votes.get(label, 0.0) + math.exp(similarity[index] / temperature)
+            best[label] = max(best.get(label, -1.0), similarity[index])
+        answer = min(votes, key=lambda label: (-round(votes[label] / sum(votes.values()), 12), -round(best[label], 12), label))
+
+    `chunk` queries at most are looked at together. Raises UserError where labels, k or features make this impossible.
     """
     similarity, neighbours = nearest_neighbours(bank, bank_labels, queries, k, chunk)
-    return torch.cat([votes.argmax(1) for votes in _votes(similarity, neighbours, int(bank_labels.max()) + 1, k, temperature, chunk)])
+    num_classes = int(bank_labels.max()) + 1
+    return torch.cat([ranked[:, 0] for ranked in _ranked_classes(similarity, neighbours, num_classes, k, temperature, chunk)])
 
 
 @torch.no_grad()
 def nearest_neighbours(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Cosine similarity `[m, k]`, falling, and labels `[m, k]` of the k nearest of `bank [n, D]` to each of `queries [m, D]`."""
+    """Cosine similarity `[m, k]`, float64, falling, and labels `[m, k]` of the k nearest of `bank [n, D]` to each of `queries [m, D]`.
+
+    Equal similarities stand in the order of the bank: a neighbour's place is part of the number by which neighbours are compared.
+    """
     _check(bank, bank_labels, queries, k)
-    bank = F.normalize(bank.float(), dim=-1)
+    bank = F.normalize(bank.double(), dim=-1)
+    place_bits = math.ceil(math.log2(len(bank) + 1))
+    scale = 2 ** min(FINEST, LARGEST_KEY - place_bits)
+    places = torch.arange(len(bank), device=bank.device)
     similarities, labels = [], []
-    for part in queries.split(chunk):
-        similarity, nearest = (F.normalize(part.float(), dim=-1) @ bank.T).topk(k, dim=1)
-        similarities.append(similarity)
+    for part in queries.split(max(min(chunk, MOST_SIMILARITIES // len(bank)), 1)):
+        exact = F.normalize(part.double(), dim=-1) @ bank.T
+        steps = exact.mul_(scale).round_().long()
+        keys = steps.bitwise_left_shift_(place_bits).add_(len(bank) - places)
+        best = keys.topk(k, dim=1).values
+        nearest = len(bank) - (best & (2**place_bits - 1))
+        similarities.append((best >> place_bits).double() / scale)
         labels.append(bank_labels[nearest])
     return torch.cat(similarities), torch.cat(labels)
 
@@ -48,21 +76,38 @@ def knn_accuracies(
         )
     possible = [k for k in ks if k <= len(bank)] or [len(bank)]
     similarity, neighbours = nearest_neighbours(bank, bank_labels, queries, max(possible))
-    num_classes = int(torch.maximum(bank_labels.max(), query_labels.max())) + 1
-    return {k: _top(torch.cat(list(_votes(similarity, neighbours, num_classes, k, temperature))), query_labels) for k in possible}
+    num_classes = int(bank_labels.max()) + 1
+    return {k: _hits(torch.cat(list(_ranked_classes(similarity, neighbours, num_classes, k, temperature))), query_labels) for k in possible}
 
 
-def _votes(similarity: Tensor, neighbours: Tensor, num_classes: int, k: int, temperature: float, chunk: int = 1024) -> Iterator[Tensor]:
-    """Votes `[chunk, classes]` of the first k neighbours, chunk after chunk."""
+def _ranked_classes(
+    similarity: Tensor, neighbours: Tensor, num_classes: int, k: int, temperature: float, chunk: int = 1024
+) -> Iterator[Tensor]:
+    """The five first classes `[chunk, 5]` by the first k neighbours (or as many as there are), -1 for one without a vote; chunk after chunk.
+
+    A class's place is the order of one number: its share of the votes, then how near its nearest neighbour is, then its own number.
+    """
+    tie_size = (k + 1) * num_classes
+    scale = 2 ** min(FINEST, LARGEST_KEY - math.ceil(math.log2(tie_size + 1)))
+    reversed_numbers = torch.arange(num_classes - 1, -1, -1, device=similarity.device)
     for near, labels in zip(similarity[:, :k].split(chunk), neighbours[:, :k].split(chunk), strict=True):
+        shape = (len(near), num_classes)
         # subtracting the best similarity changes no vote's share and keeps exp in range
         weights = torch.exp((near - near[:, :1]) / temperature)
-        yield torch.zeros(len(near), num_classes, device=near.device).scatter_add_(1, labels, weights)
+        votes = near.new_zeros(shape).scatter_add_(1, labels, weights)
+        shares = (votes / weights.sum(1, keepdim=True) * scale).round().long()
+        # the number of other distances behind one's own: k for the nearest, at least 1; 0 for a class that is no neighbour
+        farther = (near[:, 1:] < near[:, :-1]).long().cumsum(1)
+        nearness = k - F.pad(farther, (1, 0))
+        nearest = torch.zeros(shape, dtype=torch.long, device=near.device).scatter_reduce_(1, labels, nearness, "amax")
+        keys = shares * tie_size + nearest * num_classes + reversed_numbers
+        best = keys.topk(min(5, num_classes), dim=1)
+        yield best.indices.masked_fill(nearest.gather(1, best.indices) == 0, -1)
 
 
-def _top(votes: Tensor, labels: Tensor) -> dict[str, float]:
-    ranked = votes.topk(min(5, votes.shape[1]), dim=1)
-    hits = (ranked.indices == labels[:, None]) & (ranked.values > 0)  # a class without a vote is no guess
+def _hits(ranked: Tensor, labels: Tensor) -> dict[str, float]:
+    """Percent of the `labels [m]` that stand first, and anywhere, in `ranked [m, 5]`."""
+    hits = ranked == labels[:, None]
     return {"top1": 100 * hits[:, 0].double().mean().item(), "top5": 100 * hits.any(1).double().mean().item()}
 
 

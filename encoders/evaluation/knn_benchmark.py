@@ -11,32 +11,50 @@ from encoders.base import Encoder
 from encoders.evaluation.baselines import channel_range, colour_histogram, raw_pixels, to_unit_range
 from encoders.evaluation.features import draw_subset, extract_features
 from encoders.evaluation.knn import knn_accuracy
+from encoders.evaluation.same_classes import classes_problem, numbers_in_bank
+from encoders.evaluation.used_images import check_share, content_hash, found_in
 from encoders.preprocess import ImageTransform, margin_for
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
-from vision_core.images.sources import ImageSource
+from vision_core.images.sources import ImageSource, UnreadableSample
 
 BATCH = 128
 
 
 class LabelledImages(NamedTuple):
-    """`[n, C, H, W]` uint8 or float32 with `[n]` labels; `unreadable` were left out, `margin` is the largest used."""
+    """`[n, C, H, W]` uint8 or float32 with `[n]` labels and `[n, 2]` hashes; `bad` were left out, `margin` is the largest used."""
 
     images: Tensor
     labels: Tensor
-    unreadable: int
+    contents: Tensor
+    bad: list[UnreadableSample]
     margin: float
+
+    @property
+    def unreadable(self) -> int:
+        """How many images could not be read."""
+        return len(self.bad)
+
+    def only(self, chosen: Tensor) -> "LabelledImages":
+        """Those of the images for which `[n]` bool is true."""
+        return self._replace(images=self.images[chosen], labels=self.labels[chosen], contents=self.contents[chosen])
 
 
 class KnnBenchmark:
     """k-NN of queries in a bank, both drawn by `seed`; from one and the same source they are disjoint.
 
+    A query never finds itself: what the bank has of the queries, by its content, is left out of the bank.
+
     Args:
         transform: the size at which images are judged, the encoder's normalisation, how much is cut off around the centre.
+        max_bad_fraction: above this share of unreadable images, of the bank or of the queries, UserError is raised.
+        origin: where the bank comes from, in words, if that needs saying.
 
     Attributes:
-        bank, queries: the images, before normalisation.
-        sizes: {"bank", "queries", "classes", "k", "unreadable"}.
+        bank, queries: the images, before normalisation; labels are numbers of the bank's classes.
+        bad: what could not be read.
+        in_bank: how many queries were in the bank.
+        sizes: {"bank", "queries", "classes", "k", "unreadable"}, of the images that are used.
         margin: the largest that an image was given: 1 where all were looked at whole.
         description: the same in words.
     """
@@ -52,28 +70,53 @@ class KnnBenchmark:
         k: int = 20,
         seed: int = 0,
         progress: bool = False,
+        max_bad_fraction: float = 1.0,
+        origin: str = "",
     ) -> None:
         bank, queries = draw_bank_and_queries(bank_source, query_source, bank_size, num_queries, seed)
-        if not 1 <= k <= len(bank):
-            raise UserError(f"k-NN: k={k} is not possible with a bank of {len(bank)}; give 1 to {len(bank)} or enlarge the bank")
+        _check_k(k, len(bank))
         self.bank = load_images(bank_source, bank, transform, progress)
         self.queries = load_images(query_source, queries, transform, progress)
-        self.transform, self.k = transform, k
+        self.bad = [*self.bank.bad, *self.queries.bad]
+        for part, images, drawn in (("images of the k-NN bank", self.bank, bank), ("k-NN queries", self.queries, queries)):
+            check_share(images.bad, len(drawn), max_bad_fraction, part)
+        numbers = numbers_in_bank(bank_source, query_source)
+        self.queries = self.queries._replace(labels=torch.tensor([numbers[label] for label in self.queries.labels.tolist()]))
+        self.in_bank = self._leave_queries_out_of_the_bank(bank_source.description)
+        _check_k(k, len(self.bank.labels))
+        self.transform, self.k, self.origin = transform, k, origin
         self.margin = max(self.bank.margin, self.queries.margin)
         self.sizes = {
             "bank": len(self.bank.labels),
             "queries": len(self.queries.labels),
             "classes": len(set(self.bank.labels.tolist())),
             "k": k,
-            "unreadable": self.bank.unreadable + self.queries.unreadable,
+            "unreadable": len(self.bad),
         }
+
+    def _leave_queries_out_of_the_bank(self, description: str) -> int:
+        """How many queries were there."""
+        twice = found_in(self.bank.contents, self.queries.contents)
+        if twice.all():
+            raise UserError(
+                f"k-NN: all {len(twice):,} images drawn for the bank, of {description}, are queries too; "
+                "name other images by --eval_bank_dataset, or lower --knn_num_queries"
+            )
+        num_queries = int(found_in(self.queries.contents, self.bank.contents).sum())
+        if num_queries:
+            self.bank = self.bank.only(~twice)
+        return num_queries
 
     @property
     def description(self) -> str:
         """The sizes in words."""
         sizes = self.sizes
         words = f"bank {sizes['bank']:,}, queries {sizes['queries']:,}, {sizes['classes']} classes, k = {sizes['k']}"
-        return words + (f", {sizes['unreadable']} unreadable images left out" if sizes["unreadable"] else "")
+        if self.bad:
+            words += f", {len(self.bad)} unreadable images left out"
+        if self.in_bank:
+            words += f"; {self.in_bank:,} of {sizes['queries']:,} queries are in the bank; those images were left out of the bank"
+        return words + (f"; {self.origin}" if self.origin else "")
 
     def evaluate(self, encoder: Encoder) -> dict[str, float]:
         """Accuracy in percent of the encoder's CLS token and of the mean of its patch tokens."""
@@ -102,12 +145,18 @@ class KnnBenchmark:
 def draw_bank_and_queries(
     bank_source: ImageSource, query_source: ImageSource, bank_size: int, num_queries: int, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Indices of the bank and of the queries, a function of `seed`; disjoint where both sources are one object."""
+    """Indices of the bank and of the queries, a function of `seed`; disjoint where both sources are one object.
+
+    Raises UserError for sources without labels or with other classes, and where nothing is left for the bank.
+    """
     for source in (bank_source, query_source):
         if source.labels is None:
             raise UserError(
                 f"k-NN needs labels, and {source.description} has none; name labelled images, or in pretraining --eval_dataset none"
             )
+    problem = classes_problem(bank_source, query_source)
+    if problem:
+        raise UserError(f"k-NN: {problem}; name images of the same classes for both, by --eval_dataset and --eval_bank_dataset")
     queries = draw_subset(len(query_source), num_queries, seed, "knn queries")
     bank = draw_subset(len(bank_source), len(bank_source), seed, "knn bank")
     if bank_source is query_source:
@@ -119,12 +168,13 @@ def draw_bank_and_queries(
 
 
 def load_images(source: ImageSource, indices: list[int], transform: ImageTransform, progress: bool = False) -> LabelledImages:
-    """The views of `source[indices]`; unreadable images are left out and counted."""
-    images, labels, largest = None, [], 1.0
+    """The views of `source[indices]`; unreadable images are left out and named."""
+    images, labels, contents, bad, largest = None, [], [], [], 1.0
     for index in tqdm(indices, desc="reading images to judge by", disable=not progress, leave=False):
         try:
             record = source[index]
-        except UnreadableImage:
+        except UnreadableImage as error:
+            bad.append(UnreadableSample(source.id_of(index), error.reason))
             continue
         largest = max(largest, margin_for(record.image, transform.size, transform.margin))
         view = transform.view(record.image)
@@ -132,6 +182,12 @@ def load_images(source: ImageSource, indices: list[int], transform: ImageTransfo
             images = view.new_empty(len(indices), *view.shape)
         images[len(labels)] = view
         labels.append(record.label)
+        contents.append(content_hash(view))
     if images is None:
         raise UserError(f"none of {len(indices)} images of {source.description} could be read; name other images")
-    return LabelledImages(images[: len(labels)], torch.tensor(labels), len(indices) - len(labels), largest)
+    return LabelledImages(images[: len(labels)], torch.tensor(labels), torch.stack(contents), bad, largest)
+
+
+def _check_k(k: int, bank_size: int) -> None:
+    if not 1 <= k <= bank_size:
+        raise UserError(f"k-NN: k={k} is not possible with a bank of {bank_size}; give 1 to {bank_size} or enlarge the bank")

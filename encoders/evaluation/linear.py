@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,11 @@ class HeadGroup:
         return torch.cat([*cls_blocks[-self.blocks :], *([patch_mean] if self.with_patch_mean else [])], dim=1)
 
 
+def head_groups(num_blocks: int) -> list[HeadGroup]:
+    """The published groups, where the CLS tokens of `num_blocks` blocks are there."""
+    return [HeadGroup(blocks, mean) for blocks in BLOCKS if blocks <= num_blocks for mean in (False, True)]
+
+
 def linear_probe(
     cls_blocks: Sequence[Tensor],
     patch_mean: Tensor,
@@ -69,33 +74,46 @@ def linear_probe(
     Raises UserError for a single class, classes of one image, features that are not finite, or lengths that differ.
     """
     _check(labels, *cls_blocks, patch_mean)
-    _check_lengths(test_labels, *test_cls_blocks, test_patch_mean)
+    check_features(test_labels, *test_cls_blocks, test_patch_mean)
     num_classes = int(max(labels.max(), test_labels.max())) + 1
     kept, held_out = hold_out(labels, seed)
-    groups = [HeadGroup(blocks, mean) for blocks in BLOCKS if blocks <= len(cls_blocks) for mean in (False, True)]
     best, table = None, []
-    for group in tqdm(groups, "linear heads", disable=not progress):
+    for group in tqdm(head_groups(len(cls_blocks)), "linear heads", disable=not progress):
         inputs = group.inputs(cls_blocks, patch_mean).to(device)
         weights = train_heads(
             inputs[kept], labels[kept].to(device), num_classes, iterations, seed_of(seed, group.blocks, group.with_patch_mean)
         )
-        accuracies = [_top(scores, labels[held_out])[0] for scores in _scores(inputs[held_out], *weights)]
+        accuracies = [_top(scores, labels[held_out])[0] for scores in head_scores(inputs[held_out], *weights)]
         for number, (rate, accuracy) in enumerate(zip(LEARNING_RATES, accuracies, strict=True)):
             setting = {"learning_rate": rate, "blocks": group.blocks, "with_patch_mean": group.with_patch_mean, "held_out_top1": accuracy}
             table.append(setting)
             if best is None or accuracy > best[0]["held_out_top1"]:
                 best = (setting, group, [each[number : number + 1] for each in weights])
     chosen, group, weights = best
-    top1, top5 = _top(_scores(group.inputs(test_cls_blocks, test_patch_mean).to(device), *weights)[0], test_labels)
+    top1, top5 = _top(head_scores(group.inputs(test_cls_blocks, test_patch_mean).to(device), *weights)[0], test_labels)
     return LinearResult(top1, top5, chosen, table)
 
 
+def one_class_error(logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient `[heads, b, classes]` of the cross-entropy at `logits`, for class numbers `[b]`: softmax - one-hot."""
+    error = logits.softmax(-1)
+    error[:, torch.arange(len(labels), device=labels.device), labels] -= 1
+    return error
+
+
 def train_heads(
-    inputs: Tensor, labels: Tensor, num_classes: int, iterations: int, seed: int, rates: Sequence[float] = LEARNING_RATES
+    inputs: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    iterations: int,
+    seed: int,
+    rates: Sequence[float] = LEARNING_RATES,
+    error_of: Callable[[Tensor, Tensor], Tensor] = one_class_error,
 ) -> tuple[Tensor, Tensor]:
     """Weights `[heads, D, classes]` and biases `[heads, classes]`, a head for each rate, all trained on the same batches of `inputs [n, D]`.
 
-    For one head, with g the gradient of the batch's mean cross-entropy at w:  v <- 0.9 v + g;  w <- w - rate * (128 / 256) * (1 + cos(pi t / T)) / 2 * v.
+    For one head, with g the gradient of the batch's mean loss at w:  v <- 0.9 v + g;  w <- w - rate * (128 / 256) * (1 + cos(pi t / T)) / 2 * v.
+    `error_of(logits, labels)` is the gradient of each image's loss at its logits; no graph is needed. Rows of `labels` belong to those of `inputs`.
     """
     generator = torch.Generator().manual_seed(seed)
     weight = (0.01 * torch.randn(inputs.shape[1], num_classes, generator=generator)).to(inputs.device).repeat(len(rates), 1, 1)
@@ -104,10 +122,7 @@ def train_heads(
     scaled = torch.tensor(rates, device=inputs.device) * BATCH / REFERENCE_BATCH
     for step, batch in enumerate(_batches(len(inputs), iterations, seed)):
         x, y = inputs[batch], labels[batch]
-        # the gradient of the cross-entropy of logits is softmax - one-hot: no graph is needed
-        error = (torch.einsum("bd,hdc->hbc", x, weight) + bias[:, None]).softmax(-1)
-        error[:, torch.arange(len(y), device=y.device), y] -= 1
-        error /= len(y)
+        error = error_of(torch.einsum("bd,hdc->hbc", x, weight) + bias[:, None], y) / len(y)
         rate = scaled * (1 + math.cos(math.pi * step / iterations)) / 2
         for value, slope, gradient in zip((weight, bias), velocity, (torch.einsum("bd,hbc->hdc", x, error), error.sum(1)), strict=True):
             slope.mul_(MOMENTUM).add_(gradient)
@@ -133,7 +148,7 @@ def logistic_regression(
     from sklearn.linear_model import LogisticRegression
 
     _check(labels, features)
-    _check_lengths(test_labels, test_features)
+    check_features(test_labels, test_features)
     kept, held_out = (rows.numpy() for rows in hold_out(labels, seed))
     x, y = features.double().numpy(), labels.numpy()
     model, table = LogisticRegression(max_iter=1000, warm_start=True), []
@@ -186,7 +201,7 @@ def _batches(num_rows: int, iterations: int, seed: int) -> Iterator[Tensor]:
         order = order[BATCH:]
 
 
-def _scores(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def head_scores(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`[heads, n, classes]` on the CPU."""
     return (torch.einsum("bd,hdc->hbc", inputs, weight) + bias[:, None]).cpu()
 
@@ -197,12 +212,13 @@ def _top(scores: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def _check(labels: Tensor, *features: Tensor) -> None:
-    _check_lengths(labels, *features)
+    check_features(labels, *features)
     if len(labels.unique()) < 2:
         raise UserError("linear: all images have one label, so there is nothing to tell apart; name data with two classes or more")
 
 
-def _check_lengths(labels: Tensor, *features: Tensor) -> None:
+def check_features(labels: Tensor, *features: Tensor) -> None:
+    """Raise UserError for features that are not finite, or not as many as the labels."""
     for each in features:
         if len(each) != len(labels):
             raise UserError(f"linear: {len(each)} features and {len(labels)} labels; give one label per image")

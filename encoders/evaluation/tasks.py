@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from encoders.evaluation.dense_tasks import four_layers, last_layer, run_depth, run_depth_dpt, run_emergent_segmentation, run_segmentation
 from encoders.evaluation.frozen import FrozenFeatures
-from encoders.evaluation.label_tasks import run_copy_detection, run_few_shot, run_knn, run_linear, run_logistic, run_retrieval
+from encoders.evaluation.label_tasks import (
+    run_copy_detection,
+    run_few_shot,
+    run_knn,
+    run_linear,
+    run_logistic,
+    run_multi_label,
+    run_retrieval,
+)
 from encoders.evaluation.results import TaskResult
 from encoders.evaluation.text_tasks import run_image_text, run_zero_shot
 
@@ -51,6 +59,7 @@ TASKS = {
     "knn": Task("label", _vectors, run_knn),
     "linear": Task("label", _vectors, run_linear, ("linear_iterations",)),
     "logistic": Task("label", _vectors, run_logistic),
+    "multi_label": Task("multi_label", _vectors, run_multi_label, ("linear_iterations",)),
     "few_shot": Task("label", _vectors, run_few_shot),
     "retrieval": Task("label", _vectors, run_retrieval, ("ground_truth",)),
     "copy_detection": Task("copy_of", _vectors, run_copy_detection),

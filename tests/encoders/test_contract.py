@@ -22,6 +22,8 @@ CLS = {
     "vit",
     "vit_mae",
     "internvl",
+    "radio",
+    "tipsv2",
     "timm_vit",
     "timm_dinov2",
     "open_clip_vit",
@@ -38,6 +40,8 @@ PREFIX_TOKENS = {
     "vit_mae": 1,
     "ijepa": 0,
     "aimv2": 0,
+    "radio": 10,
+    "tipsv2": 2,
 }
 STAGES = {"dinov3_convnext", "convnext", "convnextv2", "timm_convnext", "timm_resnet", "open_clip_convnext"}
 WHOLE = {"siglip": "SiglipModel", "siglip2": "Siglip2Model", "clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "aimv2": "Aimv2Model"}
@@ -126,7 +130,7 @@ def test_layers(encoders, family):
             encoder(pixels, wrong)
 
 
-@pytest.mark.parametrize("family", sorted({*FAMILY_NAMES} - {*STAGES, "internvl"}))
+@pytest.mark.parametrize("family", sorted({*FAMILY_NAMES} - {*STAGES, "internvl", "radio"}))
 def test_the_norm_can_be_left_out(encoders, family):
     """Behind a norm, every patch has the same length (with random weights the norm's own are still 1 and 0), before it they differ."""
     normed, raw = encoders(family), load_encoder(f"tiny:{family}", norm=False)
@@ -227,12 +231,50 @@ def test_against_the_bare_model_of_transformers(encoders, family):
     for handle in handles:
         handle.remove()
     for layer in features.layers:
-        tokens = getattr(encoder.model, encoder.family.norm)(captured[layer.number])[:, PREFIX_TOKENS[family] :]
+        norm = getattr(encoder.model, encoder.family.norm) if encoder.family.norm else torch.nn.Identity()
+        tokens = norm(captured[layer.number])[:, PREFIX_TOKENS[family] :]
         torch.testing.assert_close(layer.patch_map.flatten(2).transpose(1, 2), tokens, rtol=1e-5, atol=1e-5)
 
 
-def test_internvl_without_a_norm_says_so(encoders):
-    assert not encoders("internvl")(pixels_for(encoders("internvl"), 1)).normalised
+@pytest.mark.parametrize("family", ["internvl", "radio"])
+def test_a_model_without_a_norm_says_so(encoders, family):
+    assert not encoders(family)(pixels_for(encoders(family), 1)).normalised
+
+
+def test_radio_pools_its_summary_and_normalises_pixels_itself(encoders):
+    encoder = encoders("radio")
+    pixels = pixels_for(encoder, 2)
+    assert encoder.pooled_width == 2 * encoder.width
+    assert torch.equal(encoder(pixels).pooled, encoder.model(pixels).summary)
+    torch.testing.assert_close(encoder(pixels).patch_map.flatten(2).mT, encoder.model(pixels).features)
+
+
+def test_the_tower_of_tipsv2(encoders, tmp_path):
+    """The published layout, which transformers writes for this family, and its own processor."""
+    import transformers
+
+    tower = encoders("tipsv2")
+    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 99}
+    config = transformers.Tipsv2Config(vision_config=tower.model.config.to_dict(), text_config=text)
+    whole = transformers.Tipsv2Model(config)
+    whole.vision_model.load_state_dict(tower.model.state_dict())
+    whole.save_pretrained(tmp_path)
+    transformers.Tipsv2ImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    loaded, pixels = load_encoder(tmp_path), pixels_for(tower, 2)
+    assert torch.equal(loaded(pixels).patch_map, tower(pixels).patch_map)
+    assert torch.equal(loaded(pixels).pooled, tower(pixels).pooled)
+    assert loaded.transform.mean == (0.0,) and loaded.transform.fit == "squash"
+
+
+def test_radio_in_the_layout_of_its_checkpoints(encoders, tmp_path):
+    import transformers
+
+    tower = encoders("radio")
+    tower.model.save_pretrained(tmp_path)
+    size = {"height": 64, "width": 64}
+    transformers.CLIPImageProcessor(size=size, do_center_crop=False, do_normalize=False).save_pretrained(tmp_path)
+    loaded, pixels = load_encoder(tmp_path), pixels_for(tower, 2)
+    assert torch.equal(loaded(pixels).patch_map, tower(pixels).patch_map) and loaded.transform.std == (1.0,)
 
 
 @pytest.mark.parametrize("family", sorted(STAGES))

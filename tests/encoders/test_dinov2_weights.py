@@ -124,3 +124,16 @@ def test_bad_files(tmp_path):
 
 def test_unknown_keys_have_no_place():
     assert renamed("head.weight") == [] and renamed("blocks.3.other.bias") == [] and renamed("norm.bias") == ["layernorm.bias"]
+
+
+@pytest.mark.parametrize(("width", "name"), [(384, "vits16"), (1024, "vitl16"), (4096, "vit7b16")])
+def test_dinov3_files_and_shares_of_sharded_weights(tmp_path, width, name):
+    """Names of facebookresearch/dinov3's vision_transformer.py, and of FSDP's local states."""
+    state = {"cls_token": torch.zeros(1, 1, width), "storage_tokens": torch.zeros(1, 4, width), "rope_embed.periods": torch.zeros(16)}
+    torch.save(state | {"patch_embed.proj.weight": torch.zeros(width, 3, 16, 16)}, tmp_path / "dinov3.pth")
+    with pytest.raises(UserError, match=rf"is a DINOv3.*hf:facebook/dinov3-{name}-pretrain-lvd1689m, .*accept the licence.*timm:\*dinov3"):
+        load_encoder(f"dinov2_pth:{tmp_path / 'dinov3.pth'}")
+    shares = {"model": {"teacher.backbone._fsdp_wrapped_module._flat_param": torch.zeros(3)}}
+    torch.save(shares, tmp_path / "model_0000.rank_0.pth")
+    with pytest.raises(UserError, match="one process's share of sharded weights; give the eval/training_N/teacher_checkpoint.pth"):
+        load_encoder(f"dinov2_pth:{tmp_path / 'model_0000.rank_0.pth'}")

@@ -184,7 +184,7 @@ def test_encoders_without_a_text_tower(tmp_path, checkpoints):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("config.json", "cannot be loaded"),
+        ("config.json", "a folder of weights without config.json"),
         ("tokenizer*", "has a tokenizer of 2 tokens for a text tower of 19; add its tokenizer.json"),
         ("preprocessor_config.json", "no image processor"),
     ],
@@ -249,7 +249,7 @@ def test_open_clip_refuses_bad_input(tiny_open_clip):
         load_image_text("open_clip:tiny-clip/of-no-data")
     with pytest.raises(UserError, match="has no model tiny-clap"):
         load_image_text("open_clip:tiny-clap/x")
-    wrong = Path(source.partition("/")[2]).with_suffix(".pt")
+    wrong = Path(source.partition("/")[2]).with_suffix(".npz")
     wrong.write_bytes(b"")
     with pytest.raises(UserError, match="no .safetensors file"):
         load_image_text(f"open_clip:tiny-clip/{wrong}")

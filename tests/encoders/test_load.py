@@ -8,7 +8,7 @@ from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
 
 from encoders import list_encoders, load_encoder
 from encoders.base import EncoderConfig
-from encoders.load import build_encoder
+from encoders.load import build_encoder, check_source
 from encoders.names import nearest_encoders
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, save_image_processor
 from encoders.transformers_encoder import transform_from_processor
@@ -28,7 +28,7 @@ def run_folder(tmp_path_factory):
 
 def test_a_run_of_pretraining(run_folder):
     encoder = load_encoder(run_folder)
-    assert encoder.transform == ImageTransform((32, 32), (0.4,) * 3, (0.2,) * 3, "crop", 37 / 32)
+    assert encoder.transform == ImageTransform((32, 32), (0.4,) * 3, (0.2,) * 3, "crop", 37 / 32, preprocess="published")
     assert not encoder.untrained and encoder.name == str(run_folder) and encoder.stride == 8
     assert load_encoder(run_folder, image_size=48).transform.size == (48, 48)
     assert load_encoder(run_folder, image_size=(48, 64)).transform.size == (48, 64)
@@ -118,9 +118,20 @@ class AutoLike:
 )
 def test_unknown_names(source, said, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match=said) as caught:
-        load_encoder(source)
-    assert "\n" not in str(caught.value)
+    for look_at in (load_encoder, check_source):
+        with pytest.raises(UserError, match=said) as caught:
+            look_at(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_names_are_checked_without_their_weights(run_folder, tmp_path):
+    for source in ("raw_pixels", "tiny:siglip", "timm:vit_small_patch14_dinov2", "open_clip:ViT-B-32/laion2b_s34b_b79k", str(run_folder)):
+        assert check_source(source) is None
+    (tmp_path / "config.json").write_text((run_folder / "config.json").read_text())
+    with pytest.raises(UserError, match="has a config but no weights"):
+        check_source(str(tmp_path))
+    (tmp_path / "preprocessor_config.json").write_text((run_folder / "preprocessor_config.json").read_text())
+    assert check_source(f"untrained:{tmp_path}") is None
 
 
 def test_folders_that_hold_no_encoder(run_folder, tmp_path):
@@ -218,3 +229,27 @@ def test_the_processor_of_a_run_is_read_back(run_folder):
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(load_encoder(run_folder).transform([image]), theirs, rtol=0, atol=2e-5)
+
+
+def test_repositories_with_code_of_their_own_get_the_line_that_works(tmp_path):
+    own_code = {"AutoConfig": "configuration_intern_vit.InternVisionConfig", "AutoModel": "modeling_intern_vit.InternVisionModel"}
+    cases = {
+        "intern_vit_6b": "hf:OpenGVLab/InternVL3-1B-hf",
+        "internvl_chat": "the folder of the same name that ends in -hf",
+        "radio": "hf:nvidia/C-RADIOv4-H",
+        "somebodys_own": "in transformers' own format, or as timm:NAME",
+    }
+    for model_type, cure in cases.items():
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "auto_map": own_code}))
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        with pytest.raises(UserError, match=f"needs code of its own .*which is never run here; .*{cure}"):
+            load_encoder(tmp_path)
+
+
+def test_files_that_are_named_without_their_kind(tmp_path):
+    (tmp_path / "dinov2_vits14_pretrain.pth").write_bytes(b"")
+    with pytest.raises(UserError, match=r"is a file; write dinov2_pth:.*dinov2_vits14_pretrain.pth for a DINOv2"):
+        load_encoder(tmp_path / "dinov2_vits14_pretrain.pth")
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(UserError, match="is a folder of open_clip; write open_clip:MODEL/"):
+        load_encoder(tmp_path)

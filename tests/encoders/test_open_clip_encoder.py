@@ -8,6 +8,7 @@ import torch
 from open_clip import factory, pretrained
 from safetensors.torch import save_file
 
+from encoders import load_encoder
 from encoders.open_clip_encoder import (
     build_open_clip,
     load_open_clip,
@@ -189,6 +190,29 @@ def test_the_activation_is_that_of_the_weights(weights, monkeypatch):
     assert torch.equal(built(pixels(32, 32)).pooled, encoder(pixels(32, 32)).pooled)
 
 
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-convnext"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@torch.no_grad()
+def test_a_checkpoint_of_open_clips_own_training(name, prefix, weights, tmp_path):
+    """What `open_clip_train/main.py` writes as epoch_3.pt, with and without distributed training."""
+    model, _ = weights(name)
+    optimizer = torch.optim.AdamW(model.parameters())
+    state = {f"{prefix}{key}": value for key, value in model.state_dict().items()}
+    checkpoint = {"epoch": 3, "name": "a run", "state_dict": state, "optimizer": optimizer.state_dict()}
+    torch.save(checkpoint, tmp_path / "epoch_3.pt")
+    encoder = load_encoder(f"open_clip:{name}/{tmp_path / 'epoch_3.pt'}")
+    images = pixels(*encoder.transform.size)
+    torch.testing.assert_close(encoder(images).pooled, model.encode_image(images), rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    torch.save({"state_dict": {"a": torch.nn.Identity()}}, tmp_path / "epoch_3.pt")
+    with pytest.raises(UserError, match="epoch_3.pt cannot be loaded"):
+        load_encoder(f"open_clip:tiny-vit/{tmp_path / 'epoch_3.pt'}")
+    with pytest.raises(UserError, match="epoch_3.pt is a file; write .*open_clip:MODEL/.*epoch_3.pt for a checkpoint of open_clip"):
+        load_encoder(tmp_path / "epoch_3.pt")
+
+
 def test_a_folder_named_like_a_tag_hides_no_weights(weights, monkeypatch, tmp_path):
     _, path = weights("tiny-vit")
     monkeypatch.setitem(pretrained._PRETRAINED, "tiny-vit", {"openai": {"url": "nowhere"}})
@@ -199,11 +223,12 @@ def test_a_folder_named_like_a_tag_hides_no_weights(weights, monkeypatch, tmp_pa
 
 
 def test_preprocessing():
+    as_published = {"preprocess": "published", "resampler": "pillow"}
     assert transform_from_preprocess({"size": 224}) == ImageTransform(
-        (224, 224), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+        (224, 224), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), **as_published
     )
     said = {"size": (64, 96), "resize_mode": "squash", "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    assert transform_from_preprocess(said) == ImageTransform((64, 96), (0.5,) * 3, (0.5,) * 3, "squash", 1.0, "bilinear")
+    assert transform_from_preprocess(said) == ImageTransform((64, 96), (0.5,) * 3, (0.5,) * 3, "squash", 1.0, "bilinear", **as_published)
     with pytest.raises(UserError, match="resize_mode longest pads images, which is not understood"):
         transform_from_preprocess({"resize_mode": "longest"})
 

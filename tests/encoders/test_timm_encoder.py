@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from encoders import load_encoder, save_encoder
 from encoders.preprocess import ImageTransform
 from encoders.timm_encoder import Trunk, load_timm, published_transform, timm_from_architecture
 from vision_core.errors import UserError
@@ -218,7 +219,7 @@ def test_a_checkpoint_in_a_folder_is_saved_without_its_folder(tmp_path):
     encoder = load_timm(f"local-dir:{tmp_path}", pretrained=True)
     torch.testing.assert_close(encoder(pixels(64, 64)).pooled, model.forward_head(model.forward_features(pixels(64, 64)), pre_logits=True))
     assert encoder.architecture() == {"name": "vit_tiny_patch16_224", "args": args}
-    assert encoder.transform == ImageTransform((64, 64), (0.1,) * 3, (0.2,) * 3)
+    assert encoder.transform == ImageTransform((64, 64), (0.1,) * 3, (0.2,) * 3, preprocess="published", resampler="pillow")
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"local-dir:.* cannot be loaded \(Config file not found"):
         load_timm(f"local-dir:{tmp_path}", pretrained=True)
@@ -279,3 +280,61 @@ def test_without_timm(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm.models", None)
     with pytest.raises(UserError, match=r"needs the package timm; pip install 'vision-encoder-fusion\[encoders\]'"):
         load_timm("resnet10t", pretrained=False)
+
+
+def pushed_to_the_hub(folder, model, architecture, model_args, **more):
+    """What timm's `push_to_hf_hub` leaves, as UNI and Virchow have it: config.json and pytorch_model.bin."""
+    described = {
+        "input_size": [3, 64, 64],
+        "fixed_input_size": False,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": [0.1] * 3,
+        "std": [0.2] * 3,
+        "num_classes": 0,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    said = {"architecture": architecture, "num_classes": 0, "model_args": model_args, "pretrained_cfg": described, **more}
+    (folder / "config.json").write_text(json.dumps(said))
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+@torch.no_grad()
+def test_a_folder_of_unis_form(tmp_path):
+    args = {"img_size": 64, **SHAPE, "init_values": 1e-5, "num_classes": 0, "dynamic_img_size": True}
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", **args).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pushed_to_the_hub(tmp_path, model, "vit_tiny_patch16_224", args, global_pool="token", num_features=64)
+    encoder = load_encoder(tmp_path)
+    images = pixels(64, 96)  # it takes other sizes, as its own arguments say
+    torch.testing.assert_close(encoder(images).pooled, model(images))
+    assert load_encoder(f"untrained:{tmp_path}").untrained
+
+
+@torch.no_grad()
+def test_a_folder_of_virchows_form(tmp_path):
+    """Its gated MLP and activation are classes, which its card has the user pass; its output is all tokens."""
+    shape = {"patch_size": 16, "embed_dim": 96, "depth": 3, "num_heads": 4, "mlp_ratio": 5.3375, "reg_tokens": 4}
+    args = {"img_size": 64, **shape, "init_values": 1e-5, "num_classes": 0, "global_pool": "", "dynamic_img_size": True}
+    torch.manual_seed(0)
+    model = timm.create_model("vit_huge_patch14_224", mlp_layer=timm.layers.SwiGLUPacked, act_layer=torch.nn.SiLU, **args).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pushed_to_the_hub(tmp_path, model, "vit_huge_patch14_224", args)
+    encoder, images = load_encoder(tmp_path), pixels(64, 64)
+    tokens = model(images)
+    torch.testing.assert_close(encoder(images).patch_map.flatten(2).mT, tokens[:, 5:])
+    torch.testing.assert_close(encoder(images).cls, tokens[:, 0])
+    assert encoder.pooled_width is None and encoder(images).pooled is None
+    save_encoder(encoder, tmp_path / "saved")
+    assert torch.equal(load_encoder(tmp_path / "saved")(images).patch_map, encoder(images).patch_map)
+
+
+def test_a_folder_with_weights_that_cannot_be_read(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "num_classes": 0}))
+    with pytest.raises(UserError, match="cannot be loaded .*No suitable checkpoints"):
+        load_encoder(tmp_path)

@@ -61,6 +61,16 @@ def test_a_signal_to_the_whole_session_finds_the_data_workers_alive(start, whole
     same(folder, whole)
 
 
+def test_ctrl_c_under_a_launcher_ends_in_the_runs_own_words(launch, last_step, tmp_path):
+    """They stand behind the launcher's traceback, whichever of the two is through first."""
+    run = launch(LAUNCHERS["accelerate"], tmp_path / "run")
+    run.wait_for_step(4)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(60) != 0 and gone(run)
+    words = f"told to stop: step {last_step(tmp_path / 'run')} of 60 is saved; --output_dir {tmp_path / 'run'}"
+    assert [line for line in run.printed.splitlines() if line.strip()][-1].startswith(words)
+
+
 def test_a_second_sigterm_does_not_cut_the_save(start, last_step, tmp_path):
     run = start(tmp_path / "run")
     run.wait_for_step(4)

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from encoders import load_encoder, save_encoder
-from fusion.convert_cambrian import RELEASED_ENCODERS, convert, new_name
+from fusion.convert_cambrian import convert, new_name
 from fusion.fuse import load_with_options
+from fusion.fuse_args import RELEASED_ENCODERS
 from fusion.tiny import tiny_language_model
 from vision_core.errors import UserError
 
@@ -114,7 +115,7 @@ def test_the_command(runs, published, tmp_path, pictures):
 
 def test_what_does_not_fit_is_refused(published, tmp_path):
     folder, tensors, encoders = published
-    with pytest.raises(UserError, match="config.json cannot be read"):
+    with pytest.raises(UserError, match="nowhere holds no model: it is no folder at all"):
         convert(tmp_path / "nowhere", encoders)
     with pytest.raises(UserError, match="no tensor of the published"):
         new_name("model.vision_tower.x", GRID, (GRID,), (4, 8))

@@ -86,7 +86,7 @@ def test_without_the_stub_the_folder_has_no_code(tmp_path, vlm):
         (("--encoders", "nowhere"), "'nowhere' is no folder and names no encoder"),
         (("--num_sva_layers", 2), "--num_sva_layers goes with --language_model"),
         (("--language_model", "tiny:nothing"), "tiny:nothing does not exist; the families are llama"),
-        (("--language_model", "nowhere"), "nowhere is no causal language model"),
+        (("--language_model", "nowhere"), "the language model nowhere cannot be loaded"),
     ],
 )
 def test_mistakes_are_one_line(runs, tmp_path, args, message):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from pretrain.backbone import build_backbone, load_backbone_weights, resize_position_embeddings
+from pretrain.backbone import build_backbone
 from pretrain.heads import ProjectionHead
+from pretrain.initial_weights import load_backbone_weights, resize_position_embeddings
 from pretrain.param_groups import apply_schedules, clip_per_module, parameter_groups
 from vision_core.errors import UserError
 

@@ -109,7 +109,7 @@ def test_probes_that_overflow_are_left_out():
 
 def test_probes_of_a_stream_are_its_first_readable_images():
     class Stream(ImageStream):
-        def records(self, rank, world_size, epoch):
+        def records(self, rank, world_size, epoch, start=None):
             yield UnreadableSample("0", "truncated")
             for number in range(1, 9):
                 yield ImageRecord(str(number), torch.full((3, 10, 10), number, dtype=torch.uint8))

@@ -11,7 +11,10 @@ from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining
 from encoders import load_encoder
 from pretrain.mae import MaeArguments, collate, masked_crop, start
 from pretrain.mae_weights import sincos_positions
+from pretrain.multicrop import Poses, random_resized_crop
 from recipes.judging import paradigm
+from vision_core.errors import UserError
+from vision_core.randomness import seed_of
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,25 @@ def test_a_run_of_other_sizes_is_not_resumed(mae, whole, tmp_path):
     assert "--resume_from_checkpoint" in mae.error(*again, "--num_hidden_layers", 3)
     assert "has more weights than the run's model" in mae.error(*again, "--num_hidden_layers", 1)
     assert "weights of a vit_mae of this size" in mae.error(*again, "--hidden_size", 64)
+
+
+def test_seeds_give_the_crops_that_they_always_gave():
+    image = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8)
+    for index in range(10):
+        ours = masked_crop(32, 16, 0, image, 0, index)
+        torch.manual_seed(seed_of("mae", 0, 0, index))
+        view = random_resized_crop(image, (32, 32), (0.2, 1.0))
+        view = view.flip(-1) if torch.rand(()) < 0.5 else view
+        assert torch.equal(ours["view"], view) and torch.equal(ours["noise"], torch.rand(16))
+
+
+def test_crops_are_turned_where_that_is_asked_for():
+    image = torch.arange(48)[:, None].expand(3, 48, 48).float()
+    ways = set()
+    for index in range(40):
+        view = masked_crop(32, 16, 0, image, 0, index, Poses(0.0, 0.0, True))["view"][0]
+        down, right = view.diff(dim=0).mean().item(), view.diff(dim=1).mean().item()
+        ways.add((round(down), round(right)) if max(abs(down), abs(right)) < 0.5 else (down > 0.1, down < -0.1, right > 0.1, right < -0.1))
+    assert len(ways) == 4
+    with pytest.raises(UserError, match="--vertical_flip_probability 2.0 must lie between 0 and 1"):
+        MaeArguments(vertical_flip_probability=2.0)

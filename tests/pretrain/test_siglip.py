@@ -1,6 +1,9 @@
 """SigLIP as users run it: the published start, the folder loads everywhere, torchrun, its own mistakes; the rest is in `test_image_training.py`."""
 
+import io
+import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +114,22 @@ def test_captions_come_from_columns(siglip, rows, tmp_path):
     siglip.finish(tmp_path / "run", "--dataset", f"parquet:{path}", "--eval_dataset", "none", "--max_steps", 2)
     assert "8 images in 1 parquet files" in (tmp_path / "run" / "README.md").read_text()
     assert "eval_loss" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_captions_come_from_json_in_shards(siglip, picture, tmp_path):
+    """They reach the tokenizer of a new model, and so the training; braces name the shards."""
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"shard-{shard:03d}.tar", "w") as tar:
+            for number in range(4):
+                caption = json.dumps({"caption": [f"zebra {shard}", "a picture"]}).encode()
+                for field, data in (("png", picture.read_bytes()), ("json", caption)):
+                    info = tarfile.TarInfo(f"{number}.{field}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    shards = f"wds:{tmp_path}/shard-{{000..001}}.tar"
+    siglip.finish(tmp_path / "run", "--dataset", shards, "--eval_dataset", "none", "--max_steps", 2)
+    assert "8 images in 2 tar shards" in (tmp_path / "run" / "README.md").read_text()
+    assert "zebra" in AutoProcessor.from_pretrained(tmp_path / "run").tokenizer.get_vocab()
 
 
 def test_mistakes_are_one_line(siglip, rows, tmp_path):

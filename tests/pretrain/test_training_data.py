@@ -103,7 +103,7 @@ def test_fewer_images_than_a_batch_are_refused():
 class Stream(ImageStream):
     """Twelve images, one of them bad."""
 
-    def records(self, rank, world_size, epoch):
+    def records(self, rank, world_size, epoch, start=None):
         for number in range(rank, 12, world_size):
             if number == 4:
                 yield UnreadableSample("4", "truncated")

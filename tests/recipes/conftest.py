@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
+from encoders.load import load_encoder, save_encoder
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from fusion import FusionProcessor, fuse_encoders
 from fusion.chat_templates import CHAT_TEMPLATES, chat_template_for
@@ -113,3 +114,48 @@ def chat_processor():
         return FusionProcessor(image_processor, tokenizer, chat_template_for(template, tokenizer))
 
     return make
+
+
+SCENES = "scenes?size=64&count=24"
+SMALL_STEP = ("--max_steps", 2, "--per_device_train_batch_size", 4)
+TALK = ("--conversations", "scenes?count=8", "--eval_conversations", "[]", "--max_steps", 2, "--per_device_train_batch_size", 2)
+JUDGE = ("--dataset", "scenes?count=40", "--max_train_images", 16, "--max_test_images", 8, "--tasks", "knn", "--cache_dir", "cache")
+SMALL_SVA = ("--grid", 4, "--connector_width", 16, "--connector_heads", 4, "--connector_depth", 1)
+JUDGED_AT_THE_END = (
+    "--eval_dataset", "scenes?size=64&split=held_out&count=60", "--knn_bank_size", 40, "--knn_num_queries", 20, "--knn_k", 3,
+)  # fmt: skip
+# folder -> script and options, each as short as it can be, with defaults for all that a short run could trip over
+PROGRAMS = {
+    "dinov2": ("pretrain/dinov2.py", ("--dataset", SCENES, *JUDGED_AT_THE_END, "--dataloader_num_workers", 0, *SMALL_STEP)),
+    "siglip": ("pretrain/siglip.py", ("--dataset", SCENES, "--eval_dataset", "scenes?count=8&split=held_out", *SMALL_STEP)),
+    "mae": ("pretrain/mae.py", ("--dataset", SCENES, "--eval_dataset", "none", *SMALL_STEP)),
+    "fused": ("fusion/fuse.py", ("--hidden_size", 64, *SMALL_SVA)),
+    "vlm": ("fusion/fuse.py", ("--language_model", "tiny:llama", "--num_sva_layers", 1, *SMALL_SVA)),
+    "align": ("recipes/sva_align.py", ("--init_from", "vlm", *TALK)),
+    "sft": ("recipes/sva_sft.py", ("--init_from", "align", *TALK)),
+    "lora": ("recipes/sva_sft.py", ("--init_from", "align", "--lora_rank", 2, *TALK)),
+    "evaluation": ("recipes/evaluate_encoder.py", ("--encoder", "dinov2", *JUDGE)),
+    "comparison": ("recipes/compare_encoders.py", ("--encoders", "dinov2", "--datasets", *JUDGE[1:])),
+    "vlm_evaluation": ("recipes/evaluate_vlm.py", ("--model", "sft", "--tasks", "scenes?count=4", "--limit", 2)),
+    "language_model": ("recipes/small_language_model.py", ("--conversations", "scenes?count=8")),
+}
+
+
+@pytest.fixture(scope="session")
+def programs():
+    """Of each program, by the name of its folder in `made`: its script and options."""
+    return PROGRAMS
+
+
+@pytest.fixture(scope="session")
+def made(runs, tmp_path_factory):
+    """A folder with a real run of every program, by the names of `programs`; and with `saved` (of save_encoder), `images`, `empty` and `tokenizer`."""
+    root = tmp_path_factory.mktemp("made")
+    for name, (script, options) in PROGRAMS.items():
+        runs.finish(runs.start(script, *options, "--output_dir", name, folder=root, environment={"XDG_CACHE_HOME": str(root)}))
+    save_encoder(load_encoder("tiny:siglip"), root / "saved")
+    (root / "empty").mkdir()
+    (root / "images" / "cats").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(root / "images" / "cats" / "1.png")
+    tiny_tokenizer().save_pretrained(root / "tokenizer")
+    return root

@@ -16,10 +16,11 @@ from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 from torch.utils.data import DataLoader, SequentialSampler
 
-from recipes.conversation_sources import is_stream, open_conversations
+from recipes.conversation_sources import open_conversations
 from recipes.conversation_stream import ConversationStream, first_conversations, open_stream
 from recipes.conversations import BadRow
 from recipes.small_default import corpus, write_small_default
+from recipes.source_texts import is_stream
 from recipes.stream_data import StreamDataset, mixture, turns
 from recipes.vlm_args import SftArguments
 from recipes.vlm_benchmarks import open_task

@@ -76,10 +76,14 @@ def test_a_dry_run_then_the_run(runs, there, tmp_path):
     assert "training rows    8\n" in shown and "steps            1\n" in shown and "input_ids         [2, " in shown
     assert "vision_model.encoders" in shown and "frozen" in shown and "at 0.001" in shown and "--max_length is 2,048" in shown
     assert not (tmp_path / "run").exists()
-    runs.finish(runs.start("recipes/sva_sft.py", *arguments))
+    said = runs.finish(runs.start("recipes/sva_sft.py", *arguments))
+    places = [said.index(words) for words in (f"run folder       {tmp_path / 'run'}", *HEADER)]
+    assert places == sorted(places) and places[-1] < said.index("training   0%")
+    assert "vision_model.connector" in said and "at 0.001" in said
     assert "is not empty" in runs.error("recipes/sva_sft.py", *arguments, "--dry_run", "true")
 
 
+HEADER = ("model            ", "conversations    ", "training rows    8", "a step           2 x 1", "steps            1", "what trains:")
 JUDGING = ["--max_train_images", "16", "--max_test_images", "8", "--linear_iterations", "2"]
 
 
@@ -98,6 +102,8 @@ JUDGING = ["--max_train_images", "16", "--max_test_images", "8", "--linear_itera
         ("recipes/evaluate_encoder.py", [*JUDGING, "--encoder", "absent"], [*JUDGING, "--dataset", "scenes?count=40", "--tasks", "knn"]),
         ("recipes/evaluate_encoder.py", [*JUDGING, "--dataset", "folder:absent"], None),
         ("recipes/compare_encoders.py", [*JUDGING, "--datasets", "scenes?count=40", "--tasks", "knn", "--encoders", "absent"], None),
+        ("recipes/compare_encoders.py", [*JUDGING, "--datasets", "scenes?count=40", "--encoders", "raw_pixels", "timm:absent"], None),
+        ("recipes/compare_encoders.py", [*JUDGING, "--datasets", "scenes?count=40", "--encoders", "raw_pixels", "{there}"], None),
         ("recipes/small_language_model.py", ["--conversations", "llava:absent"], ["--conversations", "llava:{there}/rows.jsonl"]),
     ],
 )
@@ -110,6 +116,7 @@ def test_other_programs_are_corrected_in_the_same_folder(script, wrong, right, r
 
     printed = runs.finish(start(wrong), expect=2)
     assert "error: " in printed and "Traceback" not in printed and not folder.exists()
+    assert "raw_pixels on" not in printed, "all encoders are looked at before the first is judged"
     if right is not None:
         runs.finish(start(right))
         assert (folder / "config.yaml").is_file()

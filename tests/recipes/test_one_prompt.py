@@ -8,8 +8,8 @@ from transformers import pipeline
 from transformers.utils.chat_template_utils import Chat
 
 from fusion.assemble import assemble_vlm, fuse_encoders
+from fusion.card import VLM_SNIPPET
 from fusion.chat_templates import CHAT_TEMPLATES
-from fusion.save import VLM_SNIPPET
 from fusion.tiny import tiny_language_model, tiny_tokenizer
 from recipes.chat_tokens import chat_messages, tokenise
 from recipes.conversations import Conversation, Message

@@ -12,13 +12,13 @@ from vision_core.distributed import (
     all_true,
     broadcast_text,
     gather_rows,
-    is_first_launched,
     is_main_process,
     rank,
     share_cores,
     wait_for_all,
     world_size,
 )
+from vision_core.launchers import is_first_launched
 
 
 def rows() -> torch.Tensor:

@@ -1,6 +1,12 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from vision_core.errors import UserError, run_script
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_user_error_becomes_one_line_and_status_2(capsys):
@@ -21,6 +27,13 @@ def test_an_error_of_a_data_worker_is_its_last_line(capsys):
     with pytest.raises(SystemExit):
         run_script(main)
     assert capsys.readouterr().err == "error: too many unreadable images: raise --max_bad\n"
+
+
+def test_the_line_of_an_error_is_the_last_one_of_a_log_file():
+    """Where stdout is a file it waits in memory, and stderr does not."""
+    code = "from vision_core.errors import UserError, run_script\ndef main():\n print('step 1')\n raise UserError('no')\nrun_script(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert (done.returncode, done.stdout) == (2, "step 1\nerror: no\n")
 
 
 def test_an_error_without_words_is_said_too(capsys):

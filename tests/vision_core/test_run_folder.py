@@ -67,8 +67,11 @@ def test_default_folder_is_the_next_free_number():
 def test_a_used_folder_is_refused_with_both_commands_and_left_as_it_was():
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
-    message = refusal("mine")
-    assert "`--output_dir mine --resume_from_checkpoint true`" in message and "`--output_dir OTHER`" in message
+    old_run()
+    message = refusal("run")
+    assert "`--output_dir run --resume_from_checkpoint true`" in message and "`--output_dir OTHER`" in message
+    message = refusal("mine")  # there is nothing to continue in it
+    assert "--resume_from_checkpoint" not in message and "`--output_dir OTHER`" in message
     assert os.listdir("mine") == ["letter.txt"]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from vision_core.errors import UserError
-from vision_core.run_preview import number_of_steps, part_of, preview
+from vision_core.run_preview import introduction, number_of_batches, number_of_steps, part_of, preview
 from vision_core.run_trainer import PASSED_ON, RunTrainer, TrainerOptions, open_run, training_arguments
 from vision_core.stopping import StopRequest
 
@@ -78,6 +78,18 @@ def test_a_preview_counts_steps_as_the_trainer_does(trainer, epochs, accumulatio
     assert f"steps            {steps}" in preview(made)
     run(made)
     assert made.state.global_step == steps
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_what_is_said_before_the_first_step_is_what_a_preview_finds(trainer, drop_last):
+    """Without a loader, a batch or an optimizer."""
+    made, _ = trainer([1.0, 2.0, 3.0, 4.0, 5.0], held_out=[1.0, 2.0], per_device_train_batch_size=2, max_steps=-1, num_train_epochs=4.0)
+    made.args.dataloader_drop_last = drop_last
+    assert number_of_batches(made) == len(made.get_train_dataloader()) == (2 if drop_last else 3)
+    said = introduction(made)
+    assert made.optimizer is None and said == [line for line in preview(made) if line in said]
+    assert said[:3] == ["training rows    5", "a step           2 x 1 batches x 1 processes", f"steps            {8 if drop_last else 12}"]
+    assert "held-out rows    2" in said and said[-2] == "what trains:" and "at 0.001" in said[-1]
 
 
 def test_parts_of_a_model_by_name():

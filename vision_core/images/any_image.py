@@ -24,7 +24,7 @@ TORCH_CHANNEL_AXES = (0, 2)
 GREY, COLOUR = 1, 3
 
 
-def image_tensor(image: Any) -> Tensor:
+def image_tensor(image: Any, num_channels: int = COLOUR) -> Tensor:
     """`[3, H, W]` uint8 on the CPU, equal to `decode_image` of the image's file.
 
     | image | rule |
@@ -41,15 +41,18 @@ def image_tensor(image: Any) -> Tensor:
     encoded images, not for PIL images, arrays and tensors. A tensor that is already such an image is returned
     as it is.
 
+    With another number of channels, files are what `decode_image(data, num_channels)` makes of them, float32
+    `[C, H, W]`; arrays and tensors of such data are taken by `encoder_image.py`.
+
     Raises:
         UserError: for anything else; the message names what was given and the cure.
     """
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decoded(bytes(image), "an image given as bytes")
+        return _decoded(bytes(image), "an image given as bytes", num_channels)
     if isinstance(image, str):
-        return _of_text(image)
+        return _of_text(image, num_channels)
     if isinstance(image, os.PathLike):
-        return _of_file(os.fspath(image))
+        return _of_file(os.fspath(image), num_channels)
     if isinstance(image, Image.Image):
         return _of_picture(image)
     if isinstance(image, np.ndarray):
@@ -61,9 +64,10 @@ def image_tensor(image: Any) -> Tensor:
     )
 
 
-def _decoded(data: bytes, name: str) -> Tensor:
+def _decoded(data: bytes, name: str, num_channels: int) -> Tensor:
     try:
-        return _levels_of_file(decode_image(data), name)
+        image = decode_image(data, num_channels)
+        return _levels_of_file(image, name) if num_channels == COLOUR else image
     except UnreadableImage as error:
         raise UserError(f"{name} cannot be decoded ({error.reason}); {cure(error.reason)}") from None
 
@@ -76,27 +80,27 @@ def _levels_of_file(image: Tensor, name: str) -> Tensor:
     return image
 
 
-def _of_text(text: str) -> Tensor:
+def _of_text(text: str, num_channels: int) -> Tensor:
     scheme = text[:8].lower()
     if scheme.startswith(("http://", "https://")):
         raise UserError(f"{text[:300]} is not downloaded here; fetch it yourself and give its bytes, such as httpx.get(url).content")
     if scheme.startswith("data:"):
-        return _of_data_url(text)
+        return _of_data_url(text, num_channels)
     if scheme.startswith("file:"):
-        return _of_file(url2pathname(urlsplit(text).path) or text)
+        return _of_file(url2pathname(urlsplit(text).path) or text, num_channels)
     # transformers' chat messages have parts of type base64, which arrive as the text alone
     encoded = None if os.path.exists(text) else _from_base64(text)
     if encoded is not None and is_picture(encoded):
-        return _decoded(encoded, "an image given as base64")
-    return _of_file(text)
+        return _decoded(encoded, "an image given as base64", num_channels)
+    return _of_file(text, num_channels)
 
 
-def _of_data_url(url: str) -> Tensor:
+def _of_data_url(url: str, num_channels: int) -> Tensor:
     header, _, content = url.partition(",")
     data = _from_base64(unquote(content)) if header.endswith(";base64") else None
     if data is None:
         raise UserError("an image is given as a data URL that is not in base64; write data:image/png;base64, and then the encoded file")
-    return _decoded(data, "an image given as a data URL")
+    return _decoded(data, "an image given as a data URL", num_channels)
 
 
 def _from_base64(text: str) -> bytes | None:
@@ -107,12 +111,12 @@ def _from_base64(text: str) -> bytes | None:
         return None
 
 
-def _of_file(path: str) -> Tensor:
+def _of_file(path: str, num_channels: int) -> Tensor:
     try:
         data = read_regular_file(path)
     except UnreadableImage as error:
         raise UserError(f"{path[:300]} cannot be read ({error.reason}); {cure(error.reason)}") from None
-    return _decoded(data, path)
+    return _decoded(data, path, num_channels)
 
 
 def _of_picture(picture: Image.Image) -> Tensor:

@@ -28,11 +28,11 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
             return stored
 
 
-def count_parts(data: bytes, num_channels: int) -> int:
+def count_parts(file: BinaryIO, num_channels: int) -> int:
     """How many arrays there are. Raises UnreadableImage."""
-    if data.startswith(NPY_MAGIC):
+    if file.read(len(NPY_MAGIC)) == NPY_MAGIC:
         return 1
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with zipfile.ZipFile(file) as archive:
         return len(_names(archive))
 
 

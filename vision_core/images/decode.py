@@ -1,5 +1,6 @@
 """The one decoder: encoded bytes to a tensor, or a named reason why not."""
 
+import io
 import os
 import warnings
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from vision_core.images.formats import format_of, reader_of
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.pixels import grey_levels, to_pixels
 from vision_core.images.regular_files import read_regular_file
-from vision_core.images.stored import Stored, with_missing
+from vision_core.images.stored import Stored, as_asked
 from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage
+from vision_core.images.volumes import inflated
 
 __all__ = [
     "MAX_PIXELS",
@@ -58,7 +60,8 @@ def read_stored(data: bytes, num_channels: int = 3, options: PixelOptions = AS_S
     """The numbers of an image as its file has them, with what is missing among them. Raises as `decode_image` does.
 
     Args:
-        num_channels: how many are wanted. The result may have one, which stands for three, or the three of a colour for one.
+        num_channels: how many are wanted of the file. The result may have one, which stands for three, or the three of a colour for one.
+            With `options.bands` it is what the file has, and the result has those bands alone.
         part: which of the images of a file that holds several, from 0 on.
     """
     return _guarded(lambda: _read(data, num_channels, options, part), data)
@@ -115,11 +118,12 @@ def _guarded(read: Callable[[], Result], data: bytes) -> Result:
 
 
 def _decode(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Tensor:
-    as_documented = options.scale is None and options.nodata is None and part is None
+    data = inflated(data)
+    as_documented = options.scale is None and options.nodata is None and options.bands is None and part is None
     picture = _plain_picture(data, num_channels, options.max_pixels) if as_documented else None
     if picture is not None:
         return pictures.pixels_of(picture, num_channels)
-    return to_pixels(_read(data, num_channels, options, part), num_channels, options)
+    return to_pixels(_read(data, num_channels, options, part), options.image_channels(num_channels), options)
 
 
 def _plain_picture(data: bytes, num_channels: int, max_pixels: int) -> Image.Image | None:
@@ -135,16 +139,18 @@ def _plain_picture(data: bytes, num_channels: int, max_pixels: int) -> Image.Ima
 
 
 def _read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    stored = reader_of(data).read(data, num_channels, options, part)
-    return with_missing(stored, options.nodata)
+    data = inflated(data)
+    return as_asked(reader_of(data).read(data, num_channels, options, part), options)
 
 
 def _count_parts(data: bytes, num_channels: int) -> int:
+    data = inflated(data)
     count = getattr(reader_of(data), "count_parts", None)
-    return 1 if count is None else count(data, num_channels)
+    return 1 if count is None else count(io.BytesIO(data), num_channels)
 
 
 def _upright_size(data: bytes, options: PixelOptions, part: int | None) -> tuple[int, int]:
+    data = inflated(data)
     picture = _plain_picture(data, 3, options.max_pixels) if part is None else None
     if picture is None:
         return tuple(_read(data, 3, options, part).values.shape[1:])

@@ -1,10 +1,16 @@
-"""Which module reads a file, by the first bytes of its content."""
+"""Which module reads a file, by the first bytes of its content, and which files of a folder are images at all."""
 
 from types import ModuleType
 from typing import NamedTuple
 
-from vision_core.images import arrays, pictures, tiff
+from vision_core.images import arrays, dicom, fits, heif, nifti, pictures, tiff
+from vision_core.images.optional_packages import ASTROPY, NIBABEL, PILLOW_HEIF, PYDICOM, Package
 from vision_core.images.unreadable import UnreadableImage
+
+# all formats are told by these first bytes
+BYTES_THAT_TELL = 352
+SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi")
+READ_AS_TILES = "whole slides are read by ?tile=256"
 
 
 class Format(NamedTuple):
@@ -14,9 +20,10 @@ class Format(NamedTuple):
         name: for people.
         endings: of the names of its files, in lower case.
         offset, magic: what the content holds at this place; one of several.
-        reader: a module with `read(data, num_channels, options, part) -> Stored`, and with `count_parts(data, num_channels) -> int` where
+        reader: a module with `read(data, num_channels, options, part) -> Stored`, and with `count_parts(file, num_channels) -> int` where
             a file may hold several images. Both raise UnreadableImage, and UserError where an optional package is missing, which they
             import themselves.
+        package: what its files need besides the base dependencies. Without it they are left out of folders, which is said.
     """
 
     name: str
@@ -24,8 +31,14 @@ class Format(NamedTuple):
     offset: int
     magic: tuple[bytes, ...]
     reader: ModuleType
+    package: Package | None = None
+
+    @property
+    def is_readable(self) -> bool:
+        return self.package is None or self.package.is_installed
 
 
+DICOM = Format("DICOM", (".dcm", ".dicom", ".ima"), 128, (b"DICM",), dicom, PYDICOM)
 FORMATS = (
     Format("JPEG", (".jpg", ".jpeg"), 0, (b"\xff\xd8\xff",), pictures),
     Format("PNG", (".png",), 0, (b"\x89PNG\r\n\x1a\n",), pictures),
@@ -35,12 +48,26 @@ FORMATS = (
     Format("TIFF", (".tif", ".tiff"), 0, tiff.MAGIC, tiff),
     Format("NumPy array", (".npy",), 0, (arrays.NPY_MAGIC,), arrays),
     Format("NumPy archive", (".npz",), 0, (arrays.ZIP_MAGIC,), arrays),
+    DICOM,
+    Format("NIfTI", (".nii", ".nii.gz"), 344, (b"n+1\0",), nifti, NIBABEL),
+    Format("NIfTI-2", (), 4, (b"n+2\0\r\n\x1a\n",), nifti, NIBABEL),
+    Format("FITS", (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz"), 0, (b"SIMPLE  =",), fits, ASTROPY),
+    Format("AVIF", (".avif",), 4, heif.AVIF_BRANDS, heif, None if heif.pillow_reads_avif() else PILLOW_HEIF),
+    Format("HEIC", (".heic", ".heif", ".hif"), 4, heif.HEIF_BRANDS, heif, PILLOW_HEIF),
 )
-ENDINGS = tuple(ending for format in FORMATS for ending in format.endings)
+# those that are read with the packages that are installed
+ENDINGS = tuple(ending for format in FORMATS if format.is_readable for ending in format.endings)
+# of files that hold one image, or what is taken for one (of an animation the first frame)
+ENDINGS_OF_ONE = tuple(
+    ending for format in FORMATS for ending in format.endings if ending == ".npy" or not hasattr(format.reader, "count_parts")
+)
+COMPRESSED_ENDINGS = tuple(ending for format in FORMATS for ending in format.endings if ending.endswith(".gz"))
 
 
 def format_of(data: bytes) -> Format | None:
     """The format as whose files `data` begins, or None."""
+    if data.startswith(DICOM.magic, DICOM.offset):  # what stands before its mark may be the header of a TIFF (PS3.10 7.1)
+        return DICOM
     return next((format for format in FORMATS if data.startswith(format.magic, format.offset)), None)
 
 
@@ -50,3 +77,35 @@ def reader_of(data: bytes) -> ModuleType:
     if format is None:
         raise UnreadableImage("not_an_image")
     return format.reader
+
+
+def begins_like_an_image(head: bytes) -> bool:
+    """Whether the first `BYTES_THAT_TELL` bytes of a file are those of an image that can be read; for files whose names say nothing."""
+    format = format_of(head)
+    if format is None or not format.is_readable:
+        return False
+    if format.name == "BMP":
+        return head[6:10] == b"\0\0\0\0"  # two letters say too little; these four bytes are reserved
+    if format.name == "WebP":
+        return head[8:12] == b"WEBP"
+    return format.name != "NumPy archive"  # a zip file may be anything
+
+
+def ending_of(name: str) -> str:
+    """The ending of a file's name in lower case, such as `.jpg` and `.nii.gz`; empty where there is none.
+
+    Digits alone are no ending: DICOM files are often named by numbers such as `1.2.840.113619.2.55.3`.
+    """
+    stem, dot, last = name.lower().rpartition(".")
+    if not dot or not stem or not last or last.isdigit():
+        return ""
+    two = f".{stem.rpartition('.')[2]}.{last}"
+    return two if two in COMPRESSED_ENDINGS else f".{last}"
+
+
+def why_left_out(ending: str) -> str:
+    """What files of this ending need, or nothing where they are no images."""
+    if ending in SLIDE_ENDINGS:
+        return READ_AS_TILES
+    needed = [format.package.name for format in FORMATS if ending in format.endings and format.package is not None]
+    return f"needs {needed[0]}" if needed else ""

@@ -2,22 +2,26 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
+from typing import Any, NamedTuple
 
 from torch.utils.data import get_worker_info
 
 from vision_core.errors import UserError
+from vision_core.hub import hub_or_cache
 from vision_core.images.annotations import Annotations, Read, holds_texts, make_annotations
 from vision_core.images.decode import decode_image
-from vision_core.images.regular_files import first_line, is_inside, read_regular_file
+from vision_core.images.label_values import label_column, read_labels
+from vision_core.images.regular_files import ANYWHERE, data_roots, first_line, is_inside, read_regular_file
 from vision_core.images.sources import (
     EncodedImageSource,
     ImageRecord,
     ImageSource,
     ImageStream,
     UnreadableSample,
-    usable_labels,
 )
+from vision_core.images.stream_order import Place, share_of, shuffled_rows
 from vision_core.images.unreadable import UnreadableImage
 
 
@@ -38,6 +42,7 @@ def open_hub(
     depth: str | None = None,
     captions: str | None = None,
     copy_of: str | None = None,
+    follow_links: str = "false",
     **options: str,
 ) -> ImageSource | ImageStream:
     """`NAME[:CONFIG]` as `datasets.load_dataset` takes them; images stay encoded until our own decoder reads them.
@@ -49,8 +54,9 @@ def open_hub(
         import datasets
     except ImportError:
         raise UserError("hf: needs the package datasets; pip install 'vision-encoder-fusion[pretrain]'") from None
-    if streaming not in ("true", "false"):
-        raise UserError(f"hf:{name}: streaming={streaming!r} is not possible; use true or false")
+    for option, value in (("streaming", streaming), ("follow_links", follow_links)):
+        if value not in ("true", "false"):
+            raise UserError(f"hf:{name}: {option}={value!r} is not possible; use true or false")
     if not (shuffle_buffer.isascii() and shuffle_buffer.isdigit()):
         raise UserError(f"hf:{name}: shuffle_buffer={shuffle_buffer!r} is no whole number; 0 keeps the order")
     path, config = (name, "") if os.path.isdir(name) else name.partition(":")[::2]
@@ -59,19 +65,28 @@ def open_hub(
     beside = [*options, *(option for option, column in wanted.items() if column)]
     if streamed and beside:
         raise UserError(f"hf:{name}: {beside[0]} needs an index, which a stream has not; leave out streaming=true")
-    try:
-        dataset = datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
-    except Exception as error:  # offline, a wrong name, a wrong split: `datasets` has a type for each
-        kind = NoSuchSplit if isinstance(error, ValueError) else UserError
-        raise kind(f"hf:{name}?split={split} cannot be loaded: {first_line(error)}") from None
+    with nullcontext() if os.path.isdir(path) else hub_or_cache(f"hf:{name}"):
+        dataset = _load_dataset(name, path, config, split, revision, streamed)
+    asked_for = label is not None
     image, label = _columns(name, dataset.features, image, label)
     dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    roots = [os.path.realpath(path)] if os.path.isdir(path) else _cache_folders(datasets)
+    roots = _roots(path, follow_links == "true", datasets)
     if streamed:
+        label = _numbers_only(name, dataset.features, label, asked_for)
         return HubStream(dataset, f"{name}/{split}", image, label, num_channels, roots, int(shuffle_buffer))
-    source = HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots)
+    source = HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots, asked_for)
     source.annotations = _annotations(dataset, source, wanted, options)
     return source
+
+
+def _load_dataset(name: str, path: str, config: str, split: str, revision: str | None, streamed: bool) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
+    except Exception as error:  # a wrong name, a wrong split, no network: `datasets` has a type for each
+        kind = NoSuchSplit if isinstance(error, ValueError) else UserError
+        raise kind(f"hf:{name}?split={split} cannot be loaded: {first_line(error)}") from None
 
 
 def _annotations(dataset, source: "HubSource", wanted: dict[str, str | None], options: dict[str, str]) -> Annotations | None:
@@ -112,10 +127,34 @@ def _read_column(dataset, column: str) -> list:
     return list(dataset[column])
 
 
-class HubSource(EncodedImageSource):
-    """A `datasets.Dataset` with an image column, memory-mapped by `datasets`."""
+class Roots(NamedTuple):
+    """Where the images of a data set may lie that are files of their own.
 
-    def __init__(self, dataset, name: str, image: str, label: str | None, num_channels: int, roots: list[str]) -> None:
+    real: folders in which a file must lie, its links resolved. named: a folder in whose files links are followed wherever they lead, or None.
+    """
+
+    real: tuple[str, ...]
+    named: str | None = None
+
+    def of_file(self, path: str) -> tuple[str, ...]:
+        """The real folders in which the file `path` must lie."""
+        is_named = self.named is not None and is_inside(os.path.abspath(path), self.named)
+        return (ANYWHERE,) if is_named else self.real
+
+
+class HubSource(EncodedImageSource):
+    """A `datasets.Dataset` with an image column, memory-mapped by `datasets`; `asked_for` says whether the user named the labels' column."""
+
+    def __init__(
+        self,
+        dataset,
+        name: str,
+        image: str,
+        label: str | None,
+        num_channels: int,
+        roots: Roots,
+        asked_for: bool = False,
+    ) -> None:
         if not len(dataset):
             raise UserError(f"0 rows in hf:{name}; choose another by ?split=NAME")
         self.dataset, self.name, self.image, self.num_channels = (
@@ -125,10 +164,11 @@ class HubSource(EncodedImageSource):
             num_channels,
         )
         self.roots = roots
-        self.labels = None if label is None else usable_labels(list(dataset[label]), None if label == "label" else label)
-        self.class_names = getattr(dataset.features[label], "names", None) if self.labels else None
-        classes = f", {len(set(self.labels))} classes" if self.labels else ""
-        self.description = f"{len(dataset):,} images of hf:{name}{classes}"
+        self.description = f"{len(dataset):,} images of hf:{name}"
+        if label is not None:
+            found = read_labels(list(dataset[label]), label, asked_for, _class_names(dataset.features[label]))
+            self.take_labels(found)
+            self.description += found.described()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -145,11 +185,11 @@ class HubSource(EncodedImageSource):
 
 
 class HubStream(ImageStream):
-    """A streamed data set: shards go to processes and data workers, and each of them shuffles in a buffer of `shuffle_buffer` images.
+    """A streamed data set: shards go to processes and data workers, and each of them shuffles blocks of `shuffle_buffer` images.
 
-    The order is a function of (epoch, world size, number of data workers): the same run twice sees the same images. A resumed run
-    cannot go on where the other stopped; it starts its pass anew. With fewer shards than processes every process reads all shards and
-    keeps its share; a data worker without a shard stays idle.
+    A block is filled from up to ten shards in turn. The order is a function of (epoch, world size, number of data workers): the same run
+    twice sees the same images, and a reader goes on behind any of them. With fewer shards than processes every process reads all
+    shards and keeps its share; a data worker without a shard stays idle.
     """
 
     def __init__(
@@ -159,44 +199,50 @@ class HubStream(ImageStream):
         image: str,
         label: str | None,
         num_channels: int,
-        roots: list[str],
+        roots: Roots,
         shuffle_buffer: int,
     ) -> None:
         self.dataset = dataset.select_columns([image, *([label] if label else [])])
         self.name, self.image, self.label, self.num_channels, self.roots = name, image, label, num_channels, roots
         self.shuffle_buffer = shuffle_buffer
         self.class_names = getattr(dataset.features[label], "names", None) if label else None
-        self.description = f"stream of hf:{name}"
+        order = f"shuffled in blocks of {shuffle_buffer:,}" if shuffle_buffer > 1 else "in the order of its files"
+        self.description = f"stream of hf:{name}, {order}"
 
-    def records(self, rank: int, world_size: int, epoch: int) -> Iterator[ImageRecord | UnreadableSample]:
-        from datasets.distributed import split_dataset_by_node
-
-        share = self.dataset.shuffle(seed=0, buffer_size=self.shuffle_buffer) if self.shuffle_buffer > 1 else self.dataset
-        share = split_dataset_by_node(share, rank=rank, world_size=world_size)
-        share.set_epoch(epoch)
+    def records(self, rank: int, world_size: int, epoch: int, start: Place | None = None) -> Iterator[ImageRecord | UnreadableSample]:
         worker = get_worker_info()
-        reader = f"{self.name}:epoch{epoch}.rank{rank}.worker{worker.id if worker else 0}"
-        for number, row in enumerate(share):
+        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        reader = f"{self.name}:epoch{epoch}.rank{rank}.worker{worker_id}"
+        share = share_of(self.dataset, rank, world_size, worker_id, workers)
+        if share is None:
+            return
+        if self.shuffle_buffer > 1:  # otherwise the order is that of the files, in every pass
+            share = share.shuffle(seed=0, buffer_size=1)  # shards in turn, one row at a time: the rows are shuffled in blocks
+            share.set_epoch(epoch)
+        names = ("stream", epoch, rank, worker_id)
+        for number, row, place in shuffled_rows(share, max(self.shuffle_buffer, 1), names, start):
             label = row[self.label] if self.label else None
             try:
                 image = decode_image(encoded_bytes(row[self.image], self.roots), self.num_channels, self.pixel_options)
-                yield ImageRecord(f"{reader}:{number}", image, label if label is not None and label >= 0 else None)
+                yield ImageRecord(f"{reader}:{number}", image, label if label is not None and label >= 0 else None, place)
             except UnreadableImage as error:
                 yield UnreadableSample(f"{reader}:{number}", error.reason)
 
 
-def encoded_bytes(value: dict | None, roots: list[str]) -> bytes:
+def encoded_bytes(value: dict | None, roots: Roots) -> bytes:
     """The bytes of an undecoded `datasets.Image`. A path without bytes is read only inside `roots`: it is what a data file says."""
     value = value or {}
     if value.get("bytes") is not None:
         return value["bytes"]
     if not value.get("path"):
         raise UnreadableImage("no_bytes")
-    real = os.path.realpath(value["path"])
-    for root in roots:
-        if is_inside(real, root):
-            return read_regular_file(real, root)
-    raise UnreadableImage("outside_the_data_folder")
+    return read_regular_file(value["path"], *roots.of_file(value["path"]))
+
+
+def _roots(path: str, follow_links: bool, datasets) -> Roots:
+    if os.path.isdir(path):
+        return Roots(data_roots(path), os.path.abspath(path) if follow_links else None)
+    return Roots(tuple(_cache_folders(datasets)))
 
 
 def _cache_folders(datasets) -> list[str]:
@@ -219,8 +265,24 @@ def _columns(name: str, features, image: str | None, label: str | None) -> tuple
         raise UserError(f"hf:{name}: {wanted}; name one of {', '.join(features)} by ?image=COLUMN")
     if label and label not in features:
         raise UserError(f"hf:{name}: no column {label!r}; name one of {', '.join(features)} by ?label=COLUMN")
-    feature = features.get(label or "label")
-    whole_numbers = isinstance(feature, datasets.ClassLabel) or "int" in getattr(feature, "dtype", "")
-    if label and not whole_numbers:
-        raise UserError(f"hf:{name}: column {label!r} holds no whole numbers; name another by ?label=COLUMN")
-    return image, (label or "label") if whole_numbers else None
+    schema = features.arrow_schema
+    return image, label_column({field.name: field.type for field in schema}, label)
+
+
+def _numbers_only(name: str, features, label: str | None, asked_for: bool) -> str | None:
+    """The column of a stream's labels: class numbers, for what texts there are is known at the end alone."""
+    if label is None:
+        return None
+    import datasets
+
+    feature = features[label]
+    if isinstance(feature, datasets.ClassLabel) or "int" in getattr(feature, "dtype", ""):
+        return label
+    if asked_for:
+        raise UserError(f"hf:{name}: column {label!r} holds no whole numbers, which a stream needs for labels; leave out streaming=true")
+    return None
+
+
+def _class_names(feature) -> list[str] | None:
+    """The names of a ClassLabel, or of a list of them."""
+    return getattr(getattr(feature, "feature", feature), "names", None)

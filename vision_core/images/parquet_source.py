@@ -7,8 +7,9 @@ from itertools import accumulate
 
 from vision_core.errors import UserError
 from vision_core.images.annotations import Read, holds_texts, make_annotations
+from vision_core.images.label_values import Labels, label_column, read_labels
 from vision_core.images.regular_files import files_fingerprint, files_matching, first_line, short_names
-from vision_core.images.sources import EncodedImageSource, usable_labels
+from vision_core.images.sources import EncodedImageSource
 from vision_core.images.unreadable import UnreadableImage
 
 MAX_BYTES_IN_MEMORY = 2**30
@@ -24,7 +25,7 @@ class ParquetSource(EncodedImageSource):
 
     Args:
         image: column of images; default `image`, or the only one that looks like images.
-        label: integer column of labels; default `label` where there is one without missing or negative values.
+        label: column of labels, of which `label_values.py` says what they mean; default `label` or `labels`, where there is one.
         at_once: whether to read what fits into memory now, or when it is first asked for.
     """
 
@@ -49,10 +50,9 @@ class ParquetSource(EncodedImageSource):
         self._file_ends = list(accumulate(file.metadata.num_rows for file in opened))
         if not len(self):
             raise UserError(f"0 rows in parquet:{pattern}; give files with at least one image")
-        self.labels = _read_labels(opened, schema, label)
-        self.class_names = _class_names(schema, label or "label") if self.labels else None
-        classes = f", {len(set(self.labels))} classes" if self.labels else ""
-        self.description = f"{len(self):,} images in {len(self.files)} parquet files{classes}"
+        found = _read_labels(opened, schema, label)
+        self.take_labels(found)
+        self.description = f"{len(self):,} images in {len(self.files)} parquet files{found.described()}"
         self._cache: dict[int, object] = {}
         self._in_memory = self._encoded_bytes() < MAX_BYTES_IN_MEMORY
         if self._in_memory and at_once:
@@ -64,7 +64,7 @@ class ParquetSource(EncodedImageSource):
 
     @property
     def content_fingerprint(self) -> str:
-        return files_fingerprint(self.files, self._column, self.labels)
+        return files_fingerprint(self.files, self._column, self.labels, self.multi_labels)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}
@@ -209,22 +209,18 @@ def _check_column(path: str, schema, column: str) -> None:
         raise UserError(f"{path} has no column {column!r}; its columns are {', '.join(schema.names)}")
 
 
-def _read_labels(opened: list, schema, label: str | None) -> list[int] | None:
-    import pyarrow.types
-
-    column = label or "label"
-    whole_numbers = column in schema.names and (
-        pyarrow.types.is_integer(schema.field(column).type) or pyarrow.types.is_boolean(schema.field(column).type)
-    )
-    if not whole_numbers or any(column not in file.schema_arrow.names for file in opened):
-        if label:
-            raise UserError(f"parquet column {label!r} holds no whole numbers; name another by ?label=COLUMN")
-        return None
+def _read_labels(opened: list, schema, label: str | None) -> Labels:
+    column = label_column({field.name: field.type for field in schema}, label)
+    if column is None or any(column not in file.schema_arrow.names for file in opened):
+        return Labels()
     values = [value for file in opened for value in file.read(columns=[column], use_threads=False).column(0).to_pylist()]
-    return usable_labels(values, label)
+    return read_labels(values, column, label is not None, _class_names(schema, column))
 
 
 def _class_names(schema, label: str) -> list[str] | None:
-    """Names of a ClassLabel in the metadata that `datasets` writes."""
+    """Names of a ClassLabel, or of a list of them, in the metadata that `datasets` writes."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return metadata.get("info", {}).get("features", {}).get(label, {}).get("names")
+    feature = metadata.get("info", {}).get("features", {}).get(label, {})
+    if isinstance(feature, list):  # as older versions write a list of labels
+        feature = feature[0]
+    return feature.get("feature", feature).get("names")

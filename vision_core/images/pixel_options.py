@@ -1,4 +1,4 @@
-"""How a source's stored numbers become pixels, where the user says it: the options scale, nodata and max_pixels."""
+"""How a source's stored numbers become pixels, where the user says it: the options scale, nodata, bands and max_pixels."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from vision_core.errors import UserError
 from vision_core.images.unreadable import MAX_PIXELS
 
-PIXEL_OPTIONS = ("scale", "nodata", "max_pixels")
+PIXEL_OPTIONS = ("scale", "nodata", "bands", "max_pixels")
 # Pillow refuses larger ones by itself
 MOST_PIXELS = 178_956_970
 
@@ -26,11 +26,25 @@ class Scale:
 
 @dataclass(frozen=True)
 class PixelOptions:
-    """`scale` None leaves values as they are documented for their format. `nodata` is a value that stands for none."""
+    """How stored numbers become pixels.
+
+    scale: None leaves values as they are documented for their format. nodata: a value that stands for none. bands: which ones of a file's
+    are taken, in this order, counted from 1; None takes all. bands_of: how many the file has, where `bands` is given.
+    """
 
     scale: Scale | None = None
     nodata: float | None = None
     max_pixels: int = MAX_PIXELS
+    bands: tuple[int, ...] | None = None
+    bands_of: int = 0
+
+    def file_channels(self, num_channels: int) -> int:
+        """How many channels a file has that gives images of `num_channels`."""
+        return num_channels if self.bands is None else self.bands_of
+
+    def image_channels(self, file_channels: int) -> int:
+        """How many channels are taken of a file that has `file_channels`."""
+        return file_channels if self.bands is None else len(self.bands)
 
 
 AS_STORED = PixelOptions()
@@ -42,7 +56,49 @@ def take_pixel_options(text: str, options: dict[str, str]) -> tuple[PixelOptions
     scale = _scale(text, options["scale"]) if "scale" in options else None
     nodata = _number(text, "nodata", options["nodata"]) if "nodata" in options else None
     max_pixels = _max_pixels(text, options["max_pixels"]) if "max_pixels" in options else MAX_PIXELS
-    return PixelOptions(scale, nodata, max_pixels), others
+    bands, bands_of = _bands(text, options["bands"]) if "bands" in options else (None, 0)
+    return PixelOptions(scale, nodata, max_pixels, bands, bands_of), others
+
+
+def pixel_options_text(options: PixelOptions) -> str:
+    """`scale=4012&nodata=-9999`: what `take_pixel_options` reads back as `options`; empty where nothing is set."""
+    parts = []
+    if options.scale is not None:
+        parts.append(f"scale={scale_text(options.scale)}")
+    if options.nodata is not None:
+        parts.append(f"nodata={_shortest(options.nodata)}")
+    if options.bands is not None:
+        parts.append(f"bands={','.join(map(str, options.bands))}/{options.bands_of}")
+    if options.max_pixels != MAX_PIXELS:
+        parts.append(f"max_pixels={options.max_pixels}")
+    return "&".join(parts)
+
+
+def scale_text(scale: Scale) -> str:
+    """As `?scale=` has it."""
+    if scale.kind in ("auto", "full"):
+        return scale.kind
+    if scale.kind == "percentiles":
+        return f"p{_shortest(scale.low)},p{_shortest(scale.high)}"
+    return _shortest(scale.high) if scale.low == 0 else f"{_shortest(scale.low)},{_shortest(scale.high)}"
+
+
+def _shortest(number: float) -> str:
+    """The shortest text of a number that reads back as the same one."""
+    return repr(number).removesuffix(".0")
+
+
+def _bands(text: str, value: str) -> tuple[tuple[int, ...], int]:
+    """`4,3,2/12` as ((4, 3, 2), 12)."""
+    chosen, _, total = value.partition("/")
+    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in (*chosen.split(","), total)]
+    bands, bands_of = tuple(numbers[:-1]), numbers[-1]
+    if min(bands) < 1 or max(bands) > bands_of or len(set(bands)) < len(bands):
+        raise UserError(
+            f"dataset {text!r}: bands={value} is not possible; give different bands, counted from 1, and how many a file has, "
+            "such as bands=4,3,2/12"
+        )
+    return bands, bands_of
 
 
 def _scale(text: str, value: str) -> Scale:

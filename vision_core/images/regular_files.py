@@ -5,39 +5,82 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable
+from typing import BinaryIO
 
 from vision_core.errors import UserError
 from vision_core.images.unreadable import UnreadableImage
 
 MAX_FILE_BYTES = 256 * 2**20
+# the folders of the Hugging Face hub's cache: <kind>--<name>/snapshots/<revision>/a/b.jpg -> ../../../../blobs/<hash>
+REPOSITORY_KINDS = ("datasets--", "models--", "spaces--")
+ANYWHERE = os.sep
 
 
-def read_regular_file(path: str, root: str | None = None) -> bytes:
-    """The bytes of a regular file of at most 256 MiB.
+def read_regular_file(path: str, *roots: str, most_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a regular file.
 
     Args:
-        root: real path (`os.path.realpath`) of the folder that the file, its links resolved, must lie in.
+        roots: real paths of folders (`data_roots`); the file, its links resolved, must lie in one of them. None: anywhere.
+        most_bytes: a larger file is refused.
 
     Raises:
         UnreadableImage: outside_the_data_folder, not_a_regular_file, file_too_large, missing or cannot_be_opened.
     """
+    with open_regular_file(path, *roots) as file:
+        if os.fstat(file.fileno()).st_size > most_bytes:
+            raise UnreadableImage("file_too_large")
+        try:
+            return file.read(most_bytes)
+        except OSError:
+            raise UnreadableImage("cannot_be_opened") from None
+
+
+def open_regular_file(path: str, *roots: str) -> BinaryIO:
+    """A regular file, open for reading; where it may lie and what is raised as for `read_regular_file`."""
     try:
         real = os.path.realpath(path)
-        if root is not None and not is_inside(real, root):
+        if roots and not any(is_inside(real, root) for root in roots):
             raise UnreadableImage("outside_the_data_folder")
         if not stat.S_ISREG(os.stat(real).st_mode):
             raise UnreadableImage("not_a_regular_file")
-        with open(real, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise UnreadableImage("not_a_regular_file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise UnreadableImage("file_too_large")
-            return file.read(MAX_FILE_BYTES)
+        file = open(real, "rb", opener=_open_without_waiting)  # noqa: SIM115, the caller closes it
     except FileNotFoundError:
         raise UnreadableImage("missing") from None
     except (OSError, ValueError):
         raise UnreadableImage("cannot_be_opened") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UnreadableImage("not_a_regular_file")
+    return file
+
+
+def data_roots(folder: str | os.PathLike, follow_links: bool = False) -> tuple[str, ...]:
+    """The real paths of the folders in which everything that is read below `folder` must lie, its links resolved.
+
+    They are the folder itself and, for a folder inside a repository of the Hugging Face hub's cache, that repository, whose files are links
+    to its `blobs`. With `follow_links` a file may lie anywhere.
+    """
+    if follow_links:
+        return (ANYWHERE,)
+    real = os.path.realpath(folder)
+    repository = repository_of(real)
+    return (real,) if repository is None else (real, repository)
+
+
+def repository_of(real: str) -> str | None:
+    """The repository folder of the hub's cache in which a real path lies, or None."""
+    parent, name = os.path.split(real)
+    while name:
+        if name.startswith(REPOSITORY_KINDS) and is_repository(real):
+            return real
+        real = parent
+        parent, name = os.path.split(real)
+    return None
+
+
+def is_repository(folder: str) -> bool:
+    """Whether a folder holds `snapshots` and the `blobs` that they link to."""
+    return all(os.path.isdir(os.path.join(folder, part)) for part in ("snapshots", "blobs"))
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

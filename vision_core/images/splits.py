@@ -8,8 +8,11 @@ from typing import NamedTuple
 
 from vision_core.errors import UserError
 from vision_core.images.hub_source import NoSuchSplit
+from vision_core.images.label_values import renumbered
+from vision_core.images.pixel_options import Scale
 from vision_core.images.scene_layout import SPLITS as SCENE_SPLITS
 from vision_core.images.sources import ImageSource, open_source, parse_source
+from vision_core.images.tar_shards import expand_braces
 
 SPLIT = "{split}"
 NAMES = {
@@ -36,9 +39,13 @@ def open_splits(text: str, test_text: str | None = None, num_channels: int = 3) 
     Raises UserError where a part is not found, is a stream, or the test images have other labels than the training images.
     """
     if test_text is not None:
-        splits = Splits(_open(text, num_channels), _open(test_text, num_channels))
+        train = _open(text, num_channels)
+        test = _open(test_text, num_channels, train.pixel_options.scale)
     else:
-        splits = Splits(*(_find(text, part, num_channels) for part in NAMES))
+        train = _find(text, "train", num_channels)
+        test = _find(text, "test", num_channels, train.pixel_options.scale)
+    splits = Splits(train, test)
+    _number_alike(*splits)
     _check_labels(*splits)
     return splits
 
@@ -61,13 +68,13 @@ def _candidates(text: str, part: str) -> list[str]:
     )
 
 
-def _find(text: str, part: str, num_channels: int) -> ImageSource:
+def _find(text: str, part: str, num_channels: int, auto_scale: Scale | None = None) -> ImageSource:
     """The first candidate that exists."""
     candidates, reason = _candidates(text, part), ""
     for each in candidates:
         if _may_exist(each):
             try:
-                return _open(each, num_channels)
+                return _open(each, num_channels, auto_scale)
             except NoSuchSplit as error:  # the only way in which a data set of the hub tells
                 reason = f" ({error})"
     raise UserError(
@@ -80,11 +87,12 @@ def _may_exist(text: str) -> bool:
     kind, where, options = parse_source(text)
     if kind == "scenes":
         return options.get("split") in SCENE_SPLITS
-    return kind == "hf" or Path(where).exists() or bool(glob.glob(where, recursive=True))
+    patterns = [where] if kind != "wds" else [each for part in where.split("::") for each in expand_braces(part)]
+    return kind == "hf" or any(Path(each).exists() or glob.glob(each, recursive=True) for each in patterns)
 
 
-def _open(text: str, num_channels: int) -> ImageSource:
-    source = open_source(text, num_channels)
+def _open(text: str, num_channels: int, auto_scale: Scale | None = None) -> ImageSource:
+    source = open_source(text, num_channels, auto_scale)
     if not isinstance(source, ImageSource):
         raise UserError(f"{text} is a stream; evaluation needs a source with an index: leave out streaming=true")
     return source
@@ -94,14 +102,32 @@ def _scenes(options: dict[str, str]) -> str:
     return "scenes?" + "&".join(f"{name}={value}" for name, value in options.items())
 
 
+def _number_alike(train: ImageSource, test: ImageSource) -> None:
+    """Where classes are texts, each part has numbered its own: the test images take the numbers of the training images."""
+    if not (train.names_from_texts and test.names_from_texts) or train.class_names == test.class_names:
+        return
+    new = sorted(set(test.class_names) - set(train.class_names))
+    if new:
+        raise UserError(f"{len(new)} classes of the test images, such as {new[0]!r}, have no training image; name parts of one data set")
+    if test.labels is not None:
+        test.labels = renumbered(test.labels, test.class_names, train.class_names)
+    if test.multi_labels is not None:
+        test.multi_labels = [sorted(renumbered(row, test.class_names, train.class_names)) for row in test.multi_labels]
+    test.class_names = train.class_names
+
+
 def _check_labels(train: ImageSource, test: ImageSource) -> None:
-    if train.labels is None or test.labels is None:
+    no_numbers = train.labels is None or test.labels is None
+    no_lists = train.multi_labels is None or test.multi_labels is None
+    if no_numbers and no_lists:
         return
     if train.class_names and test.class_names and train.class_names != test.class_names:
         only = sorted(set(train.class_names) ^ set(test.class_names))
         raise UserError(
             f"training and test images have other classes ({', '.join(only[:5]) or 'in another order'}); name parts of one data set"
         )
+    if no_numbers:
+        return  # of several classes an image, those without a training image are left out by the task, which counts them
     new = sorted(set(test.labels) - set(train.labels))
     if new:
         name = test.class_names[new[0]] if test.class_names else new[0]

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vision_core.images.pixel_options import PixelOptions
+from vision_core.images.unreadable import UnreadableImage
+
 
 class Stored(NamedTuple):
     """The numbers of one image.
@@ -37,6 +40,21 @@ def is_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
     return values == nodata
 
 
+def as_asked(stored: Stored, options: PixelOptions) -> Stored:
+    """`stored` with the source's `nodata` among what is missing, and the `bands` alone that the source names."""
+    stored = with_missing(stored, options.nodata)
+    return stored if options.bands is None else with_bands(stored, options.bands, options.bands_of)
+
+
+def with_bands(stored: Stored, bands: tuple[int, ...], bands_of: int) -> Stored:
+    """The bands of these numbers, counted from 1, of an image that has `bands_of`. Raises UnreadableImage where it has others."""
+    if len(stored.values) != bands_of:
+        raise UnreadableImage(f"not_{bands_of}_channels {len(stored.values)} bands")
+    chosen = [band - 1 for band in bands]
+    missing = None if stored.missing is None else stored.missing[chosen]
+    return Stored(stored.values[chosen], stored.full_scale, missing, stored.is_colour and bands == (1, 2, 3))
+
+
 def with_missing(stored: Stored, nodata: float | None) -> Stored:
     """`stored` with NaN and the user's `nodata` among what is missing."""
     marks = [] if stored.missing is None else [stored.missing]
@@ -46,3 +64,14 @@ def with_missing(stored: Stored, nodata: float | None) -> Stored:
         marks.append(is_nodata(stored.values, nodata))
     missing = np.logical_or.reduce(marks) if marks else None
     return stored._replace(missing=missing if missing is not None and missing.any() else None)
+
+
+def part_to_read(part: int | None, count: int) -> int:
+    """Which of the `count` images of a file is read. Raises UnreadableImage where it is not said and there are several, or none."""
+    if not count:
+        raise UnreadableImage("no_pixels")
+    if part is None and count > 1:
+        raise UnreadableImage("several_images")
+    if (part or 0) >= count:
+        raise UnreadableImage("no_such_part")
+    return part or 0

@@ -1,58 +1,42 @@
-"""Webdataset shards: tar files of images, read by offset, never extracted."""
+"""Webdataset shards: tar files of images and what stands beside them, read by offset, never extracted."""
 
-import tarfile
-from pathlib import PurePosixPath
-from typing import NamedTuple
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 from vision_core.errors import UserError
+from vision_core.images.annotations import Read, make_annotations
 from vision_core.images.formats import ENDINGS
-from vision_core.images.regular_files import files_fingerprint, files_matching, first_line, short_names
+from vision_core.images.label_values import Labels, read_labels
+from vision_core.images.regular_files import files_fingerprint, short_names
 from vision_core.images.sources import EncodedImageSource
+from vision_core.images.tar_shards import Member, key_at_first_dot, read_member, read_shard, shards_named
 from vision_core.images.unreadable import UnreadableImage
 
-MAX_MEMBER_BYTES = 64 * 2**20
-MAX_MEMBERS = 1_000_000
-MAX_LABEL_BYTES = 64
-
-
-class Member(NamedTuple):
-    """Where an image's bytes lie; `refused` is the reason why they are not read."""
-
-    shard: int
-    key: str
-    offset: int
-    size: int
-    refused: str | None
+MAX_TEXT_BYTES = 2**20
+MASK_NAMES, DEPTH_NAMES = ("seg", "mask"), ("depth",)
+CAPTION_KEYS = ("captions", "caption", "text")
+Fields = dict[str, Member]
 
 
 class TarSource(EncodedImageSource):
-    """The images of the uncompressed shards that `pattern` matches, in order of shard and place; an id is shard and key.
+    """The images of shards, in order of shard and place; an id is shard and key. `members` says where each lies.
 
-    The headers are read once; images are read by their offset, so the order is exact and a member's name is never a path. A member
-    `key.cls` beside `key.jpg` is its label. Links, devices and members above 64 MiB are unreadable.
+    The headers are read once; images are read by their offset, so the order is exact and a member's name is never a path. Links,
+    devices and members above 64 MiB are unreadable.
     """
 
-    def __init__(self, pattern: str, num_channels: int = 3) -> None:
-        self.shards = files_matching("wds", pattern, ".tar")
-        self.num_channels = num_channels
-        self._names = short_names(self.shards)
-        extensions = ENDINGS
-        self.members: list[Member] = []
-        labels: dict[tuple[int, str], int] = {}
-        for number, path in enumerate(self.shards):
-            members, found = _index_shard(number, path, extensions)
-            self.members += members
-            labels.update({(number, key): label for key, label in found.items()})
-        if not self.members:
-            raise UserError(f"0 images in wds:{pattern} (looked for {', '.join(extensions)})")
-        found = [labels.get((member.shard, member.key)) for member in self.members]
-        self.labels = None if None in found else found
-        classes = f", {len(set(self.labels))} classes" if self.labels else ""
-        self.description = f"{len(self):,} images in {len(self.shards)} tar shards{classes}"
+    def __init__(self, shards: list[str], members: list[Member], num_channels: int) -> None:
+        self.shards, self.members, self.num_channels = shards, members, num_channels
+        self._names = short_names(shards)
 
     @property
     def content_fingerprint(self) -> str:
-        return files_fingerprint(self.shards)
+        fields = sorted({member.field for member in self.members})
+        return files_fingerprint(self.shards, fields, self.labels, self.multi_labels)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -63,63 +47,178 @@ class TarSource(EncodedImageSource):
 
     def read_bytes(self, index: int) -> bytes:
         member = self.members[index]
-        if member.refused:
-            raise UnreadableImage(member.refused)
-        try:
-            with open(self.shards[member.shard], "rb") as file:
-                file.seek(member.offset)
-                return file.read(member.size)
-        except OSError as error:
-            raise UnreadableImage("missing" if isinstance(error, FileNotFoundError) else "cannot_be_opened") from None
+        return read_member(self.shards[member.shard], member)
 
 
-def _index_shard(shard: int, path: str, extensions: tuple[str, ...]) -> tuple[list[Member], dict[str, int]]:
-    """The images of one shard and the labels of its keys."""
-    members: dict[str, Member] = {}
-    labels: dict[str, int] = {}
+def open_shards(
+    pattern: str,
+    num_channels: int = 3,
+    image: str | None = None,
+    label: str | None = None,
+    mask: str | None = None,
+    depth: str | None = None,
+    captions: str | None = None,
+    **options: str,
+) -> TarSource:
+    """The samples of the shards that `pattern` names (`tar_shards.py`), with what stands beside the image under the same key.
+
+    image: the field that is the image, several joined by `;` where samples have one of them; by default the one that is an extension
+    alone (`jpg`, `png`), or else the only field of pictures, masks and depths aside. label, captions: a field, or `json:KEY`; by
+    default `cls`, and `txt` or a usual key of `json`. mask, depth: a field; by default `seg.png` or `mask.png`, and `depth.png`.
+    `options` as for `make_annotations`.
+
+    Raises UserError for shards without images, or a field that is named and not beside every image.
+    """
+    shards = shards_named(pattern)
+    read = [read_shard(number, path) for number, path in enumerate(shards)]
+    samples = Samples(pattern, shards, [member for shard in read for member in shard.members], ENDINGS, image)
+    source = TarSource(shards, samples.images, num_channels)
+    notes = [f"{samples.without_image:,} samples without an image left out"] if samples.without_image else []
+    of_macos = sum(shard.of_macos for shard in read)
+    notes += [f"{of_macos:,} files of macOS (._) passed over"] if of_macos else []
+    found = samples.labels(label)
+    source.take_labels(found)
+    pictures = [samples.pictures(named, usual) for named, usual in ((mask, MASK_NAMES), (depth, DEPTH_NAMES))]
+    texts = samples.captions(captions)
+    source.description = f"{len(source):,} images in {len(shards)} tar shards{found.described()}"
+    source.description += "".join(f", {note}" for note in [*notes, *samples.notes])
+    source.annotations = make_annotations(source, options, *pictures, texts)
+    return source
+
+
+class Samples:
+    """The samples of all shards: which member is the image, and what stands beside it.
+
+    notes: what was found beside some images only and is not used, in words.
+    """
+
+    def __init__(self, pattern: str, shards: list[str], members: list[Member], extensions: tuple[str, ...], image: str | None) -> None:
+        self.pattern, self.shards, self.extensions = pattern, shards, extensions
+        self.notes: list[str] = []
+        self._fields = self._by_key(members)
+        wanted = tuple(image.lower().split(";")) if image else self._image_fields(members)
+        found = {key: self._image_of(fields, wanted, image is not None) for key, fields in self._fields.items()}
+        with_image = {key: member for key, member in found.items() if member is not None}
+        self.images = list(with_image.values())
+        if not self.images:
+            raise UserError(f"0 images in wds:{pattern} (looked for {', '.join(wanted or extensions)}){self._what_there_is()}")
+        pictured = {(shard, key_at_first_dot(key)) for shard, key in with_image}
+        self.without_image = sum(key not in with_image and key not in pictured for key in self._fields)
+
+    def labels(self, named: str | None) -> Labels:
+        """Of the field `cls` or the named one: numbers, names, or lists in JSON."""
+        found = self._beside(named or "cls", named is not None)
+        if found is None:
+            return Labels()
+        column = named or ".cls"
+        values = _values(self.shards, found, column)
+        if column.startswith("json:"):
+            return read_labels(values, column, asked_for=True, texts_are_classes=True)
+        numbers = [int(text) for text in values] if all(text.isascii() and text.isdigit() for text in values) else None
+        return read_labels(numbers or values, column, asked_for=True, texts_are_classes=True)
+
+    def pictures(self, named: str | None, usual: tuple[str, ...]) -> TarSource | None:
+        """Masks or depths beside every image, or None."""
+        there = [name + extension for name in usual for extension in (".png", ".tif", ".tiff")]
+        images = {member.field for member in self.images}
+        fields = [named.lower()] if named else [field for field in there if field in self._all_fields and field not in images]
+        found = self._beside(fields[0], named is not None) if fields else None
+        return TarSource(self.shards, found, 1) if found else None
+
+    def captions(self, named: str | None) -> Read | None:
+        """What reads the texts beside the images, or None."""
+        for choice in [named] if named else ["txt", *self._usual_keys()]:
+            found = self._beside(choice, named is not None)
+            if found:
+                return partial(_values, self.shards, found, choice)
+        return None
+
+    def _by_key(self, members: list[Member]) -> dict[tuple[int, str], Fields]:
+        samples: dict[tuple[int, str], Fields] = {}
+        for member in members:
+            fields = samples.setdefault((member.shard, member.key), {})
+            if member.field in fields:
+                raise UserError(f"{self.shards[member.shard]}: two members have the name {member.key}.{member.field}; give each its own")
+            fields[member.field] = member
+        self._all_fields = {member.field for member in members}
+        return samples
+
+    def _image_fields(self, members: list[Member]) -> tuple[str, ...]:
+        """Extensions alone where there are any, or else the only field of pictures besides masks and depths."""
+        fields = {member.field for member in members if f".{member.field}".endswith(self.extensions)}
+        plain = {field for field in fields if "." not in field}
+        beside = {field for field in fields if field.partition(".")[0] in (*MASK_NAMES, *DEPTH_NAMES)}
+        chosen = sorted(plain or fields - beside or fields)
+        if len(chosen) > 1 and not plain:
+            raise UserError(f"wds:{self.pattern} has pictures {', '.join(chosen)} beside each other; choose one by ?image={chosen[0]}")
+        return tuple(chosen)
+
+    def _image_of(self, fields: Fields, wanted: tuple[str, ...], asked_for: bool) -> Member | None:
+        found = [fields[field] for field in wanted if field in fields]
+        if len(found) > 1 and not asked_for:
+            names = ", ".join(member.field for member in found)
+            raise UserError(
+                f"{self.shards[found[0].shard]}: two images have the key {found[0].key!r} ({names}); choose one by ?image={found[0].field}"
+            )
+        return found[0] if found else None
+
+    def _beside(self, choice: str, asked_for: bool) -> list[Member] | None:
+        """The member of a field beside each image, in their order, or None where not all have one; then it is noted, or refused.
+
+        What has the key that webdataset reads at the first dot, `22` beside `22.05.png`, belongs to all images that begin with it.
+        """
+        field = choice.partition(":")[0].lower()
+        found = [self._member(image, field) for image in self.images]
+        missing = found.count(None)
+        if not missing:
+            return found
+        if asked_for:
+            raise UserError(
+                f"wds:{self.pattern}: {missing:,} of {len(found):,} images have no {field!r} beside them{self._what_there_is()}"
+            )
+        if missing < len(found):
+            self.notes.append(f"{field} beside {len(found) - missing:,} of {len(found):,} images only, not used")
+        return None
+
+    def _member(self, image: Member, field: str) -> Member | None:
+        own = self._fields[image.shard, image.key].get(field)
+        return own or self._fields.get((image.shard, key_at_first_dot(image.key)), {}).get(field)
+
+    def _usual_keys(self) -> list[str]:
+        """Of the first sample's JSON, in which captions usually stand."""
+        first = self._member(self.images[0], "json")
+        content = _json(self.shards[first.shard], first) if first else {}
+        return [f"json:{key}" for key in CAPTION_KEYS if key in content]
+
+    def _what_there_is(self) -> str:
+        fields = sorted(self._all_fields)
+        return f"; fields there are: {', '.join(fields[:8])}{', ...' if len(fields) > 8 else ''}" if fields else ""
+
+
+def _values(shards: list[str], members: Iterable[Member], choice: str) -> list[Any]:
+    """What each member says: its text, or what its JSON has under the key of `json:KEY`."""
+    field, _, key = choice.partition(":")
+    if key:
+        return [_json(shards[member.shard], member).get(key) for member in members]
+    return [_text(shards[member.shard], member).strip() for member in members]
+
+
+def _json(path: str, member: Member) -> dict[str, Any]:
     try:
-        with tarfile.open(path, mode="r:") as tar:
-            for count, info in enumerate(tar):
-                tar.members.clear()  # tarfile keeps every header it has read
-                if count >= MAX_MEMBERS:
-                    raise UserError(f"{path} has more than {MAX_MEMBERS:,} members; write smaller shards")
-                key, extension = _split_name(info.name)
-                if extension in extensions:
-                    if key in members:
-                        raise UserError(f"{path}: two images have the key {key!r}; give each image its own")
-                    members[key] = Member(shard, key, info.offset_data, info.size, _refusal(info))
-                elif extension == ".cls":
-                    labels[key] = _label(tar, info, path)
-            _check_end(tar, path)
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a plain .tar file: {first_line(error)}; gunzip or rewrite it") from None
-    return list(members.values()), labels
+        content = json.loads(_text(path, member))
+    except ValueError as error:
+        raise UserError(f"{path}: {member.key}.{member.field} is no JSON ({error}); write it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: {member.key}.{member.field} holds no object with keys; write one, or name another field")
+    return content
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """Webdataset's rule: the key ends at the first dot of the last part."""
-    folder, _, last = name.rpartition("/")
-    stem, _, extension = last.partition(".")
-    return f"{folder}/{stem}" if folder else stem, PurePosixPath("x." + extension).suffix.lower()
-
-
-def _refusal(info: tarfile.TarInfo) -> str | None:
-    if not info.isreg() or info.issparse():
-        return "not_a_regular_file"
-    return "file_too_large" if info.size > MAX_MEMBER_BYTES else None
-
-
-def _label(tar: tarfile.TarFile, info: tarfile.TarInfo, path: str) -> int:
-    text = b""
-    if info.isreg() and info.size <= MAX_LABEL_BYTES:
-        text = tar.extractfile(info).read().strip()
-    if not text.isdigit():
-        raise UserError(f"{path}: the label {info.name!r} is no whole number; write one into each .cls, or leave all out")
-    return int(text)
-
-
-def _check_end(tar: tarfile.TarFile, path: str) -> None:
-    """tarfile takes a damaged header for the end of the archive; the true end is a block of zeros."""
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise UserError(f"{path} is damaged at byte {tar.offset:,}; copy or write the shard again")
+def _text(path: str, member: Member) -> str:
+    if member.size > MAX_TEXT_BYTES:
+        raise UserError(f"{path}: {member.key}.{member.field} has {member.size:,} bytes, too many for a text; name another field")
+    try:
+        return read_member(path, member).decode("utf-8-sig")
+    except UnreadableImage as error:
+        raise UserError(f"{path}: {member.key}.{member.field} cannot be read ({error.reason}); mend it, or name another field") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: {member.key}.{member.field} is no text in UTF-8; write it again") from None

@@ -4,7 +4,7 @@ Pillow is quick, and reads LZW and JPEG without further packages. But it shows t
 several bands for the picture, without a word; so it is asked only where the tags of TIFF 6.0 leave no doubt.
 """
 
-import re
+from typing import BinaryIO
 
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
@@ -12,9 +12,12 @@ from PIL.TiffImagePlugin import TiffImageFile
 from vision_core.images import pictures
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.stored import Stored
+from vision_core.images.tiff_header import STACK_BEHIND_A_PAGE, has_one_page
 from vision_core.images.unreadable import UnreadableImage
 
 MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+
+ONLY_TIFF = ["TIFF"]  # Pillow tries one format after the other
 
 # tags of TIFF 6.0
 BITS, COMPRESSION, PHOTOMETRIC, DESCRIPTION = 258, 259, 262, 270
@@ -29,8 +32,6 @@ PLAIN_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946}
 COLOUR_SAMPLES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
 RGB = 2
 GREYS = (0, 1)
-# ImageJ and tifffile write a stack's planes behind one page
-STACK_BEHIND_A_PAGE = re.compile(r'^ImageJ=.*^images=(?!1\s)|^\{"shape".*"truncated": true', re.DOTALL | re.MULTILINE)
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
@@ -50,17 +51,20 @@ def read_numbers(data: bytes) -> Stored:
     return tiff_pages.read(data, 1, AS_STORED, None, colours_of_palette=False)
 
 
-def count_parts(data: bytes, num_channels: int) -> int:
-    """How many images the pages hold. Raises UnreadableImage."""
+def count_parts(file: BinaryIO, num_channels: int) -> int:
+    """How many images the pages hold; of most files the header alone is read. Raises UnreadableImage."""
+    if has_one_page(file):
+        return 1
     from vision_core.images import tiff_pages
 
-    return tiff_pages.count_parts(data, num_channels)
+    file.seek(0)
+    return tiff_pages.count_parts(file, num_channels)
 
 
 def open_plain(data: bytes, max_pixels: int, high_byte: bool = False) -> Image.Image | None:
     """The open file where Pillow gives its pixels as they are documented, or None. See `is_plain_page`."""
     try:
-        picture = pictures.open_header(data, max_pixels)
+        picture = pictures.open_header(data, max_pixels, ONLY_TIFF)
     except Image.UnidentifiedImageError:
         return None
     except UnreadableImage as error:
@@ -87,7 +91,7 @@ def is_plain_page(picture: TiffImageFile, high_byte: bool = False) -> bool:
     bits = set(tags.get(BITS, (1,)))
     few_bits = bits == {8} or (samples == 1 and bits <= {1, 2, 4})
     sixteen_bits = bits == {16} and (samples == 1 if photometric in GREYS else photometric == RGB and high_byte)
-    unsigned = set(tags.get(SAMPLE_FORMAT, (UNSIGNED,))) <= {UNSIGNED, VOID}
+    unsigned = SAMPLE_FORMAT not in tags or set(tags[SAMPLE_FORMAT]) <= {UNSIGNED, VOID}
     return (few_bits or sixteen_bits) and unsigned and tags.get(COMPRESSION, 1) in PLAIN_COMPRESSIONS
 
 

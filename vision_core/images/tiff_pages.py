@@ -5,7 +5,7 @@ import logging
 import math
 import zlib
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -55,7 +55,7 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
         UnreadableImage: several_images, not_3_channels, unsupported_..., needs_imagecodecs, too_large, too_small.
         UserError: the package tifffile is missing.
     """
-    with _opened(data) as file:
+    with _opened(io.BytesIO(data)) as file:
         stack = _stack(file, num_channels)
         images, planes = stack.planes.shape
         if part is None and images > 1:
@@ -67,14 +67,14 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
         return _stored(page, np.concatenate(numbers), num_channels, colours_of_palette)
 
 
-def count_parts(data: bytes, num_channels: int) -> int:
+def count_parts(file: BinaryIO, num_channels: int) -> int:
     """How many images of `num_channels` the stack holds. Raises as `read` does."""
-    with _opened(data) as file:
-        return len(_stack(file, num_channels).planes)
+    with _opened(file) as pages:
+        return len(_stack(pages, num_channels).planes)
 
 
 @contextmanager
-def _opened(data: bytes):
+def _opened(stream: BinaryIO):
     try:
         import tifffile
     except ImportError:
@@ -82,7 +82,7 @@ def _opened(data: bytes):
     log = logging.getLogger("tifffile")
     was_disabled, log.disabled = log.disabled, True  # a line for each image of a source whose nodata is no value of its type
     try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
+        with tifffile.TiffFile(stream) as file:
             yield file
     except tifffile.TiffFileError:
         raise UnreadableImage("unsupported_tiff") from None

@@ -6,7 +6,7 @@ MIN_SIDE = 8
 
 CURES = {
     "missing": "give the path of a file that exists",
-    "not_an_image": "give a JPEG, PNG, WebP, GIF, BMP or TIFF file, or an array that NumPy saved",
+    "not_an_image": "give a JPEG, PNG, WebP, GIF, BMP or TIFF file, an array that NumPy saved, or another format of docs/data.md",
     "unsupported_mode": "its values have no known place between black and white: save it as grey of 8 or 16 bits, or as RGB; "
     "or say in the source which values these are, such as ?scale=0,4095",
     "unsupported_tiff": "save it as PNG",
@@ -25,6 +25,13 @@ CURES = {
     "not_its_files_pixels": "Pillow does not give the numbers that its file holds: give its path",
     "too_large": f"make it smaller, or allow more than {MAX_PIXELS:,} pixels by ?max_pixels=NUMBER in the source",
     "too_small": f"give a larger one: {MIN_SIDE} pixels on a side are the least",
+    "outside_the_data_folder": "its link leads out of the data's folder: add ?follow_links=true to the source, or name the folder that holds it",
+    "file_too_large": "256 MiB are the most of a picture, and 2 GiB of a volume: divide it, or save its images as files of their own",
+    "no_pixels": "it holds no image: leave it out",
+    "unsupported_dicom": "save it uncompressed, as MONOCHROME1, MONOCHROME2, RGB or PALETTE COLOR of at most 32 bits",
+    "needs_pylibjpeg": "this compression of DICOM needs packages of its own: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg",
+    "unsupported_nifti": "save it as a volume of numbers with an affine, with up to four axes",
+    "unsupported_slide": "openslide cannot open it: convert it to a tiled pyramidal TIFF",
     "truncated": "its file ends too early: copy or download it again",
 }
 OTHER_CHANNELS = "save the bands that are meant in a file of their own, or ask for as many as it has by --num_channels"

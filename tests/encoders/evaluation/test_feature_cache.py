@@ -7,6 +7,7 @@ from encoders import load_encoder
 from encoders.evaluation import feature_cache
 from encoders.evaluation.feature_cache import cached_features, encoder_fingerprint
 from encoders.evaluation.features import vector_features
+from encoders.evaluation.used_images import content_hash
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
 
@@ -41,6 +42,18 @@ def test_stored_is_computed_and_the_second_time_read(source, tmp_path):
     for name, expected in by_hand.items():
         torch.testing.assert_close(again.load(name), expected, rtol=1e-4, atol=1e-5)
         assert torch.equal(torch.stack([again.rows(name)[row] for row in range(10)]), stored.load(name))
+
+
+def test_the_cache_remembers_what_could_not_be_read_and_what_was_seen(source, tmp_path):
+    encoder = load_encoder("tiny:dinov2")
+    for _ in range(2):  # computed, then read
+        stored = cached_features(encoder, source, vector_features, "vectors", tmp_path, batch_size=3)
+        assert stored.reasons == {4: "broken"} and "contents" not in stored.names
+        views = [encoder.transform.view(source[int(index)].image) for index in stored.kept]
+        assert torch.equal(stored.contents, torch.stack([content_hash(view) for view in views]))
+        some = stored.rows("pooled").only([3, 0])
+        assert len(some) == 2 and some.shape == (2, stored.load("pooled").shape[1])
+        assert torch.equal(some[1], stored.load("pooled")[0])
 
 
 def test_small_shards_are_the_whole(source, tmp_path, monkeypatch):

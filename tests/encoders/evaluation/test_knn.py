@@ -1,4 +1,5 @@
 import math
+import textwrap
 import time
 
 import numpy as np
@@ -44,6 +45,61 @@ def test_predictions_are_those_of_a_plain_loop():
             votes[label] += math.exp(similarity / 0.07)
         expected.append(votes.index(max(votes)))
     assert knn_predict(bank, labels, queries, k=9).tolist() == expected
+
+
+def unit_row(row):
+    length = math.sqrt(sum(float(value) ** 2 for value in row)) or 1.0
+    return [float(value) / length for value in row]
+
+
+def by_the_docstring(bank, labels, query, k, temperature=0.07):
+    """What the loop in `knn_predict`'s docstring answers."""
+    loop = textwrap.dedent(knn_predict.__doc__.split("For one query this is")[1].split("`chunk` queries")[0])
+    names = {"bank": bank.tolist(), "bank_labels": labels.tolist(), "query": query.tolist(), "k": k, "temperature": temperature}
+    names |= {"math": math, "unit": unit_row}
+    exec(loop, names)
+    return names["answer"]
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 9, 60])
+def test_ties_are_broken_as_the_docstring_says(k):
+    """Rows of whole numbers, most of them twice and thrice in the bank, under labels that differ: ties at every place."""
+    generator = torch.Generator().manual_seed(k)
+    bank = torch.randint(0, 3, (60, 3), generator=generator).float()
+    labels = torch.randint(0, 5, (60,), generator=generator)
+    queries = torch.randint(0, 3, (80, 3), generator=generator).float()
+    expected = [by_the_docstring(bank, labels, query, k) for query in queries]
+    for chunk in (1, 7, 1024):
+        assert knn_predict(bank, labels, queries, k, chunk=chunk).tolist() == expected
+    wanted = torch.tensor(expected)
+    assert knn_accuracies(bank, labels, queries, wanted, ks=(k,))[k]["top1"] == 100
+    assert knn_accuracy(bank, labels, queries, wanted, k) == 100
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]])
+def test_of_equal_votes_at_equal_distance_the_lowest_class_wins_in_both_functions(order):
+    bank, labels, query = torch.eye(4), torch.tensor(order), torch.ones(1, 4)
+    assert knn_predict(bank, labels, query, k=4).item() == 0
+    assert knn_accuracies(bank, labels, query, torch.tensor([0]), ks=(4,))[4]["top1"] == 100
+    assert knn_predict(bank, labels, query, k=1).item() == order[0], "the first of the bank is the nearest"
+
+
+def test_of_equal_votes_the_class_with_the_nearest_image_wins():
+    """Under a temperature that makes all votes alike to twelve digits."""
+    bank, labels = torch.tensor([[1.0, 0.1], [1.0, 0.0]]), torch.tensor([0, 1])
+    assert knn_predict(bank, labels, torch.tensor([[1.0, 0.0]]), k=2, temperature=1e12).item() == 1
+
+
+def test_neither_float_noise_nor_the_banks_size_decides():
+    """The same images in another type, turned by an orthogonal matrix, and with far ones behind them."""
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.eye(6).repeat(3, 1), torch.ones(5, 6)
+    labels = torch.arange(18) % 6
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
+    expected = knn_predict(bank, labels, queries, k=7)
+    assert torch.equal(knn_predict(bank.double() @ turn, labels, queries.double() @ turn, k=7), expected)
+    far = torch.cat([bank, -torch.ones(4000, 6)])
+    assert torch.equal(knn_predict(far, torch.cat([labels, torch.zeros(4000, dtype=torch.long)]), queries, k=7), expected)
 
 
 def test_weights_count():

@@ -6,6 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from encoders.evaluation.features import extract_features
 from encoders.evaluation.knn_benchmark import KnnBenchmark, draw_bank_and_queries, load_images
+from encoders.evaluation.used_images import found_in
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, centre_view, normalise
 from encoders.transformers_encoder import TransformersEncoder
 from vision_core.errors import UserError
@@ -53,7 +54,7 @@ def test_unreadable_images_are_left_out_and_counted(memory_source):
 
 @pytest.mark.parametrize(("side", "margin"), [(8, 1.0), (32, 1.0), (40, 256 / 224)])
 def test_the_margin_is_the_one_that_images_were_given(memory_source, side, margin):
-    images = [torch.zeros(3, side, side, dtype=torch.uint8) for _ in range(6)]
+    images = [torch.full((3, side, side), number, dtype=torch.uint8) for number in range(6)]
     source = memory_source(images, [0, 1] * 3)
     benchmark = KnnBenchmark(source, source, bank_size=4, num_queries=2, k=1, **SETTINGS)
     assert benchmark.margin == margin
@@ -88,6 +89,48 @@ def test_baselines_do_not_depend_on_the_scale_of_multi_band_data(memory_source, 
         accuracies.append(benchmark.evaluate_baselines())
     assert accuracies[0] == accuracies[1]
     assert accuracies[0]["colour_histogram"] > 90  # brightness tells the class
+
+
+def test_a_query_never_finds_itself(memory_source):
+    """The bank holds 3 of the 10 queries under other names, one of them twice."""
+    images, labels = pictures(60, 0)
+    others, other_labels = pictures(7, 1)
+    shared = [images[5], images[6], images[7]]
+    bank = memory_source([*images[:30], images[5]], [*labels[:30], labels[5]])
+    queries = memory_source([*others, *shared], [*other_labels, *labels[5:8]])
+    benchmark = KnnBenchmark(bank, queries, bank_size=100, num_queries=100, k=1, **SETTINGS)
+    assert benchmark.sizes["bank"] == 31 - 4 and benchmark.sizes["queries"] == 10 and benchmark.in_bank == 3
+    assert "; 3 of 10 queries are in the bank; those images were left out of the bank" in benchmark.description
+    assert not found_in(benchmark.bank.contents, benchmark.queries.contents).any()
+    alone = KnnBenchmark(
+        memory_source(images[8:30], labels[8:30]), memory_source(others, other_labels), bank_size=99, num_queries=99, k=1, **SETTINGS
+    )
+    assert alone.in_bank == 0 and "queries are in" not in alone.description
+    with pytest.raises(UserError, match="all 3 images drawn for the bank, of images in memory, are queries too"):
+        KnnBenchmark(memory_source(shared, labels[5:8]), memory_source(shared, labels[5:8]), bank_size=9, num_queries=99, k=1, **SETTINGS)
+    with pytest.raises(UserError, match="k=28 is not possible with a bank of 27"):
+        KnnBenchmark(bank, queries, bank_size=100, num_queries=100, k=28, **SETTINGS)
+
+
+def test_too_many_unreadable_images_of_either_part_stop_it(memory_source):
+    images, labels = pictures(40, 0)
+    broken = [None] * 3 + pictures(16, 1)[0][3:]
+    for sources, part in (((images, broken), "3 of 16 k-NN queries"), ((broken, images[:16]), "3 of 16 images of the k-NN bank")):
+        bank, queries = (memory_source(each, (labels * 2)[: len(each)]) for each in sources)
+        with pytest.raises(UserError, match=f"{part} could not be read, more than max_bad_fraction=0.01: . .broken"):
+            KnnBenchmark(bank, queries, bank_size=99, num_queries=99, k=1, max_bad_fraction=0.01, **SETTINGS)
+        assert {each.id for each in KnnBenchmark(bank, queries, bank_size=99, num_queries=99, k=1, **SETTINGS).bad} == {"0", "1", "2"}
+
+
+def test_classes_have_the_banks_numbers_and_other_classes_are_refused(memory_source):
+    images, labels = pictures(40, 0)
+    bank, queries = memory_source(images, labels), memory_source(pictures(8, 1)[0], [number % 2 for number in range(8)])
+    bank.class_names, queries.class_names = ["a", "b", "c", "d"], ["c", "b"]
+    benchmark = KnnBenchmark(bank, queries, bank_size=40, num_queries=8, k=1, **SETTINGS)
+    assert sorted(benchmark.queries.labels.tolist()) == [1] * 4 + [2] * 4
+    queries.class_names = ["cat", "dog"]
+    with pytest.raises(UserError, match="the queries' classes cat, dog .* are not among a, b, c, d .*--eval_bank_dataset"):
+        KnnBenchmark(bank, queries, bank_size=40, num_queries=8, k=1, **SETTINGS)
 
 
 def test_bad_input(memory_source):

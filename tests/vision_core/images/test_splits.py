@@ -95,7 +95,7 @@ def test_no_connection_is_no_missing_split(monkeypatch):
         raise ConnectionError(f"cannot reach the hub for {split}")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(UserError, match="cannot reach the hub for train"):
+    with pytest.raises(UserError, match="hf:some/name cannot be loaded"):
         open_splits("hf:some/name?split={split}")
 
 

@@ -1,0 +1,50 @@
+"""The model card of an encoder that `save_encoder` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from encoders.base import Encoder
+from vision_core.model_card import write_model_card
+from vision_core.run_facts import data_licence, made_with, millions
+
+SNIPPET = """\
+```python
+from encoders import load_encoder  # pip install vision-encoder-fusion
+from vision_core.images.any_image import image_tensor  # upright and in colour, as in training
+
+encoder = load_encoder("path/to/this/folder")
+features = encoder(encoder.transform([image_tensor("image.jpg")]))
+features.patch_map, features.pooled  # [1, C, rows, columns], and [1, D] or None
+```"""
+
+
+def write_card(folder: Path, encoder: Encoder) -> None:
+    """README.md of `folder`."""
+    untrained = encoder.untrained
+    source = f"`{encoder.source}`" if encoder.source else "a model that was built in memory"
+    height, width = encoder.transform.size
+    settings = {
+        "parameters": millions([encoder]),
+        "image sizes": f"{height} x {width}, {encoder.num_channels} channels",
+        "layers": f"{encoder.num_layers}, the last of width {encoder.width}",
+        "layers handed on": ", ".join(map(str, encoder.layers)),
+        **made_with(),
+    }
+    write_model_card(
+        folder / "README.md",
+        title=f"Encoder from {encoder.name}",
+        summary=f"A vision encoder, saved from {source}" + (", with random weights." if untrained else "."),
+        training_command=f"# saved by encoders.save_encoder from {encoder.name}; nothing was trained",
+        data=f"What the source was trained on. {data_licence([encoder.source])}"
+        if not untrained
+        else "None: the weights are random. Licence of the data: there is none.",
+        results=[],
+        settings=settings,
+        note="The weights are random: it is good for tests alone."
+        if untrained
+        else "Nothing was measured here; the source's own card says what it is for.",
+        tags=("vision",),
+        loading=SNIPPET,
+        library_name="vision-encoder-fusion",
+    )

@@ -1,0 +1,54 @@
+"""Which images an evaluation used: what could not be read is named and counted, and what is shown twice is found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vision_core.errors import UserError
+from vision_core.images.sources import UnreadableSample
+
+MAX_BAD_FRACTION = 0.01  # as in pretraining
+NAMED = 5
+HASH_WORDS = 2  # int64 numbers of a content's hash
+
+
+def check_share(bad: Sequence[UnreadableSample], looked_at: int, max_fraction: float, part: str) -> None:
+    """Raise UserError where more than this share of `looked_at` images cannot be read.
+
+    The images of each part are counted by themselves, because 13 unreadable ones among 16 test images spoil a figure however many
+    training images there are. One image is forgiven unless the share is 0: a share of a small set is no finer.
+    """
+    allowed = max(max_fraction * looked_at, 1) if max_fraction else 0
+    if len(bad) > allowed:
+        raise UserError(
+            f"{len(bad)} of {looked_at:,} {part} could not be read, more than max_bad_fraction={max_fraction:g}: {in_words(bad)}; "
+            "mend or remove them, or raise --max_bad_fraction"
+        )
+
+
+def in_words(bad: Sequence[UnreadableSample]) -> str:
+    """The first names with their reasons, and how many more there are."""
+    named = ", ".join(f"{each.id} ({each.reason})" for each in bad[:NAMED])
+    return named + (f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else "")
+
+
+def content_hash(view: Tensor) -> Tensor:
+    """`[2]` int64 that only the same pixels have: a hash of type, shape and values of what an encoder is shown, before normalisation.
+
+    Of pixels, not of a file's bytes: the same picture in another container, or with other metadata, is the same picture. A picture that was
+    compressed anew has other pixels and counts as another one.
+    """
+    digest = hashlib.sha256(f"{view.dtype} {tuple(view.shape)}".encode())  # processors compute it in hardware, twice as fast as blake2b
+    digest.update(view.contiguous().numpy())
+    return torch.from_numpy(np.frombuffer(digest.digest(), dtype=np.int64)[:HASH_WORDS].copy())
+
+
+def found_in(contents: Tensor, others: Tensor) -> Tensor:
+    """`[n]` bool: which of the hashes `[n, 2]` are among `[m, 2]`."""
+    there = set(map(tuple, others.tolist()))
+    return torch.tensor([tuple(content) in there for content in contents.tolist()], dtype=torch.bool)

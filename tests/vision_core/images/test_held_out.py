@@ -1,0 +1,59 @@
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vision_core.images.held_out import hold_out
+from vision_core.images.sources import open_source
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Classes of 40, 20 and 1 images, each of another colour, and a mask for each."""
+    root = tmp_path_factory.mktemp("data")
+    number = 0
+    for name, count in (("a", 40), ("b", 20), ("c", 1)):
+        for kind in ("images", "masks"):
+            (root / kind / name).mkdir(parents=True)
+        for index in range(count):
+            number += 1
+            Image.fromarray(np.full((9, 9, 3), number, np.uint8)).save(root / "images" / name / f"{index:02d}.png")
+            Image.fromarray(np.full((9, 9), number, np.uint8)).save(root / "masks" / name / f"{index:02d}.png")
+    return root
+
+
+def test_both_parts_are_the_whole_and_a_function_of_the_seed(folder):
+    source = open_source(f"folder:{folder}/images")
+    part = hold_out(source, seed=0)
+    assert len(part) == 55 and len(part.held_out) == 6
+    assert sorted(part.indices + part.held_out.indices) == list(range(61))
+    assert hold_out(source, seed=0).held_out.indices == part.held_out.indices != hold_out(source, seed=1).held_out.indices
+    assert part.fingerprint == hold_out(source, seed=0).fingerprint != part.held_out.fingerprint
+    assert part.description == f"{source.description}; 6 of them are held out of training"
+    assert len(hold_out(source, seed=0, most=2).held_out) == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_class_keeps_an_image_to_train_on(folder, seed):
+    part = hold_out(open_source(f"folder:{folder}/images"), seed)
+    assert set(part.labels) == {0, 1, 2} and 2 not in part.held_out.labels
+
+
+def test_images_names_labels_and_annotations_go_together(folder):
+    source = open_source(f"folder:{folder}/images?mask={folder}/masks")
+    part = pickle.loads(pickle.dumps(hold_out(source, seed=0)))  # as a data worker gets it
+    for each in (part, part.held_out):
+        assert each.knows == {"mask", "label"} and each.class_names == ["a", "b", "c"]
+        for index in range(len(each)):
+            record, number = each[index], each.indices[index] + 1
+            assert record.id == each.id_of(index) == source.id_of(number - 1) and record.label == each.labels[index]
+            assert (record.image == number).all() and (each.annotations.mask(index) == number).all()
+
+
+def test_captions_and_no_labels():
+    source = open_source("scenes?size=32&count=30")
+    part = hold_out(source, seed=0)
+    assert part.held_out.annotations.captions(1) == source.annotations.captions(part.held_out.indices[1])
+    source.labels = None
+    assert len(hold_out(source, seed=0).held_out) == 3 and hold_out(source, seed=0).labels is None
