@@ -74,11 +74,11 @@ def _all_16_bits(data: bytes, turn: int) -> Stored:
     return Stored(turned(kept, turn), (0, 65535), is_colour=len(kept) == 3)
 
 
-def open_header(data: bytes, max_pixels: int) -> Image.Image:
+def open_header(data: bytes, max_pixels: int, formats: list[str] = FORMATS) -> Image.Image:
     """A PIL image of 8 or 16 bits and of a size that is allowed, no pixel read yet."""
     if data.startswith(b"GIF8"):
         check_size(*struct.unpack_from("<HH", data, 6), max_pixels)  # Pillow may fill the whole canvas while it opens a GIF
-    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    picture = Image.open(io.BytesIO(data), formats=formats)
     check_size(*picture.size, max_pixels)
     return of_known_scale(picture)
 

@@ -17,11 +17,13 @@ from vision_core.images.unreadable import UnreadableImage
 
 MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
+ONLY_TIFF = ["TIFF"]  # Pillow tries one format after the other
+
 # tags of TIFF 6.0
 BITS, COMPRESSION, PHOTOMETRIC, DESCRIPTION = 258, 259, 262, 270
 SAMPLES, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 277, 284, 338, 339
 CONTIGUOUS, UNSIGNED, VOID = 1, 1, 4
-ALPHAS = (1, 2)  # ExtraSamples: associated and unassociated alpha
+ALPHAS = ((1,), (2,))  # ExtraSamples: associated and unassociated alpha
 # what a plain picture lacks: MetaMorph's and Zeiss's stacks within one page, depth, GDAL's nodata
 UNPLAIN_TAGS = {32997, 33628, 33629, 33630, 33631, 34412, 42113}
 # none, CCITT, LZW, JPEG, deflate, PackBits: what Pillow's libtiff is always built with
@@ -62,7 +64,7 @@ def count_parts(file: BinaryIO, num_channels: int) -> int:
 def open_plain(data: bytes, max_pixels: int, high_byte: bool = False) -> Image.Image | None:
     """The open file where Pillow gives its pixels as they are documented, or None. See `is_plain_page`."""
     try:
-        picture = pictures.open_header(data, max_pixels)
+        picture = pictures.open_header(data, max_pixels, ONLY_TIFF)
     except Image.UnidentifiedImageError:
         return None
     except UnreadableImage as error:
@@ -83,23 +85,18 @@ def is_plain_page(picture: TiffImageFile, high_byte: bool = False) -> bool:
     high_byte: also where it is of colours of 16 bits, of which Pillow keeps the high byte.
     """
     tags = picture.tag_v2
-    photometric = tags.get(PHOTOMETRIC)
-    is_plain = _has_its_samples(tags, photometric) and _has_plain_numbers(tags, photometric, high_byte)
-    return is_plain and not UNPLAIN_TAGS & tags.keys()
-
-
-def _has_its_samples(tags, photometric: int | None) -> bool:
-    if photometric not in COLOUR_SAMPLES:
+    photometric, samples = tags.get(PHOTOMETRIC), tags.get(SAMPLES, 1)
+    if UNPLAIN_TAGS & tags.keys() or not _has_its_samples(tags, photometric, samples):
         return False
-    samples = tags.get(SAMPLES, 1)
-    extra = samples - COLOUR_SAMPLES[photometric]
-    has_alpha = extra == 1 and tuple(tags.get(EXTRA_SAMPLES, ())) in [(alpha,) for alpha in ALPHAS]
-    return (extra == 0 or has_alpha) and (samples == 1 or tags.get(PLANAR, CONTIGUOUS) == CONTIGUOUS)
-
-
-def _has_plain_numbers(tags, photometric: int, high_byte: bool) -> bool:
     bits = set(tags.get(BITS, (1,)))
-    few_bits = bits == {8} or (tags.get(SAMPLES, 1) == 1 and bits <= {1, 2, 4})
-    sixteen_bits = bits == {16} and ((photometric in GREYS and tags.get(SAMPLES, 1) == 1) or (photometric == RGB and high_byte))
-    unsigned = set(tags.get(SAMPLE_FORMAT, (UNSIGNED,))) <= {UNSIGNED, VOID}
+    few_bits = bits == {8} or (samples == 1 and bits <= {1, 2, 4})
+    sixteen_bits = bits == {16} and (samples == 1 if photometric in GREYS else photometric == RGB and high_byte)
+    unsigned = SAMPLE_FORMAT not in tags or set(tags[SAMPLE_FORMAT]) <= {UNSIGNED, VOID}
     return (few_bits or sixteen_bits) and unsigned and tags.get(COMPRESSION, 1) in PLAIN_COMPRESSIONS
+
+
+def _has_its_samples(tags, photometric: int | None, samples: int) -> bool:
+    if photometric not in COLOUR_SAMPLES or (samples > 1 and tags.get(PLANAR, CONTIGUOUS) != CONTIGUOUS):
+        return False
+    extra = samples - COLOUR_SAMPLES[photometric]
+    return extra == 0 or (extra == 1 and tuple(tags.get(EXTRA_SAMPLES, ())) in ALPHAS)
