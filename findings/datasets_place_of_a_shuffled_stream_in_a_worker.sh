@@ -13,7 +13,8 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install -q datasets==5.2.0 torch==2.15.0 numpy
+"$work/venv/bin/pip" install -q uv
+"$work/venv/bin/uv" pip install -q --python "$work/venv/bin/python" datasets==5.2.0 torch==2.15.0
 cat > "$work/places.py" <<'PY'
 import logging
 import sys
