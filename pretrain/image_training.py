@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from encoders.transformers_encoder import read_config
 from pretrain.image_args import program_of
 from pretrain.own_evaluation import HELD_OUT
 from vision_core.distributed import is_main_process, print_once, world_size
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
 from vision_core.folder_kinds import refuse_folder
-from vision_core.hub import hub_or_cache
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.held_out import hold_out
 from vision_core.images.pixel_options import Scale
@@ -127,7 +125,7 @@ def open_parts(options: Any, open_one: Callable[..., ImageSource] = open_images)
 def load_whole(
     model_class: type[PreTrainedModel], name: str, option: str = "--init_from", config: PreTrainedConfig | None = None
 ) -> PreTrainedModel:
-    """A model from a folder or the Hub, in float32. config: what it must be, to the last weight; by default whatever the checkpoint says.
+    """A model from a folder, or inside `hub_or_cache` from the Hub, in float32. config: what it must be, to the last weight; by default whatever the checkpoint says.
 
     Raises UserError, which names `option`, for a model of another kind, for missing weights, or for what cannot be read.
     """
@@ -135,12 +133,7 @@ def load_whole(
     wanted = model_class.config_class.model_type
     if Path(name).is_dir():
         refuse_folder(name, f"a whole {wanted} of transformers", ("encoder", "model", "unknown"))
-    with nullcontext() if Path(name).exists() else hub_or_cache(f"{option} {name}"):
-        return _load_whole(model_class, name, option, config)
-
-
-def _load_whole(model_class: type[PreTrainedModel], name: str, option: str, config: PreTrainedConfig | None) -> PreTrainedModel:
-    wanted, theirs = model_class.config_class.model_type, read_config(name)
+    theirs = read_config(name)
     if theirs.model_type != wanted:
         raise UserError(f"{option} {name} is a {theirs.model_type}; give a {wanted}")
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -158,11 +151,6 @@ def _load_whole(model_class: type[PreTrainedModel], name: str, option: str, conf
             f"{option} {name} has more weights than the run's model, such as {min(report['unexpected_keys'])}; leave its sizes as they were"
         )
     return model
-
-
-def first_line(error: Exception) -> str:
-    """What a library says, short enough for a message of one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_enough(data: DrawnImages, held_out: DrawnImages | None, options: TrainerOptions, processes: int) -> None:

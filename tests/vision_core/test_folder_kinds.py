@@ -40,7 +40,7 @@ def folder(**files: str) -> Path:
 
 CONFIGS = {
     "cambrian": ({"model_type": "cambrian_llama", "vocab_size": 9}, "fusion.convert_cambrian --checkpoint some"),
-    "timm": ({"architecture": "vit_small_patch14_dinov2"}, "timm:local-dir:some"),
+    "timm": ({"architecture": "vit_small_patch14_dinov2"}, "--encoder some"),
     "other_vlm": (
         {"model_type": "llava", "vision_config": {}, "text_config": {}, "architectures": ["LlavaForConditionalGeneration"]},
         "one by one",

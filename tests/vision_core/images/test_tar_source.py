@@ -81,7 +81,7 @@ def test_members_are_never_paths(tmp_path: Path) -> None:
 
 
 def test_caps(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tar_shards, "MAX_MEMBER_BYTES", 1000)
+    monkeypatch.setattr(tar_shards, "MAX_FILE_BYTES", 1000)
     source = open_source(write(tmp_path / "s.tar", [("0.png", bytes(1001)), ("1.png", png(1))]))
     assert reason(source, 0) == "file_too_large" and int(source[1].image[0, 0, 0]) == 1
     monkeypatch.setattr(tar_shards, "MAX_MEMBERS", 2)
