@@ -21,6 +21,7 @@ from vision_core.errors import UserError, first_line
 from vision_core.folder_kinds import refuse_folder
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.held_out import hold_out
+from vision_core.images.one_kind import OneKind
 from vision_core.images.pixel_options import Scale
 from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
@@ -43,11 +44,11 @@ class DrawnImages(Dataset):
     """The images of `source`, once for every draw. Draw number `epoch * len(source) + index` is `make(image, epoch, index)`, so what is random in it can
     be a function of epoch and index. Images: `[3, H, W]`, uint8, or float32 of 0..1 with `?scale=`.
 
-    Raises UserError, which names the image, for one that cannot be read.
+    Raises UserError, which names the image, for one that cannot be read, or is of another kind than those before it.
     """
 
     def __init__(self, source: ImageSource, make: Callable[[Tensor, int, int], Item]) -> None:
-        self.source, self.make = source, make
+        self.source, self.make, self.kind = source, make, OneKind()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -55,9 +56,11 @@ class DrawnImages(Dataset):
     def __getitem__(self, draw: int) -> Item:
         epoch, index = divmod(draw, len(self.source))
         try:
-            return self.make(self.source[index].image, epoch, index)
+            record = self.source[index]
         except UnreadableImage as error:
             raise UserError(f"{self.source.id_of(index)} cannot be read ({error}); mend it or take it out of the data") from None
+        self.kind.look_at(record.image, record.id)
+        return self.make(record.image, epoch, index)
 
 
 class Draws(Sampler[int]):
@@ -125,7 +128,9 @@ def open_parts(options: Any, open_one: Callable[..., ImageSource] = open_images)
 def load_whole(
     model_class: type[PreTrainedModel], name: str, option: str = "--init_from", config: PreTrainedConfig | None = None
 ) -> PreTrainedModel:
-    """A model from a folder, or inside `hub_or_cache` from the Hub, in float32. config: what it must be, to the last weight; by default whatever the checkpoint says.
+    """A model from a folder, or inside `hub_or_cache` from the Hub, in float32.
+
+    config: what it must be, to the last weight; by default whatever the checkpoint says.
 
     Raises UserError, which names `option`, for a model of another kind, for missing weights, or for what cannot be read.
     """

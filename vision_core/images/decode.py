@@ -75,8 +75,8 @@ def count_parts(data: bytes, num_channels: int = 3) -> int:
 def decode_values(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The numbers of a PNG or TIFF with one channel, int32 `[H, W]`: grey values of 8 or 16 bits, 0 and 1, or palette indices, never colours.
 
-    Checked and turned as in `decode_image`; max_pixels: the most that are read. Raises UnreadableImage, with a reason that begins with `not_numbers` for whole pictures of another kind: colour,
-    lossy formats, and grey of 2 or 4 bits, which Pillow spreads over 0 to 255.
+    Checked and turned as in `decode_image`. max_pixels: of the largest image that is read. Raises UnreadableImage, with a reason that begins with
+    `not_numbers` for whole pictures of another kind: colour, lossy formats, and grey of 2 or 4 bits, which Pillow spreads over 0 to 255.
     """
     return _guarded(lambda: _numbers(data, max_pixels), data)
 

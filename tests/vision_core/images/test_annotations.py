@@ -176,6 +176,31 @@ def test_a_bomb_is_refused_by_its_header():
         decode_values(bomb)
 
 
+def test_masks_are_as_large_as_the_source_allows_its_images_to_be(tmp_path, monkeypatch):
+    """The least that is allowed by default is made small; the source allows what the images need."""
+    assert decode_values(grey_png(1, [[0] * 8] * 8, size=(8, 8)), max_pixels=64).tolist() == [[0] * 8] * 8
+    with pytest.raises(UnreadableImage, match="too_large"):
+        decode_values(grey_png(1, [[0] * 8] * 8), max_pixels=63)
+    side = 8_008  # more than 64 million pixels
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (side, side), 3).save(tmp_path / name / "a.png", compress_level=1)
+    source = open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks&max_pixels=65000000")
+    assert source.annotations.mask(0).shape == (side, side)
+    with pytest.raises(UnreadableImage, match="too_large"):
+        open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks").annotations.mask(0)
+
+
+def test_large_masks_of_tiff_pages():
+    """Of a palette, which is no plain page."""
+    tifffile = pytest.importorskip("tifffile")
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.full((16, 16), 5, np.uint32), photometric="minisblack")
+    assert decode_values(stream.getvalue(), max_pixels=256).tolist() == [[5] * 16] * 16
+    with pytest.raises(UnreadableImage, match="too_large"):
+        decode_values(stream.getvalue(), max_pixels=255)
+
+
 def test_palette_indices_are_numbers_not_colours():
     picture = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, 0).repeat(8, 1), "P")
     picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])

@@ -89,6 +89,23 @@ def test_caps(tmp_path: Path, monkeypatch) -> None:
         open_source(write(tmp_path / "t.tar", [(f"{number}.png", png(0)) for number in range(3)]))
 
 
+def test_a_member_may_be_as_large_as_a_file(tmp_path: Path) -> None:
+    """65 MiB of an array, beside which one more byte than a picture may have is refused by its header."""
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        stream = io.BytesIO()
+        np.save(stream, np.zeros((65 * 2**20 // 3 // 64, 64, 3), np.uint8))
+        info = tarfile.TarInfo("0.npy")
+        info.size = stream.tell()
+        stream.seek(0)
+        tar.addfile(info, stream)
+    assert open_source(f"wds:{tmp_path}/s.tar")[0].image.shape[0] == 3
+    info = tarfile.TarInfo("1.npy")
+    for size, refused in ((MAX_FILE_BYTES, None), (MAX_FILE_BYTES + 1, "file_too_large")):
+        info.size = size
+        assert tar_shards._refusal(info) == refused
+    assert f"{MAX_FILE_BYTES // 2**20} MiB are the most of a picture" in cure("file_too_large")
+
+
 def test_bad_shards(tmp_path: Path) -> None:
     good = Path(write(tmp_path / "good.tar", [(f"{number}.png", png(number)) for number in range(6)]).removeprefix("wds:")).read_bytes()
     assert len(open_source(f"wds:{tmp_path}/good.tar")) == 6
