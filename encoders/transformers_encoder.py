@@ -300,9 +300,7 @@ def read_transform(name: str) -> ImageTransform:
     try:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        raise UserError(
-            f"{name} has no image processor that can be read ({first_line(error)}); add its preprocessor_config.json"
-        ) from None
+        raise UserError(f"{name} has no image processor that can be read ({first_line(error)}); add its preprocessor_config.json") from None
     return transform_from_processor(processor)
 
 

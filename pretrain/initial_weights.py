@@ -21,7 +21,13 @@ from vision_core.hub import hub_or_cache
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 OF_OTHER_LIBRARIES = ("timm", "open_clip")
-UNDERSTOOD = ("encoder", "saved_encoder", "weights", "model", "unknown")  # kinds of folders that are looked into, or refused by their reader
+UNDERSTOOD = (
+    "encoder",
+    "saved_encoder",
+    "weights",
+    "model",
+    "unknown",
+)  # kinds of folders that are looked into, or refused by their reader
 POSITIONS = "embeddings.position_embeddings"
 REGISTERS = "embeddings.register_tokens"
 PATCHES = "embeddings.patch_embeddings.projection.weight"

@@ -69,7 +69,9 @@ USES = {
 @pytest.mark.parametrize("use", USES)
 def test_two_kinds_are_refused_and_one_scale_makes_them_one(folder, tmp_path_factory, use):
     cache = tmp_path_factory.mktemp("cache")
-    with pytest.raises(UserError, match=r"^the data mixes pictures of 8 bits \(.*\.png\) and numbers .*float\d\.tif\); give \?scale=") as refused:
+    with pytest.raises(
+        UserError, match=r"^the data mixes pictures of 8 bits \(.*\.png\) and numbers .*float\d\.tif\); give \?scale="
+    ) as refused:
         USES[use](open_source(f"folder:{folder}"), cache)
     assert "\n" not in str(refused.value)
     USES[use](open_source(f"folder:{folder}?scale=0,3000"), cache)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vision_core.errors import UserError
-from vision_core.images import parquet_source
+from vision_core.images import parquet_source, tiff
 from vision_core.images.annotations import IGNORED
 from vision_core.images.decode import decode_values
 from vision_core.images.scenes import draw_scene
@@ -177,7 +177,6 @@ def test_a_bomb_is_refused_by_its_header():
 
 
 def test_masks_are_as_large_as_the_source_allows_its_images_to_be(tmp_path, monkeypatch):
-    """The least that is allowed by default is made small; the source allows what the images need."""
     assert decode_values(grey_png(1, [[0] * 8] * 8, size=(8, 8)), max_pixels=64).tolist() == [[0] * 8] * 8
     with pytest.raises(UnreadableImage, match="too_large"):
         decode_values(grey_png(1, [[0] * 8] * 8), max_pixels=63)
@@ -191,11 +190,11 @@ def test_masks_are_as_large_as_the_source_allows_its_images_to_be(tmp_path, monk
         open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks").annotations.mask(0)
 
 
-def test_large_masks_of_tiff_pages():
-    """Of a palette, which is no plain page."""
+def test_large_masks_of_tiff_that_pillow_does_not_read():
     tifffile = pytest.importorskip("tifffile")
     stream = io.BytesIO()
-    tifffile.imwrite(stream, np.full((16, 16), 5, np.uint32), photometric="minisblack")
+    tifffile.imwrite(stream, np.full((16, 16), 5, np.uint16), photometric="minisblack", compression="zstd")
+    assert tiff.open_plain(stream.getvalue(), 256) is None
     assert decode_values(stream.getvalue(), max_pixels=256).tolist() == [[5] * 16] * 16
     with pytest.raises(UnreadableImage, match="too_large"):
         decode_values(stream.getvalue(), max_pixels=255)

@@ -11,6 +11,7 @@ from vision_core.errors import UserError
 from vision_core.images import tar_shards
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import open_source
+from vision_core.images.unreadable import MAX_FILE_BYTES, cure
 
 
 def png(value: int) -> bytes:
@@ -90,7 +91,7 @@ def test_caps(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_a_member_may_be_as_large_as_a_file(tmp_path: Path) -> None:
-    """65 MiB of an array, beside which one more byte than a picture may have is refused by its header."""
+    """65 MiB of an array; one byte more than a picture may have is refused by its header."""
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         stream = io.BytesIO()
         np.save(stream, np.zeros((65 * 2**20 // 3 // 64, 64, 3), np.uint8))
