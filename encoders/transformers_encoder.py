@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, DINOv3V
 from encoders.base import Encoder, Features, LayerFeatures, tokens_to_map
 from encoders.positions import set_position_interpolation
 from encoders.preprocess import ImageTransform
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
 
 RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 
@@ -247,7 +247,7 @@ def build_transformers(
     try:
         config = AutoConfig.for_model(values.pop("model_type"), **values)
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"this is no vision tower of transformers {transformers.__version__}: {_first_line(error)}") from None
+        raise UserError(f"this is no vision tower of transformers {transformers.__version__}: {first_line(error)}") from None
     vision_class = getattr(transformers, family_of(config).vision_class)
     if attn_implementation == "eager" or getattr(vision_class, ATTENTION_FLAGS.get(attn_implementation, ""), False):
         config._attn_implementation = attn_implementation
@@ -300,9 +300,7 @@ def read_transform(name: str) -> ImageTransform:
     try:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        raise UserError(
-            f"{name} has no image processor that can be read ({_first_line(error)}); add its preprocessor_config.json"
-        ) from None
+        raise UserError(f"{name} has no image processor that can be read ({first_line(error)}); add its preprocessor_config.json") from None
     return transform_from_processor(processor)
 
 
@@ -372,9 +370,5 @@ def _square(side: int | Sequence[int]) -> int:
 
 def _unreadable(name: str, error: Exception) -> UserError:
     return UserError(
-        f"{name} cannot be loaded ({_first_line(error)}); give a folder with config, weights and image processor, or a Hub name"
+        f"{name} cannot be loaded ({first_line(error)}); give a folder with config, weights and image processor, or a Hub name"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -129,7 +129,7 @@ class Trainer:
         self.optimizer = build_optimizer(args, self.method)
         self.scaler = LossScaler(accelerator.device.type, enabled=args.mixed_precision == "fp16")
         self.schedules = build_schedules(args, layout.global_batch)
-        self.benchmark, self.references = build_benchmark(args, source, run is not None), {}
+        self.benchmark, self.references = None, {}
         self.model, self.step, self.knn, self.failed_saves, self.latest = None, 0, {}, 0, {}
 
     def start(self, checkpoint: str) -> None:
@@ -138,6 +138,10 @@ class Trainer:
         state = load_training_state(Path(checkpoint), self.method, self.optimizer) if checkpoint else None
         self.step = state["step"] if state else 0
         self.monitor = Monitor(self.accelerator, self.run, args.max_steps, self.step, args.logging_steps, self.layout.global_batch)
+        if state is None and args.init_from:  # before the many images of the benchmark: these weights may be wrong
+            for line in load_weights(self.method, args.init_from):
+                self.monitor.say(line)
+        self.benchmark = build_benchmark(args, self.source, self.run is not None)
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
         self.places = StreamPlaces(self.source.description, self.layout, args.dataloader_num_workers, self.step)
         self.health_steps = args.health_steps or max(args.max_steps // CHECKS_PER_RUN, 1)
@@ -154,9 +158,6 @@ class Trainer:
                 for line in self.places.load_state_dict(state.get("stream")):
                     self.monitor.say(line)
             self.scaler.load(state.get("loss_scaler"))
-        elif args.init_from:
-            for line in load_weights(self.method, args.init_from):
-                self.monitor.say(line)
         if args.report_to:
             self.accelerator.init_trackers(args.name, config={key: str(value) for key, value in vars(args).items()})
         self.model = self.accelerator.prepare(self.method)

@@ -42,12 +42,12 @@ def rehearse(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: B
     checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint, PROGRAM)
     optimizer = build_optimizer(args, method)
     build_schedules(args, layout.global_batch)
-    build_benchmark(args, source, is_main_process())
-    draw_probes(source, evaluation_size(args), args.seed)
     if checkpoint:
         load_training_state(checkpoint, method, optimizer)
     elif args.init_from:
         load_weights(method, args.init_from)
+    build_benchmark(args, source, is_main_process())
+    draw_probes(source, evaluation_size(args), args.seed)
 
 
 def describe_run(

@@ -26,6 +26,7 @@ from pretrain.self_distillation import SelfDistillation
 from vision_core.distributed import gather_objects, gather_rows, rank, world_size
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
+from vision_core.images.one_kind import OneKind
 from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, UnreadableSample
 from vision_core.images.unreadable import cure
 
@@ -53,13 +54,15 @@ def draw_probes(
     """This process's share of `count` images that stay the same all through a run: `[count / processes, C, *size]`, as they are stored.
 
     Of a stream they are its first images. Unreadable images are left out, `note` is told those of all processes, and all shares are cut to
-    the smallest one. Raises UserError where a share is empty.
+    the smallest one. Raises UserError where a share is empty, or holds images of two kinds.
     """
     records = _stream_records(source, count) if isinstance(source, ImageStream) else _drawn_records(source, count, seed)
     images: list[Tensor] = []
     bad: list[UnreadableSample] = []
+    kind = OneKind()
     for record in records:
         if isinstance(record, ImageRecord):
+            kind.look_at(record.image, record.id)
             images.append(centre_view(record.image, size))
         else:
             bad.append(record)

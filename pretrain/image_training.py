@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from encoders.transformers_encoder import read_config
 from pretrain.image_args import program_of
 from pretrain.own_evaluation import HELD_OUT
 from vision_core.distributed import is_main_process, print_once, world_size
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
 from vision_core.folder_kinds import refuse_folder
-from vision_core.hub import hub_or_cache
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.held_out import hold_out
+from vision_core.images.one_kind import OneKind
 from vision_core.images.pixel_options import Scale
 from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
@@ -45,11 +44,11 @@ class DrawnImages(Dataset):
     """The images of `source`, once for every draw. Draw number `epoch * len(source) + index` is `make(image, epoch, index)`, so what is random in it can
     be a function of epoch and index. Images: `[3, H, W]`, uint8, or float32 of 0..1 with `?scale=`.
 
-    Raises UserError, which names the image, for one that cannot be read.
+    Raises UserError, which names the image, for one that cannot be read, or is of another kind than those before it.
     """
 
     def __init__(self, source: ImageSource, make: Callable[[Tensor, int, int], Item]) -> None:
-        self.source, self.make = source, make
+        self.source, self.make, self.kind = source, make, OneKind()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -57,9 +56,11 @@ class DrawnImages(Dataset):
     def __getitem__(self, draw: int) -> Item:
         epoch, index = divmod(draw, len(self.source))
         try:
-            return self.make(self.source[index].image, epoch, index)
+            record = self.source[index]
         except UnreadableImage as error:
             raise UserError(f"{self.source.id_of(index)} cannot be read ({error}); mend it or take it out of the data") from None
+        self.kind.look_at(record.image, record.id)
+        return self.make(record.image, epoch, index)
 
 
 class Draws(Sampler[int]):
@@ -127,7 +128,9 @@ def open_parts(options: Any, open_one: Callable[..., ImageSource] = open_images)
 def load_whole(
     model_class: type[PreTrainedModel], name: str, option: str = "--init_from", config: PreTrainedConfig | None = None
 ) -> PreTrainedModel:
-    """A model from a folder or the Hub, in float32. config: what it must be, to the last weight; by default whatever the checkpoint says.
+    """A model from a folder, or inside `hub_or_cache` from the Hub, in float32.
+
+    config: what it must be, to the last weight; by default whatever the checkpoint says.
 
     Raises UserError, which names `option`, for a model of another kind, for missing weights, or for what cannot be read.
     """
@@ -135,12 +138,7 @@ def load_whole(
     wanted = model_class.config_class.model_type
     if Path(name).is_dir():
         refuse_folder(name, f"a whole {wanted} of transformers", ("encoder", "model", "unknown"))
-    with nullcontext() if Path(name).exists() else hub_or_cache(f"{option} {name}"):
-        return _load_whole(model_class, name, option, config)
-
-
-def _load_whole(model_class: type[PreTrainedModel], name: str, option: str, config: PreTrainedConfig | None) -> PreTrainedModel:
-    wanted, theirs = model_class.config_class.model_type, read_config(name)
+    theirs = read_config(name)
     if theirs.model_type != wanted:
         raise UserError(f"{option} {name} is a {theirs.model_type}; give a {wanted}")
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -158,11 +156,6 @@ def _load_whole(model_class: type[PreTrainedModel], name: str, option: str, conf
             f"{option} {name} has more weights than the run's model, such as {min(report['unexpected_keys'])}; leave its sizes as they were"
         )
     return model
-
-
-def first_line(error: Exception) -> str:
-    """What a library says, short enough for a message of one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_enough(data: DrawnImages, held_out: DrawnImages | None, options: TrainerOptions, processes: int) -> None:

@@ -16,10 +16,18 @@ from encoders.load import CONFIG_FILE
 from encoders.transformers_encoder import TransformersEncoder, load_backbone, read_config
 from pretrain.backbone import Backbone
 from vision_core.errors import UserError
-from vision_core.folder_kinds import refuse_folder
+from vision_core.folder_kinds import folder_kind, refuse_folder
 from vision_core.hub import hub_or_cache
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
+OF_OTHER_LIBRARIES = ("timm", "open_clip")
+UNDERSTOOD = (
+    "encoder",
+    "saved_encoder",
+    "weights",
+    "model",
+    "unknown",
+)  # kinds of folders that are looked into, or refused by their reader
 POSITIONS = "embeddings.position_embeddings"
 REGISTERS = "embeddings.register_tokens"
 PATCHES = "embeddings.patch_embeddings.projection.weight"
@@ -99,7 +107,7 @@ def _doubts(found: FoundWeights, backbone: Backbone) -> list[str]:
 def find_weights(source: str) -> FoundWeights:
     """The backbone that `source` names. Raises UserError where there is none."""
     if Path(source).is_dir():
-        refuse_folder(source, "an encoder", ("encoder", "saved_encoder", "timm", "weights", "model", "unknown"))
+        _check_kind(Path(source))
     try:
         if source.startswith("dinov2_pth:") or Path(source).is_file():
             return _of_pth(Path(source.removeprefix("dinov2_pth:")))
@@ -109,6 +117,15 @@ def find_weights(source: str) -> FoundWeights:
             return _of_transformers(source.removeprefix("hf:"))
     except UserError as error:
         raise UserError(f"init_from={source}: {error}") from None
+
+
+def _check_kind(folder: Path) -> None:
+    """Raises UserError for a folder that holds no DINOv2 under names that are known here."""
+    kind = folder_kind(folder)
+    if kind.name in OF_OTHER_LIBRARIES:
+        cure = "give the same model of transformers, such as hf:facebook/dinov2-small, or its published file as dinov2_pth:FILE"
+        raise UserError(f"init_from={folder} is {kind.is_a}, whose weights have other names; {cure}")
+    refuse_folder(folder, "an encoder", UNDERSTOOD)
 
 
 def fitted_state(backbone: Backbone, tensors: dict[str, Tensor], report: LoadReport) -> dict[str, Tensor]:

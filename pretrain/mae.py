@@ -29,18 +29,17 @@ from transformers import AutoImageProcessor, ViTImageProcessor, ViTMAEConfig, Vi
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from encoders.preprocess import normalise
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, first_line, load_whole, open_parts, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, load_whole, open_parts, train_images
 from pretrain.mae_weights import initialise_mae
 from pretrain.multicrop import PUBLISHED_POSES, Poses, random_view
 from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from vision_core.arguments import parse_arguments
-from vision_core.errors import UserError, run_script
+from vision_core.errors import UserError, first_line, run_script
 from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
 
 CROP_SCALE = (0.2, 1.0)  # published: shares of the area
 BICUBIC = 3  # Pillow's number; the crops are resized by it too
-HELD_OUT_SCENES = "scenes?count=500&split=held_out"
 LOADING = """\
 ```python
 import torch

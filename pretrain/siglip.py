@@ -30,12 +30,12 @@ from tokenizers import normalizers, processors
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
 
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, first_line, load_whole, open_images, open_parts, train_images
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, load_whole, open_images, open_parts, train_images
 from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from pretrain.sigmoid_loss import sigmoid_loss
 from vision_core.arguments import parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
-from vision_core.errors import UserError, run_script
+from vision_core.errors import UserError, first_line, run_script
 from vision_core.hub import hub_or_cache
 from vision_core.images.pixel_options import Scale
 from vision_core.images.sources import ImageSource
@@ -43,7 +43,6 @@ from vision_core.randomness import numpy_generator, seed_of
 
 CORPUS_IMAGES = 2000  # whose captions a new tokenizer is trained on
 TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut
-HELD_OUT_SCENES = "scenes?count=500&split=held_out"
 LOADING = """\
 ```python
 import torch

@@ -18,6 +18,7 @@ from vision_core.data_workers import end_data_workers, leave_signals_to_parent, 
 from vision_core.distributed import gather_objects
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
+from vision_core.images.one_kind import OneKind
 from vision_core.images.sources import ImageRecord, ImageSource, ImageStream, UnreadableSample
 from vision_core.images.unreadable import cure
 from vision_core.randomness import numpy_generator, seed_of
@@ -142,6 +143,7 @@ class IndexedCrops(Dataset):
 
     def __init__(self, source: ImageSource, multicrop: Callable[[torch.Tensor], Crops], masks: StepMasks, seed: int) -> None:
         self.source, self.multicrop, self.masks, self.seed = source, multicrop, masks, seed
+        self.kind = OneKind()
 
     def __getitem__(self, draw: Draw) -> dict:
         bad: list[tuple[str, str]] = []
@@ -154,6 +156,7 @@ class IndexedCrops(Dataset):
                 bad.append((self.source.id_of(index), error.reason))
                 index = int(redraws.integers(len(self.source)))
                 continue
+            self.kind.look_at(record.image, record.id)
             return cut(record, self.multicrop, self.masks, draw, self.seed, draw.index) | {"bad": bad}
         raise UserError(f"{MAX_REDRAWS} images in a row could not be read, the last was {bad[-1][0]} ({bad[-1][1]})")
 
@@ -176,6 +179,7 @@ class StreamedCrops(IterableDataset):
         places: dict[int, ReaderPlace] | None = None,
     ) -> None:
         self.stream, self.multicrop, self.masks, self.seed = stream, multicrop, masks, seed
+        self.kind = OneKind()
         self.layout, self.first_step, self.places = layout, first_step, places or {}
 
     def __iter__(self) -> Iterator[dict]:
@@ -190,6 +194,7 @@ class StreamedCrops(IterableDataset):
                 if isinstance(record, UnreadableSample):
                     bad.append((record.id, record.reason))
                     continue
+                self.kind.look_at(record.image, record.id)
                 samples += 1
                 draw = next(draws)._replace(epoch=epoch)
                 place = ReaderPlace(reader, samples, epoch, record.place)

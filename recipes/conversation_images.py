@@ -25,8 +25,8 @@ from urllib.request import (
 from torch import Tensor
 
 from recipes.conversations import BadRow, decoded, quoted, shortened
-from vision_core.images.decode import UnreadableImage
-from vision_core.images.regular_files import data_roots, read_regular_file
+from vision_core.images.decode import MAX_PIXELS, UnreadableImage
+from vision_core.images.regular_files import data_roots, is_inside, read_regular_file
 
 SECONDS_WITHOUT_AN_ANSWER = 20
 SECONDS_OF_A_DOWNLOAD = 120
@@ -38,11 +38,19 @@ class ImageReader:
     """Reads the images of a source.
 
     folder: where paths lead, which must stay inside it; None where the source has no folder.
-    http: whether addresses are fetched.
+    http: whether addresses are fetched. max_pixels: larger images are refused.
+    follow_links: whether a path inside the folder may be a link to a place outside.
     """
 
-    def __init__(self, folder: Path | None, http: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        http: bool = False,
+        follow_links: bool = False,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         self.folder, self.http = folder, http
+        self.follow_links, self.max_pixels = follow_links, max_pixels
 
     def read(self, given: Any, what: str, where: str) -> Tensor:
         """`[3, H, W]` uint8 of an image as a row has it: a text, bytes, or an object with `bytes`, `path` or `url`.
@@ -54,22 +62,25 @@ class ImageReader:
             if not given:
                 raise BadRow(f"{where}: {what} is an object without bytes, path and url; give one of them")
         if isinstance(given, bytes):
-            return decoded(given, f"{where}: {what}")
+            return self._decoded(given, f"{where}: {what}")
         if not isinstance(given, str):
             raise BadRow(f"{where}: {what} is {type(given).__name__}, not a path, a URL or bytes")
         scheme = given[:8].partition(":")[0].lower()
         if scheme == "data":
-            return decoded(_data_of_url(given, what, where), f"{where}: {what}")
+            return self._decoded(_data_of_url(given, what, where), f"{where}: {what}")
         if scheme in ("http", "https"):
             return self._fetched(given, what, where)
         path = _path_of_url(given, what, where) if scheme == "file" else given
-        return decoded(self._file(path, what, where), f"{where}: {shortened(path)}")
+        return self._decoded(self._file(path, what, where), f"{where}: {shortened(path)}")
+
+    def _decoded(self, data: bytes, where: str) -> Tensor:
+        return decoded(data, where, self.max_pixels)
 
     def _fetched(self, url: str, what: str, where: str) -> Tensor:
         if not self.http:
             cure = "download it, or let it be fetched whenever it is read by ?http=true"
             raise BadRow(f"{where}: {what} is at {shortened(url)}; {cure}")
-        return decoded(fetch(url, where), f"{where}: {shortened(url)}")
+        return self._decoded(fetch(url, where), f"{where}: {shortened(url)}")
 
     def _file(self, name: str, what: str, where: str) -> bytes:
         if self.folder is None:
@@ -77,9 +88,15 @@ class ImageReader:
             raise BadRow(f"{where}: {what} is not in the table (no bytes); {cure}")
         path = os.path.join(self.folder, name)
         try:
-            return read_regular_file(path, *data_roots(self.folder))
+            self._check_written_path(path)
+            return read_regular_file(path, *data_roots(self.folder, self.follow_links))
         except UnreadableImage as error:
             raise BadRow(f"{where}: {_unreadable(error.reason, name, path, self.folder)}") from None
+
+    def _check_written_path(self, path: str) -> None:
+        """A row names files of the folder alone, wherever the links in it may lead. Raises UnreadableImage."""
+        if self.follow_links and not is_inside(os.path.abspath(path), os.path.abspath(self.folder)):
+            raise UnreadableImage("outside_the_data_folder")
 
 
 def fetch(url: str, where: str) -> bytes:
@@ -141,7 +158,10 @@ def _path_of_url(url: str, what: str, where: str) -> str:
 
 def _unreadable(reason: str, name: str, path: str, folder: Path) -> str:
     if reason == "outside_the_data_folder":
-        return f"{shortened(name)} leads out of the image folder {folder}; give paths inside it"
+        out = f"{shortened(name)} leads out of the image folder {folder}"
+        if is_inside(os.path.abspath(path), os.path.abspath(folder)):
+            return f"{out} by a link; add follow_links=true to the options of the source"
+        return f"{out}; give paths inside it"
     if len(name) > 255 and not name.startswith(("/", ".")) and set(name).isdisjoint(" .\n"):
         return f"an image is {quoted(name)}, no path; in front of base64 goes data:image/png;base64,"
     why = reason.replace("_", " ")

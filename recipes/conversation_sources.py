@@ -13,6 +13,8 @@ The keys of a row mean the same in files and tables: see recipes/conversation_ro
     question=COL&answer=COL        columns that stand in for turns; with thoughts=COL, what is thought before the answer
     caption=COL                    a column that is the answer to "Describe the picture in one sentence."
     image=COL                      the column of the image or images
+    follow_links=true              images may be links, or lie in linked folders, that lead out of the folder of images
+    max_pixels=NUMBER              the largest image that is read, 64,000,000 pixels without this option
     http=true                      images that are given by an address are fetched, whenever they are read
 
 `weight=W` in any source: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file
@@ -36,9 +38,9 @@ from recipes.conversation_rows import Columns, Row, read_row, unread_keys
 from recipes.conversations import BadRow, Conversation, scene_conversation, shortened
 from recipes.scene_turns import Turns, scene_turns
 from recipes.source_texts import COLUMN_OPTIONS, is_stream, parse_source
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
 from vision_core.hub import hub_or_cache
-from vision_core.images.regular_files import first_line
+from vision_core.images.pixel_options import take_pixel_options
 from vision_core.images.scenes import draw_scene
 from vision_core.randomness import numpy_generator
 
@@ -237,10 +239,17 @@ def open_conversations(text: str) -> ConversationSource:
 
 def image_reader(text: str, options: Mapping[str, str], folder: Path | None = None) -> ImageReader:
     """Of the source `text`, whose images lie in `folder` where it names none. Raises UserError."""
-    http = options.get("http", "false")
-    if http not in ("true", "false"):
-        raise UserError(f"{text!r}: http={http} is neither true nor false")
-    return ImageReader(Path(options["images"]) if "images" in options else folder, http == "true")
+    named = Path(options["images"]) if "images" in options else folder
+    max_pixels = take_pixel_options(text, options)[0].max_pixels
+    return ImageReader(named, yes_or_no(text, "http", options), yes_or_no(text, "follow_links", options), max_pixels)
+
+
+def yes_or_no(text: str, name: str, options: Mapping[str, str]) -> bool:
+    """The value of option `name` of the source `text`, which is no by default. Raises UserError."""
+    value = options.get(name, "false")
+    if value not in ("true", "false"):
+        raise UserError(f"{text!r}: {name}={value} is neither true nor false")
+    return value == "true"
 
 
 def columns_of(text: str, options: Mapping[str, str]) -> Columns:

@@ -30,8 +30,7 @@ from recipes.conversation_sources import (
 )
 from recipes.conversations import BadRow, Conversation, shortened
 from recipes.source_texts import parse_source
-from vision_core.errors import UserError
-from vision_core.images.regular_files import first_line
+from vision_core.errors import UserError, first_line
 
 
 class ConversationStream:

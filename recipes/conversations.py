@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vision_core.errors import UserError
-from vision_core.images.decode import UnreadableImage, decode_image
+from vision_core.images.decode import MAX_PIXELS, UnreadableImage, decode_image
+from vision_core.images.pixel_options import PixelOptions
 from vision_core.images.scene_language import Question
 from vision_core.images.scenes import Scene
 
@@ -63,12 +65,21 @@ def scene_conversation(where: str, scene: Scene, asked: Sequence[Question]) -> C
     return Conversation(where, tuple(messages), (scene.image,), asked[0].kind, asked[0].choices)
 
 
-def decoded(data: bytes, where: str) -> Tensor:
-    """`[3, H, W]` uint8. Raises BadRow."""
+def decoded(data: bytes, where: str, max_pixels: int | None = None) -> Tensor:
+    """`[3, H, W]` uint8. Raises BadRow, also for numbers of no known range.
+
+    max_pixels: of the largest image, where the source has an option that says so.
+    """
     try:
-        return decode_image(data, 3)
+        image = decode_image(data, 3, PixelOptions(max_pixels=max_pixels or MAX_PIXELS))
     except UnreadableImage as error:
-        raise BadRow(f"{where} cannot be decoded ({error.reason}); mend or drop it") from None
+        cure = "mend or drop it"
+        if error.reason == "too_large" and max_pixels:
+            cure = "make it smaller, or add max_pixels=NUMBER to the options of the source"
+        raise BadRow(f"{where} cannot be decoded ({error.reason}); {cure}") from None
+    if image.dtype != torch.uint8:
+        raise BadRow(f"{where} holds numbers whose black and white are not known; save it as a picture of 8 or 16 bits, such as PNG")
+    return image
 
 
 def shortened(text: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from vision_core.errors import UserError
 
 COLUMN_OPTIONS = ("question", "answer", "thoughts", "caption", "image")
-ROW_OPTIONS = {"images", "http", "weight", *COLUMN_OPTIONS}
+ROW_OPTIONS = {"images", "follow_links", "max_pixels", "http", "weight", *COLUMN_OPTIONS}
 STREAM_OPTIONS = {"stream", "shuffle_buffer"}
 OPTIONS = {
     "llava": ROW_OPTIONS,

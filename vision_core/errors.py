@@ -16,6 +16,11 @@ class UserError(ValueError):
     """A mistake that the user can mend. The message is one line: what is wrong, where, and the cure."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def undo_if_failed(undo: Callable[[], None]) -> None:
     """Have `run_script` call `undo` where its `main` ends by an error: for what would stand in the way of the same command, mended."""
     _undo.append(undo)

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from vision_core.errors import UserError
+from vision_core.images.endings import IMAGE_ENDINGS
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".npy", ".dcm", ".heic", ".avif")
 TABLE_SUFFIXES = (".parquet", ".tar", ".json", ".jsonl", ".csv")
 LOOKED_AT = 2000  # entries of a folder, at any depth, among which images are looked for
 NAMED = 3  # folders that a message names
@@ -104,7 +104,7 @@ def _model(folder: Path, names: set[str]) -> FolderKind | None:
     config = _read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind is None and "architecture" in config:
-        return FolderKind("timm", True, "a checkpoint of timm", f"name it timm:local-dir:{folder}")
+        return FolderKind("timm", True, "a checkpoint of timm", _encoder_cure(folder))
     if kind == FUSED_VLM:
         return FolderKind(kind, True, f"a fused vision-language model{_within(folder)}", _vlm_cure(folder))
     if kind == FUSED_VISION:
@@ -182,7 +182,7 @@ def _other_files(folder: Path, names: set[str]) -> FolderKind | None:
         return FolderKind("weights", False, "a folder of weights without config.json", cure)
     if names & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
         return FolderKind("tokenizer", False, "a tokenizer without a model", "name the folder of a whole model")
-    if _has_file(folder, IMAGE_SUFFIXES):
+    if _has_file(folder, IMAGE_ENDINGS):
         return FolderKind(
             "images", False, "a folder of images", f"--dataset folder:{folder} takes it as data; name the folder of a model here"
         )
@@ -196,7 +196,7 @@ def _holds_model(folder: Path) -> bool:
 
 
 def _has_file(folder: Path, suffixes: tuple[str, ...]) -> bool:
-    return any(path.suffix.lower() in suffixes for path in islice(_files(folder), LOOKED_AT))
+    return any(path.name.lower().endswith(suffixes) for path in islice(_files(folder), LOOKED_AT))
 
 
 def _files(folder: Path) -> Iterator[Path]:

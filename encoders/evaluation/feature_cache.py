@@ -26,6 +26,7 @@ from vision_core.data_workers import leave_signals_to_parent
 from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, wait_for_all, world_size
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
+from vision_core.images.one_kind import OneKind
 from vision_core.images.sources import ImageSource, UnreadableSample
 
 KEY_FILE = "key.json"
@@ -127,7 +128,8 @@ def unreadable_left_out(
     progress: bool,
     note: Callable[[UnreadableSample], None],
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of (indices, views `[B, C, height, width]`) of the images that can be read. Raises UserError where none can.
+    """Batches of (indices, views `[B, C, height, width]`) of the images that can be read. Raises UserError where none can, or where they are
+    of two kinds.
 
     note: is told of every image that cannot.
     """
@@ -175,6 +177,7 @@ def _is_whole(folder: Path, key: str) -> bool:
 class _Views(Dataset):
     def __init__(self, source: ImageSource, indices: list[int], transform: ImageTransform) -> None:
         self.source, self.indices, self.transform = source, indices, transform
+        self.kind = OneKind()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -183,9 +186,11 @@ class _Views(Dataset):
         """Index, view and why there is none."""
         index = self.indices[position]
         try:
-            return index, self.transform.view(self.source[index].image), ""
+            record = self.source[index]
         except UnreadableImage as error:
             return index, None, error.reason
+        self.kind.look_at(record.image, record.id)
+        return index, self.transform.view(record.image), ""
 
 
 def _view_loader(source: ImageSource, indices: list[int], transform: ImageTransform, batch_size: int, num_workers: int) -> DataLoader:

@@ -16,6 +16,7 @@ from encoders.evaluation.used_images import check_share, content_hash, found_in
 from encoders.preprocess import ImageTransform, margin_for
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
+from vision_core.images.one_kind import OneKind
 from vision_core.images.sources import ImageSource, UnreadableSample
 
 BATCH = 128
@@ -75,8 +76,9 @@ class KnnBenchmark:
     ) -> None:
         bank, queries = draw_bank_and_queries(bank_source, query_source, bank_size, num_queries, seed)
         _check_k(k, len(bank))
-        self.bank = load_images(bank_source, bank, transform, progress)
-        self.queries = load_images(query_source, queries, transform, progress)
+        kind = OneKind()
+        self.bank = load_images(bank_source, bank, transform, progress, kind)
+        self.queries = load_images(query_source, queries, transform, progress, kind)
         self.bad = [*self.bank.bad, *self.queries.bad]
         for part, images, drawn in (("images of the k-NN bank", self.bank, bank), ("k-NN queries", self.queries, queries)):
             check_share(images.bad, len(drawn), max_bad_fraction, part)
@@ -167,8 +169,14 @@ def draw_bank_and_queries(
     return bank[:bank_size], queries
 
 
-def load_images(source: ImageSource, indices: list[int], transform: ImageTransform, progress: bool = False) -> LabelledImages:
-    """The views of `source[indices]`; unreadable images are left out and named."""
+def load_images(
+    source: ImageSource, indices: list[int], transform: ImageTransform, progress: bool = False, kind: OneKind | None = None
+) -> LabelledImages:
+    """The views of `source[indices]`; unreadable images are left out and named.
+
+    kind: of images that these are compared with. Raises UserError where images are of two kinds, and where none can be read.
+    """
+    kind = kind or OneKind()
     images, labels, contents, bad, largest = None, [], [], [], 1.0
     for index in tqdm(indices, desc="reading images to judge by", disable=not progress, leave=False):
         try:
@@ -176,6 +184,7 @@ def load_images(source: ImageSource, indices: list[int], transform: ImageTransfo
         except UnreadableImage as error:
             bad.append(UnreadableSample(source.id_of(index), error.reason))
             continue
+        kind.look_at(record.image, record.id)
         largest = max(largest, margin_for(record.image, transform.size, transform.margin))
         view = transform.view(record.image)
         if images is None:

@@ -153,6 +153,22 @@ def test_a_mistake_is_seen_by_a_dry_run_and_leaves_no_folder(runs, config, tmp_p
     assert said in runs.error(*arguments) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("extra", [(), ("--dry_run",)])
+def test_wrong_weights_are_named_before_the_images_that_judge_are_read(run, tmp_path, extra):
+    """None of these images can be read, which would be said first."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_dinov2"}))
+    for number in range(40):
+        path = tmp_path / "images" / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no image")
+    judged = ("--eval_dataset", f"folder:{tmp_path / 'images'}", "--knn_k", 2)
+    with pytest.raises(UserError, match="could be read|unreadable"):
+        run("--output_dir", tmp_path / "run", *judged, *extra)
+    with pytest.raises(UserError, match="a checkpoint of timm"):
+        run("--output_dir", tmp_path / "run2", "--init_from", tmp_path / "other", *judged, *extra)
+
+
 def test_a_dry_run_sees_a_used_folder(runs, config, whole):
     assert "is not empty" in runs.error("pretrain/dinov2.py", config, "--output_dir", whole, "--dry_run")
 

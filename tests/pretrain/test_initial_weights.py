@@ -171,3 +171,20 @@ def test_a_run_with_the_published_offset_trains_with_it():
     assert not teacher.embeddings.interpolate_pos_encoding(torch.zeros(1, 1 + 12, 128), 42, 56).any()
     assert run.config.position_offset == 0.1
     assert TransformersEncoder(run, ImageTransform((42, 56))).position_offset == 0.1
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"config.json": '{"architecture": "vit_small_patch14_dinov2"}', "model.safetensors": ""},
+            "is a checkpoint of timm, whose weights",
+        ),
+        ({"open_clip_config.json": "{}", "open_clip_model.safetensors": ""}, "is a checkpoint of open_clip, whose weights"),
+    ],
+)
+def test_a_folder_of_another_library_is_told_by_its_name(tmp_path, files, said):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"^init_from=.* {said} have other names; give .* hf:facebook/dinov2-small, .* dinov2_pth:FILE$"):
+        load_backbone_weights(backbone(), str(tmp_path))

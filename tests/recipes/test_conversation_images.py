@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -20,6 +21,7 @@ from recipes.conversation_images import ImageReader
 from recipes.conversation_sources import open_conversations
 from recipes.conversation_stream import open_stream
 from recipes.conversations import BadRow
+from vision_core.errors import UserError
 from vision_core.images.decode import decode_image
 
 WHERE = "rows.json, row 7"
@@ -142,6 +144,55 @@ def test_a_folder_whose_name_begins_like_the_images_folder(folder):
 @pytest.mark.timeout(20)
 def test_images_that_cannot_be_had(folder, given, said):
     assert said in refusal(ImageReader(folder), given)
+
+
+def floats(format):
+    stream, values = io.BytesIO(), np.random.default_rng(0).uniform(0, 2999, (16, 16, 3)).astype(np.float32)
+    np.save(stream, values) if format == "npy" else tifffile.imwrite(stream, values, photometric="rgb")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("format", ["npy", "tif"])
+def test_numbers_of_no_known_range_are_no_picture(folder, format):
+    """The decoder gives them as float32, which no processor of a language model takes."""
+    (folder / f"float.{format}").write_bytes(floats(format))
+    said = "holds numbers whose black and white are not known; save it as a picture"
+    assert f"float.{format} {said}" in refusal(ImageReader(folder), f"float.{format}")
+    assert f"image 2 {said}" in refusal(ImageReader(None), floats(format))
+
+
+def rows_about(folder, name, options=""):
+    """The source of one conversation about an image."""
+    row = {"image": name, "conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "that"}]}
+    (folder.parent / "rows.jsonl").write_text(json.dumps(row))
+    return open_conversations(f"llava:{folder.parent}/rows.jsonl?images={folder}{options}")
+
+
+def test_linked_folders_are_followed_where_the_source_says_so(folder, tmp_path):
+    """As LLaVA's instructions have it: llava/coco is a link to where COCO lies."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.png").write_bytes(png(3))
+    (folder / "coco").symlink_to(tmp_path / "disk")
+    with pytest.raises(BadRow, match="leads out of the image folder .* by a link; add follow_links=true to the options of the source"):
+        rows_about(folder, "coco/a.png")[0]
+    assert same(rows_about(folder, "coco/a.png", "&follow_links=true")[0].images[0], 3)
+    assert same(rows_about(folder, "link.png", "&follow_links=true")[0].images[0])
+    with pytest.raises(UserError, match="follow_links=yes is neither true nor false"):
+        rows_about(folder, "coco/a.png", "&follow_links=yes")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "file:///etc/passwd", "coco/../../secret.png"])
+def test_a_row_itself_never_leads_out_of_the_folder(folder, name):
+    with pytest.raises(BadRow, match="leads out of the image folder .*; give paths inside it"):
+        rows_about(folder, name, "&follow_links=true")[0]
+
+
+def test_the_largest_image_is_what_the_source_says(folder):
+    with pytest.raises(BadRow, match=r"a.png cannot be decoded \(too_large\); make it smaller, or add max_pixels=NUMBER"):
+        rows_about(folder, "a.png", "&max_pixels=107")[0]
+    assert same(rows_about(folder, "a.png", "&max_pixels=108")[0].images[0])
+    with pytest.raises(UserError, match="max_pixels=many is not possible"):
+        rows_about(folder, "a.png", "&max_pixels=many")
 
 
 @pytest.mark.timeout(20)

@@ -40,7 +40,7 @@ def folder(**files: str) -> Path:
 
 CONFIGS = {
     "cambrian": ({"model_type": "cambrian_llama", "vocab_size": 9}, "fusion.convert_cambrian --checkpoint some"),
-    "timm": ({"architecture": "vit_small_patch14_dinov2"}, "timm:local-dir:some"),
+    "timm": ({"architecture": "vit_small_patch14_dinov2"}, "--encoder some"),
     "other_vlm": (
         {"model_type": "llava", "vision_config": {}, "text_config": {}, "architectures": ["LlavaForConditionalGeneration"]},
         "one by one",
@@ -70,6 +70,8 @@ def test_kinds_by_their_config(kind):
         ({"rows_DOT_jsonl": ""}, "data", "docs/data.md"),
         ({"a__config_DOT_json": "{}", "b__encoder_DOT_json": "{}"}, "parent", "some/a, some/b"),
         ({"deep__er__a_DOT_JPG": ""}, "images", "folder:some"),
+        ({"deep__a_DOT_nii_DOT_gz": ""}, "images", "folder:some"),
+        ({"a_DOT_FITS": ""}, "images", "folder:some"),
         ({"_DOT_lock": ""}, "empty", "an empty folder"),
     ],
 )

@@ -87,7 +87,7 @@ class Annotations:
         if source is None:
             raise _missing(self.images, kind)
         try:
-            values = decode_values(source.read_bytes(index))
+            values = decode_values(source.read_bytes(index), self.images.pixel_options.max_pixels)
         except UnreadableImage as error:
             what, _, found = error.reason.partition(" ")
             if what not in ("not_numbers", "unsupported_mode"):

@@ -72,13 +72,13 @@ def count_parts(data: bytes, num_channels: int = 3) -> int:
     return _guarded(lambda: _count_parts(data, num_channels), data)
 
 
-def decode_values(data: bytes) -> Tensor:
+def decode_values(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The numbers of a PNG or TIFF with one channel, int32 `[H, W]`: grey values of 8 or 16 bits, 0 and 1, or palette indices, never colours.
 
-    Checked and turned as in `decode_image`. Raises UnreadableImage, with a reason that begins with `not_numbers` for whole pictures of another kind: colour,
-    lossy formats, and grey of 2 or 4 bits, which Pillow spreads over 0 to 255.
+    Checked and turned as in `decode_image`. max_pixels: of the largest image that is read. Raises UnreadableImage, with a reason that begins with
+    `not_numbers` for whole pictures of another kind: colour, lossy formats, and grey of 2 or 4 bits, which Pillow spreads over 0 to 255.
     """
-    return _guarded(lambda: _numbers(data), data)
+    return _guarded(lambda: _numbers(data, max_pixels), data)
 
 
 def picture_tensor(picture: Image.Image) -> Tensor:
@@ -187,10 +187,10 @@ def _content_behind(picture: TiffImageFile) -> bytes:
     raise UnreadableImage("not_its_files_pixels")
 
 
-def _numbers(data: bytes) -> Tensor:
-    if reader_of(data) is tiff and tiff.open_plain(data, MAX_PIXELS) is None:
-        return _numbers_of_pages(data)
-    header = pictures.open_header(data, MAX_PIXELS)
+def _numbers(data: bytes, max_pixels: int) -> Tensor:
+    if reader_of(data) is tiff and tiff.open_plain(data, max_pixels) is None:
+        return _numbers_of_pages(data, max_pixels)
+    header = pictures.open_header(data, max_pixels)
     if header.format not in NUMBER_FORMATS:
         raise UnreadableImage(f"not_numbers {header.format}")
     if header.mode in pictures.EIGHT_BIT_MODES - {"1", "L", "P"}:
@@ -202,9 +202,9 @@ def _numbers(data: bytes) -> Tensor:
     return torch.from_numpy(np.asarray(pictures.upright(header)).astype(np.int32))
 
 
-def _numbers_of_pages(data: bytes) -> Tensor:
+def _numbers_of_pages(data: bytes, max_pixels: int) -> Tensor:
     """Of a TIFF that is no plain picture."""
-    stored = tiff.read_numbers(data)
+    stored = tiff.read_numbers(data, max_pixels)
     if len(stored.values) > 1:
         raise UnreadableImage("not_numbers RGB")
     if stored.full_scale is None:

@@ -1,15 +1,15 @@
 """Which module reads a file, by the first bytes of its content, and which files of a folder are images at all."""
 
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vision_core.images import arrays, dicom, fits, heif, nifti, pictures, tiff
+from vision_core.images.endings import ENDINGS_OF_FORMATS, SLIDE_ENDINGS
 from vision_core.images.optional_packages import ASTROPY, NIBABEL, PILLOW_HEIF, PYDICOM, Package
 from vision_core.images.unreadable import UnreadableImage
 
 # all formats are told by these first bytes
 BYTES_THAT_TELL = 352
-SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi")
 READ_AS_TILES = "whole slides are read by ?tile=256"
 
 
@@ -38,22 +38,26 @@ class Format(NamedTuple):
         return self.package is None or self.package.is_installed
 
 
-DICOM = Format("DICOM", (".dcm", ".dicom", ".ima"), 128, (b"DICM",), dicom, PYDICOM)
+def _format(name: str, *rest: Any) -> Format:
+    return Format(name, ENDINGS_OF_FORMATS.get(name, ()), *rest)
+
+
+DICOM = _format("DICOM", 128, (b"DICM",), dicom, PYDICOM)
 FORMATS = (
-    Format("JPEG", (".jpg", ".jpeg"), 0, (b"\xff\xd8\xff",), pictures),
-    Format("PNG", (".png",), 0, (b"\x89PNG\r\n\x1a\n",), pictures),
-    Format("WebP", (".webp",), 0, (b"RIFF",), pictures),
-    Format("GIF", (".gif",), 0, (b"GIF8",), pictures),
-    Format("BMP", (".bmp",), 0, (b"BM",), pictures),
-    Format("TIFF", (".tif", ".tiff"), 0, tiff.MAGIC, tiff),
-    Format("NumPy array", (".npy",), 0, (arrays.NPY_MAGIC,), arrays),
-    Format("NumPy archive", (".npz",), 0, (arrays.ZIP_MAGIC,), arrays),
+    _format("JPEG", 0, (b"\xff\xd8\xff",), pictures),
+    _format("PNG", 0, (b"\x89PNG\r\n\x1a\n",), pictures),
+    _format("WebP", 0, (b"RIFF",), pictures),
+    _format("GIF", 0, (b"GIF8",), pictures),
+    _format("BMP", 0, (b"BM",), pictures),
+    _format("TIFF", 0, tiff.MAGIC, tiff),
+    _format("NumPy array", 0, (arrays.NPY_MAGIC,), arrays),
+    _format("NumPy archive", 0, (arrays.ZIP_MAGIC,), arrays),
     DICOM,
-    Format("NIfTI", (".nii", ".nii.gz"), 344, (b"n+1\0",), nifti, NIBABEL),
-    Format("NIfTI-2", (), 4, (b"n+2\0\r\n\x1a\n",), nifti, NIBABEL),
-    Format("FITS", (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz"), 0, (b"SIMPLE  =",), fits, ASTROPY),
-    Format("AVIF", (".avif",), 4, heif.AVIF_BRANDS, heif, None if heif.pillow_reads_avif() else PILLOW_HEIF),
-    Format("HEIC", (".heic", ".heif", ".hif"), 4, heif.HEIF_BRANDS, heif, PILLOW_HEIF),
+    _format("NIfTI", 344, (b"n+1\0",), nifti, NIBABEL),
+    _format("NIfTI-2", 4, (b"n+2\0\r\n\x1a\n",), nifti, NIBABEL),
+    _format("FITS", 0, (b"SIMPLE  =",), fits, ASTROPY),
+    _format("AVIF", 4, heif.AVIF_BRANDS, heif, None if heif.pillow_reads_avif() else PILLOW_HEIF),
+    _format("HEIC", 4, heif.HEIF_BRANDS, heif, PILLOW_HEIF),
 )
 # those that are read with the packages that are installed
 ENDINGS = tuple(ending for format in FORMATS if format.is_readable for ending in format.endings)

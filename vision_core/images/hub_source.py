@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import get_worker_info
 
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
 from vision_core.hub import hub_or_cache
 from vision_core.images.annotations import Annotations, Read, holds_texts, make_annotations
 from vision_core.images.decode import decode_image
 from vision_core.images.label_values import label_column, read_labels
-from vision_core.images.regular_files import ANYWHERE, data_roots, first_line, is_inside, read_regular_file
+from vision_core.images.regular_files import ANYWHERE, data_roots, is_inside, read_regular_file
 from vision_core.images.sources import (
     EncodedImageSource,
     ImageRecord,

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from typing import BinaryIO
 
 from vision_core.errors import UserError
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.images.unreadable import MAX_FILE_BYTES, UnreadableImage
 
-MAX_FILE_BYTES = 256 * 2**20
 # the folders of the Hugging Face hub's cache: <kind>--<name>/snapshots/<revision>/a/b.jpg -> ../../../../blobs/<hash>
 REPOSITORY_KINDS = ("datasets--", "models--", "spaces--")
 ANYWHERE = os.sep
@@ -121,8 +120,3 @@ def short_names(paths: list[str]) -> list[str]:
     """The paths relative to the folder that all of them share."""
     shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     return [os.path.relpath(path, shared) for path in paths]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where there is none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
 from vision_core.images.optional_packages import OPENSLIDE
-from vision_core.images.regular_files import first_line, open_regular_file
+from vision_core.images.regular_files import open_regular_file
 from vision_core.images.unreadable import UnreadableImage
 
 # a pixel is tissue where its channels differ by this much of 255: glass, ink of scanners and their grey frames stay below, stains reach 30 and more

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
-from vision_core.errors import UserError
-from vision_core.images.regular_files import files_matching, first_line
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.errors import UserError, first_line
+from vision_core.images.regular_files import files_matching
+from vision_core.images.unreadable import MAX_FILE_BYTES, UnreadableImage
 
-MAX_MEMBER_BYTES = 64 * 2**20
 MAX_MEMBERS = 1_000_000
 MAX_SHARDS = 1_000_000
 FIELD_PART = re.compile(r"[^\W\d][^\s.]*")  # begins with a letter or an underscore
@@ -189,7 +188,7 @@ def _is_of_macos(name: str) -> bool:
 def _refusal(info: tarfile.TarInfo) -> str | None:
     if not info.isreg() or info.issparse():
         return "not_a_regular_file"
-    return "file_too_large" if info.size > MAX_MEMBER_BYTES else None
+    return "file_too_large" if info.size > MAX_FILE_BYTES else None
 
 
 def _check_end(tar: tarfile.TarFile, path: str) -> None:

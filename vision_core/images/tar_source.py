@@ -26,7 +26,7 @@ class TarSource(EncodedImageSource):
     """The images of shards, in order of shard and place; an id is shard and key. `members` says where each lies.
 
     The headers are read once; images are read by their offset, so the order is exact and a member's name is never a path. Links,
-    devices and members above 64 MiB are unreadable.
+    devices and members above 256 MiB are unreadable.
     """
 
     def __init__(self, shards: list[str], members: list[Member], num_channels: int) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vision_core.images import pictures
-from vision_core.images.pixel_options import AS_STORED, PixelOptions
+from vision_core.images.pixel_options import PixelOptions
 from vision_core.images.stored import Stored
 from vision_core.images.tiff_header import STACK_BEHIND_A_PAGE, has_one_page
 from vision_core.images.unreadable import UnreadableImage
@@ -44,11 +44,11 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
     return tiff_pages.read(data, num_channels, options, part)
 
 
-def read_numbers(data: bytes) -> Stored:
-    """The numbers of one channel; of a palette the indices. Raises as `tiff_pages.read` does."""
+def read_numbers(data: bytes, max_pixels: int) -> Stored:
+    """The numbers of one channel, at most `max_pixels`; of a palette the indices. Raises as `tiff_pages.read` does."""
     from vision_core.images import tiff_pages
 
-    return tiff_pages.read(data, 1, AS_STORED, None, colours_of_palette=False)
+    return tiff_pages.read(data, 1, PixelOptions(max_pixels=max_pixels), None, colours_of_palette=False)
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:

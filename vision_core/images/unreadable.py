@@ -2,6 +2,7 @@
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
+MAX_FILE_BYTES = 256 * 2**20
 
 
 CURES = {
@@ -26,7 +27,7 @@ CURES = {
     "too_large": f"make it smaller, or allow more than {MAX_PIXELS:,} pixels by ?max_pixels=NUMBER in the source",
     "too_small": f"give a larger one: {MIN_SIDE} pixels on a side are the least",
     "outside_the_data_folder": "its link leads out of the data's folder: add ?follow_links=true to the source, or name the folder that holds it",
-    "file_too_large": "256 MiB are the most of a picture, and 2 GiB of a volume: divide it, or save its images as files of their own",
+    "file_too_large": f"{MAX_FILE_BYTES // 2**20} MiB are the most of a picture, and 2 GiB of a volume: divide it, or save its images as files of their own",
     "no_pixels": "it holds no image: leave it out",
     "unsupported_dicom": "save it uncompressed, as MONOCHROME1, MONOCHROME2, RGB or PALETTE COLOR of at most 32 bits",
     "needs_pylibjpeg": "this compression of DICOM needs packages of its own: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg",

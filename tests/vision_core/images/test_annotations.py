@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vision_core.errors import UserError
-from vision_core.images import parquet_source
+from vision_core.images import parquet_source, tiff
 from vision_core.images.annotations import IGNORED
 from vision_core.images.decode import decode_values
 from vision_core.images.scenes import draw_scene
@@ -174,6 +174,30 @@ def test_a_bomb_is_refused_by_its_header():
     bomb = grey_png(1, [[0] * 8] * 8, size=(60_000, 60_000))
     with pytest.raises(UnreadableImage, match="too_large"):
         decode_values(bomb)
+
+
+def test_masks_are_as_large_as_the_source_allows_its_images_to_be(tmp_path, monkeypatch):
+    assert decode_values(grey_png(1, [[0] * 8] * 8, size=(8, 8)), max_pixels=64).tolist() == [[0] * 8] * 8
+    with pytest.raises(UnreadableImage, match="too_large"):
+        decode_values(grey_png(1, [[0] * 8] * 8), max_pixels=63)
+    side = 8_008  # more than 64 million pixels
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (side, side), 3).save(tmp_path / name / "a.png", compress_level=1)
+    source = open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks&max_pixels=65000000")
+    assert source.annotations.mask(0).shape == (side, side)
+    with pytest.raises(UnreadableImage, match="too_large"):
+        open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks").annotations.mask(0)
+
+
+def test_large_masks_of_tiff_that_pillow_does_not_read():
+    tifffile = pytest.importorskip("tifffile")
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.full((16, 16), 5, np.uint16), photometric="minisblack", compression="zstd")
+    assert tiff.open_plain(stream.getvalue(), 256) is None
+    assert decode_values(stream.getvalue(), max_pixels=256).tolist() == [[5] * 16] * 16
+    with pytest.raises(UnreadableImage, match="too_large"):
+        decode_values(stream.getvalue(), max_pixels=255)
 
 
 def test_palette_indices_are_numbers_not_colours():

@@ -11,6 +11,7 @@ from vision_core.errors import UserError
 from vision_core.images import tar_shards
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.sources import open_source
+from vision_core.images.unreadable import MAX_FILE_BYTES, cure
 
 
 def png(value: int) -> bytes:
@@ -81,12 +82,29 @@ def test_members_are_never_paths(tmp_path: Path) -> None:
 
 
 def test_caps(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tar_shards, "MAX_MEMBER_BYTES", 1000)
+    monkeypatch.setattr(tar_shards, "MAX_FILE_BYTES", 1000)
     source = open_source(write(tmp_path / "s.tar", [("0.png", bytes(1001)), ("1.png", png(1))]))
     assert reason(source, 0) == "file_too_large" and int(source[1].image[0, 0, 0]) == 1
     monkeypatch.setattr(tar_shards, "MAX_MEMBERS", 2)
     with pytest.raises(UserError, match="more than 2 members"):
         open_source(write(tmp_path / "t.tar", [(f"{number}.png", png(0)) for number in range(3)]))
+
+
+def test_a_member_may_be_as_large_as_a_file(tmp_path: Path) -> None:
+    """65 MiB of an array; one byte more than a picture may have is refused by its header."""
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        stream = io.BytesIO()
+        np.save(stream, np.zeros((65 * 2**20 // 3 // 64, 64, 3), np.uint8))
+        info = tarfile.TarInfo("0.npy")
+        info.size = stream.tell()
+        stream.seek(0)
+        tar.addfile(info, stream)
+    assert open_source(f"wds:{tmp_path}/s.tar")[0].image.shape[0] == 3
+    info = tarfile.TarInfo("1.npy")
+    for size, refused in ((MAX_FILE_BYTES, None), (MAX_FILE_BYTES + 1, "file_too_large")):
+        info.size = size
+        assert tar_shards._refusal(info) == refused
+    assert f"{MAX_FILE_BYTES // 2**20} MiB are the most of a picture" in cure("file_too_large")
 
 
 def test_bad_shards(tmp_path: Path) -> None:
