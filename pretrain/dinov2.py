@@ -146,6 +146,7 @@ class Trainer:
         self.places = StreamPlaces(self.source.description, self.layout, args.dataloader_num_workers, self.step)
         self.health_steps = args.health_steps or max(args.max_steps // CHECKS_PER_RUN, 1)
         self.probes = draw_probes(self.source, evaluation_size(args), args.seed, note=partial(self.name_unreadable, "health probes"))
+        self.in_own_scale = args.num_channels != 3 or self.probes.is_floating_point()  # else pictures of 0 to 255
         self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
         if state:
             for line in changed_course(state, args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)):
@@ -322,8 +323,8 @@ class Trainer:
             save_training_state(folder, self.method, self.optimizer, state)
             size = evaluation_size(self.args)
             margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
-            in_own_scale = self.args.num_channels != 3 or self.source.pixel_options.scale is not None
-            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin, in_own_scale)
+            reading = pixel_options_text(self.source.pixel_options)
+            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin, self.in_own_scale, reading)
 
         checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
         replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
@@ -336,6 +337,7 @@ class Trainer:
             references=self.references,
             accuracies=self.knn,
             benchmark=self.benchmark,
+            in_own_scale=self.in_own_scale,
         )
 
     def introduce(self) -> None:
@@ -351,7 +353,6 @@ class Trainer:
             f"images          {self.source.description}",
             *(f"note            {note}" for note in range_notes(self.source, args.num_channels, args.image_mean, args.image_std)),
             *([f"pixels          read with {reading}; judge this encoder on images that are read with the same"] if reading else []),
-            f"crops           {build_multicrop(args, self.source).describe()}",
             f"backbone        {shape}; {device}, {torch.get_num_threads()} threads",
             f"global batch    {self.layout.global_batch} images, steps {self.run.step} to {args.max_steps}",
         ]
@@ -360,10 +361,11 @@ class Trainer:
         print("\n".join(lines), flush=True)
 
     def greet(self) -> None:
-        """How large the backbone is, and what it has to beat."""
+        """What the crops are, how large the backbone is, and what it has to beat."""
         if self.run is None:
             return
         parameters = sum(parameter.numel() for parameter in self.method.student["backbone"].parameters())
+        self.monitor.say(f"crops           {build_multicrop(self.args, self.source).describe(self.in_own_scale)}")
         self.monitor.say(f"parameters      {parameters / 1e6:.1f} M of the backbone")
         if self.benchmark:
             self.references = self.benchmark.evaluate_baselines() | untrained_accuracy(self.args, self.benchmark)
