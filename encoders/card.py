@@ -11,12 +11,20 @@ from vision_core.run_facts import data_licence, made_with, millions
 SNIPPET = """\
 ```python
 from encoders import load_encoder  # pip install vision-encoder-fusion
-from vision_core.images.any_image import image_tensor  # upright and in colour, as in training
 
 encoder = load_encoder("path/to/this/folder")
-features = encoder(encoder.transform([image_tensor("image.jpg")]))
+features = encoder(encoder.transform("{image}"))  # {words}
 features.patch_map, features.pooled  # [1, C, rows, columns], and [1, D] or None
 ```"""
+
+
+def snippet(num_channels: int) -> str:
+    """The lines that feed an encoder of so many channels."""
+    if num_channels == 3:
+        return SNIPPET.format(image="image.jpg", words="upright and in colour, as in training")
+    if num_channels == 1:
+        return SNIPPET.format(image="image.jpg", words="upright, its luminance of 0 to 1")
+    return SNIPPET.format(image="image.tif", words=f"a file of {num_channels} bands, in the scale of the encoder's mean and std")
 
 
 def write_card(folder: Path, encoder: Encoder) -> None:
@@ -45,6 +53,6 @@ def write_card(folder: Path, encoder: Encoder) -> None:
         if untrained
         else "Nothing was measured here; the source's own card says what it is for.",
         tags=("vision",),
-        loading=SNIPPET,
+        loading=snippet(encoder.num_channels),
         library_name="vision-encoder-fusion",
     )

@@ -14,6 +14,7 @@ from transformers import BitImageProcessor
 from encoders.published_view import published_view, resize
 from vision_core.errors import UserError
 from vision_core.images.encoder_image import encoder_images
+from vision_core.images.pixel_options import read_pixel_options
 
 Preprocess = Literal["published", "whole"]
 
@@ -36,6 +37,8 @@ class ImageTransform:
     resampler: of `published`: `tensor` as transformers' processors resize, `tensor_float` as DINOv3's, which scale to
         0..1 first, `pillow` as timm, open_clip and facebookresearch/dinov2 resize PIL images. `whole` is `tensor`.
     num_channels: of the images.
+    pictures: whether images of 3 channels are pictures, whose floats are 0 to 1; False is for numbers in the scale of mean and std.
+    pixel_options: how files are read, as the options of a source's text (`scale=4095`, docs/data.md), and empty for as they are.
     """
 
     size: tuple[int, int]
@@ -47,6 +50,8 @@ class ImageTransform:
     preprocess: Preprocess = "whole"
     resampler: Literal["tensor", "tensor_float", "pillow"] = "tensor"
     num_channels: int = 3
+    pictures: bool = True
+    pixel_options: str = ""
 
     def view(self, image: Tensor) -> Tensor:
         """`[C, H, W]` resized and cropped to `[C, height, width]`: what a cache or a data worker holds.
@@ -70,8 +75,9 @@ class ImageTransform:
         An image is a path, the bytes of a file, a PIL image, an array or a tensor; which values it may have, and what
         is refused, is `vision_core/images/encoder_image.py`'s table.
         """
-        pictures = all(0 <= mean <= 1 for mean in self.mean)  # others were trained on numbers of another range
-        taken = encoder_images(images, self.num_channels, pictures)
+        options = read_pixel_options(self.pixel_options)
+        pictures = self.pictures or options.scale is not None  # a scale has made them 0 to 1
+        taken = encoder_images(images, self.num_channels, pictures, options)
         return self.pixels(torch.stack([self.view(image) for image in taken]))
 
     def resized(self, size: tuple[int, int], fit: Literal["crop", "squash"] | None = None) -> ImageTransform:
@@ -122,7 +128,13 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def save_image_processor(
-    folder: Path, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], margin: float, in_own_scale: bool | None = None
+    folder: Path,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    margin: float,
+    in_own_scale: bool | None = None,
+    pixel_options: str = "",
 ) -> None:
     """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` loads: resize, centre crop, normalise.
 
@@ -133,9 +145,11 @@ def save_image_processor(
     in_own_scale: nothing is converted to RGB and nothing divided by 255, because `mean` and `std` are in the scale of the data, which a source's
     `?scale=` has made 0..1 or which is its own. Give it float `[C, H, W]` arrays or tensors with `input_data_format="channels_first"`. By
     default it is so for other numbers of channels than 3.
+
+    pixel_options: how the files were read, as `ImageTransform` has it; a key that transformers keeps and does not use.
     """
     in_own_scale = len(mean) != 3 if in_own_scale is None else in_own_scale
-    BitImageProcessor(
+    processor = BitImageProcessor(
         size={"shortest_edge": round(min(size) * margin)},
         crop_size={"height": size[0], "width": size[1]},
         resample=3,
@@ -143,4 +157,6 @@ def save_image_processor(
         image_std=list(std),
         do_rescale=not in_own_scale,
         do_convert_rgb=not in_own_scale,
-    ).save_pretrained(folder)
+    )
+    processor.pixel_options = pixel_options
+    processor.save_pretrained(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -334,7 +334,9 @@ def transform_from_processor(processor: Any) -> ImageTransform:
     mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize", True) else ([0.0], [1.0])
     resampler = "tensor_float" if isinstance(processor, DINOv3ViTImageProcessor) else "tensor"
     interpolation = RESAMPLES[int(said.get("resample", 3))]
-    return ImageTransform(target, tuple(mean), tuple(std), fit, margin, interpolation, "published", resampler)
+    transform = ImageTransform(target, tuple(mean), tuple(std), fit, margin, interpolation, "published", resampler)
+    in_own_scale = not said.get("do_rescale", True)
+    return replace(transform, pictures=not in_own_scale, pixel_options=said.get("pixel_options", ""))
 
 
 @contextmanager

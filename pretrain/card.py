@@ -7,30 +7,12 @@ from torch import nn
 
 from encoders.evaluation.knn_benchmark import KnnBenchmark
 from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, image_size
+from pretrain.feeding import feeding
 from vision_core.distributed import world_size
-from vision_core.images.pixel_options import PixelOptions, pixel_options_text
 from vision_core.images.sources import ImageSource, ImageStream
 from vision_core.model_card import LOADING_SNIPPET, write_model_card
 from vision_core.run_facts import batch_text, data_licence, made_with, millions, run_again
 
-FEEDING = """\
-The encoder was trained on files read by this project, as `{where}`, with `num_channels={num_channels}`. Judge it on images that are read with the same
-options; the image processor normalises what they give.
-
-```python
-import torch
-from transformers import AutoImageProcessor, AutoModel
-from vision_core.images.sources import open_source  # of vision-encoder-fusion: reads files as training did
-
-folder = "path/to/this/folder"
-processor = AutoImageProcessor.from_pretrained(folder)
-model = AutoModel.from_pretrained(folder).eval()
-
-images = open_source("{where}", num_channels={num_channels})
-inputs = processor(images[0].image, input_data_format="channels_first", return_tensors="pt")
-with torch.no_grad():
-    tokens = model(**inputs).last_hidden_state  # [1, tokens, width]: the CLS token first, the patches last
-```"""
 # What tells two recipes apart; config.yaml beside the card has every option.
 SHOWN_SETTINGS = (
     "backbone", "patch_size", "num_register_tokens", "num_local_crops", "blur", "mask_count",
@@ -50,10 +32,11 @@ def write_card(
     references: Mapping[str, float],
     accuracies: Mapping[str, float],
     benchmark: KnnBenchmark | None,
+    in_own_scale: bool = False,
 ) -> None:
     """README.md of the run's folder after `step` steps.
 
-    references, accuracies: k-NN in percent, of what the run has to beat and of the model.
+    references, accuracies: k-NN in percent, of what the run has to beat and of the model. in_own_scale: images were floats, no pictures of 8 bits.
     """
     num_images = len(source) if isinstance(source, ImageSource) else None
     results = {**references, **{f"this model, {name}": value for name, value in accuracies.items()}}
@@ -67,16 +50,8 @@ def write_card(
         settings=facts(args, step, backbone) | {name: getattr(args, name) for name in SHOWN_SETTINGS},
         note=" ".join([seen(args, step, num_images), *judged(args, references, accuracies, benchmark), UNKNOWN]),
         tags=("dinov2", "self-supervised"),
-        loading=feeding(args.num_channels, source.pixel_options),
+        loading=feeding(LOADING_SNIPPET, args.num_channels, source.pixel_options, in_own_scale),
     )
-
-
-def feeding(num_channels: int, options: PixelOptions) -> str:
-    """How a reader gives the encoder the pixels that it was trained on."""
-    reading = pixel_options_text(options)
-    if num_channels == 3 and not reading:
-        return LOADING_SNIPPET
-    return FEEDING.format(where=f"folder:path/to/images{'?' if reading else ''}{reading}", num_channels=num_channels)
 
 
 def facts(args: DINOv2Arguments, step: int, backbone: nn.Module) -> dict[str, str]:

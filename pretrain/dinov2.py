@@ -34,7 +34,6 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
-from encoders.evaluation.used_images import in_words
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from encoders.transformers_encoder import TransformersEncoder
 from pretrain.card import write_card
@@ -42,6 +41,7 @@ from pretrain.dinov2_build import (
     build_benchmark,
     build_loader,
     build_method,
+    build_multicrop,
     build_optimizer,
     build_schedules,
     check_trackers,
@@ -66,7 +66,7 @@ from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, own_cores
 from vision_core.errors import Stopped, UserError, run_script
 from vision_core.images.pixel_options import pixel_options_text
-from vision_core.images.sources import ImageSource, UnreadableSample
+from vision_core.images.sources import ImageSource
 from vision_core.randomness import seed_of
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
@@ -145,7 +145,10 @@ class Trainer:
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
         self.places = StreamPlaces(self.source.description, self.layout, args.dataloader_num_workers, self.step)
         self.health_steps = args.health_steps or max(args.max_steps // CHECKS_PER_RUN, 1)
-        self.probes = draw_probes(self.source, evaluation_size(args), args.seed, note=partial(self.name_unreadable, "health probes"))
+        self.probes = draw_probes(
+            self.source, evaluation_size(args), args.seed, note=partial(self.monitor.name_unreadable, "health probes")
+        )
+        self.in_own_scale = args.num_channels != 3 or self.probes.is_floating_point()  # else pictures of 0 to 255
         self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
         if state:
             for line in changed_course(state, args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)):
@@ -319,8 +322,8 @@ class Trainer:
             save_training_state(folder, self.method, self.optimizer, state)
             size = evaluation_size(self.args)
             margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
-            in_own_scale = self.args.num_channels != 3 or self.source.pixel_options.scale is not None
-            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin, in_own_scale)
+            reading = pixel_options_text(self.source.pixel_options)
+            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin, self.in_own_scale, reading)
 
         checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
         replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
@@ -333,26 +336,21 @@ class Trainer:
             references=self.references,
             accuracies=self.knn,
             benchmark=self.benchmark,
+            in_own_scale=self.in_own_scale,
         )
 
     def greet(self) -> None:
-        """How large the backbone is, and what it has to beat."""
+        """What the crops are, how large the backbone is, and what it has to beat."""
         if self.run is None:
             return
         parameters = sum(parameter.numel() for parameter in self.method.student["backbone"].parameters())
+        self.monitor.say(f"crops           {build_multicrop(self.args, self.source).describe(self.in_own_scale)}")
         self.monitor.say(f"parameters      {parameters / 1e6:.1f} M of the backbone")
         if self.benchmark:
             self.references = self.benchmark.evaluate_baselines() | untrained_accuracy(self.args, self.benchmark)
             self.monitor.say(f"k-NN            {self.benchmark.description}")
-            self.name_unreadable("k-NN", self.benchmark.bad)
+            self.monitor.name_unreadable("k-NN", self.benchmark.bad)
             self.monitor.say("to beat         " + ", ".join(f"{name} {value:.1f} %" for name, value in self.references.items()))
-
-    def name_unreadable(self, what: str, bad: list[UnreadableSample]) -> None:
-        """Say which images were left out of something, and keep all names in bad_samples.jsonl."""
-        if self.run is not None and bad:
-            self.monitor.say(f"left out        {what}: {len(bad)} images cannot be read, {in_words(bad)}")
-            for sample in bad:
-                self.run.append_bad_sample(sample.id, sample.reason)
 
     def report_skipped(self, own_loss: torch.Tensor, micro_batches: list[dict]) -> None:
         """Say which images were in a step whose loss or gradients were not finite: those of the processes where the loss is, if any."""

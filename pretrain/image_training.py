@@ -22,7 +22,7 @@ from vision_core.folder_kinds import refuse_folder
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.held_out import hold_out
 from vision_core.images.one_kind import OneKind
-from vision_core.images.pixel_options import Scale
+from vision_core.images.pixel_options import Scale, pixel_options_text
 from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.launchers import is_first_launched
@@ -219,9 +219,13 @@ def train_images(
 
 
 def fitted_processor(processor: Any, source: ImageSource) -> Any:
-    """`processor`, which divides by 255 only where the images of `source` are pictures of 0 to 255: `?scale=` has made them 0..1."""
-    if source.pixel_options.scale is not None:
-        getattr(processor, "image_processor", processor).do_rescale = False
+    """`processor`, which divides by 255 only where the images of `source` are pictures of 0 to 255: `?scale=` has made them 0..1.
+
+    It is set both ways, for a processor of `--init_from` may come from data of the other kind. `pixel_options` is how files were read.
+    """
+    images = getattr(processor, "image_processor", processor)
+    images.do_rescale = source.pixel_options.scale is None
+    images.pixel_options = pixel_options_text(source.pixel_options)
     return processor
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from pretrain.dinov2_args import DINOv2Arguments, backbone_shape
-from pretrain.dinov2_build import build_multicrop
 from pretrain.training_data import BatchLayout
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.ranges import range_notes
@@ -17,7 +16,7 @@ FEW_IMAGES = 256  # of a step, below which the published rule for the learning r
 def introduction(
     args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, folder: Path, first_step: int, device: str
 ) -> list[str]:
-    """The run's folder, images, crops, backbone and steps, with what a user should know about them."""
+    """The run's folder, images, backbone and steps, with what a user should know about them."""
     width, layers, heads = backbone_shape(args)
     lines = [f"run folder      {folder}", f"images          {source.description}"]
     lines += [f"note            {note}" for note in range_notes(source, args.num_channels, args.image_mean, args.image_std)]
@@ -25,7 +24,6 @@ def introduction(
     if reading:
         lines.append(f"pixels          read with {reading}; judge this encoder on images that are read with the same")
     lines += [
-        f"crops           {build_multicrop(args, source).describe()}",
         f"backbone        width {width}, {layers} layers, {heads} heads, patches of {args.patch_size}; "
         f"{device}, {torch.get_num_threads()} threads",
         f"global batch    {layout.global_batch} images, steps {first_step} to {args.max_steps}",

@@ -29,6 +29,7 @@ from transformers import AutoImageProcessor, ViTImageProcessor, ViTMAEConfig, Vi
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from encoders.preprocess import normalise
+from pretrain.feeding import feeding
 from pretrain.image_training import DrawnImages, ImageTrainer, Item, load_whole, open_parts, train_images
 from pretrain.mae_weights import initialise_mae
 from pretrain.multicrop import PUBLISHED_POSES, Poses, random_view
@@ -81,7 +82,7 @@ def main() -> None:
             "title": "mae: a masked autoencoder",
             "summary": "Trained without labels to tell the pixels of hidden patches from those that are seen.",
             "tags": ("mae", "self-supervised"),
-            "loading": LOADING,
+            "loading": feeding(LOADING, 3, source.pixel_options, source.pixel_options.scale is not None),
         },
     )
 

@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from encoders.curves import curve_picture
 from encoders.evaluation.knn_benchmark import KnnBenchmark
+from encoders.evaluation.used_images import in_words
 from encoders.pictures import attention_picture, pca_picture
 from encoders.sheets import display
 from encoders.transformers_encoder import TransformersEncoder
 from vision_core.distributed import gather_objects
+from vision_core.images.sources import UnreadableSample
 from vision_core.progress import show_loss, step_bar
 from vision_core.run_folder import RunFolder
 
@@ -81,6 +83,14 @@ class Monitor:
         if self.run is not None:
             tqdm.write(text)
             sys.stdout.flush()  # whoever follows a log file wants to see a warning when it is said
+
+    def name_unreadable(self, what: str, bad: list[UnreadableSample]) -> None:
+        """Say which images were left out of something, and keep all names in bad_samples.jsonl."""
+        if self.run is None or not bad:
+            return
+        self.say(f"left out        {what}: {len(bad)} images cannot be read, {in_words(bad)}")
+        for sample in bad:
+            self.run.append_bad_sample(sample.id, sample.reason)
 
     def state_dict(self) -> dict:
         """The unfinished averages, exact in JSON."""

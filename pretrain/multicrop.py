@@ -116,15 +116,15 @@ class MultiCrop:
         cut = partial(self._cut, picture, is_rgb, dropped)
         return [cut(kind) for kind in self.global_crops], [cut(kind) for kind in self.local_crops]
 
-    def describe(self) -> str:
-        """One line for people: what was chosen and what was left out."""
-        poses = self.poses
+    def describe(self, of_floats: bool = False) -> str:
+        """One line for people: what was chosen and what was left out. of_floats: of float images, whose range may not be known."""
+        poses, has_colours = self.poses, self.is_rgb and (self.known_range or not of_floats)
         numbers = {
-            "colour strength": self.colour_strength if self.is_rgb else None,
-            "grayscale": self.grayscale_probability if self.is_rgb else None,
-            "stain strength": self.stain_strength or None,
+            "colour strength": self.colour_strength if has_colours else None,
+            "grayscale": self.grayscale_probability if has_colours else None,
+            "stain strength": (has_colours and self.stain_strength) or None,
             "band jitter": self.band_jitter_strength or None,
-            "solarize": self.solarize_probability,
+            "solarize": self.solarize_probability if has_colours or self.solarizes_bands else 0.0,
             "channel drop": self.channel_drop_probability or None,
             "horizontal flip": poses.horizontal_flip_probability,
             "vertical flip": poses.vertical_flip_probability,
@@ -132,7 +132,10 @@ class MultiCrop:
         said = [f"{name} {value:g}" for name, value in numbers.items() if value is not None]
         said += ["quarter turns"] if poses.quarter_turns else []
         text = f"{len(self.global_crops)} global and {len(self.local_crops)} local crops, blur {self.blur}, {', '.join(said)}"
-        return text if self.is_rgb else f"{text}; left out, they need RGB: hue, saturation, grayscale, stains"
+        if has_colours:
+            return text
+        need = "RGB of a known range (?scale=)" if self.is_rgb else "RGB"
+        return f"{text}; left out, they need {need}: hue, saturation, grayscale, stains"
 
     def _cut(self, picture: Image.Image | Tensor, is_rgb: bool, dropped: list[int], kind: CropKind) -> Tensor:
         view = random_view(picture, kind.size, kind.scale, self.poses)

@@ -30,6 +30,7 @@ from tokenizers import normalizers, processors
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
 
+from pretrain.feeding import feeding
 from pretrain.image_training import DrawnImages, ImageTrainer, Item, load_whole, open_images, open_parts, train_images
 from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from pretrain.sigmoid_loss import sigmoid_loss
@@ -83,7 +84,7 @@ def main() -> None:
             "summary": "Trained on pairs of images and captions with SigLIP's sigmoid loss.",
             "tags": ("siglip", "image-text"),
             "pipeline_tag": "zero-shot-image-classification",
-            "loading": LOADING,
+            "loading": feeding(LOADING, 3, source.pixel_options, source.pixel_options.scale is not None),
         },
     )
 

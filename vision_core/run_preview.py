@@ -84,8 +84,7 @@ def trained_parts(trainer: RunTrainer) -> list[str]:
             rate = trainer.rate_of(name) if parameter.requires_grad else None
             sizes[part_of(name), rate] += number_of_elements(parameter)
     return ["what trains:"] + [
-        f"  {part:<36}{size:15,} parameters, {'frozen' if rate is None else f'at {rate:g}'}"
-        for (part, rate), size in sizes.items()
+        f"  {part:<36}{size:15,} parameters, {'frozen' if rate is None else f'at {rate:g}'}" for (part, rate), size in sizes.items()
     ]
 
 

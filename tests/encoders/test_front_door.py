@@ -5,6 +5,7 @@ import io
 import numpy as np
 import open_clip
 import pytest
+import tifffile
 import timm
 import torch
 import transformers
@@ -17,7 +18,7 @@ from transformers import AutoImageProcessor
 from encoders import load_encoder
 from encoders.base import Encoder
 from encoders.open_clip_encoder import transform_from_preprocess
-from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
+from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, save_image_processor
 from encoders.timm_encoder import published_transform
 from encoders.transformers_encoder import transform_from_processor
 from vision_core.errors import UserError
@@ -239,9 +240,35 @@ def test_one_channel_of_a_picture_is_its_luminance():
 
 
 def test_three_bands_of_another_range_are_taken_as_they_are():
-    """Decibels of a radar, say: the encoder's mean tells that its numbers are no pictures of 0 to 1."""
+    """Decibels of a radar, say: the transform says that its numbers are no pictures of 0 to 1."""
     decibels = torch.rand(3, 32, 32) * 20 - 25
-    transform = ImageTransform((32, 32), mean=(-15.0, -20.0, -18.0), std=(5.0, 5.0, 5.0))
+    transform = ImageTransform((32, 32), mean=(-15.0, -20.0, -18.0), std=(5.0, 5.0, 5.0), pictures=False)
     pixels = transform(decibels)
     means = torch.tensor(transform.mean).view(3, 1, 1)
     torch.testing.assert_close(pixels[0], (decibels - means) / 5)
+
+
+def test_three_bands_around_zero_are_numbers_too_as_arrays_and_as_files(tmp_path):
+    """Log ratios: their mean lies in 0 to 1, so it could not tell."""
+    ratios = np.random.default_rng(0).normal(0, 3, (3, 32, 32)).astype(np.float32)
+    save_image_processor(tmp_path, (32, 32), [0.0] * 3, [3.0] * 3, 1.0, in_own_scale=True)
+    transform = transform_from_processor(AutoImageProcessor.from_pretrained(tmp_path))
+    tifffile.imwrite(tmp_path / "ratios.tif", ratios, photometric="minisblack", planarconfig="separate")
+    for form in (ratios, tmp_path / "ratios.tif", (tmp_path / "ratios.tif").read_bytes()):
+        torch.testing.assert_close(transform(form)[0], torch.from_numpy(ratios / 3))
+    with pytest.raises(UserError, match="make an image of uint8"):
+        ImageTransform((32, 32))(tmp_path / "ratios.tif")
+
+
+def test_files_are_read_with_the_options_of_the_run(tmp_path):
+    """Against numpy: grey of 12 bits divided by its white, bands chosen in order; a transform of before these keys loads."""
+    values = np.random.default_rng(0).integers(0, 4096, (32, 32)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "plate.tif", values)
+    save_image_processor(tmp_path, (32, 32), [0.5] * 3, [0.25] * 3, 1.0, True, "scale=4095")
+    transform = transform_from_processor(AutoImageProcessor.from_pretrained(tmp_path))
+    expected = torch.from_numpy((values / 4095 - 0.5) / 0.25).float().expand(3, -1, -1)
+    for form in (tmp_path / "plate.tif", (tmp_path / "plate.tif").read_bytes()):
+        torch.testing.assert_close(transform(form)[0], expected, rtol=0, atol=1e-5)
+    old = ImageTransform((32, 32)).to_dict()
+    del old["pictures"], old["pixel_options"]
+    assert ImageTransform.from_dict(old) == ImageTransform((32, 32))

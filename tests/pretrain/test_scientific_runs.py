@@ -9,10 +9,12 @@ import tifffile
 import torch
 from transformers import AutoImageProcessor
 
+from encoders.load import load_encoder
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
 from pretrain import dinov2, mae, siglip
 from pretrain.dinov2_args import DINOv2Arguments, check_arguments
 from pretrain.dinov2_build import build_multicrop
+from pretrain.feeding import feeding
 from pretrain.image_training import fitted_processor, normalisation
 from vision_core.errors import UserError
 from vision_core.images.pixel_options import PixelOptions, Scale
@@ -168,3 +170,36 @@ def test_other_methods_feed_scaled_images_once(name):
     torch.testing.assert_close(fed[0], (values - mean) / std, rtol=0, atol=1e-5)
     published = processor([values], return_tensors="pt", input_data_format="channels_first")["pixel_values"]
     torch.testing.assert_close(published[0], fed[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mae", "siglip"])
+def test_cards_of_other_methods_feed_scaled_images(name):
+    """And a processor of another run is set both ways."""
+    loading = {"mae": mae, "siglip": siglip}[name].LOADING
+    card = feeding(loading, 3, PixelOptions(Scale("values", 0.0, 4095.0)), True)
+    assert "load_image" not in card and 'open_source("folder:path/to/images?scale=4095", num_channels=3)[0].image' in card
+    assert feeding(loading, 3, PixelOptions(), False) == loading
+    processor = siglip.SiglipImageProcessor(size={"height": 32, "width": 32}, do_rescale=False)
+    assert fitted_processor(processor, open_source("scenes")).do_rescale
+
+
+def test_three_bands_of_floats_are_published_as_numbers(run, tmp_path, capsys):
+    for number in range(16):
+        ratios = np.random.default_rng(number).normal(0, 3, (3, 48, 48)).astype(np.float32)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        np.save(tmp_path / "data" / f"{number}.npy", ratios)
+    means = ["--image_mean", "0.0", "0.0", "0.0", "--image_std", "3.0", "3.0", "3.0"]
+    run("--dataset", tmp_path / "data", "--output_dir", tmp_path / "run", *means)
+    said = json.loads((tmp_path / "run" / "preprocessor_config.json").read_text())
+    assert not said["do_rescale"] and not said["do_convert_rgb"]
+    assert "load_image" not in (tmp_path / "run" / "README.md").read_text()
+    (crops,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("crops")]
+    assert "colour strength" not in crops and "solarize 0," in crops and "left out, they need RGB of a known range" in crops
+
+
+def test_an_encoder_of_a_scaled_run_reads_files_as_training_did(scaled, plates):
+    encoder = load_encoder(scaled)
+    path = next(plates.glob("a/*.tif"))
+    source = open_source(f"folder:{plates}?scale=auto")
+    (index,) = [number for number in range(len(source)) if source.id_of(number).endswith(f"a/{path.name}")]
+    torch.testing.assert_close(encoder.transform(path), encoder.transform(source[index].image))

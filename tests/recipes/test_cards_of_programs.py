@@ -136,7 +136,8 @@ def test_the_docs_ask_a_trained_model(runs, made, tmp_path):
 
 
 def test_the_snippet_of_a_saved_encoder_opens_images_as_training_does():
-    assert "image_tensor(" in SNIPPET
+    """`encoder.transform` opens the file itself, with the number of channels that the encoder has."""
+    assert "encoder.transform(" in SNIPPET and "image_tensor(" not in SNIPPET
 
 
 LOAD = """

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.images.decode import decode_image, grey_levels, is_picture, picture_tensor
+from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.regular_files import read_regular_file
 from vision_core.images.unreadable import UnreadableImage, cure
 
@@ -47,12 +48,8 @@ def image_tensor(image: Any, num_channels: int = COLOUR) -> Tensor:
     Raises:
         UserError: for anything else; the message names what was given and the cure.
     """
-    if isinstance(image, bytes | bytearray | memoryview):
-        return _decoded(bytes(image), "an image given as bytes", num_channels)
-    if isinstance(image, str):
-        return _of_text(image, num_channels)
-    if isinstance(image, os.PathLike):
-        return _of_file(os.fspath(image), num_channels)
+    if isinstance(image, bytes | bytearray | memoryview | str | os.PathLike):
+        return file_tensor(image, num_channels)
     if isinstance(image, Image.Image):
         return _of_picture(image)
     if isinstance(image, np.ndarray):
@@ -64,10 +61,22 @@ def image_tensor(image: Any, num_channels: int = COLOUR) -> Tensor:
     )
 
 
-def _decoded(data: bytes, name: str, num_channels: int) -> Tensor:
+def file_tensor(image: Any, num_channels: int = COLOUR, options: PixelOptions = AS_STORED, pictures: bool = True) -> Tensor:
+    """`[C, H, W]` of a path, bytes or text: `decode_image` of the file with `options`, uint8 or float32.
+
+    pictures: three bands of floats without a known range are refused, as in `image_tensor`. Raises UserError as that does.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        data, name = bytes(image), "an image given as bytes"
+    else:
+        data, name = _of_text(image) if isinstance(image, str) else _of_file(os.fspath(image))
+    return _decoded(data, name, num_channels, options, pictures and options.scale is None)
+
+
+def _decoded(data: bytes, name: str, num_channels: int, options: PixelOptions, pictures: bool) -> Tensor:
     try:
-        image = decode_image(data, num_channels)
-        return _levels_of_file(image, name) if num_channels == COLOUR else image
+        image = decode_image(data, options.file_channels(num_channels), options)
+        return _levels_of_file(image, name) if num_channels == COLOUR and pictures else image
     except UnreadableImage as error:
         raise UserError(f"{name} cannot be decoded ({error.reason}); {cure(error.reason)}") from None
 
@@ -80,27 +89,27 @@ def _levels_of_file(image: Tensor, name: str) -> Tensor:
     return image
 
 
-def _of_text(text: str, num_channels: int) -> Tensor:
+def _of_text(text: str) -> tuple[bytes, str]:
     scheme = text[:8].lower()
     if scheme.startswith(("http://", "https://")):
         raise UserError(f"{text[:300]} is not downloaded here; fetch it yourself and give its bytes, such as httpx.get(url).content")
     if scheme.startswith("data:"):
-        return _of_data_url(text, num_channels)
+        return _of_data_url(text)
     if scheme.startswith("file:"):
-        return _of_file(url2pathname(urlsplit(text).path) or text, num_channels)
+        return _of_file(url2pathname(urlsplit(text).path) or text)
     # transformers' chat messages have parts of type base64, which arrive as the text alone
     encoded = None if os.path.exists(text) else _from_base64(text)
     if encoded is not None and is_picture(encoded):
-        return _decoded(encoded, "an image given as base64", num_channels)
-    return _of_file(text, num_channels)
+        return encoded, "an image given as base64"
+    return _of_file(text)
 
 
-def _of_data_url(url: str, num_channels: int) -> Tensor:
+def _of_data_url(url: str) -> tuple[bytes, str]:
     header, _, content = url.partition(",")
     data = _from_base64(unquote(content)) if header.endswith(";base64") else None
     if data is None:
         raise UserError("an image is given as a data URL that is not in base64; write data:image/png;base64, and then the encoded file")
-    return _decoded(data, "an image given as a data URL", num_channels)
+    return data, "an image given as a data URL"
 
 
 def _from_base64(text: str) -> bytes | None:
@@ -111,12 +120,12 @@ def _from_base64(text: str) -> bytes | None:
         return None
 
 
-def _of_file(path: str, num_channels: int) -> Tensor:
+def _of_file(path: str) -> tuple[bytes, str]:
     try:
         data = read_regular_file(path)
     except UnreadableImage as error:
         raise UserError(f"{path[:300]} cannot be read ({error.reason}); {cure(error.reason)}") from None
-    return _decoded(data, path, num_channels)
+    return data, path
 
 
 def _of_picture(picture: Image.Image) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,37 +12,39 @@ from PIL import Image
 from torch import Tensor
 
 from vision_core.errors import UserError
-from vision_core.images.any_image import COLOUR, GREY, NUMPY_CHANNEL_AXES, TORCH_CHANNEL_AXES, image_tensor
+from vision_core.images.any_image import COLOUR, GREY, NUMPY_CHANNEL_AXES, TORCH_CHANNEL_AXES, file_tensor, image_tensor
+from vision_core.images.pixel_options import AS_STORED, PixelOptions
 
 # how far a picture of 0 to 1 may be out of it: bicubic resizing overshoots by less
 OVERSHOOT = 0.2
 
 
-def encoder_images(images: Any, num_channels: int = COLOUR, pictures: bool = True) -> list[Tensor]:
+def encoder_images(images: Any, num_channels: int = COLOUR, pictures: bool = True, options: PixelOptions = AS_STORED) -> list[Tensor]:
     """One image or several as a list of `[C, H, W]`; an array or tensor with four axes is a batch of images.
 
     pictures: whether an encoder of 3 channels sees pictures, whose floats are 0 to 1; False takes floats as they are.
+    options: how paths, bytes and base64 are read.
 
     Raises UserError for no image, and for what `encoder_image` refuses, with the place of the image in the list.
     """
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
         images = list(images)
     if isinstance(images, str | bytes | np.ndarray | Tensor) or not isinstance(images, Iterable):
-        return [encoder_image(images, num_channels, pictures)]
+        return [encoder_image(images, num_channels, pictures, options)]
     if isinstance(images, bytearray | memoryview | Image.Image):
-        return [encoder_image(images, num_channels, pictures)]
-    taken = [_numbered(number, image, num_channels, pictures) for number, image in enumerate(images, start=1)]
+        return [encoder_image(images, num_channels, pictures, options)]
+    taken = [_numbered(number, image, num_channels, pictures, options) for number, image in enumerate(images, start=1)]
     if not taken:
         raise UserError("there is no image in the list; give at least one")
     return taken
 
 
-def encoder_image(image: Any, num_channels: int = COLOUR, pictures: bool = True) -> Tensor:
+def encoder_image(image: Any, num_channels: int = COLOUR, pictures: bool = True, options: PixelOptions = AS_STORED) -> Tensor:
     """`[C, H, W]` of one image, uint8 or float32, on the CPU; `pictures` as in `encoder_images`.
 
     | image | 3 channels | another number of channels |
     |---|---|---|
-    | path, bytes, base64 | as `any_image.image_tensor` | as `decode_image(data, num_channels)` |
+    | path, bytes, base64 | as `any_image.file_tensor` with the options | the same |
     | PIL image | as `any_image.image_tensor` | 1 channel: luminance of 0 to 1 |
     | uint8 array, tensor | 0 to 255 | 0 to 255, taken as 0 to 1 as from a file |
     | float array, tensor | 0 to 1 | as it is, in the scale of the encoder's mean and std |
@@ -56,14 +59,16 @@ def encoder_image(image: Any, num_channels: int = COLOUR, pictures: bool = True)
     """
     if isinstance(image, np.ndarray | Tensor):
         return _of_numbers(image, num_channels, pictures)
+    if isinstance(image, bytes | bytearray | memoryview | str | os.PathLike):
+        return file_tensor(image, num_channels, options, pictures)
     if isinstance(image, Image.Image) and num_channels != COLOUR:
         return _of_picture(image, num_channels)
     return image_tensor(image, num_channels)
 
 
-def _numbered(number: int, image: Any, num_channels: int, pictures: bool) -> Tensor:
+def _numbered(number: int, image: Any, num_channels: int, pictures: bool, options: PixelOptions) -> Tensor:
     try:
-        return encoder_image(image, num_channels, pictures)
+        return encoder_image(image, num_channels, pictures, options)
     except UserError as error:
         raise UserError(f"image {number} of the list: {error}") from None
 

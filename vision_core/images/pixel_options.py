@@ -74,6 +74,15 @@ def pixel_options_text(options: PixelOptions) -> str:
     return "&".join(parts)
 
 
+def read_pixel_options(text: str) -> PixelOptions:
+    """The inverse of `pixel_options_text`. Raises UserError for what it does not write."""
+    pairs = [part.partition("=") for part in text.split("&") if part]
+    options, others = take_pixel_options(text, {name: value for name, _, value in pairs})
+    if others:
+        raise UserError(f"{text!r} are no pixel options; the names are {', '.join(PIXEL_OPTIONS)}")
+    return options
+
+
 def scale_text(scale: Scale) -> str:
     """As `?scale=` has it."""
     if scale.kind in ("auto", "full"):
