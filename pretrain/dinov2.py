@@ -63,7 +63,7 @@ from pretrain.training_state import PUBLISHED_FILES, changed_course, load_traini
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
 from vision_core.data_workers import worker_deaths_unnoticed
-from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, own_cores
+from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, set_cpu_threads
 from vision_core.errors import Stopped, UserError, run_script
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.sources import ImageSource
@@ -391,12 +391,6 @@ class Trainer:
         if self.run is not None:
             self.run.close()
         self.accelerator.end_training()
-
-
-def set_cpu_threads(threads: int | None) -> None:
-    """Launchers set OMP_NUM_THREADS=1; on a CPU that would leave cores idle."""
-    if not torch.cuda.is_available():
-        torch.set_num_threads(threads or own_cores())
 
 
 if __name__ == "__main__":

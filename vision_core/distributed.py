@@ -150,6 +150,12 @@ def processes_here() -> int:
     return next((int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE") if name in os.environ), 1)
 
 
+def set_cpu_threads(threads: int | None) -> None:
+    """`threads`, or this process's share of the cores. Launchers set OMP_NUM_THREADS=1; on a CPU that would leave cores idle."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(threads or own_cores())
+
+
 def own_cores() -> int:
     """This process's share of the cores, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
