@@ -31,6 +31,7 @@ from recipes.judging import (
     join_processes,
     load,
     markdown_table,
+    notes_on,
     open_folder,
     paradigm,
     problem_with_data,
@@ -49,6 +50,7 @@ from vision_core.images.splits import Splits, open_splits
 from vision_core.images.unreadable import UnreadableImage
 
 PICTURED = 4
+CHANNELS = 3
 KINDS = ("pca", "attention", "cosine")
 
 
@@ -97,13 +99,18 @@ def judge(source: str, data: dict[str, Splits], args: CompareArguments, device: 
     """One encoder's results; what it, or the data, cannot do is left out and named."""
     encoder = load(source, args, device)
     row = Compared(source, paradigm(encoder), encoder.untrained, protocol_of(encoder))
+    if encoder.num_channels != CHANNELS:
+        row.not_run.append(
+            f"{source} sees {encoder.num_channels} channels and pictures have {CHANNELS}; recipes/evaluate_encoder.py judges it"
+        )
+        return row
     for text, splits in data.items():
         frozen = frozen_features(encoder, splits, args)
         problems = {name: problem_with_data(name, splits) or problem_with_encoder(name, encoder) for name in args.tasks}
         possible = [name for name, problem in problems.items() if problem is None]
         row.not_run += [problem for problem in problems.values() if problem]
         if possible:
-            say(f"{source} on {text}")
+            say("\n".join([f"{source} on {text}", *notes_on(splits, encoder)]))
             results = run_tasks(frozen, possible, args, text, folder, say)
             row.results |= {(name, text): result for name, result in results.items()}
             row.images[text] = frozen.used_in_words
@@ -125,7 +132,8 @@ def write_report(folder: Path, args: CompareArguments, compared: list[Compared],
     figures = folder / "figures"
     figures.mkdir()
     bar_picture(bars(compared), "higher is better", "%").save(figures / "comparison.png")
-    encoders = {row.source: load(row.source, args, device) for row in compared}
+    loaded = {row.source: load(row.source, args, device) for row in compared}
+    encoders = {name: encoder for name, encoder in loaded.items() if encoder.num_channels == CHANNELS}
     for kind in KINDS:
         side_by_side(encoders, first_images(data), kind).save(figures / f"{kind}.png")
     pictures = "\n\n".join(f"![{name}](figures/{name}.png)" for name in ("comparison", *KINDS))

@@ -24,6 +24,7 @@ from recipes.judging import (
     join_processes,
     load,
     markdown_table,
+    notes_on,
     open_folder,
     problem_with_data,
     problem_with_encoder,
@@ -54,6 +55,8 @@ def main() -> None:
     folder = open_folder(args, "evaluation")
     say = print if is_main_process() else lambda text: None
     say(f"{args.encoder}: {protocol_of(encoder)}{', untrained' if encoder.untrained else ''}")
+    for note in notes_on(splits, encoder):
+        say(note)
     results = run_tasks(frozen, args.tasks, args, args.dataset, folder, say)
     if is_main_process():
         write_report(folder, args, frozen, results)

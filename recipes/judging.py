@@ -24,6 +24,7 @@ from recipes.judging_args import JudgingArguments, TaskName
 from vision_core.arguments import arguments_to_yaml
 from vision_core.distributed import broadcast_text, is_main_process
 from vision_core.errors import UserError
+from vision_core.images.ranges import range_notes
 from vision_core.images.splits import Splits
 from vision_core.run_folder import RunFolder
 
@@ -49,8 +50,22 @@ def open_folder(args: JudgingArguments, name: str) -> Path:
 
 def load(source: str, args: JudgingArguments, device: torch.device) -> Encoder:
     """The frozen encoder on its device."""
-    encoder = load_encoder(source, image_size=args.image_size, dtype=DTYPES[args.precision], preprocess=args.preprocess, seed=args.seed)
+    encoder = load_encoder(
+        source,
+        image_size=args.image_size,
+        dtype=DTYPES[args.precision],
+        preprocess=args.preprocess,
+        position_offset=args.position_offset,
+        seed=args.seed,
+    )
     return encoder.to(device)
+
+
+def notes_on(splits: Splits, encoder: Encoder) -> list[str]:
+    """What is odd about the range of the training images' values, for an encoder that normalises by its own mean and std."""
+    channels = encoder.num_channels
+    mean, std = (values * channels if len(values) == 1 else values for values in (encoder.transform.mean, encoder.transform.std))
+    return [f"note: {note}" for note in range_notes(splits.train, channels, mean, std)]
 
 
 def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) -> FrozenFeatures:

@@ -27,6 +27,9 @@ class JudgingArguments:
     preprocess: Literal["whole", "published"] = option(
         "whole", "whole: images no larger than the encoder's size are not cropped; published: as the model's library does it", "encoder"
     )
+    position_offset: float | None = option(
+        None, "of DINOv2's position interpolation in transformers; published without registers: 0.1 (docs/encoders.md)", "encoder"
+    )
     precision: Literal["float32", "bfloat16"] = option("float32", "of the encoder's weights", "encoder")
     max_train_images: int | None = option(None, "training images, drawn by the seed; default: all", "data")
     max_test_images: int | None = option(None, "test images, drawn by the seed; default: all", "data")

@@ -98,7 +98,8 @@ def cached_features(
     """`compute(encoder, pixel_values)` of the images `indices` of `source` (default: all), from `cache_dir` where they lie there already.
 
     The folder's name is a hash of the encoder's weights and config, the transform, the data's fingerprint, the indices and `name`, which stands for
-    `compute`. It becomes visible by one rename and is read only if its manifest verifies. Several processes compute a part each and all read the whole.
+    `compute`. It becomes visible by one rename, and is read only if its manifest verifies and what could not be read still cannot. Several
+    processes compute a part each and all read the whole.
 
     Raises UserError where features are not finite, no image can be read, or the disk is full.
     """
@@ -106,7 +107,8 @@ def cached_features(
     indices = list(range(len(source))) if indices is None else indices
     key = _key(encoder, source, name, transform, indices)
     folder = cache_dir / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    state = "whole" if is_main_process() and _is_whole(folder, key) else "missing"
+    is_there = is_main_process() and _is_whole(folder, key) and not _reads_more_now(folder, source)
+    state = "whole" if is_there else "missing"
     if broadcast_text(state) == "missing":
         aside = Path(broadcast_text(str(cache_dir / f".tmp-{folder.name}-{os.getpid()}")))
         share = torch.tensor(indices).tensor_split(world_size())[rank()].tolist()  # in order, so that all shards together are
@@ -172,6 +174,17 @@ def _key(encoder: Encoder, source: ImageSource, name: str, transform: ImageTrans
 
 def _is_whole(folder: Path, key: str) -> bool:
     return folder.is_dir() and verify_checkpoint(folder) is None and (folder / KEY_FILE).read_text() == key
+
+
+def _reads_more_now(folder: Path, source: ImageSource) -> bool:
+    """Whether an image that could not be read when the features were made can be now: mended, allowed, or its package installed."""
+    for index in StoredFeatures(folder, 0).reasons:
+        try:
+            source[index]
+        except UnreadableImage:
+            continue
+        return True
+    return False
 
 
 class _Views(Dataset):
@@ -267,7 +280,7 @@ def _publish(aside: Path, folder: Path, key: str, problems: list[str]) -> None:
         if not problems:
             (aside / KEY_FILE).write_text(key)
             seal_folder(aside)
-            shutil.rmtree(folder, ignore_errors=True)  # what lies there did not verify
+            shutil.rmtree(folder, ignore_errors=True)  # what lies there did not verify, or lacks images that can be read now
             aside.rename(folder)
         shutil.rmtree(aside, ignore_errors=True)
     if problems:

@@ -147,7 +147,7 @@ class KnnBenchmark:
 def draw_bank_and_queries(
     bank_source: ImageSource, query_source: ImageSource, bank_size: int, num_queries: int, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Indices of the bank and of the queries, a function of `seed`; disjoint where both sources are one object.
+    """Indices of the bank and of the queries, a function of `seed`; where both sources are one object, no file is in both.
 
     Raises UserError for sources without labels or with other classes, and where nothing is left for the bank.
     """
@@ -162,8 +162,8 @@ def draw_bank_and_queries(
     queries = draw_subset(len(query_source), num_queries, seed, "knn queries")
     bank = draw_subset(len(bank_source), len(bank_source), seed, "knn bank")
     if bank_source is query_source:
-        taken = set(queries)
-        bank = [index for index in bank if index not in taken]
+        taken = {query_source.file_of(index) for index in queries}
+        bank = [index for index in bank if bank_source.file_of(index) not in taken]
         if not bank:
             raise UserError(f"k-NN: {num_queries} queries leave nothing of {bank_source.description} for the bank; lower them")
     return bank[:bank_size], queries

@@ -53,8 +53,9 @@ def run_linear(frozen: FrozenFeatures, linear_iterations: int) -> TaskResult:
 
 def run_multi_label(frozen: FrozenFeatures, linear_iterations: int) -> TaskResult:
     """Several classes an image: mAP of linear heads with sigmoids, and of k-NN."""
-    train, test = frozen.vectors("train"), frozen.vectors("test")
-    marks, test_marks = frozen.marks("train"), frozen.marks("test")
+    rows, test = frozen.training_rows(), frozen.vectors("test")
+    train = {name: vectors[rows] for name, vectors in frozen.vectors("train").items()}
+    marks, test_marks = frozen.marks("train")[rows], frozen.marks("test")
     blocks = sorted((name for name in train if name.startswith("block_")), reverse=True)
     result = multi_label_probe(
         [train[name] for name in blocks], train["patch_mean"], marks, [test[name] for name in blocks], test["patch_mean"], test_marks,
@@ -69,7 +70,8 @@ def run_multi_label(frozen: FrozenFeatures, linear_iterations: int) -> TaskResul
     )
     details = {"chosen": result.chosen, "AP of each class": _by_class(frozen, result.class_ap), "k-NN mAP of k": by_k}
     details["classes without a test image"] = left_out
-    return TaskResult({"mAP": result.mean_ap, f"k-NN mAP, k {best_k}": by_k[best_k]}, protocol, details=details)
+    metrics = {"mAP": result.mean_ap, f"k-NN mAP, k {best_k}": by_k[best_k]}
+    return TaskResult(metrics, protocol, details=details, images=_counted(frozen))
 
 
 def run_logistic(frozen: FrozenFeatures) -> TaskResult:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.images.sources import UnreadableSample
+from vision_core.images.unreadable import cure
 
 MAX_BAD_FRACTION = 0.01  # as in pretraining
 NAMED = 5
@@ -27,7 +28,7 @@ def check_share(bad: Sequence[UnreadableSample], looked_at: int, max_fraction: f
     if len(bad) > allowed:
         raise UserError(
             f"{len(bad)} of {looked_at:,} {part} could not be read, more than max_bad_fraction={max_fraction:g}: {in_words(bad)}; "
-            "mend or remove them, or raise --max_bad_fraction"
+            f"{cure(bad[0].reason)}; or remove them, or raise --max_bad_fraction"
         )
 
 

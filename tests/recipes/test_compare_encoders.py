@@ -2,7 +2,9 @@ import json
 import sys
 
 import pytest
+from transformers import Dinov2Config, Dinov2Model
 
+from encoders.preprocess import save_image_processor
 from recipes import compare_encoders
 from vision_core.errors import UserError
 
@@ -57,6 +59,16 @@ def test_the_task_of_one_encoder_alone_is_allowed(run, encoder):
     trained, raw = json.loads((folder / "results.json").read_text())["encoders"]
     assert [each["task"] for each in trained["results"]] == ["emergent_segmentation"]
     assert raw["results"] == [] and "has no attention" in raw["not_run"][0]
+
+
+def test_an_encoder_of_another_number_of_channels_is_named_and_left_out(run, tmp_path, encoder):
+    config = Dinov2Config(num_channels=1, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path / "grey")
+    save_image_processor(tmp_path / "grey", (28, 28), [0.5], [0.2], 1.0)
+    folder = run("--encoders", tmp_path / "grey", "raw_pixels", "--datasets", "scenes?count=12", "--tasks", "knn")
+    grey, raw = json.loads((folder / "results.json").read_text())["encoders"]
+    assert grey["results"] == [] and "sees 1-channel images, and pictures have 3" in grey["not_run"][0]
+    assert [each["task"] for each in raw["results"]] == ["knn"]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_mostly_unreadable_test_images_stop_it(encoder, data, runs, tmp_path):
     arguments = ("--encoder", encoder, "--dataset", data, "--tasks", "knn", "--cache_dir", tmp_path / "cache")
     said = runs.error(EVALUATE, *arguments, "--output_dir", tmp_path / "stopped")
     assert "13 of 16 test images could not be read, more than max_bad_fraction=0.01: green/01.png (not_an_image)" in said
-    assert "and 8 more; mend or remove them" in said
+    assert "and 8 more; give a JPEG, PNG" in said and "or remove them" in said
     assert len(lines(tmp_path / "stopped")) == 14, "also the training image, and all names of the test images"
 
     arguments = (*arguments, "--max_bad_fraction", 1, "--output_dir", tmp_path / "result")

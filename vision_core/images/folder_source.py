@@ -80,6 +80,9 @@ class FileSource(EncodedImageSource):
         files = (os.path.join(self.root, path) for path in dict.fromkeys(self.paths))
         return files_fingerprint(files, self.labels, *([self.parts] if self.parts else []))
 
+    def file_of(self, index: int) -> str:
+        return self.paths[index]
+
     def id_of(self, index: int) -> str:
         part = self.part_of(index)
         return self.paths[index] if part is None else f"{self.paths[index]}#{part}"

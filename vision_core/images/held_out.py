@@ -44,6 +44,9 @@ class SourcePart(ImageSource):
     def __getitem__(self, index: int) -> ImageRecord:
         return self.source[self.indices[index]]
 
+    def file_of(self, index: int) -> str:
+        return self.source.file_of(self.indices[index])
+
     def stored(self, index: int) -> Stored:
         return self.source.stored(self.indices[index])
 
@@ -87,7 +90,8 @@ def chosen(values: list | None, indices: Sequence[int]) -> list | None:
 def hold_out(source: ImageSource, seed: int, most: int = MOST_HELD_OUT) -> SourcePart:
     """What is trained on, with its `held_out`: a tenth of the images, at most `most`, drawn by `seed`.
 
-    Where there are labels, every class that had an image keeps one to train on. The held-out part may be empty.
+    Images of one file, such as slices of a volume or tiles of a slide, stay on one side. Where there are labels, every class that had an
+    image keeps one to train on. The held-out part may be empty.
     """
     held_out = _drawn(source, min(int(HELD_OUT_SHARE * len(source)), most), seed)
     kept = [index for index in range(len(source)) if index not in held_out]
@@ -98,13 +102,18 @@ def hold_out(source: ImageSource, seed: int, most: int = MOST_HELD_OUT) -> Sourc
 
 
 def _drawn(source: ImageSource, count: int, seed: int) -> set[int]:
+    images_of: dict[str, list[int]] = {}
+    for index in range(len(source)):
+        images_of.setdefault(source.file_of(index), []).append(index)
     left = Counter(source.labels)
     drawn: set[int] = set()
     for index in numpy_generator(seed, "held out").permutation(len(source)).tolist():
         if len(drawn) == count:
             break
-        label = None if source.labels is None else source.labels[index]
-        if label is None or left[label] > 1:
-            left[label] -= 1
-            drawn.add(index)
+        together = images_of[source.file_of(index)]
+        labels = Counter() if source.labels is None else Counter(source.labels[each] for each in together)
+        fits = len(drawn) + len(together) <= count
+        if index not in drawn and fits and all(left[label] > number for label, number in labels.items()):
+            left -= labels
+            drawn.update(together)
     return drawn

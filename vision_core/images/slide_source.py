@@ -75,6 +75,9 @@ class SlideSource(ImageSource):
     def fingerprint(self) -> str:
         return f"{self.content_fingerprint} {self.num_channels} {self.pixel_options}"
 
+    def file_of(self, index: int) -> str:
+        return self._place(index)[0].path
+
     def id_of(self, index: int) -> str:
         slide, (row, column) = self._place(index)
         tile = slide.grid.tile

@@ -83,6 +83,10 @@ class ImageSource(ABC):
     def id_of(self, index: int) -> str:
         """The name of image number `index`, without decoding it."""
 
+    def file_of(self, index: int) -> str:
+        """The file that image number `index` lies in: images of one file, slices of a volume or tiles of a slide, are alike."""
+        return self.id_of(index)
+
     @property
     def knows(self) -> frozenset[str]:
         """Which of label, multi_label, mask, depth, captions, copy_of the source has."""

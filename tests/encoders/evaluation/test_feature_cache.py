@@ -56,6 +56,15 @@ def test_the_cache_remembers_what_could_not_be_read_and_what_was_seen(source, tm
         assert torch.equal(some[1], stored.load("pooled")[0])
 
 
+def test_what_can_be_read_now_is_computed_anew(source, tmp_path):
+    """A link that is followed now, a package that was installed: "unreadable" is true of a moment."""
+    encoder, compute = load_encoder("tiny:dinov2"), Counted()
+    cached_features(encoder, source, compute, "vectors", tmp_path)
+    source.images[4] = source.images[3]
+    stored = cached_features(encoder, source, compute, "vectors", tmp_path)
+    assert stored.unreadable == 0 and stored.reasons == {} and compute.images == 10 + 11
+
+
 def test_small_shards_are_the_whole(source, tmp_path, monkeypatch):
     encoder = load_encoder("tiny:dinov2")
     whole = cached_features(encoder, source, vector_features, "vectors", tmp_path / "a", batch_size=2)

@@ -131,3 +131,22 @@ def test_the_program_judges_lists_of_classes(runs, tmp_path) -> None:
     assert "mAP over 3 classes, 1 left out that no test image has" in result["protocol"]
     said = runs.error(script, *common, "--dataset", data, "--tasks", "knn", "--output_dir", tmp_path / "no")
     assert "knn needs label, which 60 images in 1 parquet files, 4 classes, several classes an image: for the task multi_label" in said
+
+
+def test_test_images_are_not_learnt_from(runs, tmp_path) -> None:
+    """The same images in both parts but one: the one is left of the training images, and all is counted."""
+    from PIL import Image
+
+    rows = []
+    for number in range(8):
+        path = tmp_path / "picture.png"
+        Image.new("RGB", (16, 16), (30 * number, 0, 0)).save(path)
+        rows.append({"image": {"bytes": path.read_bytes(), "path": None}, "tags": [("a", "b")[number % 2]]})
+    for name, some in (("train", rows), ("test", rows[:4])):
+        columns = {"image": [row["image"] for row in some], "tags": pa.array([row["tags"] for row in some], pa.list_(pa.string()))}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    arguments = ("--encoder", "raw_pixels", "--linear_iterations", "20", "--cache_dir", tmp_path / "cache", "--tasks", "multi_label")
+    data = ("--dataset", f"parquet:{tmp_path}/{{split}}.parquet?label=tags", "--output_dir", tmp_path / "out")
+    runs.finish(runs.start("recipes/evaluate_encoder.py", *arguments, *data))
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["results"]["multi_label"]["images"] == {"train": 4, "test": 4} and report["test_images_in_training"] == 4

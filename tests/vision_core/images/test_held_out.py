@@ -57,3 +57,18 @@ def test_captions_and_no_labels():
     assert part.held_out.annotations.captions(1) == source.annotations.captions(part.held_out.indices[1])
     source.labels = None
     assert len(hold_out(source, seed=0).held_out) == 3 and hold_out(source, seed=0).labels is None
+
+
+def test_images_of_one_file_stay_on_one_side(tmp_path):
+    """Slices of a volume are alike: six archives of twenty images were all on both sides."""
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(12):
+            images = {f"{place:02}": generator.integers(0, 255, (9, 9), dtype=np.uint8) for place in range(5)}
+            np.savez(tmp_path / name / f"{number}.npz", **images)
+    source = open_source(f"folder:{tmp_path}")
+    part = hold_out(source, seed=0)
+    sides = [{each.file_of(index) for index in range(len(each))} for each in (part, part.held_out)]
+    assert len(part.held_out) == 10 and len(sides[1]) == 2 and not sides[0] & sides[1]
+    assert set(part.held_out.labels) <= set(part.labels)
