@@ -101,7 +101,7 @@ def judge(source: str, data: dict[str, Splits], args: CompareArguments, device: 
     row = Compared(source, paradigm(encoder), encoder.untrained, protocol_of(encoder))
     if encoder.num_channels != CHANNELS:
         row.not_run.append(
-            f"{source} sees {encoder.num_channels} channels and pictures have {CHANNELS}; recipes/evaluate_encoder.py judges it"
+            f"{source} sees {encoder.num_channels}-channel images, and pictures have {CHANNELS}; recipes/evaluate_encoder.py judges it"
         )
         return row
     for text, splits in data.items():
