@@ -69,7 +69,7 @@ def describe_run(
             f"images: {source.description}",
             *(f"note: {note}" for note in notes),
             *([f"pixels: read with {reading}"] if reading else []),
-            f"global batch: {layout.global_batch} images ({layout})",
+            f"global batch: {layout.global_batch} images, {layout.per_device} x {layout.micro_batches} micro-batches x {layout.processes} processes",
             "one batch of this process:",
             *shapes,
             f"  masked patches {len(batch['mask_indices'])}",
