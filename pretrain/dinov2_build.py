@@ -180,7 +180,7 @@ def _held_out_problem(source: ImageSource | ImageStream, part: SourcePart | None
     if len(set(source.labels)) < 2:
         return "the images have one class alone"
     if not len(part.held_out):
-        return "the images are too few to hold some out"
+        return "the images, or the files that hold them, are too few to hold some out"
     if len(part) < at_least:
         return f"with a tenth held out {len(part)} images would be left, fewer than a global batch or knn_k"
     return None

@@ -120,7 +120,8 @@ def open_parts(options: Any, open_one: Callable[..., ImageSource] = open_images)
     if len(part.held_out) >= a_batch and len(part) >= a_batch * options.gradient_accumulation_steps:
         return part, part.held_out
     if is_first_launched():
-        print(f"no held-out loss: a tenth of {len(source):,} images does not fill a batch of {a_batch}; name others by --eval_dataset")
+        share = "a tenth" if len(source) // 10 < a_batch else "what can be held out in whole files"
+        print(f"no held-out loss: {share} of {len(source):,} images does not fill a batch of {a_batch}; name others by --eval_dataset")
     options.eval_dataset = None
     return source, None
 

@@ -16,6 +16,7 @@ from encoders.evaluation.used_images import check_share, content_hash, found_in
 from encoders.preprocess import ImageTransform, margin_for
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
+from vision_core.images.held_out import draw_files
 from vision_core.images.one_kind import OneKind
 from vision_core.images.sources import ImageSource, UnreadableSample
 
@@ -149,6 +150,8 @@ def draw_bank_and_queries(
 ) -> tuple[list[int], list[int]]:
     """Indices of the bank and of the queries, a function of `seed`; where both sources are one object, no file is in both.
 
+    There may then be fewer queries than `num_queries`, since they are whole files.
+
     Raises UserError for sources without labels or with other classes, and where nothing is left for the bank.
     """
     for source in (bank_source, query_source):
@@ -159,14 +162,17 @@ def draw_bank_and_queries(
     problem = classes_problem(bank_source, query_source)
     if problem:
         raise UserError(f"k-NN: {problem}; name images of the same classes for both, by --eval_dataset and --eval_bank_dataset")
-    queries = draw_subset(len(query_source), num_queries, seed, "knn queries")
+    queries = draw_subset(len(query_source), len(query_source), seed, "knn queries")
     bank = draw_subset(len(bank_source), len(bank_source), seed, "knn bank")
     if bank_source is query_source:
-        taken = {query_source.file_of(index) for index in queries}
-        bank = [index for index in bank if bank_source.file_of(index) not in taken]
-        if not bank:
-            raise UserError(f"k-NN: {num_queries} queries leave nothing of {bank_source.description} for the bank; lower them")
-    return bank[:bank_size], queries
+        taken = draw_files(query_source, queries, num_queries, len(query_source) - 1)
+        queries = [index for index in queries if index in taken]
+        bank = [index for index in bank if index not in taken]
+        if not queries or not bank:
+            raise UserError(
+                f"k-NN: {num_queries} queries leave nothing of {bank_source.description} for the bank; lower them, or name images of more files"
+            )
+    return bank[:bank_size], queries[:num_queries]
 
 
 def load_images(

@@ -14,6 +14,7 @@ from vision_core.randomness import numpy_generator
 
 HELD_OUT_SHARE = 0.1
 MOST_HELD_OUT = 2000
+LARGEST_SHARE = 1 / 3  # of the images, that one file may hold out
 
 
 class SourcePart(ImageSource):
@@ -90,10 +91,13 @@ def chosen(values: list | None, indices: Sequence[int]) -> list | None:
 def hold_out(source: ImageSource, seed: int, most: int = MOST_HELD_OUT) -> SourcePart:
     """What is trained on, with its `held_out`: a tenth of the images, at most `most`, drawn by `seed`.
 
-    Images of one file, such as slices of a volume or tiles of a slide, stay on one side. Where there are labels, every class that had an
-    image keeps one to train on. The held-out part may be empty.
+    Images of one file, such as slices of a volume or tiles of a slide, stay on one side. Where every file holds more images than that, the
+    smallest one is held out, if it has no more than a third of them. Where there are labels, every class that had an image keeps one to
+    train on. The held-out part may be empty.
     """
-    held_out = _drawn(source, min(int(HELD_OUT_SHARE * len(source)), most), seed)
+    order = numpy_generator(seed, "held out").permutation(len(source)).tolist()
+    count = min(int(HELD_OUT_SHARE * len(source)), most)
+    held_out = draw_files(source, order, count, int(LARGEST_SHARE * len(source)), keep_classes=True)
     kept = [index for index in range(len(source)) if index not in held_out]
     count = f"{len(held_out):,} of them"
     part = SourcePart(source, kept, f"{source.description}; {count} are held out of training")
@@ -101,19 +105,30 @@ def hold_out(source: ImageSource, seed: int, most: int = MOST_HELD_OUT) -> Sourc
     return part
 
 
-def _drawn(source: ImageSource, count: int, seed: int) -> set[int]:
+def draw_files(source: ImageSource, order: Sequence[int], count: int, largest: int, keep_classes: bool = False) -> set[int]:
+    """The images of whole files, `count` at most; where no file is that small, those of the smallest one with `largest` images at most.
+
+    order: all images of the source, as they are drawn; a file is drawn with its first image.
+    keep_classes: leave an image of every class.
+    """
     images_of: dict[str, list[int]] = {}
-    for index in range(len(source)):
+    for index in order:
         images_of.setdefault(source.file_of(index), []).append(index)
-    left = Counter(source.labels)
+    left = Counter(source.labels if keep_classes else None)
     drawn: set[int] = set()
-    for index in numpy_generator(seed, "held out").permutation(len(source)).tolist():
+    for images in images_of.values():
         if len(drawn) == count:
             break
-        together = images_of[source.file_of(index)]
-        labels = Counter() if source.labels is None else Counter(source.labels[each] for each in together)
-        fits = len(drawn) + len(together) <= count
-        if index not in drawn and fits and all(left[label] > number for label, number in labels.items()):
-            left -= labels
-            drawn.update(together)
+        if len(drawn) + len(images) <= count and _keeps_classes(images, source.labels, left):
+            left.subtract(source.labels[index] for index in images if left)
+            drawn.update(images)
+    if count and not drawn:
+        possible = (images for images in images_of.values() if len(images) <= largest and _keeps_classes(images, source.labels, left))
+        drawn.update(min(possible, key=len, default=()))
     return drawn
+
+
+def _keeps_classes(images: Sequence[int], labels: list[int] | None, left: Counter) -> bool:
+    """Whether every class has more images left than these; `left` is empty where that does not matter."""
+    taken = Counter(labels[index] for index in images) if left else Counter()
+    return all(left[label] > number for label, number in taken.items())

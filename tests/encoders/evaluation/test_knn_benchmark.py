@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from encoders.evaluation.features import extract_features
+from encoders.evaluation.features import draw_subset, extract_features
 from encoders.evaluation.knn_benchmark import KnnBenchmark, draw_bank_and_queries, load_images
 from encoders.evaluation.used_images import found_in
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, centre_view, normalise
@@ -36,6 +36,26 @@ def test_one_source_is_cut_in_two(memory_source):
     other = memory_source(*pictures(30, 1))
     bank, queries = draw_bank_and_queries(source, other, 1000, 1000, seed=3)
     assert len(bank) == 50 and len(queries) == 30
+
+
+@pytest.mark.parametrize(("num_queries", "found"), [(60, 60), (50, 40), (12, 12)])
+def test_no_file_is_in_the_bank_and_in_the_queries(memory_source, num_queries, found):
+    """Six volumes of twenty slices: half of the images as queries touched every volume, and left nothing for the bank."""
+    source = memory_source([None] * 120, [index // 20 % 2 for index in range(120)])
+    source.file_of = lambda index: f"volume {index // 20}"
+    bank, queries = draw_bank_and_queries(source, source, 1000, num_queries, seed=3)
+    assert len(queries) == found and len(bank) == 120 - 20 * -(-found // 20)
+    assert not {index // 20 for index in bank} & {index // 20 for index in queries}
+    source.file_of = lambda index: "one volume"
+    with pytest.raises(UserError, match="queries leave nothing .* lower them, or name images of more files"):
+        draw_bank_and_queries(source, source, 1000, num_queries, seed=3)
+
+
+def test_the_draw_of_images_that_are_files_is_that_of_earlier_versions(memory_source):
+    source = memory_source(*pictures(50, 0))
+    bank, queries = draw_bank_and_queries(source, source, 1000, 12, seed=3)
+    assert queries == draw_subset(50, 12, 3, "knn queries")
+    assert bank == [index for index in draw_subset(50, 50, 3, "knn bank") if index not in queries]
 
 
 def test_unreadable_images_are_left_out_and_counted(memory_source):

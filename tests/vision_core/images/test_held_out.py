@@ -1,4 +1,5 @@
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 from vision_core.images.held_out import hold_out
 from vision_core.images.sources import open_source
+from vision_core.randomness import numpy_generator
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,41 @@ def test_images_of_one_file_stay_on_one_side(tmp_path):
     sides = [{each.file_of(index) for index in range(len(each))} for each in (part, part.held_out)]
     assert len(part.held_out) == 10 and len(sides[1]) == 2 and not sides[0] & sides[1]
     assert set(part.held_out.labels) <= set(part.labels)
+
+
+@pytest.mark.parametrize(("files", "held_out"), [(6, 20), (3, 20), (2, 0), (1, 0)])
+def test_where_every_file_is_larger_than_a_tenth_one_of_them_is_held_out(tmp_path, files, held_out):
+    for number in range(files):
+        np.savez(tmp_path / f"{number}.npz", **{f"{place:02}": np.full((9, 9), place, np.uint8) for place in range(20)})
+    part = hold_out(open_source(f"folder:{tmp_path}"), seed=0)
+    assert len(part.held_out) == held_out and len(part) == 20 * files - held_out
+    assert not {part.file_of(index) for index in range(len(part))} & {part.held_out.file_of(index) for index in range(held_out)}
+
+
+def test_the_draw_of_images_that_are_files_is_that_of_earlier_versions(folder):
+    """By the rule that they had: the first tenth of the permutation of which every class has one left."""
+    source = open_source(f"folder:{folder}/images")
+    for seed in range(5):
+        left, drawn = Counter(source.labels), []
+        for index in numpy_generator(seed, "held out").permutation(61).tolist():
+            if len(drawn) < 6 and left[source.labels[index]] > 1:
+                left[source.labels[index]] -= 1
+                drawn.append(index)
+        assert hold_out(source, seed).held_out.indices == sorted(drawn)
+
+
+def test_many_tiles_of_few_slides_are_drawn_at_once(tmp_path):
+    """The classes of a slide are counted once for each slide: once for each tile were 20 million, and 6 seconds."""
+
+    class Looked(list):
+        count = 0
+
+        def __getitem__(self, index):
+            self.count += 1
+            return super().__getitem__(index)
+
+    np.savez(tmp_path / "one.npz", **{str(place): np.zeros((9, 9), np.uint8) for place in range(300)})
+    np.savez(tmp_path / "two.npz", **{str(place): np.zeros((9, 9), np.uint8) for place in range(300)})
+    source = open_source(f"folder:{tmp_path}")
+    source.labels = Looked([0] * 600)
+    assert not len(hold_out(source, seed=0).held_out) and source.labels.count <= 2 * 600
