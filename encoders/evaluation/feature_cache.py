@@ -107,7 +107,7 @@ def cached_features(
     indices = list(range(len(source))) if indices is None else indices
     key = _key(encoder, source, name, transform, indices)
     folder = cache_dir / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    is_there = is_main_process() and _is_whole(folder, key) and not _reads_more_now(folder, source)
+    is_there = is_main_process() and _is_whole(folder, key) and _reads_as_before(folder, source)
     state = "whole" if is_there else "missing"
     if broadcast_text(state) == "missing":
         aside = Path(broadcast_text(str(cache_dir / f".tmp-{folder.name}-{os.getpid()}")))
@@ -176,15 +176,20 @@ def _is_whole(folder: Path, key: str) -> bool:
     return folder.is_dir() and verify_checkpoint(folder) is None and (folder / KEY_FILE).read_text() == key
 
 
-def _reads_more_now(folder: Path, source: ImageSource) -> bool:
-    """Whether an image that could not be read when the features were made can be now: mended, allowed, or its package installed."""
-    for index in StoredFeatures(folder, 0).reasons:
-        try:
-            source[index]
-        except UnreadableImage:
-            continue
-        return True
-    return False
+def _reads_as_before(folder: Path, source: ImageSource) -> bool:
+    """Whether what could not be read when the features were made still cannot, for the same reason.
+
+    A link may be followed now, a package installed, a permission given, and none of that is in the data's fingerprint.
+    """
+    return all(_reason_now(source, index) == reason for index, reason in StoredFeatures(folder, 0).reasons.items())
+
+
+def _reason_now(source: ImageSource, index: int) -> str:
+    try:
+        source[index]
+    except UnreadableImage as error:
+        return error.reason
+    return ""
 
 
 class _Views(Dataset):
@@ -280,7 +285,7 @@ def _publish(aside: Path, folder: Path, key: str, problems: list[str]) -> None:
         if not problems:
             (aside / KEY_FILE).write_text(key)
             seal_folder(aside)
-            shutil.rmtree(folder, ignore_errors=True)  # what lies there did not verify, or lacks images that can be read now
+            shutil.rmtree(folder, ignore_errors=True)  # what lies there did not verify, or says otherwise of images that cannot be read
             aside.rename(folder)
         shutil.rmtree(aside, ignore_errors=True)
     if problems:

@@ -28,8 +28,14 @@ def check_share(bad: Sequence[UnreadableSample], looked_at: int, max_fraction: f
     if len(bad) > allowed:
         raise UserError(
             f"{len(bad)} of {looked_at:,} {part} could not be read, more than max_bad_fraction={max_fraction:g}: {in_words(bad)}; "
-            f"{cure(bad[0].reason)}; or remove them, or raise --max_bad_fraction"
+            f"{_cure_of(bad[0])}; or remove them, or raise --max_bad_fraction"
         )
+
+
+def _cure_of(sample: UnreadableSample) -> str:
+    """For the first of its reasons, which may be that of the image's mask or depth."""
+    first = sample.reason.partition(", ")[0]
+    return cure(first.removeprefix("mask ").removeprefix("depth "))
 
 
 def in_words(bad: Sequence[UnreadableSample]) -> str:

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from PIL import Image
 
 from encoders import load_encoder
 from encoders.evaluation import feature_cache
@@ -10,6 +11,8 @@ from encoders.evaluation.features import vector_features
 from encoders.evaluation.used_images import content_hash
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
+from vision_core.images.sources import open_source
+from vision_core.images.unreadable import UnreadableImage
 
 
 @pytest.fixture
@@ -63,6 +66,36 @@ def test_what_can_be_read_now_is_computed_anew(source, tmp_path):
     source.images[4] = source.images[3]
     stored = cached_features(encoder, source, compute, "vectors", tmp_path)
     assert stored.unreadable == 0 and stored.reasons == {} and compute.images == 10 + 11
+
+
+def test_an_image_that_is_unreadable_for_another_reason_now_has_that_reason(source, tmp_path, monkeypatch):
+    """A link out of the folder is followed now, and what it leads to is cut short."""
+    encoder = load_encoder("tiny:dinov2")
+    cached_features(encoder, source, vector_features, "vectors", tmp_path)
+    plain = type(source).__getitem__
+
+    def cut_short(self, index):
+        if self.images[index] is None:
+            raise UnreadableImage("truncated")
+        return plain(self, index)
+
+    monkeypatch.setattr(type(source), "__getitem__", cut_short)
+    assert cached_features(encoder, source, vector_features, "vectors", tmp_path).reasons == {4: "truncated"}
+
+
+def test_links_that_are_followed_now_are_read_with_the_same_cache(tmp_path):
+    """The same command with ?follow_links=true found "unreadable" in the cache."""
+    for place in ("data", "elsewhere"):
+        (tmp_path / place).mkdir()
+    for number in range(6):
+        path = tmp_path / ("data", "elsewhere")[number % 2] / f"{number}.png"
+        Image.new("RGB", (32, 32), (40 * number, 0, 0)).save(path)
+        if number % 2:
+            (tmp_path / "data" / path.name).symlink_to(path)
+    encoder = load_encoder("tiny:dinov2")
+    for options, unreadable in (("", 3), ("?follow_links=true", 0)):
+        source = open_source(f"folder:{tmp_path}/data{options}")
+        assert cached_features(encoder, source, vector_features, "vectors", tmp_path / "cache").unreadable == unreadable
 
 
 def test_small_shards_are_the_whole(source, tmp_path, monkeypatch):

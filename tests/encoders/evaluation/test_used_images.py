@@ -29,6 +29,15 @@ def test_above_the_share_it_stops_and_one_image_is_forgiven(bad, images, share, 
     assert "\n" not in str(said.value) and "raise --max_bad_fraction" in str(said.value)
 
 
+@pytest.mark.parametrize(
+    "reason", ["outside_the_data_folder", "mask outside_the_data_folder, depth truncated", "depth outside_the_data_folder"]
+)
+def test_the_cure_of_the_first_reason_is_said(reason):
+    bad = [UnreadableSample(f"{number}.png", reason) for number in range(3)]
+    with pytest.raises(UserError, match="add .follow_links=true to the source.*; or remove them, or raise --max_bad_fraction"):
+        check_share(bad, 9, 0.01, "test images")
+
+
 def test_the_first_names_are_said():
     assert in_words(samples(2)) == "0.png (truncated), 1.png (truncated)"
     assert in_words(samples(13)).endswith("4.png (truncated) and 8 more")
