@@ -15,7 +15,7 @@ from vision_core.start import look_first
 if __name__ == "__main__":
     look_first(CompareArguments, __doc__, check_comparison)
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -77,14 +77,27 @@ def main() -> None:
     data = {text: open_splits(text) for text in args.datasets}
     for source in args.encoders:
         check_source(source)
+    check_encoders(args)
     if asked_for:
         check_data(args.tasks, data)
     folder = open_folder(args, "comparison")
     say = print if is_main_process() else lambda text: None
-    compared = [judge(source, data, args, device, folder, say) for source in args.encoders]
+    noted: set[tuple[str, str]] = set()
+    compared = [judge(source, data, args, device, folder, say, noted) for source in args.encoders]
     if is_main_process():
         write_report(folder, args, compared, data, device)
         say(f"\n{(folder / 'table.md').read_text()}\ntables, JSON and pictures: {folder}")
+
+
+def check_encoders(args: CompareArguments) -> None:
+    """Load each once, so that what one refuses, such as `position_offset`, is said before hours are spent.
+
+    Raises UserError for that, and where none looks at images of `CHANNELS` channels.
+    """
+    channels = {source: load(source, args, torch.device("cpu")).num_channels for source in args.encoders}
+    if CHANNELS not in channels.values():
+        found = ", ".join(f"{source} has {number}" for source, number in channels.items())
+        raise UserError(f"encoders of {CHANNELS} channels are compared, and {found}; judge one by recipes/evaluate_encoder.py")
 
 
 def check_data(tasks: Sequence[TaskName], data: dict[str, Splits]) -> None:
@@ -95,8 +108,16 @@ def check_data(tasks: Sequence[TaskName], data: dict[str, Splits]) -> None:
             raise UserError(f"{problems[0]}; name data for it, or leave it out of --tasks")
 
 
-def judge(source: str, data: dict[str, Splits], args: CompareArguments, device: torch.device, folder: Path, say) -> Compared:
-    """One encoder's results; what it, or the data, cannot do is left out and named."""
+def judge(
+    source: str,
+    data: dict[str, Splits],
+    args: CompareArguments,
+    device: torch.device,
+    folder: Path,
+    say: Callable[[str], None],
+    noted: set[tuple[str, str]],
+) -> Compared:
+    """One encoder's results; what it, or the data, cannot do is left out and named. noted: the notes on each data set that were said already."""
     encoder = load(source, args, device)
     row = Compared(source, paradigm(encoder), encoder.untrained, protocol_of(encoder))
     if encoder.num_channels != CHANNELS:
@@ -110,7 +131,11 @@ def judge(source: str, data: dict[str, Splits], args: CompareArguments, device: 
         possible = [name for name, problem in problems.items() if problem is None]
         row.not_run += [problem for problem in problems.values() if problem]
         if possible:
-            say("\n".join([f"{source} on {text}", *notes_on(splits, encoder)]))
+            say(f"{source} on {text}")
+            for note in notes_on(splits, encoder):
+                if (text, note) not in noted:
+                    say(note)
+                    noted.add((text, note))
             results = run_tasks(frozen, possible, args, text, folder, say)
             row.results |= {(name, text): result for name, result in results.items()}
             row.images[text] = frozen.used_in_words

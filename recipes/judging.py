@@ -62,10 +62,15 @@ def load(source: str, args: JudgingArguments, device: torch.device) -> Encoder:
 
 
 def notes_on(splits: Splits, encoder: Encoder) -> list[str]:
-    """What is odd about the range of the training images' values, for an encoder that normalises by its own mean and std."""
+    """What is odd about the range of the training images' values, for an encoder that normalises by its own mean and std.
+
+    The main process alone looks, as it alone prints.
+    """
+    if not is_main_process():
+        return []
     channels = encoder.num_channels
     mean, std = (values * channels if len(values) == 1 else values for values in (encoder.transform.mean, encoder.transform.std))
-    return [f"note: {note}" for note in range_notes(splits.train, channels, mean, std)]
+    return [f"note: {note}" for note in range_notes(splits.train, channels, mean, std, is_trained=True)]
 
 
 def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) -> FrozenFeatures:

@@ -1,7 +1,10 @@
+import itertools
 import json
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from encoders.preprocess import save_image_processor
@@ -65,10 +68,32 @@ def test_an_encoder_of_another_number_of_channels_is_named_and_left_out(run, tmp
     config = Dinov2Config(num_channels=1, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
     Dinov2Model(config).save_pretrained(tmp_path / "grey")
     save_image_processor(tmp_path / "grey", (28, 28), [0.5], [0.2], 1.0)
+    with pytest.raises(UserError, match="encoders of 3 channels are compared, and .*grey has 1; judge one by recipes/evaluate_encoder.py"):
+        run("--encoders", tmp_path / "grey", "--datasets", "scenes?count=12", "--tasks", "knn")
     folder = run("--encoders", tmp_path / "grey", "raw_pixels", "--datasets", "scenes?count=12", "--tasks", "knn")
     grey, raw = json.loads((folder / "results.json").read_text())["encoders"]
     assert grey["results"] == [] and "sees 1-channel images, and pictures have 3" in grey["not_run"][0]
     assert [each["task"] for each in raw["results"]] == ["knn"]
+
+
+def test_what_the_last_encoder_refuses_is_said_before_the_first_is_judged(run, tmp_path, encoder):
+    arguments = ("--encoders", encoder, "raw_pixels", "--datasets", "scenes?count=12", "--tasks", "knn", "--position_offset", "0.1")
+    with pytest.raises(UserError, match="position_offset is for DINOv2 in transformers, not for raw_pixels; leave it out"):
+        run(*arguments)
+    assert not (tmp_path / "result").exists() and not (tmp_path / "cache").exists()
+
+
+def test_a_forgotten_scale_is_said_once_for_a_data_set(run, tmp_path, encoder, capsys):
+    """Values of 12 bits in files of 16."""
+    generator = np.random.default_rng(0)
+    for part, name, number in itertools.product(("train", "test"), ("a", "b"), range(4)):
+        path = tmp_path / "data" / part / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 4096, (32, 32), dtype=np.uint16)).save(path)
+    run("--encoders", encoder, "raw_pixels", "--datasets", tmp_path / "data", "--tasks", "knn")
+    assert (
+        capsys.readouterr().out.count("note: values use 6.2% of their full scale 0 to 65,535, so images are nearly black: add ?scale=") == 1
+    )
 
 
 @pytest.mark.parametrize(

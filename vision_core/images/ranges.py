@@ -67,17 +67,29 @@ def needs_scale(sample: StoredSample) -> bool:
     return share is None or share < USED_SHARE
 
 
-def range_notes(source: ImageSource | ImageStream, num_channels: int, image_mean: Sequence[float], image_std: Sequence[float]) -> list[str]:
+def range_notes(
+    source: ImageSource | ImageStream,
+    num_channels: int,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    is_trained: bool = False,
+) -> list[str]:
     """What a quick look at a source's files says against its options, a line each; nothing for pictures of 8 bits, scenes and streams.
 
     image_mean, image_std: of the run, one per channel.
+    is_trained: whether they are those of an encoder that is judged, which nobody can choose any more; nothing is augmented then either.
     """
     if isinstance(source, ImageStream) or _all_eight_bit(source):
         return []
     sample = sample_stored(source, LOOK_IMAGES, LOOK_SECONDS)
     if not sample.images:
         return []
-    found = [_range_note(source, sample, num_channels), _mean_note(source, sample, image_mean, image_std), _missing_note(sample)]
+    found = [
+        _black_note(source, sample),
+        "" if is_trained else _no_colours_note(source, sample, num_channels),
+        _mean_note(source, sample, image_mean, image_std, is_trained),
+        _missing_note(sample),
+    ]
     return [note for note in found if note]
 
 
@@ -87,28 +99,38 @@ def _all_eight_bit(source: ImageSource) -> bool:
     )
 
 
-def _range_note(source: ImageSource, sample: StoredSample, num_channels: int) -> str:
-    if source.pixel_options.scale is not None and source.pixel_options.scale.kind != "full":
+def _has_scale(source: ImageSource) -> bool:
+    return source.pixel_options.scale is not None and source.pixel_options.scale.kind != "full"
+
+
+def _add_scale(sample: StoredSample) -> str:
+    scale = scale_text(Scale("values", *usual_range(sample)))
+    return f"add ?scale={scale} to the dataset (pretrain/data_stats.py looks closer)"
+
+
+def _black_note(source: ImageSource, sample: StoredSample) -> str:
+    share = used_share(sample)
+    if _has_scale(source) or share is None or share >= USED_SHARE:
         return ""
-    share, (low, high) = used_share(sample), usual_range(sample)
-    if share is not None and share < USED_SHARE:
-        full = full_scale_of(sample)
-        return (
-            f"values use {share:.1%} of their full scale {full[0]:,g} to {full[1]:,g}, so images are nearly black: "
-            f"add ?scale={scale_text(Scale('values', low, high))} to the dataset (pretrain/data_stats.py looks closer)"
-        )
-    if share is None and num_channels == 3 and low < high:
-        return (
-            f"values of {_types(sample)} have no known black and white, so colour jitter, grayscale and solarize of RGB are left out: "
-            f"add ?scale={scale_text(Scale('values', low, high))} to the dataset (pretrain/data_stats.py looks closer)"
-        )
-    return ""
+    full = full_scale_of(sample)
+    return f"values use {share:.1%} of their full scale {full[0]:,g} to {full[1]:,g}, so images are nearly black: {_add_scale(sample)}"
 
 
-def _mean_note(source: ImageSource, sample: StoredSample, image_mean: Sequence[float], image_std: Sequence[float]) -> str:
+def _no_colours_note(source: ImageSource, sample: StoredSample, num_channels: int) -> str:
+    low, high = usual_range(sample)
+    if _has_scale(source) or used_share(sample) is not None or num_channels != 3 or low >= high:
+        return ""
+    return (
+        f"values of {_types(sample)} have no known black and white, so colour jitter, grayscale and solarize of RGB are left out: "
+        f"{_add_scale(sample)}"
+    )
+
+
+def _mean_note(source: ImageSource, sample: StoredSample, image_mean: Sequence[float], image_std: Sequence[float], is_trained: bool) -> str:
     """Where values that stay as they are lie far from what they are normalised by."""
     if source.pixel_options.scale is not None or full_scale_of(sample) is not None or len(sample.bands) != len(image_mean):
         return ""
+    cure = "read them as the encoder's training did, by ?scale=LOW,HIGH" if is_trained else "set both as pretrain/data_stats.py proposes"
     for number, (band, mean, std) in enumerate(zip(sample.bands, image_mean, image_std, strict=True), start=1):
         if not band.count:
             continue
@@ -116,7 +138,7 @@ def _mean_note(source: ImageSource, sample: StoredSample, image_mean: Sequence[f
         if abs(band.mean - mean) > FAR * std or spread > ODD_SPREAD:
             return (
                 f"values of band {number} have mean {band.mean:.4g} and std {band.std:.4g}, far from image_mean {mean:g} and image_std {std:g}: "
-                "set both as pretrain/data_stats.py proposes"
+                f"{cure}"
             )
     return ""
 

@@ -214,6 +214,14 @@ def test_a_run_says_that_three_bands_without_a_scale_are_no_colours(tmp_path):
     assert "colour jitter, grayscale and solarize of RGB are left out" in notes[0] and "far from image_mean 0.485" in notes[1]
 
 
+def test_of_an_encoder_that_is_judged_neither_crops_nor_its_mean_can_be_chosen(tmp_path, twelve_bits):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(290, 10, (3, 20, 20)).astype(np.float32))
+    (note,) = range_notes(open_source(f"folder:{tmp_path}", 3), 3, *PICTURE, is_trained=True)
+    assert "far from image_mean 0.485" in note and note.endswith("read them as the encoder's training did, by ?scale=LOW,HIGH")
+    (note,) = range_notes(open_source(f"folder:{twelve_bits}", 1), 1, [0.03], [0.02], is_trained=True)
+    assert "images are nearly black: add ?scale=40" in note
+
+
 def test_pictures_scenes_and_streams_cost_nothing(tmp_path, monkeypatch):
     for number in range(9):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
