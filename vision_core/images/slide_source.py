@@ -71,10 +71,6 @@ class SlideSource(ImageSource):
         paths = [os.path.join(self.root, slide.path) for slide in self.slides]
         return files_fingerprint(paths, self.labels, self.slides[0].grid.tile, self.slides[0].grid.level, self._ends)
 
-    @property
-    def fingerprint(self) -> str:
-        return f"{self.content_fingerprint} {self.num_channels} {self.pixel_options}"
-
     def file_of(self, index: int) -> str:
         return self._place(index)[0].path
 

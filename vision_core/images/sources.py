@@ -65,8 +65,13 @@ class ImageSource(ABC):
     pixel_options: PixelOptions = AS_STORED
 
     @property
-    def fingerprint(self) -> str:
+    def content_fingerprint(self) -> str:
+        """A text that is another one when the files are, whatever is made of them."""
         raise NotImplementedError(f"{type(self).__name__} does not tell when its data changes")
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.content_fingerprint} {self.num_channels} {self.pixel_options}"
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -102,15 +107,6 @@ class ImageSource(ABC):
 
 class EncodedImageSource(ImageSource):
     """A source of encoded images: `read_bytes` finds them, the one decoder reads them as `pixel_options` says."""
-
-    @property
-    @abstractmethod
-    def content_fingerprint(self) -> str:
-        """A text that is another one when the files are, whatever is made of them."""
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{self.content_fingerprint} {self.num_channels} {self.pixel_options}"
 
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
