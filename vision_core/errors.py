@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from vision_core.data_workers import end_data_workers
+from vision_core.launchers import is_first_launched
 from vision_core.last_word import repeat_behind_launchers
 
 CTRL_C = "stopped by Ctrl-C"
@@ -34,6 +35,14 @@ class Stopped(SystemExit):
         self.line = line
 
 
+class AllDone(SystemExit):
+    """The end, with status 0, of a program whose work was done by an earlier start of the same command. line: says so."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(0)
+        self.line = line
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2, Ctrl-C with 130.
 
@@ -51,6 +60,10 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         say_last(CTRL_C)
         raise SystemExit(130) from None
+    except AllDone as end:
+        if is_first_launched():
+            print(end.line, flush=True)
+        raise
     except Stopped as end:
         repeat_behind_launchers(end.line)
         raise
