@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from vision_core.data_workers import end_data_workers
-from vision_core.launchers import is_first_launched
 from vision_core.last_word import repeat_behind_launchers
+from vision_core.launchers import is_first_launched
 
 CTRL_C = "stopped by Ctrl-C"
 _undo: list[Callable[[], None]] = []

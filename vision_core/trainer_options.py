@@ -40,8 +40,8 @@ class TrainerOptions:
 def check_output(name: str, program: str, options: TrainerOptions) -> None:
     """Refuse, before anything is loaded, a folder that the run of `program` could not use, or another program's.
 
-    Raises UserError, and AllDone where nothing is left to do. The first process alone looks: it is in its folder soon, maybe before another one looks. A checkpoint, which takes
-    long to verify, is looked at when it is resumed.
+    Raises UserError, and AllDone where nothing is left to do. The first process alone looks: it is in its folder soon, maybe
+    before another one looks. A checkpoint, which takes long to verify, is looked at when it is resumed.
     """
     end_if_all_is_done(options.output_dir, config_of(options), options.resume_from_checkpoint, program)
     check_program(options.output_dir, name, options.resume_from_checkpoint, program)
