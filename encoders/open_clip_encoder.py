@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,7 +136,7 @@ def check_open_clip(model: str, tag: str | None) -> None:
     if tag is None:
         return
     known = import_open_clip().list_pretrained_tags_by_model(model)
-    if tag not in known and not Path(tag).exists():
+    if tag not in known and not os.path.exists(tag):
         raise UserError(f"open_clip has no weights {tag} for {model}{nearest(tag, known)}; it has {', '.join(known) or 'none'}")
     if tag not in known and not tag.endswith(WEIGHT_FILES):
         raise UserError(f"{tag} is no .safetensors file; convert it, or give the .pt file that open_clip_train wrote")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -159,9 +159,9 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[
     """A causal language model and its tokenizer, from a folder, the Hub, or `tiny:FAMILY`. Raises UserError where they cannot be read."""
     if name.startswith("tiny:"):
         return tiny_language_model(name.removeprefix("tiny:"))
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         refuse_folder(name, "a language model", ("language_model", "other_vlm", "model", "unknown"))
-    with nullcontext() if Path(name).exists() else hub_or_cache(f"the language model {name}"):
+    with nullcontext() if os.path.exists(name) else hub_or_cache(f"the language model {name}"):
         return _load_language_model(name, dtype)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from recipes.conversations import BadRow, decoded, quoted, shortened
 from vision_core.images.decode import MAX_PIXELS, UnreadableImage
-from vision_core.images.regular_files import data_roots, is_inside, read_regular_file
+from vision_core.regular_files import data_roots, is_inside, read_regular_file
 
 SECONDS_WITHOUT_AN_ANSWER = 20
 SECONDS_OF_A_DOWNLOAD = 120
