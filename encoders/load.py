@@ -28,6 +28,7 @@ from vision_core.errors import UserError, first_line
 from vision_core.folder_kinds import refuse_folder
 from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
+from vision_core.regular_files import refuse_special_files
 from vision_core.text_files import check_openable, parse_json, read_bytes, read_text
 
 CONFIG_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
@@ -281,6 +282,7 @@ def _from_folder(folder: Path, size: tuple[int, int] | None, dtype: torch.dtype,
 
 def is_timm_folder(folder: Path) -> bool:
     """Whether the folder is what timm pushes to the Hub (UNI, Virchow): a config.json that names an `architecture`."""
+    refuse_special_files(folder)
     config = str(folder / "config.json")
     try:
         said = parse_json(read_text(config, config, ""), config, "")

@@ -20,7 +20,7 @@ from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import IMAGE_TOKEN, FusionProcessor
 from fusion.tiny import tiny_language_model
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
 from vision_core.folder_kinds import refuse_folder
 from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
@@ -170,7 +170,7 @@ def _load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False), tokenizer
     except Exception as error:  # a broken checkpoint raises whatever its reader does
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(
             f"{name} is no causal language model with a tokenizer that can be read ({reason}); check the name or the folder"
         ) from None

@@ -116,8 +116,8 @@ def right_letter(answer: str, choices: Sequence[str], where: str) -> str:
 def file_image(folder: Path, name: str, where: str) -> Callable[[], list[Tensor]]:
     """Reads the image `name` below a folder. Raises BadRow, then and now."""
     roots = data_roots(folder)
-    path = os.path.join(folder, name.replace("\0", ""))
-    if not any(is_inside(os.path.realpath(path), root) for root in roots):
+    path = os.path.join(folder, name)
+    if not any(is_inside(os.path.realpath(path.replace("\0", "")), root) for root in roots):
         raise BadRow(f"{where}: {name} leads out of the image folder {folder}; {FETCH_AGAIN}")
 
     def read() -> list[Tensor]:

@@ -159,7 +159,7 @@ class JsonSource(RowSource):
         data = read_bytes(self.file, name, cure, most_bytes=MAX_LIST_BYTES)
         rows = parse_json(data, name, cure, most_depth=None)  # of each row when it is asked for
         if not isinstance(rows, list):
-            raise UserError(f"{self.file} holds {type(rows).__name__}, not a list of rows")
+            raise UserError(f"{self.file} holds {type(rows).__name__}, not a list of rows; write each row as an object in one list")
         return rows
 
     def _line_offsets(self) -> tuple[np.ndarray, np.ndarray]:

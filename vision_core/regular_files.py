@@ -59,7 +59,8 @@ def _opened(path: str | os.PathLike, roots: tuple[str, ...], buffering: int) -> 
         raise UnreadableImage("missing") from None
     except (OSError, ValueError):  # the second for a NUL in the path
         raise UnreadableImage("cannot_be_opened") from None
-    file = open(descriptor, "rb", buffering=buffering)  # noqa: SIM115, the caller closes it
+    # by an opener, so that the file has its path as its name, which some readers ask for
+    file = open(path, "rb", buffering=buffering, opener=lambda *_: descriptor)  # noqa: SIM115, the caller closes it
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # it has been replaced since it was looked at
         file.close()
         raise UnreadableImage("not_a_regular_file")

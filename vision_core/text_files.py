@@ -63,7 +63,7 @@ def parse_json(
     try:
         value = json.loads(text, parse_constant=_refuse_constant if finite else None)
     except RecursionError:
-        raise refusal(f"{name}: the JSON is nested too deeply; {cure}") from None
+        raise refusal(f"{name}: the JSON is nested too deeply, as no JSON of data is; {cure}") from None
     except ValueError as error:
         raise refusal(f"{name}: no JSON ({first_line(error)}); {cure}") from None
     if most_depth is not None and is_deep(value, most_depth):

@@ -112,7 +112,7 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
     values = parse_json(read_bytes(path, name, cure), name, cure, finite=True)
     lists = [values.get(key) for key in ("imlist", "qimlist", "gnd")] if isinstance(values, dict) else []
     if len(lists) != 3 or not all(isinstance(each, list) for each in lists):
-        raise UserError(f"{path} is no ground truth: it needs the lists imlist, qimlist and gnd")
+        raise UserError(f"{path} is no ground truth: it needs the lists imlist, qimlist and gnd; write the published ones as JSON")
     images, queries, gnd = lists
     strange = next((each for each in (*images, *queries) if not isinstance(each, str)), None)
     if strange is not None:
@@ -161,7 +161,7 @@ def _mean_precision(precisions: Tensor, otherwise: str) -> dict[str, float]:
 def _read_entry(path: str | os.PathLike, query: str, entry: Any, num_images: int) -> Relevance:
     where = f"{path}: the ground truth of query {query}"
     if not isinstance(entry, dict) or not all(isinstance(entry.get(name), list) for name in ("easy", "hard", "junk")):
-        raise UserError(f"{where} needs the lists easy, hard and junk")
+        raise UserError(f"{where} needs the lists easy, hard and junk; give each of them, empty where it has nothing")
     numbers = [number for name in ("easy", "hard", "junk") for number in entry[name]]
     for number in numbers:
         if type(number) is not int or not 0 <= number < num_images:
