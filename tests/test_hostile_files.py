@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets  # noqa: F401  here, so that no case is charged with the time of an import
+import open_clip  # noqa: F401
 import pytest
 from PIL import Image
 

@@ -164,7 +164,7 @@ class FolderLock:
     """A lock on `folder/.lock` that the kernel frees when the process dies. Raises UserError when another has it."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        self._descriptor: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._descriptor: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -74,7 +74,7 @@ def parse_json(
 def is_deep(value: Any, most: int = MAX_DEPTH) -> bool:
     """Whether lists and dicts stand in each other more than `most` deep, found without recursion."""
     level: list[Any] = [value]
-    for _ in range(most + 1):
+    for _ in range(most):
         level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
         if not level:
             return False

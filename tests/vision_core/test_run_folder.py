@@ -386,3 +386,13 @@ def test_a_check_refuses_what_would_be_refused_and_makes_nothing():
     assert check_folder("new/run", "dinov2") is None and check_folder(None, "dinov2") is None
     assert check_folder("run", "dinov2", True) == Path("run/checkpoint-20")
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_lock_that_is_a_link_is_not_written_through(tmp_path):
+    """Somebody else's folder could name any file of ours."""
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="cannot be used"):
+        RunFolder.open(str(tmp_path / "run"), "run", "a: 1\n")
+    assert (tmp_path / "precious").read_text() == "kept"
