@@ -20,7 +20,6 @@ READ_THEIR_OWN = {
     "recipes/map_cache.py": "the cache, whose folder the program makes",
     "recipes/scenes_report.py": "what the recipes' own programs left",
     "vision_core/checkpoints.py": "manifests and the files that they name, each looked at before",
-    "vision_core/json_lines.py": "lines that it wrote",
     "vision_core/last_word.py": "/proc",
     "vision_core/launchers.py": "/proc",
     "vision_core/run_facts.py": "/proc",
