@@ -267,7 +267,13 @@ def _from_folder(folder: Path, size: tuple[int, int] | None, dtype: torch.dtype,
     if not (folder / CONFIG_FILE).is_file():
         _check_checkpoint(folder)
         return load_transformers(str(folder), dtype=dtype, **options)
-    encoder = build_encoder(replace(_read_config(folder), **options), dtype=dtype)
+    config = replace(_read_config(folder), **options)
+    try:
+        encoder = build_encoder(config, dtype=dtype)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_FILE}: {error}; save the encoder again") from None
+    except Exception as error:  # an architecture that is none raises whatever its library does
+        raise UserError(f"{folder / CONFIG_FILE}: no encoder can be built of it ({first_line(error)}); save the encoder again") from None
     try:
         check_openable(folder / WEIGHTS_FILE, str(folder / WEIGHTS_FILE), "save the encoder again")
         weights = load_file(folder / WEIGHTS_FILE)

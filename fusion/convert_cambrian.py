@@ -160,7 +160,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A released model's config. Raises UserError where it cannot be read or says too little."""
     refuse_folder(folder, "a released Cambrian-1", ("cambrian", "language_model", "model", "unknown"))
     name, cure = str(folder / "config.json"), "name a released checkpoint's folder"
-    published = parse_json(read_text(name, name, cure), f"{name} cannot be read", cure, finite=True)
+    published = parse_json(read_text(name, name, cure), f"{name} cannot be read", cure)
     if not isinstance(published, dict):
         raise UserError(f"{name} is no config of a model, an object with keys; {cure}")
     if published.get("model_type") not in list(LANGUAGE_MODELS):

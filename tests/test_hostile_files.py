@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from encoders.evaluation.retrieval import read_ground_truth
-from encoders.load import check_source
+from encoders.load import check_source, load_encoder, save_encoder
 from fusion.chat_templates import named_template
 from fusion.convert_cambrian import read_config as read_cambrian
 from recipes import conversation_sources
@@ -315,7 +315,7 @@ def truth_case(name: str, values: dict, *said: str) -> None:
 
 
 truth_case("NaN as a number", {"gnd": [{"easy": [float("nan")], "hard": [], "junk": []}]}, "NaN")
-truth_case("a number of 4,000 digits", {"gnd": [{"easy": [10**4000], "hard": [], "junk": []}]}, "image")
+truth_case("a number of 4,000 digits", {"gnd": [{"easy": [10**4000], "hard": [], "junk": []}]}, "63 bits")
 truth_case("names that are lists", {"imlist": [[["a"] * 100_000]]}, "imlist")
 truth_case("a query with escape codes", {"qimlist": [ESCAPE + LONG], "gnd": [{}]}, r"\x1b")
 
@@ -441,10 +441,42 @@ model_case("encoder.json is a list", {"encoder.json": "[1]"}, "encoder.json")
 model_case("fused, config.json is a pipe", {"config.json": None}, "config.json")
 model_case("fused, config.json is nested", {"config.json": DEEP}, "nested too deeply")
 model_case("fused, a type with escape codes", {"config.json": json.dumps({"model_type": ESCAPE * 100})})
-model_case("cambrian with NaN", cambrian(image_token_len=float("nan")), "NaN")
+model_case("cambrian with NaN", cambrian(image_token_len=float("nan")), "nan")
 model_case("cambrian, a number of 4,000 digits", cambrian(hidden_size=10**4000), "hidden_size")
 model_case("cambrian, a number that is a list", cambrian(hidden_size=[[1]]), "hidden_size")
 model_case("cambrian is a list", {"config.json": "[1]"}, "config.json")
+
+
+def saved_case(name: str, **changes: object) -> None:
+    """An encoder that `save_encoder` wrote, with another value in its description; `transform_size` is `size` in `transform`."""
+
+    @case(f"encoder.json: {name}", "encoder.json", "; ")
+    def _(place: Place) -> Callable[[], object]:
+        save_encoder(load_encoder("tiny:dinov2"), place.data / "saved")
+        file = place.data / "saved" / "encoder.json"
+        said = json.loads(file.read_text())
+        for key, value in changes.items():
+            part, _, inner = key.partition("_")
+            if part in ("transform", "architecture") and inner:
+                said[part][inner] = value
+            else:
+                said[key] = value
+        file.write_text(json.dumps(said))
+        return lambda: load_encoder(str(place.data / "saved"))
+
+
+saved_case("a transform that is a list", transform=[[1]])
+saved_case("a size of one number", transform_size=3)
+saved_case("a size of a billion pixels", transform_size=[10**9, 10**9])
+saved_case("a size with escape codes", transform_size=[ESCAPE, ESCAPE * 100])
+saved_case("means of no channel", transform_mean=[])
+saved_case("a margin without end", transform_margin=1e300)
+saved_case("layers that are texts", layers=[ESCAPE])
+saved_case("an architecture that is a number", architecture=10**15)
+saved_case("a width that is a text", architecture_hidden_size=ESCAPE)
+saved_case("a width of zero", architecture_hidden_size=0)
+saved_case("a library with escape codes", library=ESCAPE)
+saved_case("a key with escape codes", **{ESCAPE: 1})
 
 
 @case("cambrian: a type that is a list", "; known: ")

@@ -53,7 +53,11 @@ def fitted(message: str, most: int = MOST_CHARACTERS) -> str:
 
 def say(text: object, file: TextIO | None = None) -> None:
     """Print a text with its own line breaks, each line printable, at once; on stdout unless `file` is given."""
-    print(printable_lines(text), file=file or sys.stdout, flush=True)
+    lines, stream = printable_lines(text), file or sys.stdout
+    try:
+        print(lines, file=stream, flush=True)
+    except UnicodeEncodeError:  # a terminal of another encoding
+        print(lines.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
 
 
 def printable_lines(text: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,10 +12,13 @@ import yaml
 
 from vision_core.errors import UserError, first_line
 from vision_core.images.unreadable import UnreadableImage
+from vision_core.printable import shortened
 from vision_core.regular_files import check_regular_file, read_regular_file
 
 MAX_TEXT_BYTES = 64 * 2**20
 MAX_YAML_BYTES = 256 * 2**10
+SHOWN_OF_A_NUMBER = 24
+DIGITS_OF_63_BITS = 20  # with the sign
 MAX_DEPTH = 100  # of brackets within brackets; the formats that are read here have ten
 MAX_YAML_VALUES = 10_000  # an alias counts as all that it stands for
 
@@ -58,10 +62,11 @@ def parse_json(
 ) -> Any:
     """The value of a JSON text, its lists and objects at most `most_depth` deep, or as deep as Python reads them.
 
-    finite: whether NaN and Infinity, which are no JSON though Python reads them, are refused. Raises what `refusal` makes of a line.
+    finite: whether numbers that are none are refused: NaN and Infinity, which are no JSON though Python reads them, 1e999, and whole
+    numbers of more than 63 bits. Raises what `refusal` makes of a line.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant if finite else None)
+        value = json.loads(text, **(FINITE if finite else {}))
     except RecursionError:
         raise refusal(f"{name}: the JSON is nested too deeply, as no JSON of data is; {cure}") from None
     except ValueError as error:
@@ -136,6 +141,22 @@ def _children(value: Any) -> Iterable[Any]:
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{shortened(text, SHOWN_OF_A_NUMBER)} is no number that a computer holds")
+    return number
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > DIGITS_OF_63_BITS or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"{shortened(text, SHOWN_OF_A_NUMBER)} has more than 63 bits")
+    return int(text)
+
+
+FINITE = {"parse_constant": _refuse_constant, "parse_float": _finite_number, "parse_int": _whole_number}
 
 
 def _in_words(reason: str, path: str | os.PathLike, most_bytes: int) -> str:

@@ -1,9 +1,13 @@
 """Names of strangers in what people read."""
 
+import io
+import os
 import unicodedata
+from dataclasses import dataclass
 
 import pytest
 
+from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.errors import Stopped, UserError, first_line, run_script, say_last
 from vision_core.images.sources import open_source
 from vision_core.images.unreadable import UnreadableImage
@@ -76,6 +80,32 @@ def test_what_is_said_last_is_one_short_line(capsys):
 def test_own_line_breaks_of_what_is_said_stay(capsys):
     say("a table\n\x1b[0m")
     assert capsys.readouterr().out == "a table\n\\x1b[0m\n"
+
+
+def test_a_terminal_of_another_encoding(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    say("Zoë…", file=stream)
+    assert stream.buffer.getvalue() == b"Zo\\xeb\\u2026\n"
+
+
+def test_names_in_another_encoding_are_read_kept_and_shown(tmp_path):
+    """Bytes of Latin 1 are a name of a file like any other, in a folder, a list and an option."""
+    from PIL import Image
+
+    folder = tmp_path / "data" / os.fsdecode(b"Zo\xeb")
+    folder.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(folder / os.fsdecode(b"\xff.png"))
+    (tmp_path / "data" / "list.txt").write_bytes(b"Zo\xeb/\xff.png\n")
+    for source in (open_source(f"folder:{folder}"), open_source(f"list:{tmp_path}/data/list.txt"), open_source(f"{tmp_path}/data")):
+        assert source[0].image.shape == (3, 16, 16) and source.description.isprintable()
+
+    @dataclass
+    class Options:
+        dataset: str = option("", "data")
+
+    args = Options(f"folder:{folder}")
+    RunFolder.open(str(tmp_path / "run"), "run", arguments_to_yaml(args)).close()
+    assert parse_arguments(Options, ["--config", str(tmp_path / "run" / "config.yaml")]) == args
 
 
 def test_warnings_of_a_run_and_names_of_sources(tmp_path, capsys):

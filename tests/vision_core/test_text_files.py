@@ -28,6 +28,10 @@ def test_depth_ends_where_it_is_said(depth):
 
 
 def test_constants_are_refused_where_numbers_matter():
+    assert parse_json("[1.5, -9223372036854775808, 9223372036854775807]", "f", "c", finite=True) == [1.5, -(2**63), 2**63 - 1]
+    for word in ("1e999", "9223372036854775808", "-9223372036854775809", "9" * 4000):
+        with pytest.raises(UserError, match="no JSON .*; mend"):
+            parse_json(f"[{word}]", "f", "mend", finite=True)
     for word in ("NaN", "Infinity", "-Infinity"):
         with pytest.raises(UserError, match="no number of JSON"):
             parse_json(f"[{word}]", "f", "mend", finite=True)
