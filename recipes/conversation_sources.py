@@ -45,8 +45,8 @@ from vision_core.hub import hub_or_cache
 from vision_core.images.pixel_options import take_pixel_options
 from vision_core.images.scenes import draw_scene
 from vision_core.randomness import numpy_generator
-from vision_core.regular_files import open_regular_file, refuse_special_files
-from vision_core.text_files import check_openable, is_deep, parse_json, read_bytes
+from vision_core.regular_files import refuse_special_files
+from vision_core.text_files import check_openable, is_deep, open_bytes, parse_json, read_bytes
 
 MAX_LIST_BYTES = 16 * 2**30
 MAX_LINE_BYTES = 256 * 2**20  # a row may hold its images
@@ -151,8 +151,7 @@ class JsonSource(RowSource):
         return line.rstrip(b"\r\n")
 
     def _opened(self) -> BinaryIO:
-        check_openable(self.file, str(self.file), NAME_A_FILE)
-        return open_regular_file(self.file)
+        return open_bytes(self.file, str(self.file), NAME_A_FILE)
 
     def _read_list(self) -> list[Any]:
         name, cure = str(self.file), "mend the file; rows one to a line go into a .jsonl file"

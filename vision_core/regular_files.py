@@ -46,11 +46,6 @@ def open_regular_file(path: str | os.PathLike, *roots: str) -> BinaryIO:
     return _opened(path, roots, buffering=-1)
 
 
-def check_regular_file(path: str | os.PathLike, *roots: str) -> None:
-    """Raise as `open_regular_file` does: for a library that opens the path itself."""
-    open_regular_file(path, *roots).close()
-
-
 def _opened(path: str | os.PathLike, roots: tuple[str, ...], buffering: int) -> BinaryIO:
     try:
         confined = roots and ANYWHERE not in roots

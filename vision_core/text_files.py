@@ -6,14 +6,14 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
 from vision_core.errors import UserError, first_line
 from vision_core.images.unreadable import UnreadableImage
 from vision_core.printable import shortened
-from vision_core.regular_files import check_regular_file, read_regular_file
+from vision_core.regular_files import open_regular_file, read_regular_file
 
 MAX_TEXT_BYTES = 64 * 2**20
 MAX_YAML_BYTES = 256 * 2**10
@@ -49,12 +49,17 @@ def read_text(path: str | os.PathLike, name: str, cure: str, encoding: str = "ut
         raise UnreadableText(f"{name} cannot be read: it is not text in UTF-8 (byte {error.start:,}); {cure}") from None
 
 
-def check_openable(path: str | os.PathLike, name: str, cure: str) -> None:
-    """Raise UnreadableText for what is no regular file: for a library that opens the path itself."""
+def open_bytes(path: str | os.PathLike, name: str, cure: str) -> BinaryIO:
+    """A regular file, open for reading, for one that is read in parts. Raises UnreadableText."""
     try:
-        check_regular_file(path)
+        return open_regular_file(path)
     except UnreadableImage as error:
         raise UnreadableText(f"{name} cannot be read: {_in_words(error.reason, path, 0)}; {cure}") from None
+
+
+def check_openable(path: str | os.PathLike, name: str, cure: str) -> None:
+    """Raise UnreadableText for what is no regular file: for a library that opens the path itself."""
+    open_bytes(path, name, cure).close()
 
 
 def parse_json(
