@@ -117,7 +117,7 @@ def file_image(folder: Path, name: str, where: str) -> Callable[[], list[Tensor]
     """Reads the image `name` below a folder. Raises BadRow, then and now."""
     roots = data_roots(folder)
     path = os.path.join(folder, name)
-    if not any(is_inside(os.path.realpath(path.replace("\0", "")), root) for root in roots):
+    if _leads_out(path, roots):
         raise BadRow(f"{where}: {name} leads out of the image folder {folder}; {FETCH_AGAIN}")
 
     def read() -> list[Tensor]:
@@ -129,6 +129,14 @@ def file_image(folder: Path, name: str, where: str) -> Callable[[], list[Tensor]
         return [decoded(data, f"{where}: {name}")]
 
     return read
+
+
+def _leads_out(path: str, roots: Sequence[str]) -> bool:
+    try:
+        real = os.path.realpath(path.replace("\0", ""))
+    except ValueError:  # half a character, which no file's name has; reading it says so
+        return False
+    return not any(is_inside(real, root) for root in roots)
 
 
 def shown(value: Any) -> str:

@@ -289,6 +289,7 @@ for kind in ("pipe", "socket", "folder", "circle"):
 task_case("NUL in a path", "pope", "p.jsonl", pope_row("a\0b.jpg"), "line 1", r"a\x00b.jpg")
 task_case("a path of 5,000 characters", "pope", "p.jsonl", pope_row(LONG), "line 1")
 task_case("escape codes in a path", "pope", "p.jsonl", pope_row(ESCAPE), "line 1", r"\x1b")
+task_case("half a character", "pope", "p.jsonl", pope_row("\ud800.jpg"), "line 1", r"\ud800.jpg")
 task_case("up and out", "pope", "p.jsonl", pope_row("../outside/secret.png"), "line 1", "leads out")
 task_case("an image that is a list", "pope", "p.jsonl", pope_row([["a"] * 100_000]), "line 1")
 task_case("a label with escape codes", "pope", "p.jsonl", pope_row("good.png", ESCAPE * 1000), "line 1")
