@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
+from vision_core.plain_values import check_types
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class EncoderConfig:
         known = set(cls.__dataclass_fields__)
         if set(values) - known or not {"library", "architecture", "transform"} <= set(values):
             raise UserError(f"an encoder's config has the keys {', '.join(sorted(known))}, not {', '.join(sorted(values))}")
+        check_types(cls, values, "an encoder's config")
         return cls(**{**values, "layers": tuple(values.get("layers", (-1,)))})
 
 

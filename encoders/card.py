@@ -6,6 +6,7 @@ from pathlib import Path
 
 from encoders.base import Encoder
 from vision_core.model_card import write_model_card
+from vision_core.printable import in_code
 from vision_core.run_facts import data_licence, made_with, millions
 
 SNIPPET = """\
@@ -30,7 +31,7 @@ def snippet(num_channels: int) -> str:
 def write_card(folder: Path, encoder: Encoder) -> None:
     """README.md of `folder`."""
     untrained = encoder.untrained
-    source = f"`{encoder.source}`" if encoder.source else "a model that was built in memory"
+    source = in_code(encoder.source) if encoder.source else "a model that was built in memory"
     height, width = encoder.transform.size
     settings = {
         "parameters": millions([encoder]),

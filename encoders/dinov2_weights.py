@@ -13,7 +13,8 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, D
 
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
 from encoders.transformers_encoder import TransformersEncoder
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
+from vision_core.text_files import check_openable
 
 HEAD_WIDTH = 64  # of every published model; the file does not say it
 WRAPPING_KEYS = ("teacher", "model", "state_dict")  # of a training's files, around the tensors
@@ -83,11 +84,11 @@ def read_pth(path: Path) -> dict[str, Tensor]:
 
     Raises UserError for a file that holds other than tensors, a process's share of sharded weights, or another model.
     """
+    check_openable(path, f"{path} cannot be read as weights", "give the published .pth file")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is broken, or holds more than tensors, raises whatever its reader does
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} cannot be read as weights ({reason}); give the published .pth file") from None
+        raise UserError(f"{path} cannot be read as weights ({first_line(error)}); give the published .pth file") from None
     tensors = _of_the_teacher(values)
     tensors = {key.removeprefix("backbone."): value for key, value in tensors.items()}
     _check_backbone(tensors, path)

@@ -151,7 +151,7 @@ def load_image_text(
 
 def _load(text: str, dtype: torch.dtype) -> ImageTextModel:
     kind, _, name = text.partition(":")
-    if Path(text).is_dir():
+    if os.path.isdir(text):
         refuse_folder(text, "an encoder with a text tower", ("encoder", "other_vlm", "model", "unknown"))
         return _load_transformers(text, text, dtype)
     if kind == "hf" and name:
@@ -170,8 +170,8 @@ def has_text_tower(source: str | os.PathLike) -> bool:
     """Whether `load_image_text` knows the kind of model that `source` names; nothing but a config is read."""
     text = os.fspath(source)
     kind, _, name = text.partition(":")
-    if Path(text).is_dir() or kind == "hf":
-        place = text if Path(text).is_dir() else name
+    if os.path.isdir(text) or kind == "hf":
+        place = text if os.path.isdir(text) else name
         return not (Path(place) / "encoder.json").is_file() and read_config(place).model_type in TEXT_TOWERS
     return kind == "open_clip"
 

@@ -24,10 +24,12 @@ from encoders.raw_pixels import RawPixels
 from encoders.tiny import FAMILY_NAMES, tiny_encoder
 from encoders.transformers_encoder import build_transformers, family_of, load_transformers, read_config, read_transform, vision_config
 from vision_core.checkpoints import make_readable
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
 from vision_core.folder_kinds import refuse_folder
 from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
+from vision_core.regular_files import refuse_special_files
+from vision_core.text_files import check_openable, parse_json, read_bytes, read_text
 
 CONFIG_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
 KINDS = ("hf", "timm", "open_clip", "dinov2_pth", "tiny")
@@ -104,7 +106,7 @@ def check_source(source: str) -> None:
                 _config_of(name)
         except UserError as error:
             raise UserError(f"{error}{_nearest(text) if kind == 'hf' else ''}") from None
-    elif kind == "dinov2_pth" and not Path(name).is_file():
+    elif kind == "dinov2_pth" and not os.path.exists(name):
         raise UserError(f"{name} cannot be read as weights: there is no such file; name a published .pth")
     elif kind == "tiny" and name not in FAMILY_NAMES:
         raise UserError(f"tiny:{name} does not exist; the families are {', '.join(FAMILY_NAMES)}")
@@ -241,12 +243,12 @@ def _refuse_untrained(text: str, kind: str) -> None:
 
 def _kind_and_name(text: str) -> tuple[str, str]:
     """The kind, `folder` for what lies on disk, and what stands behind the colon. Raises UserError for neither."""
-    if Path(text).is_dir():
+    if os.path.isdir(text):
         return "folder", text
     kind, _, name = text.partition(":")
     if text == "raw_pixels" or (kind in KINDS and name):
         return kind, name
-    if Path(text).is_file():
+    if os.path.isfile(text):
         raise UserError(
             f"{text} is a file; write dinov2_pth:{text} for a DINOv2 of facebookresearch, open_clip:MODEL/{text} for a checkpoint of open_clip, "
             "or name the folder of a checkpoint"
@@ -265,8 +267,15 @@ def _from_folder(folder: Path, size: tuple[int, int] | None, dtype: torch.dtype,
     if not (folder / CONFIG_FILE).is_file():
         _check_checkpoint(folder)
         return load_transformers(str(folder), dtype=dtype, **options)
-    encoder = build_encoder(replace(_read_config(folder), **options), dtype=dtype)
+    config = replace(_read_config(folder), **options)
     try:
+        encoder = build_encoder(config, dtype=dtype)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_FILE}: {error}; save the encoder again") from None
+    except Exception as error:  # an architecture that is none raises whatever its library does
+        raise UserError(f"{folder / CONFIG_FILE}: no encoder can be built of it ({first_line(error)}); save the encoder again") from None
+    try:
+        check_openable(folder / WEIGHTS_FILE, str(folder / WEIGHTS_FILE), "save the encoder again")
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); save the encoder again") from None
@@ -279,9 +288,11 @@ def _from_folder(folder: Path, size: tuple[int, int] | None, dtype: torch.dtype,
 
 def is_timm_folder(folder: Path) -> bool:
     """Whether the folder is what timm pushes to the Hub (UNI, Virchow): a config.json that names an `architecture`."""
+    refuse_special_files(folder)
+    config = str(folder / "config.json")
     try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        said = parse_json(read_text(config, config, ""), config, "")
+    except UserError:
         return False
     return isinstance(said, dict) and "architecture" in said and "model_type" not in said
 
@@ -310,10 +321,12 @@ def _config_of(place: str) -> EncoderConfig:
 
 
 def _read_config(folder: Path) -> EncoderConfig:
+    name, cure = f"{folder / CONFIG_FILE} is no encoder's config", "save the encoder again"
+    said = parse_json(read_bytes(folder / CONFIG_FILE, name, cure), name, cure, finite=True)
     try:
-        config = EncoderConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} is no encoder's config ({error}); save the encoder again") from None
+        config = EncoderConfig.from_dict(said)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{name} ({first_line(error)}); {cure}") from None
     if config.library in ("timm", "open_clip"):  # what was saved before transforms had this key
         config.transform.setdefault("resampler", "pillow")
     return config

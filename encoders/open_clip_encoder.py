@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from encoders.base import Encoder, Features, LayerFeatures
 from encoders.names import nearest
 from encoders.preprocess import ImageTransform
 from encoders.timm_encoder import Trunk, native_size_problem
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
+from vision_core.text_files import check_openable
 
 WEIGHT_FILES = (".safetensors", ".pt")
 
@@ -126,8 +127,7 @@ def load_whole_model(model: str, tag: str, image_size: tuple[int, int] | None = 
             model, pretrained=tag, force_image_size=image_size, force_quick_gelu=use_quick_gelu, weights_only=True
         )
     except Exception as error:  # weights that cannot be read raise whatever their reader does
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"open_clip:{model}/{tag} cannot be loaded ({reason}); check the file, or the network") from None
+        raise UserError(f"open_clip:{model}/{tag} cannot be loaded ({first_line(error)}); check the file, or the network") from None
 
 
 def check_open_clip(model: str, tag: str | None) -> None:
@@ -136,8 +136,10 @@ def check_open_clip(model: str, tag: str | None) -> None:
     if tag is None:
         return
     known = import_open_clip().list_pretrained_tags_by_model(model)
-    if tag not in known and not Path(tag).exists():
+    if tag not in known and not os.path.exists(tag):
         raise UserError(f"open_clip has no weights {tag} for {model}{nearest(tag, known)}; it has {', '.join(known) or 'none'}")
+    if tag not in known:
+        check_openable(tag, tag, "give the file of the weights")
     if tag not in known and not tag.endswith(WEIGHT_FILES):
         raise UserError(f"{tag} is no .safetensors file; convert it, or give the .pt file that open_clip_train wrote")
 

@@ -15,11 +15,16 @@ from encoders.published_view import published_view, resize
 from vision_core.errors import UserError
 from vision_core.images.encoder_image import encoder_images
 from vision_core.images.pixel_options import read_pixel_options
+from vision_core.plain_values import check_types
+from vision_core.printable import shortened
 
 Preprocess = Literal["published", "whole"]
 
 # The published evaluation resizes the shorter side to 256 for a centre crop of 224.
 PUBLISHED_MARGIN = 256 / 224
+# beyond which a description is a mistake, or made to exhaust the memory
+MAX_SIDE, MAX_CHANNELS, MAX_MARGIN = 2**15, 2**15, 100
+SHOWN_OF_A_VALUE = 60
 
 
 @dataclass(frozen=True)
@@ -92,12 +97,29 @@ class ImageTransform:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageTransform:
         """The inverse of `to_dict`. Raises UserError for what is no transform."""
+        check_types(cls, values, "the description of an image transform")
         try:
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            made = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
         except TypeError as error:
             raise UserError(
                 f"not the description of an image transform ({error}); its keys are {', '.join(cls.__dataclass_fields__)}"
             ) from None
+        made._check_values()
+        return made
+
+    def _check_values(self) -> None:
+        """Raise UserError for sizes and numbers with which no image becomes pixels."""
+        problems = {
+            "size": not all(1 <= side <= MAX_SIDE for side in self.size),
+            "num_channels": not 1 <= self.num_channels <= MAX_CHANNELS,
+            "mean": len(self.mean) not in (1, self.num_channels),
+            "std": len(self.std) not in (1, self.num_channels) or not all(self.std),
+            "margin": not 0 < self.margin <= MAX_MARGIN,
+        }
+        wrong = [name for name, is_wrong in problems.items() if is_wrong]
+        if wrong:
+            said = shortened(getattr(self, wrong[0]), SHOWN_OF_A_VALUE)
+            raise UserError(f"the description of an image transform says {wrong[0]} = {said}, with which no image becomes pixels")
 
 
 def centre_view(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN, interpolation: str = "bicubic") -> Tensor:

@@ -17,6 +17,7 @@ from encoders.base import Encoder, Features, LayerFeatures, tokens_to_map
 from encoders.positions import set_position_interpolation
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError, first_line
+from vision_core.regular_files import refuse_special_files
 
 RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 
@@ -256,6 +257,7 @@ def build_transformers(
 
 def read_config(name: str) -> PretrainedConfig:
     """The config of a checkpoint. Raises UserError where there is none."""
+    refuse_special_files(name)
     try:
         said, _ = PretrainedConfig.get_config_dict(name)
     except Exception as error:  # a broken config raises whatever its reader does

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import IMAGE_TOKEN, FusionProcessor
 from fusion.tiny import tiny_language_model
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
 from vision_core.folder_kinds import refuse_folder
 from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
@@ -159,9 +159,9 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[
     """A causal language model and its tokenizer, from a folder, the Hub, or `tiny:FAMILY`. Raises UserError where they cannot be read."""
     if name.startswith("tiny:"):
         return tiny_language_model(name.removeprefix("tiny:"))
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         refuse_folder(name, "a language model", ("language_model", "other_vlm", "model", "unknown"))
-    with nullcontext() if Path(name).exists() else hub_or_cache(f"the language model {name}"):
+    with nullcontext() if os.path.exists(name) else hub_or_cache(f"the language model {name}"):
         return _load_language_model(name, dtype)
 
 
@@ -170,7 +170,7 @@ def _load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False), tokenizer
     except Exception as error:  # a broken checkpoint raises whatever its reader does
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise UserError(
             f"{name} is no causal language model with a tokenizer that can be read ({reason}); check the name or the folder"
         ) from None

@@ -5,11 +5,12 @@ A template writes the first token of a text (BOS) itself where the tokenizer wou
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from transformers import PreTrainedTokenizerBase
 
 from vision_core.errors import UserError
+from vision_core.text_files import read_text
+
+MAX_TEMPLATE_BYTES = 2**20
 
 # Language models that can think are told not to unless they are asked, by enable_thinking=True: most are trained on answers without thoughts.
 WITHOUT_THOUGHTS = "{%- set enable_thinking = enable_thinking | default(false) -%}\n"
@@ -123,12 +124,8 @@ def named_template(name: str) -> str:
         return CHAT_TEMPLATES[name]
     if not name.endswith(".jinja"):
         raise UserError(f"there is no chat template {name!r}; known: {', '.join(CHAT_TEMPLATES)}, or the path of a .jinja file")
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the chat template {name} cannot be read ({error}); name a file of text, or one of {', '.join(CHAT_TEMPLATES)}"
-        ) from None
+    cure = f"name a file of text, or one of {', '.join(CHAT_TEMPLATES)}"
+    return read_text(name, f"the chat template {name}", cure, most_bytes=MAX_TEMPLATE_BYTES)
 
 
 def chat_template_for(template: str | dict[str, str] | None, tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:

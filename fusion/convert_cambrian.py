@@ -7,9 +7,9 @@ A released checkpoint holds the connector and the language model; the encoders c
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,15 @@ from fusion.save import save_fused
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.folder_kinds import refuse_folder
+from vision_core.printable import say, shortened
 from vision_core.run_facts import run_again
 from vision_core.run_folder import RunFolder
+from vision_core.text_files import check_openable, parse_json, read_text
 
 LANGUAGE_MODELS = {"cambrian_llama": "llama", "cambrian_phi3": "phi3"}
 LANGUAGE_MODEL = r"model\.(embed_tokens|layers|norm)\..+|lm_head\.weight"  # names of its tensors
+MOST_OF_A_NUMBER = 2**31
+SHOWN_OF_A_VALUE = 60
 CONFIG_KEYS = [
     "hidden_size", "vision_hidden_size", "connector_depth", "connector_only", "image_token_len", "query_num_list",
     "num_of_vision_sampler_layers", "start_of_vision_sampler_layers", "stride_of_vision_sampler_layers",
@@ -105,6 +109,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{folder} has no *.safetensors; download the whole checkpoint")
     tensors = {}
     for file in tqdm(files, desc="reading", disable=len(files) < 2):
+        check_openable(file, str(file), "download the whole checkpoint")
         with safe_open(file, framework="pt") as opened:
             tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 (not a dict)
     return tensors
@@ -154,17 +159,29 @@ def convert(
 def read_config(folder: Path) -> dict[str, Any]:
     """A released model's config. Raises UserError where it cannot be read or says too little."""
     refuse_folder(folder, "a released Cambrian-1", ("cambrian", "language_model", "model", "unknown"))
-    try:
-        published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read ({error}); name a released checkpoint's folder") from None
-    if published.get("model_type") not in LANGUAGE_MODELS:
+    name, cure = str(folder / "config.json"), "name a released checkpoint's folder"
+    published = parse_json(read_text(name, name, cure), f"{name} cannot be read", cure)
+    if not isinstance(published, dict):
+        raise UserError(f"{name} is no config of a model, an object with keys; {cure}")
+    if published.get("model_type") not in list(LANGUAGE_MODELS):
         known = ", ".join(LANGUAGE_MODELS)
-        raise UserError(f"a config of type {published.get('model_type')!r} is not a released Cambrian-1's; known: {known}")
+        said = shortened(reprlib.repr(published.get("model_type")), SHOWN_OF_A_VALUE)
+        raise UserError(f"a config of type {said} is not a released Cambrian-1's; known: {known}")
     missing = [name for name in CONFIG_KEYS if name not in published]
     if missing:
         raise UserError(f"{folder / 'config.json'} does not say {', '.join(missing)}; it is not the config of a whole released model")
+    _check_numbers(published, name)
     return published
+
+
+def _check_numbers(published: Mapping[str, Any], name: str) -> None:
+    """Raise UserError where a config says something else than a whole number where one is expected."""
+    for key in CONFIG_KEYS:
+        values = published[key] if key == "query_num_list" and isinstance(published[key], list) else [published[key]]
+        for value in values:
+            if not isinstance(value, int) or not 0 <= value < MOST_OF_A_NUMBER:
+                shown = shortened(reprlib.repr(value), SHOWN_OF_A_VALUE)
+                raise UserError(f"{name} says {key} = {shown}, which is no whole number of a released model; fetch the file again")
 
 
 def prompt_of(published: Mapping[str, Any]) -> str:
@@ -172,10 +189,10 @@ def prompt_of(published: Mapping[str, Any]) -> str:
     if published["model_type"] == "cambrian_phi3":
         return "cambrian_phi3"
     position = published.get("image_position")
-    if position not in PROMPTS:
+    if position not in list(PROMPTS):
         known = ", ".join(f"{number} ({name})" for number, name in PROMPTS.items())
         raise UserError(
-            f"the config's image_position is {position}, which tells no released prompt; known: {known}; "
+            f"the config's image_position is {shortened(reprlib.repr(position), SHOWN_OF_A_VALUE)}, which tells no released prompt; known: {known}; "
             "say by --chat_template which one the model was trained with"
         )
     return PROMPTS[position]
@@ -215,7 +232,7 @@ def main() -> None:
     run.close()
     command = run_again("-m fusion.convert_cambrian", run.path)
     save_fused(run.path, model, processor, command=command, stub=True, data=RELEASED_DATA, note=RELEASED_NOTE)
-    print(f"saved {run.path}")
+    say(f"saved {run.path}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.save import save_fused
 from vision_core.arguments import arguments_to_yaml, parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.printable import say
 from vision_core.run_facts import run_again
 from vision_core.run_folder import RunFolder
 
@@ -33,11 +34,11 @@ def main() -> None:
     check_encoders(args.encoders)
     language_model, tokenizer = None, None
     if args.language_model:
-        say(f"loading the language model {args.language_model} ...")
+        say_now(f"loading the language model {args.language_model} ...")
         language_model, tokenizer = load_language_model(args.language_model)
     hidden_size = args.hidden_size or (language_model.config.get_text_config().hidden_size if language_model else 1024)
     loaded = [load_with_options(text) for text in args.encoders]
-    say(f"making the connector {args.connector} ...")
+    say_now(f"making the connector {args.connector} ...")
     grid = args.grid or min(own_grid(encoder) for encoder, _ in loaded)
     model, processor = fuse_encoders(
         [encoder for encoder, _ in loaded],
@@ -53,7 +54,7 @@ def main() -> None:
     )
     describe(model)
     if language_model is not None:
-        say(f"putting the language model behind it, with {args.num_sva_layers} layers that look again ...")
+        say_now(f"putting the language model behind it, with {args.num_sva_layers} layers that look again ...")
         model, processor = assemble_vlm(
             model,
             language_model,
@@ -67,14 +68,14 @@ def main() -> None:
         )
     run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args), can_resume=False)
     run.close()
-    say(f"writing {run.path} ...")
+    say_now(f"writing {run.path} ...")
     save_fused(run.path, model, processor, command=run_again("-m fusion.fuse", run.path), stub=args.stub)
-    print(f"saved {run.path}; its README.md shows how to load it")
+    say(f"saved {run.path}; its README.md shows how to load it")
 
 
-def say(text: str) -> None:
+def say_now(text: str) -> None:
     """What is done now; each of it can take minutes."""
-    print(text, file=sys.stderr, flush=True)
+    say(text, file=sys.stderr)
 
 
 def check_encoders(texts: Sequence[str]) -> None:
@@ -114,7 +115,7 @@ def load_with_options(text: str) -> tuple[Encoder, int | None]:
         except ValueError:
             raise UserError(f"{text}: {name}={value} cannot be read; write ?layers=-2&norm=false&image_size=336&grid=24") from None
     grid = options.pop("grid", None)
-    say(f"loading the encoder {text} ...")
+    say_now(f"loading the encoder {text} ...")
     return load_encoder(source, **options), grid
 
 
@@ -138,12 +139,12 @@ def describe(model: FusedVisionModel) -> None:
     for encoder, grid in zip(model.encoders, config.encoder_grids, strict=True):
         own, side = own_grid(encoder), encoder.transform.size[0]
         resized = f", resized from {own} x {own}" if own != grid else ""
-        print(
+        say(
             f"{encoder.name}: {side} x {side} pixels -> {grid} x {grid}{resized}, {grid // config.grid} x {grid // config.grid} under each token"
         )
     tokens = image_processor_of(model).num_tokens(1, 1)
     millions = sum(parameter.numel() for parameter in model.connector.parameters()) / 1e6
-    print(f"{config.connector}: {tokens} tokens of {config.hidden_size} for a square image, {millions:.2f} M new parameters")
+    say(f"{config.connector}: {tokens} tokens of {config.hidden_size} for a square image, {millions:.2f} M new parameters")
 
 
 def run() -> None:

@@ -11,6 +11,7 @@ from pretrain.feeding import feeding
 from vision_core.distributed import world_size
 from vision_core.images.sources import ImageSource, ImageStream
 from vision_core.model_card import LOADING_SNIPPET, write_model_card
+from vision_core.printable import in_code
 from vision_core.run_facts import batch_text, data_licence, made_with, millions, run_again
 
 # What tells two recipes apart; config.yaml beside the card has every option.
@@ -45,7 +46,7 @@ def write_card(
         title=f"{args.name}: a DINOv2 vision encoder",
         summary=f"Pretrained without labels by DINOv2 self-distillation (DINO, iBOT, KoLeo) for {step} of {args.max_steps} steps.",
         training_command=run_again(PROGRAM, folder, "accelerate launch"),
-        data=f"{source.description}. Source: `{args.dataset}`.\n\n{data_licence([args.dataset])}",
+        data=f"{source.description}. Source: {in_code(args.dataset)}.\n\n{data_licence([args.dataset])}",
         results=[{"features": name, "k-NN top-1, %": f"{value:.1f}"} for name, value in results.items()],
         settings=facts(args, step, backbone) | {name: getattr(args, name) for name in SHOWN_SETTINGS},
         note=" ".join([seen(args, step, num_images), *judged(args, references, accuracies, benchmark), UNKNOWN]),
@@ -83,7 +84,7 @@ def judged(
         return ["Nothing was measured: whether its features are good for anything is not known."]
     best = max(accuracies.values())
     not_above = [f"{name.replace('_', ' ')} ({value:.1f} %)" for name, value in references.items() if value >= best]
-    lines = [f"The numbers are k-NN on frozen features of `{args.eval_dataset}` alone: {benchmark.description}."]
+    lines = [f"The numbers are k-NN on frozen features of {in_code(args.eval_dataset)} alone: {benchmark.description}."]
     if not_above:
         lines.append(f"Its k-NN of {best:.1f} % is not above {' and '.join(not_above)}: the model is worth no more than those there.")
     return lines

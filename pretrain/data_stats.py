@@ -44,6 +44,7 @@ from vision_core.images.ranges import full_scale_of, needs_scale, used_share, us
 from vision_core.images.sampled import BandStatistics, StoredSample, sample_indices, sample_stored, stored_of
 from vision_core.images.sources import ImageSource, open_source, parse_source
 from vision_core.images.unreadable import UnreadableImage
+from vision_core.printable import say
 
 NAMED = 4  # sizes, reasons
 EIGHT_BITS = 255
@@ -52,7 +53,7 @@ EIGHT_BITS = 255
 def main() -> None:
     """Read the options, look, print."""
     args = parse_arguments(DataStatsArguments, description=__doc__)
-    print(report(args.dataset, args.num_channels, args.samples))
+    say(report(args.dataset, args.num_channels, args.samples))
 
 
 def report(text: str, num_channels: int, samples: int) -> str:

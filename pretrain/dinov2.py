@@ -62,7 +62,7 @@ from pretrain.training_state import PUBLISHED_FILES, changed_course, load_traini
 from vision_core.arguments import parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
 from vision_core.data_workers import worker_deaths_unnoticed
-from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, set_cpu_threads
+from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, print_once, set_cpu_threads
 from vision_core.errors import Stopped, UserError, run_script
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.sources import ImageSource
@@ -121,7 +121,7 @@ class Trainer:
         self.args, self.accelerator, self.source, self.layout = args, accelerator, source, layout
         self.run, self.output_dir = run, output_dir
         if run is not None:
-            print("\n".join(introduction(args, source, layout, output_dir, run.step, accelerator.device.type)), flush=True)
+            print_once(introduction(args, source, layout, output_dir, run.step, accelerator.device.type))
         self.method = build_method(args)
         self.method.to(accelerator.device)
         self.optimizer = build_optimizer(args, self.method)

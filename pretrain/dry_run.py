@@ -21,6 +21,7 @@ from vision_core.distributed import is_main_process
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, ImageStream
+from vision_core.printable import say
 from vision_core.run_folder import check_folder
 
 # Bytes per parameter: student, gradient, two AdamW moments, teacher, all float32.
@@ -34,7 +35,7 @@ def dry_run(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: Ba
     method = build_method(args)
     rehearse(args, source, layout, method)
     if is_main_process():
-        print(describe_run(args, source, layout, method, build_loader(args, source, layout, 0)))
+        say(describe_run(args, source, layout, method, build_loader(args, source, layout, 0)))
 
 
 def rehearse(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation) -> None:

@@ -27,6 +27,7 @@ from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, open_source
 from vision_core.launchers import is_first_launched
 from vision_core.model_card import write_model_card
+from vision_core.printable import say
 from vision_core.randomness import numpy_generator
 from vision_core.run_facts import batch_text, data_licence, made_with, millions, run_again
 from vision_core.run_folder import check_folder
@@ -121,7 +122,7 @@ def open_parts(options: Any, open_one: Callable[..., ImageSource] = open_images)
         return part, part.held_out
     if is_first_launched():
         share = "a tenth" if len(source) // 10 < a_batch else "what can be held out in whole files"
-        print(f"no held-out loss: {share} of {len(source):,} images does not fill a batch of {a_batch}; name others by --eval_dataset")
+        say(f"no held-out loss: {share} of {len(source):,} images does not fill a batch of {a_batch}; name others by --eval_dataset")
     options.eval_dataset = None
     return source, None
 
@@ -137,7 +138,7 @@ def load_whole(
     """
     name = name.removeprefix("hf:")
     wanted = model_class.config_class.model_type
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         refuse_folder(name, f"a whole {wanted} of transformers", ("encoder", "model", "unknown"))
     theirs = read_config(name)
     if theirs.model_type != wanted:
@@ -217,7 +218,7 @@ def train_images(
         (Path(folder) / "training_args.bin").unlink()  # a pickle, which nobody needs to load the model
         write_card(Path(folder), program, options, data.source, trainer, card)
         run.finish()
-        print(f"saved {folder}")
+        say(f"saved {folder}")
 
 
 def fitted_processor(processor: Any, source: ImageSource) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,14 +107,14 @@ def _doubts(found: FoundWeights, backbone: Backbone) -> list[str]:
 
 def find_weights(source: str) -> FoundWeights:
     """The backbone that `source` names. Raises UserError where there is none."""
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         _check_kind(Path(source))
     try:
-        if source.startswith("dinov2_pth:") or Path(source).is_file():
+        if source.startswith("dinov2_pth:") or os.path.isfile(source):
             return _of_pth(Path(source.removeprefix("dinov2_pth:")))
         if (Path(source) / CONFIG_FILE).is_file():
             return _of_saved_encoder(source)
-        with nullcontext() if Path(source).exists() else hub_or_cache(f"init_from={source}"):
+        with nullcontext() if os.path.exists(source) else hub_or_cache(f"init_from={source}"):
             return _of_transformers(source.removeprefix("hf:"))
     except UserError as error:
         raise UserError(f"init_from={source}: {error}") from None

@@ -3,6 +3,7 @@
 accelerate launch pretrain/mae.py --dataset folder:photos --eval_dataset none --output_dir outputs/mae
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def main() -> None:
 def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """The model that is trained, and its image processor: loaded, or small and new."""
     if args.init_from:
-        with nullcontext() if Path(args.init_from).exists() else hub_or_cache(f"--init_from {args.init_from}"):
+        with nullcontext() if os.path.exists(args.init_from) else hub_or_cache(f"--init_from {args.init_from}"):
             return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
     config = ViTMAEConfig(
         hidden_size=args.hidden_size,

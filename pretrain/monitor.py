@@ -20,6 +20,7 @@ from encoders.sheets import display
 from encoders.transformers_encoder import TransformersEncoder
 from vision_core.distributed import gather_objects
 from vision_core.images.sources import UnreadableSample
+from vision_core.printable import printable
 from vision_core.progress import show_loss, step_bar
 from vision_core.run_folder import RunFolder
 
@@ -81,7 +82,7 @@ class Monitor:
     def say(self, text: str) -> None:
         """Print a line above the progress bar, on the main process."""
         if self.run is not None:
-            tqdm.write(text)
+            tqdm.write(printable(text))
             sys.stdout.flush()  # whoever follows a log file wants to see a warning when it is said
 
     def name_unreadable(self, what: str, bad: list[UnreadableSample]) -> None:

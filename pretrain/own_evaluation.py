@@ -1,11 +1,11 @@
 """What a run is judged on where nobody has named images for it: a held-out part of its own data, or drawn scenes for drawn scenes."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vision_core.arguments import explicit_keys
+from vision_core.text_files import MAX_YAML_BYTES, read_bytes, yaml_value
 
 BY_DATASET = "auto"  # the default of --eval_dataset, which config.yaml never shows: it holds what was chosen
 HELD_OUT = "held_out"
@@ -29,6 +29,9 @@ def keep_evaluation_of_resumed_run(args: Any) -> None:
         return
     folder = args.output_dir if resume in ("true", "auto") else Path(args.resume_from_checkpoint).parent
     config = Path(folder or "outputs") / "config.yaml"
-    kept = yaml.safe_load(config.read_text(encoding="utf-8", errors="replace")) if config.is_file() else None
+    if not os.path.lexists(config):
+        return
+    name, cure = f"config file {config}", "mend it, or name the images by --eval_dataset"
+    kept = yaml_value(read_bytes(config, name, cure, most_bytes=MAX_YAML_BYTES).decode("utf-8", "replace"), name, cure)
     if isinstance(kept, dict) and "eval_dataset" in kept:
         args.eval_dataset = kept["eval_dataset"]

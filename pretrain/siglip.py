@@ -3,6 +3,7 @@
 accelerate launch pretrain/siglip.py --dataset "parquet:train.parquet?captions=text" --eval_dataset none --output_dir outputs/siglip
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def captioned(text: str, auto_scale: Scale | None = None) -> ImageSource:
 def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]:
     """The model that is trained, and its processor: loaded, or small and new, its tokenizer trained on the captions."""
     if args.init_from:
-        with nullcontext() if Path(args.init_from).exists() else hub_or_cache(f"--init_from {args.init_from}"):
+        with nullcontext() if os.path.exists(args.init_from) else hub_or_cache(f"--init_from {args.init_from}"):
             return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
     tokenizer = caption_tokenizer(captions_of(source))
     tower = {"hidden_size": args.hidden_size, "num_attention_heads": args.num_attention_heads, "intermediate_size": 2 * args.hidden_size}

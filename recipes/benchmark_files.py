@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import json
+import os
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,32 +16,36 @@ from torch import Tensor
 
 from recipes.conversations import BadRow, decoded
 from recipes.vlm_letters import letters_of
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
+from vision_core.images.unreadable import UnreadableImage
+from vision_core.printable import shortened
+from vision_core.regular_files import data_roots, is_inside, read_regular_file
+from vision_core.text_files import parse_json, read_bytes
 
 OWN_FILE = "is this the benchmark's own file?"
+NAME_OWN_FILE = "name the benchmark's own file"
+SHOWN_OF_A_VALUE = 60
+MAX_BENCHMARK_BYTES = 16 * 2**30  # MMBench holds its images
 FETCH_AGAIN = "mend it, or fetch the file again"
 
 
 def read_text(file: Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 where its mark says so, without the mark. Raises UserError."""
+    data = read_bytes(file, str(file), NAME_OWN_FILE, most_bytes=MAX_BENCHMARK_BYTES)
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        data = file.read_bytes()
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return data.decode("utf-16" if wide else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); name the benchmark's own file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)}); {NAME_OWN_FILE}") from None
 
 
 def parsed(text: str, where: str, kind: type) -> Any:
     """The JSON value of a text, a dict or a list as `kind` says. Raises BadRow."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRow(f"{where}: no JSON ({error}); {FETCH_AGAIN}") from None
+    value = parse_json(text, where, FETCH_AGAIN, BadRow)
     if not isinstance(value, kind):
         names = {dict: "an object", list: "a list"}
-        found = names.get(type(value), repr(value))
-        raise BadRow(f"{where}: the JSON should be {names[kind]}, not {found:.60}; {OWN_FILE}")
+        found = names.get(type(value)) or shown(value)
+        raise BadRow(f"{where}: the JSON should be {names[kind]}, not {found}; {OWN_FILE}")
     return value
 
 
@@ -78,7 +83,7 @@ def text_field(row: Any, name: str, where: str, cure: str = OWN_FILE) -> str:
     if value is None or value == "":
         raise BadRow(f"{where}: there is no {name!r}; {cure}")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise BadRow(f"{where}: {name!r} is no text but {value!r:.60}; {cure}")
+        raise BadRow(f"{where}: {name!r} is no text but {shown(value)}; {cure}")
     return str(value)
 
 
@@ -86,7 +91,7 @@ def whole_number(row: Any, name: str, where: str) -> int:
     """A field that holds one. Raises BadRow."""
     text = text_field(row, name, where).strip()
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise BadRow(f"{where}: {name!r} is no whole number but {text!r:.60}; {FETCH_AGAIN}")
+        raise BadRow(f"{where}: {name!r} is no whole number but {shown(text)}; {FETCH_AGAIN}")
     return int(text)
 
 
@@ -103,22 +108,37 @@ def right_letter(answer: str, choices: Sequence[str], where: str) -> str:
     letter = re.sub(r"[()\s]", "", answer).upper()
     known = letters_of(choices)
     if len(letter) != 1 or letter not in known:
-        problem = f"the answer {answer!r:.60} is none of the letters {known or '(none)'} of its choices"
+        problem = f"the answer {shown(answer)} is none of the letters {known or '(none)'} of its choices"
         raise BadRow(f"{where}: {problem}; {FETCH_AGAIN}")
     return letter
 
 
 def file_image(folder: Path, name: str, where: str) -> Callable[[], list[Tensor]]:
     """Reads the image `name` below a folder. Raises BadRow, then and now."""
-    path = (folder / name.replace("\0", "")).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    roots = data_roots(folder)
+    path = os.path.join(folder, name)
+    if _leads_out(path, roots):
         raise BadRow(f"{where}: {name} leads out of the image folder {folder}; {FETCH_AGAIN}")
 
     def read() -> list[Tensor]:
         try:
-            return [decoded(path.read_bytes(), f"{where}: {name}")]
-        except OSError as error:
-            cure = "name the folder of the images by images="
-            raise BadRow(f"{where}: {path} cannot be read ({error.strerror}); {cure}") from None
+            data = read_regular_file(path, *roots)
+        except UnreadableImage as error:
+            problem = error.reason.replace("_", " ")
+            raise BadRow(f"{where}: {path} cannot be read ({problem}); name the folder of the images by images=") from None
+        return [decoded(data, f"{where}: {name}")]
 
     return read
+
+
+def _leads_out(path: str, roots: Sequence[str]) -> bool:
+    try:
+        real = os.path.realpath(path.replace("\0", ""))
+    except ValueError:  # half a character, which no file's name has; reading it says so
+        return False
+    return not any(is_inside(real, root) for root in roots)
+
+
+def shown(value: Any) -> str:
+    """A value of a row as Python writes it, at most 60 characters of it, however large or deep it is."""
+    return shortened(reprlib.repr(value), SHOWN_OF_A_VALUE)

@@ -60,6 +60,7 @@ from recipes.vlm_models import check_model_folder
 from vision_core.arguments import arguments_to_yaml
 from vision_core.data_workers import leave_signals_to_parent
 from vision_core.errors import UserError, run_script
+from vision_core.printable import printable, say
 
 SHOWN = 3  # examples of each reason
 KEYS_SHOWN = 50
@@ -122,11 +123,11 @@ def main() -> None:
             for each in wrong:
                 file.write(json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n")
             report(text, checked, wrong)
-            print(f"\n{UNCHECKED if processor is None else proved(processor)}")
+            say(f"\n{UNCHECKED if processor is None else proved(processor)}")
             if clean is not None:
-                print(written_clean(clean, source, checked))
+                say(written_clean(clean, source, checked))
     if bad:
-        print(f"\nall bad rows: {run.path / 'bad_rows.jsonl'}")
+        say(f"\nall bad rows: {run.path / 'bad_rows.jsonl'}")
     if bad and clean is None:
         raise SystemExit(1)
 
@@ -144,15 +145,15 @@ def clean_target(file: str | None, sources: Sequence[tuple[str, ConversationSour
 
 def report(text: str, checked: Sequence[Checked], wrong: Sequence[Checked]) -> None:
     """Print what a source has, what is wrong with it, and which of its keys nothing reads."""
-    print(f"\n{text}: {len(checked):,} rows, {len(wrong):,} bad\n")
-    print("\n".join(reasons(wrong)))
+    say(f"\n{printable(text)}: {len(checked):,} rows, {len(wrong):,} bad\n")
+    say("\n".join(reasons(wrong)))
     good = [each for each in checked if not each.reason]
-    print(described(good) if good else "no row is good")
+    say(described(good) if good else "no row is good")
     counts = Counter(key for each in checked for key in each.unread)
     if counts:
         listed = ", ".join(f"{shortened(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN))
         more = f", and {len(counts) - KEYS_SHOWN:,} others" if len(counts) > KEYS_SHOWN else ""
-        print(f"\nkeys that nothing reads: {listed}{more}")
+        say(f"\nkeys that nothing reads: {listed}{more}")
 
 
 def proved(processor: FusionProcessor) -> str:
@@ -208,7 +209,7 @@ def check(
     """All rows in order."""
     rows = Rows(source, processor, max_length)
     loader = DataLoader(rows, batch_size=64, num_workers=num_workers, collate_fn=list, worker_init_fn=leave_signals_to_parent)
-    with tqdm(total=len(source), desc=name, unit="row", leave=False) as bar:
+    with tqdm(total=len(source), desc=printable(name), unit="row", leave=False) as bar:
         for batch in loader:
             bar.update(len(batch))
             yield from batch

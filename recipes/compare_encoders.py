@@ -48,6 +48,7 @@ from vision_core.errors import UserError, run_script
 from vision_core.images.sources import ImageSource
 from vision_core.images.splits import Splits, open_splits
 from vision_core.images.unreadable import UnreadableImage
+from vision_core.printable import say as say_line
 
 PICTURED = 4
 CHANNELS = 3
@@ -81,7 +82,7 @@ def main() -> None:
     if asked_for:
         check_data(args.tasks, data)
     folder = open_folder(args, "comparison")
-    say = print if is_main_process() else lambda text: None
+    say = say_line if is_main_process() else lambda text: None
     noted: set[tuple[str, str]] = set()
     compared = [judge(source, data, args, device, folder, say, noted) for source in args.encoders]
     if is_main_process():

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from recipes.conversations import BadRow, decoded, quoted, shortened
 from vision_core.images.decode import MAX_PIXELS, UnreadableImage
-from vision_core.images.regular_files import data_roots, is_inside, read_regular_file
+from vision_core.regular_files import data_roots, is_inside, read_regular_file
 
 SECONDS_WITHOUT_AN_ANSWER = 20
 SECONDS_OF_A_DOWNLOAD = 120
@@ -64,7 +64,7 @@ class ImageReader:
         if isinstance(given, bytes):
             return self._decoded(given, f"{where}: {what}")
         if not isinstance(given, str):
-            raise BadRow(f"{where}: {what} is {type(given).__name__}, not a path, a URL or bytes")
+            raise BadRow(f"{where}: {what} is {type(given).__name__}, not a path, a URL or bytes; give one of them")
         scheme = given[:8].partition(":")[0].lower()
         if scheme == "data":
             return self._decoded(_data_of_url(given, what, where), f"{where}: {what}")

@@ -98,7 +98,7 @@ class Row:
 def read_row(row: Any, where: str, columns: Columns = Columns()) -> Row:  # noqa: B008 (it is frozen)
     """A row of a file, whose images are not opened. Raises BadRow, which names row, key and cure."""
     if not isinstance(row, Mapping):
-        raise BadRow(f"{where}: this is {type(row).__name__}, not an object")
+        raise BadRow(f"{where}: this is {type(row).__name__}, not an object; mend the row, or leave it out")
     _refuse_what_is_not_trained(row, columns, where)
     turns = _turns_of_columns(row, columns, where) if columns.have_turns() else _turns(row, where)
     messages = _with_system(tuple(turn.message for turn in turns), row, where)

@@ -23,13 +23,15 @@ only the offsets of its lines are kept. With `stream=true` a table is read as it
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -43,6 +45,13 @@ from vision_core.hub import hub_or_cache
 from vision_core.images.pixel_options import take_pixel_options
 from vision_core.images.scenes import draw_scene
 from vision_core.randomness import numpy_generator
+from vision_core.regular_files import refuse_special_files
+from vision_core.text_files import check_openable, is_deep, open_bytes, parse_json, read_bytes
+
+MAX_LIST_BYTES = 16 * 2**30
+MAX_LINE_BYTES = 256 * 2**20  # a row may hold its images
+NAME_A_FILE = "name a .json or .jsonl file of conversations"
+MEND = "mend the line"
 
 
 class ConversationSource(ABC):
@@ -106,9 +115,10 @@ class JsonSource(RowSource):
 
     def __init__(self, file: Path, images: ImageReader, columns: Columns) -> None:
         self.name, self.file, self.images, self.columns = str(file), file, images, columns
-        if not file.is_file():
-            raise UserError(f"{file} is not there; name a .json or .jsonl file of conversations")
-        if images.folder is not None and not images.folder.is_dir():
+        if not os.path.lexists(file):
+            raise UserError(f"{file} is not there; {NAME_A_FILE}")
+        check_openable(file, str(file), NAME_A_FILE)
+        if images.folder is not None and not os.path.isdir(images.folder):
             raise UserError(f"the folder of images {images.folder} is not there; name it by images=")
         self.rows: list[Any] | None = None
         if file.suffix == ".json":
@@ -123,44 +133,50 @@ class JsonSource(RowSource):
         return f"{self.file}, line {self.lines[index]}" if self.rows is None else f"{self.file}, row {index + 1}"
 
     def row(self, index: int) -> Any:
-        return self.rows[index] if self.rows is not None else self._parsed(self.line(index), index)
+        row = self.rows[index] if self.rows is not None else parse_json(self.line(index), self.where(index), MEND, BadRow, most_depth=None)
+        if is_deep(row):
+            raise BadRow(f"{self.where(index)}: the JSON is nested too deeply for a conversation; {MEND}")
+        return row
 
     def line(self, index: int) -> bytes:
         """The row as one line of JSON, without the line's end: of a JSONL file the very bytes that stand there."""
         if self.rows is not None:
             return json.dumps(self.rows[index]).encode()
-        with self.file.open("rb") as opened:
+        with self._opened() as opened:
             opened.seek(self.offsets[index])
-            return opened.readline().rstrip(b"\r\n")
+            line = opened.readline(MAX_LINE_BYTES + 1)
+        if len(line) > MAX_LINE_BYTES:
+            cure = "give its images as files, or leave it out"
+            raise BadRow(f"{self.where(index)}: the line has more than {MAX_LINE_BYTES:,} bytes; {cure}")
+        return line.rstrip(b"\r\n")
+
+    def _opened(self) -> BinaryIO:
+        return open_bytes(self.file, str(self.file), NAME_A_FILE)
 
     def _read_list(self) -> list[Any]:
-        try:
-            rows = json.loads(self.file.read_text(encoding="utf-8"))
-        except RecursionError:
-            raise UserError(f"{self.file} is nested too deeply to be a list of conversations; mend the file") from None
-        except ValueError as error:
-            raise UserError(f"{self.file} is no JSON ({error}); rows one to a line go into a .jsonl file") from None
+        name, cure = str(self.file), "mend the file; rows one to a line go into a .jsonl file"
+        data = read_bytes(self.file, name, cure, most_bytes=MAX_LIST_BYTES)
+        rows = parse_json(data, name, cure, most_depth=None)  # of each row when it is asked for
         if not isinstance(rows, list):
-            raise UserError(f"{self.file} holds {type(rows).__name__}, not a list of rows")
+            raise UserError(f"{self.file} holds {type(rows).__name__}, not a list of rows; write each row as an object in one list")
         return rows
 
     def _line_offsets(self) -> tuple[np.ndarray, np.ndarray]:
         """Where each line that is not blank begins, in bytes, and its number, from 1."""
-        places, offset = [], 0
-        with self.file.open("rb") as opened:
-            for number, line in enumerate(opened, 1):
-                if line.strip():
-                    places.append((offset, number))
-                offset += len(line)
+        places, offset, number = [], 0, 1
+        with self._opened() as opened:
+            while piece := opened.readline(MAX_LINE_BYTES):
+                begins = offset
+                is_blank = not piece.strip()
+                while not piece.endswith(b"\n") and len(piece) == MAX_LINE_BYTES:  # a longer line, of which no more is kept
+                    offset += len(piece)
+                    piece = opened.readline(MAX_LINE_BYTES)
+                    is_blank = is_blank and not piece.strip()
+                offset += len(piece)
+                if not is_blank:
+                    places.append((begins, number))
+                number += 1
         return tuple(np.array(places, dtype=np.int64).reshape(-1, 2).T)
-
-    def _parsed(self, line: bytes, index: int) -> Any:
-        try:
-            return json.loads(line)
-        except RecursionError:
-            raise BadRow(f"{self.where(index)}: the JSON is nested too deeply for a conversation; mend it") from None
-        except ValueError as error:
-            raise BadRow(f"{self.where(index)}: no JSON ({shortened(str(error))}); mend the line") from None
 
 
 class TableSource(RowSource):
@@ -277,10 +293,15 @@ def open_table(kind: str, where: str, options: Mapping[str, str], streaming: boo
 def _open_table(kind: str, where: str, options: Mapping[str, str], streaming: bool) -> Any:
     import datasets
 
+    name, _, config = where.partition(":")
+    if kind == "parquet":
+        for path in glob.glob(where, recursive=True):
+            check_openable(path, f"{kind}:{where}: {path}", "name regular files of parquet")
+    else:
+        refuse_special_files(name, at_any_depth=True)
     try:
         if kind == "parquet":
             return datasets.load_dataset("parquet", data_files=where, split="train", streaming=streaming)
-        name, _, config = where.partition(":")
         split, revision = options.get("split", "train"), options.get("revision")
         return datasets.load_dataset(name, config or None, split=split, revision=revision, streaming=streaming)
     except Exception as error:  # a missing file, name or split raises whatever its reader does

@@ -43,6 +43,8 @@ from typing import Any
 import pyarrow.parquet
 from tqdm import tqdm
 
+from vision_core.printable import say
+
 CAPTION = "Describe the picture in one sentence."
 MATCH = 'Does this sentence describe the picture: "{text}" Answer with yes or no.'
 ENTAILMENT = 'Given the picture, is this statement true, false or uncertain: "{text}"'
@@ -63,7 +65,7 @@ def main() -> None:
     (folder / "images").mkdir(parents=True)
     for split, found in files.items():
         counts = convert(found, folder, split)
-        print(f"{folder / split}.jsonl: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
+        say(f"{folder / split}.jsonl: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
 
 
 def check_columns(files: list[Path]) -> None:

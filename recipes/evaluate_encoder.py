@@ -38,6 +38,7 @@ from vision_core.arguments import parse_arguments
 from vision_core.distributed import is_main_process
 from vision_core.errors import UserError, run_script
 from vision_core.images.splits import open_splits
+from vision_core.printable import say as say_line
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
             raise UserError(f"{problem}; leave it out of --tasks, or name other data")
     frozen = frozen_features(encoder, splits, args)
     folder = open_folder(args, "evaluation")
-    say = print if is_main_process() else lambda text: None
+    say = say_line if is_main_process() else lambda text: None
     say(f"{args.encoder}: {protocol_of(encoder)}{', untrained' if encoder.untrained else ''}")
     for note in notes_on(splits, encoder):
         say(note)

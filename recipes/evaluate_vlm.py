@@ -70,6 +70,7 @@ from recipes.vlm_models import check_model_folder, load_model
 from recipes.vlm_tasks import Task
 from vision_core.arguments import arguments_to_yaml
 from vision_core.distributed import is_main_process
+from vision_core.printable import printable, say
 
 
 def main() -> None:
@@ -92,12 +93,12 @@ def main() -> None:
         }
         results.append((task, scores))
         if is_main_process():
-            print(
-                f"\n{task.name}: {len(task.questions):,} questions; grader {task.grader}; prompt {task.prompt!r}\n\n{table(task, scores)}"
+            say(
+                f"\n{printable(task.name)}: {len(task.questions):,} questions; grader {task.grader}; prompt {task.prompt!r}\n\n{table(task, scores)}"
             )
     if run is not None:
         write_report(run.path, args, results)
-        print(f"\ntable, JSON, answers and pictures: {run.path}")
+        say(f"\ntable, JSON, answers and pictures: {run.path}")
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:

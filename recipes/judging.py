@@ -26,6 +26,7 @@ from vision_core.distributed import broadcast_text, is_main_process
 from vision_core.errors import UserError
 from vision_core.images.ranges import range_notes
 from vision_core.images.splits import Splits
+from vision_core.printable import printable
 from vision_core.run_folder import RunFolder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -210,7 +211,7 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows under the columns of the first appearance; an empty cell where a row lacks one."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [columns, ["---"] * len(columns), *([row.get(name, "") for name in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(printable, line)) + " |" for line in lines)
 
 
 def _plain(value: Any) -> Any:

@@ -44,6 +44,7 @@ from recipes.vlm_benchmarks import open_task
 from recipes.vlm_tasks import Question
 from vision_core.arguments import arguments_to_yaml
 from vision_core.errors import UserError, run_script
+from vision_core.printable import say
 
 KINDS = {"what": ("category", "colour", "texture"), "where": ("left_of", "above", "nearest", "count", "depth_order")}
 SHOWN = {"images": "", "blind": " blind", "shuffled": " wrong images"}
@@ -72,7 +73,7 @@ def main() -> None:
     models = [read(folder) for folder in folders]
     run = RunFolder.open(args.output_dir, "report", arguments_to_yaml(args), can_resume=False)
     write_page(run.path, models)
-    print(f"{markdown_table(rows(models, TOTALS))}\n\nthe page: {run.path / 'README.md'}")
+    say(f"{markdown_table(rows(models, TOTALS))}\n\nthe page: {run.path / 'README.md'}")
 
 
 def read(folder: Path) -> Judged:

@@ -38,6 +38,7 @@ from recipes.small_default import corpus, small_language_model
 from vision_core.arguments import arguments_to_yaml
 from vision_core.checkpoints import make_readable
 from vision_core.errors import run_script
+from vision_core.printable import say
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
     model.save_pretrained(run.path)
     tokenizer.save_pretrained(run.path)
     make_readable(run.path)
-    print(f"saved {run.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+    say(f"saved {run.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens")
 
 
 if __name__ == "__main__":

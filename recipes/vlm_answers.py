@@ -21,6 +21,7 @@ from recipes.vlm_data import ConversationCollator, image_inputs
 from recipes.vlm_grading import cider_d
 from recipes.vlm_tasks import Question, Task
 from vision_core.distributed import gather_objects, is_main_process, rank, world_size
+from vision_core.printable import printable
 from vision_core.randomness import numpy_generator
 
 Shown = Literal["images", "blind", "shuffled"]
@@ -58,7 +59,7 @@ def answer_and_score(
     """
     indices = range(rank(), len(task.questions), world_size())
     mine: list[tuple[int, str, float, int]] = []
-    bar = tqdm(range(0, len(indices), batch_size), desc=f"{task.name}, {shown}", disable=not is_main_process(), leave=False)
+    bar = tqdm(range(0, len(indices), batch_size), desc=printable(f"{task.name}, {shown}"), disable=not is_main_process(), leave=False)
     for start in bar:
         chosen = indices[start : start + batch_size]
         asked = [asked_question(task, index, shown) for index in chosen]

@@ -37,6 +37,7 @@ from recipes.benchmark_files import (
     parsed,
     read_text,
     right_letter,
+    shown,
     table_rows,
     text_field,
     whole_number,
@@ -110,7 +111,7 @@ def pope(name: str, where: Path, images: str | None = None) -> Task:
         image = file_image(Path(images or where.parent), text_field(row, "image", at), at)
         label = text_field(row, "label", at).strip().lower()
         if label not in ("yes", "no"):
-            raise BadRow(f"{at}: the label {label!r:.60} is neither yes nor no; {FETCH_AGAIN}")
+            raise BadRow(f"{at}: the label {shown(label)} is neither yes nor no; {FETCH_AGAIN}")
         questions.append(Question(at, text_field(row, "text", at), (label,), image, ("yes", "no")))
     return Task(name, questions, YES_NO_PROMPT, vlm_grading.yes_no, figures=vlm_grading.pope_figures)
 
@@ -236,7 +237,7 @@ def _said(person: Any, at: str) -> str:
     """What one of the people answered, which may be nothing."""
     answer = person.get("answer") if isinstance(person, Mapping) else person
     if not isinstance(answer, (str, int, float)):
-        raise BadRow(f"{at}: an answer is no text but {answer!r:.60}; {FETCH_AGAIN}")
+        raise BadRow(f"{at}: an answer is no text but {shown(answer)}; {FETCH_AGAIN}")
     return str(answer)
 
 

@@ -12,6 +12,7 @@ from transformers import TrainerState
 from fusion.card import VLM_SNIPPET
 from vision_core.distributed import world_size
 from vision_core.model_card import write_model_card
+from vision_core.printable import in_code
 from vision_core.run_facts import batch_text, data_licence, made_with, run_again
 from vision_core.run_preview import number_of_elements
 
@@ -27,7 +28,7 @@ def write_card(folder: Path, stage: str, program: str, options: Mapping[str, Any
     log = state.log_history
     losses = {name: next((line[name] for line in reversed(log) if name in line), None) for name in ("loss", "eval_loss")}
     held_out = "; ".join(options["eval_conversations"])
-    data = "; ".join(f"`{text}`" for text in options["conversations"])
+    data = "; ".join(in_code(text) for text in options["conversations"])
     names = {"loss": "training loss, at the end", "eval_loss": f"loss of held-out conversations ({held_out})"}
     write_model_card(
         folder / "README.md",

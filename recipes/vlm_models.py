@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from fusion.stub import write_stub
 from vision_core.checkpoints import make_readable
 from vision_core.errors import UserError
 from vision_core.folder_kinds import refuse_folder
+from vision_core.text_files import parse_json, read_text
 
 FROM_SCRATCH = "from_scratch"  # in the config of a language model that no pretraining has taught its language
 
@@ -37,12 +38,9 @@ def load_model(folder: str, dtype: torch.dtype | None = None) -> tuple[FusionVlm
 def check_model_folder(folder: str) -> None:
     """Raises UserError for one without a whole fused model and its processor, before a library reads it."""
     cure = "name a folder that fusion.fuse or an earlier stage wrote"
-    try:
-        json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # said below
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/config.json cannot be read ({str(error).splitlines()[0]}); {cure}") from None
+    config = os.path.join(folder, "config.json")
+    if os.path.lexists(config):  # what lacks is said below
+        parse_json(read_text(config, config, cure), f"{config} cannot be read", cure)
     refuse_folder(folder, "a fused vision-language model", (FusionVlmConfig.model_type,))
     for pattern, what in (("*.safetensors", "weights"), ("processor_config.json", "processor"), ("tokenizer_config.json", "tokenizer")):
         if not any(Path(folder).glob(pattern)):

@@ -36,6 +36,7 @@ from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
 from vision_core.distributed import is_main_process, print_once, rank, share_cores, wait_for_all, world_size
 from vision_core.launchers import is_first_launched
+from vision_core.printable import printable, say
 from vision_core.randomness import numpy_generator
 from vision_core.run_folder import RunFolder, check_folder
 from vision_core.run_preview import introduction, preview
@@ -63,7 +64,7 @@ def train(
         if args.init_from is None:
             if is_first_launched():
                 learning = "" if args.dry_run else ", and learn from drawn scenes first"
-                print(f"no --init_from: small stand-ins are made{learning}", flush=True)
+                say(f"no --init_from: small stand-ins are made{learning}")
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
             write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
         with StopRequest(launchers) as stop:
@@ -211,7 +212,7 @@ def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments, sou
         mine = range(rank(), len(source), world_size())
         images = (
             image
-            for index in tqdm(mine, desc=f"features of {source.name}", disable=not is_main_process())
+            for index in tqdm(mine, desc=printable(f"features of {source.name}"), disable=not is_main_process())
             for image in source[index].images
         )
         cache.fill(images, vision_model, image_processor)
@@ -247,4 +248,4 @@ def publish(trainer: VlmTrainer, base: str, args: VlmArguments, stage: str) -> N
         options = vars(args) | {"learning_rate": trainer.args.learning_rate}
         write_card(folder, stage, program_of(stage), options, trainer.model, trainer.state)
         trainer.run.finish()
-        print(f"saved {folder}")
+        say(f"saved {folder}")

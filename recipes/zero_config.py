@@ -7,13 +7,15 @@ says all of it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vision_core.errors import UserError
+from vision_core.text_files import parse_json, read_text
+
+MAX_CONFIG_BYTES = 2**20
 
 Config = dict[str, Any]
 OURS = {
@@ -75,12 +77,10 @@ def refuse_cpu_only() -> None:
 
 def read_config(file: Path) -> Config:
     """The file's config. Raises UserError for one that cannot be read or says no stage."""
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise UserError(f"--deepspeed {file} is no file; ZeRO configs lie in recipes/zero")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"--deepspeed {file} is no JSON ({error}); mend it, or take one of recipes/zero") from None
+    name, cure = f"--deepspeed {file}", "mend it, or take one of recipes/zero"
+    config = parse_json(read_text(file, name, cure, most_bytes=MAX_CONFIG_BYTES), name, cure, finite=True)
     if not isinstance(config, dict) or "zero_optimization" not in config:
         raise UserError(f"--deepspeed {file} has no `zero_optimization`; take one of recipes/zero as a pattern")
     zero = config["zero_optimization"]

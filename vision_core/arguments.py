@@ -16,12 +16,15 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from vision_core.errors import UserError
+from vision_core.printable import shortened
 from vision_core.spelling import cure_for
+from vision_core.text_files import MAX_YAML_BYTES, read_text, yaml_node
 
 T = TypeVar("T")
 TRUTH_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 INFINITY_WORDS = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}  # as YAML writes them
 SCALAR_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
+SHOWN_OF_A_VALUE = 100  # characters, in a message
 NULL_TAG = "tag:yaml.org,2002:null"
 
 
@@ -169,8 +172,8 @@ def _convert_command_line(key: str, texts: list[str], hint: Any) -> Any:
             return [] if texts == ["[]"] else [_parse_text(text, get_args(kind)[0]) for text in texts]
         return _parse_text(texts[0], kind)
     except (ValueError, KeyError):
-        shown = " ".join(texts)
-        raise UserError(f"command line: --{key} expects {describe_type(hint)}, not {shown!r}") from None
+        shown = shortened(repr(" ".join(texts)), SHOWN_OF_A_VALUE)
+        raise UserError(f"command line: --{key} expects {describe_type(hint)}, not {shown}") from None
 
 
 def _read_yaml(path: str, hints: dict[str, Any]) -> dict[str, Any]:
@@ -190,14 +193,9 @@ def _read_yaml(path: str, hints: dict[str, Any]) -> dict[str, Any]:
 
 def _yaml_pairs(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
     """The key and value nodes of a YAML file. Nothing is constructed: no tag is followed, scalars stay as written."""
-    try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise UserError(f"config file {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"config file {path} is not text in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    name = f"config file {path}"
+    cure = "name a YAML file of lines `key: value`"
+    node = yaml_node(read_text(path, name, cure, "utf-8-sig", MAX_YAML_BYTES), name)
     if node is None:
         return []
     if not isinstance(node, yaml.MappingNode):
@@ -221,15 +219,17 @@ def _convert_node(node: yaml.Node, hint: Any) -> Any:
 
 def _show_node(node: yaml.Node) -> str:
     if isinstance(node, yaml.ScalarNode):
-        return "an empty value" if node.tag == NULL_TAG else repr(node.value)
+        return "an empty value" if node.tag == NULL_TAG else shortened(repr(node.value), SHOWN_OF_A_VALUE)
     if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
-        return f"the list [{', '.join(item.value for item in node.value)}]"
+        return shortened(f"the list [{', '.join(item.value for item in node.value)}]", SHOWN_OF_A_VALUE)
     return "a mapping" if isinstance(node, yaml.MappingNode) else "a list of lists or mappings"
 
 
 def _parse_text(text: str, kind: Any) -> Any:
     """One scalar from its text. Raises ValueError or KeyError when it is no such thing."""
     if kind is str:
+        if "\0" in text:  # no file, model or column has such a name, and what it is given to raises each its own error
+            raise ValueError
         return text
     if kind is bool:
         return TRUTH_WORDS[text.lower()]

@@ -4,11 +4,13 @@ Whatever kills the process or cuts the power, the newest `checkpoint-<step>` who
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from safetensors import SafetensorError
 from vision_core.errors import UserError
 
 MANIFEST = "MANIFEST.json"
+MAX_MANIFEST_BYTES = 64 * 2**20
 # A full disk is an OSError in Python's own writes, a SafetensorError in safetensors, a RuntimeError in torch.save.
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
 
@@ -60,7 +63,10 @@ def verify_checkpoint(folder: Path) -> str | None:
         return manifest
     for name, expected in manifest["files"].items():
         try:
-            size = (folder / name).stat().st_size
+            status = (folder / name).stat()
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode) or ".." in Path(name).parts or Path(name).is_absolute():
+                return f"{name} is no file of the folder"
             if size != expected["size"]:
                 return f"{name} has {size} bytes instead of {expected['size']}"
             if _sha256(folder / name) != expected["sha256"]:
@@ -69,6 +75,8 @@ def verify_checkpoint(folder: Path) -> str | None:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
+        except ValueError:
+            return f"{name} is no name of a file"
     return None
 
 
@@ -196,14 +204,14 @@ def _manifest_text(step: int, files: dict[str, Any]) -> str:
 def _read_manifest(folder: Path) -> dict[str, Any] | str:
     """The manifest, or the reason why it is none."""
     try:
-        text = (folder / MANIFEST).read_bytes().decode("utf-8")
+        text = _manifest_bytes(folder).decode("utf-8")
         manifest = json.loads(text)
-        is_intact = text == _manifest_text(manifest["step"], manifest["files"])
+        is_intact = text == _manifest_text(manifest["step"], manifest["files"]) and _is_of_files(manifest)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         is_intact = False
     if not is_intact:
         return f"{MANIFEST} has other content than was written"
@@ -211,6 +219,21 @@ def _read_manifest(folder: Path) -> dict[str, Any] | str:
     if named_step is not None and named_step != manifest["step"]:
         return f"{MANIFEST} says step {manifest['step']}, the folder's name {named_step}"
     return manifest
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    """Of a regular file alone: the folder may be somebody else's, with a pipe in the manifest's place."""
+    status = (folder / MANIFEST).stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
+        raise OSError(errno.EINVAL, "it is no regular file of the size of a manifest")
+    return (folder / MANIFEST).read_bytes()
+
+
+def _is_of_files(manifest: dict[str, Any]) -> bool:
+    """Whether the entries are of the kinds that `seal_folder` writes."""
+    entries = manifest["files"]
+    step_is_number = isinstance(manifest["step"], int)
+    return step_is_number and all(isinstance(each["size"], int) and isinstance(each["sha256"], str) for each in entries.values())
 
 
 def remove_old_checkpoints(root: Path, step: int, keep: int | None) -> None:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vision_core.printable import printable, say
+
 
 def rank() -> int:
     """This process's number, 0 .. world_size() - 1."""
@@ -28,7 +30,7 @@ def is_main_process() -> bool:
 def print_once(lines: Iterable[str]) -> None:
     """Print lines at once, also into a log file, on the main process alone."""
     if is_main_process():
-        print("\n".join(lines), flush=True)
+        say("\n".join(map(printable, lines)))
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

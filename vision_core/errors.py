@@ -1,5 +1,7 @@
 """How a program tells its user what went wrong: one line, exit status 2."""
 
+import errno
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -8,18 +10,27 @@ from contextlib import suppress
 from vision_core.data_workers import end_data_workers
 from vision_core.last_word import repeat_behind_launchers
 from vision_core.launchers import is_first_launched
+from vision_core.printable import fitted, printable, say, shortened
 
 CTRL_C = "stopped by Ctrl-C"
+MOST_OF_A_REASON = 150
+FAULTS_OF_A_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+# how torch hands on an error of a data worker; its last line is the error itself
+OF_A_DATA_WORKER = re.compile(r"Caught \w+ .*\nOriginal Traceback")
 _undo: list[Callable[[], None]] = []
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. The message is one line: what is wrong, where, and the cure."""
+    """A mistake that the user can mend. The message is one printable line: what is wrong, where, and the cure."""
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        super().__init__(text if OF_A_DATA_WORKER.match(text) else printable(text))
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where there is none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of a library's message, at most 150 printable characters of it, or its type where there is none."""
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0], MOST_OF_A_REASON)
 
 
 def undo_if_failed(undo: Callable[[], None]) -> None:
@@ -32,7 +43,7 @@ class Stopped(SystemExit):
 
     def __init__(self, status: int, line: str) -> None:
         super().__init__(status)
-        self.line = line
+        self.line = printable(line)
 
 
 class AllDone(SystemExit):
@@ -40,11 +51,13 @@ class AllDone(SystemExit):
 
     def __init__(self, line: str) -> None:
         super().__init__(0)
-        self.line = line
+        self.line = printable(line)
 
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2, Ctrl-C with 130.
+
+    So does a path that no system call takes, wherever it is met first: one that is too long, or whose links lead in a circle.
 
     Data workers go with the end of `main`, whichever it is. After an error of any kind, what was given to
     `undo_if_failed` is called, the last first. Behind a launcher's report of the end, the last line is said once more.
@@ -57,12 +70,17 @@ def run_script(main: Callable[[], None]) -> None:
             message = re.sub(r"^[\w.]+: ", "", message)
         say_last(f"error: {message}")
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in FAULTS_OF_A_NAME or error.filename is None:
+            raise
+        say_last(f"error: {os.fsdecode(error.filename)} cannot be used: {error.strerror}; give another path")
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         say_last(CTRL_C)
         raise SystemExit(130) from None
     except AllDone as end:
         if is_first_launched():
-            print(end.line, flush=True)
+            say(end.line)
         raise
     except Stopped as end:
         repeat_behind_launchers(end.line)
@@ -70,10 +88,11 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def say_last(line: str) -> None:
-    """The last line of a program that ends early, on stderr; and behind the report of its launcher."""
+    """The last line of a program that ends early, on stderr; and behind the report of its launcher. At most 300 printable characters."""
+    line = fitted(line)
     with suppress(OSError):  # of a pipe whose reader has gone
         sys.stdout.flush()  # what waits for a log file was said before
-    print(line, file=sys.stderr, flush=True)
+    say(line, file=sys.stderr)
     repeat_behind_launchers(line)
 
 

@@ -5,7 +5,7 @@ A loader begins with `refuse_folder(folder, "an encoder", ...)`, so that all pro
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vision_core.errors import UserError
 from vision_core.images.endings import IMAGE_ENDINGS
+from vision_core.regular_files import refuse_special_files
+from vision_core.text_files import MAX_YAML_BYTES, parse_json, read_text, yaml_value
 
 TABLE_SUFFIXES = (".parquet", ".tar", ".json", ".jsonl", ".csv")
 LOOKED_AT = 2000  # entries of a folder, at any depth, among which images are looked for
@@ -41,6 +41,7 @@ def refuse_folder(folder: str | Path, wanted: str, understood: Collection[str], 
     wanted: what the program needs, "an encoder". understood: names of kinds; those that nobody knows, "model" and "unknown", are for the loader itself to
     refuse. lacks: what is missing in a folder without a model.
     """
+    refuse_special_files(folder)
     kind = folder_kind(Path(folder))
     if kind.name in understood:
         return
@@ -51,8 +52,8 @@ def refuse_folder(folder: str | Path, wanted: str, understood: Collection[str], 
 
 def folder_kind(folder: Path) -> FolderKind:
     """What `folder` is. The questions go from the most telling file to the least."""
-    if not folder.is_dir():
-        what = "a file" if folder.is_file() else "no folder at all"
+    if not os.path.isdir(folder):
+        what = "a file" if os.path.isfile(folder) else "no folder at all"
         return FolderKind("absent", False, what, "name the folder of a model")
     names = {entry.name for entry in folder.iterdir()} - {".lock"}
     if not names:
@@ -208,15 +209,15 @@ def _files(folder: Path) -> Iterator[Path]:
 def _read_json(path: Path) -> dict[str, Any]:
     """{} for what cannot be read: the loader itself says why."""
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        read = parse_json(read_text(path, str(path), ""), str(path), "")
+    except UserError:
         return {}
     return read if isinstance(read, dict) else {}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        read = yaml_value(read_text(path, str(path), "", most_bytes=MAX_YAML_BYTES), str(path))
+    except UserError:
         return {}
     return read if isinstance(read, dict) else {}

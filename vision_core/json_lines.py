@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vision_core import checkpoints
+from vision_core.text_files import read_bytes
+
+MAX_BYTES = 16 * 2**30
 
 
 class JsonLines:
@@ -30,15 +33,21 @@ class JsonLines:
 
     def read(self) -> list[dict[str, Any]]:
         """Every whole object in the file; other lines (a write cut by a power loss) are reported and left out."""
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
+        lines = self._text().splitlines()
         records = [record for record in map(_object_or_none, lines) if record is not None]
         if len(records) < len(lines):
             self._warn(f"{self.path}: {len(lines) - len(records)} broken line(s) left out")
         return records
 
+    def _text(self) -> str:
+        if not self.path.exists():
+            return ""
+        data = read_bytes(self.path, str(self.path), "take it out of the run's folder", most_bytes=MAX_BYTES)
+        return data.decode("utf-8", errors="replace")
+
     def move_others(self, wanted: Callable[[dict[str, Any]], bool], others: Path) -> None:
         """Rewrite the file with the wanted objects, atomically; all other lines are added to the file `others` before. Raises OSError."""
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
+        lines = self._text().splitlines()
         kept, moved, broken = [], [], 0
         for line in lines:
             record = _object_or_none(line)
@@ -72,7 +81,7 @@ def _append_whole(path: Path, data: bytes) -> None:
 def _object_or_none(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from vision_core.checkpoints import write_text_atomically
+from vision_core.printable import printable_lines
 
 LOADING_SNIPPET = """\
 ```python
@@ -41,7 +42,7 @@ def write_model_card(
     pictures: Mapping[str, str] | None = None,
     library_name: str = "transformers",
 ) -> None:
-    """Write a model card with Hugging Face's front matter to `path` (README.md), atomically.
+    """Write a model card with Hugging Face's front matter to `path` (README.md), atomically; each of its lines is printable.
 
     title, summary, data, note: plain Markdown text; `note` says what was not done or not measured. training_command and
     results_command: what a reader types to make the model and the numbers. results: the rows of a table, its columns
@@ -64,7 +65,8 @@ def write_model_card(
         f"## Data\n\n{data.strip()}",
         f"## Limits\n\n{note.strip()}",
     ]
-    write_text_atomically(path, "\n\n".join(section for section in sections if section) + "\n")
+    text = printable_lines("\n\n".join(section for section in sections if section))
+    write_text_atomically(path, text + "\n")
 
 
 def _front_matter(library_name: str, pipeline_tag: str, tags: Sequence[str]) -> str:
@@ -73,7 +75,8 @@ def _front_matter(library_name: str, pipeline_tag: str, tags: Sequence[str]) -> 
 
 
 def _code(command: str) -> str:
-    return f"```bash\n{command.strip()}\n```"
+    within = command.strip().replace("```", "'''")  # a name in it must not end the block
+    return f"```bash\n{within}\n```"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from vision_core.distributed import world_size
+from vision_core.printable import in_code
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors")
@@ -103,5 +104,5 @@ def data_licence(sources: Iterable[str]) -> str:
     others = [source for source in sources if not source.startswith(DRAWN)]
     if not others:
         return "Licence of the data: it is drawn by the program, under Apache-2.0 like its code."
-    listed = ", ".join(f"`{source}`" for source in others)
+    listed = ", ".join(in_code(source) for source in others)
     return f"Licence of the data: not known to the program; look it up for {listed}, and name it here before the model is handed on."

@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vision_core import checkpoints
 from vision_core.errors import AllDone, UserError, undo_if_failed
 from vision_core.folder_kinds import folder_kind
 from vision_core.json_lines import JsonLines
+from vision_core.printable import say
+from vision_core.text_files import MAX_YAML_BYTES, read_bytes, yaml_value
 
 RESUME_KEY = "resume_from_checkpoint"  # says how a run was started, not what it is
 AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
@@ -187,7 +187,7 @@ class RunFolder:
             return
         if config.exists():
             number = 1 + max((int(k) for k in _numbers(self.path, r"config-(\d+)\.yaml")), default=0)
-            checkpoints.write_text_atomically(self.path / f"config-{number}.yaml", config.read_text(encoding="utf-8"))
+            checkpoints.write_text_atomically(self.path / f"config-{number}.yaml", _read_config(self.path))
             listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in self.changes.items())
             self._warn(f"resuming with a changed config: {listed}; the old one is kept as config-{number}.yaml")
         checkpoints.write_text_atomically(config, config_yaml)
@@ -205,7 +205,7 @@ class FolderLock:
     """A lock on `folder/.lock` that the kernel frees when the process dies. Raises UserError when another has it."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        self._descriptor: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._descriptor: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -365,14 +365,14 @@ def _folder_to_resume(output_dir: str | None, name: str, resume: str) -> Path:
                 f"--{RESUME_KEY} {resume} is not in --output_dir {output_dir}: leave out --output_dir to continue "
                 f"that run, or start a new one from its weights with --init_from"
             )
-        if not Path(resume).is_dir():
+        if not os.path.isdir(resume):
             raise UserError(f"--{RESUME_KEY} {resume}: no such folder; give a checkpoint-<step> folder, or true for the newest")
         return Path(resume).parent if output_dir is None else Path(output_dir)
     if output_dir is None:
         numbers = _run_numbers(Path("outputs"), name)
         example = f"outputs/{name}-{max(numbers)}" if numbers else "FOLDER"
         raise UserError(f"--{RESUME_KEY} true needs to know the run: add --output_dir {example}")
-    if not Path(output_dir).is_dir():
+    if not os.path.isdir(output_dir):
         raise UserError(f"--{RESUME_KEY} true: there is no folder {output_dir}; leave the option out to start a new run there")
     return Path(output_dir)
 
@@ -392,14 +392,14 @@ def _checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) 
 
 def _read_config(path: Path) -> str:
     config = path / "config.yaml"
-    return config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
+    if not config.exists():
+        return ""
+    data = read_bytes(config, str(config), "mend it or move it away", most_bytes=MAX_YAML_BYTES)
+    return data.decode("utf-8", errors="replace")
 
 
 def _read_mapping(text: str) -> dict[str, Any]:
-    try:
-        mapping = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"config.yaml of the run is not valid YAML ({' '.join(str(error).split())}): mend it or move it away") from None
+    mapping = yaml_value(text, "config.yaml of the run", "mend it or move it away")
     if mapping is not None and not isinstance(mapping, dict):
         raise UserError("config.yaml of the run must hold lines `key: value`: mend it or move it away")
     return mapping or {}
@@ -416,4 +416,4 @@ def _numbers(root: Path, pattern: str) -> list[int]:
 
 
 def _warn_on_stderr(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    say(f"warning: {text}", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import Any
 from vision_core.arguments import parse_arguments
 from vision_core.errors import CTRL_C, run_script, say_last
 from vision_core.launchers import is_first_launched, launchers_above
+from vision_core.printable import say
 
 
 def look_first(
@@ -42,7 +43,7 @@ def look_first(
     run_script(look)
     sys.excepthook = _one_line_for_ctrl_c
     if is_first_launched():
-        print(f"loading {loading} ...", file=sys.stderr, flush=True)
+        say(f"loading {loading} ...", file=sys.stderr)
 
 
 def _one_line_for_ctrl_c(kind: type, error: BaseException, trace: Any) -> None:

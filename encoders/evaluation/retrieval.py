@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vision_core.errors import UserError
+from vision_core.printable import shortened
+from vision_core.text_files import parse_json, read_bytes
 
 Relevance = Mapping[str, Sequence[int]]  # of one query: "easy", "hard" and "junk", each numbers of database images
+SHOWN = 60  # characters of a value, in a message
 SETUPS = {"easy": (("easy",), ("hard", "junk")), "medium": (("easy", "hard"), ("junk",)), "hard": (("hard",), ("easy", "junk"))}
 
 
@@ -106,16 +108,15 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
     It has the structure of the published gnd_roxford5k.pkl and gnd_rparis6k.pkl (other keys, such as bbx, are passed over). Those are pickles, which can
     run code when they are read, so this project does not; write them as JSON once, where you trust them. Raises UserError for what does not fit.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as JSON ({error}); write the published ground truth as JSON, pickles are not read"
-        ) from None
+    name, cure = f"{path} cannot be read as JSON", "write the published ground truth as JSON, pickles are not read"
+    values = parse_json(read_bytes(path, name, cure), name, cure, finite=True)
     lists = [values.get(key) for key in ("imlist", "qimlist", "gnd")] if isinstance(values, dict) else []
     if len(lists) != 3 or not all(isinstance(each, list) for each in lists):
-        raise UserError(f"{path} is no ground truth: it needs the lists imlist, qimlist and gnd")
+        raise UserError(f"{path} is no ground truth: it needs the lists imlist, qimlist and gnd; write the published ones as JSON")
     images, queries, gnd = lists
+    strange = next((each for each in (*images, *queries) if not isinstance(each, str)), None)
+    if strange is not None:
+        raise UserError(f"{path}: imlist and qimlist hold names, not {shortened(reprlib.repr(strange), SHOWN)}; write each as a text")
     if len(queries) != len(gnd):
         raise UserError(f"{path}: qimlist names {len(queries)} queries and gnd has {len(gnd)} entries; give one entry per query")
     return GroundTruth(
@@ -160,11 +161,11 @@ def _mean_precision(precisions: Tensor, otherwise: str) -> dict[str, float]:
 def _read_entry(path: str | os.PathLike, query: str, entry: Any, num_images: int) -> Relevance:
     where = f"{path}: the ground truth of query {query}"
     if not isinstance(entry, dict) or not all(isinstance(entry.get(name), list) for name in ("easy", "hard", "junk")):
-        raise UserError(f"{where} needs the lists easy, hard and junk")
+        raise UserError(f"{where} needs the lists easy, hard and junk; give each of them, empty where it has nothing")
     numbers = [number for name in ("easy", "hard", "junk") for number in entry[name]]
     for number in numbers:
         if type(number) is not int or not 0 <= number < num_images:
-            raise UserError(f"{where} names image {number!r}; imlist has the images 0 to {num_images - 1}")
+            raise UserError(f"{where} names image {shortened(reprlib.repr(number), SHOWN)}; imlist has the images 0 to {num_images - 1}")
     if len(set(numbers)) < len(numbers):
         twice = next(number for number in numbers if numbers.count(number) > 1)
         raise UserError(f"{where} names image {twice} twice; an image is easy, hard or junk, once")

@@ -466,3 +466,13 @@ def test_auto_refuses_what_it_could_not_find_again_or_is_not_the_programs():
     open_auto().close()
     with pytest.raises(UserError, match="is a run of pretrain/dinov2.py, not of pretrain/mae.py"):
         RunFolder.open("run", "mae", CONFIG, "auto", program="pretrain/mae.py")
+
+
+def test_a_lock_that_is_a_link_is_not_written_through(tmp_path):
+    """Somebody else's folder could name any file of ours."""
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="cannot be used"):
+        RunFolder.open(str(tmp_path / "run"), "run", "a: 1\n")
+    assert (tmp_path / "precious").read_text() == "kept"

@@ -16,8 +16,8 @@ from torch import Tensor
 from vision_core.errors import UserError
 from vision_core.images.decode import decode_image, grey_levels, is_picture, picture_tensor
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
-from vision_core.images.regular_files import read_regular_file
 from vision_core.images.unreadable import UnreadableImage, cure
+from vision_core.regular_files import read_regular_file
 
 # the axes that may hold the channels: a library's own habit first
 NUMPY_CHANNEL_AXES = (2, 0)

@@ -17,10 +17,10 @@ from vision_core.images import pictures, tiff
 from vision_core.images.formats import format_of, reader_of
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.pixels import grey_levels, to_pixels
-from vision_core.images.regular_files import read_regular_file
 from vision_core.images.stored import Stored, as_asked
 from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage
 from vision_core.images.volumes import inflated
+from vision_core.regular_files import read_regular_file
 
 __all__ = [
     "MAX_PIXELS",

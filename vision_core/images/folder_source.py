@@ -9,11 +9,13 @@ from vision_core.errors import UserError
 from vision_core.images.annotations import make_annotations
 from vision_core.images.folder_walk import Listing, labels_of_folders, list_images
 from vision_core.images.formats import COMPRESSED_ENDINGS, ENDINGS, ENDINGS_OF_ONE, ending_of
-from vision_core.images.regular_files import data_roots, files_fingerprint, is_inside, read_regular_file
 from vision_core.images.slide_source import open_slides
 from vision_core.images.sources import EncodedImageSource, ImageSource
 from vision_core.images.volumes import count_images, volume_bytes
+from vision_core.regular_files import data_roots, files_fingerprint, is_inside, read_regular_file
+from vision_core.text_files import read_bytes
 
+MAX_LIST_BYTES = 2 * 2**30
 WITHOUT_PICTURES = "without a picture"
 
 
@@ -105,7 +107,7 @@ class FolderSource(FileSource):
     """
 
     def __init__(self, root: Path, num_channels: int = 3, follow_links: bool = False) -> None:
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise UserError(f"dataset folder {root} does not exist; give a folder with images")
         listing = list_images(str(root), ENDINGS, follow_links)
         _check_listing(root, listing, follow_links)
@@ -190,14 +192,16 @@ def open_list(
     Raises:
         UserError: the list, or a line of it that leads outside, has a label that is no whole number, or lacks one that others have.
     """
-    if not path.is_file():
-        raise UserError(f"list file {path} does not exist; give a text file with one image path a line")
+    name, cure = f"list file {path}", "give a text file with one image path a line"
+    if not os.path.lexists(path):
+        raise UserError(f"{name} does not exist; {cure}")
+    text = read_bytes(path, name, cure, most_bytes=MAX_LIST_BYTES).decode("utf-8-sig", "surrogateescape")
     folder = os.path.abspath(root if root is not None else path.parent)
     if not os.path.isdir(folder):
         raise UserError(f"list file {path}: the folder {folder} does not exist; name another by ?root=FOLDER")
     follow = is_true("follow_links", follow_links)
     entries = []
-    for number, line in enumerate(path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             entries.append(_list_entry(line.rstrip("\r"), folder, f"{path}:{number}"))
     names, labels = _names_and_labels(path, entries)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from vision_core.errors import UserError
 from vision_core.images.formats import BYTES_THAT_TELL, begins_like_an_image, ending_of, why_left_out
-from vision_core.images.regular_files import data_roots, is_inside, is_repository, open_regular_file
 from vision_core.images.unreadable import UnreadableImage
+from vision_core.regular_files import data_roots, is_inside, is_repository, open_regular_file
 
 NO_EXTENSION = "without an extension"
 FOLLOW = "?follow_links=true"

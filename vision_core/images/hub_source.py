@@ -13,7 +13,6 @@ from vision_core.hub import hub_or_cache
 from vision_core.images.annotations import Annotations, Read, holds_texts, make_annotations
 from vision_core.images.decode import decode_image
 from vision_core.images.label_values import label_column, read_labels
-from vision_core.images.regular_files import ANYWHERE, data_roots, is_inside, read_regular_file
 from vision_core.images.sources import (
     EncodedImageSource,
     ImageRecord,
@@ -23,6 +22,7 @@ from vision_core.images.sources import (
 )
 from vision_core.images.stream_order import Place, share_of, shuffled_rows
 from vision_core.images.unreadable import UnreadableImage
+from vision_core.regular_files import ANYWHERE, data_roots, is_inside, read_regular_file, refuse_special_files
 
 
 class NoSuchSplit(UserError):
@@ -82,6 +82,7 @@ def open_hub(
 def _load_dataset(name: str, path: str, config: str, split: str, revision: str | None, streamed: bool) -> Any:
     import datasets
 
+    refuse_special_files(path, at_any_depth=True)
     try:
         return datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
     except Exception as error:  # a wrong name, a wrong split, no network: `datasets` has a type for each

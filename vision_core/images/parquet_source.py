@@ -8,9 +8,9 @@ from itertools import accumulate
 from vision_core.errors import UserError, first_line
 from vision_core.images.annotations import Read, holds_texts, make_annotations
 from vision_core.images.label_values import Labels, label_column, read_labels
-from vision_core.images.regular_files import files_fingerprint, files_matching, short_names
 from vision_core.images.sources import EncodedImageSource
 from vision_core.images.unreadable import UnreadableImage
+from vision_core.regular_files import files_fingerprint, files_matching, short_names
 
 MAX_BYTES_IN_MEMORY = 2**30
 CACHED_ROW_GROUPS = 8

@@ -17,11 +17,11 @@ from vision_core.images import pictures
 from vision_core.images.folder_walk import labels_of_folders, list_images
 from vision_core.images.formats import SLIDE_ENDINGS, ending_of
 from vision_core.images.pixels import to_pixels
-from vision_core.images.regular_files import data_roots, files_fingerprint
 from vision_core.images.slides import LEAST_TISSUE, Grid, grid_of, import_openslide, is_slide, open_slide, read_tile, tissue_shares
 from vision_core.images.sources import ImageRecord, ImageSource
 from vision_core.images.stored import Stored, as_asked
 from vision_core.images.unreadable import MIN_SIDE, UnreadableImage
+from vision_core.regular_files import data_roots, files_fingerprint
 
 ENDINGS = (*SLIDE_ENDINGS, ".tif", ".tiff")
 LARGEST_TILE = 8000

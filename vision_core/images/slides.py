@@ -12,8 +12,8 @@ from PIL import Image
 
 from vision_core.errors import UserError, first_line
 from vision_core.images.optional_packages import OPENSLIDE
-from vision_core.images.regular_files import open_regular_file
 from vision_core.images.unreadable import UnreadableImage
+from vision_core.regular_files import open_regular_file
 
 # a pixel is tissue where its channels differ by this much of 255: glass, ink of scanners and their grey frames stay below, stains reach 30 and more
 LEAST_CHROMA = 15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from vision_core.errors import UserError
 from vision_core.images.decode import decode_image, read_stored
 from vision_core.images.pixel_options import AS_STORED, PIXEL_OPTIONS, PixelOptions, Scale, take_pixel_options
 from vision_core.images.stored import Stored
+from vision_core.printable import printable
 
 if TYPE_CHECKING:
     from vision_core.images.annotations import Annotations
@@ -173,6 +175,8 @@ def open_source(text: str, num_channels: int = 3, auto_scale: Scale | None = Non
         )
     source = _open(kind, where, pixel_options.file_channels(num_channels), options)
     source.pixel_options = pixel_options
+    source.class_names = source.class_names and [printable(name) for name in source.class_names]
+    source.description = printable(source.description)
     if pixel_options.scale is not None and pixel_options.scale.kind == "auto":
         _set_automatic_scale(text, source, auto_scale)
     return source
@@ -225,7 +229,7 @@ def parse_source(text: str) -> tuple[str, str, dict[str, str]]:
     kind, colon, where = head.partition(":")
     if head == "scenes":
         kind = "scenes"
-    elif not colon or (kind not in KINDS and Path(head).exists()):
+    elif not colon or (kind not in KINDS and os.path.exists(head)):
         kind, where = "folder", head
     if kind not in KINDS:
         raise UserError(f"dataset {text!r}: unknown kind {kind!r}{_hint(kind, KINDS)}; known: {', '.join(KINDS)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from pathlib import Path
+import os
 from typing import NamedTuple
 
 from vision_core.errors import UserError
@@ -55,7 +55,7 @@ def _candidates(text: str, part: str) -> list[str]:
     if SPLIT in text:
         return [text.replace(SPLIT, name) for name in NAMES[part]]
     folder, mark, tail = text.removeprefix("folder:").partition("?")
-    if Path(folder).is_dir():
+    if os.path.isdir(folder):
         parquet = f"{glob.escape(folder)}/{PARQUET_NAMES}"
         is_parquet = any(glob.glob(parquet.replace(SPLIT, name)) for names in NAMES.values() for name in names)
         where = f"parquet:{parquet}" if is_parquet else f"folder:{folder}/{SPLIT}"
@@ -88,7 +88,7 @@ def _may_exist(text: str) -> bool:
     if kind == "scenes":
         return options.get("split") in SCENE_SPLITS
     patterns = [where] if kind != "wds" else [each for part in where.split("::") for each in expand_braces(part)]
-    return kind == "hf" or any(Path(each).exists() or glob.glob(each, recursive=True) for each in patterns)
+    return kind == "hf" or any(os.path.exists(each) or glob.glob(each, recursive=True) for each in patterns)
 
 
 def _open(text: str, num_channels: int, auto_scale: Scale | None = None) -> ImageSource:

@@ -9,8 +9,8 @@ from itertools import product
 from typing import NamedTuple
 
 from vision_core.errors import UserError, first_line
-from vision_core.images.regular_files import files_matching
 from vision_core.images.unreadable import MAX_FILE_BYTES, UnreadableImage
+from vision_core.regular_files import files_matching, open_regular_file
 
 MAX_MEMBERS = 1_000_000
 MAX_SHARDS = 1_000_000
@@ -173,11 +173,11 @@ def read_member(path: str, member: Member) -> bytes:
     if member.refused:
         raise UnreadableImage(member.refused)
     try:
-        with open(path, "rb") as file:
+        with open_regular_file(path) as file:
             file.seek(member.offset)
             return file.read(member.size)
-    except OSError as error:
-        raise UnreadableImage("missing" if isinstance(error, FileNotFoundError) else "cannot_be_opened") from None
+    except OSError:
+        raise UnreadableImage("cannot_be_opened") from None
 
 
 def _is_of_macos(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -11,10 +10,11 @@ from vision_core.errors import UserError
 from vision_core.images.annotations import Read, make_annotations
 from vision_core.images.formats import ENDINGS
 from vision_core.images.label_values import Labels, read_labels
-from vision_core.images.regular_files import files_fingerprint, short_names
 from vision_core.images.sources import EncodedImageSource
 from vision_core.images.tar_shards import Member, key_at_first_dot, read_member, read_shard, shards_named
 from vision_core.images.unreadable import UnreadableImage
+from vision_core.regular_files import files_fingerprint, short_names
+from vision_core.text_files import parse_json
 
 MAX_TEXT_BYTES = 2**20
 MASK_NAMES, DEPTH_NAMES = ("seg", "mask"), ("depth",)
@@ -204,10 +204,8 @@ def _values(shards: list[str], members: Iterable[Member], choice: str) -> list[A
 
 
 def _json(path: str, member: Member) -> dict[str, Any]:
-    try:
-        content = json.loads(_text(path, member))
-    except ValueError as error:
-        raise UserError(f"{path}: {member.key}.{member.field} is no JSON ({error}); write it again") from None
+    name = f"{path}: {member.key}.{member.field}"
+    content = parse_json(_text(path, member), f"{name} is no JSON", "write it again")
     if not isinstance(content, dict):
         raise UserError(f"{path}: {member.key}.{member.field} holds no object with keys; write one, or name another field")
     return content

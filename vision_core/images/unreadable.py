@@ -1,11 +1,16 @@
 """Why an image is not used, and the sizes beyond which none is."""
 
+from vision_core.printable import shortened
+
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
 MAX_FILE_BYTES = 256 * 2**20
+MOST_OF_A_REASON = 200  # characters; a library's words may stand behind the name of the reason
 
 
 CURES = {
+    "cannot_be_opened": "its name may be too long or hold a NUL character, its links may lead in a circle, or its permissions refuse it",
+    "not_a_regular_file": "give a file, not a folder, a pipe, a socket or a device",
     "missing": "give the path of a file that exists",
     "not_an_image": "give a JPEG, PNG, WebP, GIF, BMP or TIFF file, an array that NumPy saved, or another format of docs/data.md",
     "unsupported_mode": "its values have no known place between black and white: save it as grey of 8 or 16 bits, or as RGB; "
@@ -42,6 +47,7 @@ class UnreadableImage(Exception):
     """An image that is not to be used; `reason` is a short name such as not_an_image, truncated, corrupt, too_large."""
 
     def __init__(self, reason: str) -> None:
+        reason = shortened(reason, MOST_OF_A_REASON)
         super().__init__(reason)
         self.reason = reason
 

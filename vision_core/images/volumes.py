@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from vision_core.distributed import rank
 from vision_core.images.formats import BYTES_THAT_TELL, COMPRESSED_ENDINGS, ending_of, format_of
-from vision_core.images.regular_files import open_regular_file
 from vision_core.images.unreadable import UnreadableImage
+from vision_core.regular_files import open_regular_file
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_VOLUME_BYTES = 2 * 2**30

@@ -8,8 +8,8 @@ from PIL import Image
 
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
-from vision_core.images.regular_files import MAX_FILE_BYTES
 from vision_core.images.sources import open_source
+from vision_core.regular_files import MAX_FILE_BYTES
 
 
 def save(path: Path, value: int = 0) -> Path:
