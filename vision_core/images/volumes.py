@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from vision_core.distributed import rank
 from vision_core.images.formats import BYTES_THAT_TELL, COMPRESSED_ENDINGS, ending_of, format_of
+from vision_core.images.quiet import quiet_libraries
 from vision_core.images.regular_files import open_regular_file
 from vision_core.images.unreadable import UnreadableImage
 
@@ -34,7 +35,7 @@ def count_images(paths: Sequence[str], num_channels: int, roots: Sequence[str]) 
 
 def _count(path: str, num_channels: int, roots: Sequence[str]) -> int | None:
     try:
-        with open_regular_file(path, *roots) as file:
+        with quiet_libraries(), open_regular_file(path, *roots) as file:
             return _count_in(file, path, num_channels, roots)
     except Exception:  # a damaged header; the image's own reason is told where it is read
         return None
