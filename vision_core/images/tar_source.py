@@ -206,6 +206,10 @@ def _values(shards: list[str], members: Iterable[Member], choice: str) -> list[A
 def _json(path: str, member: Member) -> dict[str, Any]:
     try:
         content = json.loads(_text(path, member))
+    except RecursionError:
+        raise UserError(f"{path}: {member.key}.{member.field} is JSON that is nested too deeply; write it again") from None
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{path}: {member.key}.{member.field} is no JSON ({error}); write it again") from None
     if not isinstance(content, dict):

@@ -3,6 +3,7 @@
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
 MAX_FILE_BYTES = 256 * 2**20
+MOST_OF_A_REASON = 100
 
 
 CURES = {
@@ -42,8 +43,10 @@ class UnreadableImage(Exception):
     """An image that is not to be used; `reason` is a short name such as not_an_image, truncated, corrupt, too_large."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+        """What the reason quotes of a file, such as a colour space of DICOM, is shown as one short line."""
+        shown = "".join(character if character.isprintable() else "?" for character in reason[:MOST_OF_A_REASON])
+        super().__init__(shown)
+        self.reason = shown
 
 
 def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
