@@ -163,9 +163,10 @@ def _chunk(column: dict[int, Any], leaf: Leaf, rows: int, where: str, size: int)
     path = _name(facts)
     where = f"column {path[:60]!r} of {where}"
     values, packed, unpacked = (_number(facts, field) for field in (VALUES, PACKED, UNPACKED))
-    start = min(_number(facts, DATA_PAGE), _number(facts, DICTIONARY_PAGE, 0) or _number(facts, DATA_PAGE))
-    if values and not len(MAGIC) <= start <= size - TAIL_BYTES - packed:
-        raise ThriftError(f"has {where} at byte {start:,} with {packed:,} bytes, outside of the file of {size:,}")
+    pages = _number(facts, DATA_PAGE)
+    start = min(pages, _number(facts, DICTIONARY_PAGE, 0) or pages)
+    if values and not len(MAGIC) <= start <= pages <= start + packed <= size - TAIL_BYTES:
+        raise ThriftError(f"has {where} at byte {pages:,} with {packed:,} bytes, outside of the file of {size:,}")
     if values < rows or (values != rows and not leaf.most_repetition):
         raise ThriftError(f"counts {values:,} values in {where}, which has {rows:,} rows")
     if unpacked > MOST_UNPACKED_BYTES and unpacked > MOST_TIMES_PACKED * packed:

@@ -15,6 +15,7 @@ MOST_NAME_BYTES = 2**20
 # types of members (POSIX.1-2017 pax, and GNU tar's letters)
 FILES = (b"0", b"\0", b"7")
 WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
+FOLDER = b"5"
 GNU_SPARSE, GNU_LONG_NAME, GNU_LONG_LINK = b"S", b"L", b"K"
 PAX, PAX_SOLARIS, PAX_OF_ALL = b"x", b"X", b"g"
 PAX_SPARSE = "GNU.sparse."
@@ -171,6 +172,7 @@ def _member(file: BinaryIO, block: bytes, place: int, extended: dict[str, str]) 
         if len(more) < BLOCK:
             raise TarError(f"unexpected end of data in the map of sparse member {name[:80]!r}")
         goes_on, content = more[MAP_GOES_ON_AGAIN], content + BLOCK
+    name = name.rstrip("/") if kind == FOLDER else name
     is_sparse = kind == GNU_SPARSE or any(key.startswith(PAX_SPARSE) for key in extended)
     return Header(name, content, length, kind, is_sparse), content
 

@@ -16,7 +16,7 @@ from vision_core.distributed import rank
 from vision_core.images.formats import BYTES_THAT_TELL, COMPRESSED_ENDINGS, ending_of, format_of
 from vision_core.images.quiet import quiet_libraries
 from vision_core.images.regular_files import open_regular_file
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.images.unreadable import UnreadableImage, check_inflation
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_VOLUME_BYTES = 2 * 2**30
@@ -25,6 +25,7 @@ KEPT_BYTES = 256 * 2**20
 # behind the header of every format that may be compressed
 COMPRESSED_HEADER_BYTES = 2**20
 FILES_WITHOUT_A_BAR = 500
+PIECE_BYTES = 16 * 2**20
 
 
 def count_images(paths: Sequence[str], num_channels: int, roots: Sequence[str]) -> list[int | None]:
@@ -96,7 +97,7 @@ def _read(file: BinaryIO) -> bytes:
     compressed = file.read(2) == GZIP_MAGIC
     file.seek(0)
     try:
-        content = (gzip.GzipFile(fileobj=file) if compressed else file).read(MAX_VOLUME_BYTES + 1)
+        content = _gunzipped(file) if compressed else file.read(MAX_VOLUME_BYTES + 1)
     except EOFError:
         raise UnreadableImage("truncated") from None
     except (OSError, zlib.error):
@@ -104,3 +105,16 @@ def _read(file: BinaryIO) -> bytes:
     if len(content) > MAX_VOLUME_BYTES:
         raise UnreadableImage("file_too_large")
     return content
+
+
+def _gunzipped(file: BinaryIO) -> bytes:
+    """At most 2 GiB and a piece; what would only inflate, and holds nothing, is given up on the way."""
+    packed = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    pieces, unpacked = [], 0
+    with gzip.GzipFile(fileobj=file) as opened:
+        while unpacked <= MAX_VOLUME_BYTES and (piece := opened.read(PIECE_BYTES)):
+            pieces.append(piece)
+            unpacked += len(piece)
+            check_inflation(unpacked, packed)
+    return b"".join(pieces)
