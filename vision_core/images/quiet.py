@@ -14,6 +14,7 @@ from functools import cache
 
 from PIL import Image
 
+# astropy's is not among them: it warns instead, and cannot be imported where somebody else has made its logger
 LOGGERS = (
     "PIL.TiffImagePlugin",
     "tifffile",
@@ -21,7 +22,6 @@ LOGGERS = (
     "pydicom.pixels.decoders.base",
     "pydicom.pixels.utils",
     "nibabel.global",
-    "astropy",
 )
 # whose warnings are meant: Python tells a warning by the module that it points at
 MODULES = r"(PIL|tifffile|imagecodecs|pydicom|nibabel|astropy|pillow_heif|openslide|numpy|vision_core)(\.|$)"

@@ -148,11 +148,12 @@ def _extended(kind: bytes, content: bytes, place: int) -> dict[str, str]:
     while content.strip(b"\0"):
         digits, blank, _ = content.partition(b" ")
         length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
-        record, content = content[:length], content[length:]
+        record, fits = content[:length], length <= len(content)
         key, equals, value = record[len(digits) + len(blank) :].partition(b"=")
-        if not (blank and equals and record.endswith(b"\n")):
+        if not (fits and blank and equals and record.endswith(b"\n")):
             raise TarError(f"the records of pax at byte {place:,} have lengths that do not fit")
         found[_text(key)] = _text(value[:-1])
+        content = content[length:]
     return found
 
 

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from vision_core.distributed import rank
+from vision_core.images import nifti
 from vision_core.images.formats import BYTES_THAT_TELL, COMPRESSED_ENDINGS, ending_of, format_of
 from vision_core.images.quiet import quiet_libraries
 from vision_core.images.regular_files import open_regular_file
@@ -108,13 +109,23 @@ def _read(file: BinaryIO) -> bytes:
 
 
 def _gunzipped(file: BinaryIO) -> bytes:
-    """At most 2 GiB and a piece; what would only inflate, and holds nothing, is given up on the way."""
+    """What the header of the content promises, at most 2 GiB and a piece: what only inflates is no image, and is not inflated."""
     packed = file.seek(0, os.SEEK_END)
     file.seek(0)
-    pieces, unpacked = [], 0
     with gzip.GzipFile(fileobj=file) as opened:
-        while unpacked <= MAX_VOLUME_BYTES and (piece := opened.read(PIECE_BYTES)):
+        pieces = [opened.read(BYTES_THAT_TELL)]
+        format = format_of(pieces[0])
+        if format is None:
+            raise UnreadableImage("not_an_image")
+        promised = nifti.promised_bytes(pieces[0]) if format.reader is nifti else None
+        if promised is not None:
+            check_inflation(promised, packed)
+        most = MAX_VOLUME_BYTES + 1 if promised is None else min(promised, MAX_VOLUME_BYTES + 1)
+        missing = most - len(pieces[0])
+        while missing > 0 and (piece := opened.read(min(missing, PIECE_BYTES))):
             pieces.append(piece)
-            unpacked += len(piece)
-            check_inflation(unpacked, packed)
-    return b"".join(pieces)
+            missing -= len(piece)
+        opened.read(1)  # behind the last byte the checksum is compared
+    content = b"".join(pieces)
+    check_inflation(len(content), packed)
+    return content
