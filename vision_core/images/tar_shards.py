@@ -193,4 +193,3 @@ def _refusal(info: Header) -> str | None:
     if not info.isreg() or info.issparse():
         return "not_a_regular_file"
     return "file_too_large" if info.size > MAX_FILE_BYTES else None
-

@@ -74,7 +74,9 @@ def lie(true: int, false: int, head: bytes = NEXT, which: int = 0) -> bytes:
 def histogram_lie() -> bytes:
     """Statistics of a column of lists that lack a number, at which pyarrow 26 ends the process where it is asked for the column."""
     footer = footer_of(GOOD)
-    lists = [found.start() for found in re.finditer(rb"\x19\x26", footer)]  # of two numbers of 64 bits: how often texts begin a row, and go on
+    lists = [
+        found.start() for found in re.finditer(rb"\x19\x26", footer)
+    ]  # of two numbers of 64 bits: how often texts begin a row, and go on
     place = lists[-1]
     end = place + 3
     while footer[end - 1] & 0x80:
@@ -194,7 +196,13 @@ def test_files_that_hold_their_images_otherwise(tmp_path: Path) -> None:
         open_source(f"parquet:{tmp_path}")
 
 
-NOTES = [b"no JSON", b"[1]", b'{"info": 7}', b'{"info": {"features": {"label": []}}}', b'{"info": {"features": {"label": {"names": [1, 2]}}}}']
+NOTES = [
+    b"no JSON",
+    b"[1]",
+    b'{"info": 7}',
+    b'{"info": {"features": {"label": []}}}',
+    b'{"info": {"features": {"label": {"names": [1, 2]}}}}',
+]
 
 
 @pytest.mark.parametrize("note", [*NOTES, b"[" * 100_000])

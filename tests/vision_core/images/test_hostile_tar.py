@@ -66,13 +66,22 @@ SIZE_LIES = {
     "size_huge_in_binary": b"\x80" + b"\x7f" * 11,
 }
 REFUSED = {
-    **{name: (FIRST + member("1.png", png(1), size=size) + END, "size that is not possible|end of data") for name, size in SIZE_LIES.items()},
+    **{
+        name: (FIRST + member("1.png", png(1), size=size) + END, "size that is not possible|end of data")
+        for name, size in SIZE_LIES.items()
+    },
     "size_into_the_next": (FIRST + member("1.png", png(1), size=5000) + LAST * 20 + END, r"is damaged at byte [\d,]+"),
-    "overlaps_the_end": (FIRST + member("1.png", png(1), size=100_000), "unexpected end of data in member '1.png', which has 100,000 bytes"),
+    "overlaps_the_end": (
+        FIRST + member("1.png", png(1), size=100_000),
+        "unexpected end of data in member '1.png', which has 100,000 bytes",
+    ),
     "cut_in_a_header": (GOOD[: len(FIRST) + 300], "is damaged at byte 1,024"),
     "checksum": (FIRST + LAST[:CHECKSUM] + b"0000001\0" + LAST[CHECKSUM + 8 :], "is damaged at byte 1,024"),
     "garbage_between": (FIRST + b"x" * BLOCK + LAST + END, "is damaged at byte 1,024"),
-    "long_name_huge": (FIRST + member("n", b"a" * 2**21, tarfile.GNUTYPE_LONGNAME) + LAST, "the name of the member at byte 1,024 has 2,097,152"),
+    "long_name_huge": (
+        FIRST + member("n", b"a" * 2**21, tarfile.GNUTYPE_LONGNAME) + LAST,
+        "the name of the member at byte 1,024 has 2,097,152",
+    ),
     "long_name_lies": (FIRST + member("n", b"a", tarfile.GNUTYPE_LONGNAME, 2**19) + LAST, "unexpected end of data in the name"),
     "long_link_huge": (FIRST + member("n", b"", tarfile.GNUTYPE_LONGLINK, 2**40) + LAST, "the name of the member"),
     "pax_huge": (FIRST + pax(b"", size=b"77777777777\0") + LAST, "the name of the member at byte 1,024 has 8,589,934,591 bytes"),
@@ -87,7 +96,10 @@ REFUSED = {
     "pax_size_endless": (FIRST + pax(record("size", "9" * 5000)) + LAST, "size that is not possible"),
     "pax_size_beyond": (FIRST + pax(record("size", "1000000")) + LAST + END, "unexpected end of data in member '9.png'"),
     "pax_size_into_the_next": (FIRST + pax(record("size", "700")) + LAST + LAST + END, "damaged at byte"),
-    "sparse_map_without_end": (FIRST + sealed(bytearray(member("1.png", b"", b"S")[:482] + b"\1" + bytes(29))), "in the map of sparse member"),
+    "sparse_map_without_end": (
+        FIRST + sealed(bytearray(member("1.png", b"", b"S")[:482] + b"\1" + bytes(29))),
+        "in the map of sparse member",
+    ),
     "gzip": (gzip.compress(GOOD), "it is compressed by gzip; gunzip or rewrite it"),
     "bzip2": (bz2.compress(GOOD), "it is compressed by bzip2"),
     "xz": (lzma.compress(GOOD), "it is compressed by xz"),
@@ -127,7 +139,16 @@ def reasons(source) -> list[str | None]:
     return found
 
 
-KINDS = {"hard_link": b"1", "link": b"2", "device": b"3", "block_device": b"4", "folder": b"5", "pipe": b"6", "unknown": b"Z", "volume": b"V"}
+KINDS = {
+    "hard_link": b"1",
+    "link": b"2",
+    "device": b"3",
+    "block_device": b"4",
+    "folder": b"5",
+    "pipe": b"6",
+    "unknown": b"Z",
+    "volume": b"V",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,4 +209,3 @@ def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(FIRST + member("0.json", b"[" * 200_000) + END)
     with pytest.raises(UserError, match="s.tar: 0.json is JSON that is nested too deeply"):
         open_source(f"wds:{tmp_path}/s.tar")
-
