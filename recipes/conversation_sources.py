@@ -42,6 +42,7 @@ from recipes.scene_turns import Turns, scene_turns
 from recipes.source_texts import COLUMN_OPTIONS, is_stream, parse_source
 from vision_core.errors import UserError, first_line
 from vision_core.hub import hub_or_cache
+from vision_core.images.parquet_footer import check_footers
 from vision_core.images.pixel_options import take_pixel_options
 from vision_core.images.scenes import draw_scene
 from vision_core.randomness import numpy_generator
@@ -300,12 +301,16 @@ def _open_table(kind: str, where: str, options: Mapping[str, str], streaming: bo
     else:
         refuse_special_files(name, at_any_depth=True)
     try:
+        check_footers(where)
         if kind == "parquet":
             return datasets.load_dataset("parquet", data_files=where, split="train", streaming=streaming)
         split, revision = options.get("split", "train"), options.get("revision")
         return datasets.load_dataset(name, config or None, split=split, revision=revision, streaming=streaming)
+    except UserError:
+        raise
     except Exception as error:  # a missing file, name or split raises whatever its reader does
-        raise UserError(f"{kind}:{where} cannot be opened ({first_line(error)})") from None
+        reason = first_line(error.__cause__ or error)  # `datasets` says that something failed, and its cause says what
+        raise UserError(f"{kind}:{where} cannot be opened ({reason})") from None
 
 
 def whole_number(text: str, name: str, value: str) -> int:

@@ -12,7 +12,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from dataclasses import dataclass
 
 from vision_core.arguments import option, parse_arguments
-from vision_core.errors import UserError, run_script
+from vision_core.errors import UserError, first_line, run_script
 from vision_core.start import look_first
 
 
@@ -43,6 +43,7 @@ from typing import Any
 import pyarrow.parquet
 from tqdm import tqdm
 
+from vision_core.images.parquet_footer import read_footer
 from vision_core.printable import say
 
 CAPTION = "Describe the picture in one sentence."
@@ -71,6 +72,7 @@ def main() -> None:
 def check_columns(files: list[Path]) -> None:
     """Raises UserError for files of another layout, before anything is written."""
     for file in files:
+        read_footer(str(file))
         try:
             missing = COLUMNS - set(pyarrow.parquet.read_schema(file).names)
         except (OSError, pyarrow.ArrowException) as error:
@@ -84,7 +86,7 @@ def convert(files: list[Path], folder: Path, split: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as out:
         for file in files:
-            for row in tqdm(pyarrow.parquet.read_table(file, columns=sorted(COLUMNS)).to_pylist(), desc=split, unit="image", leave=False):
+            for row in tqdm(read_rows(file), desc=split, unit="image", leave=False):
                 name = Path(row["image_id"]).name
                 (folder / "images" / name).write_bytes(row["image"]["bytes"])
                 for kind, question, answer in questions(row):
@@ -92,6 +94,14 @@ def convert(files: list[Path], folder: Path, split: str) -> dict[str, int]:
                     out.write(json.dumps({"image": name, "kind": kind, "conversations": turns}) + "\n")
                     counts[kind] = counts.get(kind, 0) + 1
     return counts
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Raises UserError for a file whose pages are damaged."""
+    try:
+        return pyarrow.parquet.read_table(file, columns=sorted(COLUMNS)).to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{file} cannot be read as parquet ({first_line(error)}); copy it again") from None
 
 
 def questions(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

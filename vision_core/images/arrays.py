@@ -9,7 +9,7 @@ import numpy as np
 
 from vision_core.images.pixel_options import PixelOptions
 from vision_core.images.stored import Stored, scale_of_type
-from vision_core.images.unreadable import UnreadableImage, check_size, check_values
+from vision_core.images.unreadable import UnreadableImage, check_inflation, check_size, check_values
 
 NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK\x03\x04"
 
@@ -23,7 +23,7 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
         if part is None and len(names) > 1:
             raise UnreadableImage(f"several_images arrays={len(names)}")
         with archive.open(names[part or 0]) as file:
-            stored = _read_array(file, num_channels, options.max_pixels)
+            stored = _read_array(file, num_channels, options.max_pixels, archive.getinfo(names[part or 0]).compress_size)
             file.read(1)  # behind its last byte zipfile compares the checksum
             return stored
 
@@ -43,8 +43,8 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
     return names
 
 
-def _read_array(file: BinaryIO, num_channels: int, max_pixels: int) -> Stored:
-    """Read what the header promises and no more: a zip may hold more than it says, and a pickle is never loaded."""
+def _read_array(file: BinaryIO, num_channels: int, max_pixels: int, packed: int | None = None) -> Stored:
+    """Read what the header promises and no more: a zip may hold more than it says, and a pickle is never loaded. packed: bytes in the zip."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, columns_first, dtype = read_header(file)
@@ -52,6 +52,8 @@ def _read_array(file: BinaryIO, num_channels: int, max_pixels: int) -> Stored:
         raise UnreadableImage("python_objects")
     axis = _check_bands(shape, dtype, num_channels, max_pixels)
     size = math.prod(shape) * dtype.itemsize
+    if packed is not None:
+        check_inflation(size, packed)
     content = file.read(size)
     if len(content) < size:
         raise UnreadableImage("truncated")

@@ -2,7 +2,6 @@
 
 import io
 import os
-import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,9 +13,11 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.images import pictures, tiff
+from vision_core.images.deep_png import is_deep
 from vision_core.images.formats import format_of, reader_of
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.pixels import grey_levels, to_pixels
+from vision_core.images.quiet import quiet_libraries
 from vision_core.images.stored import Stored, as_asked
 from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage
 from vision_core.images.volumes import inflated
@@ -108,8 +109,7 @@ def picture_size(data: bytes, options: PixelOptions = AS_STORED, part: int | Non
 
 def _guarded(read: Callable[[], Result], data: bytes) -> Result:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large images, whose sizes are checked here
+        with quiet_libraries():
             return read()
     except (UnreadableImage, UserError):
         raise
@@ -133,7 +133,7 @@ def _plain_picture(data: bytes, num_channels: int, max_pixels: int) -> Image.Ima
         return None
     if reader is tiff:
         return tiff.open_plain(data, max_pixels, high_byte=num_channels == 3)
-    if num_channels == 1 and pictures.loses_bits(data):
+    if num_channels == 1 and is_deep(data):
         return None
     return pictures.open_header(data, max_pixels)
 

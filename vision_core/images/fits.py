@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 from vision_core.errors import UserError
 from vision_core.images.optional_packages import ASTROPY
 from vision_core.images.pixel_options import PixelOptions
+from vision_core.images.quiet import quiet_libraries
 from vision_core.images.stored import Stored, part_to_read, scale_of_type
 from vision_core.images.unreadable import UnreadableImage, check_size, check_values
 
@@ -54,10 +54,8 @@ def _opened(file: BinaryIO) -> Iterator:
     except ImportError:
         raise UserError(ASTROPY.cure) from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with fits.open(file, memmap=False, lazy_load_hdus=True) as hdus:
-                yield hdus
+        with quiet_libraries(), fits.open(file, memmap=False, lazy_load_hdus=True) as hdus:
+            yield hdus
     except (UserError, UnreadableImage, MemoryError):
         raise
     except Exception:  # astropy raises a dozen types on bad bytes

@@ -13,6 +13,7 @@ from vision_core.hub import hub_or_cache
 from vision_core.images.annotations import Annotations, Read, holds_texts, make_annotations
 from vision_core.images.decode import decode_image
 from vision_core.images.label_values import label_column, read_labels
+from vision_core.images.parquet_footer import check_footers
 from vision_core.images.sources import (
     EncodedImageSource,
     ImageRecord,
@@ -83,11 +84,13 @@ def _load_dataset(name: str, path: str, config: str, split: str, revision: str |
     import datasets
 
     refuse_special_files(path, at_any_depth=True)
+    check_footers(path)
     try:
         return datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
     except Exception as error:  # a wrong name, a wrong split, no network: `datasets` has a type for each
         kind = NoSuchSplit if isinstance(error, ValueError) else UserError
-        raise kind(f"hf:{name}?split={split} cannot be loaded: {first_line(error)}") from None
+        reason = first_line(error.__cause__ or error)  # `datasets` says that something failed, and its cause says what
+        raise kind(f"hf:{name}?split={split} cannot be loaded: {reason}") from None
 
 
 def _annotations(dataset, source: "HubSource", wanted: dict[str, str | None], options: dict[str, str]) -> Annotations | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from typing import BinaryIO
 
 import numpy as np
@@ -16,6 +17,8 @@ from vision_core.images.unreadable import UnreadableImage, check_size, check_val
 
 RGB = ("R", "G", "B")
 NIFTI_2_MAGIC = b"n+2\0\r\n\x1a\n"
+# where the numbers of a volume begin: behind its header, and what may stand behind that
+EARLIEST_START, EARLIEST_START_2, LATEST_START = 352, 544, 2**30
 # nibabel's canonical axes: to the right, to the front, to the top
 RIGHT, FRONT, TOP = 0, 1, 2
 
@@ -45,6 +48,22 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
     times = slice(None) if _is_bands(volume, num_channels) else slice(time, time + 1)
     values = _slice(volume, height, times, options.max_pixels)
     return Stored(values, scale_of_type(values.dtype), is_colour=volume.get_data_dtype().names == RGB)
+
+
+def promised_bytes(head: bytes) -> int | None:
+    """How many bytes a file has, by the first 352 of them; None where they do not say it."""
+    second_version = head.startswith(NIFTI_2_MAGIC, 4)
+    order = "<" if head.startswith((b"\x5c\x01\0\0", b"\x1c\x02\0\0")) else ">"
+    if second_version:
+        axes, *sides = struct.unpack_from(f"{order}8q", head, 16)
+        bits, start = *struct.unpack_from(f"{order}h", head, 14), *struct.unpack_from(f"{order}q", head, 168)
+    else:
+        axes, *sides = struct.unpack_from(f"{order}8h", head, 40)
+        bits, start = *struct.unpack_from(f"{order}h", head, 72), *struct.unpack_from(f"{order}f", head, 108)
+    if not (1 <= axes <= 7 and bits > 0 and 0 <= start < LATEST_START and min(sides[:axes]) > 0):
+        return None
+    earliest = EARLIEST_START_2 if second_version else EARLIEST_START
+    return max(int(start), earliest) + math.prod(sides[:axes]) * bits // 8
 
 
 def _count(volume, num_channels: int) -> int:

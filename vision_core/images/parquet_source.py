@@ -2,12 +2,15 @@
 
 import json
 from bisect import bisect_right
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 from vision_core.errors import UserError, first_line
 from vision_core.images.annotations import Read, holds_texts, make_annotations
 from vision_core.images.label_values import Labels, label_column, read_labels
+from vision_core.images.parquet_footer import CURE, read_footer
 from vision_core.images.sources import EncodedImageSource
 from vision_core.images.unreadable import UnreadableImage
 from vision_core.regular_files import files_fingerprint, files_matching, short_names
@@ -34,6 +37,7 @@ class ParquetSource(EncodedImageSource):
     ) -> None:
         parquet = _import_parquet()
         self.files = files_matching("parquet", pattern, ".parquet")
+        footers = [read_footer(path) for path in self.files]
         self.num_channels = num_channels
         self._names = short_names(self.files)
         opened = [_open_parquet(parquet, path) for path in self.files]
@@ -42,19 +46,21 @@ class ParquetSource(EncodedImageSource):
         for path, file in zip(self.files, opened, strict=True):
             for column in (image, *([label] if label else [])):
                 _check_column(path, file.schema_arrow, column)
+            _check_images(path, file.schema_arrow.field(image), _is_struct(schema.field(image)))
         self.image_column = image
         self._column = f"{image}.bytes" if _is_struct(schema.field(image)) else image
         self._metadata = [file.metadata for file in opened]
-        self._groups = [(number, group) for number, file in enumerate(opened) for group in range(file.num_row_groups)]
-        self._group_ends = list(accumulate(opened[file].metadata.row_group(group).num_rows for file, group in self._groups))
-        self._file_ends = list(accumulate(file.metadata.num_rows for file in opened))
+        self._groups = [(number, group) for number, footer in enumerate(footers) for group in range(len(footer))]
+        self._group_ends = list(accumulate(group.rows for footer in footers for group in footer))
+        self._file_ends = list(accumulate(sum(group.rows for group in footer) for footer in footers))
         if not len(self):
             raise UserError(f"0 rows in parquet:{pattern}; give files with at least one image")
-        found = _read_labels(opened, schema, label)
+        found = _read_labels(self.files, opened, schema, label)
         self.take_labels(found)
         self.description = f"{len(self):,} images in {len(self.files)} parquet files{found.described()}"
         self._cache: dict[int, object] = {}
-        self._in_memory = self._encoded_bytes() < MAX_BYTES_IN_MEMORY
+        encoded_bytes = sum(group.unpacked(self._column) for footer in footers for group in footer)
+        self._in_memory = encoded_bytes < MAX_BYTES_IN_MEMORY
         if self._in_memory and at_once:
             for position in range(len(self._groups)):
                 self._row_group(position)
@@ -86,26 +92,17 @@ class ParquetSource(EncodedImageSource):
         if position not in self._cache:
             if not self._in_memory and len(self._cache) >= CACHED_ROW_GROUPS:
                 del self._cache[next(iter(self._cache))]
-            self._cache[position] = self._read_row_group(*self._groups[position])
+            self._cache[position] = self._read_row_group(position)
         return self._cache[position]
 
-    def _read_row_group(self, file: int, group: int):
+    def _read_row_group(self, position: int):
         import pyarrow.compute
 
-        try:
-            opened = _import_parquet().ParquetFile(self.files[file], metadata=self._metadata[file])
-            column = opened.read_row_group(group, columns=[self._column], use_threads=False).column(0)
-        except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-            raise UserError(f"{self.files[file]}: row group {group} cannot be read: {first_line(error)}") from None
+        file, group = self._groups[position]
+        rows = self._group_ends[position] - (self._group_ends[position - 1] if position else 0)
+        opened = _open_parquet(_import_parquet(), self.files[file], self._metadata[file])
+        column = _read(self.files[file], self._column, rows, partial(opened.read_row_group, group))
         return pyarrow.compute.struct_field(column, "bytes") if self._column.endswith(".bytes") else column
-
-    def _encoded_bytes(self) -> int:
-        total = 0
-        for file, group in self._groups:
-            chunks = self._metadata[file].row_group(group)
-            columns = [chunks.column(number) for number in range(chunks.num_columns)]
-            total += sum(chunk.total_uncompressed_size for chunk in columns if chunk.path_in_schema == self._column)
-        return total
 
 
 def open_parquet(
@@ -159,12 +156,33 @@ def _text_column(source: ParquetSource, schema, wanted: str | None, *usual: str)
 
 def _read_column(paths: list[str], column: str) -> list:
     """The values of all rows, file by file."""
-    parquet, values = _import_parquet(), []
+    values = []
     for path in paths:
-        file = _open_parquet(parquet, path)
+        file = _open_parquet(_import_parquet(), path)
         _check_column(path, file.schema_arrow, column)
-        values += file.read(columns=[column], use_threads=False).column(0).to_pylist()
+        values += _values(path, file, column)
     return values
+
+
+def _values(path: str, file, column: str) -> list:
+    """The values of a column of an open file. Raises UserError."""
+    try:
+        return _read(path, column, file.metadata.num_rows, file.read).to_pylist()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: column {column!r} holds texts that are not in UTF-8; write them anew") from None
+
+
+def _read(path: str, column: str, rows: int, read: Callable[..., Any]):
+    """The arrow column of `rows` values that `read` of pyarrow gives. Raises UserError for pages that are damaged."""
+    import pyarrow
+
+    try:
+        table = read(columns=[column], use_threads=False)
+    except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: column {column!r} cannot be read ({first_line(error)}); {CURE}") from None
+    if table.num_columns != 1 or table.num_rows != rows:
+        raise UserError(f"{path}: column {column!r} has {table.num_rows:,} rows where its footer counts {rows:,}; {CURE}")
+    return table.column(0)
 
 
 def _import_parquet():
@@ -175,23 +193,30 @@ def _import_parquet():
     return pyarrow.parquet
 
 
-def _open_parquet(parquet, path: str):
+def _open_parquet(parquet, path: str, metadata=None):
     try:
-        return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable parquet file: {first_line(error)}") from None
+        return parquet.ParquetFile(path, metadata=metadata)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path} is not a readable parquet file: {first_line(error)}; {CURE}") from None
 
 
 def _is_struct(field) -> bool:
     import pyarrow.types
 
-    return pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    if not pyarrow.types.is_struct(field.type):
+        return False
+    place = field.type.get_field_index("bytes")
+    return place >= 0 and _is_binary(field.type.field(place).type)
+
+
+def _is_binary(arrow_type) -> bool:
+    import pyarrow.types
+
+    return pyarrow.types.is_binary(arrow_type) or pyarrow.types.is_large_binary(arrow_type)
 
 
 def _holds_images(field) -> bool:
-    import pyarrow.types
-
-    return _is_struct(field) or pyarrow.types.is_binary(field.type) or pyarrow.types.is_large_binary(field.type)
+    return _is_struct(field) or _is_binary(field.type)
 
 
 def _only_image_column(schema, pattern: str) -> str:
@@ -209,18 +234,38 @@ def _check_column(path: str, schema, column: str) -> None:
         raise UserError(f"{path} has no column {column!r}; its columns are {', '.join(schema.names)}")
 
 
-def _read_labels(opened: list, schema, label: str | None) -> Labels:
+def _check_images(path: str, field, as_struct: bool) -> None:
+    """Every file has its images as the first one does. Raises UserError."""
+    if not _holds_images(field):
+        raise UserError(f"{path}: column {field.name!r} holds {_shown_type(field)}, no images; name another by ?image=COLUMN")
+    if _is_struct(field) != as_struct:
+        raise UserError(f"{path}: column {field.name!r} holds {_shown_type(field)}, unlike the files before it; write all files alike")
+
+
+def _shown_type(field) -> str:
+    """An arrow type in words that fit a line, however it is nested."""
+    text = str(field.type)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _read_labels(paths: list[str], opened: list, schema, label: str | None) -> Labels:
     column = label_column({field.name: field.type for field in schema}, label)
     if column is None or any(column not in file.schema_arrow.names for file in opened):
         return Labels()
-    values = [value for file in opened for value in file.read(columns=[column], use_threads=False).column(0).to_pylist()]
-    return read_labels(values, column, label is not None, _class_names(schema, column))
+    values = [value for path, file in zip(paths, opened, strict=True) for value in _values(path, file, column)]
+    return read_labels(values, column, label is not None, _class_names(paths[0], schema, column))
 
 
-def _class_names(schema, label: str) -> list[str] | None:
-    """Names of a ClassLabel, or of a list of them, in the metadata that `datasets` writes."""
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = metadata.get("info", {}).get("features", {}).get(label, {})
-    if isinstance(feature, list):  # as older versions write a list of labels
-        feature = feature[0]
-    return feature.get("feature", feature).get("names")
+def _class_names(path: str, schema, label: str) -> list[str] | None:
+    """Names of a ClassLabel, or of a list of them, in the metadata that `datasets` writes. Raises UserError for something else in its place."""
+    try:
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = metadata.get("info", {}).get("features", {}).get(label, {})
+        if isinstance(feature, list):  # as older versions write a list of labels
+            feature = feature[0]
+        names = feature.get("feature", feature).get("names")
+    except (ValueError, AttributeError, IndexError, RecursionError):
+        raise UserError(f"{path}: the note 'huggingface' beside its schema names no features; write the file anew by `datasets`") from None
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{path}: the classes of column {label!r} have names that are no texts; write the file anew by `datasets`")
+    return names

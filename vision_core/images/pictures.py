@@ -9,6 +9,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from vision_core.images.deep_png import is_deep, read_deep
 from vision_core.images.pixel_options import PixelOptions
 from vision_core.images.pixels import grey_levels
 from vision_core.images.stored import Stored
@@ -19,9 +20,6 @@ FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 GREY_MODES = {"1", "L", "LA"}
 SIXTEEN_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N"}
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # bytes of the header IHDR
-PNG_COLOURS, PNG_WITH_ALPHA = (2, 6), (4, 6)
 
 # tags of TIFF 6.0
 PHOTOMETRIC_TAG = 262
@@ -34,8 +32,8 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
     """The numbers of a picture: one channel of grey of 8 or 16 bits, or three of colour. Alpha is dropped, a palette's index becomes its colour."""
     check_picture_channels(num_channels)
     picture = open_header(data, options.max_pixels)
-    if loses_bits(data):
-        return _all_16_bits(data, orientation(picture))
+    if is_deep(data):
+        return _all_16_bits(data, orientation(picture), options.max_pixels)
     return numbers_of(picture)
 
 
@@ -58,20 +56,10 @@ def check_picture_channels(num_channels: int) -> None:
         raise UnreadableImage(f"not_{num_channels}_channels")
 
 
-def loses_bits(data: bytes) -> bool:
-    """Whether `data` is a PNG of 16 bits of which Pillow keeps the high byte: one in colours or with alpha."""
-    if not data.startswith(PNG_MAGIC) or len(data) <= PNG_COLOUR_TYPE:
-        return False
-    return data[PNG_DEPTH] == 16 and data[PNG_COLOUR_TYPE] in (*PNG_COLOURS, *PNG_WITH_ALPHA)
-
-
-def _all_16_bits(data: bytes, turn: int) -> Stored:
-    """The numbers of a PNG that `loses_bits` in Pillow, by libpng."""
-    from torchvision.io import ImageReadMode, decode_png
-
-    values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED).numpy()
-    kept = values[:-1] if data[PNG_COLOUR_TYPE] in PNG_WITH_ALPHA else values
-    return Stored(turned(kept, turn), (0, 65535), is_colour=len(kept) == 3)
+def _all_16_bits(data: bytes, turn: int, max_pixels: int) -> Stored:
+    """The numbers of a deep PNG."""
+    values = read_deep(data, max_pixels)
+    return Stored(turned(values, turn), (0, 65535), is_colour=len(values) == 3)
 
 
 def open_header(data: bytes, max_pixels: int, formats: list[str] = FORMATS) -> Image.Image:

@@ -26,6 +26,12 @@ SIDE_OF_A_BLOCK = 4096
 # open at a time in a process; each keeps 32 MiB of decoded tiles
 OPEN_SLIDES = 8
 
+# levels are padded to whole tiles, and may differ in shape by that
+MOST_SHAPE_RATIO = 2
+# those whose slides are one TIFF; a tile's place takes four bytes and more in it
+TIFF_VENDORS = ("aperio", "generic-tiff", "leica", "philips", "trestle", "ventana")
+BYTES_OF_A_PLACE = 4
+
 
 class Grid(NamedTuple):
     """The whole tiles of a slide: `rows` x `columns` of `tile` x `tile` pixels at `level`, which is `downsample` times smaller than level 0."""
@@ -115,9 +121,33 @@ def open_slide(path: str, roots: tuple[str, ...]):
     openslide = import_openslide()
     open_regular_file(path, *roots).close()
     try:
-        return openslide.OpenSlide(path)
+        slide = openslide.OpenSlide(path)
     except (openslide.OpenSlideError, OSError) as error:
         raise UnreadableImage(f"unsupported_slide {first_line(error)}") from None
+    if not (_levels_have_one_shape(slide) and _has_room_for_its_tiles(slide, path)):
+        slide.close()
+        raise UnreadableImage("corrupt levels")
+    return slide
+
+
+def _levels_have_one_shape(slide) -> bool:
+    """Whether the sizes of the levels are those of one picture, made smaller; a header that lies of one of them would be looked through for hours."""
+    width, height = slide.level_dimensions[0]
+    ratios = [(width * level[1]) / (height * level[0]) for level in slide.level_dimensions]
+    return all(1 / MOST_SHAPE_RATIO <= ratio <= MOST_SHAPE_RATIO for ratio in ratios)
+
+
+def _has_room_for_its_tiles(slide, path: str) -> bool:
+    """Whether a TIFF is large enough to say where each tile of its levels lies."""
+    facts = slide.properties
+    if facts.get("openslide.vendor") not in TIFF_VENDORS:
+        return True
+    most = os.path.getsize(path) / BYTES_OF_A_PLACE
+    for number, (width, height) in enumerate(slide.level_dimensions):
+        sides = [int(facts.get(f"openslide.level[{number}].tile-{side}", 0)) for side in ("width", "height")]
+        if all(sides) and math.ceil(width / sides[0]) * math.ceil(height / sides[1]) > most:
+            return False
+    return True
 
 
 _slides: OrderedDict = OrderedDict()

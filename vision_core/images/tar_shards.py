@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
-import tarfile
 from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
 from vision_core.errors import UserError, first_line
+from vision_core.images.tar_headers import DamagedHeader, Header, TarError, read_headers
 from vision_core.images.unreadable import MAX_FILE_BYTES, UnreadableImage
 from vision_core.regular_files import files_matching, open_regular_file
 
@@ -130,18 +131,18 @@ def read_shard(number: int, path: str) -> Shard:
     members: list[Member] = []
     of_macos = 0
     try:
-        with tarfile.open(path, mode="r:") as tar:
-            for count, info in enumerate(tar):
-                tar.members.clear()  # tarfile keeps every header it has read
+        with open_regular_file(path) as file:
+            for count, header in enumerate(read_headers(file, os.fstat(file.fileno()).st_size)):
                 if count >= MAX_MEMBERS:
                     raise UserError(f"{path} has more than {MAX_MEMBERS:,} members; write smaller shards")
-                key, field = key_and_field(info.name)
-                if _is_of_macos(info.name):
+                key, field = key_and_field(header.name)
+                if _is_of_macos(header.name):
                     of_macos += 1
                 elif field:
-                    members.append(Member(number, key, field, info.offset_data, info.size, _refusal(info)))
-            _check_end(tar, path)
-    except (tarfile.TarError, OSError) as error:
+                    members.append(Member(number, key, field, header.offset, header.size, _refusal(header)))
+    except DamagedHeader as error:
+        raise UserError(f"{path} is damaged at byte {error.place:,}; copy or write the shard again") from None
+    except (TarError, UnreadableImage, OSError) as error:
         raise UserError(f"{path} cannot be read as a plain .tar file: {first_line(error)}; gunzip or rewrite it") from None
     return Shard(members, of_macos)
 
@@ -175,9 +176,12 @@ def read_member(path: str, member: Member) -> bytes:
     try:
         with open_regular_file(path) as file:
             file.seek(member.offset)
-            return file.read(member.size)
+            content = file.read(member.size)
     except OSError:
         raise UnreadableImage("cannot_be_opened") from None
+    if len(content) < member.size:
+        raise UnreadableImage("truncated")
+    return content
 
 
 def _is_of_macos(name: str) -> bool:
@@ -185,14 +189,7 @@ def _is_of_macos(name: str) -> bool:
     return name.rpartition("/")[2].startswith("._")
 
 
-def _refusal(info: tarfile.TarInfo) -> str | None:
+def _refusal(info: Header) -> str | None:
     if not info.isreg() or info.issparse():
         return "not_a_regular_file"
     return "file_too_large" if info.size > MAX_FILE_BYTES else None
-
-
-def _check_end(tar: tarfile.TarFile, path: str) -> None:
-    """tarfile takes a damaged header for the end of the archive; the true end is a block of zeros."""
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise UserError(f"{path} is damaged at byte {tar.offset:,}; copy or write the shard again")

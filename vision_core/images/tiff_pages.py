@@ -1,7 +1,6 @@
 """Reads the pages of any TIFF by the package tifffile: which of them are channels, and what their numbers mean."""
 
 import io
-import logging
 import math
 import zlib
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from PIL import Image
 
 from vision_core.errors import UserError
 from vision_core.images.pixel_options import PixelOptions
+from vision_core.images.quiet import quiet_libraries
 from vision_core.images.stored import Stored, is_nodata
 from vision_core.images.turning import turned
 from vision_core.images.unreadable import UnreadableImage, check_size, check_values
@@ -79,10 +79,8 @@ def _opened(stream: BinaryIO):
         import tifffile
     except ImportError:
         raise UserError("this TIFF needs the package tifffile; pip install 'vision-encoder-fusion[scientific]'") from None
-    log = logging.getLogger("tifffile")
-    was_disabled, log.disabled = log.disabled, True  # a line for each image of a source whose nodata is no value of its type
     try:
-        with tifffile.TiffFile(stream) as file:
+        with quiet_libraries(), tifffile.TiffFile(stream) as file:
             yield file
     except tifffile.TiffFileError:
         raise UnreadableImage("unsupported_tiff") from None
@@ -90,8 +88,6 @@ def _opened(stream: BinaryIO):
         # tifffile's own decoders name the package, but for Zstandard, where they lack a module of Python 3.14
         needs_imagecodecs = "imagecodecs" in str(error) or isinstance(error, ModuleNotFoundError)
         raise UnreadableImage("needs_imagecodecs" if needs_imagecodecs else "corrupt") from None
-    finally:
-        log.disabled = was_disabled
 
 
 def _stack(file, num_channels: int) -> Stack:

@@ -6,6 +6,7 @@ MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
 MAX_FILE_BYTES = 256 * 2**20
 MOST_OF_A_REASON = 200  # characters; a library's words may stand behind the name of the reason
+MOST_UNPACKED_ZEROS, MOST_TIMES_PACKED = 256 * 2**20, 900
 
 
 CURES = {
@@ -63,6 +64,12 @@ def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
 def check_values(count: int, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image whose header asks for more numbers, over all its channels, than the largest picture has."""
     if count > 3 * max_pixels:
+        raise UnreadableImage("too_large")
+
+
+def check_inflation(unpacked: int, packed: int) -> None:
+    """Refuse what unpacks to more than 256 MiB and 900 times its bytes: deflate reaches 1,032 times, for zeros alone, and no image does."""
+    if unpacked > MOST_UNPACKED_ZEROS and unpacked > MOST_TIMES_PACKED * packed:
         raise UnreadableImage("too_large")
 
 

@@ -13,8 +13,10 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from vision_core.distributed import rank
+from vision_core.images import nifti
 from vision_core.images.formats import BYTES_THAT_TELL, COMPRESSED_ENDINGS, ending_of, format_of
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.images.quiet import quiet_libraries
+from vision_core.images.unreadable import UnreadableImage, check_inflation
 from vision_core.regular_files import open_regular_file
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -24,6 +26,7 @@ KEPT_BYTES = 256 * 2**20
 # behind the header of every format that may be compressed
 COMPRESSED_HEADER_BYTES = 2**20
 FILES_WITHOUT_A_BAR = 500
+PIECE_BYTES = 16 * 2**20
 
 
 def count_images(paths: Sequence[str], num_channels: int, roots: Sequence[str]) -> list[int | None]:
@@ -34,7 +37,7 @@ def count_images(paths: Sequence[str], num_channels: int, roots: Sequence[str]) 
 
 def _count(path: str, num_channels: int, roots: Sequence[str]) -> int | None:
     try:
-        with open_regular_file(path, *roots) as file:
+        with quiet_libraries(), open_regular_file(path, *roots) as file:
             return _count_in(file, path, num_channels, roots)
     except Exception:  # a damaged header; the image's own reason is told where it is read
         return None
@@ -95,11 +98,34 @@ def _read(file: BinaryIO) -> bytes:
     compressed = file.read(2) == GZIP_MAGIC
     file.seek(0)
     try:
-        content = (gzip.GzipFile(fileobj=file) if compressed else file).read(MAX_VOLUME_BYTES + 1)
+        content = _gunzipped(file) if compressed else file.read(MAX_VOLUME_BYTES + 1)
     except EOFError:
         raise UnreadableImage("truncated") from None
     except (OSError, zlib.error):
         raise UnreadableImage("corrupt" if compressed else "cannot_be_opened") from None
     if len(content) > MAX_VOLUME_BYTES:
         raise UnreadableImage("file_too_large")
+    return content
+
+
+def _gunzipped(file: BinaryIO) -> bytes:
+    """What the header of the content promises, at most 2 GiB and a piece: what only inflates is no image, and is not inflated."""
+    packed = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    with gzip.GzipFile(fileobj=file) as opened:
+        pieces = [opened.read(BYTES_THAT_TELL)]
+        format = format_of(pieces[0])
+        if format is None:
+            raise UnreadableImage("not_an_image")
+        promised = nifti.promised_bytes(pieces[0]) if format.reader is nifti else None
+        if promised is not None:
+            check_inflation(promised, packed)
+        most = MAX_VOLUME_BYTES + 1 if promised is None else min(promised, MAX_VOLUME_BYTES + 1)
+        missing = most - len(pieces[0])
+        while missing > 0 and (piece := opened.read(min(missing, PIECE_BYTES))):
+            pieces.append(piece)
+            missing -= len(piece)
+        opened.read(1)  # behind the last byte the checksum is compared
+    content = b"".join(pieces)
+    check_inflation(len(content), packed)
     return content

@@ -1,0 +1,377 @@
+"""Image files whose headers lie, and files of every format damaged at many places: an image or a reason, in bounded time and memory, and not a word on
+the terminal. They are read in a child process, whose end by a signal would be seen here."""
+
+import io
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[3]
+MOST_SECONDS, MOST_MEGABYTES = 5, 1024
+DAMAGES = 12
+
+
+def smooth(channels: int, side: int = 48, dtype: type = np.uint8, top: int = 255) -> np.ndarray:
+    y, x = np.mgrid[:side, :side]
+    planes = [(np.sin(x / 7 + band) + np.cos(y / 9 - band) + 2) / 4 * top for band in range(channels)]
+    values = np.stack(planes, axis=-1).astype(dtype)
+    return values[:, :, 0] if channels == 1 else values
+
+
+def saved(picture: Image.Image, format: str, **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def by_pillow() -> dict[str, bytes]:
+    colour, exif = Image.fromarray(smooth(3)), Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "text"
+    files = {
+        "jpeg": saved(colour, "JPEG", exif=exif),
+        "jpeg_progressive": saved(colour, "JPEG", progressive=True),
+        "png": saved(colour, "PNG", exif=exif),
+        "webp": saved(colour, "WEBP", exif=exif),
+        "webp_animated": saved(colour, "WEBP", save_all=True, append_images=[colour.rotate(90)]),
+        "gif": saved(colour, "GIF", save_all=True, append_images=[colour.rotate(90)]),
+        "bmp": saved(colour, "BMP"),
+        "tiff_fax": saved(colour.convert("1"), "TIFF", compression="group4"),
+    }
+    for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
+        files[f"tiff_{compression}"] = saved(colour, "TIFF", compression=compression)
+    return files | ({"avif": saved(colour, "AVIF")} if "AVIF" in Image.SAVE else {})
+
+
+def by_imagecodecs() -> dict[str, bytes]:
+    import imagecodecs
+
+    deep = {bands: smooth(bands, dtype=np.uint16, top=60_000) for bands in (2, 3, 4)}
+    return {f"png_16_bits_{bands}": imagecodecs.png_encode(values) for bands, values in deep.items()}
+
+
+def by_tifffile() -> dict[str, bytes]:
+    import tifffile
+
+    def written(values: np.ndarray, **options) -> bytes:
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, values, **options)
+        return stream.getvalue()
+
+    grey = smooth(1, dtype=np.uint16, top=4000)
+    return {
+        "tiff_grey": written(grey),
+        "tiff_tiles": written(smooth(3, dtype=np.uint16), photometric="rgb", compression="deflate", tile=(16, 16), predictor=True),
+        "tiff_zstd": written(smooth(3), photometric="rgb", compression="zstd", bigtiff=True),
+        "tiff_imagej": written(np.stack([grey] * 3), imagej=True, metadata={"axes": "CYX"}),
+        "tiff_ome": written(np.stack([grey] * 3), ome=True, metadata={"axes": "CYX"}),
+    }
+
+
+def by_rasterio() -> dict[str, bytes]:
+    from rasterio.io import MemoryFile
+
+    values = smooth(3, dtype=np.uint16, top=4000).transpose(2, 0, 1)
+    with warnings.catch_warnings(), MemoryFile() as memory:
+        warnings.simplefilter("ignore")  # that the file is nowhere on earth
+        with memory.open(driver="GTiff", width=48, height=48, count=3, dtype="uint16", nodata=0, compress="lzw", interleave="band") as file:
+            file.write(values)
+        return {"tiff_rasterio": memory.read()}
+
+
+def by_pydicom() -> dict[str, bytes]:
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = CTImageStorage, "1.2.3", ExplicitVRLittleEndian
+    scan = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    scan.SOPClassUID, scan.SOPInstanceUID, scan.PhotometricInterpretation, scan.SamplesPerPixel = CTImageStorage, "1.2.3", "MONOCHROME2", 1
+    scan.Rows = scan.Columns = 48
+    scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 16, 12, 11, 0
+    scan.RescaleSlope, scan.RescaleIntercept, scan.WindowCenter, scan.WindowWidth = 1, -1024, 40, 400
+    scan.PixelData = smooth(1, dtype=np.uint16, top=4000).tobytes()
+    files = {}
+    for name in ("dicom", "dicom_run_lengths"):
+        if name == "dicom_run_lengths":
+            scan.compress(RLELossless, generate_instance_uid=False)
+        stream = io.BytesIO()
+        scan.save_as(stream, enforce_file_format=True)
+        files[name] = stream.getvalue()
+    return files
+
+
+def by_others() -> dict[str, bytes]:
+    import gzip
+
+    import nibabel
+    import pillow_heif
+    from astropy.io import fits
+
+    volume = nibabel.Nifti1Image(smooth(4, 32, np.int16, 4000), np.diag([-1, -1, 2, 1.0])).to_bytes()
+    files = {
+        "nifti": volume,
+        "nifti_gz": gzip.compress(volume, mtime=0),
+        "nifti_2": nibabel.Nifti2Image(smooth(4, 32), np.eye(4)).to_bytes(),
+    }
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(smooth(3))).save(stream)
+    files["heic"] = stream.getvalue()
+    for name, hdu in (
+        ("fits", fits.PrimaryHDU(smooth(1, dtype=np.uint16, top=4000))),
+        ("fits_rice", fits.CompImageHDU(smooth(1, dtype=np.int16))),
+    ):
+        stream = io.BytesIO()
+        fits.HDUList([hdu] if name == "fits" else [fits.PrimaryHDU(), hdu]).writeto(stream)
+        files[name] = stream.getvalue()
+    for name, save in (("npy", np.save), ("npz", np.savez_compressed)):
+        stream = io.BytesIO()
+        save(stream, smooth(3))
+        files[name] = stream.getvalue()
+    return files
+
+
+def damaged(data: bytes, dice: random.Random) -> bytes:
+    """Cut, or some bytes near the head or the end set to 0 or 255, flipped, turned around or drawn anew."""
+    if dice.random() < 0.15:
+        return data[: dice.randrange(len(data))]
+    content = bytearray(data)
+    head = min(len(content), dice.choice([64, 256, 1024, len(content)]))
+    way = dice.randrange(5)
+    for _ in range(dice.choice([1, 2, 4])):
+        place, width = dice.randrange(head), dice.choice([1, 2, 4, 8])
+        old = bytes(content[place : place + width])
+        flipped = bytes([old[0] ^ 1 << dice.randrange(8)]) + old[1:]
+        content[place : place + width] = [bytes(len(old)), b"\xff" * len(old), flipped, old[::-1], dice.randbytes(len(old))][way]
+    return bytes(content)
+
+
+READER = """
+import json, os, sys, time
+from pathlib import Path
+from vision_core.images.decode import UnreadableImage, count_parts, decode_image, read_stored
+from vision_core.images.pixel_options import take_pixel_options
+
+def memory():
+    lines = open("/proc/self/status").read().splitlines()
+    return {line.split()[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("VmHWM", "VmRSS"))}
+
+scaled = take_pixel_options("x", {"scale": "0,4095"})[0]
+ways = (decode_image, read_stored, count_parts, lambda data: decode_image(data, 1, scaled, 0))
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    data = path.read_bytes()
+    for way in ways if sys.argv[2] == "all" else ways[:1]:
+        Path("/proc/self/clear_refs").write_text("5")
+        held, start, reason = memory()["VmRSS:"], time.monotonic(), None
+        try:
+            way(data)
+        except UnreadableImage as error:
+            reason = error.reason
+        except BaseException as error:
+            reason = f"OTHER {type(error).__name__} {error}"
+        print(json.dumps([path.name, reason, time.monotonic() - start, memory()["VmHWM:"] - held]), flush=True)
+"""
+
+
+def outcomes(folder: Path, files: dict[str, bytes], ways: str) -> dict[str, list[str | None]]:
+    """The reasons of each file. Nothing else may happen: no signal, no other error, no long time, no large memory, no word on descriptor 2."""
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    command = [sys.executable, "-c", READER, str(folder), ways]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, env={**os.environ, "PYTHONFAULTHANDLER": ""})
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, (done.returncode, lines[-1:], done.stderr[-500:])
+    assert done.stderr == ""
+    reasons: dict[str, list[str | None]] = {}
+    for name, reason, seconds, megabytes in lines:
+        assert not (reason or "").startswith("OTHER") and seconds < MOST_SECONDS and megabytes < MOST_MEGABYTES, (
+            name,
+            reason,
+            seconds,
+            megabytes,
+        )
+        reasons.setdefault(name, []).append(reason)
+    return reasons
+
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory in /proc")
+
+
+def test_seeded_damage_of_every_format_is_an_image_or_a_reason(tmp_path: Path) -> None:
+    for package in ("imagecodecs", "tifffile", "rasterio", "pydicom", "nibabel", "astropy", "pillow_heif"):
+        pytest.importorskip(package)
+    files: dict[str, bytes] = {}
+    for write in (by_pillow, by_imagecodecs, by_tifffile, by_rasterio, by_pydicom, by_others):
+        files |= write()
+    cases = {f"{name}-{seed:02}": damaged(data, random.Random(f"{name} {seed}")) for name, data in files.items() for seed in range(DAMAGES)}
+    whole = outcomes(tmp_path / "whole", files, "all")
+    assert {(found[0] or "read").split()[0] for found in whole.values()} == {"read", "several_images", "unsupported_mode"}
+    reasons = outcomes(tmp_path / "cases", cases, "all")
+    assert len(reasons) == len(cases) >= 380
+    refused = sum(found[0] is not None for found in reasons.values())
+    assert 100 < refused < len(cases) - 60  # the faults fired, and readers read
+
+
+def with_chunk(data: bytes, kind: bytes, content: bytes, length: int | None = None) -> bytes:
+    """A PNG with a chunk behind its header, whose length may lie."""
+    chunk = struct.pack(">I", len(content) if length is None else length) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return data[:33] + chunk + data[33:]
+
+
+def zeros(megabytes: int) -> bytes:
+    """Deflated zeros, a kilobyte for a megabyte: one block again and again."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return block * megabytes + packer.flush()
+
+
+def gz_of(data: bytes, megabytes: int) -> bytes:
+    """Deflated `data`, and zeros behind it."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH) + zeros(megabytes)
+
+
+def nifti_header(shape: tuple[int, ...]) -> bytes:
+    header = bytearray(352)
+    struct.pack_into("<i", header, 0, 348)
+    struct.pack_into(f"<{len(shape) + 1}h", header, 40, len(shape), *shape)
+    struct.pack_into("<hh", header, 70, 4, 16)
+    struct.pack_into("<8f", header, 76, *[1.0] * 8)
+    struct.pack_into("<f", header, 108, 352.0)
+    header[344:348] = b"n+1\0"
+    return bytes(header)
+
+
+def npy(header: str, content: bytes = b"") -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + content
+
+
+def npz_of(data: bytes, size: int, packed: bytes) -> bytes:
+    """An archive whose only array begins with `data`, its content promised to have `size` bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("a.npy", b"x")
+    content = bytearray(stream.getvalue())
+    start = 30 + len("a.npy")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    body = packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH) + packed
+    local, central = content[:start], content[start + 1 :]
+    for header, at in ((local, 8), (central, 10)):
+        struct.pack_into("<H", header, at, zipfile.ZIP_DEFLATED)
+        struct.pack_into("<II", header, at + 10, len(body), size)
+    struct.pack_into("<I", central, len(central) - 6, start + len(body))
+    return bytes(local + body + central)
+
+
+def tiff(*entries: tuple[int, int, int, int], next_page: int = 0, behind: bytes = b"") -> bytes:
+    table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + struct.pack("<I", next_page) + behind
+
+
+def page(**changes: int) -> list[tuple[int, int, int, int]]:
+    """The entries of a page of grey, 16 x 16; those named by their numbers are changed."""
+    values = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 273: 200, 277: 1, 278: 16, 279: 256} | {
+        int(key[1:]): value for key, value in changes.items()
+    }
+    return [(tag, 4, 1, value) for tag, value in values.items()]
+
+
+def lies() -> dict[str, tuple[bytes, str]]:
+    """Files whose headers promise what is not there, and how the reason begins."""
+    picture = Image.fromarray(smooth(3))
+    png, jpeg, gif, bmp = (saved(picture, format) for format in ("PNG", "JPEG", "GIF", "BMP"))
+    app = lambda marker, length: jpeg[:2] + b"\xff" + bytes([marker]) + struct.pack(">H", length) + b"x" * 20 + jpeg[2:]  # noqa: E731
+    gz = b"\x1f\x8b\x08\0\0\0\0\0\0\x03"
+    dims = "'descr': '|u1', 'fortran_order': False, 'shape': "
+    return {
+        "png_no_size": (png[:16] + bytes(8) + png[24:], ""),
+        "png_size_of_all": (png[:16] + b"\x7f\xff\xff\xff" * 2 + png[24:], ""),
+        "png_chunk_beyond": (with_chunk(png, b"tEXt", b"a\0b", 2**31 - 1), ""),
+        "png_text_bomb": (with_chunk(png, b"zTXt", b"a\0\0" + zlib.compress(bytes(80 * 2**20), 9)), ""),
+        "png_profile_bomb": (with_chunk(png, b"iCCP", b"a\0\0" + zlib.compress(bytes(80 * 2**20), 9)), ""),
+        "png_no_pixels": (png[:33] + png[-12:], ""),
+        "jpeg_exif_beyond": (app(0xE1, 65535), ""),
+        "jpeg_profile_of_nothing": (app(0xE2, 2), ""),
+        "jpeg_no_size": (jpeg.replace(b"\xff\xc0\0\x11\x08\0\x30\0\x30", b"\xff\xc0\0\x11\x08\0\0\0\0", 1), ""),
+        "jpeg_size_of_all": (jpeg.replace(b"\xff\xc0\0\x11\x08\0\x30\0\x30", b"\xff\xc0\0\x11\x08\xff\xff\xff\xff", 1), "too_large"),
+        "gif_size_of_all": (gif[:6] + b"\xff" * 4 + gif[10:], "too_large"),
+        "gif_no_size": (gif[:6] + bytes(4) + gif[10:], "too_small"),
+        "bmp_size_of_all": (bmp[:18] + b"\xff\xff\xff\x7f" * 2 + bmp[26:], ""),
+        "bmp_negative_size": (bmp[:18] + b"\xff" * 8 + bmp[26:], ""),
+        "bmp_offset_beyond": (bmp[:10] + b"\xff\xff\xff\x7f" + bmp[14:], ""),
+        "webp_size_of_all": (b"RIFF\xff\xff\xff\x7fWEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff" * 6, ""),
+        "tiff_page_of_itself": (tiff(*page(), next_page=8, behind=bytes(600)), ""),
+        "tiff_size_of_all": (tiff(*page(t256=2**31 - 1, t257=2**31 - 1), behind=bytes(600)), "too_large"),
+        "tiff_no_size": (tiff(*page(t256=0, t257=0), behind=bytes(600)), ""),
+        "tiff_strip_beyond": (tiff(*page(t273=2**31), behind=bytes(600)), ""),
+        "tiff_strip_of_all": (tiff(*page(t279=2**32 - 1), behind=bytes(600)), ""),
+        "tiff_many_samples": (tiff(*page(t277=65535), behind=bytes(600)), ""),
+        "tiff_no_rows": (tiff(*page(t278=0), behind=bytes(600)), ""),
+        "tiff_strips_beyond": (tiff(*(page()[:5] + [(273, 4, 2**31, 200), (277, 4, 1, 1), (278, 4, 1, 1), (279, 4, 2**31, 200)])), ""),
+        "tiff_exif_of_itself": (tiff(*page(), (34665, 4, 1, 8), (330, 4, 1, 8), behind=bytes(600)), ""),
+        "tiff_description_of_all": (tiff(*page(), (270, 2, 2**32 - 1, 8), behind=bytes(600)), ""),
+        "bigtiff_entries_of_all": (b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 60, ""),
+        "npy_objects": (npy("{'descr': '|O', 'fortran_order': False, 'shape': (16, 16)}"), "python_objects"),
+        "npy_of_all": (npy(f"{{{dims}(4294967296, 4294967296)}}"), "too_large"),
+        "npy_negative": (npy(f"{{{dims}(-16, 16)}}"), "too_small"),
+        "npy_no_size": (npy(f"{{{dims}(0, 16)}}"), "too_small"),
+        "npy_too_short": (npy(f"{{{dims}(4000, 4000)}}", bytes(99)), "truncated"),
+        "npy_code": (npy("__import__('os').abort()"), "corrupt"),
+        "npy_nested": (npy("(" * 20_000), "corrupt"),
+        "npy_truth_values": (npy(f"{{{dims}(True, True)}}"), ""),
+        "npz_bomb": (npz_of(npy("{'descr': '<f8', 'fortran_order': False, 'shape': (8000, 8000)}"), 512_000_200, zeros(489)), "too_large"),
+        "npz_of_nothing": (b"PK\x05\x06" + bytes(18), "not_an_image"),
+        "nifti_of_all": (nifti_header((32767, 32767, 1)), "too_large"),
+        "nifti_negative": (nifti_header((-5, 16, 16)), ""),
+        "nifti_truncated": (nifti_header((64, 64, 1)), "truncated"),
+        "nifti_gz_bomb": (gz + zeros(2200), "not_an_image"),
+        "nifti_gz_inflates": (gz + gz_of(nifti_header((16, 16, 1)), 2200), ""),
+        "nifti_gz_zeros": (gz + gz_of(nifti_header((1000, 1000, 900)), 1800), "too_large"),
+        "gz_cut": (gz + gz_of(nifti_header((1000, 1000, 1)), 3)[:900], "truncated"),
+        "fits_of_all": (fits_header(NAXIS="2", NAXIS1="999999999", NAXIS2="999999999"), ""),
+        "fits_negative": (fits_header(NAXIS="2", NAXIS1="-9", NAXIS2="16"), ""),
+        "fits_many_axes": (fits_header(NAXIS="999"), ""),
+        "fits_without_end": (b"SIMPLE  =                    T".ljust(80) + b"COMMENT".ljust(80) * 5000, ""),
+        "dicom_nothing_behind": (bytes(128) + b"DICM", ""),
+        "dicom_meta_of_all": (bytes(128) + b"DICM\x02\0\0\0UL\x04\0\xff\xff\xff\xff", ""),
+        "dicom_nested": (bytes(128) + b"DICM" + b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff" * 3000, ""),
+        "heic_box_beyond": (b"\xff\xff\xff\xffftypheic" + bytes(200), ""),
+        "avif_box_of_nothing": (b"\0\0\0\x1cftypavif" + bytes(200), ""),
+    }
+
+
+# what lies beside the pixels does no harm to them
+HARMLESS = {
+    *("jpeg_profile_of_nothing", "png_text_bomb", "png_profile_bomb", "bmp_negative_size"),
+    *("tiff_page_of_itself", "tiff_exif_of_itself", "tiff_description_of_all", "tiff_strip_of_all", "tiff_no_rows"),
+}
+
+
+def fits_header(**cards: str) -> bytes:
+    lines = {"SIMPLE": "T", "BITPIX": "16"} | cards
+    text = "".join(f"{key:8}= {value:>20}".ljust(80) for key, value in lines.items()) + "END"
+    return text.ljust(-(-len(text) // 2880) * 2880).encode() + bytes(2880)
+
+
+def test_headers_that_lie_are_a_reason(tmp_path: Path) -> None:
+    for package in ("tifffile", "pydicom", "nibabel", "astropy", "pillow_heif"):
+        pytest.importorskip(package)
+    cases = lies()
+    reasons = outcomes(tmp_path / "cases", {name: data for name, (data, _) in cases.items()}, "all")
+    assert len(reasons) == len(cases) >= 50
+    wrong = {name: reasons[name] for name, (_, reason) in cases.items() if reason and not (reasons[name][0] or "").startswith(reason)}
+    assert not wrong
+    read = {name for name, found in reasons.items() if found[0] is None}
+    assert read <= HARMLESS
