@@ -152,8 +152,19 @@ class RunFolder:
         self._waiting.clear()
 
     def finish(self) -> None:
-        """Mark the run as done: everything that it was to leave stands in its folder. The last call before `close`. Raises OSError."""
-        checkpoints.write_text_atomically(self.path / FINISHED, json.dumps({"step": self.step}) + "\n")
+        """Mark the run as done: everything that it was to leave stands in its folder. The last call before `close`. Raises CheckpointNotWritten."""
+        with checkpoints.writing(self.path / FINISHED):
+            checkpoints.write_text_atomically(self.path / FINISHED, json.dumps({"step": self.step}) + "\n")
+
+    def sync_lines(self) -> None:
+        """Bring metrics.jsonl and bad_samples.jsonl to the disk: what a checkpoint knows of must be there when it is. Raises OSError."""
+        for lines in (self._metrics, self._bad_samples):
+            lines.sync()
+
+    def remove_damaged(self) -> None:
+        """Remove the damaged checkpoints that were set aside, with a line for each. Call it when a newer whole one stands."""
+        for name in checkpoints.remove_damaged(self.path):
+            self._warn(f"{self.path / name} was damaged and is removed: a newer whole checkpoint stands")
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl, safe from a kill at once. Non-finite numbers become "nan", "inf", "-inf"."""
@@ -193,12 +204,16 @@ class RunFolder:
         checkpoints.write_text_atomically(config, config_yaml)
 
     def _set_aside_later_checkpoints(self) -> None:
-        """Checkpoints after the resumed step are damaged or of a course that is left: never to be resumed."""
+        """Checkpoints after the resumed step are damaged or of a course that is left: never to be resumed. So are unfinished ones before it."""
         for path in checkpoints.list_checkpoints(self.path):
-            if int(path.name.removeprefix("checkpoint-")) > self.step:
+            is_later = int(path.name.removeprefix("checkpoint-")) > self.step
+            if is_later or not (path / checkpoints.MANIFEST).exists():
                 number = 1 + max((int(k) for k in _numbers(self.path, rf"set-aside-(\d+)-{path.name}")), default=0)
-                path.rename(self.path / f"set-aside-{number}-{path.name}")
-                self._warn(f"{path} is later than step {self.step}: now set-aside-{number}-{path.name}, to be removed by hand")
+                name = f"set-aside-{number}-{path.name}"
+                is_damaged = checkpoints.set_aside(path, name)
+                what = "is damaged" if is_damaged else f"is whole and later than step {self.step}"
+                end = "to be removed once a newer one stands" if is_damaged else "which stays until you remove it"
+                self._warn(f"{path} {what}: now {name}, {end}")
 
 
 class FolderLock:
