@@ -102,6 +102,8 @@ class RunFolder:
         path = wanted if output_dir is not None else _next_free_folder(wanted.parent, name)
         ours = [path if folder == wanted else folder for folder in ours]
         path.mkdir(parents=True, exist_ok=True)
+        for made in ours:
+            checkpoints.sync(made.parent)  # what is written below a name that a power cut takes is lost
         refuse_used(path, name, can_resume)  # before the lock file, which would be litter in a folder of something else
         ours = [*(each for each in (path / "config.yaml", path / ".lock") if not each.exists()), *ours]
         lock = FolderLock(path, warn)

@@ -1,8 +1,8 @@
 """How transformers' Trainer saves in a run's folder: checkpoints that are whole or invisible, failures that all processes agree on.
 
-    a checkpoint     all processes write into .tmp-<step>-<pid of the main one>; the main process seals it and shows it by one rename
-    its failure      what keeps one process from writing is kept until all have written; then all go on, or end, alike
-    published files  the same way aside, then each by one rename into the run's folder
+a checkpoint     all processes write into .tmp-<step>-<pid of the main one>; the main process seals it and shows it by one rename
+its failure      what keeps one process from writing is kept until all have written; then all go on, or end, alike
+published files  the same way aside, then each by one rename into the run's folder
 """
 
 from __future__ import annotations
