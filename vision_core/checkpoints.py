@@ -71,6 +71,11 @@ def not_written(aside: Path, target: Path, reason: str, needed: int = 0) -> Chec
     return CheckpointNotWritten(_failure_text(target.parent, target, reason, needed))
 
 
+def is_write_error(error: Exception, kinds: tuple[type[Exception], ...] = WRITE_ERRORS) -> bool:
+    """Whether it is one of `kinds`, or what tokenizers (0.22) raises where a file cannot be written: an `Exception` of no kind at all."""
+    return isinstance(error, kinds) or type(error) is Exception
+
+
 def reason_of(error: Exception) -> str:
     """Why a write failed, in one line: the system's words where it has some."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

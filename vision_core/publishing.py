@@ -9,7 +9,17 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from vision_core.checkpoints import begin_aside, folder_aside, make_readable, not_written, reason_of, remove, sync
+from vision_core.checkpoints import (
+    CheckpointNotWritten,
+    begin_aside,
+    folder_aside,
+    is_write_error,
+    make_readable,
+    not_written,
+    reason_of,
+    remove,
+    sync,
+)
 
 PUBLISHED = "published"  # in the name of the folder aside
 
@@ -26,11 +36,11 @@ def published(folder: Path) -> Iterator[Path]:
         begin_aside(aside)
         yield aside
         put_in_place(aside, folder)
-    except (OSError, SafetensorError) as error:
-        raise not_written(aside, folder, reason_of(error)) from error
-    except BaseException:
-        remove(aside)
-        raise
+    except BaseException as error:
+        line = _one_line(aside, folder, error)
+        if line is None:
+            raise
+        raise line from error
 
 
 @contextmanager
@@ -49,11 +59,11 @@ def published_whole(folder: Path) -> Iterator[Path]:
             sync(place)
         os.rename(aside, folder)  # takes the place of an empty folder
         sync(folder.parent)
-    except (OSError, SafetensorError) as error:
-        raise not_written(aside, folder, reason_of(error)) from error
-    except BaseException:
-        remove(aside)
-        raise
+    except BaseException as error:
+        line = _one_line(aside, folder, error)
+        if line is None:
+            raise
+        raise line from error
 
 
 def put_in_place(aside: Path, folder: Path) -> None:
@@ -68,6 +78,14 @@ def put_in_place(aside: Path, folder: Path) -> None:
         os.replace(path, target)
         sync(target.parent)
     remove(aside)
+
+
+def _one_line(aside: Path, folder: Path, error: BaseException) -> CheckpointNotWritten | None:
+    """What is raised where a write has failed, None for any other error. Nothing is left aside."""
+    if isinstance(error, Exception) and is_write_error(error, (OSError, SafetensorError)):
+        return not_written(aside, folder, reason_of(error))
+    remove(aside)
+    return None
 
 
 def _sync_files(folder: Path) -> list[Path]:

@@ -156,6 +156,7 @@ class RunFolder:
     def finish(self) -> None:
         """Mark the run as done: everything that it was to leave stands in its folder. The last call before `close`. Raises CheckpointNotWritten."""
         with checkpoints.writing(self.path / FINISHED):
+            self.sync_lines()
             checkpoints.write_text_atomically(self.path / FINISHED, json.dumps({"step": self.step}) + "\n")
 
     def sync_lines(self) -> None:

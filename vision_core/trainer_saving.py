@@ -26,6 +26,7 @@ from vision_core.checkpoints import (
     begin_aside,
     folder_aside,
     folder_size,
+    is_write_error,
     not_written,
     reason_of,
     remove_old_checkpoints,
@@ -169,7 +170,9 @@ class SavingTrainer(Trainer):
         """Inside, an error of these kinds is kept until `_do` tells all processes."""
         try:
             yield
-        except kinds as error:
+        except Exception as error:
+            if not is_write_error(error, kinds):
+                raise
             self._failure = self._failure or error
 
     def _do(self, aside: Path, target: Path, part: Callable[[], None]) -> str:
