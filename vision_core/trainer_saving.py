@@ -66,6 +66,7 @@ class SavingTrainer(Trainer):
         self._do_or_end(aside, root, partial(self._begin, aside))
         with self._kept_for_all(OSError, SafetensorError):
             yield aside
+        _end_if(self._agreed(aside, root), root)  # before anything is put in place
         self._do_or_end(aside, root, partial(self._put_in_place, aside, root))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -179,6 +180,10 @@ class SavingTrainer(Trainer):
         """Have all processes do their part. What kept one of them from it is returned as one line, the same on all, and `aside` is removed."""
         with self._kept_for_all(*WRITE_ERRORS):
             part()
+        return self._agreed(aside, target)
+
+    def _agreed(self, aside: Path, target: Path) -> str:
+        """What has kept any process from writing since the last call, as `_do` returns it."""
         wait_for_all()  # however long one of them writes
         mine, self._failure = self._failure, None
         reason = next(filter(None, gather_objects(reason_of(mine) if mine else "")), "")
@@ -187,9 +192,12 @@ class SavingTrainer(Trainer):
         return broadcast_text(str(not_written(aside, target, reason, self._needed_bytes)) if is_main_process() else "")
 
     def _do_or_end(self, aside: Path, target: Path, part: Callable[[], None]) -> None:
-        problem = self._do(aside, target, part)
-        if problem:
-            raise UserError(f"{problem}; then {how_to_go_on(target)}")
+        _end_if(self._do(aside, target, part), target)
+
+
+def _end_if(problem: str, folder: Path) -> None:
+    if problem:
+        raise UserError(f"{problem}; then {how_to_go_on(folder)}")
 
 
 class WriterWithoutErrors:
