@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,10 +22,10 @@ from encoders.preprocess import ImageTransform, Preprocess
 from encoders.raw_pixels import RawPixels
 from encoders.tiny import FAMILY_NAMES, tiny_encoder
 from encoders.transformers_encoder import build_transformers, family_of, load_transformers, read_config, read_transform, vision_config
-from vision_core.checkpoints import make_readable
 from vision_core.errors import UserError, first_line
 from vision_core.folder_kinds import refuse_folder
 from vision_core.hub import hub_or_cache
+from vision_core.publishing import published_whole
 from vision_core.randomness import seed_of
 from vision_core.regular_files import refuse_special_files
 from vision_core.text_files import check_openable, parse_json, read_bytes, read_text
@@ -158,23 +157,16 @@ def build_encoder(config: EncoderConfig, *, dtype: torch.dtype = torch.float32, 
 def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
     """Write `encoder.json`, `model.safetensors` and a card, from which `load_encoder(folder)` makes the same encoder, offline and bit for bit.
 
-    The folder appears whole or not at all. Raises UserError where it exists and is not empty.
+    The folder appears whole or not at all. Raises UserError where it exists and is not empty, CheckpointNotWritten where the disk is full.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty; name another folder, nothing is overwritten")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".encoder-") as place:
-        written = Path(place) / "encoder"
-        written.mkdir()
+    with published_whole(target) as written:
         weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
         save_file(weights, written / WEIGHTS_FILE)
         (written / CONFIG_FILE).write_text(json.dumps(encoder.config().to_dict(), indent=1) + "\n")
         write_card(written, encoder)
-        make_readable(written)
-        if target.exists():
-            target.rmdir()  # empty, as checked above
-        written.rename(target)
 
 
 def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:

@@ -10,7 +10,7 @@ from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import FusionProcessor
 from fusion.stub import write_stub
-from vision_core.checkpoints import make_readable
+from vision_core.publishing import published
 
 
 def save_fused(
@@ -27,11 +27,12 @@ def save_fused(
 
     command: what a reader types to make the same. stub: also write a file of Python, by which a process that imports only transformers is told what is
     missing, and loads the model with `trust_remote_code=True`; it does nothing but import this package. data, note: for the card, see `fusion.card`.
+
+    Each file is put in place whole, the weights last. Raises CheckpointNotWritten.
     """
-    folder = Path(folder)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    if stub:
-        write_stub(folder)
-    write_card(folder, model, command=command, data=data, note=note)
-    make_readable(folder)
+    with published(Path(folder)) as aside:
+        model.save_pretrained(aside)
+        processor.save_pretrained(aside)
+        if stub:
+            write_stub(aside)
+        write_card(aside, model, command=command, data=data, note=note)

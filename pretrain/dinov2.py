@@ -60,12 +60,13 @@ from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import parse_arguments
-from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
+from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint, writing
 from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, print_once, set_cpu_threads
 from vision_core.errors import Stopped, UserError, run_script
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.sources import ImageSource
+from vision_core.publishing import published
 from vision_core.randomness import seed_of
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
@@ -290,7 +291,7 @@ class Trainer:
             try:
                 with worker_deaths_unnoticed():
                     self.write_run_folder(places)
-            except (CheckpointNotWritten, OSError) as error:
+            except CheckpointNotWritten as error:
                 problem = str(error)
         problem = broadcast_text(problem)
         self.failed_saves = self.failed_saves + 1 if problem else 0
@@ -302,7 +303,7 @@ class Trainer:
     def write_run_folder(self, places: list[dict | None]) -> None:
         """`checkpoint-<step>` with all processes' `places`, then the published files and the model card in the run's root.
 
-        Raises CheckpointNotWritten, OSError.
+        Raises CheckpointNotWritten.
         """
         state = {
             "step": self.step,
@@ -325,20 +326,23 @@ class Trainer:
             margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
             reading = pixel_options_text(self.source.pixel_options)
             save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin, self.in_own_scale, reading)
+            self.run.sync_lines()
 
         checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
+        self.run.remove_damaged()
         replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
-        write_card(
-            self.output_dir,
-            self.args,
-            step=self.step,
-            source=self.source,
-            backbone=self.method.teacher["backbone"],
-            references=self.references,
-            accuracies=self.knn,
-            benchmark=self.benchmark,
-            in_own_scale=self.in_own_scale,
-        )
+        with writing(self.output_dir / "README.md"):
+            write_card(
+                self.output_dir,
+                self.args,
+                step=self.step,
+                source=self.source,
+                backbone=self.method.teacher["backbone"],
+                references=self.references,
+                accuracies=self.knn,
+                benchmark=self.benchmark,
+                in_own_scale=self.in_own_scale,
+            )
 
     def greet(self) -> None:
         """What the crops are, how large the backbone is, and what it has to beat."""
@@ -377,10 +381,15 @@ class Trainer:
         """Figures, and the last words."""
         if self.run is not None:
             backbone = self.method.teacher["backbone"]
-            write_figures(
-                self.output_dir / "figures", self.output_dir / "metrics.jsonl", backbone, self.args.num_prototypes, self.benchmark,
-                self.references,
-            )  # fmt: skip
+            with published(self.output_dir) as aside:
+                write_figures(
+                    aside / "figures",
+                    self.output_dir / "metrics.jsonl",
+                    backbone,
+                    self.args.num_prototypes,
+                    self.benchmark,
+                    self.references,
+                )
             self.monitor.say(
                 f"done in {seconds / 60:.1f} min, peak memory {peak_memory_gib():.1f} GiB; the encoder is {self.output_dir}: "
                 f'AutoModel.from_pretrained("{self.output_dir}"); pictures in {self.output_dir / "figures"}'

@@ -213,10 +213,11 @@ def train_images(
             return
         print_once([f"run folder       {folder}", f"images           {data.source.description}", *introduction(trainer)])
         trainer.train_until_told(stop, checkpoint)
-        trainer.save_model(folder)
+        with trainer.publishing() as new:
+            trainer.save_model(str(new))
+            if is_main_process():
+                write_card(Path(folder), program, options, data.source, trainer, card)
     if is_main_process():
-        (Path(folder) / "training_args.bin").unlink()  # a pickle, which nobody needs to load the model
-        write_card(Path(folder), program, options, data.source, trainer, card)
         run.finish()
         say(f"saved {folder}")
 

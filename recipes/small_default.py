@@ -27,6 +27,7 @@ from recipes.scene_turns import SCENE_WORDS
 from recipes.stand_ins import drawn_scenes, train_connector, train_encoders, train_language_model
 from recipes.vlm_models import FROM_SCRATCH
 from vision_core.corpus_tokenizer import corpus_tokenizer
+from vision_core.publishing import published
 from vision_core.randomness import seed_of
 
 SIDE, PATCH, INITIALIZER_RANGE = 64, 8, 0.08
@@ -100,5 +101,6 @@ def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins
     if stand_ins:
         train_language_model(model, processor, scenes, seed)
         train_connector(model, processor, scenes, seed)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    with published(folder) as aside:
+        model.save_pretrained(aside)
+        processor.save_pretrained(aside)

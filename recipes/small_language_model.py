@@ -36,9 +36,9 @@ if __name__ == "__main__":
 
 from recipes.small_default import corpus, small_language_model
 from vision_core.arguments import arguments_to_yaml
-from vision_core.checkpoints import make_readable
 from vision_core.errors import run_script
 from vision_core.printable import say
+from vision_core.publishing import published
 
 
 def main() -> None:
@@ -47,9 +47,9 @@ def main() -> None:
     check_arguments(args)
     model, tokenizer = small_language_model(corpus(args.conversations), args.seed)
     run = RunFolder.open(args.output_dir, "language-model", arguments_to_yaml(args), can_resume=False)
-    model.save_pretrained(run.path)
-    tokenizer.save_pretrained(run.path)
-    make_readable(run.path)
+    with published(run.path) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
     say(f"saved {run.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens")
 
 

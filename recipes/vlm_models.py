@@ -13,7 +13,6 @@ from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from fusion.chat_turns import add_stops
 from fusion.configuration_fusion import FusionVlmConfig
 from fusion.stub import write_stub
-from vision_core.checkpoints import make_readable
 from vision_core.errors import UserError
 from vision_core.folder_kinds import refuse_folder
 from vision_core.text_files import parse_json, read_text
@@ -61,4 +60,3 @@ def merge_adapter(base: str, adapter: Path, folder: Path) -> None:
     merged.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_stub(folder)
-    make_readable(folder)

@@ -63,12 +63,11 @@ class VlmTrainer(RunTrainer):
         """The model's loss, at learnt positions alone."""
         return super().compute_loss(model, {**inputs, "supervised_only": True}, *args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    def write_model(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """With the stub, by which processes that import only transformers hear what is missing; an adapter is no whole model, and has none."""
-        super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
-        if is_main_process() and (folder / "config.json").is_file():
-            write_stub(folder)
+        super().write_model(folder, state_dict)
+        if is_main_process() and (Path(folder) / "config.json").is_file():
+            write_stub(Path(folder))
 
 
 class GroupedByLength(Sampler):

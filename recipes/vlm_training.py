@@ -235,17 +235,15 @@ def whole_models(settings: TrainingArguments) -> Iterator[None]:
 
 def publish(trainer: VlmTrainer, base: str, args: VlmArguments, stage: str) -> None:
     """The trained model, whole, its processor and its card, in the run's folder."""
-    folder = Path(trainer.args.output_dir)
-    has_adapter = hasattr(trainer.model, "peft_config")
-    trainer.save_model(str(folder / "adapter" if has_adapter else folder))
+    folder, has_adapter = Path(trainer.args.output_dir), hasattr(trainer.model, "peft_config")
+    with trainer.publishing() as aside:
+        trainer.save_model(str(aside / "adapter" if has_adapter else aside))
+        if is_main_process():
+            if has_adapter:
+                unset_hf_deepspeed_config()
+                merge_adapter(base, aside / "adapter", aside)
+            options = vars(args) | {"learning_rate": trainer.args.learning_rate}
+            write_card(folder, stage, program_of(stage), options, trainer.model, trainer.state)
     if is_main_process():
-        (folder / "adapter" if has_adapter else folder).joinpath(
-            "training_args.bin"
-        ).unlink()  # a pickle, which nobody needs to load the model
-        if has_adapter:
-            unset_hf_deepspeed_config()
-            merge_adapter(base, folder / "adapter", folder)
-        options = vars(args) | {"learning_rate": trainer.args.learning_rate}
-        write_card(folder, stage, program_of(stage), options, trainer.model, trainer.state)
         trainer.run.finish()
         say(f"saved {folder}")

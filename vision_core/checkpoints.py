@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +38,58 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
     or `write` fails with an OSError, a SafetensorError or a RuntimeError. Call it from one process.
     """
     assert keep is None or keep >= 1, f"keep={keep} would leave no checkpoint"
-    aside = root / f".tmp-{step}-{os.getpid()}"
-    target = root / f"checkpoint-{step}"
+    aside, target = folder_aside(root, step, os.getpid()), root / f"checkpoint-{step}"
     try:
-        _remove(aside)
-        aside.mkdir(parents=True)
+        begin_aside(aside)
         write(aside)
         seal_folder(aside, step)
-        _show(aside, target)
+        show(aside, target)
     except WRITE_ERRORS as error:
-        partial_bytes = _folder_size(aside)
-        _remove(aside)
-        raise CheckpointNotWritten(_failure_text(root, target, error, partial_bytes)) from error
+        raise not_written(aside, target, reason_of(error)) from error
     except BaseException:
-        _remove(aside)
+        remove(aside)
         raise
     remove_old_checkpoints(root, step, keep)
     return target
+
+
+def folder_aside(root: Path, name: int | str, process: int) -> Path:
+    """Where `process` writes what is to stand in `root`. The name says whose it is, and the next start removes it after a kill."""
+    return root / f".tmp-{name}-{process}"
+
+
+def begin_aside(aside: Path, needed: int = 0) -> None:
+    """An empty folder on a disk with room for `needed` bytes. Raises OSError, also where there is no room."""
+    remove(aside)
+    aside.mkdir(parents=True)
+    if shutil.disk_usage(aside).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def not_written(aside: Path, target: Path, reason: str, needed: int = 0) -> CheckpointNotWritten:
+    """Remove what was written aside, and return the error that says why `target` is not there, and how many bytes it needs at least."""
+    needed = max(folder_size(aside), needed)
+    remove(aside)
+    return CheckpointNotWritten(_failure_text(target.parent, target, reason, needed))
+
+
+def is_write_error(error: Exception, kinds: tuple[type[Exception], ...] = WRITE_ERRORS) -> bool:
+    """Whether it is one of `kinds`, or what tokenizers (0.22) raises where a file cannot be written: an `Exception` of no kind at all."""
+    return isinstance(error, kinds) or type(error) is Exception
+
+
+def reason_of(error: Exception) -> str:
+    """Why a write failed, in one line: the system's words where it has some."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Inside, what keeps a small file from being written, as a full disk does, becomes CheckpointNotWritten: one line with path and bytes."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointNotWritten(_failure_text(target.parent, target, reason_of(error), 0)) from error
 
 
 def verify_checkpoint(folder: Path) -> str | None:
@@ -115,7 +151,7 @@ def finish_saves(root: Path) -> None:
 def clean_leftovers(root: Path) -> None:
     """Remove what killed saves have left, `.tmp-*` and `.del-*`. Call it after `finish_saves`, while no other process writes to `root`."""
     for path in [*root.glob(".tmp-*"), *root.glob(".del-*")]:
-        _remove(path)
+        remove(path)
 
 
 def replace_files(source: Path, root: Path, names: list[str]) -> None:
@@ -132,9 +168,8 @@ def replace_files(source: Path, root: Path, names: list[str]) -> None:
             shutil.copyfile(source / name, aside)
             _replace(aside, target)
         except OSError as error:
-            needed = _folder_size(source / name)
-            _remove(aside)
-            raise CheckpointNotWritten(_failure_text(root, target, error, needed)) from error
+            remove(aside)
+            raise CheckpointNotWritten(_failure_text(root, target, reason_of(error), folder_size(source / name))) from error
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -144,7 +179,7 @@ def write_text_atomically(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
         _replace(aside, path)
     except OSError:
-        _remove(aside)
+        remove(aside)
         raise
 
 
@@ -180,8 +215,11 @@ def make_readable(place: Path) -> None:
                 path.chmod(wanted)
 
 
-def _show(aside: Path, target: Path) -> None:
-    """Rename `aside` to `target`. After a kill between a replacement's renames, `finish_saves` does the second."""
+def show(aside: Path, target: Path) -> None:
+    """Rename a sealed folder to the name under which it counts, and bring the name to the disk. Raises OSError.
+
+    After a kill between a replacement's renames, `finish_saves` does the second.
+    """
     replaced = _doomed(target) if target.exists() else None
     if replaced:
         os.rename(target, replaced)
@@ -236,6 +274,24 @@ def _is_of_files(manifest: dict[str, Any]) -> bool:
     return step_is_number and all(isinstance(each["size"], int) and isinstance(each["sha256"], str) for each in entries.values())
 
 
+def set_aside(folder: Path, name: str) -> bool:
+    """Rename a checkpoint so that it is never resumed. True where it is damaged: then its manifest is taken away, and `remove_damaged` knows it."""
+    is_damaged = verify_checkpoint(folder) is not None
+    target = folder.parent / name
+    folder.rename(target)
+    if is_damaged:
+        remove(target / MANIFEST)
+    return is_damaged
+
+
+def remove_damaged(root: Path) -> list[str]:
+    """Remove the damaged checkpoints among those that were set aside, and return their names. Call it when a newer one stands."""
+    damaged = [path for path in sorted(root.glob("set-aside-*-checkpoint-*")) if path.is_dir() and not (path / MANIFEST).exists()]
+    for path in damaged:
+        remove(path)
+    return [path.name for path in damaged]
+
+
 def remove_old_checkpoints(root: Path, step: int, keep: int | None) -> None:
     """Remove what a save replaced. A failure here costs space, not the checkpoint: the next start cleans up."""
     earlier = [path for path in list_checkpoints(root) if _step_in_name(path) <= step]
@@ -245,7 +301,7 @@ def remove_old_checkpoints(root: Path, step: int, keep: int | None) -> None:
         except OSError:
             continue
     for path in root.glob(".del-*"):
-        _remove(path)
+        remove(path)
 
 
 def _step_in_name(folder: Path) -> int | None:
@@ -256,11 +312,12 @@ def _step_in_name(folder: Path) -> int | None:
 def _doomed(path: Path) -> Path:
     """A name under which a folder no longer counts, from one rename on, however long its removal takes."""
     name = path.parent / f".del-{path.name}-{os.getpid()}"
-    _remove(name)
+    remove(name)
     return name
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file, or a folder with all in it, as far as it can be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -288,17 +345,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder_size(path: Path) -> int:
+def folder_size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 where there is none."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _failure_text(root: Path, target: Path, error: Exception, partial_bytes: int) -> str:
+def _failure_text(root: Path, target: Path, reason: str, needed: int) -> str:
     """Path, reason, space needed (at least what was written or what the newest checkpoint takes) and space free."""
     earlier = list_checkpoints(root)
-    needed = max(partial_bytes, _folder_size(earlier[-1]) if earlier else 0)
+    needed = max(needed, folder_size(earlier[-1]) if earlier else 0)
     needs = f"it needs at least {needed / 1e6:.1f} MB, " if needed else ""
     free = shutil.disk_usage(next(path for path in [root, *root.parents] if path.exists())).free
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     space = f"{needs}{free / 1e6:.1f} MB are free"
     return f"{target} was not written: {reason}; {space}; make room, what was saved before is untouched"

@@ -25,11 +25,21 @@ class JsonLines:
         """Add one object, whole or not yet."""
         self._waiting.append(json.dumps(_plain(record), allow_nan=False) + "\n")
         try:
-            _append_whole(self.path, "".join(self._waiting).encode())
-            self._waiting.clear()
+            self._write_waiting()
         except OSError as error:
             if len(self._waiting) == 1:
                 self._warn(f"{self.path} cannot be written ({error.strerror}); lines wait in memory until it can")
+
+    def sync(self) -> None:
+        """Write what waits, and bring all lines to the disk. Raises OSError."""
+        if self._waiting:
+            self._write_waiting()
+        if self.path.exists():
+            checkpoints.sync(self.path)
+
+    def _write_waiting(self) -> None:
+        _append_whole(self.path, "".join(self._waiting).encode())
+        self._waiting.clear()
 
     def read(self) -> list[dict[str, Any]]:
         """Every whole object in the file; other lines (a write cut by a power loss) are reported and left out."""

@@ -102,6 +102,8 @@ class RunFolder:
         path = wanted if output_dir is not None else _next_free_folder(wanted.parent, name)
         ours = [path if folder == wanted else folder for folder in ours]
         path.mkdir(parents=True, exist_ok=True)
+        for made in ours:
+            checkpoints.sync(made.parent)  # what is written below a name that a power cut takes is lost
         refuse_used(path, name, can_resume)  # before the lock file, which would be litter in a folder of something else
         ours = [*(each for each in (path / "config.yaml", path / ".lock") if not each.exists()), *ours]
         lock = FolderLock(path, warn)
@@ -152,8 +154,20 @@ class RunFolder:
         self._waiting.clear()
 
     def finish(self) -> None:
-        """Mark the run as done: everything that it was to leave stands in its folder. The last call before `close`. Raises OSError."""
-        checkpoints.write_text_atomically(self.path / FINISHED, json.dumps({"step": self.step}) + "\n")
+        """Mark the run as done: everything that it was to leave stands in its folder. The last call before `close`. Raises CheckpointNotWritten."""
+        with checkpoints.writing(self.path / FINISHED):
+            self.sync_lines()
+            checkpoints.write_text_atomically(self.path / FINISHED, json.dumps({"step": self.step}) + "\n")
+
+    def sync_lines(self) -> None:
+        """Bring metrics.jsonl and bad_samples.jsonl to the disk: what a checkpoint knows of must be there when it is. Raises OSError."""
+        for lines in (self._metrics, self._bad_samples):
+            lines.sync()
+
+    def remove_damaged(self) -> None:
+        """Remove the damaged checkpoints that were set aside, with a line for each. Call it when a newer whole one stands."""
+        for name in checkpoints.remove_damaged(self.path):
+            self._warn(f"{self.path / name} was damaged and is removed: a newer whole checkpoint stands")
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl, safe from a kill at once. Non-finite numbers become "nan", "inf", "-inf"."""
@@ -193,12 +207,16 @@ class RunFolder:
         checkpoints.write_text_atomically(config, config_yaml)
 
     def _set_aside_later_checkpoints(self) -> None:
-        """Checkpoints after the resumed step are damaged or of a course that is left: never to be resumed."""
+        """Checkpoints after the resumed step are damaged or of a course that is left: never to be resumed. So are unfinished ones before it."""
         for path in checkpoints.list_checkpoints(self.path):
-            if int(path.name.removeprefix("checkpoint-")) > self.step:
+            is_later = int(path.name.removeprefix("checkpoint-")) > self.step
+            if is_later or not (path / checkpoints.MANIFEST).exists():
                 number = 1 + max((int(k) for k in _numbers(self.path, rf"set-aside-(\d+)-{path.name}")), default=0)
-                path.rename(self.path / f"set-aside-{number}-{path.name}")
-                self._warn(f"{path} is later than step {self.step}: now set-aside-{number}-{path.name}, to be removed by hand")
+                name = f"set-aside-{number}-{path.name}"
+                is_damaged = checkpoints.set_aside(path, name)
+                what = "is damaged" if is_damaged else f"is whole and later than step {self.step}"
+                end = "to be removed once a newer one stands" if is_damaged else "which stays until you remove it"
+                self._warn(f"{path} {what}: now {name}, {end}")
 
 
 class FolderLock:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +13,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from vision_core.checkpoints import make_readable, remove_old_checkpoints, seal_folder
 from vision_core.data_workers import end_data_workers, leave_signals_to_parent
 from vision_core.distributed import broadcast_text, is_main_process, print_once, wait_for_all
 from vision_core.errors import Stopped, UserError
@@ -24,6 +22,7 @@ from vision_core.progress import show_loss, step_bar
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
 from vision_core.trainer_options import TrainerOptions, config_of
+from vision_core.trainer_saving import SavingTrainer
 
 # what TrainingArguments takes as it is; the others decide about folders
 PASSED_ON = (
@@ -70,18 +69,16 @@ def open_run(options: TrainerOptions, name: str, program: str = "") -> tuple[Run
     return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
 
-class RunTrainer(Trainer):
+class RunTrainer(SavingTrainer):
     """Trainer that writes into a run's folder.
 
     sampler: the order of the training samples; by default the Trainer's, a new permutation for every epoch.
     run: on the main process, the folder that gets the metrics. keep: whole checkpoints that stay, None for all.
     """
 
-    def __init__(
-        self, *args: Any, sampler: Sampler | None = None, run: RunFolder | None = None, keep: int | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, sampler: Sampler | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.sampler, self.run, self.keep = sampler, run, keep
+        self.sampler = sampler
 
     def train_until_told(self, stop: StopRequest, checkpoint: str) -> None:
         """All steps from `checkpoint`, or from the start where it is "". Leaves by SystemExit, its last step saved, once told to stop."""
@@ -127,12 +124,6 @@ class RunTrainer(Trainer):
         if checkpoint is not None and isinstance(scheduler, LambdaLR):
             follow_schedule(scheduler, rates)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's files, readable as the umask says."""
-        super().save_model(output_dir, _internal_call)
-        if is_main_process() and not _internal_call:
-            make_readable(Path(output_dir or self.args.output_dir))
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """To metrics.jsonl too. Raises UserError, on all processes alike, for a loss that is no number."""
         super().log(logs, start_time)
@@ -166,21 +157,12 @@ class RunTrainer(Trainer):
         if wrong:
             raise UserError(f"the checkpoint is of another model: {len(wrong)} tensors are missing or too many, first {wrong[:3]}")
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    def write_model(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """ZeRO-3 gathers tied weights once for each of their names; they are saved once, as by all others."""
         if state_dict is not None:
             tied = getattr(self.model, "all_tied_weights_keys", {})
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
-        super()._save(output_dir, state_dict)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """The Trainer's files; then, once all processes have written theirs, the manifest without which nothing is resumed."""
-        super()._save_checkpoint(model, trial)
-        wait_for_all()
-        if is_main_process():
-            root, step = Path(self.args.output_dir), self.state.global_step
-            seal_folder(root / f"checkpoint-{step}", step)
-            remove_old_checkpoints(root, step, self.keep)
+        super().write_model(folder, state_dict)
 
 
 def follow_schedule(scheduler: LambdaLR, rates: Sequence[float]) -> None:

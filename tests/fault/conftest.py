@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from recipes.small_default import write_small_default
+
 SCRIPT = "pretrain/dinov2.py"
 SPEEDS = ("images_per_second", "data_wait")
 CONFIG = """
@@ -111,3 +113,26 @@ def metrics(folder: Path) -> list[dict]:
 @pytest.fixture(scope="session", name="metrics")
 def _metrics():
     return metrics
+
+
+@pytest.fixture(scope="session")
+def talk(runs, tmp_path_factory):
+    """talk(folder, *options) -> Run of `recipes/sva_sft.py` on a small untrained model, forked; `talk.arguments(folder, *options)` are its options."""
+    given = tmp_path_factory.mktemp("talk")
+    rows = [
+        {"conversations": [{"from": "human", "value": f"question {n}"}, {"from": "gpt", "value": "yes " * [9, 5][n % 2]}]}
+        for n in range(16)
+    ]
+    (given / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_small_default(given / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
+
+    def arguments(folder: Path, *options) -> list:
+        data = ["--init_from", given / "model", "--conversations", f"llava:{given / 'text.jsonl'}", "--eval_conversations", "[]"]
+        steps = ["--per_device_train_batch_size", 4, "--learning_rate", 1e-3, "--logging_steps", 1, "--save_total_limit", 1]
+        return ["recipes/sva_sft.py", *data, *steps, "--output_dir", folder, *options]
+
+    def start(folder: Path, *options):
+        return runs.start(*arguments(folder, *options))
+
+    start.arguments = arguments
+    return start

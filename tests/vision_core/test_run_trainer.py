@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainingArguments
 
+from vision_core.checkpoints import seal_folder
 from vision_core.errors import UserError
 from vision_core.run_preview import introduction, number_of_batches, number_of_steps, part_of, preview
 from vision_core.run_trainer import PASSED_ON, RunTrainer, TrainerOptions, open_run, training_arguments
@@ -140,3 +142,61 @@ def test_a_run_that_has_had_its_steps_has_none_more(trainer, tmp_path):
     again, checkpoint = trainer([1.0] * 6, learning_rate=0.1, lr_scheduler_type="constant", resume_from_checkpoint="true")
     run(again, checkpoint)
     assert again.state.global_step == 4 and torch.equal(again.model.weight, made.model.weight)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_disk_without_room_is_seen_before_anything_is_written_and_the_next_save_step_tries_again(trainer, tmp_path, monkeypatch, capsys):
+    made, _ = trainer([1.0] * 6, max_steps=6)
+    usage, free = shutil.disk_usage, [10**12, 3]  # of the first save and the second
+    written: list[str] = []
+
+    def disk_usage(path):
+        left = free.pop(0) if free and ".tmp-" in str(path) else usage(path).free
+        return usage(path)._replace(free=left)
+
+    write_model = made.write_model
+    monkeypatch.setattr(made, "write_model", lambda folder, state: (written.append(Path(folder).name), write_model(folder, state))[1])
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    run(made)
+    assert written == ["checkpoint-2", "checkpoint-6"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "was not written" in line]
+    assert len(lines) == 1 and lines[0].startswith(
+        f"warning: {tmp_path / 'run' / 'checkpoint-4'} was not written: No space left on device; it needs"
+    )
+    assert "tries again 2 steps later" in lines[0]
+    assert [name for name in names(tmp_path / "run") if "tmp" in name or "checkpoint" in name] == ["checkpoint-2", "checkpoint-6"]
+
+
+def test_a_needed_save_that_fails_ends_the_run(trainer, tmp_path, monkeypatch):
+    made, _ = trainer([1.0] * 4, save_steps=4)
+    monkeypatch.setattr(made, "write_model", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="checkpoint-4 was not written: No space left on device"):
+        run(made)
+    assert not [name for name in names(tmp_path / "run") if "tmp" in name or "checkpoint" in name]
+
+
+def test_an_old_layout_is_resumed_and_its_unfinished_checkpoint_goes_once_a_newer_one_stands(trainer, tmp_path, capsys):
+    """Before, transformers wrote into `checkpoint-<step>` itself, and the manifest came last."""
+    made, _ = trainer([1.0] * 8, learning_rate=0.1)
+    root = tmp_path / "run"
+
+    def as_before(model, trial):
+        super(type(made).__mro__[1], made)._save_checkpoint(model, trial)
+        if made.state.global_step == 2:
+            seal_folder(root / "checkpoint-2", 2)
+        return ""
+
+    made._write_checkpoint = as_before
+    run(made)
+    made.run.close()
+    assert not (root / "checkpoint-4" / "MANIFEST.json").exists() and (root / "checkpoint-4" / "trainer_state.json").exists()
+    again, checkpoint = trainer([1.0] * 8, learning_rate=0.1, resume_from_checkpoint="true")
+    assert Path(checkpoint).name == "checkpoint-2"
+    run(again, checkpoint)
+    assert torch.equal(again.model.weight, made.model.weight)
+    assert [name for name in names(root) if "checkpoint" in name] == ["checkpoint-2", "checkpoint-4"]
+    said = capsys.readouterr().err
+    assert "set-aside-1-checkpoint-4, to be removed once a newer one stands" in said and "was damaged and is removed" in said
