@@ -42,6 +42,9 @@ class DINOv2Arguments:
     resume_from_checkpoint: str | None = option(
         None, "auto: start, go on, or say that all is done; true: the newest whole checkpoint of output_dir; or the folder of one", "run"
     )
+    changed_data: Literal["note", "refuse"] = option(
+        "note", "what a run that goes on does about images added, removed or written anew since its checkpoint", "run"
+    )
     init_from: str | None = option(None, "weights to start a new run from: a folder, hf:NAME, dinov2_pth:FILE (docs/pretraining.md)", "run")
     dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
     mixed_precision: Literal["no", "bf16", "fp16"] = option(

@@ -9,7 +9,7 @@ from vision_core.errors import UserError
 from vision_core.images.annotations import make_annotations
 from vision_core.images.folder_walk import Listing, labels_of_folders, list_images
 from vision_core.images.formats import COMPRESSED_ENDINGS, ENDINGS, ENDINGS_OF_ONE, ending_of
-from vision_core.images.regular_files import data_roots, files_fingerprint, is_inside, read_regular_file
+from vision_core.images.regular_files import data_roots, files_fingerprint, is_inside, read_regular_file, state_of_files
 from vision_core.images.slide_source import open_slides
 from vision_core.images.sources import EncodedImageSource, ImageSource
 from vision_core.images.volumes import count_images, volume_bytes
@@ -79,6 +79,9 @@ class FileSource(EncodedImageSource):
     def content_fingerprint(self) -> str:
         files = (os.path.join(self.root, path) for path in dict.fromkeys(self.paths))
         return files_fingerprint(files, self.labels, *([self.parts] if self.parts else []))
+
+    def state_of_files(self) -> tuple[str, str]:
+        return state_of_files((path, os.path.join(self.root, path)) for path in dict.fromkeys(self.paths))
 
     def file_of(self, index: int) -> str:
         return self.paths[index]

@@ -8,7 +8,7 @@ from itertools import accumulate
 from vision_core.errors import UserError, first_line
 from vision_core.images.annotations import Read, holds_texts, make_annotations
 from vision_core.images.label_values import Labels, label_column, read_labels
-from vision_core.images.regular_files import files_fingerprint, files_matching, short_names
+from vision_core.images.regular_files import files_fingerprint, files_matching, short_names, state_of_files
 from vision_core.images.sources import EncodedImageSource
 from vision_core.images.unreadable import UnreadableImage
 
@@ -65,6 +65,9 @@ class ParquetSource(EncodedImageSource):
     @property
     def content_fingerprint(self) -> str:
         return files_fingerprint(self.files, self._column, self.labels, self.multi_labels)
+
+    def state_of_files(self) -> tuple[str, str]:
+        return state_of_files(zip(self._names, self.files, strict=True), self._column)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}
