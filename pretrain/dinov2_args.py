@@ -7,7 +7,7 @@ from pretrain.own_evaluation import BY_DATASET, chosen_evaluation
 from vision_core.arguments import arguments_to_yaml, option
 from vision_core.errors import UserError
 from vision_core.launchers import is_first_launched
-from vision_core.run_folder import check_folder, end_if_all_is_done
+from vision_core.run_folder import check_folder, check_program, end_if_all_is_done
 
 # hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
 BACKBONE_SIZES = {
@@ -208,6 +208,7 @@ def check_start(args: DINOv2Arguments) -> None:
     """
     check_arguments(args)
     end_if_all_is_done(args.output_dir, config_of(args), args.resume_from_checkpoint, PROGRAM)
+    check_program(args.output_dir, args.name, args.resume_from_checkpoint, PROGRAM)
     if is_first_launched() and not args.resume_from_checkpoint:
         check_folder(args.output_dir, args.name, program=PROGRAM)
 

@@ -63,7 +63,6 @@ def first_misfit(folder: Path, method: SelfDistillation) -> str:
     student, backbone = shapes(method.student.state_dict()), method.teacher["backbone"]
     misfits = (
         (misfit_of_shapes, shapes_in(folder / "student.safetensors"), student),
-        (misfit_of_shapes, shapes_in(folder / "model.safetensors"), shapes(backbone.state_dict())),
         (misfit_of_shapes, shapes_in(folder / "heads.safetensors"), shapes(heads_and_centers(method))),
         (misfit_of_optimizer, shapes_in(folder / "optimizer.safetensors"), shapes(dict(method.student.named_parameters()))),
         (misfit_of_configs, type(backbone.config).from_pretrained(folder).to_dict(), backbone.config.to_dict()),
@@ -81,9 +80,10 @@ def misfit_of_optimizer(saved: Shapes, parameters: Shapes) -> str:
 
 
 def _load(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict:
-    """Assign what fits."""
+    """Assign what fits, once the library's reader has given the teacher, whose file has names of its own."""
     state = json.loads((folder / "training_state.json").read_text())
-    method.teacher["backbone"].load_state_dict(load_file(folder / "model.safetensors"))
+    teacher = type(method.teacher["backbone"]).from_pretrained(folder)
+    method.teacher["backbone"].load_state_dict(teacher.state_dict())
     load_heads_and_centers(method, load_file(folder / "heads.safetensors"))
     method.student.load_state_dict(load_file(folder / "student.safetensors"))
     load_optimizer_tensors(method, optimizer, load_file(folder / "optimizer.safetensors"))
