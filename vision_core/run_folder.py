@@ -326,6 +326,15 @@ def check_folder(
     return None
 
 
+def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path | None:
+    """The checkpoint from which a run will go on, for what is to be read from it before the folder is opened; None for a start. Refuses nothing."""
+    wanted = _read_resume(resume)
+    if wanted in (None, "true", AUTO):
+        root = Path(output_dir or "")
+        return checkpoints.newest_checkpoint(root, lambda _: None) if wanted and output_dir and root.is_dir() else None
+    return Path(wanted) if Path(wanted).is_dir() else None
+
+
 def how_to_go_on(folder: Path | str) -> str:
     """The words of a run that stops before its last step."""
     return f"--output_dir {folder} --{RESUME_KEY} true goes on from it"

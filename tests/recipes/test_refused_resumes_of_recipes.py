@@ -76,7 +76,7 @@ class Finished:
 
 def test_a_refused_resume_changes_nothing_whole(runs, given, tmp_path):
     run = Finished(runs, given, tmp_path / "run")
-    run.refused("--init_from", "--init_from", given / "other")
+    run.refused("a run that goes on has the weights of its checkpoint", "--init_from", given / "other")
     run.refused("a run that goes on has the weights of its checkpoint", "--init_from", None)
     run.refused("an adapter of LoRA", "--lora_rank", 4)
     run.refused("was trained in other parts", "--encoder_learning_rate", 1e-4)
@@ -112,10 +112,12 @@ def test_a_refused_resume_changes_nothing_lora(runs, given, tmp_path):
     run = Finished(runs, given, tmp_path / "run", lora_rank=2)
     run.refused("r of LoRA is 2 in the checkpoint and 4", "--lora_rank", 4)
     run.refused("it holds an adapter of LoRA", "--lora_rank", 0)
+    run.refused("a run that goes on has the weights of its checkpoint", "--init_from", given / "other")
+    expected = load_file(run.folder / "model.safetensors")
     moved = Path(shutil.copytree(given / "model", tmp_path / "elsewhere"))
     assert "init_from" in run.goes_on("--init_from", moved)
-    expected = load_file(run.folder / "model.safetensors")
-    assert expected.keys() == load_file(given / "model" / "model.safetensors").keys()
+    found = load_file(run.folder / "model.safetensors")
+    assert found.keys() == expected.keys() and all((found[name] == expected[name]).all() for name in found)
 
 
 def test_a_refused_resume_changes_nothing_zero(runs, given, tmp_path):
@@ -138,7 +140,7 @@ def test_changed_rows_are_told_in_one_line_or_refused(runs, given, tmp_path):
         (text.replace("answer 3", "answer three"), "the same number, other names or sizes"),
     ):
         rows.write_text(content)
-        run.refused(change, "--changed_data", "refuse")
+        run.refused(change, "--changed_data", "refuse", "--resume_from_checkpoint", run.folder / "checkpoint-2")
         assert change in run.goes_on()
         rows.write_text(text)
     run = Finished(runs, given, tmp_path / "again", script=ALIGN, conversations=f"llava:{rows}")
