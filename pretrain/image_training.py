@@ -166,9 +166,7 @@ def load_whole(
         first = others.get(missing[0], missing[0])
         raise UserError(f"{option} {name} lacks {len(missing)} weights of a {wanted} of this size, such as {first}; {cure}")
     if config and report["unexpected_keys"]:
-        raise UserError(
-            f"{option} {name} has more weights than the run's model, such as {min(report['unexpected_keys'])}; {cure}"
-        )
+        raise UserError(f"{option} {name} has more weights than the run's model, such as {min(report['unexpected_keys'])}; {cure}")
     return model
 
 

@@ -156,7 +156,13 @@ def facts_of_rows(sources: Sequence[Source], held_out: Sequence[Source]) -> list
     """Of the files of rows; images that rows name are not looked at."""
     named = {"conversations": sources, "eval_conversations": held_out}
     return [
-        DataFacts(f"{option} {number}", source.name, None if isinstance(source, ConversationStream) else len(source), "rows", *source.state_of_files())
+        DataFacts(
+            f"{option} {number}",
+            source.name,
+            None if isinstance(source, ConversationStream) else len(source),
+            "rows",
+            *source.state_of_files(),
+        )
         for option, of_option in named.items()
         for number, source in enumerate(of_option, 1)
     ]

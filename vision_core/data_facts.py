@@ -58,7 +58,9 @@ def data_changes(before: Sequence[Mapping[str, Any]] | None, now: Iterable[DataF
     return "; ".join(f"{name} has {change}" for name, change in changes if change)
 
 
-def tell_changed_data(checkpoint: str, before: Sequence[Mapping[str, Any]] | None, now: Iterable[DataFacts], wanted: ChangedData) -> list[str]:
+def tell_changed_data(
+    checkpoint: str, before: Sequence[Mapping[str, Any]] | None, now: Iterable[DataFacts], wanted: ChangedData
+) -> list[str]:
     """Lines for the user of a run that goes on from `checkpoint`. Raises UserError where data has changed and `wanted` is "refuse"."""
     changes = data_changes(before, now)
     if changes and wanted == "refuse":

@@ -92,10 +92,14 @@ def refuse_other_parallelism(checkpoint: Path, facts: Mapping[str, Any], stage: 
     if is_sharded != (stage is not None):
         cure = "add the --deepspeed config with which it was started" if is_sharded else "leave out --deepspeed"
         written = "with DeepSpeed" if is_sharded else "without DeepSpeed"
-        raise UserError(f"{checkpoint} was written {written}, whose states are kept in another way; {cure}, or start a new run from it by --init_from")
+        raise UserError(
+            f"{checkpoint} was written {written}, whose states are kept in another way; {cure}, or start a new run from it by --init_from"
+        )
     theirs = facts.get("zero_stage", stage)
     if theirs != stage:
-        raise UserError(f"{checkpoint} was written with ZeRO stage {theirs}, and --deepspeed says stage {stage}; give a config of stage {theirs}")
+        raise UserError(
+            f"{checkpoint} was written with ZeRO stage {theirs}, and --deepspeed says stage {stage}; give a config of stage {theirs}"
+        )
     before = facts.get("processes", processes)
     if is_sharded and before != processes:
         raise UserError(f"{checkpoint} was written by {before} processes of DeepSpeed, and this run has {processes}; start {before} again")
