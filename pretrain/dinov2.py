@@ -24,9 +24,11 @@ if __name__ == "__main__":
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -60,7 +62,9 @@ from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
 from vision_core.arguments import parse_arguments
-from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint, writing
+from vision_core.checkpoint_fit import refuse_fewer_steps, refuse_other_start
+from vision_core.checkpoints import CheckpointNotWritten, checkpoint_step, replace_files, write_checkpoint, writing
+from vision_core.data_facts import DataFacts, facts_as_json, image_facts, tell_changed_data
 from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, print_once, set_cpu_threads
 from vision_core.errors import Stopped, UserError, run_script
@@ -109,7 +113,7 @@ def main() -> None:
         trainer = Trainer(args, accelerator, source, layout, run, output_dir)
         trainer.start(checkpoint)
         with trainer.monitor.progress(), data_workers_watched(source, layout, args.seed, lambda: trainer.step):
-            trainer.train(stop)
+            trainer.train(stop, trainer.begin())
         if trainer.step < args.max_steps:
             raise Stopped(stop.exit_status, trainer.leave())
         trainer.finish(time.perf_counter() - started)
@@ -134,13 +138,20 @@ class Trainer:
     def start(self, checkpoint: str) -> None:
         """Take up a checkpoint or initial weights, and get everything ready for the first step."""
         args = self.args
-        state = load_training_state(Path(checkpoint), self.method, self.optimizer) if checkpoint else None
+        changes = self.run.changes if self.run else {}
+        if checkpoint:
+            refuse_other_start(args.init_from, changes)
+            refuse_fewer_steps(checkpoint, checkpoint_step(Path(checkpoint)), args.max_steps)
+        state = load_training_state(Path(checkpoint), self.method, self.optimizer, changes) if checkpoint else None
         self.step = state["step"] if state else 0
         self.monitor = Monitor(self.accelerator, self.run, args.max_steps, self.step, args.logging_steps, self.layout.global_batch)
         if state is None and args.init_from:  # before the many images of the benchmark: these weights may be wrong
             for line in load_weights(self.method, args.init_from):
                 self.monitor.say(line)
         self.benchmark = build_benchmark(args, self.source, self.run is not None)
+        self.data = self.data_facts()
+        for line in tell_changed_data(checkpoint, state.get("data"), self.data, args.changed_data) if state else ():
+            self.monitor.say(line)
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
         self.places = StreamPlaces(self.source.description, self.layout, args.dataloader_num_workers, self.step)
         self.health_steps = args.health_steps or max(args.max_steps // CHECKS_PER_RUN, 1)
@@ -160,20 +171,35 @@ class Trainer:
                 for line in self.places.load_state_dict(state.get("stream")):
                     self.monitor.say(line)
             self.scaler.load(state.get("loss_scaler"))
-        if args.report_to:
-            self.accelerator.init_trackers(args.name, config={key: str(value) for key, value in vars(args).items()})
         self.model = self.accelerator.prepare(self.method)
         self.greet()
-        self.accelerator.wait_for_everyone()  # a process that cannot start must find the folder as it was
-        if self.run is not None:
-            self.run.begin()
 
-    def train(self, stop: StopRequest) -> None:
-        """The loop: load, step, judge, save; until the last step or until told to stop."""
+    def data_facts(self) -> list[DataFacts]:
+        """Of the images that are trained on and of those that judge, where they are others; on the main process alone."""
+        if self.run is None:
+            return []
+        training = image_facts("dataset", self.source)
+        judging = self.benchmark.data if self.benchmark else []
+        return [training, *(facts for facts in judging if facts.content != training.content)]
+
+    def begin(self) -> Iterator[dict]:
+        """The batches from this step on, the first of which has been read. Only then, on all processes, does an old run's folder change."""
         args = self.args
         batches = iter(build_loader(args, self.source, self.layout, self.step, self.places))
         for _ in range(self.places.ahead):
             self.wait_for(batches)
+        with time_limit(args.dataloader_timeout):
+            first = [next(batches)] if self.step < args.max_steps else []
+        self.accelerator.wait_for_everyone()  # a process that cannot start must find the folder as it was
+        if args.report_to:
+            self.accelerator.init_trackers(args.name, config={key: str(value) for key, value in vars(args).items()})
+        if self.run is not None:
+            self.run.begin()
+        return chain(first, batches)
+
+    def train(self, stop: StopRequest, batches: Iterator[dict]) -> None:
+        """The loop: load, step, judge, save; until the last step or until told to stop."""
+        args = self.args
         skipped_in_a_row, stopped = 0, False
         while self.step < args.max_steps and not stopped:
             micro_batches = [self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)]
@@ -316,6 +342,7 @@ class Trainer:
             "seed": self.args.seed,
             "pixel_options": pixel_options_text(self.source.pixel_options),
             "global_batch": self.layout.global_batch,
+            "data": facts_as_json(self.data),
             "cpu_threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }

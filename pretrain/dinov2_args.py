@@ -7,7 +7,7 @@ from pretrain.own_evaluation import BY_DATASET, chosen_evaluation
 from vision_core.arguments import arguments_to_yaml, option
 from vision_core.errors import UserError
 from vision_core.launchers import is_first_launched
-from vision_core.run_folder import check_folder, end_if_all_is_done
+from vision_core.run_folder import check_folder, check_program, end_if_all_is_done
 
 # hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
 BACKBONE_SIZES = {
@@ -41,6 +41,9 @@ class DINOv2Arguments:
     report_to: list[str] = option([], "trackers of accelerate: tensorboard, wandb, ...", "run")
     resume_from_checkpoint: str | None = option(
         None, "auto: start, go on, or say that all is done; true: the newest whole checkpoint of output_dir; or the folder of one", "run"
+    )
+    changed_data: Literal["note", "refuse"] = option(
+        "note", "what a run that goes on does about images added, removed or written anew since its checkpoint", "run"
     )
     init_from: str | None = option(None, "weights to start a new run from: a folder, hf:NAME, dinov2_pth:FILE (docs/pretraining.md)", "run")
     dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
@@ -205,6 +208,7 @@ def check_start(args: DINOv2Arguments) -> None:
     """
     check_arguments(args)
     end_if_all_is_done(args.output_dir, config_of(args), args.resume_from_checkpoint, PROGRAM)
+    check_program(args.output_dir, args.name, args.resume_from_checkpoint, PROGRAM)
     if is_first_launched() and not args.resume_from_checkpoint:
         check_folder(args.output_dir, args.name, program=PROGRAM)
 

@@ -16,6 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from encoders.transformers_encoder import read_config
 from pretrain.image_args import program_of
 from pretrain.own_evaluation import HELD_OUT
+from vision_core.checkpoint_fit import cure_of, misfit_of_configs, refuse_misfit
+from vision_core.data_facts import DataFacts, image_facts
 from vision_core.distributed import is_main_process, print_once, world_size
 from vision_core.errors import UserError, first_line
 from vision_core.folder_kinds import refuse_folder
@@ -35,6 +37,7 @@ from vision_core.run_preview import introduction, preview
 from vision_core.run_trainer import RunTrainer, open_run, training_arguments
 from vision_core.stopping import StopRequest
 from vision_core.trainer_options import TrainerOptions
+from vision_core.trainer_resume import look_at_start
 
 Item = dict[str, Any]
 SHOWN = ("init_from", "learning_rate", "weight_decay", "warmup_steps", "bf16", "fp16", "seed")
@@ -95,8 +98,14 @@ class ImageTrainer(RunTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """By the library's reader: it writes a model under the names of released checkpoints, which for ViTMAE are not those of its modules."""
-        saved = load_whole(type(self.model), resume_from_checkpoint, "--resume_from_checkpoint", self.model.config)
+        cure = cure_of(resume_from_checkpoint, self.changes)
+        saved = load_whole(type(self.model), resume_from_checkpoint, "--resume_from_checkpoint", self.model.config, cure)
+        theirs = read_config(resume_from_checkpoint).to_dict()
+        refuse_misfit(resume_from_checkpoint, misfit_of_configs(theirs, self.model.config.to_dict()), self.changes)
         self.model.load_state_dict(saved.state_dict())
+
+    def refuse_other_model(self, checkpoint: Path) -> None:
+        """Looked at when the weights are loaded, under the names of released checkpoints."""
 
 
 def open_images(text: str, auto_scale: Scale | None = None) -> ImageSource:
@@ -128,11 +137,15 @@ def open_parts(options: Any, open_one: Callable[..., ImageSource] = open_images)
 
 
 def load_whole(
-    model_class: type[PreTrainedModel], name: str, option: str = "--init_from", config: PreTrainedConfig | None = None
+    model_class: type[PreTrainedModel],
+    name: str,
+    option: str = "--init_from",
+    config: PreTrainedConfig | None = None,
+    cure: str = "give a whole checkpoint",
 ) -> PreTrainedModel:
     """A model from a folder, or inside `hub_or_cache` from the Hub, in float32.
 
-    config: what it must be, to the last weight; by default whatever the checkpoint says.
+    config: what it must be, to the last weight; by default whatever the checkpoint says. cure: of weights that do not fit.
 
     Raises UserError, which names `option`, for a model of another kind, for missing weights, or for what cannot be read.
     """
@@ -148,15 +161,13 @@ def load_whole(
         model, report = model_class.from_pretrained(name, config=config or theirs, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{option} {name} cannot be loaded ({first_line(error)}); give a whole {wanted}") from None
-    missing = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+    others = {key: f"{key}, which is {list(theirs)} there and {list(ours)} here" for key, theirs, ours in report["mismatched_keys"]}
+    missing = sorted([*report["missing_keys"], *others])
     if missing:
-        raise UserError(
-            f"{option} {name} lacks {len(missing)} weights of a {wanted} of this size, such as {missing[0]}; give a whole checkpoint"
-        )
+        first = others.get(missing[0], missing[0])
+        raise UserError(f"{option} {name} lacks {len(missing)} weights of a {wanted} of this size, such as {first}; {cure}")
     if config and report["unexpected_keys"]:
-        raise UserError(
-            f"{option} {name} has more weights than the run's model, such as {min(report['unexpected_keys'])}; leave its sizes as they were"
-        )
+        raise UserError(f"{option} {name} has more weights than the run's model, such as {min(report['unexpected_keys'])}; {cure}")
     return model
 
 
@@ -197,6 +208,7 @@ def train_images(
             check_folder(options.output_dir, name, options.resume_from_checkpoint, program)
         run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name, program)
         settings.output_dir = folder
+        facts = look_at_start(run, facts_of_images(data, held_out) if run else [], options.init_from, options.changed_data)
         trainer = trainer_type(
             model,
             settings,
@@ -207,6 +219,7 @@ def train_images(
             sampler=Draws(len(data), options.seed),
             run=run,
             keep=options.save_total_limit,
+            facts=facts,
         )
         if options.dry_run:
             print_once(preview(trainer))
@@ -220,6 +233,13 @@ def train_images(
     if is_main_process():
         run.finish()
         say(f"saved {folder}")
+
+
+def facts_of_images(data: DrawnImages, held_out: DrawnImages | None) -> list[DataFacts]:
+    """Of the images that are trained on, and of those that are held out where they are no part of them."""
+    training = image_facts("dataset", data.source)
+    judging = [image_facts("eval_dataset", held_out.source)] if held_out else []
+    return [training, *(facts for facts in judging if facts.content != training.content)]
 
 
 def fitted_processor(processor: Any, source: ImageSource) -> Any:

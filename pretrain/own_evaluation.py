@@ -1,11 +1,10 @@
 """What a run is judged on where nobody has named images for it: a held-out part of its own data, or drawn scenes for drawn scenes."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from vision_core.arguments import explicit_keys
-from vision_core.text_files import MAX_YAML_BYTES, read_bytes, yaml_value
+from vision_core.run_folder import config_in
 
 BY_DATASET = "auto"  # the default of --eval_dataset, which config.yaml never shows: it holds what was chosen
 HELD_OUT = "held_out"
@@ -22,16 +21,12 @@ def chosen_evaluation(eval_dataset: str | None, dataset: str, scenes: str) -> st
 def keep_evaluation_of_resumed_run(args: Any) -> None:
     """A resumed run whose command names no --eval_dataset keeps that of its config.yaml, and with it the images that it trains on.
 
-    Earlier versions judged every run on drawn scenes and held nothing out.
+    Earlier versions judged every run on drawn scenes and held nothing out. Raises UserError for a config.yaml that is damaged.
     """
     resume = str(args.resume_from_checkpoint).lower()
     if resume in ("none", "false") or "eval_dataset" in explicit_keys(type(args)):
         return
     folder = args.output_dir if resume in ("true", "auto") else Path(args.resume_from_checkpoint).parent
-    config = Path(folder or "outputs") / "config.yaml"
-    if not os.path.lexists(config):
-        return
-    name, cure = f"config file {config}", "mend it, or name the images by --eval_dataset"
-    kept = yaml_value(read_bytes(config, name, cure, most_bytes=MAX_YAML_BYTES).decode("utf-8", "replace"), name, cure)
-    if isinstance(kept, dict) and "eval_dataset" in kept:
+    kept = config_in(Path(folder or "outputs"))
+    if "eval_dataset" in kept:
         args.eval_dataset = kept["eval_dataset"]

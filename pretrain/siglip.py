@@ -42,6 +42,7 @@ from vision_core.hub import hub_or_cache
 from vision_core.images.pixel_options import Scale
 from vision_core.images.sources import ImageSource
 from vision_core.randomness import numpy_generator, seed_of
+from vision_core.run_folder import checkpoint_ahead
 
 CORPUS_IMAGES = 2000  # whose captions a new tokenizer is trained on
 TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut
@@ -103,7 +104,7 @@ def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]
     if args.init_from:
         with nullcontext() if os.path.exists(args.init_from) else hub_or_cache(f"--init_from {args.init_from}"):
             return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
-    tokenizer = caption_tokenizer(captions_of(source))
+    tokenizer = tokenizer_of_run(args, source)
     tower = {"hidden_size": args.hidden_size, "num_attention_heads": args.num_attention_heads, "intermediate_size": 2 * args.hidden_size}
     text = tower | {
         "num_hidden_layers": max(args.num_hidden_layers // 2, 1),
@@ -121,6 +122,12 @@ def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]
     nn.init.constant_(model.logit_bias, -10.0)
     image_processor = SiglipImageProcessor(size={"height": args.image_size, "width": args.image_size})
     return model, SiglipProcessor(image_processor, tokenizer)
+
+
+def tokenizer_of_run(args: SiglipArguments, source: ImageSource) -> Any:
+    """That of the checkpoint from which a run goes on, whose numbers its weights know; trained on the captions for a new run."""
+    checkpoint = checkpoint_ahead(args.output_dir, args.resume_from_checkpoint)
+    return load_processor(str(checkpoint)).tokenizer if checkpoint else caption_tokenizer(captions_of(source))
 
 
 def load_processor(name: str) -> Any:

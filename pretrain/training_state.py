@@ -1,14 +1,21 @@
 """What a checkpoint of a pretraining run holds, and how it comes back. Safetensors and JSON only."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrain.self_distillation import SelfDistillation
+from vision_core.checkpoint_fit import Shapes, cure_of, misfit_of_configs, misfit_of_shapes, shapes_in
 from vision_core.errors import UserError
+
+NOTHING: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # The root of a run's folder holds copies of these from its newest checkpoint; weights last, so that a reader never sees new
 # weights with an old config.
@@ -31,18 +38,61 @@ def save_training_state(folder: Path, method: SelfDistillation, optimizer: torch
     (folder / "training_state.json").write_text(json.dumps(state, indent=1))
 
 
-def load_training_state(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict:
-    """Bring `method` and `optimizer` to the state in `folder`; returns the JSON part. Raises `UserError` where it is another model's."""
+def load_training_state(
+    folder: Path,
+    method: SelfDistillation,
+    optimizer: torch.optim.Optimizer,
+    changes: Mapping[str, tuple[Any, Any]] = NOTHING,
+) -> dict:
+    """Bring `method` and `optimizer` to the state in `folder`; returns the JSON part.
+
+    changes: the options that differ from those of the run that saved it, name -> (old, new). Raises `UserError` where it is another model's;
+    then nothing has been assigned.
+    """
     try:
-        teacher = type(method.teacher["backbone"]).from_pretrained(folder)
-        method.teacher["backbone"].load_state_dict(teacher.state_dict())
-        load_heads_and_centers(method, load_file(folder / "heads.safetensors"))
-        method.student.load_state_dict(load_file(folder / "student.safetensors"))
-        load_optimizer_tensors(method, optimizer, load_file(folder / "optimizer.safetensors"))
-        return json.loads((folder / "training_state.json").read_text())
+        misfit = first_misfit(folder, method)
+        if not misfit:
+            return _load(folder, method, optimizer)
     except Exception as error:  # a file that is something else raises whatever its reader does
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        raise UserError(f"{folder} does not fit this run's model ({reason}); resume with the run's own config.yaml") from None
+        misfit = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    raise UserError(f"{folder} does not fit this run's model: {misfit}; {cure_of(folder, changes)}")
+
+
+def first_misfit(folder: Path, method: SelfDistillation) -> str:
+    """In what the model in `folder` differs from `method`, or "". Reads headers and a config alone."""
+    student, backbone = shapes(method.student.state_dict()), method.teacher["backbone"]
+    misfits = (
+        (misfit_of_shapes, shapes_in(folder / "student.safetensors"), student),
+        (misfit_of_shapes, shapes_in(folder / "heads.safetensors"), shapes(heads_and_centers(method))),
+        (misfit_of_optimizer, shapes_in(folder / "optimizer.safetensors"), shapes(dict(method.student.named_parameters()))),
+        (misfit_of_configs, type(backbone.config).from_pretrained(folder).to_dict(), backbone.config.to_dict()),
+    )
+    return next((found for compare, saved, own in misfits if (found := compare(saved, own))), "")
+
+
+def misfit_of_optimizer(saved: Shapes, parameters: Shapes) -> str:
+    """Whether AdamW's moments are of these parameters, in words, or ""."""
+    moments = {name: shape for name, shape in saved.items() if not name.endswith("/step")}
+    own = {f"{name}/{key}": shape for name, shape in parameters.items() for key in MOMENTS}
+    # a parameter that has had no gradient yet has no state, and one that has some has all of it
+    begun = {name.rpartition("/")[0] for name in saved}
+    return misfit_of_shapes(moments, {name: shape for name, shape in own.items() if name.rpartition("/")[0] in begun})
+
+
+def _load(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict:
+    """Assign what fits, once the library's reader has given the teacher, whose file has names of its own."""
+    state = json.loads((folder / "training_state.json").read_text())
+    teacher = type(method.teacher["backbone"]).from_pretrained(folder)
+    method.teacher["backbone"].load_state_dict(teacher.state_dict())
+    load_heads_and_centers(method, load_file(folder / "heads.safetensors"))
+    method.student.load_state_dict(load_file(folder / "student.safetensors"))
+    load_optimizer_tensors(method, optimizer, load_file(folder / "optimizer.safetensors"))
+    return state
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Of each tensor by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def changed_course(state: dict, seed: int, global_batch: int, pixel_options: str) -> list[str]:

@@ -42,11 +42,12 @@ from recipes.scene_turns import Turns, scene_turns
 from recipes.source_texts import COLUMN_OPTIONS, is_stream, parse_source
 from vision_core.errors import UserError, first_line
 from vision_core.hub import hub_or_cache
+from vision_core.images.hub_source import state_of_table
 from vision_core.images.parquet_footer import check_footers
 from vision_core.images.pixel_options import take_pixel_options
 from vision_core.images.scenes import draw_scene
 from vision_core.randomness import numpy_generator
-from vision_core.regular_files import refuse_special_files
+from vision_core.regular_files import refuse_special_files, short_names, state_of_files
 from vision_core.text_files import check_openable, is_deep, open_bytes, parse_json, read_bytes
 
 MAX_LIST_BYTES = 16 * 2**30
@@ -76,6 +77,13 @@ class ConversationSource(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Conversation:
         """Raises BadRow for whatever is wrong with the row."""
+
+    def state_of_files(self) -> tuple[str, str]:
+        """A hash over names and sizes of the files of rows, which a copy elsewhere has too, and one over times of change.
+
+        Files of images that rows name are not looked at.
+        """
+        return self.name, ""
 
     def where(self, index: int) -> str:
         """File and row, counted from 1."""
@@ -129,6 +137,9 @@ class JsonSource(RowSource):
 
     def __len__(self) -> int:
         return len(self.offsets) if self.rows is None else len(self.rows)
+
+    def state_of_files(self) -> tuple[str, str]:
+        return state_of_files([(self.file.name, str(self.file))])
 
     def where(self, index: int) -> str:
         return f"{self.file}, line {self.lines[index]}" if self.rows is None else f"{self.file}, row {index + 1}"
@@ -191,6 +202,12 @@ class TableSource(RowSource):
         # `datasets` decodes nothing in this format, however deep in a row an image stands
         self.undecoded = table.with_format("arrow")
 
+    def state_of_files(self) -> tuple[str, str]:
+        kind, where, _ = parse_source(self.name)
+        if kind == "parquet" and (files := sorted(glob.glob(where, recursive=True))):
+            return state_of_files(zip(short_names(files), files, strict=True))
+        return state_of_table(self.table), self.table._fingerprint
+
     def __len__(self) -> int:
         return len(self.table)
 
@@ -211,6 +228,9 @@ class SceneConversations(ConversationSource):
         self.name = f"scenes ({split})"
         self.count, self.size, self.seed = count, size, seed
         self.split, self.turns = split, turns
+
+    def state_of_files(self) -> tuple[str, str]:
+        return f"scenes of {self.size} pixels, seed {self.seed}, {self.split}, {self.turns} turns", ""
 
     def __len__(self) -> int:
         return self.count

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from glob import glob
 from itertools import islice
 from typing import Any
 
@@ -31,6 +32,8 @@ from recipes.conversation_sources import (
 from recipes.conversations import BadRow, Conversation, shortened
 from recipes.source_texts import parse_source
 from vision_core.errors import UserError, first_line
+from vision_core.images.hub_source import state_of_table
+from vision_core.regular_files import short_names, state_of_files
 
 
 class ConversationStream:
@@ -52,6 +55,13 @@ class ConversationStream:
         self.name, self.shuffle_buffer, self.weight = name, shuffle_buffer, weight
         self.images, self.columns = images or ImageReader(None), columns or Columns()
         self.table = table.with_format("arrow")
+
+    def state_of_files(self) -> tuple[str, str]:
+        """As of a `ConversationSource`; of a table that is read from elsewhere, what `datasets` knows of it."""
+        kind, where, _ = parse_source(self.name)
+        if kind == "parquet" and (files := sorted(glob(where, recursive=True))):
+            return state_of_files(zip(short_names(files), files, strict=True))
+        return state_of_table(self.table), ""
 
     def __iter__(self) -> Iterator[Conversation]:
         return (self.conversation(*row) for row in self.rows())

@@ -24,7 +24,7 @@ from fusion.cross_attention import VisionCrossAttentionLayer
 from fusion.processing_fusion import FusionProcessor
 from fusion.resampler import ResamplerLayer
 from recipes.conversation_sources import ConversationSource, open_conversations
-from recipes.conversation_stream import open_stream
+from recipes.conversation_stream import ConversationStream, open_stream
 from recipes.map_cache import MapCache
 from recipes.small_default import corpus, write_small_default
 from recipes.source_texts import is_stream
@@ -34,6 +34,7 @@ from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
+from vision_core.data_facts import DataFacts
 from vision_core.distributed import is_main_process, print_once, rank, share_cores, wait_for_all, world_size
 from vision_core.launchers import is_first_launched
 from vision_core.printable import printable, say
@@ -42,6 +43,7 @@ from vision_core.run_folder import RunFolder, check_folder
 from vision_core.run_preview import introduction, preview
 from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest
+from vision_core.trainer_resume import look_at_start
 
 MASTERS = torch.float32  # weights that train: in bf16 small steps are rounded away; mixed precision makes its own copies
 FIRST_ROWS = 64  # whose length a dry run looks at
@@ -82,7 +84,9 @@ def _train(
     run, folder, checkpoint = open_run(args, stage, program_of(stage))
     settings.output_dir = folder
     print_once(header(args, folder, checkpoint))
+    facts = look_at_start(run, facts_of_rows(*sources) if run else [], args.init_from, args.changed_data)
     trainer = build_trainer(args, planned, base, settings, *sources, run)
+    trainer.facts = facts
     print_once(introduction(trainer))
     trainer.train_until_told(stop, checkpoint)
     publish(trainer, base, args, stage)
@@ -147,6 +151,22 @@ def build_trainer(
 def opened(texts: Sequence[str]) -> list[Source]:
     """The sources that `texts` name. Raises UserError."""
     return [open_stream(text) if is_stream(text) else open_conversations(text) for text in texts]
+
+
+def facts_of_rows(sources: Sequence[Source], held_out: Sequence[Source]) -> list[DataFacts]:
+    """Of the files of rows; images that rows name are not looked at."""
+    named = {"conversations": sources, "eval_conversations": held_out}
+    return [
+        DataFacts(
+            f"{option} {number}",
+            source.name,
+            None if isinstance(source, ConversationStream) else len(source),
+            "rows",
+            *source.state_of_files(),
+        )
+        for option, of_option in named.items()
+        for number, source in enumerate(of_option, 1)
+    ]
 
 
 def training_data(

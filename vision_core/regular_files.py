@@ -196,6 +196,21 @@ def files_fingerprint(paths: Iterable[str], *options: object) -> str:
     return digest.hexdigest()
 
 
+def state_of_files(files: Iterable[tuple[str, str]], *options: object) -> tuple[str, str]:
+    """Of files, given by (name, path): a hash over names and sizes, which a copy elsewhere has too, and one over times of change."""
+    content = hashlib.blake2b(repr(options).encode("utf-8", "surrogateescape"), digest_size=16)
+    times = hashlib.blake2b(digest_size=16)
+    for name, path in files:
+        try:
+            status = os.stat(path)
+            size, changed = status.st_size, status.st_mtime_ns
+        except OSError:
+            size, changed = -1, -1
+        content.update(repr((name, size)).encode("utf-8", "surrogateescape"))
+        times.update(repr(changed).encode())
+    return content.hexdigest(), times.hexdigest()
+
+
 def short_names(paths: list[str]) -> list[str]:
     """The paths relative to the folder that all of them share."""
     shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])

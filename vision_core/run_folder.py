@@ -7,11 +7,9 @@ everything else has been checked, brings the folder back to its checkpoint; `fin
 by an error before anything but its config stands in it is taken away again, so that the command, mended, starts with the same --output_dir.
 """
 
-import fcntl
 import json
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,11 +20,14 @@ from typing import Any
 from vision_core import checkpoints
 from vision_core.errors import AllDone, UserError, undo_if_failed
 from vision_core.folder_kinds import folder_kind
+from vision_core.folder_lock import FolderLock, refuse_in_use
 from vision_core.json_lines import JsonLines
+from vision_core.launchers import is_first_launched
 from vision_core.printable import say
 from vision_core.text_files import MAX_YAML_BYTES, read_bytes, yaml_value
 
-RESUME_KEY = "resume_from_checkpoint"  # says how a run was started, not what it is
+RESUME_KEY = "resume_from_checkpoint"
+HOW_IT_IS_RESUMED = (RESUME_KEY, "changed_data")  # say how a run was started, not what it is
 AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
 FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
 PROGRAM_LINE = "# options of "  # begins the first line of a config.yaml, which names its program
@@ -42,7 +43,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, lock: "FolderLock", checkpoint: Path | None, warn: Callable[[str], None], config_yaml: str, is_old: bool
+        self, path: Path, lock: FolderLock, checkpoint: Path | None, warn: Callable[[str], None], config_yaml: str, is_old: bool
     ) -> None:
         self.path = path
         self.checkpoint = checkpoint
@@ -126,10 +127,12 @@ class RunFolder:
         try:
             checkpoints.finish_saves(path)
             checkpoint = _checkpoint_to_resume(path, resume, warn)
-            return cls(path, lock, checkpoint, warn, config_yaml, is_old=True)
+            run = cls(path, lock, checkpoint, warn, config_yaml, is_old=True)
         except BaseException:
-            lock.release()
+            lock.put_back()
             raise
+        undo_if_failed(partial(run._leave_as_found, os.getpid()))
+        return run
 
     def begin(self) -> None:
         """Bring an old run's folder back to its step, and write what has waited for that. A new run's folder has begun.
@@ -195,6 +198,11 @@ class RunFolder:
         """Give the folder free for another run. The end of the process does the same, however it comes."""
         self._lock.release()
 
+    def _leave_as_found(self, process: int) -> None:
+        """Of an old run that was refused before `begin`, by `process`, not even the lock's file is another one."""
+        if not self._has_begun and os.getpid() == process:
+            self._lock.put_back()
+
     def _keep_old_config(self, config_yaml: str) -> None:
         config = self.path / "config.yaml"
         if not self.changes and config.exists():
@@ -219,38 +227,13 @@ class RunFolder:
                 self._warn(f"{path} {what}: now {name}, {end}")
 
 
-class FolderLock:
-    """A lock on `folder/.lock` that the kernel frees when the process dies. Raises UserError when another has it."""
-
-    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
-        self._descriptor: int | None = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(self._descriptor, 200).decode(errors="replace").strip()
-            self.release()
-            raise UserError(f"{folder} is in use by another run ({holder}); stop it or give another --output_dir") from None
-        except OSError as error:
-            warn(f"{folder} cannot be locked on this file system ({error.strerror}): start no second run there")
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
-        # A forked data worker would hold the lock as well, and outlive a killed run by seconds.
-        os.register_at_fork(after_in_child=self.release)
-
-    def release(self) -> None:
-        """Close this process's hold; harmless when done twice."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
 def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
     """The options that differ between two configs, name -> (old, new), with "(absent)" for a side that lacks it.
 
-    How a run was started (`resume_from_checkpoint`) does not count. Raises UserError if a text is no YAML mapping.
+    How a run was started (`HOW_IT_IS_RESUMED`) does not count. Raises UserError if a text is no YAML mapping.
     """
     old, new = _read_mapping(old_yaml), _read_mapping(new_yaml)
-    names = [name for name in {**old, **new} if name != RESUME_KEY]
+    names = [name for name in {**old, **new} if name not in HOW_IT_IS_RESUMED]
     pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -315,12 +298,24 @@ def _refuse_other_program(path: Path, program: str) -> None:
 
 
 def check_program(output_dir: str | None, name: str, resume: bool | str | None, program: str) -> None:
-    """Raise UserError where a run is to be resumed that is not there, or another program's. Looks at names and one line: for before minutes are spent."""
+    """Raise UserError where a run is to be resumed that is not there, in use, of another program, or in a folder that cannot be written.
+
+    Looks at names, rights, the lock and config.yaml, and changes nothing: for before minutes are spent.
+    """
     wanted = _read_resume(resume)
     if wanted == AUTO:
         wanted = _resolve_auto(output_dir, name)
-    if wanted is not None:
-        _refuse_other_program(_folder_to_resume(output_dir, name, wanted), program)
+    if wanted is None:
+        return
+    path = _folder_to_resume(output_dir, name, wanted)
+    _refuse_other_program(path, program)
+    config_in(path)
+    if wanted == "true" and not checkpoints.list_checkpoints(path):
+        _checkpoint_to_resume(path, wanted, _warn_on_stderr)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written to; give yourself access to it")
+    if is_first_launched():  # the others may look once the first of them has its folder
+        refuse_in_use(path)
 
 
 def check_folder(
@@ -337,7 +332,7 @@ def check_folder(
         path = _folder_to_resume(output_dir, name, resume)
         _refuse_other_program(path, program)
         checkpoint = _checkpoint_to_resume(path, resume, _warn_on_stderr)
-        _read_mapping(_read_config(path))
+        config_in(path)
         return checkpoint
     path = Path(output_dir if output_dir is not None else "outputs")
     if output_dir is not None:
@@ -347,6 +342,15 @@ def check_folder(
         problem = "cannot be written to" if there.is_dir() else "is a file"
         raise UserError(f"output folder {path} cannot be used: {there} {problem}; give another --output_dir")
     return None
+
+
+def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path | None:
+    """The checkpoint from which a run will go on, for what is to be read from it before the folder is opened; None for a start. Refuses nothing."""
+    wanted = _read_resume(resume)
+    if wanted in (None, "true", AUTO):
+        root = Path(output_dir or "")
+        return checkpoints.newest_checkpoint(root, lambda _: None) if wanted and output_dir and root.is_dir() else None
+    return Path(wanted) if Path(wanted).is_dir() else None
 
 
 def how_to_go_on(folder: Path | str) -> str:
@@ -406,6 +410,11 @@ def _checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) 
     if reason is not None:
         raise UserError(f"--{RESUME_KEY} {resume} is no whole checkpoint: {reason}; `true` takes the newest whole one of its run")
     return Path(resume)
+
+
+def config_in(path: Path) -> dict[str, Any]:
+    """The options in config.yaml of a run's folder, {} where there is none. Raises UserError for a file that holds no options."""
+    return _read_mapping(_read_config(path))
 
 
 def _read_config(path: Path) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from vision_core.checkpoint_fit import refuse_fewer_steps
 from vision_core.data_workers import end_data_workers, leave_signals_to_parent
 from vision_core.distributed import broadcast_text, is_main_process, print_once, wait_for_all
 from vision_core.errors import Stopped, UserError
@@ -22,6 +24,18 @@ from vision_core.progress import show_loss, step_bar
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
 from vision_core.trainer_options import TrainerOptions, config_of
+from vision_core.trainer_resume import (
+    changed_course,
+    load_optimizer,
+    load_scheduler,
+    names_of_states,
+    read_facts,
+    refuse_other_parallelism,
+    refuse_other_weights,
+    taken_up,
+    write_facts,
+    zero_stage,
+)
 from vision_core.trainer_saving import SavingTrainer
 
 # what TrainingArguments takes as it is; the others decide about folders
@@ -74,17 +88,20 @@ class RunTrainer(SavingTrainer):
 
     sampler: the order of the training samples; by default the Trainer's, a new permutation for every epoch.
     run: on the main process, the folder that gets the metrics. keep: whole checkpoints that stay, None for all.
+    facts: of the run, for its checkpoints (`trainer_resume.look_at_start`).
     """
 
-    def __init__(self, *args: Any, sampler: Sampler | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sampler: Sampler | None = None, facts: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.sampler = sampler
+        self.sampler, self.facts = sampler, dict(facts or {})
+        self._has_begun = False
 
     def train_until_told(self, stop: StopRequest, checkpoint: str) -> None:
         """All steps from `checkpoint`, or from the start where it is "". Leaves by SystemExit, its last step saved, once told to stop."""
+        if checkpoint:
+            self.look_at(Path(checkpoint))
         told, progress = StopWhenTold(stop), Progress()
         self.remove_callback(PrinterCallback)
-        self.add_callback(BeginRun(self.run))
         self.add_callback(TellEpoch())
         self.add_callback(TellSteps())
         self.add_callback(told)
@@ -92,6 +109,7 @@ class RunTrainer(SavingTrainer):
         try:
             with closing(progress):
                 self.train(resume_from_checkpoint=checkpoint or None)
+                self._begin()  # a run that has had all its steps has taken no batch
         finally:
             end_data_workers()
         if told.stopped:
@@ -99,6 +117,36 @@ class RunTrainer(SavingTrainer):
             line = f"told to stop: step {step} of {self.state.max_steps} is saved; {how_to_go_on(folder)}"
             print_once([line])
             raise Stopped(stop.exit_status, line)
+
+    @property
+    def changes(self) -> Mapping[str, tuple[Any, Any]]:
+        """The options that a resumed run changes, known to the main process alone."""
+        return self.run.changes if self.run is not None else {}
+
+    def look_at(self, checkpoint: Path) -> None:
+        """Hold a checkpoint against this run, as far as headers and small files go. Raises UserError, on the main process, where it is another's."""
+        if is_main_process():
+            facts = read_facts(checkpoint)
+            with taken_up(str(checkpoint), self.changes):
+                refuse_other_parallelism(checkpoint, facts, zero_stage(self), self.args.world_size)
+                self.refuse_other_model(checkpoint)
+            for line in changed_course(facts, self.args.seed, self.samples_of_a_step()):
+                print_once([line])
+        wait_for_all()
+
+    def refuse_other_model(self, checkpoint: Path) -> None:
+        """Raises UserError."""
+        refuse_other_weights(checkpoint, self.model, self.changes)
+
+    def samples_of_a_step(self) -> int:
+        """Over all processes and accumulated batches."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def write_beside(self, folder: Path) -> None:
+        """What a resume asks of a checkpoint and the Trainer does not write, before `folder` is sealed."""
+        own = {"seed": self.args.seed, "samples of a step": self.samples_of_a_step(), "processes": self.args.world_size}
+        names = names_of_states(self.model, self.optimizer)
+        write_facts(folder, {**self.facts, **own, "zero_stage": zero_stage(self), "optimizer": names})
 
     def rate_of(self, name: str) -> float:
         """The highest learning rate of the parameter of this name, where it trains."""
@@ -111,18 +159,51 @@ class RunTrainer(SavingTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The Trainer's own; a warm-up that was given in steps must end within the run, one given as a share leaves a run of one step its rate."""
+        option = "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
+        refuse_fewer_steps("the checkpoint", self.state.global_step, num_training_steps, option)
         check_warmup(self.args.warmup_steps, num_training_steps)
         if self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
             self.args.warmup_steps = 0  # transformers rounds a share up, and the only step would have the rate 0
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The checkpoint's states under this run's rates, which the Trainer would take from the checkpoint."""
+        """The checkpoint's states, by the names of parameters, under this run's rates, which the Trainer would take from the checkpoint."""
         scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate may have put its own around it
         rates = list(getattr(scheduler, "base_lrs", ()))
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            names = read_facts(checkpoint).get("optimizer", [])
+            load_optimizer(Path(checkpoint), self.optimizer, self.model, names, self.changes)
+            load_scheduler(Path(checkpoint), self.lr_scheduler, len(self.optimizer.param_groups))
         if checkpoint is not None and isinstance(scheduler, LambdaLR):
             follow_schedule(scheduler, rates)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with taken_up(resume_from_checkpoint, self.changes):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        """DeepSpeed loads its states in here."""
+        with taken_up(resume_from_checkpoint, self.changes):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of a step; once the first of them are there, the run begins."""
+        batches = super().get_batch_samples(*args, **kwargs)
+        self._begin()
+        return batches
+
+    def _begin(self) -> None:
+        """The run's folder is changed only now, when every process has its model, its data and the checkpoint's states."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        if self.eval_dataset is not None:
+            _ = self.eval_dataset[0]  # or what is wrong with held-out data would be found after many steps
+        wait_for_all()
+        if self.run is not None:
+            self.run.begin()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """To metrics.jsonl too. Raises UserError, on all processes alike, for a loss that is no number."""
@@ -192,18 +273,6 @@ def start_worker(then: Callable[[int], None] | None, number: int) -> None:
     leave_signals_to_parent()
     if then is not None:
         then(number)
-
-
-class BeginRun(TrainerCallback):
-    """The run's folder is changed only now, when every process has its model, its data and the checkpoint's states."""
-
-    def __init__(self, run: RunFolder | None) -> None:
-        self.run = run
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        wait_for_all()
-        if self.run is not None:
-            self.run.begin()
 
 
 class TellEpoch(TrainerCallback):

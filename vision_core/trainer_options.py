@@ -1,6 +1,7 @@
 """The options of every program on `run_trainer.RunTrainer`. Imports nothing heavy."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from vision_core.arguments import arguments_to_yaml, option
 from vision_core.launchers import is_first_launched
@@ -33,6 +34,9 @@ class TrainerOptions:
         None,
         "auto: start, go on, or say that all is done; true: the newest checkpoint of --output_dir; or a checkpoint-<step> folder",
         "run",
+    )
+    changed_data: Literal["note", "refuse"] = option(
+        "note", "what a run that goes on does about data added, removed or written anew since its checkpoint", "run"
     )
     dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
 

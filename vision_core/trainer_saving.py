@@ -79,6 +79,9 @@ class SavingTrainer(Trainer):
         """The model's files of a save, by the main process. state_dict: the weights where they have been gathered. A subclass adds its own."""
         super()._save(folder, state_dict)
 
+    def write_beside(self, folder: Path) -> None:
+        """What a subclass adds to a checkpoint, by the main process, between the Trainer's files and the manifest."""
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The other processes may be on their way into a collective, where an error raised here would leave them."""
         with self._kept_for_all(*WRITE_ERRORS):
@@ -134,10 +137,10 @@ class SavingTrainer(Trainer):
         return str(self._aside) if self._aside is not None else super()._get_output_dir(trial)
 
     def _show(self, aside: Path, target: Path, step: int) -> None:
-        """Whatever else belongs into a checkpoint is added here, between the Trainer's files and the manifest."""
         if not is_main_process():
             return
         _lift(aside / target.name)
+        self.write_beside(aside)
         if self.run is not None:
             self.run.sync_lines()
         seal_folder(aside, step)

@@ -14,6 +14,7 @@ from encoders.evaluation.knn import knn_accuracy
 from encoders.evaluation.same_classes import classes_problem, numbers_in_bank
 from encoders.evaluation.used_images import check_share, content_hash, found_in
 from encoders.preprocess import ImageTransform, margin_for
+from vision_core.data_facts import image_facts
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.held_out import draw_files
@@ -88,6 +89,7 @@ class KnnBenchmark:
         self.in_bank = self._leave_queries_out_of_the_bank(bank_source.description)
         _check_k(k, len(self.bank.labels))
         self.transform, self.k, self.origin = transform, k, origin
+        self.data = [image_facts("eval_dataset", query_source), image_facts("eval_bank_dataset", bank_source)]
         self.margin = max(self.bank.margin, self.queries.margin)
         self.sizes = {
             "bank": len(self.bank.labels),

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import math
 import os
@@ -246,7 +247,7 @@ def test_a_file_system_without_locks_is_a_warning(monkeypatch):
     def unsupported(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", unsupported)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
     warnings = []
     open_run(warnings=warnings)
     assert "cannot be locked" in warnings[0]

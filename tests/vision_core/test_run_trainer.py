@@ -17,7 +17,7 @@ from vision_core.run_preview import introduction, number_of_batches, number_of_s
 from vision_core.run_trainer import PASSED_ON, RunTrainer, TrainerOptions, open_run, training_arguments
 from vision_core.stopping import StopRequest
 
-ABOUT_FOLDERS = {"output_dir", "resume_from_checkpoint", "save_total_limit", "dry_run"}
+ABOUT_FOLDERS = {"output_dir", "resume_from_checkpoint", "save_total_limit", "dry_run", "changed_data"}
 
 
 class Line(nn.Module):

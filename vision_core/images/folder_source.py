@@ -12,7 +12,7 @@ from vision_core.images.formats import COMPRESSED_ENDINGS, ENDINGS, ENDINGS_OF_O
 from vision_core.images.slide_source import open_slides
 from vision_core.images.sources import EncodedImageSource, ImageSource
 from vision_core.images.volumes import count_images, volume_bytes
-from vision_core.regular_files import data_roots, files_fingerprint, is_inside, read_regular_file
+from vision_core.regular_files import data_roots, files_fingerprint, is_inside, read_regular_file, state_of_files
 from vision_core.text_files import read_bytes
 
 MAX_LIST_BYTES = 2 * 2**30
@@ -81,6 +81,9 @@ class FileSource(EncodedImageSource):
     def content_fingerprint(self) -> str:
         files = (os.path.join(self.root, path) for path in dict.fromkeys(self.paths))
         return files_fingerprint(files, self.labels, *([self.parts] if self.parts else []))
+
+    def state_of_files(self) -> tuple[str, str]:
+        return state_of_files((path, os.path.join(self.root, path)) for path in dict.fromkeys(self.paths))
 
     def file_of(self, index: int) -> str:
         return self.paths[index]

@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub (or a local dataset folder) through `datasets`, indexed or streamed."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -181,6 +182,9 @@ class HubSource(EncodedImageSource):
     def content_fingerprint(self) -> str:
         return f"hf {self.name} {self.dataset._fingerprint}"
 
+    def state_of_files(self) -> tuple[str, str]:
+        return state_of_table(self.dataset), self.dataset._fingerprint
+
     def id_of(self, index: int) -> str:
         return f"{self.name}:{index}"
 
@@ -213,6 +217,9 @@ class HubStream(ImageStream):
         order = f"shuffled in blocks of {shuffle_buffer:,}" if shuffle_buffer > 1 else "in the order of its files"
         self.description = f"stream of hf:{name}, {order}"
 
+    def state_of_files(self) -> tuple[str, str]:
+        return f"{state_of_table(self.dataset)} {self.dataset.num_shards} shards", ""
+
     def records(self, rank: int, world_size: int, epoch: int, start: Place | None = None) -> Iterator[ImageRecord | UnreadableSample]:
         worker = get_worker_info()
         worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
@@ -231,6 +238,13 @@ class HubStream(ImageStream):
                 yield ImageRecord(f"{reader}:{number}", image, label if label is not None and label >= 0 else None, place)
             except UnreadableImage as error:
                 yield UnreadableSample(f"{reader}:{number}", error.reason)
+
+
+def state_of_table(dataset: Any) -> str:
+    """Columns, and bytes and rows of every split, as `datasets` knows them of a data set: the same on another machine."""
+    splits = {name: (split.num_bytes, split.num_examples) for name, split in (dataset.info.splits or {}).items()}
+    digest = hashlib.blake2b(repr((dataset.features, sorted(splits.items()))).encode(), digest_size=16)
+    return digest.hexdigest()
 
 
 def encoded_bytes(value: dict | None, roots: Roots) -> bytes:

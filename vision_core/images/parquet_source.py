@@ -13,7 +13,7 @@ from vision_core.images.label_values import Labels, label_column, read_labels
 from vision_core.images.parquet_footer import CURE, read_footer
 from vision_core.images.sources import EncodedImageSource
 from vision_core.images.unreadable import UnreadableImage
-from vision_core.regular_files import files_fingerprint, files_matching, short_names
+from vision_core.regular_files import files_fingerprint, files_matching, short_names, state_of_files
 
 MAX_BYTES_IN_MEMORY = 2**30
 CACHED_ROW_GROUPS = 8
@@ -71,6 +71,9 @@ class ParquetSource(EncodedImageSource):
     @property
     def content_fingerprint(self) -> str:
         return files_fingerprint(self.files, self._column, self.labels, self.multi_labels)
+
+    def state_of_files(self) -> tuple[str, str]:
+        return state_of_files(zip(self._names, self.files, strict=True), self._column)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}

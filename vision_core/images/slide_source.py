@@ -21,7 +21,7 @@ from vision_core.images.slides import LEAST_TISSUE, Grid, grid_of, import_opensl
 from vision_core.images.sources import ImageRecord, ImageSource
 from vision_core.images.stored import Stored, as_asked
 from vision_core.images.unreadable import MIN_SIDE, UnreadableImage
-from vision_core.regular_files import data_roots, files_fingerprint
+from vision_core.regular_files import data_roots, files_fingerprint, state_of_files
 
 ENDINGS = (*SLIDE_ENDINGS, ".tif", ".tiff")
 LARGEST_TILE = 8000
@@ -70,6 +70,10 @@ class SlideSource(ImageSource):
         """Another one when the files are, or the tiles."""
         paths = [os.path.join(self.root, slide.path) for slide in self.slides]
         return files_fingerprint(paths, self.labels, self.slides[0].grid.tile, self.slides[0].grid.level, self._ends)
+
+    def state_of_files(self) -> tuple[str, str]:
+        files = [(slide.path, os.path.join(self.root, slide.path)) for slide in self.slides]
+        return state_of_files(files, self.slides[0].grid.tile, self.slides[0].grid.level)
 
     def file_of(self, index: int) -> str:
         return self._place(index)[0].path

@@ -71,6 +71,10 @@ class ImageSource(ABC):
         """A text that is another one when the files are, whatever is made of them."""
         raise NotImplementedError(f"{type(self).__name__} does not tell when its data changes")
 
+    def state_of_files(self) -> tuple[str, str]:
+        """A hash over names and sizes, which a copy of the data elsewhere has too, and one over times of change, "" where there are none."""
+        return self.fingerprint, ""
+
     @property
     def fingerprint(self) -> str:
         return f"{self.content_fingerprint} {self.num_channels} {self.pixel_options}"
@@ -134,6 +138,10 @@ class ImageStream(ABC):
 
     description: str = ""
     pixel_options: PixelOptions = AS_STORED
+
+    def state_of_files(self) -> tuple[str, str]:
+        """As of an `ImageSource`, as far as a stream knows it before it is read."""
+        return self.description, ""
 
     @abstractmethod
     def records(self, rank: int, world_size: int, epoch: int, start: Place | None = None) -> Iterator[ImageRecord | UnreadableSample]:

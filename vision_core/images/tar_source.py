@@ -13,7 +13,7 @@ from vision_core.images.label_values import Labels, read_labels
 from vision_core.images.sources import EncodedImageSource
 from vision_core.images.tar_shards import Member, key_at_first_dot, read_member, read_shard, shards_named
 from vision_core.images.unreadable import UnreadableImage
-from vision_core.regular_files import files_fingerprint, short_names
+from vision_core.regular_files import files_fingerprint, short_names, state_of_files
 from vision_core.text_files import parse_json
 
 MAX_TEXT_BYTES = 2**20
@@ -37,6 +37,10 @@ class TarSource(EncodedImageSource):
     def content_fingerprint(self) -> str:
         fields = sorted({member.field for member in self.members})
         return files_fingerprint(self.shards, fields, self.labels, self.multi_labels)
+
+    def state_of_files(self) -> tuple[str, str]:
+        fields = sorted({member.field for member in self.members})
+        return state_of_files(zip(self._names, self.shards, strict=True), fields)
 
     def __len__(self) -> int:
         return len(self.members)
