@@ -137,15 +137,16 @@ class Runs:
         kind = "file" if isinstance(code, Path) else "code"
         return self._fork("libraries", kind, code, arguments, threads | (environment or {}), folder, str(ROOT) if project else "")
 
-    def start_two(self, script: str | Path, *arguments) -> list[Run]:
-        """The processes of one job, forked, with the environment that torchrun gives its own."""
+    def start_two(self, script: str | Path, *arguments, folders: tuple[Path | None, Path | None] = (None, None)) -> list[Run]:
+        """The processes of one job, forked, with the environment that torchrun gives its own; each in its folder of `folders`, as on two machines."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         if "--deepspeed" not in arguments:
             common["ACCELERATE_USE_CPU"] = "true"  # under which accelerate takes no DeepSpeed
-        return [self.start(script, *arguments, environment=common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+        ranks = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+        return [self.start(script, *arguments, environment=rank, folder=folder) for rank, folder in zip(ranks, folders, strict=True)]
 
     def launch(
         self, launcher: list[str], script: str | Path, *arguments, environment: dict[str, str] | None = None, folder: Path | None = None

@@ -2,14 +2,17 @@
 
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from vision_core.data_workers import end_data_workers
 from vision_core.last_word import repeat_behind_launchers
 
 CTRL_C = "stopped by Ctrl-C"
 _undo: list[Callable[[], None]] = []
+_others: list["OtherProcesses"] = []
 
 
 class UserError(ValueError):
@@ -26,6 +29,27 @@ def undo_if_failed(undo: Callable[[], None]) -> None:
     _undo.append(undo)
 
 
+def undo_all() -> None:
+    """Call what was given to `undo_if_failed`, the last first, each once."""
+    while _undo:
+        _undo.pop()()
+
+
+class OtherProcesses(Protocol):
+    """What `run_script` needs of the other processes of a job."""
+
+    def before_saying(self) -> None:
+        """This process fails. Does not return where it does so because another one has: that one says why."""
+
+    def after_saying(self) -> None:
+        """Let the others hear that this process has failed."""
+
+
+def fail_with(others: OtherProcesses) -> None:
+    """Have `run_script` tell the other processes where its `main` ends by an error."""
+    _others.append(others)
+
+
 class Stopped(SystemExit):
     """The end of a program that was told to stop and has said `line`. status: 143 for SIGTERM, 130 for Ctrl-C."""
 
@@ -38,22 +62,36 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2, Ctrl-C with 130.
 
     Data workers go with the end of `main`, whichever it is. After an error of any kind, what was given to
-    `undo_if_failed` is called, the last first. Behind a launcher's report of the end, the last line is said once more.
+    `undo_if_failed` is called, the last first, and the processes of `fail_with` end too. Behind a launcher's report of the end, the last
+    line is said once more.
     """
     try:
         _run(main)
     except UserError as error:
-        *traceback, message = str(error).strip().splitlines() or ["no reason given"]
-        if traceback:  # a data worker's error arrives with it in front, and its last line is `module.Type: message`
+        *traceback_lines, message = str(error).strip().splitlines() or ["no reason given"]
+        if traceback_lines:  # a data worker's error arrives with it in front, and its last line is `module.Type: message`
             message = re.sub(r"^[\w.]+: ", "", message)
         say_last(f"error: {message}")
+        _tell_others()
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         say_last(CTRL_C)
+        _tell_others()
         raise SystemExit(130) from None
     except Stopped as end:
         repeat_behind_launchers(end.line)
         raise
+    except Exception:
+        if not _others:
+            raise
+        traceback.print_exc()  # as Python would, but before the others hear of it, and a launcher of them
+        _tell_others()
+        raise SystemExit(1) from None
+
+
+def _tell_others() -> None:
+    for others in _others:
+        others.after_saying()
 
 
 def say_last(line: str) -> None:
@@ -66,12 +104,15 @@ def say_last(line: str) -> None:
 
 def _run(main: Callable[[], None]) -> None:
     _undo.clear()
+    _others.clear()
     try:
         main()
     except BaseException as error:
         end_data_workers()
-        while _undo and not isinstance(error, SystemExit):  # who was told to stop can go on
-            _undo.pop()()
+        if not isinstance(error, SystemExit):  # who was told to stop can go on
+            for others in _others:
+                others.before_saying()
+            undo_all()
         raise
     finally:
         end_data_workers()

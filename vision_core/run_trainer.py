@@ -22,6 +22,7 @@ from vision_core.checkpoints import make_readable, remove_old_checkpoints, seal_
 from vision_core.data_workers import end_data_workers, leave_signals_to_parent
 from vision_core.distributed import broadcast_text, is_main_process, print_once, wait_for_all
 from vision_core.errors import Stopped, UserError
+from vision_core.fail_together import fail_together
 from vision_core.progress import show_loss, step_bar
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
@@ -57,18 +58,22 @@ def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> 
         **more,
     )
     _ = settings.device  # joins the processes
+    fail_together()
     return settings
 
 
-def open_run(options: TrainerOptions, name: str, program: str = "") -> tuple[RunFolder | None, str, str]:
+def open_run(
+    options: TrainerOptions, name: str, program: str = "", check: Callable[[Path], None] | None = None
+) -> tuple[RunFolder | None, str, str]:
     """The run's folder, held by the main process; its path and the checkpoint to go on from, or "", the same on every process.
 
-    program: the script, `pretrain/mae.py`, which alone resumes the run.
+    program: the script, `pretrain/mae.py`, which alone resumes the run. check: of the checkpoint, before the folder is changed.
     """
     run = None
     if is_main_process():
         config = replace(options, resume_from_checkpoint=None)  # how a run was started is no part of what it is
-        run = RunFolder.open(options.output_dir, name, arguments_to_yaml(config), options.resume_from_checkpoint, program=program)
+        resume = options.resume_from_checkpoint
+        run = RunFolder.open(options.output_dir, name, arguments_to_yaml(config), resume, program=program, check=check)
     path = broadcast_text(str(run.path) if run else "")
     return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
