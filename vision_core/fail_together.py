@@ -26,7 +26,7 @@ GRACE_SECONDS = 2.0  # in which a process may come to an error of its own: what 
 PATIENCE_SECONDS = 6.0  # of the one that failed, for the others to hear it
 CONNECT_SECONDS = 60
 LEAVE_SECONDS = 2.0
-FAILED, HEARD, LEAVING, GONE = "failed", "heard", "leaving", "gone"
+FAILED, HEARD, GONE = "failed", "heard", "gone"
 _peers: "Peers | None" = None
 
 
@@ -61,14 +61,16 @@ class Peers:
 
     def after_saying(self) -> None:
         """Let the others hear it, and wait until they have, but not for ever. The main process, whose stores all use, is the last to go."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
         with suppress(RuntimeError):  # the main process is gone, and its store with it
             self.store.set(FAILED, "")
-            self._wait_for(HEARD, self.processes)
+            self._wait_for(HEARD, self.processes, deadline)
             if is_main_process():
-                self._wait_for(GONE, self.store.add(LEAVING, 0))
+                self._wait_for(GONE, self.processes - 1, deadline)
+            else:
+                self.store.add(GONE, 1)
 
-    def _wait_for(self, key: str, number: int) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+    def _wait_for(self, key: str, number: int, deadline: float) -> None:
         while self.store.add(key, 0) < number and time.monotonic() < deadline:
             time.sleep(0.02)
 
@@ -87,7 +89,6 @@ class Peers:
         self.is_leaving.set()
         kill_data_workers()
         undo_all()
-        self.store.add(LEAVING, 1)
         self.store.add(HEARD, 1)
         time.sleep(LEAVE_SECONDS)
         with suppress(RuntimeError):
