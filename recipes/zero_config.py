@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def read_config(file: Path) -> Config:
     if not file.is_file():
         raise UserError(f"--deepspeed {file} is no file; ZeRO configs lie in recipes/zero")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=partial(without_twins, file))
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"--deepspeed {file} is no JSON ({error}); mend it, or take one of recipes/zero") from None
     if not isinstance(config, dict) or "zero_optimization" not in config:
@@ -93,6 +96,16 @@ def read_config(file: Path) -> Config:
         if not isinstance(config.get(name, {}), dict):
             raise UserError(f'--deepspeed {file} says {name} = {config[name]}, which must be a section, as {{"enabled": "auto"}}')
     return config
+
+
+def without_twins(file: Path, pairs: list[tuple[str, Any]]) -> Config:
+    """A section of the file. Raises UserError for a key that stands in it twice, of which JSON would take the last without a word."""
+    section = dict(pairs)
+    if len(section) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"--deepspeed {file} has the key {twin!r} twice; keep one")
+    return section
 
 
 def refuse_section(file: Path, config: Config, name: str, reason: str) -> None:
