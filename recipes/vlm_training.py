@@ -70,7 +70,7 @@ def train(
                 print(f"no --init_from: small stand-ins are made{learning}", flush=True)
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
             write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
-        # before signals are remembered: a process that waits for the others to join, one of which has failed, is ended by its launcher's
+        # before signals are remembered: a launcher's ends a process that waits for others to join, one of which has failed
         settings = vlm_training_arguments(args)
         with StopRequest(launchers) as stop:
             if args.dry_run:

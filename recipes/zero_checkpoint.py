@@ -1,7 +1,8 @@
-"""Whether the optimizer's states of a checkpoint fit the run that goes on from it: DeepSpeed lays them out by its stage, its precision and its processes.
+"""Whether the optimizer's states of a checkpoint fit the run that goes on from it.
 
-What does not fit, deepspeed 0.19.8 meets behind the start of the run, in tracebacks of its own; and states of ZeRO that a run without `--deepspeed` takes up are read
-by nobody: it would go on with the moments of a new run and say nothing.
+DeepSpeed lays them out by its stage, its precision and its processes. What does not fit, deepspeed 0.19.8 meets behind
+the start of the run, in tracebacks of its own. States of ZeRO that a run without `--deepspeed` takes up are read by
+nobody: it would go on with the moments of a new run and say nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +18,22 @@ from vision_core.errors import UserError
 
 OPTIMIZER_STATES = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt")
 SHARDED_WEIGHTS = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
-# stages 1 and 2 shard the same states alike (deepspeed/runtime/zero/stage_1_and_2.py), and each goes on from the other's
-KINDS = {None: "without --deepspeed", 0: "under ZeRO stage 0", 1: "under ZeRO stage 1 or 2", 2: "under ZeRO stage 1 or 2", 3: "under ZeRO stage 3"}
+# stages 1 and 2 shard the same states alike (deepspeed/runtime/zero/stage_1_and_2.py): each goes on from the other's
+KINDS = {
+    None: "without --deepspeed",
+    0: "under ZeRO stage 0",
+    1: "under ZeRO stage 1 or 2",
+    2: "under ZeRO stage 1 or 2",
+    3: "under ZeRO stage 3",
+}
 
 
 @dataclass(frozen=True)
 class StatesLayout:
-    """How optimizer's states lie. kind: one of KINDS. processes: that share them, None where each has all. bf16: None where nothing depends on it."""
+    """How optimizer's states lie.
+
+    kind: one of KINDS. processes: that share them, None where each has all. bf16: None where nothing depends on it.
+    """
 
     kind: str
     processes: int | None = None

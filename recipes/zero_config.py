@@ -99,7 +99,7 @@ def read_config(file: Path) -> Config:
 
 
 def without_twins(file: Path, pairs: list[tuple[str, Any]]) -> Config:
-    """A section of the file. Raises UserError for a key that stands in it twice, of which JSON would take the last without a word."""
+    """A section of the file. Raises UserError for a key that stands in it twice: JSON would take the last one."""
     section = dict(pairs)
     if len(section) < len(pairs):
         names = [name for name, _ in pairs]

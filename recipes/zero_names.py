@@ -1,7 +1,9 @@
-"""A ZeRO config read as DeepSpeed itself reads it, before the run: a key that it would leave unread, and a value that it refuses, are one line.
+"""A ZeRO config read as DeepSpeed itself reads it, before the run.
 
-DeepSpeed (0.19.8) asks its file for the keys that it knows and passes over all others, and in a section over unknown ones whose value is "auto". Which keys it knows its
-own reader is asked, so that no list of ours gets old. The reader takes seconds to import: a program comes here behind its first look.
+A key that it would leave unread, and a value that it refuses, are one line. DeepSpeed (0.19.8) asks its file for the
+keys that it knows and passes over all others, and in a section over unknown ones whose value is "auto". Which keys it
+knows its own reader is asked, so that no list of ours gets old. The reader takes seconds to import: a program comes
+here behind its first look.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ READ_ELSEWHERE = ("data_parallel_size",)  # by deepspeed.initialize
 
 
 def check_names(file: Path, config: Config) -> None:
-    """Raises UserError for a key of `file` that DeepSpeed does not know, at the top or in `zero_optimization`, and for a value that it refuses.
+    """Raises UserError for a key of `file` that DeepSpeed does not know, and for a value that it refuses.
 
-    config: that of the file, filled in by `zero_config`.
+    Keys are looked at at the top and in `zero_optimization`. config: that of the file, filled in by `zero_config`.
     """
     try:
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig

@@ -38,7 +38,7 @@ def end_data_workers() -> None:
 
 
 def kill_data_workers() -> None:
-    """The same from a thread beside the main one, of a process that is about to end: torch's handler, which would raise, stays."""
+    """The same from a thread beside the main one, of a process that is about to end: torch's handler stays."""
     for worker in multiprocessing.active_children():
         worker.kill()
         worker.join(KILLED_WORKER_SECONDS)

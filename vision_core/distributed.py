@@ -105,17 +105,18 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def refuse_unequal(counts: dict[str, int]) -> None:
-    """Raise UserError, on all processes alike, unless all count the same: a machine's copy of the data may be another one.
+    """Raise UserError, on all processes alike, unless all count the same: a machine's copy of the data may be another.
 
-    Each process would draw its share of other data, or wait for ever for the rest of the others'. counts: what -> its rows on this process.
+    Each process would draw its share of other data, or wait for ever for the rest of the others'.
+    counts: what -> its rows on this process.
     """
     of_all = gather_objects((counts, socket.gethostname()))
     first, first_host = of_all[0]
     for number, (theirs, host) in enumerate(of_all):
         for what in (name for name in first if theirs.get(name) != first[name]):
             raise UserError(
-                f"{what} has {theirs.get(what, 0):,} rows for process {number} on {host}, and {first[what]:,} for process 0 on {first_host}; "
-                "give every machine the same data"
+                f"{what} has {theirs.get(what, 0):,} rows for process {number} on {host}, "
+                f"and {first[what]:,} for process 0 on {first_host}; give every machine the same data"
             )
 
 

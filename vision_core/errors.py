@@ -62,14 +62,14 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2, Ctrl-C with 130.
 
     Data workers go with the end of `main`, whichever it is. After an error of any kind, what was given to
-    `undo_if_failed` is called, the last first, and the processes of `fail_with` end too. Behind a launcher's report of the end, the last
-    line is said once more.
+    `undo_if_failed` is called, the last first, and the processes of `fail_with` end too. Behind a launcher's report of
+    the end, the last line is said once more.
     """
     try:
         _run(main)
     except UserError as error:
         *traceback_lines, message = str(error).strip().splitlines() or ["no reason given"]
-        if traceback_lines:  # a data worker's error arrives with it in front, and its last line is `module.Type: message`
+        if traceback_lines:  # a data worker's error arrives with it in front; its last line is `module.Type: message`
             message = re.sub(r"^[\w.]+: ", "", message)
         say_last(f"error: {message}")
         _tell_others()

@@ -1,8 +1,9 @@
-"""Processes that train together fail together: an error that one of them meets ends all of them within seconds, and is said once.
+"""Processes that train together fail together: an error that one of them meets ends all within seconds, and is said once.
 
-The others would wait in a collective operation for the one that has failed, until its timeout or their launcher kills them; and the main process, killed,
-leaves the new folder of a run in which nothing was done. So each process looks twice a second whether another one has failed, in a store that the main
-process keeps. It then takes back what stands in the way of the same command, mended, and ends.
+The others would wait in a collective operation for the one that has failed, until its timeout or their launcher kills
+them; and the main process, killed, leaves the new folder of a run in which nothing was done. So each process looks twice
+a second whether another one has failed, in a store that the main process keeps. It then takes back what stands in the
+way of the same command, mended, and ends.
 """
 
 import atexit
@@ -31,36 +32,41 @@ _peers: "Peers | None" = None
 
 
 def fail_together() -> None:
-    """Begin to look after the other processes, once all have joined; every process calls it. Without others it does nothing."""
+    """Begin to look after the other processes, once all have joined; every process calls it. Alone it does nothing."""
     global _peers
     if world_size() == 1 or _peers is not None:
         return
     store = _shared_store()
     if not all_true(store is not None):
-        print_once(["warning: processes cannot reach the main one's store: after an error of one, the launcher has to end the others"])
+        cannot = "warning: processes cannot reach the main one's store"
+        print_once([f"{cannot}: after an error of one, the launcher has to end the others"])
         return
     _peers = Peers(store, world_size())
     fail_with(_peers)
 
 
 class Peers:
-    """The processes of this job, `processes` in number, as far as `store` lets them hear of a failure. Each hears of its own too."""
+    """The processes of this job, `processes` in number, who hear of a failure through `store`, each of its own too."""
 
     def __init__(self, store: dist.Store, processes: int) -> None:
         self.store, self.processes = store, processes
         self.is_failing, self.is_leaving, self.is_over = threading.Event(), threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
-        atexit.register(self._stop)  # a thread that wakes up in a Python that is being taken down would end it by a signal
+        # a thread that wakes up in a Python that is being taken down would end it by a signal
+        atexit.register(self._stop)
 
     def before_saying(self) -> None:
-        """This process fails. What fails because another process is gone has nothing to say: it stays here until `_leave` ends it."""
+        """This process fails. One that fails because another is gone has nothing to say: `_leave` ends it here."""
         self.is_failing.set()
         if self.is_leaving.is_set():
             time.sleep(PATIENCE_SECONDS)
 
     def after_saying(self) -> None:
-        """Let the others hear it, and wait until they have, but not for ever. The main process, whose stores all use, is the last to go."""
+        """Let the others hear it, and wait until they have, but not for ever.
+
+        The main process, whose stores all use, is the last to go.
+        """
         deadline = time.monotonic() + PATIENCE_SECONDS
         with suppress(RuntimeError):  # the main process is gone, and its store with it
             self.store.set(FAILED, "")
@@ -85,7 +91,10 @@ class Peers:
                 self._leave()
 
     def _leave(self) -> None:
-        """A little later than the one that failed, so that a launcher names that one. The main thread may be in a library, where nothing else ends it."""
+        """A little later than the one that failed, so that a launcher names that one.
+
+        The main thread may be in a library, where nothing else ends it.
+        """
         self.is_leaving.set()
         kill_data_workers()
         undo_all()

@@ -68,7 +68,8 @@ class RunFolder:
         a changed config is written and the old one kept as config-<k>.yaml. `warn` hears of it (stderr by default).
         program: the script, `pretrain/mae.py`; config.yaml names it, and the run of another program is not resumed.
         can_resume: whether the program has --resume_from_checkpoint, so that a refusal may advise it.
-        check: looks at the checkpoint before anything of the folder is changed, and raises UserError where the run cannot go on from it.
+        check: looks at the checkpoint before anything of the folder is changed; raises UserError where the run cannot
+        go on from it.
 
         Raises UserError when the folder cannot be used, holds another run, is in use, or has nothing to resume from.
         """

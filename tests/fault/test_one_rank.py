@@ -1,4 +1,7 @@
-"""What one of two processes meets alone, under each launcher and on a disk of its own; `tests/vision_core/test_fail_together.py` has the rest."""
+"""What one of two processes meets alone, under each launcher and on a disk of its own.
+
+`tests/vision_core/test_fail_together.py` has the rest.
+"""
 
 import json
 import resource
@@ -30,9 +33,19 @@ def talk(tmp_path_factory):
         turns = [{"from": "human", "value": "question"}, {"from": "gpt", "value": "yes"}]
         rows = [{"conversations": turns} for _ in range(16)]
         if absent is not None:
-            rows[absent] = {"image": "absent.png", "conversations": [{"from": "human", "value": "<image>\nquestion"}, turns[1]]}
+            rows[absent] = {
+                "image": "absent.png",
+                "conversations": [{"from": "human", "value": "<image>\nquestion"}, turns[1]],
+            }
         (folder / f"{absent}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        given = ("--init_from", folder / "model", "--conversations", f"llava:{folder / f'{absent}.jsonl'}", "--eval_conversations", "[]")
+        given = (
+            "--init_from",
+            folder / "model",
+            "--conversations",
+            f"llava:{folder / f'{absent}.jsonl'}",
+            "--eval_conversations",
+            "[]",
+        )
         return (*given, "--per_device_train_batch_size", 1, "--num_train_epochs", 100)
 
     return talk

@@ -78,7 +78,7 @@ def test_two_processes_are_one(zero, batch, runs, logged, weights, zero_left, mi
     folder = tmp_path / "run"
     config = ROOT / "recipes" / "zero" / f"{zero}.json"
     arguments = options(mixed, folder, per_device_train_batch_size=batch, gradient_accumulation_steps=4 // batch, deepspeed=config)
-    # the launcher once, for ZeRO-3: in forked processes it does not gather all weights
+    # once through the launcher, as users start it
     runs.finish(*([runs.launch(DEEPSPEED, SFT, *arguments)] if zero == "zero3" else runs.start_two(SFT, *arguments)))
     zero_left(folder, stage=int(zero[-1]), processes=2)
     expected = logged(one_process)

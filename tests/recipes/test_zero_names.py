@@ -36,10 +36,18 @@ def test_shipped_ones_pass(file):
         ({"train_micro_batch_size": 4}, {}, "did you mean train_micro_batch_size_per_gpu\\?"),
         ({"zero_optimisation": {"stage": 3}}, {}, "did you mean zero_optimization\\?"),
         ({"qwertz": 1}, {}, "'qwertz', .* take it out of the file"),
-        ({}, {"reduce_buckt_size": "auto"}, "'reduce_buckt_size' in zero_optimization, .* did you mean reduce_bucket_size\\?"),
+        (
+            {},
+            {"reduce_buckt_size": "auto"},
+            "'reduce_buckt_size' in zero_optimization, .* did you mean reduce_bucket_size\\?",
+        ),
         ({}, {"overlap_com": True}, "did you mean overlap_comm\\?"),
         ({}, {"stage3_max_live_params": 1e9}, "did you mean stage3_max_live_parameters\\?"),
-        ({}, {"offload_optimizer": {"device": "cpu", "pin_memry": True}}, "'pin_memry' in zero_optimization.offload_optimizer, .* pin_memory"),
+        (
+            {},
+            {"offload_optimizer": {"device": "cpu", "pin_memry": True}},
+            "'pin_memry' in zero_optimization.offload_optimizer, .* pin_memory",
+        ),
         ({}, {"reduce_bucket_size": -1}, "reduce_bucket_size = -1, which DeepSpeed refuses"),
         ({}, {"overlap_comm": "perhaps"}, "overlap_comm = 'perhaps', which DeepSpeed refuses"),
         ({"elasticity": {"enabled": True}}, {}, "refused by DeepSpeed: Elastic training has been removed"),
@@ -56,8 +64,18 @@ def test_what_deepspeed_would_not_read_is_named(changes, zero, said, tmp_path):
 def test_what_deepspeed_reads_passes(tmp_path):
     """Also keys of sections that have no model, names that DeepSpeed has replaced, and both names of a key."""
     content = changed(
-        {"steps_per_print": 10, "wall_clock_breakdown": False, "zero_allow_untested_optimizer": True, "communication_data_type": "fp32"},
-        {"sub_group_size": 1e9, "max_live_parameters": 1e9, "stage3_max_reuse_distance": 1e9, "offload_param": {"device": "none"}},
+        {
+            "steps_per_print": 10,
+            "wall_clock_breakdown": False,
+            "zero_allow_untested_optimizer": True,
+            "communication_data_type": "fp32",
+        },
+        {
+            "sub_group_size": 1e9,
+            "max_live_parameters": 1e9,
+            "stage3_max_reuse_distance": 1e9,
+            "offload_param": {"device": "none"},
+        },
     )
     check(tmp_path / "zero.json", content)
     for name in ("flops_profiler", "tensorboard", "csv_monitor", "comms_logger"):
@@ -70,7 +88,15 @@ def test_the_names_are_deepspeeds_own():
     from deepspeed.runtime import constants
 
     ours = names_deepspeed_asks_for()
-    for name in ("TRAIN_BATCH_SIZE", "GRADIENT_CLIPPING", "BFLOAT16", "STEPS_PER_PRINT", "PRESCALE_GRADIENTS", "DUMP_STATE", "MEMORY_BREAKDOWN"):
+    for name in (
+        "TRAIN_BATCH_SIZE",
+        "GRADIENT_CLIPPING",
+        "BFLOAT16",
+        "STEPS_PER_PRINT",
+        "PRESCALE_GRADIENTS",
+        "DUMP_STATE",
+        "MEMORY_BREAKDOWN",
+    ):
         assert getattr(constants, name) in ours, name
 
 

@@ -1,6 +1,7 @@
 """The promises under ZeRO's stages, with LoRA and accumulated batches: two processes are one, and a kill inside a save changes no bit.
 
-Each run leaves what proves that it was one of DeepSpeed's. Stages start through the deepspeed launcher, as users start them, where the kill comes.
+Each run leaves what proves that it was one of DeepSpeed's. The runs that are killed start through the deepspeed launcher,
+as users start them, once for each stage.
 """
 
 import sys
@@ -23,7 +24,7 @@ def is_saving(run):
 
 
 def killed_inside_a_save(runs, start, folder):
-    """Starts the run until a kill of everything has hit a save behind the first one; its folder is left as the kill left it."""
+    """Starts the run until a kill of everything has hit a save behind the first one."""
     for attempt in range(ATTEMPTS):
         processes = start(folder, "--resume_from_checkpoint", "true" if attempt else "none")
         processes[0].wait_until(lambda: any(folder.glob("checkpoint-*/MANIFEST.json")) and is_saving(folder), seconds=200)
@@ -46,7 +47,9 @@ def killed_inside_a_save(runs, start, folder):
         pytest.param(3, "lora", id="3-lora", marks=slow),
     ],
 )
-def test_two_processes_are_one_and_a_kill_inside_a_save_changes_no_bit(stage, way, runs, logged, weights, zero_left, talk_options, tmp_path):
+def test_two_processes_are_one_and_a_kill_inside_a_save_changes_no_bit(
+    stage, way, runs, logged, weights, zero_left, talk_options, tmp_path
+):
     common = {"max_steps": 6, "lora_rank": 4 if way == "lora" else 0}
     sharded = {
         **common,

@@ -1,4 +1,7 @@
-"""An error that one of two processes meets ends both within seconds, in the words of the one that met it; each has a folder of its own, as on two machines."""
+"""An error that one of two processes meets ends both within seconds, in the words of the one that met it.
+
+Each process has a folder of its own, as on two machines.
+"""
 
 import json
 import os
@@ -51,7 +54,15 @@ def model(tmp_path_factory):
 @pytest.fixture
 def programs(model):
     """Of each program, its script and options for the data in the folder that a process is in."""
-    talk = ("--init_from", model, "--conversations", "llava:rows.jsonl?images=images", "--eval_conversations", "[]", *SHORT)
+    talk = (
+        "--init_from",
+        model,
+        "--conversations",
+        "llava:rows.jsonl?images=images",
+        "--eval_conversations",
+        "[]",
+        *SHORT,
+    )
     images = ("--dataset", "folder:images", "--eval_dataset", "none", *SHORT)
     return {
         "sft": ("recipes/sva_sft.py", *talk),
