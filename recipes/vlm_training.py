@@ -117,9 +117,10 @@ def dry_run(
     print_once([*preview(trainer), longest])
 
 
-def check_checkpoint(args: VlmArguments, checkpoint: Path) -> None:
+def check_checkpoint(args: VlmArguments, checkpoint: Path | None) -> None:
     """Raises UserError where a run with these options could not take up the optimizer's states of `checkpoint`."""
-    refuse_other_layout(checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size())
+    if checkpoint is not None:
+        refuse_other_layout(checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size())
 
 
 def header(args: VlmArguments, folder: str, checkpoint: str) -> list[str]:

@@ -204,3 +204,8 @@ def test_cached_features_train_as_the_encoders_do(runs, logged, mixed, tmp_path)
     runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "cached", **short, **cached)))
     torch.testing.assert_close(logged(tmp_path / "cached"), logged(tmp_path / "plain"), rtol=1e-5, atol=0)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 45  # 20 rows with one image, 8 with three, and the blank one
+    # what is read is the cache's: kept in bf16 it is not quite what the encoders say
+    rounded = {"feature_cache": tmp_path / "rounded_cache", "feature_cache_dtype": "bf16"}
+    runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "rounded", **short, **rounded)))
+    assert not torch.equal(logged(tmp_path / "rounded"), logged(tmp_path / "plain"))
+    torch.testing.assert_close(logged(tmp_path / "rounded"), logged(tmp_path / "plain"), rtol=1e-2, atol=0)
