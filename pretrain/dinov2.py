@@ -11,7 +11,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
 
-from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, check_start
+from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, check_start, config_of
 from vision_core.launchers import launchers_above
 from vision_core.start import look_first
 
@@ -25,7 +25,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Literal
@@ -60,7 +59,7 @@ from pretrain.param_groups import apply_schedules, clip_per_module
 from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
 from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
-from vision_core.arguments import arguments_to_yaml, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint
 from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, refuse_unequal, set_cpu_threads
@@ -104,8 +103,7 @@ def main() -> None:
         return
     run = None
     if accelerator.is_main_process:
-        config = replace(args, resume_from_checkpoint=None)  # how a run was started is no part of what it is
-        run = RunFolder.open(args.output_dir, args.name, arguments_to_yaml(config), args.resume_from_checkpoint, program=PROGRAM)
+        run = RunFolder.open(args.output_dir, args.name, config_of(args), args.resume_from_checkpoint, program=PROGRAM)
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
     accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
@@ -168,6 +166,9 @@ class Trainer:
             self.accelerator.init_trackers(args.name, config={key: str(value) for key, value in vars(args).items()})
         self.model = self.accelerator.prepare(self.method)
         self.greet()
+        self.accelerator.wait_for_everyone()  # a process that cannot start must find the folder as it was
+        if self.run is not None:
+            self.run.begin()
 
     def train(self, stop: StopRequest) -> None:
         """The loop: load, step, judge, save; until the last step or until told to stop."""
@@ -387,6 +388,7 @@ class Trainer:
                 f"done in {seconds / 60:.1f} min, peak memory {peak_memory_gib():.1f} GiB; the encoder is {self.output_dir}: "
                 f'AutoModel.from_pretrained("{self.output_dir}"); pictures in {self.output_dir / "figures"}'
             )
+            self.run.finish()
         self.end()
 
     def end(self) -> None:

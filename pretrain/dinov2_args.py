@@ -1,13 +1,13 @@
 """Every option of `pretrain/dinov2.py`, and the checks that need no data. Imports nothing heavy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pretrain.own_evaluation import BY_DATASET, chosen_evaluation
-from vision_core.arguments import option
+from vision_core.arguments import arguments_to_yaml, option
 from vision_core.errors import UserError
 from vision_core.launchers import is_first_launched
-from vision_core.run_folder import check_folder
+from vision_core.run_folder import check_folder, end_if_all_is_done
 
 # hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
 BACKBONE_SIZES = {
@@ -40,7 +40,7 @@ class DINOv2Arguments:
     save_total_limit: int = option(2, "checkpoints to keep", "run")
     report_to: list[str] = option([], "trackers of accelerate: tensorboard, wandb, ...", "run")
     resume_from_checkpoint: str | None = option(
-        None, "true: the newest whole checkpoint of output_dir; or the folder of one: continues the same run", "run"
+        None, "auto: start, go on, or say that all is done; true: the newest whole checkpoint of output_dir; or the folder of one", "run"
     )
     init_from: str | None = option(None, "weights to start a new run from: a folder, hf:NAME, dinov2_pth:FILE (docs/pretraining.md)", "run")
     dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
@@ -204,8 +204,14 @@ def check_start(args: DINOv2Arguments) -> None:
     A checkpoint, which takes long to verify, is looked at when it is resumed.
     """
     check_arguments(args)
+    end_if_all_is_done(args.output_dir, config_of(args), args.resume_from_checkpoint, PROGRAM)
     if is_first_launched() and not args.resume_from_checkpoint:
         check_folder(args.output_dir, args.name, program=PROGRAM)
+
+
+def config_of(args: DINOv2Arguments) -> str:
+    """What config.yaml says of the options. How a run was started is no part of what it is."""
+    return arguments_to_yaml(replace(args, resume_from_checkpoint=None))
 
 
 def check_arguments(args: DINOv2Arguments) -> None:

@@ -218,6 +218,7 @@ def train_images(
     if is_main_process():
         (Path(folder) / "training_args.bin").unlink()  # a pickle, which nobody needs to load the model
         write_card(Path(folder), program, options, data.source, trainer, card)
+        run.finish()
         print(f"saved {folder}")
 
 

@@ -27,7 +27,7 @@ def keep_evaluation_of_resumed_run(args: Any) -> None:
     resume = str(args.resume_from_checkpoint).lower()
     if resume in ("none", "false") or "eval_dataset" in explicit_keys(type(args)):
         return
-    folder = args.output_dir if resume == "true" else Path(args.resume_from_checkpoint).parent
+    folder = args.output_dir if resume in ("true", "auto") else Path(args.resume_from_checkpoint).parent
     config = Path(folder or "outputs") / "config.yaml"
     kept = yaml.safe_load(config.read_text(encoding="utf-8", errors="replace")) if config.is_file() else None
     if isinstance(kept, dict) and "eval_dataset" in kept:

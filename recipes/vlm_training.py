@@ -276,4 +276,5 @@ def publish(trainer: VlmTrainer, base: str, args: VlmArguments, stage: str) -> N
             merge_adapter(base, folder / "adapter", folder)
         options = vars(args) | {"learning_rate": trainer.args.learning_rate}
         write_card(folder, stage, program_of(stage), options, trainer.model, trainer.state)
+        trainer.run.finish()
         print(f"saved {folder}")

@@ -94,17 +94,18 @@ def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def clean_leftovers(root: Path) -> None:
-    """After a killed save: finish one that lacks only its last rename, and remove every other `.tmp-*` and `.del-*`.
-
-    Call it only while no other process writes to `root`.
-    """
+def finish_saves(root: Path) -> None:
+    """After a kill between a save's last write and its rename: show the checkpoint. Call it only while no other process writes to `root`."""
     for aside in root.glob(".tmp-*"):
         if aside.is_dir() and verify_checkpoint(aside) is None:
             target = root / f"checkpoint-{checkpoint_step(aside)}"
             if not target.exists():
                 os.rename(aside, target)
-                _sync(root)
+                sync(root)
+
+
+def clean_leftovers(root: Path) -> None:
+    """Remove what killed saves have left, `.tmp-*` and `.del-*`. Call it after `finish_saves`, while no other process writes to `root`."""
     for path in [*root.glob(".tmp-*"), *root.glob(".del-*")]:
         _remove(path)
 
@@ -146,11 +147,11 @@ def seal_folder(folder: Path, step: int = 0) -> None:
     files = {}
     for path in paths:
         if path.is_file():
-            _sync(path)
+            sync(path)
             files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     (folder / MANIFEST).write_text(_manifest_text(step, files), encoding="utf-8")
     for path in [folder / MANIFEST, *(path for path in paths if path.is_dir()), folder]:
-        _sync(path)
+        sync(path)
 
 
 def make_readable(place: Path) -> None:
@@ -172,7 +173,7 @@ def make_readable(place: Path) -> None:
 
 
 def _show(aside: Path, target: Path) -> None:
-    """Rename `aside` to `target`. After a kill between a replacement's renames, `clean_leftovers` does the second."""
+    """Rename `aside` to `target`. After a kill between a replacement's renames, `finish_saves` does the second."""
     replaced = _doomed(target) if target.exists() else None
     if replaced:
         os.rename(target, replaced)
@@ -182,7 +183,7 @@ def _show(aside: Path, target: Path) -> None:
         if replaced:
             os.rename(replaced, target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _manifest_text(step: int, files: dict[str, Any]) -> str:
@@ -245,12 +246,13 @@ def _remove(path: Path) -> None:
 
 
 def _replace(aside: Path, target: Path) -> None:
-    _sync(aside)
+    sync(aside)
     os.replace(aside, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from vision_core.data_workers import end_data_workers
 from vision_core.last_word import repeat_behind_launchers
+from vision_core.launchers import is_first_launched
 
 CTRL_C = "stopped by Ctrl-C"
 _undo: list[Callable[[], None]] = []
@@ -58,6 +59,14 @@ class Stopped(SystemExit):
         self.line = line
 
 
+class AllDone(SystemExit):
+    """The end, with status 0, of a program whose work was done by an earlier start of the same command. line: says so."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(0)
+        self.line = line
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2, Ctrl-C with 130.
 
@@ -78,6 +87,10 @@ def run_script(main: Callable[[], None]) -> None:
         say_last(CTRL_C)
         _tell_others()
         raise SystemExit(130) from None
+    except AllDone as end:
+        if is_first_launched():
+            print(end.line, flush=True)
+        raise
     except Stopped as end:
         repeat_behind_launchers(end.line)
         raise

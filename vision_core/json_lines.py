@@ -36,10 +36,19 @@ class JsonLines:
             self._warn(f"{self.path}: {len(lines) - len(records)} broken line(s) left out")
         return records
 
-    def keep_only(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Rewrite the file with the wanted objects, atomically. Raises OSError."""
-        if self.path.exists():
-            kept = [json.dumps(record) + "\n" for record in self.read() if wanted(record)]
+    def move_others(self, wanted: Callable[[dict[str, Any]], bool], others: Path) -> None:
+        """Rewrite the file with the wanted objects, atomically; all other lines are added to the file `others` before. Raises OSError."""
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
+        kept, moved, broken = [], [], 0
+        for line in lines:
+            record = _object_or_none(line)
+            broken += record is None
+            (kept if record is not None and wanted(record) else moved).append(line + "\n")
+        if broken:
+            self._warn(f"{self.path}: {broken} broken line(s) moved to {others.name}")
+        if moved:
+            _append_whole(others, "".join(moved).encode())
+            checkpoints.sync(others)
             checkpoints.write_text_atomically(self.path, "".join(kept))
 
 

@@ -1,12 +1,14 @@
 """The folder of one run: who may write in it, its config, its metrics, and the checkpoint from which it goes on.
 
-    output_dir/   config.yaml  metrics.jsonl  bad_samples.jsonl  checkpoint-<step>/  .lock    and the model's own files
+    output_dir/   config.yaml  metrics.jsonl  bad_samples.jsonl  checkpoint-<step>/  finished.json  .lock    and the model's own files
 
-Only the main process opens it; the others are told its path. A new folder of a program that ends by an error before anything but
-its config stands in it is taken away again, so that the command, mended, starts with the same --output_dir.
+Only the main process opens it; the others are told its path. Opening an old run looks and changes nothing; `begin`, which is called once
+everything else has been checked, brings the folder back to its checkpoint; `finish` marks it as done. A new folder of a program that ends
+by an error before anything but its config stands in it is taken away again, so that the command, mended, starts with the same --output_dir.
 """
 
 import fcntl
+import json
 import os
 import re
 import socket
@@ -20,11 +22,13 @@ from typing import Any
 import yaml
 
 from vision_core import checkpoints
-from vision_core.errors import UserError, undo_if_failed
+from vision_core.errors import AllDone, UserError, undo_if_failed
 from vision_core.folder_kinds import folder_kind
 from vision_core.json_lines import JsonLines
 
 RESUME_KEY = "resume_from_checkpoint"  # says how a run was started, not what it is
+AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
+FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
 PROGRAM_LINE = "# options of "  # begins the first line of a config.yaml, which names its program
 ABSENT = "(absent)"
 
@@ -34,13 +38,20 @@ class RunFolder:
 
     path: the folder. checkpoint: where to resume from, or None for a new run. step: the checkpoint's step, or 0.
     changes: the options that a resumed run changes, name -> (old, new). bad_sample_ids: the ids in bad_samples.jsonl.
+    is_old: whether the run was there before, with a checkpoint or without.
     """
 
-    def __init__(self, path: Path, lock: "FolderLock", checkpoint: Path | None, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, lock: "FolderLock", checkpoint: Path | None, warn: Callable[[str], None], config_yaml: str, is_old: bool
+    ) -> None:
         self.path = path
         self.checkpoint = checkpoint
         self.step = checkpoints.checkpoint_step(checkpoint) if checkpoint else 0
-        self.changes: dict[str, tuple[Any, Any]] = {}
+        self.is_old = is_old
+        self.changes = changed_keys(_read_config(path), config_yaml) if is_old else {}
+        self._config_yaml = config_yaml
+        self._has_begun = not is_old
+        self._waiting: list[tuple[JsonLines, dict[str, Any]]] = []  # lines of an old run that has not begun
         self._lock = lock
         self._warn = warn
         self._metrics = JsonLines(path / "metrics.jsonl", warn)
@@ -64,8 +75,9 @@ class RunFolder:
         output_dir: None means `outputs/<name>-<n>` with the next free n.
         config_yaml: the resolved options, kept as config.yaml.
         resume: None or false starts a new run; true goes on from the newest whole checkpoint of `output_dir`; a path
-        names one. A resumed folder is brought back to its step: later checkpoints are set aside, later metrics dropped,
-        a changed config is written and the old one kept as config-<k>.yaml. `warn` hears of it (stderr by default).
+        names one; auto goes on with the run that is in `output_dir`, from its start where it has no checkpoint, and
+        starts one where there is none. An old run's folder stays as it is until `begin`.
+        warn: hears of damaged checkpoints and of what `begin` changes (stderr by default).
         program: the script, `pretrain/mae.py`; config.yaml names it, and the run of another program is not resumed.
         can_resume: whether the program has --resume_from_checkpoint, so that a refusal may advise it.
         check: looks at the checkpoint before anything of the folder is changed; raises UserError where the run cannot
@@ -77,6 +89,8 @@ class RunFolder:
         config_yaml = f"{PROGRAM_LINE}{program}\n{config_yaml}" if program else config_yaml
         resume = _read_resume(resume)
         try:
+            if resume == AUTO:
+                resume = _resolve_auto(output_dir, name, can_resume)
             if resume is None:
                 return cls._open_new(output_dir, name, config_yaml, warn, can_resume)
             return cls._open_old(output_dir, name, config_yaml, resume, warn, program, check)
@@ -98,7 +112,7 @@ class RunFolder:
             refuse_used(path, name, can_resume)  # again, because another run may have come and gone
             checkpoints.write_text_atomically(path / "config.yaml", config_yaml)
             undo_if_failed(partial(_take_away, path, ours, os.getpid()))
-            return cls(path, lock, None, warn)
+            return cls(path, lock, None, warn, config_yaml, is_old=False)
         except BaseException:
             lock.release()
             raise
@@ -118,35 +132,62 @@ class RunFolder:
         _refuse_other_program(path, program)
         lock = FolderLock(path, warn)
         try:
-            checkpoints.clean_leftovers(path)
+            checkpoints.finish_saves(path)
             checkpoint = _checkpoint_to_resume(path, resume, warn)
-            if check is not None:
+            if check is not None and checkpoint is not None:
                 check(checkpoint)
-            folder = cls(path, lock, checkpoint, warn)
-            folder.changes = changed_keys(_read_config(path), config_yaml)
-            folder._keep_old_config(config_yaml)
-            folder._set_aside_later_checkpoints()
-            folder.truncate_metrics(folder.step)
-            return folder
+            return cls(path, lock, checkpoint, warn, config_yaml, is_old=True)
         except BaseException:
             lock.release()
             raise
 
+    def begin(self) -> None:
+        """Bring an old run's folder back to its step, and write what has waited for that. A new run's folder has begun.
+
+        The call comes after everything that can still fail: model, data and options. Later checkpoints are set aside, later
+        metrics go to metrics-set-aside.jsonl, a changed config is written and the old one kept as config-<k>.yaml. Raises
+        UserError where the folder cannot be written.
+        """
+        if self._has_begun:
+            return
+        try:
+            (self.path / FINISHED).unlink(missing_ok=True)
+            checkpoints.clean_leftovers(self.path)
+            self._keep_old_config(self._config_yaml)
+            self._set_aside_later_checkpoints()
+            self.truncate_metrics(self.step)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}); make room or give yourself access to it") from None
+        self._has_begun = True
+        for lines, record in self._waiting:
+            lines.append(record)
+        self._waiting.clear()
+
+    def finish(self) -> None:
+        """Mark the run as done: everything that it was to leave stands in its folder. The last call before `close`. Raises OSError."""
+        checkpoints.write_text_atomically(self.path / FINISHED, json.dumps({"step": self.step}) + "\n")
+
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl, safe from a kill at once. Non-finite numbers become "nan", "inf", "-inf"."""
-        self._metrics.append(metrics)
+        self._append(self._metrics, metrics)
 
     def append_bad_sample(self, sample_id: str, reason: str) -> bool:
         """Name an unreadable sample in bad_samples.jsonl, once per id, also across a resume. True if it is new."""
         if sample_id in self.bad_sample_ids:
             return False
         self.bad_sample_ids.add(sample_id)
-        self._bad_samples.append({"id": sample_id, "reason": reason})
+        self._append(self._bad_samples, {"id": sample_id, "reason": reason})
         return True
 
     def truncate_metrics(self, after_step: int) -> None:
-        """Drop the lines of metrics.jsonl whose "step" is above `after_step`, in one atomic replace."""
-        self._metrics.keep_only(lambda record: record.get("step", 0) <= after_step)
+        """Move the lines of metrics.jsonl whose "step" is above `after_step` to metrics-set-aside.jsonl."""
+        self._metrics.move_others(lambda record: record.get("step", 0) <= after_step, self.path / "metrics-set-aside.jsonl")
+
+    def _append(self, lines: JsonLines, record: dict[str, Any]) -> None:
+        if self._has_begun:
+            lines.append(record)
+        else:
+            self._waiting.append((lines, record))
 
     def close(self) -> None:
         """Give the folder free for another run. The end of the process does the same, however it comes."""
@@ -209,11 +250,35 @@ def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
 
 
 def _read_resume(resume: bool | str | None) -> str | None:
-    """None for a new run, "true" for the newest checkpoint, otherwise a path."""
+    """None for a new run, "true" for the newest checkpoint, "auto" for whatever there is to do, otherwise a path."""
     word = str(resume).lower()
     if word in ("none", "false"):
         return None
-    return "true" if word == "true" else str(resume)
+    return word if word in ("true", AUTO) else str(resume)
+
+
+def _resolve_auto(output_dir: str | None, name: str, can_resume: bool = True) -> str | None:
+    """None where `auto` means a new run, "auto" where a run is there. Raises UserError where the folder has no name, or is no run's."""
+    if output_dir is None:
+        raise UserError(
+            f"--{RESUME_KEY} {AUTO} needs a folder with a name, by which the next start finds it: add --output_dir outputs/{name}-1"
+        )
+    path = Path(output_dir)
+    if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
+        return None
+    if not _read_config(path).startswith(PROGRAM_LINE):
+        refuse_used(path, name, can_resume)
+    return AUTO
+
+
+def end_if_all_is_done(output_dir: str | None, config_yaml: str, resume: bool | str | None, program: str) -> None:
+    """Raise AllDone where `--resume_from_checkpoint auto` finds the finished run of the same program and options. Looks at two small files."""
+    path = Path(output_dir or "")
+    if _read_resume(resume) != AUTO or output_dir is None or not (path / FINISHED).is_file():
+        return
+    _refuse_other_program(path, program)
+    if not changed_keys(_read_config(path), config_yaml):
+        raise AllDone(f"all is done: {path} holds the finished run of this command; another --output_dir starts a new one")
 
 
 def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:
@@ -246,6 +311,8 @@ def _refuse_other_program(path: Path, program: str) -> None:
 def check_program(output_dir: str | None, name: str, resume: bool | str | None, program: str) -> None:
     """Raise UserError where a run is to be resumed that is not there, or another program's. Looks at names and one line: for before minutes are spent."""
     wanted = _read_resume(resume)
+    if wanted == AUTO:
+        wanted = _resolve_auto(output_dir, name)
     if wanted is not None:
         _refuse_other_program(_folder_to_resume(output_dir, name, wanted), program)
 
@@ -258,6 +325,8 @@ def check_folder(
     Makes and changes nothing, and asks for no lock.
     """
     resume = _read_resume(resume)
+    if resume == AUTO:
+        resume = _resolve_auto(output_dir, name, can_resume)
     if resume is not None:
         path = _folder_to_resume(output_dir, name, resume)
         _refuse_other_program(path, program)
@@ -301,7 +370,7 @@ def _next_free_folder(root: Path, name: str) -> Path:
 
 
 def _folder_to_resume(output_dir: str | None, name: str, resume: str) -> Path:
-    if resume != "true":
+    if resume not in ("true", AUTO):
         parent = Path(resume).resolve().parent
         if output_dir is not None and Path(output_dir).resolve() != parent:
             raise UserError(
@@ -320,10 +389,11 @@ def _folder_to_resume(output_dir: str | None, name: str, resume: str) -> Path:
     return Path(output_dir)
 
 
-def _checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) -> Path:
-    if resume == "true":
+def _checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) -> Path | None:
+    """None where `auto` takes up a run that has no whole checkpoint, from its start."""
+    if resume in ("true", AUTO):
         newest = checkpoints.newest_checkpoint(path, warn)
-        if newest is None:
+        if newest is None and resume == "true":
             raise UserError(f"no whole checkpoint-<step> in {path}: start a new run with another --output_dir")
         return newest
     reason = checkpoints.verify_checkpoint(Path(resume))

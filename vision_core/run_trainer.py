@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from vision_core.arguments import arguments_to_yaml
 from vision_core.checkpoints import make_readable, remove_old_checkpoints, seal_folder
 from vision_core.data_workers import end_data_workers, leave_signals_to_parent
 from vision_core.distributed import broadcast_text, is_main_process, print_once, wait_for_all
@@ -26,7 +24,7 @@ from vision_core.fail_together import fail_together
 from vision_core.progress import show_loss, step_bar
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
-from vision_core.trainer_options import TrainerOptions
+from vision_core.trainer_options import TrainerOptions, config_of
 
 # what TrainingArguments takes as it is; the others decide about folders
 PASSED_ON = (
@@ -71,9 +69,8 @@ def open_run(
     """
     run = None
     if is_main_process():
-        config = replace(options, resume_from_checkpoint=None)  # how a run was started is no part of what it is
         resume = options.resume_from_checkpoint
-        run = RunFolder.open(options.output_dir, name, arguments_to_yaml(config), resume, program=program, check=check)
+        run = RunFolder.open(options.output_dir, name, config_of(options), resume, program=program, check=check)
     path = broadcast_text(str(run.path) if run else "")
     return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
@@ -95,6 +92,7 @@ class RunTrainer(Trainer):
         """All steps from `checkpoint`, or from the start where it is "". Leaves by SystemExit, its last step saved, once told to stop."""
         told, progress = StopWhenTold(stop), Progress()
         self.remove_callback(PrinterCallback)
+        self.add_callback(BeginRun(self.run))
         self.add_callback(TellEpoch())
         self.add_callback(TellSteps())
         self.add_callback(told)
@@ -217,6 +215,18 @@ def start_worker(then: Callable[[int], None] | None, number: int) -> None:
     leave_signals_to_parent()
     if then is not None:
         then(number)
+
+
+class BeginRun(TrainerCallback):
+    """The run's folder is changed only now, when every process has its model, its data and the checkpoint's states."""
+
+    def __init__(self, run: RunFolder | None) -> None:
+        self.run = run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        wait_for_all()
+        if self.run is not None:
+            self.run.begin()
 
 
 class TellEpoch(TrainerCallback):

@@ -1,10 +1,10 @@
 """The options of every program on `run_trainer.RunTrainer`. Imports nothing heavy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vision_core.arguments import option
+from vision_core.arguments import arguments_to_yaml, option
 from vision_core.launchers import is_first_launched
-from vision_core.run_folder import check_folder, check_program
+from vision_core.run_folder import check_folder, check_program, end_if_all_is_done
 
 
 @dataclass
@@ -29,16 +29,26 @@ class TrainerOptions:
     dataloader_num_workers: int = option(0, "processes that read data", "run")
     seed: int = option(0, "of every random draw", "run")
     output_dir: str | None = option(None, "a new folder; default outputs/<name>-<n>", "run")
-    resume_from_checkpoint: str | None = option(None, "a checkpoint-<step> folder, or true for the newest of --output_dir", "run")
+    resume_from_checkpoint: str | None = option(
+        None,
+        "auto: start, go on, or say that all is done; true: the newest checkpoint of --output_dir; or a checkpoint-<step> folder",
+        "run",
+    )
     dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
 
 
 def check_output(name: str, program: str, options: TrainerOptions) -> None:
-    """Refuse, before anything is loaded, a folder that the run of `program` could not use, or another program's. Raises UserError.
+    """Refuse, before anything is loaded, a folder that the run of `program` could not use, or another program's.
 
-    The first process alone looks: it is in its folder soon, maybe before another one looks. A checkpoint, which takes
-    long to verify, is looked at when it is resumed.
+    Raises UserError, and AllDone where nothing is left to do. The first process alone looks: it is in its folder soon, maybe
+    before another one looks. A checkpoint, which takes long to verify, is looked at when it is resumed.
     """
+    end_if_all_is_done(options.output_dir, config_of(options), options.resume_from_checkpoint, program)
     check_program(options.output_dir, name, options.resume_from_checkpoint, program)
     if is_first_launched() and not options.resume_from_checkpoint:
         check_folder(options.output_dir, name, program=program)
+
+
+def config_of(options: TrainerOptions) -> str:
+    """What config.yaml says of the options. How a run was started is no part of what it is."""
+    return arguments_to_yaml(replace(options, resume_from_checkpoint=None))

@@ -16,6 +16,7 @@ from vision_core.checkpoints import (
     CheckpointNotWritten,
     checkpoint_step,
     clean_leftovers,
+    finish_saves,
     list_checkpoints,
     newest_checkpoint,
     replace_files,
@@ -165,6 +166,7 @@ def test_leftovers_are_cleaned_and_an_interrupted_replacement_is_finished(tmp_pa
     (tmp_path / ".tmp-4-123").mkdir()
     write_files(tmp_path / ".tmp-4-123")
     (tmp_path / ".tmp-config.json").write_text("half")
+    finish_saves(tmp_path)
     clean_leftovers(tmp_path)
     assert names(tmp_path) == ["checkpoint-3"]
     assert verify_checkpoint(tmp_path / "checkpoint-3") is None
@@ -282,6 +284,7 @@ def test_kill_9_in_the_save_never_leaves_a_torn_or_no_checkpoint(tmp_path, incre
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
         interrupted += bool(list(tmp_path.glob(".tmp-*")))
+        finish_saves(tmp_path)
         clean_leftovers(tmp_path)
         newest = newest_checkpoint(tmp_path, no_warning)
         assert newest is not None

@@ -13,7 +13,7 @@ import torch
 from vision_core import run_folder
 from vision_core.checkpoints import write_checkpoint
 from vision_core.errors import UserError, run_script
-from vision_core.run_folder import RunFolder, changed_keys, check_folder
+from vision_core.run_folder import RunFolder, changed_keys, check_folder, end_if_all_is_done
 
 CONFIG = "learning_rate: 0.001\nmax_steps: 10\nresume_from_checkpoint: null\n"
 
@@ -26,7 +26,11 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 def open_run(
     output_dir: str | None = "run", resume: bool | str | None = None, config: str = CONFIG, warnings: list | None = None
 ) -> RunFolder:
-    return RunFolder.open(output_dir, "dinov2", config, resume, warn=(warnings if warnings is not None else []).append)
+    """A run that has begun."""
+    warn = (warnings if warnings is not None else []).append
+    run = RunFolder.open(output_dir, "dinov2", config, resume, warn=warn)
+    run.begin()
+    return run
 
 
 def save(folder: Path, step: int) -> Path:
@@ -386,3 +390,79 @@ def test_a_check_refuses_what_would_be_refused_and_makes_nothing():
     assert check_folder("new/run", "dinov2") is None and check_folder(None, "dinov2") is None
     assert check_folder("run", "dinov2", True) == Path("run/checkpoint-20")
     assert sorted(Path().rglob("*")) == before
+
+
+PROGRAM = "pretrain/dinov2.py"
+
+
+def open_auto(config: str = CONFIG) -> RunFolder:
+    return RunFolder.open("run", "dinov2", config, "auto", program=PROGRAM)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file but the lock, which names the process that holds the folder."""
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+
+
+def test_opening_an_old_run_changes_nothing_until_it_begins():
+    path = old_run()
+    before = tree(path)
+    run = RunFolder.open("run", "dinov2", CONFIG.replace("0.001", "0.002"), "run/checkpoint-10")
+    run.append_metrics({"step": 11})
+    run.append_bad_sample("a.jpg", "corrupt")
+    run.close()
+    assert tree(path) == before
+    run.begin()
+    assert metric_steps(path) == list(range(1, 12))
+    moved = [json.loads(line)["step"] for line in (path / "metrics-set-aside.jsonl").read_text().splitlines()]
+    assert moved == list(range(11, 26)), "what is cut from metrics.jsonl is kept"
+    assert json.loads((path / "bad_samples.jsonl").read_text())["id"] == "a.jpg"
+
+
+def test_auto_starts_goes_on_and_says_that_all_is_done(capsys):
+    first = open_auto()  # there is no folder
+    assert (first.step, first.is_old) == (0, False)
+    first.append_metrics({"step": 1})
+    first.close()
+    second = open_auto()  # killed before its first checkpoint
+    second.begin()
+    assert (second.step, second.checkpoint, second.is_old) == (0, None, True) and metric_steps(second.path) == []
+    save(second.path, 10)
+    second.close()
+    third = open_auto()
+    third.begin()
+    assert (third.step, third.is_old) == (10, True)
+    end_if_all_is_done("run", CONFIG, "auto", PROGRAM)
+    third.finish()
+    third.close()
+    longer = CONFIG.replace("max_steps: 10", "max_steps: 20")
+    for config, resume in ((longer, "auto"), (CONFIG, "true"), (CONFIG, None)):
+        end_if_all_is_done("run", config, resume, PROGRAM)
+    with pytest.raises(SystemExit) as end:
+        run_script(lambda: end_if_all_is_done("run", CONFIG, "auto", PROGRAM))
+    assert end.value.code == 0 and capsys.readouterr().out.startswith("all is done: run holds")
+    fourth = open_auto(longer)
+    fourth.begin()
+    assert fourth.step == 10 and not (fourth.path / "finished.json").exists()
+
+
+def test_auto_begins_again_where_no_checkpoint_is_whole_and_keeps_the_damaged_one():
+    run = open_auto()
+    os.truncate(save(run.path, 10) / "state.bin", 3)
+    run.close()
+    again = open_auto()
+    again.begin()
+    assert again.step == 0 and (again.path / "set-aside-1-checkpoint-10").is_dir()
+
+
+def test_auto_refuses_what_it_could_not_find_again_or_is_not_the_programs():
+    message = "needs a folder with a name.*--output_dir outputs/dinov2-1"
+    with pytest.raises(UserError, match=message):
+        RunFolder.open(None, "dinov2", CONFIG, "auto", program=PROGRAM)
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="mine is not empty"):
+        RunFolder.open("mine", "dinov2", CONFIG, "auto", program=PROGRAM)
+    open_auto().close()
+    with pytest.raises(UserError, match="is a run of pretrain/dinov2.py, not of pretrain/mae.py"):
+        RunFolder.open("run", "mae", CONFIG, "auto", program="pretrain/mae.py")
