@@ -16,8 +16,8 @@ from recipes.small_default import write_small_default
 ROOT = Path(__file__).parents[2]
 SFT = "recipes/sva_sft.py"
 ZERO2 = ("--deepspeed", ROOT / "recipes" / "zero" / "zero2.json")
+# several processes of accelerate's are torchrun's
 LAUNCHERS = {
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
     "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
     "deepspeed": [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"],
 }
