@@ -17,10 +17,7 @@ ROOT = Path(__file__).parents[2]
 SFT = "recipes/sva_sft.py"
 ZERO2 = ("--deepspeed", ROOT / "recipes" / "zero" / "zero2.json")
 # several processes of accelerate's are torchrun's
-LAUNCHERS = {
-    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
-    "deepspeed": [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"],
-}
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +48,20 @@ def talk(tmp_path_factory):
     return talk
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", ["accelerate", "deepspeed"])
 def test_all_of_a_job_ends_in_the_words_of_the_process_that_met_it(runs, talk, tmp_path, name):
     """One row of 16 names an image that is not there; the launcher's own report comes first."""
     more = ZERO2 if name == "deepspeed" else ()
     environment = {"DS_ACCELERATOR": "cpu"} if more else {"ACCELERATE_USE_CPU": "true"}
-    run = runs.launch(LAUNCHERS[name], SFT, *talk(absent=3), *more, "--output_dir", tmp_path / "run", environment=environment)
+    run = runs.launch(
+        runs.deepspeed() if name == "deepspeed" else ACCELERATE,
+        SFT,
+        *talk(absent=3),
+        *more,
+        "--output_dir",
+        tmp_path / "run",
+        environment=environment,
+    )
     run.wait_until(lambda: "error: " in run.printed, seconds=150)
     began = time.monotonic()
     while run.processes() and time.monotonic() < began + 40:

@@ -17,7 +17,6 @@ from recipes.small_default import write_small_default
 
 ROOT = Path(__file__).parents[2]
 SFT, ALIGN = "recipes/sva_sft.py", "recipes/sva_align.py"
-DEEPSPEED = ["deepspeed", "--num_gpus", "2"]
 STEPS = 20
 
 
@@ -79,7 +78,7 @@ def test_two_processes_are_one(zero, batch, runs, logged, weights, zero_left, mi
     config = ROOT / "recipes" / "zero" / f"{zero}.json"
     arguments = options(mixed, folder, per_device_train_batch_size=batch, gradient_accumulation_steps=4 // batch, deepspeed=config)
     # once through the launcher, as users start it
-    runs.finish(*([runs.launch(DEEPSPEED, SFT, *arguments)] if zero == "zero3" else runs.start_two(SFT, *arguments)))
+    runs.finish(*([runs.launch(runs.deepspeed(), SFT, *arguments)] if zero == "zero3" else runs.start_two(SFT, *arguments)))
     zero_left(folder, stage=int(zero[-1]), processes=2)
     expected = logged(one_process)
     assert len(expected) == STEPS and expected[-1] < 0.9 * expected[0]

@@ -4,7 +4,6 @@ Each run leaves what proves that it was one of DeepSpeed's. The runs that are ki
 as users start them, once for each stage.
 """
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 SFT = "recipes/sva_sft.py"
-DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
 ATTEMPTS = 4
 slow = pytest.mark.slow
 
@@ -62,7 +60,7 @@ def test_two_processes_are_one_and_a_kill_inside_a_save_changes_no_bit(
     def start(folder, *more):
         words = [*talk_options(folder, **sharded), *more]
         if way == "launched":
-            return [runs.launch(DEEPSPEED, SFT, *words, environment={"DS_ACCELERATOR": "cpu"})]
+            return [runs.launch(runs.deepspeed(), SFT, *words, environment={"DS_ACCELERATOR": "cpu"})]
         return runs.start_two(SFT, *words)
 
     one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
