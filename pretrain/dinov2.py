@@ -66,8 +66,9 @@ from vision_core.checkpoint_fit import refuse_fewer_steps, refuse_other_start
 from vision_core.checkpoints import CheckpointNotWritten, checkpoint_step, replace_files, write_checkpoint, writing
 from vision_core.data_facts import DataFacts, facts_as_json, image_facts, tell_changed_data
 from vision_core.data_workers import worker_deaths_unnoticed
-from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, print_once, set_cpu_threads
+from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, print_once, refuse_unequal, set_cpu_threads
 from vision_core.errors import Stopped, UserError, run_script
+from vision_core.fail_together import fail_together
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.sources import ImageSource
 from vision_core.publishing import published
@@ -94,12 +95,14 @@ def main() -> None:
         project_dir=args.output_dir or "outputs",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
     )
+    fail_together()
     layout = BatchLayout(
         args.per_device_train_batch_size, args.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
     )
     source = open_training_data(args, accelerator.num_processes)
     if isinstance(source, ImageSource):
         layout.check(len(source))
+        refuse_unequal({args.dataset: len(source)})
     if args.dry_run:
         dry_run(args, source, layout)
         return

@@ -18,7 +18,7 @@ from pretrain.image_args import program_of
 from pretrain.own_evaluation import HELD_OUT
 from vision_core.checkpoint_fit import cure_of, misfit_of_configs, refuse_misfit
 from vision_core.data_facts import DataFacts, image_facts
-from vision_core.distributed import is_main_process, print_once, world_size
+from vision_core.distributed import is_main_process, print_once, refuse_unequal, world_size
 from vision_core.errors import UserError, first_line
 from vision_core.folder_kinds import refuse_folder
 from vision_core.images.decode import UnreadableImage
@@ -196,10 +196,12 @@ def train_images(
 ) -> None:
     """Train `model`; at the end the run's folder holds its weights, `processor` and a card. card: title, summary and more of `write_model_card`."""
     program = program_of(name)
+    # before signals are remembered: a launcher's ends a process that waits for others to join, one of which has failed
+    settings = training_arguments(
+        options, has_eval=held_out is not None, dataloader_drop_last=True, adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]
+    )
     with StopRequest(launchers) as stop, tempfile.TemporaryDirectory() as aside:
-        settings = training_arguments(
-            options, has_eval=held_out is not None, dataloader_drop_last=True, adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]
-        )
+        refuse_unequal({"the training data": len(data), "the held-out data": len(held_out or ())})
         check_enough(data, held_out, options, settings.world_size)
         processor = fitted_processor(processor, data.source)
         for note in range_notes(data.source, 3, *normalisation(processor)):

@@ -34,8 +34,10 @@ from recipes.vlm_card import write_card
 from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
 from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
+from recipes.zero_checkpoint import refuse_other_layout
+from recipes.zero_names import check_names
 from vision_core.data_facts import DataFacts
-from vision_core.distributed import is_main_process, print_once, rank, share_cores, wait_for_all, world_size
+from vision_core.distributed import is_main_process, print_once, rank, refuse_unequal, share_cores, wait_for_all, world_size
 from vision_core.launchers import is_first_launched
 from vision_core.printable import printable, say
 from vision_core.randomness import numpy_generator
@@ -59,6 +61,8 @@ def train(
     """A whole stage: join the processes, load, decide by `planned(model)` what trains, train, publish."""
     share_cores()
     check_stage(stage, args)
+    if args.deepspeed:
+        check_names(Path(args.deepspeed), deepspeed_config(args))
     if args.init_from:
         check_model_folder(args.init_from)
     with tempfile.TemporaryDirectory() as aside:
@@ -69,19 +73,25 @@ def train(
                 say(f"no --init_from: small stand-ins are made{learning}")
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
             write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
+        # before signals are remembered: a launcher's ends a process that waits for others to join, one of which has failed
+        settings = vlm_training_arguments(args)
         with StopRequest(launchers) as stop:
             if args.dry_run:
-                dry_run(stage, args, planned, base, f"{aside}/run")
+                dry_run(stage, args, planned, base, settings, f"{aside}/run")
             else:
-                _train(stage, args, planned, base, stop)
+                _train(stage, args, planned, base, settings, stop)
 
 
 def _train(
-    stage: str, args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, stop: StopRequest
+    stage: str,
+    args: VlmArguments,
+    planned: Callable[[FusionVlmForConditionalGeneration], Plan],
+    base: str,
+    settings: TrainingArguments,
+    stop: StopRequest,
 ) -> None:
-    settings = vlm_training_arguments(args)
-    sources = opened(args.conversations), opened(args.eval_conversations)
-    run, folder, checkpoint = open_run(args, stage, program_of(stage))
+    sources = opened_alike(args)
+    run, folder, checkpoint = open_run(args, stage, program_of(stage), partial(check_checkpoint, args))
     settings.output_dir = folder
     print_once(header(args, folder, checkpoint))
     facts = look_at_start(run, facts_of_rows(*sources) if run else [], args.init_from, args.changed_data)
@@ -92,18 +102,30 @@ def _train(
     publish(trainer, base, args, stage)
 
 
-def dry_run(stage: str, args: VlmArguments, planned: Callable[[FusionVlmForConditionalGeneration], Plan], base: str, aside: str) -> None:
+def dry_run(
+    stage: str,
+    args: VlmArguments,
+    planned: Callable[[FusionVlmForConditionalGeneration], Plan],
+    base: str,
+    settings: TrainingArguments,
+    aside: str,
+) -> None:
     """All that a run does before its first step, but for its folder and the features of `--feature_cache`; then what it would be."""
     if args.resume_from_checkpoint and is_main_process():
-        check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage))
-    settings = vlm_training_arguments(args)
-    sources = opened(args.conversations), opened(args.eval_conversations)
+        check_checkpoint(args, check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage)))
+    sources = opened_alike(args)
     settings.output_dir = aside
     trainer = build_trainer(replace(args, feature_cache=None), planned, base, settings, *sources, None)
     rows = trainer.train_dataset
     lengths = [len(rows[number]["input_ids"]) for number in range(min(len(rows), FIRST_ROWS))]
     longest = f"longest          {max(lengths):,} tokens, of the first {len(lengths):,} rows; --max_length is {args.max_length:,}"
     print_once([*preview(trainer), longest])
+
+
+def check_checkpoint(args: VlmArguments, checkpoint: Path | None) -> None:
+    """Raises UserError where a run with these options could not take up the optimizer's states of `checkpoint`."""
+    if checkpoint is not None:
+        refuse_other_layout(checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size())
 
 
 def header(args: VlmArguments, folder: str, checkpoint: str) -> list[str]:
@@ -167,6 +189,14 @@ def facts_of_rows(sources: Sequence[Source], held_out: Sequence[Source]) -> list
         for option, of_option in named.items()
         for number, source in enumerate(of_option, 1)
     ]
+
+
+def opened_alike(args: VlmArguments) -> tuple[list[Source], list[Source]]:
+    """What is trained on, and what is held out. Raises UserError, on all processes, where they do not see the same rows."""
+    sources, held_out = opened(args.conversations), opened(args.eval_conversations)
+    named = zip([*args.conversations, *args.eval_conversations], [*sources, *held_out], strict=True)
+    refuse_unequal({text: len(source) for text, source in named if not is_stream(text)})
+    return sources, held_out
 
 
 def training_data(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def read_config(file: Path) -> Config:
     if not os.path.lexists(file):
         raise UserError(f"--deepspeed {file} is no file; ZeRO configs lie in recipes/zero")
     name, cure = f"--deepspeed {file}", "mend it, or take one of recipes/zero"
-    config = parse_json(read_text(file, name, cure, most_bytes=MAX_CONFIG_BYTES), name, cure, finite=True)
+    text = read_text(file, name, cure, most_bytes=MAX_CONFIG_BYTES)
+    config = parse_json(text, name, cure, finite=True, pairs=partial(without_twins, file))
     if not isinstance(config, dict) or "zero_optimization" not in config:
         raise UserError(f"--deepspeed {file} has no `zero_optimization`; take one of recipes/zero as a pattern")
     zero = config["zero_optimization"]
@@ -93,6 +95,16 @@ def read_config(file: Path) -> Config:
         if not isinstance(config.get(name, {}), dict):
             raise UserError(f'--deepspeed {file} says {name} = {config[name]}, which must be a section, as {{"enabled": "auto"}}')
     return config
+
+
+def without_twins(file: Path, pairs: list[tuple[str, Any]]) -> Config:
+    """A section of the file. Raises UserError for a key that stands in it twice: JSON would take the last one."""
+    section = dict(pairs)
+    if len(section) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"--deepspeed {file} has the key {twin!r} twice; keep one")
+    return section
 
 
 def refuse_section(file: Path, config: Config, name: str, reason: str) -> None:

@@ -107,6 +107,12 @@ def _processes():
             continue
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def last_step(folder: Path) -> int:
     """The last step in metrics.jsonl, 0 without one; the last line may be in the middle of being written."""
     try:
@@ -137,15 +143,13 @@ class Runs:
         kind = "file" if isinstance(code, Path) else "code"
         return self._fork("libraries", kind, code, arguments, threads | (environment or {}), folder, str(ROOT) if project else "")
 
-    def start_two(self, script: str | Path, *arguments) -> list[Run]:
-        """The processes of one job, forked, with the environment that torchrun gives its own."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    def start_two(self, script: str | Path, *arguments, folders: tuple[Path | None, Path | None] = (None, None)) -> list[Run]:
+        """The processes of one job, forked, with the environment that torchrun gives its own; each in its folder of `folders`, as on two machines."""
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         if "--deepspeed" not in arguments:
             common["ACCELERATE_USE_CPU"] = "true"  # under which accelerate takes no DeepSpeed
-        return [self.start(script, *arguments, environment=common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+        ranks = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+        return [self.start(script, *arguments, environment=rank, folder=folder) for rank, folder in zip(ranks, folders, strict=True)]
 
     def launch(
         self, launcher: list[str], script: str | Path, *arguments, environment: dict[str, str] | None = None, folder: Path | None = None
@@ -157,6 +161,11 @@ class Runs:
             command = [*launcher, script if launcher[-1] == "-m" else str(ROOT / script), *words]
             process = subprocess.Popen(command, cwd=folder or self.folder, env=given, stdout=file, stderr=file, start_new_session=True)
         return self._begun(Run(process.pid, process.poll, words, log))
+
+    def deepspeed(self, processes: int = 2) -> list[str]:
+        """The words of deepspeed's launcher, at a port of its own: by default all jobs of a machine meet at 29500."""
+        program = str(Path(sys.executable).with_name("deepspeed"))
+        return [program, "--num_gpus", str(processes), "--master_port", str(free_port())]
 
     def finish(self, *runs: Run, expect: int = 0, seconds: float = 240) -> str:
         """What the first printed, once all are through. Of several processes, those that wait for one that has failed are killed."""

@@ -34,9 +34,14 @@ def end_data_workers() -> None:
     this when it ends, `run_script` for every program, and Python at its end for whoever uses neither.
     """
     with worker_deaths_unnoticed():
-        for worker in multiprocessing.active_children():
-            worker.kill()
-            worker.join(KILLED_WORKER_SECONDS)
+        kill_data_workers()
+
+
+def kill_data_workers() -> None:
+    """The same from a thread beside the main one, of a process that is about to end: torch's handler stays."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join(KILLED_WORKER_SECONDS)
 
 
 @contextmanager

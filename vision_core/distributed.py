@@ -1,6 +1,7 @@
 """What a training method needs of torch.distributed; every function is a no-op without an initialised process group."""
 
 import os
+import socket
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vision_core.errors import UserError
 from vision_core.printable import printable, say
 
 
@@ -101,6 +103,22 @@ def gather_objects(value: Any) -> list[Any]:
     values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def refuse_unequal(counts: dict[str, int]) -> None:
+    """Raise UserError, on all processes alike, unless all count the same: a machine's copy of the data may be another.
+
+    Each process would draw its share of other data, or wait for ever for the rest of the others'.
+    counts: what -> its rows on this process.
+    """
+    of_all = gather_objects((counts, socket.gethostname()))
+    first, first_host = of_all[0]
+    for number, (theirs, host) in enumerate(of_all):
+        for what in (name for name in first if theirs.get(name) != first[name]):
+            raise UserError(
+                f"{what} has {theirs.get(what, 0):,} rows for process {number} on {host}, "
+                f"and {first[what]:,} for process 0 on {first_host}; give every machine the same data"
+            )
 
 
 def wait_for_all() -> None:

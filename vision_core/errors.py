@@ -4,8 +4,10 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from vision_core.data_workers import end_data_workers
 from vision_core.last_word import repeat_behind_launchers
@@ -18,6 +20,7 @@ FAULTS_OF_A_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 # how torch hands on an error of a data worker; its last line is the error itself
 OF_A_DATA_WORKER = re.compile(r"Caught \w+ .*\nOriginal Traceback")
 _undo: list[Callable[[], None]] = []
+_others: list["OtherProcesses"] = []
 
 
 class UserError(ValueError):
@@ -36,6 +39,27 @@ def first_line(error: Exception) -> str:
 def undo_if_failed(undo: Callable[[], None]) -> None:
     """Have `run_script` call `undo` where its `main` ends by an error: for what would stand in the way of the same command, mended."""
     _undo.append(undo)
+
+
+def undo_all() -> None:
+    """Call what was given to `undo_if_failed`, the last first, each once."""
+    while _undo:
+        _undo.pop()()
+
+
+class OtherProcesses(Protocol):
+    """What `run_script` needs of the other processes of a job."""
+
+    def before_saying(self) -> None:
+        """This process fails. Does not return where it does so because another one has: that one says why."""
+
+    def after_saying(self) -> None:
+        """Let the others hear that this process has failed."""
+
+
+def fail_with(others: OtherProcesses) -> None:
+    """Have `run_script` tell the other processes where its `main` ends by an error."""
+    _others.append(others)
 
 
 class Stopped(SystemExit):
@@ -60,23 +84,21 @@ def run_script(main: Callable[[], None]) -> None:
     So does a path that no system call takes, wherever it is met first: one that is too long, or whose links lead in a circle.
 
     Data workers go with the end of `main`, whichever it is. After an error of any kind, what was given to
-    `undo_if_failed` is called, the last first. Behind a launcher's report of the end, the last line is said once more.
+    `undo_if_failed` is called, the last first, and the processes of `fail_with` end too. Behind a launcher's report of
+    the end, the last line is said once more.
     """
     try:
         _run(main)
     except UserError as error:
-        *traceback, message = str(error).strip().splitlines() or ["no reason given"]
-        if traceback:  # a data worker's error arrives with it in front, and its last line is `module.Type: message`
+        *traceback_lines, message = str(error).strip().splitlines() or ["no reason given"]
+        if traceback_lines:  # a data worker's error arrives with it in front; its last line is `module.Type: message`
             message = re.sub(r"^[\w.]+: ", "", message)
         say_last(f"error: {message}")
-        raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno not in FAULTS_OF_A_NAME or error.filename is None:
-            raise
-        say_last(f"error: {os.fsdecode(error.filename)} cannot be used: {error.strerror}; give another path")
+        _tell_others()
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         say_last(CTRL_C)
+        _tell_others()
         raise SystemExit(130) from None
     except AllDone as end:
         if is_first_launched():
@@ -85,6 +107,21 @@ def run_script(main: Callable[[], None]) -> None:
     except Stopped as end:
         repeat_behind_launchers(end.line)
         raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FAULTS_OF_A_NAME and error.filename is not None:
+            say_last(f"error: {os.fsdecode(error.filename)} cannot be used: {error.strerror}; give another path")
+            _tell_others()
+            raise SystemExit(2) from None
+        if not _others:
+            raise
+        traceback.print_exc()  # as Python would, but before the others hear of it, and a launcher of them
+        _tell_others()
+        raise SystemExit(1) from None
+
+
+def _tell_others() -> None:
+    for others in _others:
+        others.after_saying()
 
 
 def say_last(line: str) -> None:
@@ -98,12 +135,15 @@ def say_last(line: str) -> None:
 
 def _run(main: Callable[[], None]) -> None:
     _undo.clear()
+    _others.clear()
     try:
         main()
     except BaseException as error:
         end_data_workers()
-        while _undo and not isinstance(error, SystemExit):  # who was told to stop can go on
-            _undo.pop()()
+        if not isinstance(error, SystemExit):  # who was told to stop can go on
+            for others in _others:
+                others.before_saying()
+            undo_all()
         raise
     finally:
         end_data_workers()

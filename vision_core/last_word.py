@@ -83,5 +83,5 @@ def _is_there(pid: int, started: str) -> bool:
     return False
 
 
-if IS_FILE:
+if IS_FILE and os.fork() == 0:  # nobody's child: deepspeed kills those of every process of the job
     wait_and_write(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -69,6 +69,7 @@ class RunFolder:
         warn: Callable[[str], None] | None = None,
         program: str = "",
         can_resume: bool = True,
+        check: Callable[[Path], None] | None = None,
     ) -> "RunFolder":
         """Start a new run's folder, or take up an old one.
 
@@ -80,6 +81,8 @@ class RunFolder:
         warn: hears of damaged checkpoints and of what `begin` changes (stderr by default).
         program: the script, `pretrain/mae.py`; config.yaml names it, and the run of another program is not resumed.
         can_resume: whether the program has --resume_from_checkpoint, so that a refusal may advise it.
+        check: looks at the checkpoint before anything of the folder is changed; raises UserError where the run cannot
+        go on from it.
 
         Raises UserError when the folder cannot be used, holds another run, is in use, or has nothing to resume from.
         """
@@ -91,7 +94,7 @@ class RunFolder:
                 resume = _resolve_auto(output_dir, name, can_resume)
             if resume is None:
                 return cls._open_new(output_dir, name, config_yaml, warn, can_resume)
-            return cls._open_old(output_dir, name, config_yaml, resume, warn, program)
+            return cls._open_old(output_dir, name, config_yaml, resume, warn, program, check)
         except OSError as error:
             path = error.filename or output_dir or "outputs"
             raise UserError(f"output folder {path} cannot be used: {error.strerror}; give another --output_dir") from None
@@ -119,7 +122,14 @@ class RunFolder:
 
     @classmethod
     def _open_old(
-        cls, output_dir: str | None, name: str, config_yaml: str, resume: str, warn: Callable[[str], None], program: str
+        cls,
+        output_dir: str | None,
+        name: str,
+        config_yaml: str,
+        resume: str,
+        warn: Callable[[str], None],
+        program: str,
+        check: Callable[[Path], None] | None,
     ) -> "RunFolder":
         path = _folder_to_resume(output_dir, name, resume)
         _refuse_other_program(path, program)
@@ -127,6 +137,8 @@ class RunFolder:
         try:
             checkpoints.finish_saves(path)
             checkpoint = _checkpoint_to_resume(path, resume, warn)
+            if check is not None and checkpoint is not None:
+                check(checkpoint)
             run = cls(path, lock, checkpoint, warn, config_yaml, is_old=True)
         except BaseException:
             lock.put_back()

@@ -20,6 +20,7 @@ from vision_core.checkpoint_fit import refuse_fewer_steps
 from vision_core.data_workers import end_data_workers, leave_signals_to_parent
 from vision_core.distributed import broadcast_text, is_main_process, print_once, wait_for_all
 from vision_core.errors import Stopped, UserError
+from vision_core.fail_together import fail_together
 from vision_core.progress import show_loss, step_bar
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
@@ -30,11 +31,9 @@ from vision_core.trainer_resume import (
     load_scheduler,
     names_of_states,
     read_facts,
-    refuse_other_parallelism,
     refuse_other_weights,
     taken_up,
     write_facts,
-    zero_stage,
 )
 from vision_core.trainer_saving import SavingTrainer
 
@@ -68,17 +67,21 @@ def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> 
         **more,
     )
     _ = settings.device  # joins the processes
+    fail_together()
     return settings
 
 
-def open_run(options: TrainerOptions, name: str, program: str = "") -> tuple[RunFolder | None, str, str]:
+def open_run(
+    options: TrainerOptions, name: str, program: str = "", check: Callable[[Path], None] | None = None
+) -> tuple[RunFolder | None, str, str]:
     """The run's folder, held by the main process; its path and the checkpoint to go on from, or "", the same on every process.
 
-    program: the script, `pretrain/mae.py`, which alone resumes the run.
+    program: the script, `pretrain/mae.py`, which alone resumes the run. check: of the checkpoint, before the folder is changed.
     """
     run = None
     if is_main_process():
-        run = RunFolder.open(options.output_dir, name, config_of(options), options.resume_from_checkpoint, program=program)
+        resume = options.resume_from_checkpoint
+        run = RunFolder.open(options.output_dir, name, config_of(options), resume, program=program, check=check)
     path = broadcast_text(str(run.path) if run else "")
     return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
@@ -128,7 +131,6 @@ class RunTrainer(SavingTrainer):
         if is_main_process():
             facts = read_facts(checkpoint)
             with taken_up(str(checkpoint), self.changes):
-                refuse_other_parallelism(checkpoint, facts, zero_stage(self), self.args.world_size)
                 self.refuse_other_model(checkpoint)
             for line in changed_course(facts, self.args.seed, self.samples_of_a_step()):
                 print_once([line])
@@ -146,7 +148,7 @@ class RunTrainer(SavingTrainer):
         """What a resume asks of a checkpoint and the Trainer does not write, before `folder` is sealed."""
         own = {"seed": self.args.seed, "samples of a step": self.samples_of_a_step(), "processes": self.args.world_size}
         names = names_of_states(self.model, self.optimizer)
-        write_facts(folder, {**self.facts, **own, "zero_stage": zero_stage(self), "optimizer": names})
+        write_facts(folder, {**self.facts, **own, "optimizer": names})
 
     def rate_of(self, name: str) -> float:
         """The highest learning rate of the parameter of this name, where it trains."""

@@ -124,13 +124,18 @@ SHORTEST_PREFIX = 3  # letters; shorter ones begin too many words
 
 def cure_for(key: str, options: Collection[str]) -> str:
     """What to do about the unknown option `key` of a program with `options`, in words."""
-    key = key.lower().replace("-", "_").strip("_")
-    meant = key if key in options else _same_meaning(key, options) or _alike(key, options)
+    meant = nearest_name(key, options)
     if meant is None:
         return "--help lists the options"
-    if meant == "max_steps" and "epoch" in key:
+    if meant == "max_steps" and "epoch" in key.lower():
         return EPOCHS_AS_STEPS
     return f"did you mean {meant}?"
+
+
+def nearest_name(key: str, names: Collection[str]) -> str | None:
+    """The one of `names` that `key` was meant to be; None where nothing is near enough."""
+    key = key.lower().replace("-", "_").strip("_")
+    return key if key in names else _same_meaning(key, names) or _alike(key, names)
 
 
 def _same_meaning(key: str, options: Collection[str]) -> str | None:

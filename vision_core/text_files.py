@@ -63,15 +63,23 @@ def check_openable(path: str | os.PathLike, name: str, cure: str) -> None:
 
 
 def parse_json(
-    text: str | bytes, name: str, cure: str, refusal: Refusal = UserError, finite: bool = False, most_depth: int | None = MAX_DEPTH
+    text: str | bytes,
+    name: str,
+    cure: str,
+    refusal: Refusal = UserError,
+    finite: bool = False,
+    most_depth: int | None = MAX_DEPTH,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
     """The value of a JSON text, its lists and objects at most `most_depth` deep, or as deep as Python reads them.
 
     finite: whether numbers that are none are refused: NaN and Infinity, which are no JSON though Python reads them, 1e999, and whole
-    numbers of more than 63 bits. Raises what `refusal` makes of a line.
+    numbers of more than 63 bits. pairs: makes an object of its keys and values, a dict by default. Raises what `refusal` makes of a line.
     """
     try:
-        value = json.loads(text, **(FINITE if finite else {}))
+        value = json.loads(text, object_pairs_hook=pairs, **(FINITE if finite else {}))
+    except UserError:
+        raise
     except RecursionError:
         raise refusal(f"{name}: the JSON is nested too deeply, as no JSON of data is; {cure}") from None
     except ValueError as error:

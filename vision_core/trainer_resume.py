@@ -52,12 +52,6 @@ def names_of_states(model: nn.Module, optimizer: Any) -> list[str]:
     return [names[id(parameter)] for parameter in held] if all(id(parameter) in names for parameter in held) else []
 
 
-def zero_stage(trainer: Any) -> int | None:
-    """Of DeepSpeed's, None without it."""
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None) if trainer.is_deepspeed_enabled else None
-    return None if plugin is None else int(plugin.zero_stage)
-
-
 def whole_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Of all that `state_dict` has, once each where weights are tied; whole also where ZeRO-3 has left this process empty ones."""
     tied = getattr(model, "all_tied_weights_keys", {})
@@ -84,25 +78,6 @@ def refuse_other_weights(checkpoint: Path, model: nn.Module, changes: Changes) -
         own = whole_shapes(model)
         common = saved.keys() & own.keys()
         refuse_misfit(checkpoint, misfit_of_shapes({name: saved[name] for name in common}, {name: own[name] for name in common}), changes)
-
-
-def refuse_other_parallelism(checkpoint: Path, facts: Mapping[str, Any], stage: int | None, processes: int) -> None:
-    """Raises UserError for a checkpoint whose states DeepSpeed has cut into other parts than this run's: it would read some of them, or none."""
-    is_sharded = any(checkpoint.glob("global_step*"))
-    if is_sharded != (stage is not None):
-        cure = "add the --deepspeed config with which it was started" if is_sharded else "leave out --deepspeed"
-        written = "with DeepSpeed" if is_sharded else "without DeepSpeed"
-        raise UserError(
-            f"{checkpoint} was written {written}, whose states are kept in another way; {cure}, or start a new run from it by --init_from"
-        )
-    theirs = facts.get("zero_stage", stage)
-    if theirs != stage:
-        raise UserError(
-            f"{checkpoint} was written with ZeRO stage {theirs}, and --deepspeed says stage {stage}; give a config of stage {theirs}"
-        )
-    before = facts.get("processes", processes)
-    if is_sharded and before != processes:
-        raise UserError(f"{checkpoint} was written by {before} processes of DeepSpeed, and this run has {processes}; start {before} again")
 
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, model: nn.Module, names: Sequence[str], changes: Changes) -> None:

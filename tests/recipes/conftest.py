@@ -1,6 +1,8 @@
 """A small encoder, small data sets, and processors with many chat templates, as users have them."""
 
+import importlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from fusion import FusionProcessor, fuse_encoders
 from fusion.chat_templates import CHAT_TEMPLATES, chat_template_for
 from fusion.tiny import tiny_tokenizer
+from recipes.small_default import write_small_default
 
 SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8, "image_size": 32}
 
@@ -114,6 +117,80 @@ def chat_processor():
         return FusionProcessor(image_processor, tokenizer, chat_template_for(template, tokenizer))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def text_talk(tmp_path_factory):
+    """A folder with an untrained `model`, and `text.jsonl`: rows without images whose answers have 40 and 6 learnt tokens in turn."""
+    folder = tmp_path_factory.mktemp("talk")
+    rows = [
+        {"conversations": [{"from": "human", "value": f"question {n}"}, {"from": "gpt", "value": "yes " * [39, 5][n % 2]}]}
+        for n in range(16)
+    ]
+    (folder / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def talk_options(text_talk):
+    """talk_options(run's folder, **more): the words of a short run on `text_talk`."""
+
+    def talk_options(folder, **others):
+        chosen = {
+            "init_from": text_talk / "model",
+            "conversations": f"llava:{text_talk / 'text.jsonl'}",
+            "eval_conversations": "[]",
+            "max_steps": 4,
+            "logging_steps": 1,
+            "learning_rate": 1e-3,
+            "output_dir": folder,
+            **others,
+        }
+        return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
+
+    return talk_options
+
+
+def load_states(path):
+    """A file of DeepSpeed's, of a run of this test: the classes that it names are let through one by one."""
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    classes = [getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+    with torch.serialization.safe_globals(classes):
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def check_zero_states(checkpoint, stage, processes):
+    """What DeepSpeed left: optimizer states of this stage, a part of them for each of so many processes, and each part a part only."""
+    (folder,) = checkpoint.glob("global_step*")
+    names = sorted(path.name for path in folder.iterdir())
+    sharded = {name for name in names if re.fullmatch(r"zero_pp_rank_\d+_mp_rank_00_model_states.pt", name)}
+    assert len(sharded) == (processes if stage == 3 else 0), names
+    states = [name for name in names if name.endswith("_optim_states.pt")]
+    if stage == 0:
+        assert not states and "mp_rank_00_model_states.pt" in names, names
+        return
+    assert [re.fullmatch(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states.pt", name).group(2) for name in states] == [
+        str(rank) for rank in range(processes)
+    ], names
+    parts = []
+    for name in states:
+        held = load_states(folder / name)["optimizer_state_dict"]
+        assert int(held["zero_stage"]) == stage, held["zero_stage"]
+        groups = held["fp32_flat_groups"] if stage == 3 else held["single_partition_of_fp32_groups"]
+        parts.append(sum(group.numel() for group in groups))
+    assert min(parts) > 0 and max(parts) < 1.2 * sum(parts) / processes, parts
+
+
+@pytest.fixture(scope="session")
+def zero_left():
+    """zero_left(run, stage, processes): its newest checkpoint is one of DeepSpeed's, of this stage and so many processes."""
+
+    def zero_left(run, stage, processes):
+        newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        check_zero_states(newest, stage, processes)
+
+    return zero_left
 
 
 SCENES = "scenes?size=64&count=24"

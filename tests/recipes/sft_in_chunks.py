@@ -18,6 +18,8 @@ class ReportingTrainer(VlmTrainer):
         super().train(*args, **kwargs)
         engine = self.deepspeed
         if engine is not None and self.is_world_process_zero():
+            weights = list(engine.module.parameters())
+            numbers = sum(getattr(weight, "ds_numel", weight.numel()) for weight in weights)
             figures = {
                 "stage": engine.zero_optimization_stage(),
                 "clipping": engine.gradient_clipping(),
@@ -25,6 +27,9 @@ class ReportingTrainer(VlmTrainer):
                 "accumulation": engine.gradient_accumulation_steps(),
                 "micro batch": engine.train_micro_batch_size_per_gpu(),
                 "optimizer": type(engine.basic_optimizer).__name__,
+                "processes": engine.dp_world_size,
+                "own share": sum(getattr(weight, "ds_tensor", weight).numel() for weight in weights) / numbers,
+                "held between steps": sum(weight.numel() for weight in weights) / numbers,
             }
             print("engine:", figures)
 

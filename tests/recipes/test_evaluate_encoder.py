@@ -2,12 +2,14 @@ import io
 import itertools
 import json
 import sys
+from collections import Counter
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from recipes import evaluate_encoder
 from vision_core.errors import UserError
@@ -108,6 +110,15 @@ def test_two_processes_give_what_one_gives(encoder, colours, run, runs, tmp_path
     together = json.loads((tmp_path / "two" / "results.json").read_text())
     assert together["results"]["knn"]["metrics"] == pytest.approx(alone["results"]["knn"]["metrics"])
     assert together["results"]["segmentation"]["metrics"] == pytest.approx(alone["results"]["segmentation"]["metrics"], abs=1)
+    assert stored_rows(tmp_path / "cache2") == stored_rows(tmp_path / "cache"), "each image is to be looked at by one process"
+
+
+def stored_rows(cache):
+    """Of every tensor in a cache, by its name, the rows in all files together."""
+    rows = Counter()
+    for path in cache.rglob("*.safetensors"):
+        rows.update({name: len(tensor) for name, tensor in load_file(path).items()})
+    return rows
 
 
 def test_the_default_needs_nothing(run):

@@ -83,7 +83,7 @@ def test_a_refused_resume_changes_nothing_whole(runs, given, tmp_path):
     run.refused("is not there", "--conversations", "llava:nowhere.jsonl")
     run.refused("is not there", "--eval_conversations", "llava:nowhere.jsonl")
     run.refused("has had 4 steps, and the run ends after 3", "--max_steps", 3)
-    run.refused("written without DeepSpeed", "--deepspeed", ZERO / "zero2.json")
+    run.refused("was saved without --deepspeed, and this run is under ZeRO stage 1 or 2", "--deepspeed", ZERO / "zero2.json")
     broken = tmp_path / "broken.jsonl"
     broken.write_text("{\n" * 12)
     run.refused("no JSON", "--conversations", f"llava:{broken}")
@@ -123,8 +123,8 @@ def test_a_refused_resume_changes_nothing_lora(runs, given, tmp_path):
 def test_a_refused_resume_changes_nothing_zero(runs, given, tmp_path):
     run = Finished(runs, given, tmp_path / "run", deepspeed=ZERO / "zero2.json")
     assert (run.folder / "checkpoint-4" / "global_step4").is_dir()
-    run.refused("was written with ZeRO stage 2, and --deepspeed says stage 3", "--deepspeed", ZERO / "zero3.json")
-    run.refused("was written with DeepSpeed", "--deepspeed", None)
+    run.refused("was saved under ZeRO stage 1 or 2 by 1 process with --bf16 false, and this run is under ZeRO stage 3", "--deepspeed", ZERO / "zero3.json")
+    run.refused("and this run is without --deepspeed", "--deepspeed", None)
     assert "seed" in run.goes_on("--seed", 1)
 
 

@@ -7,37 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.small_default import write_small_default
-
 ROOT = Path(__file__).parents[2]
 SFT = Path(__file__).with_name("sft_in_chunks.py")
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    """An untrained model, and rows without images whose answers have 40 and 6 learnt tokens in turn."""
-    folder = tmp_path_factory.mktemp("zero")
-    rows = [
-        {"conversations": [{"from": "human", "value": f"question {n}"}, {"from": "gpt", "value": "yes " * [39, 5][n % 2]}]}
-        for n in range(16)
-    ]
-    (folder / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
-    return folder
-
-
-def options(given, folder, **others):
-    chosen = {
-        "init_from": given / "model",
-        "conversations": f"llava:{given / 'text.jsonl'}",
-        "eval_conversations": "[]",
-        "max_steps": 4,
-        "logging_steps": 1,
-        "learning_rate": 1e-3,
-        "output_dir": folder,
-        **others,
-    }
-    return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
 
 
 def engine(printed):
@@ -47,13 +18,16 @@ def engine(printed):
 
 
 @pytest.mark.timeout(300)
-def test_processes_with_different_numbers_of_chunks_are_one(runs, logged, weights, given, tmp_path):
+def test_processes_with_different_numbers_of_chunks_are_one(runs, logged, weights, zero_left, talk_options, tmp_path):
     """Two processes under ZeRO-3, 40 and 6 learnt tokens at a chunk of 8, and two batches to a step."""
-    runs.finish(runs.start(SFT, *options(given, tmp_path / "one", per_device_train_batch_size=4)))
+    runs.finish(runs.start(SFT, *talk_options(tmp_path / "one", per_device_train_batch_size=4)))
     config = ROOT / "recipes" / "zero" / "zero3.json"
-    sharded = options(given, tmp_path / "two", per_device_train_batch_size=1, gradient_accumulation_steps=2, deepspeed=config, save_steps=2)
+    sharded = talk_options(tmp_path / "two", per_device_train_batch_size=1, gradient_accumulation_steps=2, deepspeed=config, save_steps=2)
     printed = runs.finish(*runs.start_two(SFT, *sharded), seconds=280)
-    assert engine(printed)["stage"] == 3 and list((tmp_path / "two" / "checkpoint-4").glob("global_step*"))
+    said = engine(printed)
+    assert said["stage"] == 3 and said["processes"] == 2 and said["own share"] == pytest.approx(0.5, abs=0.01)
+    assert said["held between steps"] < 0.1, "only small parameters are kept whole"
+    zero_left(tmp_path / "two", stage=3, processes=2)
     torch.testing.assert_close(logged(tmp_path / "two"), logged(tmp_path / "one"), rtol=1e-4, atol=0)
     expected, got = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert expected.keys() == got.keys()
@@ -62,20 +36,23 @@ def test_processes_with_different_numbers_of_chunks_are_one(runs, logged, weight
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_file_that_says_nothing_but_the_stage_follows_the_options(stage, runs, weights, given, tmp_path):
+def test_a_file_that_says_nothing_but_the_stage_follows_the_options(stage, runs, weights, zero_left, text_talk, talk_options, tmp_path):
     """DeepSpeed by itself would clip at 1.0, in float32, after every batch, and save no weights of ZeRO-3."""
     config = tmp_path / "zero.json"
     config.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     chosen = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_grad_norm": 0.05, "bf16": "true", "max_steps": 2}
-    said = engine(runs.finish(runs.start(SFT, *options(given, tmp_path / "run", deepspeed=config, **chosen)), seconds=280))
+    said = engine(runs.finish(runs.start(SFT, *talk_options(tmp_path / "run", deepspeed=config, **chosen)), seconds=280))
+    sharding = {name: said.pop(name) for name in ("processes", "own share", "held between steps")}
     assert said == {"stage": stage, "clipping": 0.05, "bf16": True, "accumulation": 2, "micro batch": 2, "optimizer": "AdamW"}
-    before, after = (sum(tensor.numel() for tensor in weights(folder).values()) for folder in (given / "model", tmp_path / "run"))
+    assert sharding["processes"] == 1 and sharding["own share"] == 1
+    zero_left(tmp_path / "run", stage, processes=1)
+    before, after = (sum(tensor.numel() for tensor in weights(folder).values()) for folder in (text_talk / "model", tmp_path / "run"))
     assert before == after  # by their number: transformers renames some of them when it saves what it has loaded
 
 
-def test_where_accelerate_would_leave_deepspeed_out(runs, given, tmp_path):
+def test_where_accelerate_would_leave_deepspeed_out(runs, talk_options, tmp_path):
     """As in a shell that a test of two processes on CPUs has left: under ZeRO-3 it ended in a convolution whose weight nobody gathered."""
-    arguments = options(given, tmp_path / "run", deepspeed=ROOT / "recipes" / "zero" / "zero3.json")
+    arguments = talk_options(tmp_path / "run", deepspeed=ROOT / "recipes" / "zero" / "zero3.json")
     run = runs.start("recipes/sva_sft.py", *arguments, environment={"ACCELERATE_USE_CPU": "true"})
     printed = runs.finish(run, expect=2, seconds=60)
     assert "error: ACCELERATE_USE_CPU is set" in printed and not (tmp_path / "run").exists()
