@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_the_fingerprint_is_of_the_weights_not_of_the_name(tmp_path):
     assert encoder_fingerprint(encoder) != encoder_fingerprint(load_encoder("tiny:dinov2", dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "manifest", "key", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "emptied", "of another entry", "missing"])
 def test_a_damaged_entry_is_not_read(source, tmp_path, damage):
     encoder, compute = load_encoder("tiny:dinov2"), Counted()
     expected = cached_features(encoder, source, compute, "vectors", tmp_path).load("pooled")
@@ -151,8 +152,12 @@ def test_a_damaged_entry_is_not_read(source, tmp_path, damage):
         shard.write_bytes(data)
     elif damage == "missing":
         shard.unlink()
+    elif damage == "emptied":
+        os.truncate(shard, 0)
     else:
-        next(folder.glob("MANIFEST*" if damage == "manifest" else "key*")).write_text("{}")
+        cached_features(encoder, source, compute, "other", tmp_path)
+        (other,) = set(tmp_path.iterdir()) - {folder}
+        shutil.copy(next(other.glob("*.safetensors")), shard)
     before = compute.images
     assert torch.equal(cached_features(encoder, source, compute, "vectors", tmp_path).load("pooled"), expected)
     assert compute.images == before + 10
