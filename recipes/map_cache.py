@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from vision_core.files_aside import remove_litter
 from vision_core.sealed_tensors import DamagedTensors, NotSealed, read_sealed, remove_damaged, sealed_bytes, write_sealed
 
 ROOM = "make room and start again, which goes on from what is there, or name another folder by --feature_cache"
+WRITERS = 16  # files that are brought to the disk at once, which takes little longer than one
 IMAGE = "image"  # whose maps a file holds, told in the file too
 
 
@@ -121,7 +123,10 @@ class MapCache:
 
     def _make(self, waiting: dict[Path, Tensor], vision_model: FusedVisionModel, image_processor: FusionImageProcessor) -> int:
         images = list(waiting.values())
-        for image, *maps in zip(images, *vision_model.maps(image_processor(images)["pixel_values"]), strict=True):
-            self.save(image, maps)
+        maps = vision_model.maps(image_processor(images)["pixel_values"])
+        of_images = zip(*(each.to(self.dtype).cpu() for each in maps), strict=True)
+        with ThreadPoolExecutor(WRITERS) as writers:
+            for _ in writers.map(self.save, images, of_images):
+                pass  # what one of them raised is raised here
         waiting.clear()
         return len(images)

@@ -46,9 +46,7 @@ class Sealed:
     offsets: dict[str, int]
 
 
-def write_sealed(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], aside_in: Path, keep_first: bool = False
-) -> None:
+def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], aside_in: Path, keep_first: bool = False) -> None:
     """Write tensors (on the CPU) and texts with their digest, whole or not at all; see `write_whole`. Raises OSError."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = save(tensors, {**metadata, DIGEST: _digest(tensors, metadata)})

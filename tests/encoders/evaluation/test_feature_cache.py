@@ -199,7 +199,9 @@ def test_a_full_disk_is_one_line(source, tmp_path):
 
 def test_features_that_have_no_room_are_told_before_the_first_forward(source, tmp_path):
     compute = Counted()
-    with pytest.raises(UserError, match=r"has no room for features of tiny:dinov2 for 11 images: they need 11,000,000.0 GB, and .* make room"):
+    with pytest.raises(
+        UserError, match=r"has no room for features of tiny:dinov2 for 11 images: they need 11,000,000.0 GB, and .* make room"
+    ):
         cached_features(load_encoder("tiny:dinov2"), source, compute, "vectors", tmp_path, image_bytes=10**15)
     assert compute.images == 0 and list(tmp_path.iterdir()) == []
 
