@@ -1,4 +1,7 @@
-"""Filling the cache of a run: every file that it needs is read once, and what is missing or damaged is made, by all processes together."""
+"""Filling the cache of a run, by all its processes together.
+
+Every file that the run needs is read once; what is missing or damaged is made.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,11 @@ class HasImages(Protocol):
 
 @dataclass
 class Found:
-    """needed: the file of each image that has to be made, and a row that shows it. damaged: which of them did not verify."""
+    """What a process has found of the images in its share of the rows.
+
+    Attributes:
+        needed: the file of each image that has to be made, and a row that shows it. damaged: which of them did not verify.
+    """
 
     needed: dict[str, Place] = field(default_factory=dict)
     damaged: set[str] = field(default_factory=set)
@@ -39,10 +46,10 @@ def fill_for_a_run(
     vision_model: FusedVisionModel,
     image_processor: FusionImageProcessor,
 ) -> None:
-    """Have a whole file of every image of `sources`, and of the blank one. Every process calls it, and all is there when it returns.
+    """Have a whole file of every image of `sources`, and of the blank one, when it returns. Every process calls it.
 
-    Raises UserError on every process where the files do not fit on the disk, before an encoder is run; where the disk is
-    full for all that; or for a row that cannot be read.
+    Raises UserError on every process where the files do not fit on the disk, before an encoder is run; where the disk
+    is full for all that; or for a row that cannot be read.
     """
     if is_main_process():
         cache.remove_litter()
@@ -57,7 +64,9 @@ def fill_for_a_run(
 
 def _look(cache: MapCache, sources: Sequence[Sequence[HasImages]]) -> Found:
     """Read the files of this process's share of the rows, each once."""
-    places = [(number, row) for number, source in enumerate(sources) for row in range(rank(), len(source), world_size())]
+    places = []
+    for number, source in enumerate(sources):
+        places += [(number, row) for row in range(rank(), len(source), world_size())]
     found, seen = Found(), set()
     bar = tqdm(places, desc="cached features read", unit="row", disable=not is_main_process(), leave=False)
     for number, row in bar:
@@ -83,7 +92,8 @@ def _say_what_is_needed(cache: MapCache, everybody: Sequence[Found]) -> None:
     if damaged:
         print_once([f"{cache.folder}: {len(damaged):,} files were not what was written; they are made again"])
     if needed:
-        print_once([check_room(cache.folder, len(needed) * cache.image_bytes, f"the features of {len(needed):,} images", ROOM)])
+        what = f"the features of {len(needed):,} images"
+        print_once([check_room(cache.folder, len(needed) * cache.image_bytes, what, ROOM)])
 
 
 def _images_of(cache: MapCache, sources: Sequence[Sequence[HasImages]], wanted: dict[str, Place]) -> Iterator[Tensor]:

@@ -1,4 +1,7 @@
-"""What frozen encoders make of an image, computed once and kept on disk: a run then reads maps and runs no encoder."""
+"""What frozen encoders make of an image, computed once and kept on disk.
+
+A run then reads maps and runs no encoder.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,14 @@ from fusion.modeling_fused_vision import output_width
 from vision_core.disk_space import not_written
 from vision_core.errors import UserError
 from vision_core.files_aside import remove_litter
-from vision_core.sealed_tensors import DamagedTensors, NotSealed, read_sealed, remove_damaged, sealed_bytes, write_sealed
+from vision_core.sealed_tensors import (
+    DamagedTensors,
+    NotSealed,
+    read_sealed,
+    remove_damaged,
+    sealed_bytes,
+    write_sealed,
+)
 
 ROOM = "make room and start again, which goes on from what is there, or name another folder by --feature_cache"
 WRITERS = 16  # files that are brought to the disk at once, which takes little longer than one
@@ -29,14 +39,20 @@ class MapCache:
     """A folder with one sealed file for every image: `vision_model.maps` of it, in `dtype`.
 
     A file's name is a hash of the pixels of the image; the folder's, one of everything between the pixels and the maps
-    (weights, preprocessing, grids, dtype). So another run, another data set with the same images, or a longer one, finds
-    what is there. Several processes and runs may fill it together: a file is there whole or not at all.
+    (weights, preprocessing, grids, dtype). So another run, another data set with the same images, or a longer one,
+    finds what is there. Several processes and runs may fill it together: a file is there whole or not at all.
 
     Attributes:
         image_bytes: what the file of one image takes of the disk.
     """
 
-    def __init__(self, root: Path, vision_model: FusedVisionModel, image_processor: FusionImageProcessor, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        root: Path,
+        vision_model: FusedVisionModel,
+        image_processor: FusionImageProcessor,
+        dtype: torch.dtype,
+    ) -> None:
         grids = list(vision_model.config.encoder_grids)
         fields = {
             "encoders": [encoder_fingerprint(encoder) for encoder in vision_model.encoders],
@@ -46,14 +62,17 @@ class MapCache:
             "dtype": str(dtype),
         }
         key = json.dumps(fields, sort_keys=True)
-        self.folder, self.dtype = root / hashlib.blake2b(key.encode(), digest_size=16).hexdigest(), dtype
+        self.folder = root / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        self.dtype = dtype
         widths = [output_width(encoder) for encoder in vision_model.encoders]
         numbers = sum(width * grid**2 for width, grid in zip(widths, grids, strict=True))
         self.image_bytes = sealed_bytes(numbers * dtype.itemsize)
 
     def path(self, image: Tensor) -> Path:
         """Of an image `[3, H, W]` uint8."""
-        name = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16, key=str(tuple(image.shape)).encode()).hexdigest()
+        shape = str(tuple(image.shape)).encode()
+        pixels = image.contiguous().numpy().tobytes()
+        name = hashlib.blake2b(pixels, digest_size=16, key=shape).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def __contains__(self, image: Tensor) -> bool:
@@ -78,13 +97,14 @@ class MapCache:
             return "damaged"
 
     def load(self, image: Tensor) -> list[Tensor]:
-        """Of each encoder `[width, grid, grid]`. Raises UserError where they are not there or are not what was written."""
+        """Of each encoder `[width, grid, grid]`. Raises UserError where they are not there, or not as written."""
         path = self.path(image)
         try:
             tensors = self._read(path)
         except (OSError, NotSealed, DamagedTensors) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{path} does not hold an image's features: {reason}; start the run again, which makes them anew") from None
+            cure = "start the run again, which makes them anew"
+            raise UserError(f"{path} does not hold an image's features: {reason}; {cure}") from None
         return [tensors[str(number)] for number in range(len(tensors))]
 
     def save(self, image: Tensor, maps: Sequence[Tensor]) -> None:
@@ -97,7 +117,11 @@ class MapCache:
             raise not_written(path, error, self.image_bytes, ROOM) from None
 
     def fill(
-        self, images: Iterable[Tensor], vision_model: FusedVisionModel, image_processor: FusionImageProcessor, batch_size: int = 32
+        self,
+        images: Iterable[Tensor],
+        vision_model: FusedVisionModel,
+        image_processor: FusionImageProcessor,
+        batch_size: int = 32,
     ) -> int:
         """Make what is missing or damaged of `images` `[3, H, W]`; how many were."""
         waiting: dict[Path, Tensor] = {}
@@ -121,7 +145,12 @@ class MapCache:
             raise DamagedTensors("features of another image")
         return sealed.tensors
 
-    def _make(self, waiting: dict[Path, Tensor], vision_model: FusedVisionModel, image_processor: FusionImageProcessor) -> int:
+    def _make(
+        self,
+        waiting: dict[Path, Tensor],
+        vision_model: FusedVisionModel,
+        image_processor: FusionImageProcessor,
+    ) -> int:
         images = list(waiting.values())
         maps = vision_model.maps(image_processor(images)["pixel_values"])
         of_images = zip(*(each.to(self.dtype).cpu() for each in maps), strict=True)

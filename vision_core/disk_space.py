@@ -14,17 +14,18 @@ def free_bytes(folder: Path) -> int:
 
 
 def check_room(folder: Path, needed: int, what: str, cure: str) -> str:
-    """The sentence that tells what will be written and what is free. Raises UserError, with `cure`, where it does not fit."""
+    """What will be written and what is free, in words. Raises UserError, with `cure`, where it does not fit."""
     free = free_bytes(folder)
+    space = f"{in_words(needed)}, and {in_words(free)} are free"
     if needed > free:
-        raise UserError(f"{folder} has no room for {what}: they need {in_words(needed)}, and {in_words(free)} are free; {cure}")
-    return f"{folder} gets {what}: they need {in_words(needed)}, and {in_words(free)} are free"
+        raise UserError(f"{folder} has no room for {what}: they need {space}; {cure}")
+    return f"{folder} gets {what}: they need {space}"
 
 
 def not_written(path: Path, error: OSError, needed: int, cure: str) -> UserError:
     """The one line of a file that could not be written."""
-    free = in_words(free_bytes(path.parent))
-    return UserError(f"{path} was not written: {error.strerror or error}; it needs {in_words(needed)}, and {free} are free; {cure}")
+    space = f"{in_words(needed)}, and {in_words(free_bytes(path.parent))} are free"
+    return UserError(f"{path} was not written: {error.strerror or error}; it needs {space}; {cure}")
 
 
 def in_words(number_of_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""Files that are written aside, brought to the disk and shown whole by one rename, and what killed processes leave of them.
+"""Files that are written aside, brought to the disk and shown whole by one rename; and what killed processes leave.
 
 A process holds a lock on the file that it writes, and the kernel lets go of it however the process ends. So the next
 process can tell what a killed one left from what a living one writes, in other containers of the same machine too.
@@ -68,7 +68,7 @@ def _show(aside: Path, path: Path, keep_first: bool) -> None:
 
 @contextlib.contextmanager
 def _locked_file(folder: Path) -> Iterator[tuple[Path, int]]:
-    """A new file (path, descriptor) that `remove_litter` leaves alone until the end; it is gone then, unless it was renamed."""
+    """A new file (path, descriptor) that `remove_litter` leaves alone meanwhile. After an error it is gone."""
     aside, descriptor = _new_locked_file(folder)
     try:
         yield aside, descriptor

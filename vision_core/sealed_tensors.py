@@ -39,15 +39,24 @@ class DamagedTensors(ValueError):
 
 @dataclass
 class Sealed:
-    """tensors: by name. metadata: the texts that were sealed with them. offsets: where each tensor's bytes begin in the file."""
+    """tensors: by name. metadata: the texts that were sealed with them. offsets: where in the file a tensor's bytes begin."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     offsets: dict[str, int]
 
 
-def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], aside_in: Path, keep_first: bool = False) -> None:
-    """Write tensors (on the CPU) and texts with their digest, whole or not at all; see `write_whole`. Raises OSError."""
+def write_sealed(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    aside_in: Path,
+    keep_first: bool = False,
+) -> None:
+    """Write tensors (on the CPU) and texts with their digest, whole or not at all. Raises OSError.
+
+    aside_in, keep_first: see `write_whole`.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = save(tensors, {**metadata, DIGEST: _digest(tensors, metadata)})
     write_whole(path, content, aside_in, keep_first)
@@ -78,7 +87,7 @@ def sealed_bytes(tensor_bytes: int) -> int:
 
 
 def remove_damaged(path: Path, status: os.stat_result) -> None:
-    """Remove a file that did not verify, unless another process has put a new one in its place since its `status` was taken.
+    """Remove a file that did not verify, unless another process has replaced it since its `status` was taken.
 
     What cannot be removed stays, and is replaced if it can be.
     """
@@ -93,7 +102,7 @@ def remove_damaged(path: Path, status: os.stat_result) -> None:
 
 
 def _read_file(path: Path) -> bytes:
-    """At once, and never by a map of the file: to read behind the end of one that was cut meanwhile would end the process."""
+    """At once, and never by a map: to read behind the end of a file that was cut meanwhile would end the process."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe, nobody waits for a writer
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""Frozen features of a data source, computed once and kept in a folder that only the same encoder on the same images reads again."""
+"""Frozen features of a data source, computed once and kept where only the same encoder on the same images finds them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from tqdm import tqdm
 
 from encoders.base import Encoder
 from encoders.evaluation.features import evaluating
-from encoders.evaluation.stored_features import CONTENTS, KEPT, Shard, StoredFeatures, read_shard, shard_path, write_shard
+from encoders.evaluation.stored_features import (
+    CONTENTS,
+    KEPT,
+    Shard,
+    StoredFeatures,
+    read_shard,
+    shard_path,
+    write_shard,
+)
 from encoders.evaluation.used_images import content_hash
 from encoders.preprocess import ImageTransform
 from vision_core.checkpoints import MANIFEST
@@ -51,7 +59,7 @@ def cached_features(
     progress: bool = False,
     image_bytes: int = 0,
 ) -> StoredFeatures:
-    """`compute(encoder, pixel_values)` of the images `indices` of `source` (default: all), from `cache_dir` where they lie there already.
+    """`compute(encoder, pixel_values)` of the images `indices` of `source` (default: all), from `cache_dir` if they are there.
 
     The folder's name is a hash of the encoder's weights and config, the transform, the data's fingerprint, the indices
     and `name`, which stands for `compute`. Every file in it is verified. What is missing or damaged is computed, and so
@@ -95,7 +103,8 @@ def unreadable_left_out(
     """
     found = False
     batches = _batches_of(range(len(indices)), batch_size)
-    for items in tqdm(_view_loader(source, indices, transform, batches, 0), desc="images", disable=not progress, leave=False):
+    loader = _view_loader(source, indices, transform, batches, 0)
+    for items in tqdm(loader, desc="images", disable=not progress, leave=False):
         read = [(index, view) for index, view, _ in items if view is not None]
         for index, view, reason in items:
             if view is None:
@@ -132,7 +141,7 @@ def _key(encoder: Encoder, source: ImageSource, name: str, transform: ImageTrans
 
 
 def _shards_there(folder: Path, key: str, source: ImageSource, progress: bool) -> list[Shard]:
-    """What is whole, one behind the other without overlap. What is damaged is removed, and how much that was is said."""
+    """What is whole, one behind the other without overlap. What is damaged is removed, and a line says how much."""
     remove_litter([*folder.parent.glob(".tmp-*"), *folder.glob(".tmp-*")])
     if (folder / MANIFEST).exists():
         shutil.rmtree(folder)  # of an earlier version, whose files carry no digest
@@ -226,11 +235,15 @@ class _Views(Dataset):
 
 
 def _view_loader(
-    source: ImageSource, indices: list[int], transform: ImageTransform, batch_sampler: Sequence[list[int]], num_workers: int
+    source: ImageSource,
+    indices: list[int],
+    transform: ImageTransform,
+    batches: Sequence[list[int]],
+    num_workers: int,
 ) -> DataLoader:
     return DataLoader(
         _Views(source, indices, transform),
-        batch_sampler=batch_sampler,
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=list,
         worker_init_fn=leave_signals_to_parent,
@@ -261,7 +274,8 @@ class _Filling:
         folder: Path,
         key: str,
     ) -> None:
-        self.encoder, self.source, self.compute, self.transform, self.indices = encoder, source, compute, transform, indices
+        self.encoder, self.compute = encoder, compute
+        self.source, self.transform, self.indices = source, transform, indices
         self.folder, self.key = folder, key
 
     def fill(self, positions: list[int], batch_size: int, num_workers: int, progress: bool) -> list[str]:
@@ -297,7 +311,8 @@ class _Filling:
         for row, (index, _) in enumerate(read):
             if not all(value[row].isfinite().all() for value in features.values()):
                 image = self.source.id_of(index)
-                raise UserError(f"{self.encoder.name}: the features of {image} are not finite; use float32, or another checkpoint")
+                where = f"{self.encoder.name}: the features of {image}"
+                raise UserError(f"{where} are not finite; use float32, or another checkpoint")
         return [{**features, KEPT: torch.tensor([index for index, _ in read]), CONTENTS: contents}]
 
     def _write(self, start: int, stop: int, batches: list[dict[str, Tensor]], reasons: dict[int, str]) -> str:

@@ -1,4 +1,4 @@
-"""Features of many images on disk: shards that lie side by side in a folder, each a sealed file for a stretch of the images."""
+"""Features of many images on disk: shards side by side in a folder, each a sealed file for a stretch of the images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AGAIN = "start the evaluation again, which computes it anew"
 
 @dataclass
 class Shard:
-    """The images at `start` to `stop`, of those that were asked for; what is in memory of a file that has been verified.
+    """The images at `start` to `stop` of those that were asked for: what is in memory of a file that was verified.
 
     Attributes:
         kept: `[n]` indices in their source of those that could be read. reasons: index -> why the others could not.
@@ -70,7 +70,7 @@ def write_shard(path: Path, key: str, features: Mapping[str, Tensor], reasons: M
 
 
 def read_shard(path: Path, key: str) -> Shard:
-    """A verified shard. Raises OSError, NotSealed or DamagedTensors, this also for a shard of something else in its place."""
+    """A verified shard. Raises OSError, NotSealed or DamagedTensors, this also where another's lies in its place."""
     sealed = _read(path)
     named = SHARD_NAME.fullmatch(path.name)
     if named is None or sealed.metadata.get("key") != key:
@@ -90,7 +90,9 @@ def read_shard(path: Path, key: str) -> Shard:
 
 
 class StoredFeatures:
-    """Features that are whole, read from disk as they are asked for. Every read is verified, and raises UserError where it fails.
+    """Features that are whole, read from disk as they are asked for.
+
+    Every read is verified, and raises UserError where the file is not what was written.
 
     Attributes:
         names: of the tensors. kept: `[n]` the indices of the images in their source; unreadable ones are left out.
@@ -156,7 +158,7 @@ def _read(path: Path) -> Sealed:
 
 
 def _checks_of(rows: Tensor) -> Tensor:
-    """`[n]`: a CRC-32 finds every damage within 32 bits, and of others all but one in four thousand million; it takes a microsecond."""
+    """`[n]` numbers. A CRC-32 takes a microsecond; it finds every damage within 32 bits, and of others all but one in 4e9."""
     as_bytes = rows.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy()
     return torch.tensor([zlib.crc32(row) for row in as_bytes], dtype=torch.int64)
 

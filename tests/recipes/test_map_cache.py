@@ -46,7 +46,8 @@ def vision(model_folder):
 @pytest.fixture(scope="module")
 def images():
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, 256, (3, 40, 40 + number % 3), dtype=torch.uint8, generator=generator) for number in range(IMAGES)]
+    sizes = [(3, 40, 40 + number % 3) for number in range(IMAGES)]
+    return [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator) for size in sizes]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,8 @@ def test_every_damaged_file_is_noticed_and_made_again(damage, vision, images, wh
     assert vision[0].shown == 49
     assert_same_features(tmp_path, whole)
     said = capsys.readouterr().out
-    assert f"{cache.folder}: 49 files were not what was written; they are made again" in said and "49 images: they need" in said
+    assert f"{cache.folder}: 49 files were not what was written; they are made again" in said
+    assert "the features of 49 images: they need 2.6 MB" in said
     for image, expected in zip(every, map(cache_in(whole, vision).load, every), strict=True):
         torch.testing.assert_close(cache.load(image), expected, rtol=1e-4, atol=1e-5)
     fill_for_a_run(cache, rows_of(images), *vision)
@@ -109,7 +111,7 @@ def test_every_damaged_file_is_noticed_and_made_again(damage, vision, images, wh
 
 
 def test_whatever_lies_in_a_file_s_place_is_replaced(vision, images, whole, tmp_path, capsys):
-    """The whole file of another image; one of an earlier version, without a digest, which counts as missing; a folder; a link to nothing."""
+    """Another image's whole file; one of an earlier version, which counts as missing; a folder; a link to nothing."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     cache = cache_in(tmp_path, vision)
     paths = [cache.path(image) for image in images[:4]]
@@ -182,7 +184,11 @@ if libc.mount(b"none", place, b"tmpfs", 0, b"size=4m"):
 model, processor = load_model(sys.argv[1])
 vision_model = model.vision_model.eval()
 vision_model.shown = 0
-vision_model.encoders[0].register_forward_pre_hook(lambda module, inputs: setattr(vision_model, "shown", vision_model.shown + len(inputs[0])))
+
+def count(module, inputs):
+    vision_model.shown += len(inputs[0])
+
+vision_model.encoders[0].register_forward_pre_hook(count)
 disk = Path(sys.argv[2])
 cache = MapCache(disk / "cache", vision_model, processor.image_processor, torch.float32)
 images = [torch.full((3, 40, 40), number, dtype=torch.uint8) for number in range(40)]
@@ -235,9 +241,11 @@ def test_a_full_disk_is_told_before_and_during_and_the_next_start_goes_on(runs, 
     if "no disk of its own" in printed:
         pytest.skip("no permission to mount a file system of 4 MB")
     said = {name: re.search(f"{name}: .*", printed)[0].strip() for name in ("before", "during", "left", "after")}
-    assert "has no room for the features of 41 images: they need 2.2 MB, and 1.7 MB are free; make room" in said["before"], printed
+    no_room = "has no room for the features of 41 images: they need 2.2 MB, and 1.7 MB are free; make room"
+    assert no_room in said["before"], printed
     assert said["before"].endswith("--feature_cache 0")  # no image was shown to an encoder
-    assert "was not written: No space left on device; it needs 0.1 MB, and 0.0 MB are free; make room" in said["during"], printed
+    full = "was not written: No space left on device; it needs 0.1 MB, and 0.0 MB are free; make room"
+    assert full in said["during"], printed
     assert said["left"] == "left: 32 True" and said["after"] == "after: 9 True", printed
 
 
@@ -258,7 +266,8 @@ vision_model = model.vision_model.eval()
 shown = []
 vision_model.encoders[0].register_forward_pre_hook(lambda module, inputs: shown.append(len(inputs[0])))
 generator = torch.Generator().manual_seed(0)
-images = [torch.randint(0, 256, (3, 40, 40 + number % 3), dtype=torch.uint8, generator=generator) for number in range(48)]
+sizes = [(3, 40, 40 + number % 3) for number in range(48)]
+images = [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator) for size in sizes]
 rows = [[SimpleNamespace(images=[image, images[0], images[47]]) for image in images]]
 cache = MapCache(Path(sys.argv[2]), vision_model, processor.image_processor, torch.float32)
 fill_for_a_run(cache, rows, vision_model, processor.image_processor)
@@ -274,7 +283,7 @@ def filled_by(runs, jobs):
 
 
 def assert_same_features(root, whole):
-    """As one process makes them, and nothing else. Where tensors lie in memory, and what else is in a batch, decides how they are rounded."""
+    """What one process makes, and nothing else, but for rounding, which other batches and places in memory change."""
     files, expected = ({path.name: path for path in folder.rglob("*.safetensors")} for folder in (root, whole))
     assert files.keys() == expected.keys() and len(files) == len([path for path in root.rglob("*") if path.is_file()])
     for name, path in files.items():
