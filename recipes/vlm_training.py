@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
-from tqdm import tqdm
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -23,6 +22,7 @@ from fusion import FusionVlmForConditionalGeneration
 from fusion.cross_attention import VisionCrossAttentionLayer
 from fusion.processing_fusion import FusionProcessor
 from fusion.resampler import ResamplerLayer
+from recipes.cache_of_a_run import fill_for_a_run
 from recipes.conversation_sources import ConversationSource, open_conversations
 from recipes.conversation_stream import ConversationStream, open_stream
 from recipes.map_cache import MapCache
@@ -31,15 +31,15 @@ from recipes.source_texts import is_stream
 from recipes.stream_data import Source, StreamDataset
 from recipes.vlm_args import VlmArguments, check_stage, deepspeed_config, program_of
 from recipes.vlm_card import write_card
-from recipes.vlm_data import BLANK, ConversationCollator, ConversationDataset
+from recipes.vlm_data import ConversationCollator, ConversationDataset
 from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
 from recipes.zero_checkpoint import refuse_other_layout
 from recipes.zero_names import check_names
 from vision_core.data_facts import DataFacts
-from vision_core.distributed import is_main_process, print_once, rank, refuse_unequal, share_cores, wait_for_all, world_size
+from vision_core.distributed import is_main_process, print_once, refuse_unequal, share_cores, world_size
 from vision_core.launchers import is_first_launched
-from vision_core.printable import printable, say
+from vision_core.printable import say
 from vision_core.randomness import numpy_generator
 from vision_core.run_folder import RunFolder, check_folder
 from vision_core.run_preview import introduction, preview
@@ -253,21 +253,12 @@ def order_by_length(args: VlmArguments, data: ConversationDataset, step: int) ->
 
 
 def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments, sources: Sequence[ConversationSource]) -> MapCache:
-    """The cache of the frozen encoders' features, with every image of the run in it."""
+    """The cache of the frozen encoders' features, with every image of the run in it. Raises UserError; see `fill_for_a_run`."""
     with whole_models(settings):
         model, processor = load_model(base, MASTERS)
     vision_model, image_processor = model.vision_model.to(settings.device), processor.image_processor
     cache = MapCache(Path(args.feature_cache), vision_model, image_processor, DTYPES[args.feature_cache_dtype])
-    for source in sources:
-        mine = range(rank(), len(source), world_size())
-        images = (
-            image
-            for index in tqdm(mine, desc=printable(f"features of {source.name}"), disable=not is_main_process())
-            for image in source[index].images
-        )
-        cache.fill(images, vision_model, image_processor)
-    cache.fill([BLANK], vision_model, image_processor)
-    wait_for_all()  # nobody reads before all is there
+    fill_for_a_run(cache, sources, vision_model, image_processor)
     return cache
 
 

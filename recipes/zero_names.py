@@ -9,12 +9,11 @@ here behind its first look.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from recipes.zero_config import FIXED, OURS, Config
+from recipes.zero_config import FIXED, OURS, Config, read_config
 from vision_core.errors import UserError, first_line
 from vision_core.spelling import nearest_name
 
@@ -33,7 +32,7 @@ def check_names(file: Path, config: Config) -> None:
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     except ImportError as error:
         raise UserError(f"--deepspeed needs deepspeed ({first_line(error)}); pip install -e '.[recipes]'") from None
-    written = json.loads(file.read_text(encoding="utf-8"))
+    written = read_config(file)
     refuse_unknown(file, written, names_deepspeed_asks_for(), "")
     refuse_unknown_in_section(file, written[ZERO], DeepSpeedZeroConfig, ZERO)
     refuse_values(file, config)

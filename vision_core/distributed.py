@@ -2,9 +2,9 @@
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.printable import printable, say
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -180,3 +182,20 @@ def own_cores() -> int:
     """This process's share of the cores, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(cores // processes_here(), 1)
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` gives on this process, once it has ended on all of them; a UserError of one is raised on every one.
+
+    So none waits in a collective for one that has failed, and all say the same line.
+    """
+    result, problem = None, None
+    try:
+        result = work()
+    except UserError as error:
+        problem = str(error)
+    wait_for_all()
+    problems = [each for each in gather_objects(problem) if each]
+    if problems:
+        raise UserError(problems[0])
+    return result

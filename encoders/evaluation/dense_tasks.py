@@ -14,11 +14,11 @@ from encoders.attention import last_attention
 from encoders.evaluation.depth import DepthResult, depth_picture, dpt_depth, linear_depth
 from encoders.evaluation.depth_protocol import PROTOCOLS, DepthProtocol
 from encoders.evaluation.emergent_segmentation import emergent_jaccard, keep_mass
-from encoders.evaluation.feature_cache import StoredRows
 from encoders.evaluation.features import depth_layers
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult
 from encoders.evaluation.segmentation import label_picture, linear_segmentation
+from encoders.evaluation.stored_features import StoredRows
 from encoders.sheets import contact_sheet, display, to_picture
 from vision_core.errors import UserError
 from vision_core.images.annotations import IGNORED

@@ -1,85 +1,49 @@
-"""Frozen features of a data source, computed once and kept in a folder that only the same encoder on the same images reads again."""
+"""Frozen features of a data source, computed once and kept where only the same encoder on the same images finds them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from encoders.base import Encoder
 from encoders.evaluation.features import evaluating
+from encoders.evaluation.stored_features import (
+    CONTENTS,
+    KEPT,
+    Shard,
+    StoredFeatures,
+    read_shard,
+    shard_path,
+    write_shard,
+)
 from encoders.evaluation.used_images import content_hash
 from encoders.preprocess import ImageTransform
-from vision_core.checkpoints import WRITE_ERRORS, seal_folder, verify_checkpoint
+from vision_core.checkpoints import MANIFEST
 from vision_core.data_workers import leave_signals_to_parent
-from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, wait_for_all, world_size
+from vision_core.disk_space import check_room, not_written
+from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, together, world_size
 from vision_core.errors import UserError
+from vision_core.files_aside import remove_litter
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.one_kind import OneKind
 from vision_core.images.sources import ImageSource, UnreadableSample
+from vision_core.printable import say
+from vision_core.sealed_tensors import DamagedTensors, NotSealed, remove_damaged
 
-KEY_FILE = "key.json"
 SHARD_BYTES = 2**28
-KEPT, CONTENTS = "kept", "contents"
-BAD_FILES = "unreadable-*.json"  # one of every process: [[index, reason], ...]
+ROOM = "make room and start again, which goes on from what is there, or name another folder by --cache_dir"
 
 Compute = Callable[[Encoder, Tensor], dict[str, Tensor]]
-
-
-class StoredFeatures:
-    """A whole folder of features, read from disk as they are asked for.
-
-    Attributes:
-        names: of the tensors. kept: `[n]` the indices of the images in their source; unreadable ones are left out. unreadable: how many were.
-        reasons: index -> reason of those. contents: `[n, 2]` the hashes of the images (`content_hash`).
-    """
-
-    def __init__(self, folder: Path, num_images: int) -> None:
-        self.shards = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
-        self.names = sorted(set(self.shards[0].keys()) - {KEPT, CONTENTS}) if self.shards else []
-        self.kept = self.load(KEPT) if self.shards else torch.empty(0, dtype=torch.long)
-        self.contents = self.load(CONTENTS) if self.shards else torch.empty(0, 2, dtype=torch.long)
-        self.unreadable = num_images - len(self.kept)
-        self.reasons = {index: reason for path in sorted(folder.glob(BAD_FILES)) for index, reason in json.loads(path.read_text())}
-
-    def load(self, name: str) -> Tensor:
-        """The whole tensor `[n, ...]` in memory."""
-        return torch.cat([shard.get_tensor(name) for shard in self.shards])
-
-    def rows(self, name: str) -> StoredRows:
-        """The tensor row by row, for what does not fit into memory."""
-        parts = [shard.get_slice(name) for shard in self.shards]
-        return StoredRows([(part, row) for part in parts for row in range(part.get_shape()[0])])
-
-
-class StoredRows:
-    """`rows[i]` reads one image's tensor from disk."""
-
-    def __init__(self, places: list[tuple[Any, int]]) -> None:
-        self.places = places
-        self.shape = (len(places), *places[0][0].get_shape()[1:])
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> Tensor:
-        part, row = self.places[index]
-        return part[row : row + 1][0]
-
-    def only(self, indices: list[int]) -> StoredRows:
-        """Some of the rows."""
-        return StoredRows([self.places[index] for index in indices])
 
 
 def cached_features(
@@ -94,29 +58,32 @@ def cached_features(
     batch_size: int = 64,
     num_workers: int = 0,
     progress: bool = False,
+    image_bytes: int = 0,
 ) -> StoredFeatures:
-    """`compute(encoder, pixel_values)` of the images `indices` of `source` (default: all), from `cache_dir` where they lie there already.
+    """`compute(encoder, pixel_values)` of the images `indices` of `source` (default: all), from `cache_dir` if they are there.
 
-    The folder's name is a hash of the encoder's weights and config, the transform, the data's fingerprint, the indices and `name`, which stands for
-    `compute`. It becomes visible by one rename, and is read only if its manifest verifies and what could not be read still cannot. Several
-    processes compute a part each and all read the whole.
+    The folder's name is a hash of the encoder's weights and config, the transform, the data's fingerprint, the indices
+    and `name`, which stands for `compute`. Every file in it is verified. What is missing or damaged is computed, and so
+    is what could not be read and can be now. Several processes compute a part each and all read the whole; several runs
+    may do the same at once, and one that was killed goes on.
 
-    Raises UserError where features are not finite, no image can be read, or the disk is full.
+    image_bytes: what the features of an image take, where it is known, for the question whether all have room.
+
+    Raises UserError where features are not finite, no image can be read, or the disk has no room.
     """
     transform = transform or encoder.transform
     indices = list(range(len(source))) if indices is None else indices
     key = _key(encoder, source, name, transform, indices)
     folder = cache_dir / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    is_there = is_main_process() and _is_whole(folder, key) and _reads_as_before(folder, source)
-    state = "whole" if is_there else "missing"
-    if broadcast_text(state) == "missing":
-        aside = Path(broadcast_text(str(cache_dir / f".tmp-{folder.name}-{os.getpid()}")))
-        share = torch.tensor(indices).tensor_split(world_size())[rank()].tolist()  # in order, so that all shards together are
-        loader = _view_loader(source, share, transform, batch_size, num_workers)
-        problem = _fill(aside, lambda bad: _batches(encoder, source, compute, transform, loader, progress, bad))
-        _publish(aside, folder, key, [said for said in gather_objects(problem) if said])
-        wait_for_all()  # nobody reads before it is there
-    stored = StoredFeatures(folder, len(indices))
+    there = together(lambda: _shards_there(folder, key, source, progress) if is_main_process() else [])
+    names = json.loads(broadcast_text(json.dumps([shard.path.name for shard in there])))
+    missing = _uncovered(names, len(indices))
+    together(lambda: _say_what_is_needed(folder, encoder, len(missing), image_bytes, progress))
+    share = torch.tensor(missing, dtype=torch.long).tensor_split(world_size())[rank()].tolist()
+    filling = _Filling(encoder, source, compute, transform, indices, folder, key)
+    made = together(lambda: filling.fill(share, batch_size, num_workers, progress))
+    names = sorted([*names, *(each for part in gather_objects(made) for each in part)])
+    stored = StoredFeatures(together(lambda: _opened(folder, names, key, there)))
     if not len(stored.kept):
         raise UserError(f"none of {len(indices)} images of {source.description} could be read; name other images")
     return stored
@@ -136,7 +103,9 @@ def unreadable_left_out(
     note: is told of every image that cannot.
     """
     found = False
-    for items in tqdm(_view_loader(source, indices, transform, batch_size, 0), desc="images", disable=not progress, leave=False):
+    batches = _batches_of(range(len(indices)), batch_size)
+    loader = _view_loader(source, indices, transform, batches, 0)
+    for items in tqdm(loader, desc="images", disable=not progress, leave=False):
         read = [(index, view) for index, view, _ in items if view is not None]
         for index, view, reason in items:
             if view is None:
@@ -164,7 +133,7 @@ def _key(encoder: Encoder, source: ImageSource, name: str, transform: ImageTrans
         "encoder": encoder_fingerprint(encoder),
         "data": source.fingerprint,
         "features": name,
-        "beside": f"{CONTENTS}, reasons",  # entries of earlier versions lack them
+        "beside": "contents, reasons",  # entries of earlier versions lack them
         "transform": transform.to_dict(),
         "indices": hashlib.blake2b(torch.tensor(indices).numpy().tobytes(), digest_size=16).hexdigest(),
         "device": encoder.device.type,  # another device rounds in another way
@@ -172,16 +141,71 @@ def _key(encoder: Encoder, source: ImageSource, name: str, transform: ImageTrans
     return json.dumps(fields, indent=1, sort_keys=True)
 
 
-def _is_whole(folder: Path, key: str) -> bool:
-    return folder.is_dir() and verify_checkpoint(folder) is None and (folder / KEY_FILE).read_text() == key
+def _shards_there(folder: Path, key: str, source: ImageSource, progress: bool) -> list[Shard]:
+    """What is whole, one behind the other without overlap. What is damaged is removed, and a line says how much."""
+    remove_litter([*folder.parent.glob(".tmp-*"), *folder.glob(".tmp-*")])
+    if (folder / MANIFEST).exists():
+        shutil.rmtree(folder)  # of an earlier version, whose files carry no digest
+    shards, damaged = [], 0
+    paths = sorted(folder.glob("*.safetensors"))
+    for path in tqdm(paths, desc="cached features read", unit="file", disable=not progress, leave=False):
+        status = path.lstat()
+        try:
+            shard = read_shard(path, key)
+        except (OSError, NotSealed, DamagedTensors):
+            remove_damaged(path, status)
+            damaged += 1
+            continue
+        if _reads_as_before(shard, source):
+            shards.append(shard)
+        else:
+            remove_damaged(path, status)
+    if damaged:
+        lost = f"{damaged:,} files were not what was written; their features are computed again"
+        say(f"{folder}: {lost}", file=sys.stderr)
+    return _without_overlap(shards)
 
 
-def _reads_as_before(folder: Path, source: ImageSource) -> bool:
+def _without_overlap(shards: Sequence[Shard]) -> list[Shard]:
+    """Runs of other batch sizes cut the images in other places."""
+    chosen: list[Shard] = []
+    for shard in sorted(shards, key=lambda each: (each.start, -each.stop)):
+        if not chosen or shard.start >= chosen[-1].stop:
+            chosen.append(shard)
+    return chosen
+
+
+def _uncovered(names: Sequence[str], count: int) -> list[int]:
+    """The positions below `count` that no shard of these names holds."""
+    covered = torch.zeros(count, dtype=torch.bool)
+    for name in names:
+        start, stop = Path(name).stem.split("-")
+        covered[int(start) : int(stop)] = True
+    return (~covered).nonzero()[:, 0].tolist()
+
+
+def _opened(folder: Path, names: Sequence[str], key: str, there: Sequence[Shard]) -> list[Shard]:
+    """The shards of these names, those that are in memory already as they are."""
+    known = {shard.path.name: shard for shard in there}
+    try:
+        return [known.get(name) or read_shard(folder / name, key) for name in names]
+    except (OSError, NotSealed, DamagedTensors) as error:
+        raise UserError(f"{folder} has changed while it was filled: {error}; start the evaluation again") from None
+
+
+def _say_what_is_needed(folder: Path, encoder: Encoder, count: int, image_bytes: int, progress: bool) -> None:
+    if count and image_bytes and is_main_process():
+        line = check_room(folder, count * image_bytes, f"features of {encoder.name} for {count:,} images", ROOM)
+        if progress:
+            say(line, file=sys.stderr)
+
+
+def _reads_as_before(shard: Shard, source: ImageSource) -> bool:
     """Whether what could not be read when the features were made still cannot, for the same reason.
 
     A link may be followed now, a package installed, a permission given, and none of that is in the data's fingerprint.
     """
-    return all(_reason_now(source, index) == reason for index, reason in StoredFeatures(folder, 0).reasons.items())
+    return all(_reason_now(source, index) == reason for index, reason in shard.reasons.items())
 
 
 def _reason_now(source: ImageSource, index: int) -> str:
@@ -211,82 +235,99 @@ class _Views(Dataset):
         return index, self.transform.view(record.image), ""
 
 
-def _view_loader(source: ImageSource, indices: list[int], transform: ImageTransform, batch_size: int, num_workers: int) -> DataLoader:
+def _view_loader(
+    source: ImageSource,
+    indices: list[int],
+    transform: ImageTransform,
+    batches: Sequence[list[int]],
+    num_workers: int,
+) -> DataLoader:
     return DataLoader(
         _Views(source, indices, transform),
-        batch_size,
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=list,
         worker_init_fn=leave_signals_to_parent,
     )
 
 
-def _batches(
-    encoder: Encoder,
-    source: ImageSource,
-    compute: Compute,
-    transform: ImageTransform,
-    loader: DataLoader,
-    progress: bool,
-    bad: list[tuple[int, str]],
-) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a shard, batch after batch; (index, reason) of what cannot be read goes into `bad`."""
-    with evaluating(encoder):
-        for items in tqdm(
-            loader, desc=f"features of {encoder.name}", unit="batch", disable=not progress or not is_main_process(), leave=False
-        ):
-            read = [(index, view) for index, view, _ in items if view is not None]
-            bad += [(index, reason) for index, view, reason in items if view is None]
-            if not read:
-                continue
-            contents = torch.stack([content_hash(view) for _, view in read])
-            views = torch.stack([view for _, view in read]).to(encoder.device)
-            features = {name: value.cpu().contiguous() for name, value in compute(encoder, transform.pixels(views)).items()}
-            for row, (index, _) in enumerate(read):
-                if not all(value[row].isfinite().all() for value in features.values()):
-                    raise UserError(
-                        f"{encoder.name}: the features of {source.id_of(index)} are not finite; use float32, or another checkpoint"
-                    )
-            yield {**features, KEPT: torch.tensor([index for index, _ in read]), CONTENTS: contents}
+def _batches_of(positions: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of neighbours: none reaches over a gap between `positions`, which rise."""
+    batches: list[list[int]] = []
+    for position in positions:
+        if batches and len(batches[-1]) < batch_size and batches[-1][-1] == position - 1:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+    return batches
 
 
-def _fill(aside: Path, batches: Callable[[list[tuple[int, str]]], Iterator[dict[str, Tensor]]]) -> str | None:
-    """Write this process's shards and what could not be read; what went wrong, or None. The others wait to hear it."""
-    bad: list[tuple[int, str]] = []
-    try:
-        aside.mkdir(parents=True, exist_ok=True)
+class _Filling:
+    """The features that a process computes, written shard after shard."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        source: ImageSource,
+        compute: Compute,
+        transform: ImageTransform,
+        indices: list[int],
+        folder: Path,
+        key: str,
+    ) -> None:
+        self.encoder, self.compute = encoder, compute
+        self.source, self.transform, self.indices = source, transform, indices
+        self.folder, self.key = folder, key
+
+    def fill(self, positions: list[int], batch_size: int, num_workers: int, progress: bool) -> list[str]:
+        """Compute and write the images at `positions` of the indices; the names of the files. Raises UserError."""
+        batches = _batches_of(positions, batch_size)
+        loader = _view_loader(self.source, self.indices, self.transform, batches, num_workers)
+        name = f"features of {self.encoder.name}"
+        bar = tqdm(loader, desc=name, unit="batch", disable=not progress or not is_main_process(), leave=False)
         waiting: list[dict[str, Tensor]] = []
-        number = 0
-        for batch in batches(bad):
-            waiting.append(batch)
-            if sum(value.nbytes for each in waiting for value in each.values()) >= SHARD_BYTES:
-                _write_shard(aside, number, waiting)
-                waiting, number = [], number + 1
-        if waiting:
-            _write_shard(aside, number, waiting)
-        (aside / BAD_FILES.replace("*", f"{rank():04d}")).write_text(json.dumps(bad))
-    except UserError as error:
-        return str(error)
-    except WRITE_ERRORS as error:
-        if not isinstance(error, OSError) and "o space" not in str(error):
-            raise
-        return f"features cannot be written to {aside.parent}: {error}; free space or name another folder by --cache_dir"
-    return None
+        reasons: dict[int, str] = {}
+        start, made = 0, []
+        with evaluating(self.encoder):
+            for number, (batch, items) in enumerate(zip(batches, bar, strict=True)):
+                start = start if waiting or reasons else batch[0]
+                waiting += self._features(items)
+                reasons |= {index: reason for index, view, reason in items if view is None}
+                stop = batch[-1] + 1
+                is_end = number + 1 == len(batches) or batches[number + 1][0] != stop
+                if is_end or _bytes_of(waiting) >= SHARD_BYTES:
+                    made.append(self._write(start, stop, waiting, reasons))
+                    waiting, reasons = [], {}
+        return made
+
+    def _features(self, items: list[tuple[int, Tensor | None, str]]) -> list[dict[str, Tensor]]:
+        """The tensors of those of a batch that could be read; none, where none could."""
+        read = [(index, view) for index, view, _ in items if view is not None]
+        if not read:
+            return []
+        contents = torch.stack([content_hash(view) for _, view in read])
+        views = torch.stack([view for _, view in read]).to(self.encoder.device)
+        computed = self.compute(self.encoder, self.transform.pixels(views))
+        features = {name: value.cpu().contiguous() for name, value in computed.items()}
+        for row, (index, _) in enumerate(read):
+            if not all(value[row].isfinite().all() for value in features.values()):
+                image = self.source.id_of(index)
+                where = f"{self.encoder.name}: the features of {image}"
+                raise UserError(f"{where} are not finite; use float32, or another checkpoint")
+        return [{**features, KEPT: torch.tensor([index for index, _ in read]), CONTENTS: contents}]
+
+    def _write(self, start: int, stop: int, batches: list[dict[str, Tensor]], reasons: dict[int, str]) -> str:
+        nothing = {KEPT: torch.empty(0, dtype=torch.long), CONTENTS: torch.empty(0, 2, dtype=torch.long)}
+        whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]} if batches else nothing
+        path = shard_path(self.folder, start, stop)
+        try:
+            write_shard(path, self.key, whole, reasons)
+        except OSError as error:
+            with suppress(OSError):
+                self.folder.rmdir()  # where nothing is in it
+            raise not_written(path, error, _bytes_of([whole]), ROOM) from None
+        return path.name
 
 
-def _write_shard(aside: Path, number: int, batches: list[dict[str, Tensor]]) -> None:
-    whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-    save_file(whole, aside / f"{rank():04d}-{number:05d}.safetensors")
-
-
-def _publish(aside: Path, folder: Path, key: str, problems: list[str]) -> None:
-    """Show the folder whole, or take it away and say why not, the same on every process."""
-    if is_main_process():
-        if not problems:
-            (aside / KEY_FILE).write_text(key)
-            seal_folder(aside)
-            shutil.rmtree(folder, ignore_errors=True)  # what lies there did not verify, or says otherwise of images that cannot be read
-            aside.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    if problems:
-        raise UserError(problems[0])
+def _bytes_of(batches: list[dict[str, Tensor]]) -> int:
+    return sum(value.nbytes for batch in batches for value in batch.values())

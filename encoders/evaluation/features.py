@@ -44,6 +44,24 @@ def map_features(encoder: Encoder, pixel_values: Tensor, layers: Iterable[int]) 
     return stored
 
 
+def vector_bytes(encoder: Encoder) -> int:
+    """What `vector_features` of one image take."""
+    widths = list(encoder.layer_widths[-NUM_BLOCKS:])
+    return 4 * (2 * encoder.width + (encoder.pooled_width or 0) + sum(widths))
+
+
+def map_bytes(encoder: Encoder, size: tuple[int, int], layers: Iterable[int]) -> int:
+    """What `map_features` of one image of `size` take. Where layers are stages, a map has half the rows of the one before."""
+    rows, columns = encoder.grid(*size)
+    are_stages = len(set(encoder.layer_widths)) > 1
+    total = 0
+    for number in encoder.layer_numbers(tuple(layers)):
+        finer = 2 ** (encoder.num_layers - number) if are_stages else 1
+        cells = rows * finer * columns * finer + (1 if encoder.has_cls else 0)
+        total += 2 * encoder.layer_widths[number - 1] * cells
+    return total
+
+
 def depth_layers(num_layers: int) -> tuple[int, ...]:
     """Four layers at even distances, the last among them: 3, 6, 9, 12 of 12 (DINOv2, section 7.4); fewer where there are fewer."""
     count = min(4, num_layers)

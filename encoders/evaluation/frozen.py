@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from encoders.base import Encoder
-from encoders.evaluation.feature_cache import StoredFeatures, StoredRows, cached_features
-from encoders.evaluation.features import draw_subset, map_features, vector_features
+from encoders.evaluation.feature_cache import Compute, cached_features
+from encoders.evaluation.features import draw_subset, map_bytes, map_features, vector_bytes, vector_features
+from encoders.evaluation.stored_features import StoredFeatures, StoredRows
 from encoders.evaluation.used_images import MAX_BAD_FRACTION, check_share, found_in, in_words
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
@@ -71,8 +72,8 @@ class FrozenFeatures:
 
     def vectors(self, split: str) -> dict[str, Tensor]:
         """The vectors of `vector_features`, each `[n, width]`."""
-        stored = self._extract(split, vector_features, "vectors", self.encoder.transform)
-        return {name: stored.load(name) for name in stored.names}
+        stored = self._of_vectors(split)
+        return stored.load_all()
 
     @property
     def main_vector_name(self) -> str:
@@ -82,10 +83,12 @@ class FrozenFeatures:
     def maps(self, split: str, layers: tuple[int, ...]) -> dict[str, Tensor | StoredRows]:
         """The maps and CLS tokens of `map_features`, on disk where they would fill the memory."""
         name = f"maps {' '.join(map(str, layers))}"
-        stored = self._extract(split, lambda encoder, pixels: map_features(encoder, pixels, layers), name, self.dense_transform)
+        transform = self.dense_transform
+        image_bytes = map_bytes(self.encoder, transform.size, layers)
+        stored = self._extract(split, lambda encoder, pixels: map_features(encoder, pixels, layers), name, transform, image_bytes)
         rows = {name: stored.rows(name) for name in stored.names}
         fits = 2 * sum(torch.Size(each.shape).numel() for each in rows.values()) < BYTES_IN_MEMORY
-        return {name: stored.load(name) if fits else rows[name] for name in stored.names}
+        return stored.load_all() if fits else rows
 
     def kept(self, split: str, dense: bool = False) -> list[int]:
         """Which images of the source the rows stand for."""
@@ -153,7 +156,7 @@ class FrozenFeatures:
 
     def labels(self, split: str) -> Tensor:
         """`[n]` labels of the rows of `vectors`."""
-        self._extract(split, vector_features, "vectors", self.encoder.transform)
+        self._of_vectors(split)
         source = self.sources[split]
         if source.labels is None:
             raise UserError(f"{source.description} has no labels; name a data set with labels, or other tasks")
@@ -161,7 +164,7 @@ class FrozenFeatures:
 
     def marks(self, split: str) -> Tensor:
         """`[n, classes]` bool: which classes each row of `vectors` has, where an image may have several. Both splits have the same classes."""
-        self._extract(split, vector_features, "vectors", self.encoder.transform)
+        self._of_vectors(split)
         for source in self.sources.values():
             if source.multi_labels is None:
                 raise UserError(f"{source.description} has no lists of classes; name a column of lists by ?label=COLUMN")
@@ -173,12 +176,15 @@ class FrozenFeatures:
             marks[row, self.sources[split].multi_labels[index]] = True
         return marks
 
-    def _extract(self, split: str, compute, name: str, transform: ImageTransform) -> StoredFeatures:
+    def _of_vectors(self, split: str) -> StoredFeatures:
+        return self._extract(split, vector_features, "vectors", self.encoder.transform, vector_bytes(self.encoder))
+
+    def _extract(self, split: str, compute: Compute, name: str, transform: ImageTransform, image_bytes: int) -> StoredFeatures:
         if (split, name) not in self._stored:
             source = self.sources[split]
             stored = cached_features(
                 self.encoder, source, compute, name, self.cache_dir, transform=transform, indices=self.indices[split],
-                batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress,
+                batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress, image_bytes=image_bytes,
             )  # fmt: skip
             self._stored[split, name] = stored
             self.note_unreadable(split, (UnreadableSample(source.id_of(index), reason) for index, reason in stored.reasons.items()))

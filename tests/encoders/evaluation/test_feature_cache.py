@@ -1,16 +1,22 @@
 import os
+import re
+import resource
+import shutil
+import time
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from encoders import load_encoder
 from encoders.evaluation import feature_cache
 from encoders.evaluation.feature_cache import cached_features, encoder_fingerprint
-from encoders.evaluation.features import vector_features
+from encoders.evaluation.features import map_bytes, map_features, vector_bytes, vector_features
 from encoders.evaluation.used_images import content_hash
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
+from vision_core.files_aside import THIS_MACHINE
 from vision_core.images.sources import open_source
 from vision_core.images.unreadable import UnreadableImage
 
@@ -137,7 +143,7 @@ def test_the_fingerprint_is_of_the_weights_not_of_the_name(tmp_path):
     assert encoder_fingerprint(encoder) != encoder_fingerprint(load_encoder("tiny:dinov2", dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "manifest", "key", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "emptied", "of another entry", "missing"])
 def test_a_damaged_entry_is_not_read(source, tmp_path, damage):
     encoder, compute = load_encoder("tiny:dinov2"), Counted()
     expected = cached_features(encoder, source, compute, "vectors", tmp_path).load("pooled")
@@ -151,8 +157,12 @@ def test_a_damaged_entry_is_not_read(source, tmp_path, damage):
         shard.write_bytes(data)
     elif damage == "missing":
         shard.unlink()
+    elif damage == "emptied":
+        os.truncate(shard, 0)
     else:
-        next(folder.glob("MANIFEST*" if damage == "manifest" else "key*")).write_text("{}")
+        cached_features(encoder, source, compute, "other", tmp_path)
+        (other,) = set(tmp_path.iterdir()) - {folder}
+        shutil.copy(next(other.glob("*.safetensors")), shard)
     before = compute.images
     assert torch.equal(cached_features(encoder, source, compute, "vectors", tmp_path).load("pooled"), expected)
     assert compute.images == before + 10
@@ -176,14 +186,120 @@ def test_no_readable_image(memory_source, tmp_path):
         cached_features(load_encoder("tiny:dinov2"), memory_source([None, None], [0, 1]), vector_features, "vectors", tmp_path)
 
 
-def test_a_full_disk_is_one_line(source, tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(feature_cache, "save_file", full)
-    with pytest.raises(UserError, match="free space or name another folder by --cache_dir"):
-        cached_features(load_encoder("tiny:dinov2"), source, vector_features, "vectors", tmp_path)
+def test_a_full_disk_is_one_line(source, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"was not written: File too large; it needs 0.0 MB, and .* are free.* by --cache_dir"):
+            cached_features(load_encoder("tiny:dinov2"), source, vector_features, "vectors", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_features_that_have_no_room_are_told_before_the_first_forward(source, tmp_path):
+    compute = Counted()
+    with pytest.raises(
+        UserError, match=r"has no room for features of tiny:dinov2 for 11 images: they need 11,000,000.0 GB, and .* make room"
+    ):
+        cached_features(load_encoder("tiny:dinov2"), source, compute, "vectors", tmp_path, image_bytes=10**15)
+    assert compute.images == 0 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", ["dinov2", "siglip", "convnext", "ijepa"])
+def test_what_features_take_is_known_before_they_are_computed(family):
+    encoder = load_encoder(f"tiny:{family}")
+    size, layers = encoder.transform.size, (1, encoder.num_layers)
+    pixels = torch.zeros(1, 3, *size)
+    vectors, maps = vector_features(encoder, pixels), map_features(encoder, pixels, layers)
+    assert vector_bytes(encoder) == sum(value.nbytes for value in vectors.values())
+    assert map_bytes(encoder, size, layers) == sum(value.nbytes for value in maps.values())
+
+
+def shards_of(folder):
+    return sorted(folder.glob("*/*.safetensors"))
+
+
+def test_only_the_damaged_shards_are_computed_again(source, tmp_path, monkeypatch, capsys):
+    """Of six shards one is flipped, one emptied, one cut; one has another's place; and there is one too many."""
+    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
+    encoder, compute = load_encoder("tiny:dinov2"), Counted()
+    expected = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=2).load_all()
+    shards = shards_of(tmp_path)
+    content = bytearray(shards[0].read_bytes())
+    content[len(content) // 2] ^= 0x80
+    shards[0].write_bytes(content)
+    os.truncate(shards[1], 0)
+    os.truncate(shards[3], 500)
+    shutil.copy(shards[5], shards[4])
+    shutil.copy(shards[5], shards[5].with_name("000000011-000000012.safetensors"))
+    compute.images = 0
+    again = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=2)
+    assert compute.images == 8 and "5 files were not what was written; their features are computed again" in capsys.readouterr().err
+    for name, value in expected.items():
+        torch.testing.assert_close(again.load(name), value, rtol=1e-4, atol=1e-5)
+    assert again.kept.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10] and shards_of(tmp_path) == shards
+    cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=3)  # in shards that other batches have cut
+    assert compute.images == 8 and capsys.readouterr().err == ""
+
+
+def test_damage_under_a_reader_is_one_line(source, tmp_path):
+    """What is flipped or cut once the entry is open: whole tensors and single rows are verified as they are read."""
+    encoder = load_encoder("tiny:dinov2")
+    stored = cached_features(encoder, source, vector_features, "vectors", tmp_path)
+    (shard,) = shards_of(tmp_path)
+    good, rows = shard.read_bytes(), stored.rows("pooled")
+    _, _, offset = stored.shards[0].layouts["pooled"]
+    flipped = bytearray(good)
+    flipped[offset + 3] ^= 0x40  # of the first row
+    for content, others in ((flipped, True), (good[: offset + 5], False), (b"", False)):
+        shard.write_bytes(content)
+        for read in (lambda: rows[0], lambda: stored.load("pooled")):
+            with pytest.raises(UserError, match="does not hold the features that were written: .*; start the evaluation again"):
+                read()
+        if others:
+            assert rows[1].isfinite().all()
+    shard.write_bytes(good)
+    assert torch.equal(rows[0], stored.load("pooled")[0])
+
+
+def test_an_entry_of_an_earlier_version_is_made_again(source, tmp_path):
+    encoder, compute = load_encoder("tiny:dinov2"), Counted()
+    cached_features(encoder, source, compute, "vectors", tmp_path)
+    (shard,) = shards_of(tmp_path)
+    save_file(load_file(shard), shard.with_name("0000-00000.safetensors"))
+    shard.unlink()
+    for name in ("MANIFEST.json", "key.json", "unreadable-0000.json"):
+        (shard.parent / name).write_text("{}")
+    cached_features(encoder, source, compute, "vectors", tmp_path)
+    assert compute.images == 20 and os.listdir(shard.parent) == [shard.name]
+
+
+def test_litter_is_removed_at_the_next_start(source, tmp_path):
+    encoder = load_encoder("tiny:dinov2")
+    cached_features(encoder, source, vector_features, "vectors", tmp_path)
+    (shard,) = shards_of(tmp_path)
+    litter = shard.with_name(f".tmp-{THIS_MACHINE}-{os.getpid()}-0badf00d")
+    litter.write_bytes(b"half")
+    old, fresh = tmp_path / f".tmp-{'0a' * 16}-77", tmp_path / f".tmp-{'0a' * 16}-78"
+    for folder in (old, fresh):  # of an earlier version
+        folder.mkdir()
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    cached_features(encoder, source, vector_features, "vectors", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([fresh.name, shard.parent.name])
+    assert os.listdir(shard.parent) == [shard.name]
+
+
+def test_a_file_written_anew_is_noticed_by_name_size_or_time(tmp_path):
+    """Not one that keeps all three: see docs/encoders.md."""
+    path = tmp_path / "data" / "0.bmp"
+    path.parent.mkdir()
+    encoder, compute = load_encoder("tiny:dinov2"), Counted()
+    for colour, seconds in (("red", 1), ("blue", 2)):
+        Image.new("RGB", (32, 32), colour).save(path)
+        os.utime(path, (seconds, seconds))
+        cached_features(encoder, open_source(f"folder:{tmp_path}/data"), compute, "vectors", tmp_path / "cache")
+    assert compute.images == 2 and len(list((tmp_path / "cache").iterdir())) == 2
 
 
 WORKER = """
@@ -200,6 +316,27 @@ source = open_source("scenes?size=64&count=13")
 stored = cached_features(load_encoder("tiny:dinov2"), source, vector_features, "vectors", Path(sys.argv[1]), batch_size=4)
 print("rows", len(stored.kept), stored.load("pooled").double().sum().item(), len(stored.shards))
 """
+
+
+def test_a_killed_fill_goes_on_and_two_runs_fill_one_entry_together(runs, tmp_path):
+    script = tmp_path / "worker.py"
+    small = "import time\nfrom encoders.evaluation import feature_cache\nfeature_cache.SHARD_BYTES = 1\n"
+    script.write_text(small + WORKER)
+    slow = tmp_path / "slow.py"
+    slow.write_text(small + WORKER.replace("vector_features, ", "lambda *given: time.sleep(0.5) or vector_features(*given), "))
+    killed = runs.start(slow, tmp_path / "cache")
+    killed.wait_until(lambda: len(shards_of(tmp_path / "cache")) == 2)
+    runs.kill(killed)
+    there = {path: path.stat().st_mtime_ns for path in shards_of(tmp_path / "cache")}
+    jobs = [runs.start(script, tmp_path / "cache") for _ in range(2)]
+    jobs.append(runs.start(script, tmp_path / "one"))
+    runs.finish(*jobs)
+    said = [re.search(r"rows (\d+) (\S+) (\d+)", job.printed).groups() for job in jobs]
+    assert {each[0] for each in said} == {"13"} and {each[2] for each in said} == {"4"}
+    assert float(said[0][1]) == pytest.approx(float(said[2][1]), rel=1e-5) == float(said[1][1])
+    assert all(path.stat().st_mtime_ns == written for path, written in there.items())  # nothing is computed twice
+    (entry,) = (tmp_path / "cache").iterdir()
+    assert len(os.listdir(entry)) == 4
 
 
 def test_two_processes_give_what_one_gives(runs, tmp_path):
