@@ -22,6 +22,7 @@ TABLE_SUFFIXES = (".parquet", ".tar", ".json", ".jsonl", ".csv")
 LOOKED_AT = 2000  # entries of a folder, at any depth, among which images are looked for
 NAMED = 3  # folders that a message names
 
+UNFINISHED_WORK = "unfinished_work"  # of a program that saves no checkpoints (vision_core/work_folder.py)
 FUSED_VLM, FUSED_VISION = "fusion_vlm", "fused_vision"  # fusion's model types, as its folders have them in config.json
 
 
@@ -57,12 +58,21 @@ def folder_kind(folder: Path) -> FolderKind:
     names = {entry.name for entry in folder.iterdir()} - {".lock"}
     if not names:
         return FolderKind("empty", False, "an empty folder", "name the folder of a model")
-    for question in (_adapter, _saved_encoder, _model, _report, _unfinished_run, _other_files):
+    for question in (_unfinished_work, _adapter, _saved_encoder, _model, _report, _unfinished_run, _other_files):
         kind = question(folder, names)
         if kind is not None:
             return kind
     cure = "name the folder that config.json, or encoder.json, lies in"
     return FolderKind("unknown", False, "a folder without config.json or encoder.json", cure)
+
+
+def _unfinished_work(folder: Path, names: set[str]) -> FolderKind | None:
+    """Whatever lies beside this file is a part of what will be there."""
+    if "unfinished.json" not in names:
+        return None
+    program = _read_json(folder / "unfinished.json").get("program") or "a program"
+    cure = f"the same command with --output_dir {folder} --resume_from_checkpoint auto finishes it"
+    return FolderKind(UNFINISHED_WORK, False, f"unfinished work of {program}", cure)
 
 
 def _adapter(folder: Path, names: set[str]) -> FolderKind | None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from encoders.base import Encoder
 from encoders.evaluation.features import evaluating
-from encoders.evaluation.used_images import content_hash
+from encoders.evaluation.used_images import content_hash, none_readable
 from encoders.preprocess import ImageTransform
 from vision_core.checkpoints import WRITE_ERRORS, seal_folder, verify_checkpoint
 from vision_core.data_workers import leave_signals_to_parent
@@ -118,7 +118,8 @@ def cached_features(
         wait_for_all()  # nobody reads before it is there
     stored = StoredFeatures(folder, len(indices))
     if not len(stored.kept):
-        raise UserError(f"none of {len(indices)} images of {source.description} could be read; name other images")
+        bad = [UnreadableSample(source.id_of(index), reason) for index, reason in stored.reasons.items()]
+        raise none_readable(source.description, bad)
     return stored
 
 
@@ -135,17 +136,18 @@ def unreadable_left_out(
 
     note: is told of every image that cannot.
     """
-    found = False
+    found, bad = False, []
     for items in tqdm(_view_loader(source, indices, transform, batch_size, 0), desc="images", disable=not progress, leave=False):
         read = [(index, view) for index, view, _ in items if view is not None]
         for index, view, reason in items:
             if view is None:
-                note(UnreadableSample(source.id_of(index), reason))
+                bad.append(UnreadableSample(source.id_of(index), reason))
+                note(bad[-1])
         if read:
             found = True
             yield [index for index, _ in read], torch.stack([view for _, view in read])
     if not found:
-        raise UserError(f"none of {len(indices)} images of {source.description} could be read; name other images")
+        raise none_readable(source.description, bad)
 
 
 def encoder_fingerprint(encoder: Encoder) -> str:
