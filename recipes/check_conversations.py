@@ -138,7 +138,7 @@ def main() -> None:
         raise SystemExit(status)
 
 
-def clean_target(file: str | None, sources: Sequence[tuple[str, ConversationSource]], may_be_there: bool) -> Path | None:
+def clean_target(file: str | None, sources: Sequence[tuple[str, ConversationSource]], may_be_there: bool = False) -> Path | None:
     """Where the good rows go. Raises UserError before anything is read.
 
     may_be_there: whether an earlier start of the same command, which was killed, may have written it; it is then written again.

@@ -255,7 +255,7 @@ def _resolve_auto(output_dir: str | None, name: str, can_resume: bool = True) ->
             f"--{RESUME_KEY} {AUTO} needs a folder with a name, by which the next start finds it: add --output_dir outputs/{name}-1"
         )
     path = Path(output_dir)
-    if not path.is_dir() or holds_nothing(path):
+    if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
         return None
     if not _read_config(path).startswith(PROGRAM_LINE):
         refuse_used(path, name, can_resume)

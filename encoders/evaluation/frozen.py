@@ -102,7 +102,10 @@ class FrozenFeatures:
             train, test = (self._of_kind(split, dense).contents for split in ("train", "test"))
             rows = (~found_in(train, test)).nonzero()[:, 0]
             if not len(rows):
-                raise UserError(f"all {len(train):,} training images are test images too; name other images by --test_dataset")
+                raise UserError(
+                    f"all {len(train):,} training images are test images too; name other images by --test_dataset of "
+                    "recipes/evaluate_encoder.py, or another data set"
+                )
             self.in_both, self._training_rows[dense] = int(found_in(test, train).sum()), rows
         return self._training_rows[dense]
 
