@@ -86,10 +86,6 @@ class WorkFolder:
             raise
         return work
 
-    def append_bad_sample(self, sample_id: str, reason: str) -> bool:
-        """As `RunFolder.append_bad_sample`."""
-        return self._run.append_bad_sample(sample_id, reason)
-
     def publish(self, write: Callable[[Path], None], status: int = 0) -> None:
         """Let `write(folder)` fill a folder, move its files into `path`, and mark the work as finished. The last call.
 
@@ -115,6 +111,10 @@ class WorkFolder:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(self.partial, ignore_errors=True)
+        self._run.close()
+
+    def close(self) -> None:
+        """Give the folder free, unfinished. `publish` does so itself; the end of the process too."""
         self._run.close()
 
     def _mark(self, more: dict[str, Any] | None = None) -> None:
