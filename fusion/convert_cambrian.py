@@ -213,9 +213,7 @@ def main() -> None:
     model, processor = convert(Path(args.checkpoint), args.encoders, args.chat_template)
     work = WorkFolder.open(args.output_dir, "", config_of(args), args.resume_from_checkpoint, CONVERT)
     command = run_again("-m fusion.convert_cambrian", work.path)
-    work.publish(
-        lambda folder: save_fused(folder, model, processor, command=command, stub=True, data=RELEASED_DATA, note=RELEASED_NOTE)
-    )
+    work.publish(lambda folder: save_fused(folder, model, processor, command=command, stub=True, data=RELEASED_DATA, note=RELEASED_NOTE))
     print(f"saved {work.path}")
 
 

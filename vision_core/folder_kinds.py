@@ -58,7 +58,7 @@ def folder_kind(folder: Path) -> FolderKind:
     names = {entry.name for entry in folder.iterdir()} - {".lock"}
     if not names:
         return FolderKind("empty", False, "an empty folder", "name the folder of a model")
-    for question in (_unfinished_work, _adapter, _saved_encoder, _model, _report, _unfinished_run, _other_files):
+    for question in (_unfinished_work, _adapter, _saved_encoder, _model, _report, _finished_work, _unfinished_run, _other_files):
         kind = question(folder, names)
         if kind is not None:
             return kind
@@ -165,6 +165,14 @@ def _report(folder: Path, names: set[str]) -> FolderKind | None:
     listed = ", ".join(map(str, judged)) if isinstance(judged, list) else str(judged)
     what = "a comparison of encoders" if "encoders" in config else "the report of an evaluation"
     return FolderKind("report", False, what, f"name what it judged: {listed}" if listed else "name what it judged")
+
+
+def _finished_work(folder: Path, names: set[str]) -> FolderKind | None:
+    """Of a program that makes no model; one that makes one is known by its config.json."""
+    program = _read_json(folder / "finished.json").get("program") if "finished.json" in names else None
+    if program is None:
+        return None
+    return FolderKind("work", False, f"what {program} has made", "name the folder of a model")
 
 
 def _unfinished_run(folder: Path, names: set[str]) -> FolderKind | None:

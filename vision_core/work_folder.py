@@ -141,7 +141,9 @@ def _compare(path: Path, config_yaml: str) -> None:
     changes = changed_keys(config.read_text(encoding="utf-8") if config.exists() else "", config_yaml)
     changes.pop("output_dir", None)
     if changes:
-        raise UserError(f"{path} has other options than this command: {_in_words(changes)}; give those of {config}, or another --output_dir")
+        raise UserError(
+            f"{path} has other options than this command: {_in_words(changes)}; give those of {config}, or another --output_dir"
+        )
     finished = _read_finished(path)
     if finished is not None and all((path / name).exists() for name in finished.get("files", ())):
         done = f"all is done: {path} holds the finished work of this command; another --output_dir starts anew"
