@@ -23,17 +23,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.chat_templates import named_template
 from fusion.fuse import load_with_options
-from fusion.fuse_args import CONVERT_HELP, ConvertArguments, check_converting
+from fusion.fuse_args import CONVERT, CONVERT_HELP, ConvertArguments, check_converting
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import FusionProcessor
 from fusion.save import save_fused
-from vision_core.arguments import arguments_to_yaml, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.folder_kinds import refuse_folder
 from vision_core.printable import say, shortened
 from vision_core.run_facts import run_again
-from vision_core.run_folder import RunFolder
 from vision_core.text_files import check_openable, parse_json, read_text
+from vision_core.work_folder import WorkFolder, config_of
 
 LANGUAGE_MODELS = {"cambrian_llama": "llama", "cambrian_phi3": "phi3"}
 LANGUAGE_MODEL = r"model\.(embed_tokens|layers|norm)\..+|lm_head\.weight"  # names of its tensors
@@ -228,11 +228,10 @@ def main() -> None:
     args = parse_arguments(ConvertArguments, description=CONVERT_HELP)
     check_converting(args)
     model, processor = convert(Path(args.checkpoint), args.encoders, args.chat_template)
-    run = RunFolder.open(args.output_dir, "cambrian", arguments_to_yaml(args), can_resume=False)
-    run.close()
-    command = run_again("-m fusion.convert_cambrian", run.path)
-    save_fused(run.path, model, processor, command=command, stub=True, data=RELEASED_DATA, note=RELEASED_NOTE)
-    say(f"saved {run.path}")
+    work = WorkFolder.open(args.output_dir, "", config_of(args), args.resume_from_checkpoint, CONVERT)
+    command = run_again("-m fusion.convert_cambrian", work.path)
+    work.publish(lambda folder: save_fused(folder, model, processor, command=command, stub=True, data=RELEASED_DATA, note=RELEASED_NOTE))
+    say(f"saved {work.path}")
 
 
 if __name__ == "__main__":

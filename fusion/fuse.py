@@ -15,14 +15,14 @@ from encoders.load import check_source, load_encoder
 from fusion.assemble import assemble_vlm, fuse_encoders, image_processor_of, load_language_model, own_grid
 from fusion.build_connector import connector_options
 from fusion.chat_templates import named_template
-from fusion.fuse_args import FUSE_HELP, FuseArguments, check_fusing
+from fusion.fuse_args import FUSE, FUSE_HELP, FUSED, FuseArguments, check_fusing
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.save import save_fused
-from vision_core.arguments import arguments_to_yaml, parse_arguments
+from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.printable import say
 from vision_core.run_facts import run_again
-from vision_core.run_folder import RunFolder
+from vision_core.work_folder import WorkFolder, config_of
 
 
 def main() -> None:
@@ -66,11 +66,11 @@ def main() -> None:
             zero_init_sva=args.zero_init_output,
             seed=args.seed,
         )
-    run = RunFolder.open(args.output_dir, "fused", arguments_to_yaml(args), can_resume=False)
-    run.close()
-    say_now(f"writing {run.path} ...")
-    save_fused(run.path, model, processor, command=run_again("-m fusion.fuse", run.path), stub=args.stub)
-    say(f"saved {run.path}; its README.md shows how to load it")
+    work = WorkFolder.open(args.output_dir, FUSED, config_of(args), args.resume_from_checkpoint, FUSE)
+    say_now(f"writing {work.path} ...")
+    command = run_again("-m fusion.fuse", work.path)
+    work.publish(lambda folder: save_fused(folder, model, processor, command=command, stub=args.stub))
+    say(f"saved {work.path}; its README.md shows how to load it")
 
 
 def say_now(text: str) -> None:

@@ -10,10 +10,11 @@ from typing import Literal
 from vision_core.arguments import option
 from vision_core.errors import UserError
 from vision_core.launchers import is_program
-from vision_core.run_folder import check_folder
 from vision_core.start import look_first
+from vision_core.work_folder import check_work, config_of, resume_option
 
 FUSE, FUSE_COMMAND, CONVERT = "fusion.fuse", "fuse", "fusion.convert_cambrian"
+FUSED = "fused"  # name of the default folder
 FUSE_HELP = """Fuse vision encoders into one vision model, and with a language model into a vision-language model; connectors are new and untrained.
 
 python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224 --hidden_size 1024
@@ -69,6 +70,7 @@ class FuseArguments:
     sva_start: int = option(0, "the first such layer, from 0", "language model")
     sva_stride: int = option(3, "layers from one to the next", "language model")
     output_dir: str | None = option(None, "a new folder; default outputs/fused-<n>", "output")
+    resume_from_checkpoint: str | None = resume_option("output")
     stub: bool = option(
         True, "a file that imports this package, by which processes that import only transformers hear what is missing", "output"
     )
@@ -85,6 +87,7 @@ class ConvertArguments:
         None, "as for fusion.fuse; default: the prompt that the released model was trained with, as its config tells", "what"
     )
     output_dir: str = option("", "a new folder", "output")
+    resume_from_checkpoint: str | None = resume_option("output")
 
 
 def look_first_as_program() -> None:
@@ -97,7 +100,7 @@ def look_first_as_program() -> None:
 
 def check_fusing(args: FuseArguments) -> None:
     """Raises UserError for what cannot work, before models are loaded for minutes."""
-    check_folder(args.output_dir, "fused", can_resume=False)
+    check_work(args.output_dir, FUSED, config_of(args), args.resume_from_checkpoint, FUSE)
     if not args.encoders:
         raise UserError("--encoders is empty; name at least one encoder")
     for name in ("num_sva_layers", "chat_template"):
@@ -109,4 +112,4 @@ def check_converting(args: ConvertArguments) -> None:
     """Raises UserError for options that are missing, and for a folder with anything in it."""
     if not args.checkpoint or not args.output_dir:
         raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
-    check_folder(args.output_dir, "", can_resume=False)
+    check_work(args.output_dir, "", config_of(args), args.resume_from_checkpoint, CONVERT)

@@ -15,8 +15,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from dataclasses import dataclass
 
 from vision_core.arguments import option, parse_arguments
-from vision_core.run_folder import RunFolder, check_folder
 from vision_core.start import look_first
+from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
+
+PROGRAM = "recipes/check_conversations.py"
+NAME = "check"  # of the default folder
 
 
 @dataclass
@@ -29,11 +32,12 @@ class CheckArguments:
     write_clean: str | None = option(None, "new file for the good rows: .jsonl, or .parquet for tables", "data")
     num_workers: int = option(2, "processes that read", "run")
     output_dir: str | None = option(None, "new folder for bad_rows.jsonl; default: the next one in outputs/", "run")
+    resume_from_checkpoint: str | None = resume_option()
 
 
 def check_arguments(args: CheckArguments) -> None:
     """Raises UserError for an output folder that cannot be used."""
-    check_folder(args.output_dir, "check", can_resume=False)
+    check_work(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
 
 
 if __name__ == "__main__":
@@ -57,11 +61,12 @@ from recipes.conversation_sources import ConversationSource, open_conversations
 from recipes.conversations import BadRow, shortened
 from recipes.judging import markdown_table
 from recipes.vlm_models import check_model_folder
-from vision_core.arguments import arguments_to_yaml
+from vision_core.checkpoints import write_text_atomically
 from vision_core.data_workers import leave_signals_to_parent
 from vision_core.errors import UserError, run_script
 from vision_core.printable import printable, say
 
+BAD_ROWS = "bad_rows.jsonl"
 SHOWN = 3  # examples of each reason
 KEYS_SHOWN = 50
 UNCHECKED = "lengths, the chat template and the tokenizer's own tokens were not looked at: name the fused model by --model"
@@ -111,34 +116,41 @@ def main() -> None:
     args = parse_arguments(CheckArguments, description=__doc__)
     check_arguments(args)
     sources = [(text, open_conversations(text)) for text in args.conversations]
-    clean = clean_target(args.write_clean, sources)
     processor = load_processor(args.model) if args.model else None
-    run = RunFolder.open(args.output_dir, "check", arguments_to_yaml(args), can_resume=False)
-    bad = 0
-    with (run.path / "bad_rows.jsonl").open("w", encoding="utf-8") as file:
-        for text, source in sources:
-            checked = list(check(source, processor, args.max_length, args.num_workers, text))
-            wrong = [each for each in checked if each.reason]
-            bad += len(wrong)
-            for each in wrong:
-                file.write(json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n")
-            report(text, checked, wrong)
-            say(f"\n{UNCHECKED if processor is None else proved(processor)}")
-            if clean is not None:
-                say(written_clean(clean, source, checked))
+    work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
+    written = work.partial / "write_clean.txt"  # there as soon as this work may have made that file
+    clean = clean_target(args.write_clean, sources, written.exists())
+    bad = []
+    for text, source in sources:
+        checked = list(check(source, processor, args.max_length, args.num_workers, text))
+        wrong = [each for each in checked if each.reason]
+        bad += [json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n" for each in wrong]
+        report(text, checked, wrong)
+        say(f"\n{UNCHECKED if processor is None else proved(processor)}")
+        if clean is not None:
+            work.partial.mkdir(exist_ok=True)
+            write_text_atomically(written, f"{clean}\n")
+            say(written_clean(clean, source, checked))
+    status = int(bool(bad) and clean is None)
+    work.publish(lambda folder: (folder / BAD_ROWS).write_text("".join(bad), encoding="utf-8"), status)
     if bad:
-        say(f"\nall bad rows: {run.path / 'bad_rows.jsonl'}")
-    if bad and clean is None:
-        raise SystemExit(1)
+        say(f"\nall bad rows: {work.path / BAD_ROWS}")
+    if status:
+        raise SystemExit(status)
 
 
-def clean_target(file: str | None, sources: Sequence[tuple[str, ConversationSource]]) -> Path | None:
-    """Where the good rows go. Raises UserError before anything is read."""
+def clean_target(file: str | None, sources: Sequence[tuple[str, ConversationSource]], may_be_there: bool = False) -> Path | None:
+    """Where the good rows go. Raises UserError before anything is read.
+
+    may_be_there: whether an earlier start of the same command, which was killed, may have written it; it is then written again.
+    """
     if file is None:
         return None
     if len(sources) != 1:
         cure = "clean one after the other"
         raise UserError(f"--write_clean {file} holds the rows of one source, and {len(sources)} are given; {cure}")
+    if may_be_there:
+        Path(file).unlink(missing_ok=True)
     check_target(Path(file), sources[0][1])
     return Path(file)
 

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -27,12 +27,13 @@ from encoders.evaluation.results import TaskResult
 from encoders.load import check_source
 from encoders.pictures import side_by_side
 from recipes.judging import (
+    Output,
     frozen_features,
     join_processes,
     load,
     markdown_table,
     notes_on,
-    open_folder,
+    open_output,
     paradigm,
     problem_with_data,
     problem_with_encoder,
@@ -72,22 +73,21 @@ def main() -> None:
     """Every encoder in turn through every task on every data set, then the tables."""
     args = parse_arguments(CompareArguments, description=__doc__)
     check_comparison(args)
-    asked_for = args.tasks is not None
-    args.tasks = args.tasks if asked_for else ONE_OF_EACH
+    tasks = ONE_OF_EACH if args.tasks is None else args.tasks
     device = join_processes()
     data = {text: open_splits(text) for text in args.datasets}
     for source in args.encoders:
         check_source(source)
     check_encoders(args)
-    if asked_for:
-        check_data(args.tasks, data)
-    folder = open_folder(args, "comparison")
+    if args.tasks is not None:
+        check_data(tasks, data)
+    output = open_output(args, "comparison")
     say = say_line if is_main_process() else lambda text: None
     noted: set[tuple[str, str]] = set()
-    compared = [judge(source, data, args, device, folder, say, noted) for source in args.encoders]
-    if is_main_process():
-        write_report(folder, args, compared, data, device)
-        say(f"\n{(folder / 'table.md').read_text()}\ntables, JSON and pictures: {folder}")
+    compared = [judge(source, data, tasks, args, device, output, say, noted) for source in args.encoders]
+    if output.work is not None:
+        output.work.publish(lambda folder: write_report(folder, args, compared, data, device))
+        say(f"\n{(output.path / 'table.md').read_text()}\ntables, JSON and pictures: {output.path}")
 
 
 def check_encoders(args: CompareArguments) -> None:
@@ -112,9 +112,10 @@ def check_data(tasks: Sequence[TaskName], data: dict[str, Splits]) -> None:
 def judge(
     source: str,
     data: dict[str, Splits],
+    tasks: Sequence[TaskName],
     args: CompareArguments,
     device: torch.device,
-    folder: Path,
+    output: Output,
     say: Callable[[str], None],
     noted: set[tuple[str, str]],
 ) -> Compared:
@@ -128,7 +129,7 @@ def judge(
         return row
     for text, splits in data.items():
         frozen = frozen_features(encoder, splits, args)
-        problems = {name: problem_with_data(name, splits) or problem_with_encoder(name, encoder) for name in args.tasks}
+        problems = {name: problem_with_data(name, splits) or problem_with_encoder(name, encoder) for name in tasks}
         possible = [name for name, problem in problems.items() if problem is None]
         row.not_run += [problem for problem in problems.values() if problem]
         if possible:
@@ -137,7 +138,7 @@ def judge(
                 if (text, note) not in noted:
                     say(note)
                     noted.add((text, note))
-            results = run_tasks(frozen, possible, args, text, folder, say)
+            results = run_tasks(frozen, possible, args, text, output, say)
             row.results |= {(name, text): result for name, result in results.items()}
             row.images[text] = frozen.used_in_words
     return row
@@ -154,7 +155,8 @@ def write_report(folder: Path, args: CompareArguments, compared: list[Compared],
         }
         for row in compared
     ]
-    write_json(folder / "results.json", {"encoders": report, "arguments": asdict(args)})
+    arguments = asdict(replace(args, tasks=args.tasks or ONE_OF_EACH, resume_from_checkpoint=None))
+    write_json(folder / "results.json", {"encoders": report, "arguments": arguments})
     figures = folder / "figures"
     figures.mkdir()
     bar_picture(bars(compared), "higher is better", "%").save(figures / "comparison.png")

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, first_line, run_script
 from vision_core.start import look_first
+from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
+
+PROGRAM = "recipes/convert_flickr8k_vl.py"
 
 
 @dataclass
@@ -22,15 +25,14 @@ class ConvertArguments:
 
     source: str | None = option(None, "folder with train-*.parquet and test-*.parquet", "data")
     output_dir: str | None = option(None, "a new folder for images/, train.jsonl and test.jsonl", "data")
+    resume_from_checkpoint: str | None = resume_option("data")
 
 
 def check_arguments(args: ConvertArguments) -> None:
     """Raises UserError for options that are missing, and for a folder with anything in it."""
     if args.source is None or args.output_dir is None:
         raise UserError("--source and --output_dir are needed: the folder with the parquet files, and a new one for the conversations")
-    folder = Path(args.output_dir)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--output_dir {folder} is not empty; name a new folder")
+    check_work(args.output_dir, "", config_of(args), args.resume_from_checkpoint, PROGRAM)
 
 
 if __name__ == "__main__":
@@ -57,16 +59,21 @@ def main() -> None:
     """Write both splits."""
     args = parse_arguments(ConvertArguments, description=__doc__)
     check_arguments(args)
-    folder = Path(args.output_dir)
     files = {split: sorted(Path(args.source).glob(f"{split}-*.parquet")) for split in ("train", "test")}
     for split, found in files.items():
         if not found:
             raise UserError(f"--source {args.source} has no {split}-*.parquet; name the folder of flickr8k_vl")
         check_columns(found)
-    (folder / "images").mkdir(parents=True)
+    work = WorkFolder.open(args.output_dir, "", config_of(args), args.resume_from_checkpoint, PROGRAM)
+    work.publish(lambda folder: convert_all(files, folder, work.path))
+
+
+def convert_all(files: Mapping[str, list[Path]], folder: Path, shown_as: Path) -> None:
+    """All splits into `folder`, which users will know as `shown_as`."""
+    (folder / "images").mkdir()
     for split, found in files.items():
         counts = convert(found, folder, split)
-        say(f"{folder / split}.jsonl: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
+        say(f"{shown_as / split}.jsonl: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
 
 
 def check_columns(files: list[Path]) -> None:

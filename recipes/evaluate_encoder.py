@@ -15,7 +15,7 @@ from vision_core.start import look_first
 if __name__ == "__main__":
     look_first(EvaluateArguments, __doc__, check_evaluation)
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult
@@ -25,7 +25,7 @@ from recipes.judging import (
     load,
     markdown_table,
     notes_on,
-    open_folder,
+    open_output,
     problem_with_data,
     problem_with_encoder,
     protocol_of,
@@ -53,15 +53,15 @@ def main() -> None:
         if problem:
             raise UserError(f"{problem}; leave it out of --tasks, or name other data")
     frozen = frozen_features(encoder, splits, args)
-    folder = open_folder(args, "evaluation")
+    output = open_output(args, "evaluation")
     say = say_line if is_main_process() else lambda text: None
     say(f"{args.encoder}: {protocol_of(encoder)}{', untrained' if encoder.untrained else ''}")
     for note in notes_on(splits, encoder):
         say(note)
-    results = run_tasks(frozen, args.tasks, args, args.dataset, folder, say)
-    if is_main_process():
-        write_report(folder, args, frozen, results)
-        say(f"table, JSON and pictures: {folder}")
+    results = run_tasks(frozen, args.tasks, args, args.dataset, output, say)
+    if output.work is not None:
+        output.work.publish(lambda folder: write_report(folder, args, frozen, results))
+        say(f"table, JSON and pictures: {output.path}")
 
 
 def write_report(folder: Path, args: EvaluateArguments, frozen: FrozenFeatures, results: dict[str, TaskResult]) -> None:
@@ -78,7 +78,7 @@ def write_report(folder: Path, args: EvaluateArguments, frozen: FrozenFeatures, 
         "unreadable": {split: len(bad) for split, bad in frozen.bad.items()},
         "test_images_in_training": frozen.in_both,
         "results": {name: result_as_json(result) for name, result in results.items()},
-        "arguments": asdict(args),
+        "arguments": asdict(replace(args, resume_from_checkpoint=None)),
     }
     write_json(folder / "results.json", report)
     rows = [

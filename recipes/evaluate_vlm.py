@@ -15,9 +15,11 @@ from typing import Any, Literal
 from recipes.judging_args import check_counts
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
-from vision_core.launchers import is_first_launched
-from vision_core.run_folder import RunFolder, check_folder
 from vision_core.start import look_first
+from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
+
+PROGRAM = "recipes/evaluate_vlm.py"
+NAME = "vlm-evaluation"  # of the default folder
 
 
 @dataclass
@@ -39,6 +41,7 @@ class EvaluateVlmArguments:
     )
     batch_size: int = option(32, "questions that are answered at once", "run")
     output_dir: str | None = option(None, "new folder for table, JSON, answers and pictures; default: the next free one in outputs/", "run")
+    resume_from_checkpoint: str | None = resume_option()
 
 
 def check_arguments(args: EvaluateVlmArguments) -> None:
@@ -50,26 +53,25 @@ def check_arguments(args: EvaluateVlmArguments) -> None:
     check_counts(args, "limit", "batch_size")
     if args.thought_tokens < 0:
         raise UserError(f"--thought_tokens {args.thought_tokens} is not possible; give 0 or more")
-    if is_first_launched():
-        check_folder(args.output_dir, "vlm-evaluation", can_resume=False)
+    check_work(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
 
 
 if __name__ == "__main__":
     look_first(EvaluateVlmArguments, __doc__, check_arguments)
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
 from encoders.sheets import LINE_HEIGHT, TILE, contact_sheet, to_picture, wrap
 from recipes.judging import join_processes, markdown_table, write_json
+from recipes.kept_answers import KeptAnswers, header_of, model_fingerprint
 from recipes.vlm_answers import Score, answer_and_score, chance, examples
 from recipes.vlm_benchmarks import open_task
 from recipes.vlm_models import check_model_folder, load_model
 from recipes.vlm_tasks import Task
-from vision_core.arguments import arguments_to_yaml
-from vision_core.distributed import is_main_process
+from vision_core.distributed import broadcast_text, is_main_process
 from vision_core.printable import printable, say
 
 
@@ -82,13 +84,18 @@ def main() -> None:
     tasks = [open_task(text, args.limit) for text in args.tasks]
     model, processor = load_model(args.model)
     model.to(device).eval()
-    run = None
+    work = None
     if is_main_process():
-        run = RunFolder.open(args.output_dir, "vlm-evaluation", arguments_to_yaml(args), can_resume=False)
+        work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
+    partial = Path(broadcast_text(str(work.partial) if work else ""))
+    fingerprint = broadcast_text(model_fingerprint(Path(args.model), device.type) if work else "")
     results = []
     for task in tasks:
+        kept = KeptAnswers(partial, header_of(fingerprint, task, args.batch_size, args.thought_tokens))
+        if len(kept) and is_main_process():
+            print(f"{task.name}: {len(kept):,} answers of an earlier start are kept")
         scores = {
-            shown: answer_and_score(model, processor, task, shown, args.batch_size, args.thought_tokens)
+            shown: answer_and_score(model, processor, task, shown, args.batch_size, args.thought_tokens, kept)
             for shown in ("images", *args.baselines)
         }
         results.append((task, scores))
@@ -96,9 +103,9 @@ def main() -> None:
             say(
                 f"\n{printable(task.name)}: {len(task.questions):,} questions; grader {task.grader}; prompt {task.prompt!r}\n\n{table(task, scores)}"
             )
-    if run is not None:
-        write_report(run.path, args, results)
-        say(f"\ntable, JSON, answers and pictures: {run.path}")
+    if work is not None:
+        work.publish(lambda folder: write_report(folder, args, results))
+        say(f"\ntable, JSON, answers and pictures: {work.path}")
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:
@@ -123,7 +130,7 @@ def table(task: Task, scores: dict[str, Score]) -> str:
 
 def write_report(folder: Path, args: EvaluateVlmArguments, results: list[tuple[Task, dict[str, Score]]]) -> None:
     """results.json, answers.jsonl, README.md with the tables, figures/."""
-    report = {"model": args.model, "arguments": asdict(args), "tasks": {}}
+    report = {"model": args.model, "arguments": asdict(replace(args, resume_from_checkpoint=None)), "tasks": {}}
     lines = [f"# {args.model}"]
     (folder / "figures").mkdir(exist_ok=True)
     with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:

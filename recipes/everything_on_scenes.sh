@@ -4,7 +4,8 @@
 #   bash recipes/everything_on_scenes.sh [FOLDER]        default outputs/everything; the page is FOLDER/report/README.md
 #
 # PYTHON: the interpreter of the environment (default python). SEEDS: of the fused models (default "0 1 2"). STEPS: of their fine-tuning (default 600).
-# Two programs run at a time, with one core each. What is finished is not made again: after an interruption the same command goes on.
+# Two programs run at a time, with one core each. What is finished is not made again, and what was begun goes on
+# where it was: after an interruption the same command is given again.
 set -euo pipefail
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$(command -v "${PYTHON:-python}") || { echo "error: there is no ${PYTHON:-python}; name the environment's interpreter: PYTHON=.venv/bin/python" >&2; exit 2; }
@@ -24,8 +25,8 @@ make() {
   shift
   if [ -e "$folder" ]; then return; fi
   mkdir -p "$(dirname "$folder")"
-  part=$(mktemp -d "$folder.unfinished-XXXX")
-  if ! "$python" "$@" --output_dir "$part" > "$folder.log" 2>&1; then
+  part=$folder.unfinished
+  if ! "$python" "$@" --output_dir "$part" --resume_from_checkpoint auto >> "$folder.log" 2>&1; then
     tail -n 3 "$folder.log" >&2
     echo "error: ${folder#"$out"/} failed; all that it said is in $folder.log" >&2
     return 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,19 @@ from encoders.evaluation.results import TaskResult
 from encoders.evaluation.tasks import TASKS
 from encoders.image_text import has_text_tower
 from encoders.load import load_encoder
-from recipes.judging_args import JudgingArguments, TaskName
-from vision_core.arguments import arguments_to_yaml
+from recipes.judging_args import PROGRAMS, JudgingArguments, TaskName
+from recipes.kept_results import KeptResults
+from vision_core.checkpoints import write_text_atomically
 from vision_core.distributed import broadcast_text, is_main_process
 from vision_core.errors import UserError
 from vision_core.images.ranges import range_notes
 from vision_core.images.splits import Splits
 from vision_core.printable import printable
-from vision_core.run_folder import RunFolder
+from vision_core.work_folder import PARTIAL, WorkFolder, config_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Options that decide about the features beside the encoder and the images; the rest of a result's key is in `KeptResults`.
+OF_THE_FEATURES = ("dense_image_size", "preprocess", "precision", "seed", "batch_size", "max_bad_fraction")
 BAD_SAMPLES = "bad_samples.jsonl"  # as in a folder of pretraining
 PARADIGMS = {
     "dinov2": "self-distillation", "dinov2_with_registers": "self-distillation", "dinov3_vit": "self-distillation", "dinov3_convnext": "self-distillation",
@@ -39,14 +43,24 @@ PARADIGMS = {
 }  # fmt: skip
 
 
-def open_folder(args: JudgingArguments, name: str) -> Path:
-    """The new folder of this run with its options in it, the same on every process."""
-    path = ""
+@dataclass(frozen=True)
+class Output:
+    """Where an evaluation writes. work: the folder, on the main process alone. path, partial: the same on every process."""
+
+    work: WorkFolder | None
+    path: Path
+
+    @property
+    def partial(self) -> Path:
+        return self.path / PARTIAL
+
+
+def open_output(args: JudgingArguments, name: str) -> Output:
+    """The folder of this evaluation: a new one, or with `--resume_from_checkpoint auto` that of an earlier start."""
+    work = None
     if is_main_process():
-        run = RunFolder.open(args.output_dir, name, arguments_to_yaml(args), can_resume=False)
-        run.close()
-        path = str(run.path)
-    return Path(broadcast_text(path))
+        work = WorkFolder.open(args.output_dir, name, config_of(args), args.resume_from_checkpoint, PROGRAMS[name])
+    return Output(work, Path(broadcast_text(str(work.path) if work else "")))
 
 
 def load(source: str, args: JudgingArguments, device: torch.device) -> Encoder:
@@ -129,27 +143,58 @@ def problem_with_encoder(name: TaskName, encoder: Encoder) -> str | None:
 
 
 def run_tasks(
-    frozen: FrozenFeatures, tasks: Sequence[TaskName], args: JudgingArguments, dataset: str, folder: Path, say: Callable[[str], None]
+    frozen: FrozenFeatures, tasks: Sequence[TaskName], args: JudgingArguments, dataset: str, output: Output, say: Callable[[str], None]
 ) -> dict[TaskName, TaskResult]:
     """The results by task, on the main process; the others help to extract features and get none.
 
-    What cannot be read is named in `bad_samples.jsonl` of `folder`, also where it is so much that the program stops.
+    A result that an earlier start has kept is taken over. What cannot be read is named in `bad_samples.jsonl` of the folder, also where it is so
+    much that the program stops.
     """
     try:
-        for name in tasks:
+        kept, results = None, {}
+        if is_main_process():
+            kept = KeptResults(output.partial, frozen, {name: getattr(args, name) for name in OF_THE_FEATURES})
+            results = kept_results(kept, tasks, args)
+        missing = json.loads(broadcast_text(json.dumps([name for name in tasks if name not in results])))
+        for name in missing:
             TASKS[name].prepare(frozen)
-        if not is_main_process():
+        if kept is None:
             return {}
-        results = {}
         for name in tasks:
-            results[name] = TASKS[name].run(frozen, **{key: getattr(args, key) for key in TASKS[name].settings})
+            again = ", kept from an earlier start" if name in results else ""
+            if not again:
+                settings = settings_of(name, args)
+                results[name] = TASKS[name].run(frozen, **settings)
+                kept.keep(name, settings | _contents(settings), plain(result_as_json(results[name])), results[name].picture)
             figures = ", ".join(f"{metric} {shown(value)}" for metric, value in results[name].metrics.items())
-            say(f"  {name:<22}{figures}; {results[name].images_in_words}")
+            say(f"  {name:<22}{figures}; {results[name].images_in_words}{again}")
         say(f"{dataset}: {frozen.used_in_words}")
-        return results
+        return {name: results[name] for name in tasks}
     finally:
         if is_main_process():
-            name_unreadable(folder, dataset, frozen)
+            name_unreadable(output.path, dataset, frozen)
+
+
+def kept_results(kept: KeptResults, tasks: Sequence[TaskName], args: JudgingArguments) -> dict[TaskName, TaskResult]:
+    """Those of the tasks that an earlier start has done."""
+    found = {}
+    for name in tasks:
+        settings = settings_of(name, args)
+        found[name] = kept.take(name, settings | _contents(settings))
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def settings_of(name: TaskName, args: JudgingArguments) -> dict[str, Any]:
+    """The options that a task takes."""
+    return {key: getattr(args, key) for key in TASKS[name].settings}
+
+
+def _contents(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files that settings name."""
+    path = settings.get("ground_truth")
+    if path is None or not Path(path).is_file():  # the task itself says so
+        return {}
+    return {"content of ground_truth": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
 def name_unreadable(folder: Path, dataset: str, frozen: FrozenFeatures) -> None:
@@ -161,7 +206,7 @@ def name_unreadable(folder: Path, dataset: str, frozen: FrozenFeatures) -> None:
     ]
     lines = list(dict.fromkeys([*named, *map(json.dumps, records)]))
     if len(lines) > len(named):
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text_atomically(path, "\n".join(lines) + "\n")
 
 
 def paradigm(encoder: Encoder) -> str:
@@ -200,6 +245,11 @@ def shown(value: float) -> str:
 def write_json(path: Path, report: Any) -> None:
     """Dataclasses, numbers and texts as JSON; pictures are left out."""
     path.write_text(json.dumps(report, indent=1, default=_plain) + "\n", encoding="utf-8")
+
+
+def plain(report: Any) -> Any:
+    """What JSON gives back of dataclasses, numbers and texts."""
+    return json.loads(json.dumps(report, default=_plain))
 
 
 def result_as_json(result: TaskResult) -> dict[str, Any]:

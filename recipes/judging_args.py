@@ -6,14 +6,15 @@ from typing import Any, Literal, get_args
 
 from vision_core.arguments import option
 from vision_core.errors import UserError
-from vision_core.launchers import is_first_launched
-from vision_core.run_folder import check_folder
+from vision_core.work_folder import check_work, config_of, resume_option
 
 TaskName = Literal[
     "knn", "linear", "logistic", "multi_label", "few_shot", "retrieval", "copy_detection", "segmentation", "depth", "depth_dpt",
     "emergent_segmentation", "zero_shot", "image_text",
 ]  # fmt: skip
 ONE_OF_EACH: list[TaskName] = ["knn", "linear", "segmentation", "depth", "copy_detection", "emergent_segmentation"]
+
+PROGRAMS = {"evaluation": "recipes/evaluate_encoder.py", "comparison": "recipes/compare_encoders.py"}  # by the name of the default folder
 
 
 @dataclass
@@ -45,6 +46,7 @@ class JudgingArguments:
     dataloader_num_workers: int = option(0, "processes that read images", "run")
     cache_dir: str | None = option(None, "where features are kept; default: a folder in the user's cache", "run")
     output_dir: str | None = option(None, "new folder for table, JSON and pictures; default: the next free one in outputs/", "run")
+    resume_from_checkpoint: str | None = resume_option()
 
 
 @dataclass
@@ -95,8 +97,7 @@ def check_judging(args: JudgingArguments, tasks: Sequence[str], name: str) -> No
         raise UserError(f"--max_bad_fraction {args.max_bad_fraction} is not possible; give a share between 0 and 1")
     if args.dense_image_size is not None and len(args.dense_image_size) != 2:
         raise UserError(f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width")
-    if is_first_launched():
-        check_folder(args.output_dir, name, can_resume=False)
+    check_work(args.output_dir, name, config_of(args), args.resume_from_checkpoint, PROGRAMS[name])
 
 
 def check_counts(args: Any, *names: str) -> None:

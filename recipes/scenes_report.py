@@ -12,8 +12,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from dataclasses import dataclass
 
 from vision_core.arguments import option, parse_arguments
-from vision_core.run_folder import RunFolder, check_folder
 from vision_core.start import look_first
+from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
+
+PROGRAM = "recipes/scenes_report.py"
+NAME = "report"  # of the default folder
 
 
 @dataclass
@@ -22,11 +25,12 @@ class ReportArguments:
 
     models: str = option("outputs/everything", "a folder with VARIANT-SEED/sft and VARIANT-SEED/judged in it", "what")
     output_dir: str | None = option(None, "a new folder for the page and its pictures; default outputs/report-<n>", "run")
+    resume_from_checkpoint: str | None = resume_option()
 
 
 def check_arguments(args: ReportArguments) -> None:
     """Raises UserError for an output folder that cannot be used."""
-    check_folder(args.output_dir, "report", can_resume=False)
+    check_work(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
 
 
 if __name__ == "__main__":
@@ -42,7 +46,6 @@ from encoders.sheets import contact_sheet, to_picture
 from recipes.judging import markdown_table
 from recipes.vlm_benchmarks import open_task
 from recipes.vlm_tasks import Question
-from vision_core.arguments import arguments_to_yaml
 from vision_core.errors import UserError, run_script
 from vision_core.printable import say
 
@@ -71,9 +74,9 @@ def main() -> None:
     if not folders:
         raise UserError(f"{args.models} holds no VARIANT-SEED/judged; run recipes/everything_on_scenes.sh first")
     models = [read(folder) for folder in folders]
-    run = RunFolder.open(args.output_dir, "report", arguments_to_yaml(args), can_resume=False)
-    write_page(run.path, models)
-    say(f"{markdown_table(rows(models, TOTALS))}\n\nthe page: {run.path / 'README.md'}")
+    work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
+    work.publish(lambda folder: write_page(folder, models))
+    say(f"{markdown_table(rows(models, TOTALS))}\n\nthe page: {work.path / 'README.md'}")
 
 
 def read(folder: Path) -> Judged:

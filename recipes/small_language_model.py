@@ -12,8 +12,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from dataclasses import dataclass
 
 from vision_core.arguments import option, parse_arguments
-from vision_core.run_folder import RunFolder, check_folder
 from vision_core.start import look_first
+from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
+
+PROGRAM = "recipes/small_language_model.py"
+NAME = "language-model"  # of the default folder
 
 
 @dataclass
@@ -22,23 +25,23 @@ class LanguageModelArguments:
 
     conversations: list[str] = option(["scenes?count=16000&turns=all"], "sources of texts; docs/fine_tuning.md", "data")
     output_dir: str | None = option(None, "a new folder; default outputs/language-model-<n>", "run")
+    resume_from_checkpoint: str | None = resume_option()
     seed: int = option(0, "of the weights", "run")
 
 
 def check_arguments(args: LanguageModelArguments) -> None:
     """Raises UserError for an output folder that cannot be used."""
-    check_folder(args.output_dir, "language-model", can_resume=False)
+    check_work(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
 
 
 if __name__ == "__main__":
     look_first(LanguageModelArguments, __doc__, check_arguments)
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.small_default import corpus, small_language_model
-from vision_core.arguments import arguments_to_yaml
 from vision_core.errors import run_script
 from vision_core.printable import say
-from vision_core.publishing import published
 
 
 def main() -> None:
@@ -46,11 +49,15 @@ def main() -> None:
     args = parse_arguments(LanguageModelArguments, description=__doc__)
     check_arguments(args)
     model, tokenizer = small_language_model(corpus(args.conversations), args.seed)
-    run = RunFolder.open(args.output_dir, "language-model", arguments_to_yaml(args), can_resume=False)
-    with published(run.path) as aside:
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-    say(f"saved {run.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+    work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
+    work.publish(lambda folder: save(folder, model, tokenizer))
+    say(f"saved {work.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+
+
+def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What transformers loads by the folder's name."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from fusion.chat_turns import answer_in, render_prompt
 from recipes.chat_tokens import IGNORED, chat_messages, tokenise
 from recipes.conversations import IMAGE, Conversation, Message
+from recipes.kept_answers import KeptAnswers, Row
 from recipes.vlm_data import ConversationCollator, image_inputs
 from recipes.vlm_grading import cider_d
 from recipes.vlm_tasks import Question, Task
@@ -51,33 +52,51 @@ def answer_and_score(
     shown: Shown = "images",
     batch_size: int = 16,
     thought_tokens: int = 0,
+    kept: KeptAnswers | None = None,
 ) -> Score:
-    """Ask all questions, each process its share, and grade them.
+    """Ask all questions, each process its share of the batches, and grade them.
 
-    shown: `images`; `blind`, no image at all; `shuffled`, the images of another question, as far away in the list for each. thought_tokens: how many tokens
-    of thoughts may stand in front of an answer; 0 asks for answers without thoughts.
+    A batch is of consecutive questions, whichever process asks it and whatever was answered before: the width of a batch decides how its numbers round, and
+    so a run that was killed, or has other processes, gives the same bits. shown: `images`; `blind`, no image at all; `shuffled`, the images of another
+    question, as far away in the list for each. thought_tokens: how many tokens of thoughts may stand in front of an answer; 0 asks for answers without
+    thoughts. kept: answers of an earlier start, to which those of this one are added.
     """
-    indices = range(rank(), len(task.questions), world_size())
-    mine: list[tuple[int, str, float, int]] = []
-    bar = tqdm(range(0, len(indices), batch_size), desc=printable(f"{task.name}, {shown}"), disable=not is_main_process(), leave=False)
-    for start in bar:
-        chosen = indices[start : start + batch_size]
-        asked = [asked_question(task, index, shown) for index in chosen]
-        images = [image for each in asked for image in each.images]
-        given = replies(
-            model,
-            processor,
-            [chat_messages(each.messages) for each in asked],
-            images,
-            thinking=thought_tokens > 0,
-            max_new_tokens=task.max_new_tokens + thought_tokens,
-            do_sample=False,
-        )
-        expected = [task.questions[index].expected[0] for index in chosen]
-        mine += zip(chosen, given, *expected_losses(model, processor, asked, expected), strict=True)
+    starts = range(rank() * batch_size, len(task.questions), world_size() * batch_size)
+    mine: list[Row] = []
+    for start in tqdm(starts, desc=printable(f"{task.name}, {shown}"), disable=not is_main_process(), leave=False):
+        numbers = range(len(task.questions))[start : start + batch_size]
+        asked = [asked_question(task, number, shown) for number in numbers]
+        rows = kept.rows(shown, numbers, asked) if kept is not None else None
+        if rows is None:
+            rows = answers_to(model, processor, task, numbers, asked, thought_tokens)
+            if kept is not None:
+                kept.add(shown, rows, asked)
+        mine += rows
     everything = sorted(row for each in gather_objects(mine) for row in each)
     loss = sum(row[2] for row in everything) / sum(row[3] for row in everything)
     return graded(task, [row[1] for row in everything], loss)
+
+
+def answers_to(
+    model: FusionVlmForConditionalGeneration,
+    processor: FusionProcessor,
+    task: Task,
+    numbers: Sequence[int],
+    asked: Sequence[Conversation],
+    thought_tokens: int,
+) -> list[Row]:
+    """One batch: the questions of these numbers, as they are asked."""
+    given = replies(
+        model,
+        processor,
+        [chat_messages(each.messages) for each in asked],
+        [image for each in asked for image in each.images],
+        thinking=thought_tokens > 0,
+        max_new_tokens=task.max_new_tokens + thought_tokens,
+        do_sample=False,
+    )
+    expected = [task.questions[number].expected[0] for number in numbers]
+    return list(zip(numbers, given, *expected_losses(model, processor, asked, expected), strict=True))
 
 
 def asked_question(task: Task, index: int, shown: Shown) -> Conversation:

@@ -71,10 +71,10 @@ class Stopped(SystemExit):
 
 
 class AllDone(SystemExit):
-    """The end, with status 0, of a program whose work was done by an earlier start of the same command. line: says so."""
+    """The end of a program whose work was done by an earlier start of the same command. line: says so. status: that start's own."""
 
-    def __init__(self, line: str) -> None:
-        super().__init__(0)
+    def __init__(self, line: str, status: int = 0) -> None:
+        super().__init__(status)
         self.line = printable(line)
 
 

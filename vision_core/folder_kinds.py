@@ -22,6 +22,7 @@ TABLE_SUFFIXES = (".parquet", ".tar", ".json", ".jsonl", ".csv")
 LOOKED_AT = 2000  # entries of a folder, at any depth, among which images are looked for
 NAMED = 3  # folders that a message names
 
+UNFINISHED_WORK = "unfinished_work"  # of a program that saves no checkpoints (vision_core/work_folder.py)
 FUSED_VLM, FUSED_VISION = "fusion_vlm", "fused_vision"  # fusion's model types, as its folders have them in config.json
 
 
@@ -58,12 +59,21 @@ def folder_kind(folder: Path) -> FolderKind:
     names = {entry.name for entry in folder.iterdir()} - {".lock"}
     if not names:
         return FolderKind("empty", False, "an empty folder", "name the folder of a model")
-    for question in (_adapter, _saved_encoder, _model, _report, _unfinished_run, _other_files):
+    for question in (_unfinished_work, _adapter, _saved_encoder, _model, _report, _finished_work, _unfinished_run, _other_files):
         kind = question(folder, names)
         if kind is not None:
             return kind
     cure = "name the folder that config.json, or encoder.json, lies in"
     return FolderKind("unknown", False, "a folder without config.json or encoder.json", cure)
+
+
+def _unfinished_work(folder: Path, names: set[str]) -> FolderKind | None:
+    """Whatever lies beside this file is a part of what will be there."""
+    if "unfinished.json" not in names:
+        return None
+    program = _read_json(folder / "unfinished.json").get("program") or "a program"
+    cure = f"the same command with --output_dir {folder} --resume_from_checkpoint auto finishes it"
+    return FolderKind(UNFINISHED_WORK, False, f"unfinished work of {program}", cure)
 
 
 def _adapter(folder: Path, names: set[str]) -> FolderKind | None:
@@ -156,6 +166,14 @@ def _report(folder: Path, names: set[str]) -> FolderKind | None:
     listed = ", ".join(map(str, judged)) if isinstance(judged, list) else str(judged)
     what = "a comparison of encoders" if "encoders" in config else "the report of an evaluation"
     return FolderKind("report", False, what, f"name what it judged: {listed}" if listed else "name what it judged")
+
+
+def _finished_work(folder: Path, names: set[str]) -> FolderKind | None:
+    """Of a program that makes no model; one that makes one is known by its config.json."""
+    program = _read_json(folder / "finished.json").get("program") if "finished.json" in names else None
+    if program is None:
+        return None
+    return FolderKind("work", False, f"what {program} has made", "name the folder of a model")
 
 
 def _unfinished_run(folder: Path, names: set[str]) -> FolderKind | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from vision_core import checkpoints
 from vision_core.errors import AllDone, UserError, undo_if_failed
-from vision_core.folder_kinds import folder_kind
+from vision_core.folder_kinds import UNFINISHED_WORK, folder_kind
 from vision_core.folder_lock import FolderLock, refuse_in_use
 from vision_core.json_lines import JsonLines
 from vision_core.launchers import is_first_launched
@@ -32,6 +32,8 @@ AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one co
 FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
 PROGRAM_LINE = "# options of "  # begins the first line of a config.yaml, which names its program
 ABSENT = "(absent)"
+# What a start leaves that did nothing else: it stands in nobody's way.
+LITTER = (".lock", "config.yaml", "unfinished.json", "bad_samples.jsonl")
 
 
 class RunFolder:
@@ -113,6 +115,7 @@ class RunFolder:
         lock = FolderLock(path, warn)
         try:
             refuse_used(path, name, can_resume)  # again, because another run may have come and gone
+            _remove_litter(path)
             checkpoints.write_text_atomically(path / "config.yaml", config_yaml)
             undo_if_failed(partial(_take_away, path, ours, os.getpid()))
             return cls(path, lock, None, warn, config_yaml, is_old=False)
@@ -287,16 +290,31 @@ def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:
 
     name: of the program's default folder, "" where it has none.
     """
-    if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
+    if not path.is_dir() or holds_nothing(path):
         return
     kind = folder_kind(path)
     holds = "" if kind.name == "unknown" else f", it is {kind.is_a}"
-    if can_resume and checkpoints.list_checkpoints(path):
+    if kind.name == UNFINISHED_WORK:
+        cure = f"`--output_dir {path} --{RESUME_KEY} {AUTO}`, given to that program, goes on with it, `--output_dir OTHER` starts elsewhere"
+    elif can_resume and checkpoints.list_checkpoints(path):
         cure = f"`--output_dir {path} --{RESUME_KEY} true` continues the run in it, `--output_dir OTHER` starts a new one elsewhere"
     else:
         cure = "`--output_dir OTHER` names another folder"
         cure += f"; without --output_dir it is the next free outputs/{name}-<n>" if name else ""
     raise UserError(f"output folder {path} is not empty{holds}: {cure}")
+
+
+def holds_nothing(path: Path) -> bool:
+    """Whether a folder is empty, or holds nothing but what a start of one of these programs left that had done nothing yet."""
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".tmp-")} - {".lock"}
+    return not names or (names <= set(LITTER) and _read_config(path).startswith(PROGRAM_LINE))
+
+
+def _remove_litter(path: Path) -> None:
+    """What an earlier start left that had done nothing, for it says nothing of the run that begins."""
+    checkpoints.clean_leftovers(path)
+    for name in ("unfinished.json", "bad_samples.jsonl"):
+        (path / name).unlink(missing_ok=True)
 
 
 def _refuse_other_program(path: Path, program: str) -> None:
@@ -373,7 +391,9 @@ def how_to_go_on(folder: Path | str) -> str:
 def _take_away(path: Path, ours: list[Path], process: int) -> None:
     """Remove what `process` has made for a new run in `path`, files and then folders, unless anything but a config and a lock stands there."""
     with suppress(OSError):
-        others = {entry.name for entry in path.iterdir()} - {"config.yaml", ".lock"}
+        others = {entry.name for entry in path.iterdir()} - {"config.yaml", ".lock", "unfinished.json"}
+        if not others:
+            (path / "unfinished.json").unlink(missing_ok=True)
         for made in ours if os.getpid() == process and not others else ():
             made.rmdir() if made.is_dir() else made.unlink()
 

@@ -19,8 +19,8 @@ from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult
 from encoders.evaluation.segmentation import label_picture, linear_segmentation
 from encoders.evaluation.stored_features import StoredRows
+from encoders.evaluation.used_images import none_readable
 from encoders.sheets import contact_sheet, display, to_picture
-from vision_core.errors import UserError
 from vision_core.images.annotations import IGNORED
 from vision_core.images.sources import UnreadableSample
 from vision_core.images.unreadable import UnreadableImage
@@ -118,7 +118,7 @@ def run_emergent_segmentation(frozen: FrozenFeatures) -> TaskResult:
         kept.append(index)
     frozen.note_unreadable("test", bad)
     if not maps:
-        raise UserError(f"none of {len(frozen.indices['test'])} images of {source.description} could be read; name other images")
+        raise none_readable(source.description, bad)
     result = emergent_jaccard(torch.cat(maps), masks, progress=frozen.progress)
     rows = [
         [_shown(frozen, index), _white(mask), _white(keep_mass(heads.mean(0)))]

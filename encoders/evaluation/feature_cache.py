@@ -26,7 +26,7 @@ from encoders.evaluation.stored_features import (
     shard_path,
     write_shard,
 )
-from encoders.evaluation.used_images import content_hash
+from encoders.evaluation.used_images import content_hash, none_readable
 from encoders.preprocess import ImageTransform
 from vision_core.checkpoints import MANIFEST
 from vision_core.data_workers import leave_signals_to_parent
@@ -85,7 +85,8 @@ def cached_features(
     names = sorted([*names, *(each for part in gather_objects(made) for each in part)])
     stored = StoredFeatures(together(lambda: _opened(folder, names, key, there)))
     if not len(stored.kept):
-        raise UserError(f"none of {len(indices)} images of {source.description} could be read; name other images")
+        bad = [UnreadableSample(source.id_of(index), reason) for index, reason in stored.reasons.items()]
+        raise none_readable(source.description, bad)
     return stored
 
 
@@ -102,19 +103,20 @@ def unreadable_left_out(
 
     note: is told of every image that cannot.
     """
-    found = False
+    found, bad = False, []
     batches = _batches_of(range(len(indices)), batch_size)
     loader = _view_loader(source, indices, transform, batches, 0)
     for items in tqdm(loader, desc="images", disable=not progress, leave=False):
         read = [(index, view) for index, view, _ in items if view is not None]
         for index, view, reason in items:
             if view is None:
-                note(UnreadableSample(source.id_of(index), reason))
+                bad.append(UnreadableSample(source.id_of(index), reason))
+                note(bad[-1])
         if read:
             found = True
             yield [index for index, _ in read], torch.stack([view for _, view in read])
     if not found:
-        raise UserError(f"none of {len(indices)} images of {source.description} could be read; name other images")
+        raise none_readable(source.description, bad)
 
 
 def encoder_fingerprint(encoder: Encoder) -> str:

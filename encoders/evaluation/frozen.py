@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,7 @@ class FrozenFeatures:
         self.bad: dict[str, dict[str, str]] = {"train": {}, "test": {}}
         self.in_both: int | None = None
         self._looked_at: set[str] = set()
+        self._read_before: dict[str, int] = {}
         self._training_rows: dict[bool, Tensor] = {}
 
     @property
@@ -103,7 +105,10 @@ class FrozenFeatures:
             train, test = (self._of_kind(split, dense).contents for split in ("train", "test"))
             rows = (~found_in(train, test)).nonzero()[:, 0]
             if not len(rows):
-                raise UserError(f"all {len(train):,} training images are test images too; name other images by --test_dataset")
+                raise UserError(
+                    f"all {len(train):,} training images are test images too; name other images by --test_dataset of "
+                    "recipes/evaluate_encoder.py, or another data set"
+                )
             self.in_both, self._training_rows[dense] = int(found_in(test, train).sum()), rows
         return self._training_rows[dense]
 
@@ -133,10 +138,29 @@ class FrozenFeatures:
 
     def num_read(self, split: str) -> int:
         """How many images of a split were looked at and could be read, so far."""
-        stored = [each for (name, _), each in self._stored.items() if name == split]
-        if stored:
-            return len(stored[0].kept)
+        extracted = self._num_extracted(split)
+        if extracted is not None:
+            return extracted
         return len(self.indices[split]) - len(self.bad[split]) if split in self._looked_at else 0
+
+    def _num_extracted(self, split: str) -> int | None:
+        """How many images of a split have features, here or in the process whose knowledge was taken over; None without any."""
+        stored = [each for (name, _), each in self._stored.items() if name == split]
+        return len(stored[0].kept) if stored else self._read_before.get(split)
+
+    def what_was_read(self) -> dict[str, Any]:
+        """What is known of the images so far, as JSON holds it: for `take_over` of another process, which need not look again."""
+        extracted = {split: self._num_extracted(split) for split in self.indices}
+        read = {split: count for split, count in extracted.items() if count is not None}
+        return {"read": read, "looked_at": sorted(self._looked_at), "bad": self.bad, "in_both": self.in_both}
+
+    def take_over(self, known: dict[str, Any]) -> None:
+        """Go on from `what_was_read` of the same encoder on the same images."""
+        self._read_before |= known["read"]
+        self._looked_at |= set(known["looked_at"])
+        self.in_both = known["in_both"] if self.in_both is None else self.in_both
+        for split, bad in known["bad"].items():
+            self.bad[split] |= bad
 
     @property
     def used_in_words(self) -> str:

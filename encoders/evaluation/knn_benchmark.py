@@ -12,7 +12,7 @@ from encoders.evaluation.baselines import channel_range, colour_histogram, raw_p
 from encoders.evaluation.features import draw_subset, extract_features
 from encoders.evaluation.knn import knn_accuracy
 from encoders.evaluation.same_classes import classes_problem, numbers_in_bank
-from encoders.evaluation.used_images import check_share, content_hash, found_in
+from encoders.evaluation.used_images import check_share, content_hash, found_in, none_readable
 from encoders.preprocess import ImageTransform, margin_for
 from vision_core.data_facts import image_facts
 from vision_core.errors import UserError
@@ -201,7 +201,7 @@ def load_images(
         labels.append(record.label)
         contents.append(content_hash(view))
     if images is None:
-        raise UserError(f"none of {len(indices)} images of {source.description} could be read; name other images")
+        raise none_readable(source.description, bad)
     return LabelledImages(images[: len(labels)], torch.tensor(labels), torch.stack(contents), bad, largest)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,17 @@ def _cure_of(sample: UnreadableSample) -> str:
     """For the first of its reasons, which may be that of the image's mask or depth."""
     first = sample.reason.partition(", ")[0]
     return cure(first.removeprefix("mask ").removeprefix("depth "))
+
+
+def none_readable(description: str, bad: Sequence[UnreadableSample]) -> UserError:
+    """The error of a program that could read no image at all: the most frequent reason, the first such image and the cure."""
+    counts = Counter(sample.reason for sample in bad)
+    if not counts:
+        return UserError(f"{description} holds no image; name other images")
+    reason, count = counts.most_common(1)[0]
+    first = next(sample for sample in bad if sample.reason == reason)
+    others = "" if count == len(bad) else f", {count:,} of them by this reason"
+    return UserError(f"none of {len(bad):,} images of {description} could be read{others}: {first.id} ({reason}); {_cure_of(first)}")
 
 
 def in_words(bad: Sequence[UnreadableSample]) -> str:

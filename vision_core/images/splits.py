@@ -64,7 +64,8 @@ def _candidates(text: str, part: str) -> list[str]:
     if kind == "scenes" and "split" not in options:
         return [_scenes({**SCENES[part], **options})]
     raise UserError(
-        f"dataset {text!r} is one set of images; write {SPLIT} where the name of a split stands, or name the test images by --test_dataset"
+        f"dataset {text!r} is one set of images; write {SPLIT} where the name of a split stands, or name the test images by "
+        "--test_dataset of recipes/evaluate_encoder.py"
     )
 
 
@@ -79,7 +80,7 @@ def _find(text: str, part: str, num_channels: int, auto_scale: Scale | None = No
                 reason = f" ({error})"
     raise UserError(
         f"no {part} images: none of {', '.join(candidates)} exists{reason}; write {SPLIT} where the name of a split stands, "
-        "or name both parts by --dataset and --test_dataset"
+        "or name both parts by --dataset and --test_dataset of recipes/evaluate_encoder.py"
     )
 
 

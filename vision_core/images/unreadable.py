@@ -41,7 +41,10 @@ CURES = {
     "unsupported_slide": "openslide cannot open it: convert it to a tiled pyramidal TIFF",
     "truncated": "its file ends too early: copy or download it again",
 }
-OTHER_CHANNELS = "save the bands that are meant in a file of their own, or ask for as many as it has by --num_channels"
+OTHER_CHANNELS = (
+    "choose the bands that are meant by ?bands=1,2,3 in the source, or save them in a file of their own; "
+    "--num_channels of pretrain/dinov2.py makes an encoder for as many as it has"
+)
 
 
 class UnreadableImage(Exception):
