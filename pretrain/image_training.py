@@ -184,7 +184,7 @@ def train_images(
 ) -> None:
     """Train `model`; at the end the run's folder holds its weights, `processor` and a card. card: title, summary and more of `write_model_card`."""
     program = program_of(name)
-    with StopRequest(launchers) as stop, tempfile.TemporaryDirectory() as aside:
+    with StopRequest(launchers, options.grace_seconds) as stop, tempfile.TemporaryDirectory() as aside:
         settings = training_arguments(
             options, has_eval=held_out is not None, dataloader_drop_last=True, adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]
         )

@@ -66,7 +66,7 @@ def train(
                 print(f"no --init_from: small stand-ins are made{learning}", flush=True)
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
             write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
-        with StopRequest(launchers) as stop:
+        with StopRequest(launchers, args.grace_seconds) as stop:
             if args.dry_run:
                 dry_run(stage, args, planned, base, f"{aside}/run")
             else:

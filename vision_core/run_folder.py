@@ -29,6 +29,7 @@ from vision_core.json_lines import JsonLines
 RESUME_KEY = "resume_from_checkpoint"  # says how a run was started, not what it is
 AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
 FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
+GRACE_KEY = "grace_seconds"
 PROGRAM_LINE = "# options of "  # begins the first line of a config.yaml, which names its program
 ABSENT = "(absent)"
 
@@ -229,10 +230,10 @@ class FolderLock:
 def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
     """The options that differ between two configs, name -> (old, new), with "(absent)" for a side that lacks it.
 
-    How a run was started (`resume_from_checkpoint`) does not count. Raises UserError if a text is no YAML mapping.
+    How a run was started and how it ends (`resume_from_checkpoint`, `grace_seconds`) does not count. Raises UserError if a text is no YAML mapping.
     """
     old, new = _read_mapping(old_yaml), _read_mapping(new_yaml)
-    names = [name for name in {**old, **new} if name != RESUME_KEY]
+    names = [name for name in {**old, **new} if name not in (RESUME_KEY, GRACE_KEY)]
     pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -34,6 +34,7 @@ class TrainerOptions:
         "auto: start, go on, or say that all is done; true: the newest checkpoint of --output_dir; or a checkpoint-<step> folder",
         "run",
     )
+    grace_seconds: float = option(30.0, "how long the scheduler lets a run live after its signal; a save that takes longer is told", "run")
     dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainingArguments
 
-from vision_core.errors import UserError
+from vision_core.errors import Stopped, UserError
 from vision_core.run_preview import introduction, number_of_batches, number_of_steps, part_of, preview
 from vision_core.run_trainer import PASSED_ON, RunTrainer, TrainerOptions, open_run, training_arguments
 from vision_core.stopping import StopRequest
 
-ABOUT_FOLDERS = {"output_dir", "resume_from_checkpoint", "save_total_limit", "dry_run"}
+ABOUT_FOLDERS = {"output_dir", "resume_from_checkpoint", "save_total_limit", "dry_run", "grace_seconds"}
 
 
 class Line(nn.Module):
@@ -140,3 +142,24 @@ def test_a_run_that_has_had_its_steps_has_none_more(trainer, tmp_path):
     again, checkpoint = trainer([1.0] * 6, learning_rate=0.1, lr_scheduler_type="constant", resume_from_checkpoint="true")
     run(again, checkpoint)
     assert again.state.global_step == 4 and torch.equal(again.model.weight, made.model.weight)
+
+
+def test_a_stop_breaks_an_evaluation_off_and_a_save_beyond_the_grace_time_is_told_once(trainer, tmp_path, capsys):
+    """The signal comes with the second held-out batch: the last step is saved, and nothing of the evaluation is recorded."""
+
+    class ToldWhileJudged(Line):
+        def forward(self, x):
+            if not torch.is_grad_enabled() and x.item() == 7.0:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            assert torch.is_grad_enabled() or x.item() != 9.0, "no batch may follow"
+            return super().forward(x)
+
+    values, held_out = [1.0, 2.0, 3.0, 4.0], [5.0, 7.0, 9.0]
+    made, _ = trainer(values, ToldWhileJudged(), held_out=held_out, eval_steps=3, save_steps=1)
+    with StopRequest([], grace_seconds=0.0) as stop, pytest.raises(Stopped) as end:
+        made.train_until_told(stop, "")
+    assert end.value.code == 138 and "step 3 of 4 is saved" in end.value.line and end.value.line.endswith(" s after SIGUSR1)")
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3] and not any("eval_loss" in line for line in lines)
+    assert (tmp_path / "run" / "checkpoint-3" / "MANIFEST.json").is_file()
+    assert "".join(capsys.readouterr()).count("--grace_seconds is 0") == 1
