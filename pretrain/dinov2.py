@@ -112,13 +112,13 @@ def main() -> None:
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
     accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
-    with StopRequest(LAUNCHERS) as stop:
+    with StopRequest(LAUNCHERS, args.grace_seconds) as stop:
         trainer = Trainer(args, accelerator, source, layout, run, output_dir)
         trainer.start(checkpoint)
         with trainer.monitor.progress(), data_workers_watched(source, layout, args.seed, lambda: trainer.step):
             trainer.train(stop, trainer.begin())
         if trainer.step < args.max_steps:
-            raise Stopped(stop.exit_status, trainer.leave())
+            raise Stopped(stop.exit_status, trainer.leave(stop))
         trainer.finish(time.perf_counter() - started)
 
 
@@ -220,11 +220,13 @@ class Trainer:
                 self.check_health()
             # whoever told us to stop waits half a minute, and k-NN may take longer
             if args.eval_dataset is not None and (last or (self.step % args.eval_steps == 0 and not stopped)):
-                self.judge()
+                self.judge(None if last else stop)
+                stopped = stop.agreed()
             if self.step % args.logging_steps == 0:
                 self.bad_images.report()
             if last or stopped or self.step % args.save_steps == 0:
-                self.save(needed=last or stopped)
+                with stop.save_watched(self.monitor.say):
+                    self.save(needed=last or stopped)
 
     def training_step(self, micro_batches: list[dict]) -> Literal["taken", "skipped", "rescaled"]:
         """Forward, backward, clip, and, where loss and gradients are finite on every process, update.
@@ -257,7 +259,7 @@ class Trainer:
             self.method.discard_centers()
         self.scaler.update()
         if rescaled:
-            self.report_rescaled()
+            self.monitor.tell_rescaled(self.step + 1, self.scaler.figures(), self.scaler.get_scale())
         elif not taken:
             self.report_skipped(own_loss, micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
@@ -287,10 +289,12 @@ class Trainer:
         move = {"device": self.accelerator.device, "non_blocking": True}
         return {name: None if batch[name] is None else batch[name].to(**move) for name in names}
 
-    def judge(self) -> None:
-        """k-NN of the teacher's backbone."""
-        if self.run is not None:
-            self.knn = self.benchmark.evaluate(TransformersEncoder(self.method.teacher["backbone"], self.benchmark.transform))
+    def judge(self, stop: StopRequest | None) -> None:
+        """k-NN of the teacher's backbone; broken off, and nowhere recorded, once `stop` has a signal."""
+        encoder = TransformersEncoder(self.method.teacher["backbone"], self.benchmark.transform) if self.run is not None else None
+        found = self.benchmark.evaluate(encoder, lambda: stop is not None and stop.signal is not None) if encoder else {}
+        if found:
+            self.knn = found
             self.monitor.log(self.step, {f"knn_{name}": value for name, value in self.knn.items()})
             self.monitor.say(knn_line(self.step, self.knn))
         self.accelerator.wait_for_everyone()
@@ -393,16 +397,9 @@ class Trainer:
         self.monitor.log(self.step + 1, {"skipped": True, "loss": loss, "ranks": ranks, "ids": ids})
         self.monitor.say(f"step {self.step + 1} skipped: loss {loss} or its gradients are not finite (ids in metrics.jsonl)")
 
-    def report_rescaled(self) -> None:
-        """Say that a step was not taken because its gradients overflowed in float16, which is how the loss scale finds its place."""
-        self.monitor.log(self.step + 1, {"skipped": True} | self.scaler.figures())
-        self.monitor.say(
-            f"step {self.step + 1} not taken: gradients overflowed in float16; the loss scale falls to {self.scaler.get_scale():g}"
-        )
-
-    def leave(self) -> str:
+    def leave(self, stop: StopRequest) -> str:
         """The last words of a run that was told to stop; its last step is saved."""
-        line = f"told to stop: step {self.step} of {self.args.max_steps} is saved; {how_to_go_on(self.output_dir)}"
+        line = f"told to stop: step {self.step} of {self.args.max_steps} is saved; {how_to_go_on(self.output_dir)}{stop.time_taken}"
         self.monitor.say(line)
         self.end()
         return line

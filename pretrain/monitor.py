@@ -85,6 +85,11 @@ class Monitor:
             tqdm.write(printable(text))
             sys.stdout.flush()  # whoever follows a log file wants to see a warning when it is said
 
+    def tell_rescaled(self, step: int, figures: dict[str, float], scale: float) -> None:
+        """Say that a step was not taken because its gradients overflowed in float16, which is how the loss scale finds its place."""
+        self.log(step, {"skipped": True} | figures)
+        self.say(f"step {step} not taken: gradients overflowed in float16; the loss scale falls to {scale:g}")
+
     def name_unreadable(self, what: str, bad: list[UnreadableSample]) -> None:
         """Say which images were left out of something, and keep all names in bad_samples.jsonl."""
         if self.run is None or not bad:

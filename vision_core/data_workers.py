@@ -21,8 +21,8 @@ def leave_signals_to_parent(worker: int = 0) -> None:
     When the parent dies, however it dies, the worker goes with it. A signal to the whole process group (Ctrl-C, a
     scheduler) would otherwise end the workers before the parent's last step.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

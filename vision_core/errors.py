@@ -63,7 +63,7 @@ def fail_with(others: OtherProcesses) -> None:
 
 
 class Stopped(SystemExit):
-    """The end of a program that was told to stop and has said `line`. status: 143 for SIGTERM, 130 for Ctrl-C."""
+    """The end of a program that was told to stop and has said `line`. status: 143 for SIGTERM, 138 for SIGUSR1, 130 for Ctrl-C."""
 
     def __init__(self, status: int, line: str) -> None:
         super().__init__(status)

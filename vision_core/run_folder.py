@@ -27,7 +27,7 @@ from vision_core.printable import say
 from vision_core.text_files import MAX_YAML_BYTES, read_bytes, yaml_value
 
 RESUME_KEY = "resume_from_checkpoint"
-HOW_IT_IS_RESUMED = (RESUME_KEY, "changed_data")  # say how a run was started, not what it is
+HOW_IT_IS_RUN = (RESUME_KEY, "changed_data", "grace_seconds")  # say how a run starts and stops, not what it is
 AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
 FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
 PROGRAM_LINE = "# options of "  # begins the first line of a config.yaml, which names its program
@@ -245,10 +245,10 @@ class RunFolder:
 def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
     """The options that differ between two configs, name -> (old, new), with "(absent)" for a side that lacks it.
 
-    How a run was started (`HOW_IT_IS_RESUMED`) does not count. Raises UserError if a text is no YAML mapping.
+    How a run was started and how long it may take to end (`HOW_IT_IS_RUN`) does not count. Raises UserError if a text is no YAML mapping.
     """
     old, new = _read_mapping(old_yaml), _read_mapping(new_yaml)
-    names = [name for name in {**old, **new} if name not in HOW_IT_IS_RESUMED]
+    names = [name for name in {**old, **new} if name not in HOW_IT_IS_RUN]
     pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -36,6 +36,7 @@ from vision_core.trainer_resume import (
     write_facts,
 )
 from vision_core.trainer_saving import SavingTrainer
+from vision_core.trainer_stops import EvaluationBrokenOff, StopWhenTold, WatchSaves
 
 # what TrainingArguments takes as it is; the others decide about folders
 PASSED_ON = (
@@ -108,6 +109,7 @@ class RunTrainer(SavingTrainer):
         self.add_callback(TellEpoch())
         self.add_callback(TellSteps())
         self.add_callback(told)
+        self.add_callback(WatchSaves(stop))
         self.add_callback(progress)
         try:
             with closing(progress):
@@ -117,7 +119,7 @@ class RunTrainer(SavingTrainer):
             end_data_workers()
         if told.stopped:
             folder, step = self.args.output_dir, self.state.global_step
-            line = f"told to stop: step {step} of {self.state.max_steps} is saved; {how_to_go_on(folder)}"
+            line = f"told to stop: step {step} of {self.state.max_steps} is saved; {how_to_go_on(folder)}{stop.time_taken}"
             print_once([line])
             raise Stopped(stop.exit_status, line)
 
@@ -158,6 +160,13 @@ class RunTrainer(SavingTrainer):
         """The loss of a batch that is not trained on."""
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach().mean(), None, None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The Trainer's; {} and no line in the log where it was broken off because the run was told to stop."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except EvaluationBrokenOff:
+            return {}
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The Trainer's own; a warm-up that was given in steps must end within the run, one given as a share leaves a run of one step its rate."""
@@ -303,17 +312,6 @@ class TellSteps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_log = True
-
-
-class StopWhenTold(TrainerCallback):
-    """Save and leave after a step in which any process was told to stop."""
-
-    def __init__(self, stop: StopRequest) -> None:
-        self.stop, self.stopped = stop, False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.stop.agreed():
-            self.stopped = control.should_save = control.should_training_stop = True
 
 
 class Progress(TrainerCallback):

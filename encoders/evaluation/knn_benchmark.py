@@ -1,6 +1,6 @@
 """A k-NN benchmark drawn once and held in memory, so that a run can be judged at intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,10 @@ from vision_core.images.one_kind import OneKind
 from vision_core.images.sources import ImageSource, UnreadableSample
 
 BATCH = 128
+
+
+class _ToldToStop(Exception):
+    """Between two batches."""
 
 
 class LabelledImages(NamedTuple):
@@ -123,9 +127,12 @@ class KnnBenchmark:
             words += f"; {self.in_bank:,} of {sizes['queries']:,} queries are in the bank; those images were left out of the bank"
         return words + (f"; {self.origin}" if self.origin else "")
 
-    def evaluate(self, encoder: Encoder) -> dict[str, float]:
-        """Accuracy in percent of the encoder's CLS token and of the mean of its patch tokens."""
-        bank, queries = (extract_features(encoder, self._pixels(part)) for part in (self.bank, self.queries))
+    def evaluate(self, encoder: Encoder, told_to_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Accuracy in percent of the encoder's CLS token and of the mean of its patch tokens; {} once `told_to_stop()`, asked before each batch."""
+        try:
+            bank, queries = (extract_features(encoder, self._pixels(part, told_to_stop)) for part in (self.bank, self.queries))
+        except _ToldToStop:
+            return {}
         return {name: self._accuracy(bank[name], queries[name]) for name in bank}
 
     def evaluate_baselines(self) -> dict[str, float]:
@@ -140,8 +147,11 @@ class KnnBenchmark:
             accuracies[name] = self._accuracy(bank, queries)
         return accuracies
 
-    def _pixels(self, part: LabelledImages) -> Iterator[Tensor]:
-        return (self.transform.pixels(batch) for batch in part.images.split(BATCH))
+    def _pixels(self, part: LabelledImages, told_to_stop: Callable[[], bool]) -> Iterator[Tensor]:
+        for batch in part.images.split(BATCH):
+            if told_to_stop():
+                raise _ToldToStop
+            yield self.transform.pixels(batch)
 
     def _accuracy(self, bank: Tensor, queries: Tensor) -> float:
         return knn_accuracy(bank, self.bank.labels, queries, self.queries.labels, self.k)

@@ -48,10 +48,27 @@ def test_sigterm_to_the_launcher_saves_and_leaves_nobody(launch, start, whole, s
     same(folder, whole)
 
 
+@pytest.mark.parametrize("name", ["accelerate", "torchrun that handles it"])
+def test_sigusr1_to_the_launcher_saves_and_leaves_nobody(launch, last_step, tmp_path, name):
+    """accelerate, torchrun and deepspeed die of it, which the run notices; torchrun can be told to pass it on."""
+    folder = tmp_path / "run"
+    told_to = [*TORCHRUN, "1", "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    run = launch(LAUNCHERS.get(name, told_to), folder, "--max_steps", 2000)
+    run.wait_for_step(3)
+    os.kill(run.pid, signal.SIGUSR1)
+    told = time.monotonic()
+    status = run.wait(20)
+    assert gone(run)
+    print(f"{name}: status {status}, saved and gone {time.monotonic() - told:.1f} s after SIGUSR1")
+    assert (status == -signal.SIGUSR1) == (name in LAUNCHERS) and f"step {last_step(folder)} of 2000 is saved" in run.printed
+    print(*[line for line in run.printed.splitlines() if "told to stop" in line][-1:])
+    assert (folder / f"checkpoint-{last_step(folder)}").is_dir()
+
+
 def test_a_signal_to_the_whole_session_finds_the_data_workers_alive(start, whole, same, last_step, tmp_path):
     """A scheduler, or Ctrl-C, signals the workers too; the step in progress still gets its batch. The shell's status is told."""
     folder = tmp_path / "run"
-    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)):
         run = start(folder, "--resume_from_checkpoint", "true" if folder.exists() else "none")
         run.wait_for_step(last_step(folder) + 3)
         os.killpg(run.pid, number)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,12 @@ from torch import nn
 from transformers import TrainingArguments
 
 from vision_core.checkpoints import seal_folder
-from vision_core.errors import UserError
+from vision_core.errors import Stopped, UserError
 from vision_core.run_preview import introduction, number_of_batches, number_of_steps, part_of, preview
 from vision_core.run_trainer import PASSED_ON, RunTrainer, TrainerOptions, open_run, training_arguments
 from vision_core.stopping import StopRequest
 
-ABOUT_FOLDERS = {"output_dir", "resume_from_checkpoint", "save_total_limit", "dry_run", "changed_data"}
+ABOUT_FOLDERS = {"output_dir", "resume_from_checkpoint", "save_total_limit", "dry_run", "changed_data", "grace_seconds"}
 
 
 class Line(nn.Module):
@@ -200,3 +202,24 @@ def test_an_old_layout_is_resumed_and_its_unfinished_checkpoint_goes_once_a_newe
     assert [name for name in names(root) if "checkpoint" in name] == ["checkpoint-2", "checkpoint-4"]
     said = capsys.readouterr().err
     assert "set-aside-1-checkpoint-4, to be removed once a newer one stands" in said and "was damaged and is removed" in said
+
+
+def test_a_stop_breaks_an_evaluation_off_and_a_save_beyond_the_grace_time_is_told_once(trainer, tmp_path, capsys):
+    """The signal comes with the second held-out batch: the last step is saved, and nothing of the evaluation is recorded."""
+
+    class ToldWhileJudged(Line):
+        def forward(self, x):
+            if not torch.is_grad_enabled() and x.item() == 7.0:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            assert torch.is_grad_enabled() or x.item() != 9.0, "no batch may follow"
+            return super().forward(x)
+
+    values, held_out = [1.0, 2.0, 3.0, 4.0], [5.0, 7.0, 9.0]
+    made, _ = trainer(values, ToldWhileJudged(), held_out=held_out, eval_steps=3, save_steps=1)
+    with StopRequest([], grace_seconds=0.0) as stop, pytest.raises(Stopped) as end:
+        made.train_until_told(stop, "")
+    assert end.value.code == 138 and "step 3 of 4 is saved" in end.value.line and end.value.line.endswith(" s after SIGUSR1)")
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3] and not any("eval_loss" in line for line in lines)
+    assert (tmp_path / "run" / "checkpoint-3" / "MANIFEST.json").is_file()
+    assert "".join(capsys.readouterr()).count("--grace_seconds is 0") == 1

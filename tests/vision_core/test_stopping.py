@@ -21,6 +21,17 @@ def test_a_signal_is_remembered_and_the_handlers_come_back():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+@pytest.mark.parametrize("number, status", [(signal.SIGUSR1, 138), (signal.SIGUSR2, 140)])
+def test_a_schedulers_warning_is_a_stop_request(number, status):
+    """Without a handler it would end the process at once."""
+    with StopRequest([]) as stop:
+        assert stop.time_taken == ""
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)  # the scheduler's next word, at the time limit
+        assert stop.agreed() and stop.exit_status == status
+        assert stop.time_taken.endswith(f" s after {number.name})")
+
+
 def test_a_second_ctrl_c_is_obeyed_at_once():
     with StopRequest([]) as stop, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)

@@ -80,6 +80,19 @@ def test_the_margin_is_the_one_that_images_were_given(memory_source, side, margi
     assert benchmark.margin == margin
 
 
+def test_an_evaluation_that_is_told_to_stop_ends_before_its_next_batch_and_has_no_result(memory_source, tiny_model):
+    source, model = memory_source(*pictures(60, 0)), TransformersEncoder(tiny_model(2), TRANSFORM)
+    benchmark = KnnBenchmark(source, memory_source(*pictures(40, 1)), bank_size=60, num_queries=40, k=1, **SETTINGS)
+    model_is_training, asked = model.model.training, []
+
+    def told_at_the_second_batch() -> bool:
+        asked.append(True)
+        return len(asked) == 2
+
+    assert benchmark.evaluate(model, told_at_the_second_batch) == {} and len(asked) == 2
+    assert model.model.training == model_is_training and set(benchmark.evaluate(model)) == {"cls", "patch_mean"}
+
+
 def test_evaluation_is_features_and_neighbours(memory_source, tiny_model):
     bank_source, query_source, model = (
         memory_source(*pictures(60, 0)),
