@@ -74,7 +74,7 @@ def not_written(aside: Path, target: Path, reason: str, needed: int = 0) -> Chec
 
 
 def is_write_error(error: Exception, kinds: tuple[type[Exception], ...] = WRITE_ERRORS) -> bool:
-    """Whether it is one of `kinds`, or what tokenizers (0.22) raises where a file cannot be written: an `Exception` of no kind at all."""
+    """Whether it is one of `kinds`, or what tokenizers (0.23.3) raises where a file cannot be written: an `Exception` of no kind at all."""
     return isinstance(error, kinds) or type(error) is Exception
 
 
