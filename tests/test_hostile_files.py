@@ -32,9 +32,10 @@ from recipes.zero_config import zero_config
 from vision_core.arguments import option, parse_arguments
 from vision_core.checkpoints import write_checkpoint
 from vision_core.errors import run_script
+from vision_core.folder_checks import check_folder
 from vision_core.images.any_image import image_tensor
 from vision_core.images.sources import open_source
-from vision_core.run_folder import RunFolder, check_folder
+from vision_core.run_folder import RunFolder
 
 SECONDS = 5
 MOST_CHARACTERS = 300
