@@ -35,9 +35,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
-from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from encoders.transformers_encoder import TransformersEncoder
-from pretrain.card import write_card
 from pretrain.dinov2_build import (
     build_benchmark,
     build_loader,
@@ -46,6 +44,7 @@ from pretrain.dinov2_build import (
     build_optimizer,
     build_schedules,
     check_trackers,
+    data_facts,
     evaluation_size,
     load_weights,
     open_training_data,
@@ -55,23 +54,23 @@ from pretrain.dry_run import dry_run
 from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
 from pretrain.introduction import introduction
 from pretrain.loss_scale import LossScaler
-from pretrain.monitor import Monitor, knn_line, not_finite, peak_memory_gib, write_figures
+from pretrain.monitor import Monitor, knn_line, peak_memory_gib
 from pretrain.own_evaluation import keep_evaluation_of_resumed_run
 from pretrain.param_groups import apply_schedules, clip_per_module
+from pretrain.run_files import RunFiles
 from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
-from pretrain.training_state import PUBLISHED_FILES, changed_course, load_training_state, save_training_state
+from pretrain.training_state import changed_course, course, load_training_state
 from vision_core.arguments import parse_arguments
 from vision_core.checkpoint_fit import refuse_fewer_steps, refuse_other_start
-from vision_core.checkpoints import CheckpointNotWritten, checkpoint_step, replace_files, write_checkpoint, writing
-from vision_core.data_facts import DataFacts, facts_as_json, image_facts, tell_changed_data
+from vision_core.checkpoints import CheckpointNotWritten, checkpoint_step
+from vision_core.data_facts import facts_as_json, tell_changed_data
 from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, print_once, refuse_unequal, set_cpu_threads
 from vision_core.errors import Stopped, UserError, run_script
 from vision_core.fail_together import fail_together
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.sources import ImageSource
-from vision_core.publishing import published
 from vision_core.randomness import seed_of
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
@@ -152,7 +151,7 @@ class Trainer:
             for line in load_weights(self.method, args.init_from):
                 self.monitor.say(line)
         self.benchmark = build_benchmark(args, self.source, self.run is not None)
-        self.data = self.data_facts()
+        self.data = data_facts(self.source, self.benchmark) if self.run is not None else []
         for line in tell_changed_data(checkpoint, state.get("data"), self.data, args.changed_data) if state else ():
             self.monitor.say(line)
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
@@ -163,27 +162,43 @@ class Trainer:
         )
         self.in_own_scale = args.num_channels != 3 or self.probes.is_floating_point()  # else pictures of 0 to 255
         self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
+        if self.run is not None:
+            self.files = RunFiles(args, self.run, self.source, self.method, self.optimizer, self.benchmark, self.in_own_scale)
         if state:
-            for line in changed_course(state, args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)):
-                self.monitor.say(line)
-            self.health.load_state_dict(state["health"])
-            self.knn = state["knn"]
-            self.monitor.load_state_dict(state["monitor"])
-            self.bad_images.load_state_dict(state["bad_images"])
-            if not isinstance(self.source, ImageSource):
-                for line in self.places.load_state_dict(state.get("stream")):
-                    self.monitor.say(line)
-            self.scaler.load(state.get("loss_scaler"))
+            self.take_up(state)
         self.model = self.accelerator.prepare(self.method)
         self.greet()
 
-    def data_facts(self) -> list[DataFacts]:
-        """Of the images that are trained on and of those that judge, where they are others; on the main process alone."""
-        if self.run is None:
-            return []
-        training = image_facts("dataset", self.source)
-        judging = self.benchmark.data if self.benchmark else []
-        return [training, *(facts for facts in judging if facts.content != training.content)]
+    def take_up(self, state: dict) -> None:
+        """Go on as `state_dict` left off; what makes the course another one is said."""
+        for line in changed_course(state, *self.course_options()):
+            self.monitor.say(line)
+        self.health.load_state_dict(state["health"])
+        self.knn = state["knn"]
+        self.monitor.load_state_dict(state["monitor"])
+        self.bad_images.load_state_dict(state["bad_images"])
+        if not isinstance(self.source, ImageSource):
+            for line in self.places.load_state_dict(state.get("stream")):
+                self.monitor.say(line)
+        self.scaler.load(state.get("loss_scaler"))
+
+    def state_dict(self, places: list[dict | None]) -> dict:
+        """What a checkpoint holds beside tensors, on the main process. places: of all processes' readers."""
+        return {
+            "step": self.step,
+            "monitor": self.monitor.state_dict(),
+            "bad_images": self.bad_images.state_dict(),
+            "stream": places,
+            "health": self.health.state_dict(),
+            "knn": self.knn,
+            "loss_scaler": self.scaler.state_dict(),
+            "data": facts_as_json(self.data),
+            **course(*self.course_options()),
+        }
+
+    def course_options(self) -> tuple[int, int, str]:
+        """The seed, the global batch and how images are read: with other ones a resumed run is another run."""
+        return self.args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)
 
     def begin(self) -> Iterator[dict]:
         """The batches from this step on, the first of which has been read. Only then, on all processes, does an old run's folder change."""
@@ -261,7 +276,7 @@ class Trainer:
         if rescaled:
             self.monitor.tell_rescaled(self.step + 1, self.scaler.figures(), self.scaler.get_scale())
         elif not taken:
-            self.report_skipped(own_loss, micro_batches)
+            self.monitor.report_skipped(self.step + 1, own_loss, [name for batch in micro_batches for name in batch["ids"]])
         self.optimizer.zero_grad(set_to_none=True)
         if taken:
             self.latest = totals | {f"{name}_grad_norm": norm for name, norm in norms.items()}
@@ -323,7 +338,7 @@ class Trainer:
         if self.run is not None:
             try:
                 with worker_deaths_unnoticed():
-                    self.write_run_folder(places)
+                    self.files.save(self.state_dict(places), self.references)
             except CheckpointNotWritten as error:
                 problem = str(error)
         problem = broadcast_text(problem)
@@ -332,51 +347,6 @@ class Trainer:
             raise UserError(problem)
         if problem:
             self.monitor.say(f"warning: {problem}. The run goes on and tries again {self.args.save_steps} steps later")
-
-    def write_run_folder(self, places: list[dict | None]) -> None:
-        """`checkpoint-<step>` with all processes' `places`, then the published files and the model card in the run's root.
-
-        Raises CheckpointNotWritten.
-        """
-        state = {
-            "step": self.step,
-            "monitor": self.monitor.state_dict(),
-            "bad_images": self.bad_images.state_dict(),
-            "stream": places,
-            "health": self.health.state_dict(),
-            "knn": self.knn,
-            "loss_scaler": self.scaler.state_dict(),
-            "seed": self.args.seed,
-            "pixel_options": pixel_options_text(self.source.pixel_options),
-            "global_batch": self.layout.global_batch,
-            "data": facts_as_json(self.data),
-            "cpu_threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-
-        def write(folder: Path) -> None:
-            save_training_state(folder, self.method, self.optimizer, state)
-            size = evaluation_size(self.args)
-            margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
-            reading = pixel_options_text(self.source.pixel_options)
-            save_image_processor(folder, size, self.args.image_mean, self.args.image_std, margin, self.in_own_scale, reading)
-            self.run.sync_lines()
-
-        checkpoint = write_checkpoint(self.output_dir, self.step, write, self.args.save_total_limit)
-        self.run.remove_damaged()
-        replace_files(checkpoint, self.output_dir, PUBLISHED_FILES)
-        with writing(self.output_dir / "README.md"):
-            write_card(
-                self.output_dir,
-                self.args,
-                step=self.step,
-                source=self.source,
-                backbone=self.method.teacher["backbone"],
-                references=self.references,
-                accuracies=self.knn,
-                benchmark=self.benchmark,
-                in_own_scale=self.in_own_scale,
-            )
 
     def greet(self) -> None:
         """What the crops are, how large the backbone is, and what it has to beat."""
@@ -391,12 +361,6 @@ class Trainer:
             self.monitor.name_unreadable("k-NN", self.benchmark.bad)
             self.monitor.say("to beat         " + ", ".join(f"{name} {value:.1f} %" for name, value in self.references.items()))
 
-    def report_skipped(self, own_loss: torch.Tensor, micro_batches: list[dict]) -> None:
-        """Say which images were in a step whose loss or gradients were not finite: those of the processes where the loss is, if any."""
-        loss, ranks, ids = not_finite(own_loss, [name for batch in micro_batches for name in batch["ids"]])
-        self.monitor.log(self.step + 1, {"skipped": True, "loss": loss, "ranks": ranks, "ids": ids})
-        self.monitor.say(f"step {self.step + 1} skipped: loss {loss} or its gradients are not finite (ids in metrics.jsonl)")
-
     def leave(self, stop: StopRequest) -> str:
         """The last words of a run that was told to stop; its last step is saved."""
         line = f"told to stop: step {self.step} of {self.args.max_steps} is saved; {how_to_go_on(self.output_dir)}{stop.time_taken}"
@@ -407,19 +371,10 @@ class Trainer:
     def finish(self, seconds: float) -> None:
         """Figures, and the last words."""
         if self.run is not None:
-            backbone = self.method.teacher["backbone"]
-            with published(self.output_dir) as aside:
-                write_figures(
-                    aside / "figures",
-                    self.output_dir / "metrics.jsonl",
-                    backbone,
-                    self.args.num_prototypes,
-                    self.benchmark,
-                    self.references,
-                )
+            figures = self.files.publish_figures(self.references)
             self.monitor.say(
                 f"done in {seconds / 60:.1f} min, peak memory {peak_memory_gib():.1f} GiB; the encoder is {self.output_dir}: "
-                f'AutoModel.from_pretrained("{self.output_dir}"); pictures in {self.output_dir / "figures"}'
+                f'AutoModel.from_pretrained("{self.output_dir}"); pictures in {figures}'
             )
             self.run.finish()
         self.end()

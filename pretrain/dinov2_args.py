@@ -6,8 +6,8 @@ from typing import Literal
 from pretrain.own_evaluation import BY_DATASET, chosen_evaluation
 from vision_core.arguments import arguments_to_yaml, option
 from vision_core.errors import UserError
+from vision_core.folder_checks import check_folder, check_program, end_if_all_is_done
 from vision_core.launchers import is_first_launched
-from vision_core.run_folder import check_folder, check_program, end_if_all_is_done
 
 # hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
 BACKBONE_SIZES = {

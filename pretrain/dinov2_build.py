@@ -23,6 +23,7 @@ from pretrain.self_distillation import SelfDistillation
 from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BatchLayout, StepMasks, make_loader
 from pretrain.training_state import load_heads_and_centers
+from vision_core.data_facts import DataFacts, image_facts
 from vision_core.distributed import print_once
 from vision_core.errors import UserError
 from vision_core.images.held_out import SourcePart, hold_out
@@ -234,6 +235,13 @@ def choose_bank(args: DINOv2Arguments, source: ImageSource | ImageStream, querie
 def same_images(one: ImageSource | ImageStream, other: ImageSource) -> bool:
     """Whether two sources are the same files; what else they share is found by its content."""
     return isinstance(one, ImageSource) and len(one) == len(other) and one.fingerprint == other.fingerprint
+
+
+def data_facts(source: ImageSource | ImageStream, benchmark: KnnBenchmark | None) -> list[DataFacts]:
+    """Of the images that are trained on and of those that judge, where they are others."""
+    training = image_facts("dataset", source)
+    judging = benchmark.data if benchmark else []
+    return [training, *(facts for facts in judging if facts.content != training.content)]
 
 
 def evaluation_size(args: DINOv2Arguments) -> tuple[int, int]:

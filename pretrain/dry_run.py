@@ -18,11 +18,11 @@ from pretrain.training_data import BatchLayout
 from pretrain.training_state import load_training_state
 from vision_core.arguments import arguments_to_yaml
 from vision_core.distributed import is_main_process
+from vision_core.folder_checks import check_folder
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, ImageStream
 from vision_core.printable import say
-from vision_core.run_folder import check_folder
 
 # Bytes per parameter: student, gradient, two AdamW moments, teacher, all float32.
 BYTES_PER_PARAMETER = 20

@@ -20,6 +20,7 @@ from vision_core.checkpoint_fit import cure_of, misfit_of_configs, refuse_misfit
 from vision_core.data_facts import DataFacts, image_facts
 from vision_core.distributed import is_main_process, print_once, refuse_unequal, world_size
 from vision_core.errors import UserError, first_line
+from vision_core.folder_checks import check_folder
 from vision_core.folder_kinds import refuse_folder
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.held_out import hold_out
@@ -32,7 +33,6 @@ from vision_core.model_card import write_model_card
 from vision_core.printable import say
 from vision_core.randomness import numpy_generator
 from vision_core.run_facts import batch_text, data_licence, made_with, millions, run_again
-from vision_core.run_folder import check_folder
 from vision_core.run_preview import introduction, preview
 from vision_core.run_trainer import RunTrainer, open_run, training_arguments
 from vision_core.stopping import StopRequest

@@ -90,6 +90,15 @@ class Monitor:
         self.log(step, {"skipped": True} | figures)
         self.say(f"step {step} not taken: gradients overflowed in float16; the loss scale falls to {scale:g}")
 
+    def report_skipped(self, step: int, own_loss: Tensor, ids: list[str]) -> None:
+        """Say which images were in a step whose loss or gradients were not finite: those of the processes where the loss is, if any.
+
+        own_loss, ids: of this process. All processes call it together.
+        """
+        loss, ranks, all_ids = not_finite(own_loss, ids)
+        self.log(step, {"skipped": True, "loss": loss, "ranks": ranks, "ids": all_ids})
+        self.say(f"step {step} skipped: loss {loss} or its gradients are not finite (ids in metrics.jsonl)")
+
     def name_unreadable(self, what: str, bad: list[UnreadableSample]) -> None:
         """Say which images were left out of something, and keep all names in bad_samples.jsonl."""
         if self.run is None or not bad:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_core.arguments import explicit_keys
-from vision_core.run_folder import config_in
+from vision_core.folder_checks import config_in
 
 BY_DATASET = "auto"  # the default of --eval_dataset, which config.yaml never shows: it holds what was chosen
 HELD_OUT = "held_out"

@@ -38,11 +38,11 @@ from pretrain.sigmoid_loss import sigmoid_loss
 from vision_core.arguments import parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError, first_line, run_script
+from vision_core.folder_checks import checkpoint_ahead
 from vision_core.hub import hub_or_cache
 from vision_core.images.pixel_options import Scale
 from vision_core.images.sources import ImageSource
 from vision_core.randomness import numpy_generator, seed_of
-from vision_core.run_folder import checkpoint_ahead
 
 CORPUS_IMAGES = 2000  # whose captions a new tokenizer is trained on
 TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut

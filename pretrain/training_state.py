@@ -95,8 +95,22 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
+def course(seed: int, global_batch: int, pixel_options: str) -> dict[str, Any]:
+    """What a checkpoint keeps for `changed_course`, which says what each is."""
+    return {
+        "seed": seed,
+        "pixel_options": pixel_options,
+        "global_batch": global_batch,
+        "cpu_threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
 def changed_course(state: dict, seed: int, global_batch: int, pixel_options: str) -> list[str]:
-    """What makes a run that resumes from `state` differ from an uninterrupted one, a line each. pixel_options: how images are read, as text."""
+    """What makes a run that resumes from `state` differ from an uninterrupted one, a line each.
+
+    global_batch: images of a step, over all processes. pixel_options: how images are read, as text.
+    """
     lines = []
     before = state.get("pixel_options", pixel_options)  # older checkpoints do not say
     if before != pixel_options:

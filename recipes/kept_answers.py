@@ -21,8 +21,8 @@ from recipes.vlm_tasks import Task
 from vision_core.checkpoints import sync
 from vision_core.distributed import rank
 from vision_core.errors import UserError
+from vision_core.folder_checks import FINISHED
 from vision_core.json_lines import JsonLines
-from vision_core.run_folder import FINISHED
 
 OF_A_MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model")  # endings of weights, configs, processor and tokenizer
 LIBRARIES = ("torch", "transformers")  # by whose versions numbers round in another way

@@ -38,10 +38,11 @@ from recipes.zero_checkpoint import refuse_other_layout
 from recipes.zero_names import check_names
 from vision_core.data_facts import DataFacts
 from vision_core.distributed import is_main_process, print_once, refuse_unequal, share_cores, world_size
+from vision_core.folder_checks import check_folder
 from vision_core.launchers import is_first_launched
 from vision_core.printable import say
 from vision_core.randomness import numpy_generator
-from vision_core.run_folder import RunFolder, check_folder
+from vision_core.run_folder import RunFolder
 from vision_core.run_preview import introduction, preview
 from vision_core.run_trainer import open_run, training_arguments
 from vision_core.stopping import StopRequest

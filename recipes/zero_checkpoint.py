@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_core.errors import UserError
-from vision_core.run_folder import config_in
+from vision_core.folder_checks import config_in
 
 OPTIMIZER_STATES = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt")
 SHARDED_WEIGHTS = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")

@@ -9,8 +9,6 @@ by an error before anything but its config stands in it is taken away again, so 
 
 import json
 import os
-import re
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -18,22 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from vision_core import checkpoints
-from vision_core.errors import AllDone, UserError, undo_if_failed
-from vision_core.folder_kinds import UNFINISHED_WORK, folder_kind
-from vision_core.folder_lock import FolderLock, refuse_in_use
+from vision_core.errors import UserError, undo_if_failed
+from vision_core.folder_checks import (
+    AUTO,
+    FINISHED,
+    PROGRAM_LINE,
+    RESUME_KEY,
+    changed_keys,
+    checkpoint_to_resume,
+    folder_to_resume,
+    numbers_in,
+    read_config,
+    refuse_other_program,
+    refuse_used,
+    resolve_auto,
+    resume_word,
+    run_numbers,
+    warn_on_stderr,
+)
+from vision_core.folder_lock import FolderLock
 from vision_core.json_lines import JsonLines
-from vision_core.launchers import is_first_launched
-from vision_core.printable import say
-from vision_core.text_files import MAX_YAML_BYTES, read_bytes, yaml_value
-
-RESUME_KEY = "resume_from_checkpoint"
-HOW_IT_IS_RUN = (RESUME_KEY, "changed_data", "grace_seconds")  # say how a run starts and stops, not what it is
-AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
-FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
-PROGRAM_LINE = "# options of "  # begins the first line of a config.yaml, which names its program
-ABSENT = "(absent)"
-# What a start leaves that did nothing else: it stands in nobody's way.
-LITTER = (".lock", "config.yaml", "unfinished.json", "bad_samples.jsonl")
 
 
 class RunFolder:
@@ -51,7 +53,7 @@ class RunFolder:
         self.checkpoint = checkpoint
         self.step = checkpoints.checkpoint_step(checkpoint) if checkpoint else 0
         self.is_old = is_old
-        self.changes = changed_keys(_read_config(path), config_yaml) if is_old else {}
+        self.changes = changed_keys(read_config(path), config_yaml) if is_old else {}
         self._config_yaml = config_yaml
         self._has_begun = not is_old
         self._waiting: list[tuple[JsonLines, dict[str, Any]]] = []  # lines of an old run that has not begun
@@ -88,12 +90,12 @@ class RunFolder:
 
         Raises UserError when the folder cannot be used, holds another run, is in use, or has nothing to resume from.
         """
-        warn = warn or _warn_on_stderr
+        warn = warn or warn_on_stderr
         config_yaml = f"{PROGRAM_LINE}{program}\n{config_yaml}" if program else config_yaml
-        resume = _read_resume(resume)
+        resume = resume_word(resume)
         try:
             if resume == AUTO:
-                resume = _resolve_auto(output_dir, name, can_resume)
+                resume = resolve_auto(output_dir, name, can_resume)
             if resume is None:
                 return cls._open_new(output_dir, name, config_yaml, warn, can_resume)
             return cls._open_old(output_dir, name, config_yaml, resume, warn, program, check)
@@ -134,12 +136,12 @@ class RunFolder:
         program: str,
         check: Callable[[Path], None] | None,
     ) -> "RunFolder":
-        path = _folder_to_resume(output_dir, name, resume)
-        _refuse_other_program(path, program)
+        path = folder_to_resume(output_dir, name, resume)
+        refuse_other_program(path, program)
         lock = FolderLock(path, warn)
         try:
             checkpoints.finish_saves(path)
-            checkpoint = _checkpoint_to_resume(path, resume, warn)
+            checkpoint = checkpoint_to_resume(path, resume, warn)
             if check is not None and checkpoint is not None:
                 check(checkpoint)
             run = cls(path, lock, checkpoint, warn, config_yaml, is_old=True)
@@ -223,8 +225,8 @@ class RunFolder:
         if not self.changes and config.exists():
             return
         if config.exists():
-            number = 1 + max((int(k) for k in _numbers(self.path, r"config-(\d+)\.yaml")), default=0)
-            checkpoints.write_text_atomically(self.path / f"config-{number}.yaml", _read_config(self.path))
+            number = 1 + max((int(k) for k in numbers_in(self.path, r"config-(\d+)\.yaml")), default=0)
+            checkpoints.write_text_atomically(self.path / f"config-{number}.yaml", read_config(self.path))
             listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in self.changes.items())
             self._warn(f"resuming with a changed config: {listed}; the old one is kept as config-{number}.yaml")
         checkpoints.write_text_atomically(config, config_yaml)
@@ -234,7 +236,7 @@ class RunFolder:
         for path in checkpoints.list_checkpoints(self.path):
             is_later = int(path.name.removeprefix("checkpoint-")) > self.step
             if is_later or not (path / checkpoints.MANIFEST).exists():
-                number = 1 + max((int(k) for k in _numbers(self.path, rf"set-aside-(\d+)-{path.name}")), default=0)
+                number = 1 + max((int(k) for k in numbers_in(self.path, rf"set-aside-(\d+)-{path.name}")), default=0)
                 name = f"set-aside-{number}-{path.name}"
                 is_damaged = checkpoints.set_aside(path, name)
                 what = "is damaged" if is_damaged else f"is whole and later than step {self.step}"
@@ -242,145 +244,11 @@ class RunFolder:
                 self._warn(f"{path} {what}: now {name}, {end}")
 
 
-def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
-    """The options that differ between two configs, name -> (old, new), with "(absent)" for a side that lacks it.
-
-    How a run was started and how long it may take to end (`HOW_IT_IS_RUN`) does not count. Raises UserError if a text is no YAML mapping.
-    """
-    old, new = _read_mapping(old_yaml), _read_mapping(new_yaml)
-    names = [name for name in {**old, **new} if name not in HOW_IT_IS_RUN]
-    pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _read_resume(resume: bool | str | None) -> str | None:
-    """None for a new run, "true" for the newest checkpoint, "auto" for whatever there is to do, otherwise a path."""
-    word = str(resume).lower()
-    if word in ("none", "false"):
-        return None
-    return word if word in ("true", AUTO) else str(resume)
-
-
-def _resolve_auto(output_dir: str | None, name: str, can_resume: bool = True) -> str | None:
-    """None where `auto` means a new run, "auto" where a run is there. Raises UserError where the folder has no name, or is no run's."""
-    if output_dir is None:
-        raise UserError(
-            f"--{RESUME_KEY} {AUTO} needs a folder with a name, by which the next start finds it: add --output_dir outputs/{name}-1"
-        )
-    path = Path(output_dir)
-    if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
-        return None
-    if not _read_config(path).startswith(PROGRAM_LINE):
-        refuse_used(path, name, can_resume)
-    return AUTO
-
-
-def end_if_all_is_done(output_dir: str | None, config_yaml: str, resume: bool | str | None, program: str) -> None:
-    """Raise AllDone where `--resume_from_checkpoint auto` finds the finished run of the same program and options. Looks at two small files."""
-    path = Path(output_dir or "")
-    if _read_resume(resume) != AUTO or output_dir is None or not (path / FINISHED).is_file():
-        return
-    _refuse_other_program(path, program)
-    if not changed_keys(_read_config(path), config_yaml):
-        raise AllDone(f"all is done: {path} holds the finished run of this command; another --output_dir starts a new one")
-
-
-def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:
-    """Raise UserError for a folder, if it is there, with anything in it but a lock. The advice is what the program takes.
-
-    name: of the program's default folder, "" where it has none.
-    """
-    if not path.is_dir() or holds_nothing(path):
-        return
-    kind = folder_kind(path)
-    holds = "" if kind.name == "unknown" else f", it is {kind.is_a}"
-    if kind.name == UNFINISHED_WORK:
-        cure = f"`--output_dir {path} --{RESUME_KEY} {AUTO}`, given to that program, goes on with it, `--output_dir OTHER` starts elsewhere"
-    elif can_resume and checkpoints.list_checkpoints(path):
-        cure = f"`--output_dir {path} --{RESUME_KEY} true` continues the run in it, `--output_dir OTHER` starts a new one elsewhere"
-    else:
-        cure = "`--output_dir OTHER` names another folder"
-        cure += f"; without --output_dir it is the next free outputs/{name}-<n>" if name else ""
-    raise UserError(f"output folder {path} is not empty{holds}: {cure}")
-
-
-def holds_nothing(path: Path) -> bool:
-    """Whether a folder is empty, or holds nothing but what a start of one of these programs left that had done nothing yet."""
-    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".tmp-")} - {".lock"}
-    return not names or (names <= set(LITTER) and _read_config(path).startswith(PROGRAM_LINE))
-
-
 def _remove_litter(path: Path) -> None:
     """What an earlier start left that had done nothing, for it says nothing of the run that begins."""
     checkpoints.clean_leftovers(path)
     for name in ("unfinished.json", "bad_samples.jsonl"):
         (path / name).unlink(missing_ok=True)
-
-
-def _refuse_other_program(path: Path, program: str) -> None:
-    """Raise UserError where config.yaml says that another program made the run in `path`. Older runs do not say it."""
-    first = _read_config(path).partition("\n")[0]
-    theirs = first.removeprefix(PROGRAM_LINE) if first.startswith(PROGRAM_LINE) else program
-    if program and theirs != program:
-        raise UserError(
-            f"{path} is a run of {theirs}, not of {program}: continue it by its own program, or start a new run with another --output_dir"
-        )
-
-
-def check_program(output_dir: str | None, name: str, resume: bool | str | None, program: str) -> None:
-    """Raise UserError where a run is to be resumed that is not there, in use, of another program, or in a folder that cannot be written.
-
-    Looks at names, rights, the lock and config.yaml, and changes nothing: for before minutes are spent.
-    """
-    wanted = _read_resume(resume)
-    if wanted == AUTO:
-        wanted = _resolve_auto(output_dir, name)
-    if wanted is None:
-        return
-    path = _folder_to_resume(output_dir, name, wanted)
-    _refuse_other_program(path, program)
-    config_in(path)
-    if wanted == "true" and not checkpoints.list_checkpoints(path):
-        _checkpoint_to_resume(path, wanted, _warn_on_stderr)
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written to; give yourself access to it")
-    if is_first_launched():  # the others may look once the first of them has its folder
-        refuse_in_use(path)
-
-
-def check_folder(
-    output_dir: str | None, name: str, resume: bool | str | None = None, program: str = "", can_resume: bool = True
-) -> Path | None:
-    """The checkpoint that `RunFolder.open` would take up, None for a new run. Raises UserError where it would, before minutes are spent.
-
-    Makes and changes nothing, and asks for no lock.
-    """
-    resume = _read_resume(resume)
-    if resume == AUTO:
-        resume = _resolve_auto(output_dir, name, can_resume)
-    if resume is not None:
-        path = _folder_to_resume(output_dir, name, resume)
-        _refuse_other_program(path, program)
-        checkpoint = _checkpoint_to_resume(path, resume, _warn_on_stderr)
-        config_in(path)
-        return checkpoint
-    path = Path(output_dir if output_dir is not None else "outputs")
-    if output_dir is not None:
-        refuse_used(path, name, can_resume)
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        problem = "cannot be written to" if there.is_dir() else "is a file"
-        raise UserError(f"output folder {path} cannot be used: {there} {problem}; give another --output_dir")
-    return None
-
-
-def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path | None:
-    """The checkpoint from which a run will go on, for what is to be read from it before the folder is opened; None for a start. Refuses nothing."""
-    wanted = _read_resume(resume)
-    if wanted in (None, "true", AUTO):
-        root = Path(output_dir or "")
-        return checkpoints.newest_checkpoint(root, lambda _: None) if wanted and output_dir and root.is_dir() else None
-    return Path(wanted) if Path(wanted).is_dir() else None
 
 
 def how_to_go_on(folder: Path | str) -> str:
@@ -401,7 +269,7 @@ def _take_away(path: Path, ours: list[Path], process: int) -> None:
 def _next_free_folder(root: Path, name: str) -> Path:
     """Make and return `root/<name>-<n>`, n above every n in use. Two runs that start together get different ones."""
     root.mkdir(parents=True, exist_ok=True)
-    number = 1 + max(_run_numbers(root, name), default=0)
+    number = 1 + max(run_numbers(root, name), default=0)
     while True:
         path = root / f"{name}-{number}"
         try:
@@ -409,70 +277,3 @@ def _next_free_folder(root: Path, name: str) -> Path:
             return path
         except FileExistsError:
             number += 1
-
-
-def _folder_to_resume(output_dir: str | None, name: str, resume: str) -> Path:
-    if resume not in ("true", AUTO):
-        parent = Path(resume).resolve().parent
-        if output_dir is not None and Path(output_dir).resolve() != parent:
-            raise UserError(
-                f"--{RESUME_KEY} {resume} is not in --output_dir {output_dir}: leave out --output_dir to continue "
-                f"that run, or start a new one from its weights with --init_from"
-            )
-        if not os.path.isdir(resume):
-            raise UserError(f"--{RESUME_KEY} {resume}: no such folder; give a checkpoint-<step> folder, or true for the newest")
-        return Path(resume).parent if output_dir is None else Path(output_dir)
-    if output_dir is None:
-        numbers = _run_numbers(Path("outputs"), name)
-        example = f"outputs/{name}-{max(numbers)}" if numbers else "FOLDER"
-        raise UserError(f"--{RESUME_KEY} true needs to know the run: add --output_dir {example}")
-    if not os.path.isdir(output_dir):
-        raise UserError(f"--{RESUME_KEY} true: there is no folder {output_dir}; leave the option out to start a new run there")
-    return Path(output_dir)
-
-
-def _checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) -> Path | None:
-    """None where `auto` takes up a run that has no whole checkpoint, from its start."""
-    if resume in ("true", AUTO):
-        newest = checkpoints.newest_checkpoint(path, warn)
-        if newest is None and resume == "true":
-            raise UserError(f"no whole checkpoint-<step> in {path}: start a new run with another --output_dir")
-        return newest
-    reason = checkpoints.verify_checkpoint(Path(resume))
-    if reason is not None:
-        raise UserError(f"--{RESUME_KEY} {resume} is no whole checkpoint: {reason}; `true` takes the newest whole one of its run")
-    return Path(resume)
-
-
-def config_in(path: Path) -> dict[str, Any]:
-    """The options in config.yaml of a run's folder, {} where there is none. Raises UserError for a file that holds no options."""
-    return _read_mapping(_read_config(path))
-
-
-def _read_config(path: Path) -> str:
-    config = path / "config.yaml"
-    if not config.exists():
-        return ""
-    data = read_bytes(config, str(config), "mend it or move it away", most_bytes=MAX_YAML_BYTES)
-    return data.decode("utf-8", errors="replace")
-
-
-def _read_mapping(text: str) -> dict[str, Any]:
-    mapping = yaml_value(text, "config.yaml of the run", "mend it or move it away")
-    if mapping is not None and not isinstance(mapping, dict):
-        raise UserError("config.yaml of the run must hold lines `key: value`: mend it or move it away")
-    return mapping or {}
-
-
-def _run_numbers(root: Path, name: str) -> list[int]:
-    return _numbers(root, rf"{re.escape(name)}-(\d+)")
-
-
-def _numbers(root: Path, pattern: str) -> list[int]:
-    """The numbers in the names of `root` that match the whole pattern."""
-    names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
-    return [int(match.group(1)) for match in (re.fullmatch(pattern, name) for name in names) if match]
-
-
-def _warn_on_stderr(text: str) -> None:
-    say(f"warning: {text}", file=sys.stderr)

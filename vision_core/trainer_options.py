@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vision_core.arguments import arguments_to_yaml, option
+from vision_core.folder_checks import check_folder, check_program, end_if_all_is_done
 from vision_core.launchers import is_first_launched
-from vision_core.run_folder import check_folder, check_program, end_if_all_is_done
 
 
 @dataclass

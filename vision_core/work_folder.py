@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from vision_core.arguments import arguments_to_yaml, option
 from vision_core.checkpoints import make_readable, sync, write_text_atomically
 from vision_core.errors import AllDone, UserError
+from vision_core.folder_checks import AUTO, FINISHED, RESUME_KEY, changed_keys, check_folder, holds_nothing
 from vision_core.launchers import is_first_launched
-from vision_core.run_folder import AUTO, FINISHED, RESUME_KEY, RunFolder, changed_keys, check_folder, holds_nothing
+from vision_core.run_folder import RunFolder
 
 UNFINISHED = "unfinished.json"
 PARTIAL = "partial"

@@ -9,8 +9,9 @@ import pytest
 
 from vision_core.checkpoints import make_readable, write_checkpoint
 from vision_core.errors import UserError
+from vision_core.folder_checks import check_folder
 from vision_core.folder_kinds import folder_kind, refuse_folder
-from vision_core.run_folder import RunFolder, check_folder
+from vision_core.run_folder import RunFolder
 
 CONFIG = "max_steps: 10\n"
 

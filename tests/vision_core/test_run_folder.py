@@ -14,7 +14,8 @@ import torch
 from vision_core import run_folder
 from vision_core.checkpoints import write_checkpoint
 from vision_core.errors import UserError, run_script
-from vision_core.run_folder import RunFolder, changed_keys, check_folder, end_if_all_is_done
+from vision_core.folder_checks import end_if_all_is_done
+from vision_core.run_folder import RunFolder
 
 CONFIG = "learning_rate: 0.001\nmax_steps: 10\nresume_from_checkpoint: null\n"
 
@@ -180,16 +181,6 @@ def test_a_changed_config_is_listed_and_the_old_one_kept():
     run.close()
     open_run(resume=True).close()
     assert (path / "config-2.yaml").read_text() == changed and (path / "config.yaml").read_text() == CONFIG
-
-
-def test_changed_keys():
-    assert changed_keys("a: 1\nb: [1, 2]", "b: [1, 2]\na: 1") == {}
-    assert changed_keys("a: 1", "b: null") == {"a": (1, "(absent)"), "b": ("(absent)", None)}
-    assert changed_keys("resume_from_checkpoint: null", "resume_from_checkpoint: 'true'") == {}
-    assert changed_keys("", "a: 1") == {"a": ("(absent)", 1)}
-    for text in ("a: [", "- a"):
-        with pytest.raises(UserError, match="config.yaml of the run"):
-            changed_keys(text, "a: 1")
 
 
 def fork(body) -> int:
@@ -378,19 +369,6 @@ def test_a_run_that_ends_well_or_is_told_to_stop_keeps_its_folder():
     with pytest.raises(SystemExit):
         run_script(stopped)
     assert Path("well/config.yaml").is_file() and Path("stopped/config.yaml").is_file()
-
-
-def test_a_check_refuses_what_would_be_refused_and_makes_nothing():
-    old_run()
-    Path("file").touch()
-    for arguments in (("run",), ("file/run",), ("absent", True), (None, True), ("run", "run/checkpoint-7"), (None, "absent/checkpoint-7")):
-        with pytest.raises(UserError) as checked:
-            check_folder(arguments[0], "dinov2", *arguments[1:])
-        assert str(checked.value)[:20] == refusal(*arguments)[:20]
-    before = sorted(Path().rglob("*"))
-    assert check_folder("new/run", "dinov2") is None and check_folder(None, "dinov2") is None
-    assert check_folder("run", "dinov2", True) == Path("run/checkpoint-20")
-    assert sorted(Path().rglob("*")) == before
 
 
 PROGRAM = "pretrain/dinov2.py"
