@@ -63,7 +63,7 @@ class SavingTrainer(Trainer):
         """
         root = Path(self.args.output_dir)
         aside = self._folder_aside(PUBLISHED)
-        self._do_or_end(aside, root, partial(self._begin, aside))
+        self._do_or_end(aside, root, partial(self._make_aside, aside))
         with self._kept_for_all(OSError, SafetensorError):
             yield aside
         _end_if(self._agreed(aside, root), root)  # before anything is put in place
@@ -102,7 +102,7 @@ class SavingTrainer(Trainer):
         root, step = Path(self.args.output_dir), self.state.global_step
         aside, target = self._folder_aside(step), root / f"checkpoint-{step}"
         for part in (
-            partial(self._begin, aside, self._needed_bytes or weight_bytes(self.model)),
+            partial(self._make_aside, aside, self._needed_bytes or weight_bytes(self.model)),
             partial(self._fill, aside, model, trial),
             partial(self._show, aside, target, step),
         ):
@@ -120,7 +120,7 @@ class SavingTrainer(Trainer):
         process = int(broadcast_text(str(os.getpid())))
         return folder_aside(Path(self.args.output_dir), name, process)
 
-    def _begin(self, aside: Path, needed: int = 0) -> None:
+    def _make_aside(self, aside: Path, needed: int = 0) -> None:
         """Look first whether there is room: an error in the middle of DeepSpeed's own work may be one that nobody can agree on."""
         if is_main_process():
             begin_aside(aside, needed)
