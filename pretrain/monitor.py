@@ -3,7 +3,6 @@
 import json
 import math
 import resource
-import sys
 import time
 from pathlib import Path
 
@@ -20,8 +19,7 @@ from encoders.sheets import display
 from encoders.transformers_encoder import TransformersEncoder
 from vision_core.distributed import gather_objects
 from vision_core.images.sources import UnreadableSample
-from vision_core.printable import printable
-from vision_core.progress import show_loss, step_bar
+from vision_core.progress import say_above, show_loss, step_bar
 from vision_core.run_folder import RunFolder
 
 NUM_PICTURED = 6
@@ -82,8 +80,7 @@ class Monitor:
     def say(self, text: str) -> None:
         """Print a line above the progress bar, on the main process."""
         if self.run is not None:
-            tqdm.write(printable(text))
-            sys.stdout.flush()  # whoever follows a log file wants to see a warning when it is said
+            say_above(text)
 
     def tell_rescaled(self, step: int, figures: dict[str, float], scale: float) -> None:
         """Say that a step was not taken because its gradients overflowed in float16, which is how the loss scale finds its place."""

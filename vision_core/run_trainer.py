@@ -21,7 +21,7 @@ from vision_core.data_workers import end_data_workers, leave_signals_to_parent
 from vision_core.distributed import broadcast_text, is_main_process, print_once, wait_for_all
 from vision_core.errors import Stopped, UserError
 from vision_core.fail_together import fail_together
-from vision_core.progress import show_loss, step_bar
+from vision_core.progress import say_above, show_loss, step_bar
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
 from vision_core.trainer_options import TrainerOptions, config_of
@@ -335,7 +335,7 @@ class Progress(TrainerCallback):
             show_loss(self.bar, logs["loss"])
         measured = [f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in self.SHOWN if name in logs]
         if self.bar is not None and measured:
-            self.bar.write(f"step {state.global_step}: {', '.join(measured)}")
+            say_above(f"step {state.global_step}: {', '.join(measured)}")
 
     def close(self) -> None:
         """Before anything else is said."""

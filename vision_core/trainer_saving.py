@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from tqdm import tqdm
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -35,6 +34,7 @@ from vision_core.checkpoints import (
 )
 from vision_core.distributed import broadcast_text, gather_objects, is_main_process, wait_for_all
 from vision_core.errors import UserError
+from vision_core.progress import say_above
 from vision_core.publishing import PUBLISHED, put_in_place
 from vision_core.run_folder import RunFolder, how_to_go_on
 
@@ -95,7 +95,7 @@ class SavingTrainer(Trainer):
         if problem and (is_needed or self._failed_saves == MAX_FAILED_SAVES_IN_A_ROW):
             raise UserError(problem)
         if problem and is_main_process():
-            tqdm.write(f"warning: {problem}. The run goes on and tries again {self.state.save_steps} steps later")
+            say_above(f"warning: {problem}. The run goes on and tries again {self.state.save_steps:g} steps later")
 
     def _write_checkpoint(self, model: nn.Module, trial: Any) -> str:
         """`checkpoint-<step>`, whole, or the reason why there is none, the same on all processes."""

@@ -46,16 +46,17 @@ def test_a_disk_that_is_full_at_20_points_costs_20_saves_and_no_bit(runs, talk, 
     """Every second save fails, each at another write: of every kind of file in a checkpoint, in its middle and at its end."""
     library = tmp_path / "full_disk.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("full_disk.c"), "-ldl"], check=True)
-    steps = ("--max_steps", 2 * len(POINTS) + 2, "--save_steps", 1)
-    runs.finish(talk(tmp_path / "whole", *steps))
+    steps = ("--max_steps", 2 * len(POINTS) + 2)
+    runs.finish(talk(tmp_path / "whole", *steps, "--save_steps", 100))
     full_at = ",".join(f"{2 * place + 2}:{name}:{number}" for place, (name, number) in enumerate(POINTS))
-    script, *options = talk.arguments(tmp_path / "run", *steps)
+    script, *options = talk.arguments(tmp_path / "run", *steps, "--save_steps", 1)
     environment = {"LD_PRELOAD": str(library), "FULL_AT": full_at}
     printed = runs.finish(runs.launch([sys.executable], script, *options, environment=environment))
     lines = [line for line in printed.replace("\r", "\n").splitlines() if "was not written" in line]
     failed = [int(line.partition("checkpoint-")[2].partition(" ")[0]) for line in lines]
     assert failed == [2 * place + 2 for place in range(len(POINTS))], (full_at, lines)
-    assert all(line.startswith("warning: ") and "MB are free" in line and "tries again 1 steps later" in line for line in lines)
+    odd = [line for line in lines if not ("warning: " in line and "MB are free" in line and "tries again 1 steps later" in line)]
+    assert odd == []
     assert len(POINTS) == 20 and "Traceback" not in printed
     whole_and_nothing_else(tmp_path / "run")
     assert losses(tmp_path / "run", metrics) == losses(tmp_path / "whole", metrics) and same_weights(tmp_path / "run", tmp_path / "whole")
@@ -84,9 +85,8 @@ def test_full_when_published_leaves_nothing_torn_and_a_resume_publishes(runs, ta
     limit(run, 6_000_000)
     printed = runs.finish(run, expect=2)
     last = printed.strip().splitlines()[-1]
-    assert last.startswith(f"error: {folder} was not written: ") and last.endswith(
-        f"--output_dir {folder} {' '.join(RESUME)} goes on from it"
-    )
+    # a line has 300 characters, and a long path loses its middle
+    assert last.startswith("error: ") and "/run was not written: " in last and last.endswith(f"/run {' '.join(RESUME)} goes on from it")
     assert printed.count("was not written") == 1 and "Traceback" not in printed
     whole_and_nothing_else(folder)
     assert not list(folder.glob("*.safetensors")) and not (folder / "adapter").exists() and not (folder / "finished.json").exists()

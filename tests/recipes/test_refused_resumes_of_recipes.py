@@ -123,7 +123,11 @@ def test_a_refused_resume_changes_nothing_lora(runs, given, tmp_path):
 def test_a_refused_resume_changes_nothing_zero(runs, given, tmp_path):
     run = Finished(runs, given, tmp_path / "run", deepspeed=ZERO / "zero2.json")
     assert (run.folder / "checkpoint-4" / "global_step4").is_dir()
-    run.refused("was saved under ZeRO stage 1 or 2 by 1 process with --bf16 false, and this run is under ZeRO stage 3", "--deepspeed", ZERO / "zero3.json")
+    run.refused(
+        "was saved under ZeRO stage 1 or 2 by 1 process with --bf16 false, and this run is under ZeRO stage 3",
+        "--deepspeed",
+        ZERO / "zero3.json",
+    )
     run.refused("and this run is without --deepspeed", "--deepspeed", None)
     assert "seed" in run.goes_on("--seed", 1)
 
