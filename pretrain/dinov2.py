@@ -60,10 +60,9 @@ from pretrain.param_groups import apply_schedules, clip_per_module
 from pretrain.run_files import RunFiles
 from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
-from pretrain.training_state import changed_course, course, load_training_state
+from pretrain.training_state import changed_course, course, resume_from
 from vision_core.arguments import parse_arguments
-from vision_core.checkpoint_fit import refuse_fewer_steps, refuse_other_start
-from vision_core.checkpoints import CheckpointNotWritten, checkpoint_step
+from vision_core.checkpoints import CheckpointNotWritten
 from vision_core.data_facts import facts_as_json, tell_changed_data
 from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, print_once, refuse_unequal, set_cpu_threads
@@ -141,10 +140,9 @@ class Trainer:
         """Take up a checkpoint or initial weights, and get everything ready for the first step."""
         args = self.args
         changes = self.run.changes if self.run else {}
+        state = None
         if checkpoint:
-            refuse_other_start(args.init_from, changes)
-            refuse_fewer_steps(checkpoint, checkpoint_step(Path(checkpoint)), args.max_steps)
-        state = load_training_state(Path(checkpoint), self.method, self.optimizer, changes) if checkpoint else None
+            state = resume_from(Path(checkpoint), args.init_from, args.max_steps, self.method, self.optimizer, changes)
         self.step = state["step"] if state else 0
         self.monitor = Monitor(self.accelerator, self.run, args.max_steps, self.step, args.logging_steps, self.layout.global_batch)
         if state is None and args.init_from:  # before the many images of the benchmark: these weights may be wrong

@@ -1,24 +1,28 @@
 """What a run would be, without training: whether it could start, shapes, parameters, memory."""
 
+from dataclasses import replace
+
 from torch.utils.data import DataLoader
 
-from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, backbone_shape
+from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, backbone_shape, config_of
 from pretrain.dinov2_build import (
     build_benchmark,
     build_loader,
     build_method,
     build_optimizer,
     build_schedules,
+    data_facts,
     evaluation_size,
     load_weights,
 )
 from pretrain.health import draw_probes
 from pretrain.self_distillation import SelfDistillation
 from pretrain.training_data import BatchLayout
-from pretrain.training_state import load_training_state
+from pretrain.training_state import resume_from
 from vision_core.arguments import arguments_to_yaml
+from vision_core.data_facts import tell_changed_data
 from vision_core.distributed import is_main_process
-from vision_core.folder_checks import check_folder
+from vision_core.folder_checks import changed_keys, check_folder, read_config
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, ImageStream
@@ -43,11 +47,16 @@ def rehearse(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: B
     checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint, PROGRAM)
     optimizer = build_optimizer(args, method)
     build_schedules(args, layout.global_batch)
+    state = None
     if checkpoint:
-        load_training_state(checkpoint, method, optimizer)
+        changes = changed_keys(read_config(checkpoint.parent), config_of(replace(args, dry_run=False)))
+        state = resume_from(checkpoint, args.init_from, args.max_steps, method, optimizer, changes)
     elif args.init_from:
         load_weights(method, args.init_from)
-    build_benchmark(args, source, is_main_process())
+    benchmark = build_benchmark(args, source, is_main_process())
+    if state and is_main_process():
+        for line in tell_changed_data(str(checkpoint), state.get("data"), data_facts(source, benchmark), args.changed_data):
+            say(line)
     draw_probes(source, evaluation_size(args), args.seed)
 
 

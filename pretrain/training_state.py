@@ -11,7 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrain.self_distillation import SelfDistillation
-from vision_core.checkpoint_fit import Shapes, cure_of, misfit_of_configs, misfit_of_shapes, shapes_in
+from vision_core.checkpoint_fit import (
+    Shapes,
+    cure_of,
+    misfit_of_configs,
+    misfit_of_shapes,
+    refuse_fewer_steps,
+    refuse_other_start,
+    shapes_in,
+)
+from vision_core.checkpoints import checkpoint_step
 from vision_core.errors import UserError
 
 NOTHING: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
@@ -56,6 +65,23 @@ def load_training_state(
     except Exception as error:  # a file that is something else raises whatever its reader does
         misfit = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
     raise UserError(f"{folder} does not fit this run's model: {misfit}; {cure_of(folder, changes)}")
+
+
+def resume_from(
+    folder: Path,
+    init_from: str | None,
+    max_steps: int,
+    method: SelfDistillation,
+    optimizer: torch.optim.Optimizer,
+    changes: Mapping[str, tuple[Any, Any]] = NOTHING,
+) -> dict:
+    """`load_training_state`, where the run can go on from there; a dry run asks the same.
+
+    Raises UserError for another `init_from` than before, for a `max_steps` below the checkpoint's step, and for another model.
+    """
+    refuse_other_start(init_from, changes)
+    refuse_fewer_steps(folder, checkpoint_step(folder), max_steps)
+    return load_training_state(folder, method, optimizer, changes)
 
 
 def first_misfit(folder: Path, method: SelfDistillation) -> str:

@@ -36,9 +36,10 @@ from recipes.vlm_models import check_model_folder, load_model, merge_adapter
 from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
 from recipes.zero_checkpoint import refuse_other_layout
 from recipes.zero_names import check_names
+from vision_core.checkpoint_fit import refuse_other_start
 from vision_core.data_facts import DataFacts
 from vision_core.distributed import is_main_process, print_once, refuse_unequal, share_cores, world_size
-from vision_core.folder_checks import check_folder
+from vision_core.folder_checks import check_folder, checkpoint_ahead, config_in
 from vision_core.launchers import is_first_launched
 from vision_core.printable import say
 from vision_core.randomness import numpy_generator
@@ -66,6 +67,8 @@ def train(
         check_names(Path(args.deepspeed), deepspeed_config(args))
     if args.init_from:
         check_model_folder(args.init_from)
+    else:
+        refuse_forgotten_start(args)
     with tempfile.TemporaryDirectory() as aside:
         base = args.init_from or f"{aside}/model"
         if args.init_from is None:
@@ -81,6 +84,14 @@ def train(
                 dry_run(stage, args, planned, base, settings, f"{aside}/run")
             else:
                 _train(stage, args, planned, base, settings, stop)
+
+
+def refuse_forgotten_start(args: VlmArguments) -> None:
+    """Raises UserError where a run that began from a model is to go on without --init_from: before small stand-ins learn for minutes."""
+    checkpoint = checkpoint_ahead(args.output_dir, args.resume_from_checkpoint)
+    began_from = config_in(checkpoint.parent).get("init_from") if checkpoint else None
+    if began_from is not None:
+        refuse_other_start(None, {"init_from": (began_from, None)})
 
 
 def _train(

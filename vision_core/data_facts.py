@@ -64,7 +64,7 @@ def tell_changed_data(
     """Lines for the user of a run that goes on from `checkpoint`. Raises UserError where data has changed and `wanted` is "refuse"."""
     changes = data_changes(before, now)
     if changes and wanted == "refuse":
-        raise UserError(f"the data has changed since {checkpoint}: {changes}. Put it back, or go on with it by --changed_data note")
+        raise UserError(f"the data has changed since {checkpoint}: {changes}; put it back, or go on with it by --changed_data note")
     return [f"note            the data has changed since {checkpoint}: {changes}"] if changes else []
 
 

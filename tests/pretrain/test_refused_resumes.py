@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vision_core.printable import MOST_CHARACTERS
+
 DINOV2 = """
 global_crop_size: [16]
 local_crop_size: [8]
@@ -65,9 +67,9 @@ def write_images(folder: Path, count: int, channels: int = 3) -> Path:
 
 
 def command(script: str, given: dict, *edit) -> tuple:
-    """Words for `runs`, with `edit` in place of what is given."""
+    """Words for `runs`, with `edit` in place of what is given; a list's values are a tuple."""
     options = given | dict(zip(edit[::2], edit[1::2], strict=True))
-    return script, *(word for pair in options.items() for word in pair)
+    return script, *(word for name, value in options.items() for word in (name, *(value if isinstance(value, tuple) else (value,))))
 
 
 class Finished:
@@ -91,6 +93,7 @@ class Finished:
         before = tree(folder)
         line = self.runs.error(*self.command(*RESUME, *edit, folder=folder))
         assert tree(folder) == before, line
+        assert len(line) <= MOST_CHARACTERS, line
         return line
 
     def goes_on(self, folder: Path, *edit) -> str:
@@ -115,21 +118,30 @@ MODEL = [
     (("--dataset", "folder:nowhere"), "nowhere"),
     (("--eval_dataset", "folder:nowhere"), "nowhere"),
     (("--per_device_train_batch_size", 30), "fewer than"),
+    (("--gradient_accumulation_steps", 30), "fewer than"),
+    (("--per_device_train_batch_size", 0), "--per_device_train_batch_size"),
+    (("--seed", "many"), "--seed"),
+    (("--save_steps", 0), "save_steps"),
+    (("--resume_from_checkpoint", "nowhere/checkpoint-2"), "nowhere/checkpoint-2"),
 ]  # fmt: skip
 OF_DINOV2 = [
     (("--num_prototypes", 24), "--num_prototypes was 16 and is 24"),
     (("--head_bottleneck_dim", 4), "--head_bottleneck_dim was 8 and is 4"),
     (("--separate_ibot_head", "true"), "--separate_ibot_head was False and is True"),
     (("--num_register_tokens", 2), "--num_register_tokens was 0 and is 2"),
-    (("--num_channels", 4, "--image_mean", "[0.5,0.5,0.5,0.5]", "--image_std", "[1,1,1,1]"), "--num_channels was 3 and is 4"),
+    (("--num_channels", 4, "--image_mean", (0.5,) * 4, "--image_std", (1,) * 4), "--num_channels was 3 and is 4"),
 ]  # fmt: skip
 
 
 @pytest.mark.timeout(300)
 def test_a_refused_resume_changes_nothing(finished, tmp_path):
-    for edit, said in MODEL + (OF_DINOV2 if "dinov2" in finished.script else []):
+    edits = MODEL + (OF_DINOV2 if "dinov2" in finished.script else [])
+    for edit, said in edits:
         line = finished.refused(*edit)
-        assert said in line and len(line) < 900, line
+        assert said in line, line
+        print(f"refused, tree unchanged: {' '.join(map(str, edit))}: {line}")
+    print(f"{finished.script}: {len(edits)} of {len(edits)} edits refused, names, bytes and times of the folder are equal before and after")
+    assert len(edits) >= (20 if "dinov2" in finished.script else 15)
 
 
 @pytest.mark.timeout(300)
@@ -138,13 +150,15 @@ def test_data_that_cannot_be_read_and_damaged_folders_are_refused_with_nothing_c
     unreadable.mkdir()
     for number in range(24):
         (unreadable / f"{number:03}.png").write_bytes(b"no picture")
-    line = finished.refused("--dataset", f"folder:{unreadable}")
+    # with steps left to do: a run that has none reads no image
+    line = finished.refused("--dataset", f"folder:{unreadable}", "--max_steps", 6)
     assert "unreadable" in line or "cannot be read" in line, line
     damaged = Path(shutil.copytree(finished.folder, tmp_path / "damaged"))
-    with (damaged / "checkpoint-2" / "config.json").open("a") as file:
-        file.write(" ")
-    named = ("--resume_from_checkpoint", damaged / "checkpoint-2")
-    assert "other content than was written" in finished.refused(*named, folder=damaged)
+    config, named = damaged / "checkpoint-2" / "config.json", ("--resume_from_checkpoint", damaged / "checkpoint-2")
+    whole = config.read_bytes()
+    for content, said in ((whole + b" ", "bytes instead of"), (whole[:-1] + b" ", "config.json has other content than was written")):
+        config.write_bytes(content)
+        assert said in finished.refused(*named, folder=damaged)
     (damaged / ".lock").unlink()
     (damaged / "config.yaml").write_text("a: [")
     assert "config.yaml of the run is not valid YAML" in finished.refused(folder=damaged)
@@ -168,6 +182,24 @@ def test_what_is_possible_goes_on_and_says_so(finished, tmp_path):
         assert "the data has changed" not in printed
         if "weight" not in said:
             assert " before and " in printed or " was " in printed
+
+
+@pytest.mark.timeout(300)
+def test_a_dry_run_refuses_what_the_run_would(finished, tmp_path):
+    """Other weights to start from, fewer steps, another model, other data: said before a job waits in a queue."""
+    if "dinov2" not in finished.script:
+        pytest.skip("on the Trainer a dry run looks at the folder and loads no checkpoint")
+    rehearsed = ("--dry_run", "true")
+    for edit, said in (MODEL[0], MODEL[4], MODEL[5]):
+        assert said in finished.refused(*rehearsed, *edit)
+    images = Path(shutil.copytree(finished.images, tmp_path / "images"))
+    (images / "000.png").unlink()
+    fewer = (*rehearsed, "--dataset", f"folder:{images}")
+    assert "1 images fewer (23 instead of 24)" in finished.refused(*fewer, "--changed_data", "refuse")
+    before = tree(finished.folder)
+    printed = finished.runs.finish(finished.runs.start(*finished.command(*RESUME, *fewer)))
+    assert "1 images fewer (23 instead of 24)" in printed and "nothing is written" in printed
+    assert tree(finished.folder) == before
 
 
 @pytest.mark.timeout(300)
