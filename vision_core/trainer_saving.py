@@ -53,6 +53,7 @@ class SavingTrainer(Trainer):
         self._aside: Path | None = None  # where a save is being written
         self._failure: Exception | None = None  # of this process, that the others do not know yet
         self._failed_saves = 0  # in a row
+        self._saved_step: int | None = None  # by this run
         self._needed_bytes = 0  # by the last save of this run
 
     @contextmanager
@@ -63,7 +64,7 @@ class SavingTrainer(Trainer):
         """
         root = Path(self.args.output_dir)
         aside = self._folder_aside(PUBLISHED)
-        self._do_or_end(aside, root, partial(self._begin, aside))
+        self._do_or_end(aside, root, partial(self._make_aside, aside))
         with self._kept_for_all(OSError, SafetensorError):
             yield aside
         _end_if(self._agreed(aside, root), root)  # before anything is put in place
@@ -88,9 +89,15 @@ class SavingTrainer(Trainer):
             self.write_model(output_dir or self.args.output_dir, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A failed save is tried again at the next save step; one that is needed, or the second in a row, ends the run. Raises UserError."""
+        """A failed save is tried again at the next save step; one that is needed, or the second in a row, ends the run. Raises UserError.
+
+        A step that stands saved is not saved again, as where the step behind it was broken off.
+        """
+        if self._saved_step == self.state.global_step:
+            return
         problem = self._write_checkpoint(model, trial)
         self._failed_saves = self._failed_saves + 1 if problem else 0
+        self._saved_step = self._saved_step if problem else self.state.global_step
         is_needed = self.control.should_training_stop  # by the last step, or because the run was told to stop
         if problem and (is_needed or self._failed_saves == MAX_FAILED_SAVES_IN_A_ROW):
             raise UserError(problem)
@@ -102,7 +109,7 @@ class SavingTrainer(Trainer):
         root, step = Path(self.args.output_dir), self.state.global_step
         aside, target = self._folder_aside(step), root / f"checkpoint-{step}"
         for part in (
-            partial(self._begin, aside, self._needed_bytes or weight_bytes(self.model)),
+            partial(self._make_aside, aside, self._needed_bytes or weight_bytes(self.model)),
             partial(self._fill, aside, model, trial),
             partial(self._show, aside, target, step),
         ):
@@ -120,7 +127,7 @@ class SavingTrainer(Trainer):
         process = int(broadcast_text(str(os.getpid())))
         return folder_aside(Path(self.args.output_dir), name, process)
 
-    def _begin(self, aside: Path, needed: int = 0) -> None:
+    def _make_aside(self, aside: Path, needed: int = 0) -> None:
         """Look first whether there is room: an error in the middle of DeepSpeed's own work may be one that nobody can agree on."""
         if is_main_process():
             begin_aside(aside, needed)
