@@ -62,9 +62,7 @@ from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
 from pretrain.training_state import changed_course, course, resume_from
 from vision_core.arguments import parse_arguments
-from vision_core.checkpoints import CheckpointNotWritten
 from vision_core.data_facts import facts_as_json, tell_changed_data
-from vision_core.data_workers import worker_deaths_unnoticed
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, print_once, refuse_unequal, set_cpu_threads
 from vision_core.errors import Stopped, UserError, run_script
 from vision_core.fail_together import fail_together
@@ -75,7 +73,6 @@ from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
 
 MAX_SKIPPED_IN_A_ROW = 3
-MAX_FAILED_SAVES_IN_A_ROW = 2
 
 
 def main() -> None:
@@ -134,7 +131,7 @@ class Trainer:
         self.scaler = LossScaler(accelerator.device.type, enabled=args.mixed_precision == "fp16")
         self.schedules = build_schedules(args, layout.global_batch)
         self.benchmark, self.references = None, {}
-        self.model, self.step, self.knn, self.failed_saves, self.latest = None, 0, {}, 0, {}
+        self.model, self.step, self.knn, self.latest = None, 0, {}, {}
 
     def start(self, checkpoint: str) -> None:
         """Take up a checkpoint or initial weights, and get everything ready for the first step."""
@@ -160,8 +157,7 @@ class Trainer:
         )
         self.in_own_scale = args.num_channels != 3 or self.probes.is_floating_point()  # else pictures of 0 to 255
         self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
-        if self.run is not None:
-            self.files = RunFiles(args, self.run, self.source, self.method, self.optimizer, self.benchmark, self.in_own_scale)
+        self.files = RunFiles(args, self.run, self.source, self.method, self.optimizer, self.benchmark, self.in_own_scale, self.monitor.say)
         if state:
             self.take_up(state)
         self.model = self.accelerator.prepare(self.method)
@@ -181,7 +177,7 @@ class Trainer:
         self.scaler.load(state.get("loss_scaler"))
 
     def state_dict(self, places: list[dict | None]) -> dict:
-        """What a checkpoint holds beside tensors, on the main process. places: of all processes' readers."""
+        """What a checkpoint holds beside tensors. places: of all processes' readers."""
         return {
             "step": self.step,
             "monitor": self.monitor.state_dict(),
@@ -218,8 +214,15 @@ class Trainer:
         args = self.args
         skipped_in_a_row, stopped = 0, False
         while self.step < args.max_steps and not stopped:
+            began, places = time.monotonic(), self.places.mark()
             micro_batches = [self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)]
-            outcome = self.training_step(micro_batches)
+            outcome = self.training_step(micro_batches, stop)
+            if outcome == "broken off":
+                self.places.go_back(places)
+                self.bad_images.forget(micro_batches)
+                self.save(needed=True)
+                return
+            stop.step_took(time.monotonic() - began)
             self.step += 1
             skipped_in_a_row = 0 if outcome == "taken" else skipped_in_a_row + (outcome == "skipped")
             if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
@@ -228,7 +231,8 @@ class Trainer:
                     f"loss or gradients were not finite for {skipped_in_a_row} steps in a row, the last is step {self.step}; the weights "
                     "saved are those before them. Lower learning_rate, or resume from a checkpoint with a smaller one"
                 )
-            last, stopped = self.step == args.max_steps, stop.agreed()
+            last = self.step == args.max_steps
+            stopped = stop.agreed_at_step_end(can_break_off=len(micro_batches) > 1)
             if last or self.step % self.health_steps == 0:
                 self.check_health()
             # whoever told us to stop waits half a minute, and k-NN may take longer
@@ -241,16 +245,21 @@ class Trainer:
                 with stop.save_watched(self.monitor.say):
                     self.save(needed=last or stopped)
 
-    def training_step(self, micro_batches: list[dict]) -> Literal["taken", "skipped", "rescaled"]:
+    def training_step(self, micro_batches: list[dict], stop: StopRequest) -> Literal["taken", "skipped", "rescaled", "broken off"]:
         """Forward, backward, clip, and, where loss and gradients are finite on every process, update.
 
-        "rescaled": the gradients overflowed in float16, and the next step has a smaller loss scale.
+        "rescaled": the gradients overflowed in float16, and the next step has a smaller loss scale. "broken off": `stop` leaves no time
+        for the micro-batches that are left and a save; everything that a checkpoint holds is as before the step.
         """
         at = {name: float(values[self.step]) for name, values in self.schedules.items()}
         apply_schedules(self.optimizer, at["learning_rate"], at["last_layer_learning_rate"], at["weight_decay"])
         torch.manual_seed(seed_of(self.args.seed, "step", self.step, self.accelerator.process_index))
         totals: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(micro_batches):
+            if number and stop.breaks_off():
+                self.method.discard_centers()
+                self.optimizer.zero_grad(set_to_none=True)
+                return "broken off"
             is_last = number == len(micro_batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 with torch.autocast(self.accelerator.device.type, torch.float16, enabled=self.scaler.is_enabled()):
@@ -329,22 +338,10 @@ class Trainer:
             raise UserError(f"step {self.step}: stopped by stop_when_sick: {MEANINGS[alarms[0]](figures)}")
 
     def save(self, needed: bool) -> None:
-        """A checkpoint, and the run's root refreshed from it. A full disk is tried again at the next save, unless this one is `needed`."""
+        """A checkpoint, and the run's root refreshed from it; `needed`: the run ends where it cannot be written."""
         self.bad_images.report()
         places = gather_objects(self.places.state_dict())
-        problem = ""
-        if self.run is not None:
-            try:
-                with worker_deaths_unnoticed():
-                    self.files.save(self.state_dict(places), self.references)
-            except CheckpointNotWritten as error:
-                problem = str(error)
-        problem = broadcast_text(problem)
-        self.failed_saves = self.failed_saves + 1 if problem else 0
-        if problem and (needed or self.failed_saves == MAX_FAILED_SAVES_IN_A_ROW):
-            raise UserError(problem)
-        if problem:
-            self.monitor.say(f"warning: {problem}. The run goes on and tries again {self.args.save_steps} steps later")
+        self.files.save(self.state_dict(places), self.references, needed)
 
     def greet(self) -> None:
         """What the crops are, how large the backbone is, and what it has to beat."""

@@ -46,7 +46,9 @@ class DINOv2Arguments:
         "note", "what a run that goes on does about images added, removed or written anew since its checkpoint", "run"
     )
     init_from: str | None = option(None, "weights to start a new run from: a folder, hf:NAME, dinov2_pth:FILE (docs/pretraining.md)", "run")
-    grace_seconds: float = option(30.0, "how long the scheduler lets a run live after its signal; a save that takes longer is told", "run")
+    grace_seconds: float = option(
+        30.0, "how long the scheduler lets a run live after its signal: a step that leaves too little of it for a save is broken off", "run"
+    )
     dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
         "bf16", "no is float32; fp16, with a loss scale, is for GPUs without bfloat16 (V100, T4)", "run"

@@ -1,6 +1,6 @@
 """What a pretraining run leaves in its folder: checkpoints, the encoder that others load with its card, and pictures at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +14,67 @@ from pretrain.dinov2_build import evaluation_size
 from pretrain.monitor import write_figures
 from pretrain.self_distillation import SelfDistillation
 from pretrain.training_state import PUBLISHED_FILES, save_training_state
-from vision_core.checkpoints import replace_files, write_checkpoint, writing
+from vision_core.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint, writing
+from vision_core.data_workers import worker_deaths_unnoticed
+from vision_core.distributed import broadcast_text
+from vision_core.errors import UserError
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.sources import ImageSource, ImageStream
 from vision_core.publishing import published
 from vision_core.run_folder import RunFolder
 
+MAX_FAILED_SAVES_IN_A_ROW = 2
+
 
 class RunFiles:
-    """Of one run, written by the main process alone.
+    """Of one run, written by the main process alone. The others hear whether it could.
 
-    benchmark: None where the run is not judged. in_own_scale: images are floats or of other than three channels, no pictures of 0 to 255.
+    run: the folder, on the main process. benchmark: None where the run is not judged, and on the others. in_own_scale: images are floats or of
+    other than three channels, no pictures of 0 to 255. say: prints a line on the main process.
     """
 
     def __init__(
         self,
         args: DINOv2Arguments,
-        run: RunFolder,
+        run: RunFolder | None,
         source: ImageSource | ImageStream,
         method: SelfDistillation,
         optimizer: torch.optim.Optimizer,
         benchmark: KnnBenchmark | None,
         in_own_scale: bool,
+        say: Callable[[str], None],
     ) -> None:
         self.args, self.run, self.source, self.method, self.optimizer = args, run, source, method, optimizer
-        self.benchmark, self.in_own_scale = benchmark, in_own_scale
+        self.benchmark, self.in_own_scale, self.say = benchmark, in_own_scale, say
+        self.failed_saves = 0  # in a row
+        self.saved_step: int | None = None  # by this run
 
-    def save(self, state: dict[str, Any], references: Mapping[str, float]) -> None:
-        """`checkpoint-<step>` with `state`, then the published files and the model card in the run's root.
+    def save(self, state: dict[str, Any], references: Mapping[str, float], needed: bool) -> None:
+        """A checkpoint, and the run's root refreshed from it, unless the step stands saved. All processes call it together.
 
-        references: k-NN in percent of what the run has to beat. Raises CheckpointNotWritten.
+        state: of this process; its "step" is the same on all. references: k-NN in percent of what the run has to beat. needed: a full disk
+        ends the run, which otherwise tries again at the next save. Raises UserError, on all processes alike.
         """
+        if self.saved_step == state["step"]:
+            return
+        problem = ""
+        if self.run is not None:
+            try:
+                with worker_deaths_unnoticed():
+                    self._write(state, references)
+            except CheckpointNotWritten as error:
+                problem = str(error)
+        problem = broadcast_text(problem)
+        self.failed_saves = self.failed_saves + 1 if problem else 0
+        if problem and (needed or self.failed_saves == MAX_FAILED_SAVES_IN_A_ROW):
+            raise UserError(problem)
+        if problem:
+            self.say(f"warning: {problem}. The run goes on and tries again {self.args.save_steps} steps later")
+        else:
+            self.saved_step = state["step"]
+
+    def _write(self, state: dict[str, Any], references: Mapping[str, float]) -> None:
+        """`checkpoint-<step>` with `state`, then the published files and the model card in the run's root. Raises CheckpointNotWritten."""
         root = self.run.path
         checkpoint = write_checkpoint(root, state["step"], lambda folder: self._fill(folder, state), self.args.save_total_limit)
         self.run.remove_damaged()
@@ -63,7 +93,7 @@ class RunFiles:
             )
 
     def publish_figures(self, references: Mapping[str, float]) -> Path:
-        """Losses, health, and where there is a benchmark k-NN and features of its images; their folder."""
+        """Losses, health, and where there is a benchmark k-NN and features of its images; their folder. For the main process."""
         root, backbone = self.run.path, self.method.teacher["backbone"]
         with published(root) as aside:
             write_figures(aside / "figures", root / "metrics.jsonl", backbone, self.args.num_prototypes, self.benchmark, dict(references))

@@ -54,6 +54,14 @@ class StreamPlaces:
             self._round = {}
         self._round[place.reader] = place
 
+    def mark(self) -> tuple[dict[int, ReaderPlace], dict[int, ReaderPlace]]:
+        """Where the readers are, for `go_back`."""
+        return dict(self.readers), dict(self._round)
+
+    def go_back(self, mark: tuple[dict[int, ReaderPlace], dict[int, ReaderPlace]]) -> None:
+        """Forget the batches that were looked at since `mark`."""
+        self.readers, self._round = mark
+
     def state_dict(self) -> dict | None:
         """Plain values, or None where no stream has been read."""
         if not (self._round or self.readers):

@@ -252,6 +252,11 @@ class BadImageWatch:
         self._drawn_here += len(batch["ids"]) + len(batch["bad"])
         self._bad_here += batch["bad"]
 
+    def forget(self, batches: list[dict]) -> None:
+        """Take back `look_at` of the last `batches`, which a resumed run will draw again."""
+        self._drawn_here -= sum(len(batch["ids"]) + len(batch["bad"]) for batch in batches)
+        del self._bad_here[len(self._bad_here) - sum(len(batch["bad"]) for batch in batches) :]
+
     def report(self) -> None:
         """Name and count what was remembered; raises `UserError` above the share."""
         shares = gather_objects((self._drawn_here, self._bad_here))

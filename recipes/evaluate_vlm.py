@@ -93,7 +93,7 @@ def main() -> None:
     for task in tasks:
         kept = KeptAnswers(partial, header_of(fingerprint, task, args.batch_size, args.thought_tokens))
         if len(kept) and is_main_process():
-            print(f"{task.name}: {len(kept):,} answers of an earlier start are kept")
+            say(f"{task.name}: {len(kept):,} answers of an earlier start are kept")
         scores = {
             shown: answer_and_score(model, processor, task, shown, args.batch_size, args.thought_tokens, kept)
             for shown in ("images", *args.baselines)

@@ -20,6 +20,7 @@ from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult
 from vision_core.checkpoints import sync, write_text_atomically
 from vision_core.errors import UserError
+from vision_core.text_files import parse_json, read_text
 
 
 class KeptResults:
@@ -44,7 +45,7 @@ class KeptResults:
         """A task's result, if it is kept; what it knows of unreadable images goes to the frozen features."""
         path = self._path(task, settings)
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = parse_json(read_text(path, str(path), "remove it"), str(path), "remove it")
             picture = _picture(path.with_suffix(".png"), kept["picture"])
         except (FileNotFoundError, ValueError, KeyError):  # not there, or not as it was written: the task runs again
             return None

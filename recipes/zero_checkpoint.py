@@ -52,8 +52,7 @@ def refuse_other_layout(checkpoint: Path, zero: dict[str, Any] | None, processes
     saved, wanted = saved_layout(checkpoint), wanted_layout(zero, processes)
     if saved != wanted:
         raise UserError(
-            f"{checkpoint} was saved {saved}, and this run is {wanted}, which cannot take up its optimizer; "
-            "go on with the --deepspeed, the --bf16 and the number of processes that it was saved with, or start a new run"
+            f"{checkpoint} was saved {saved}, and this run is {wanted}; give those of the checkpoint, or start a new run"
         )
 
 

@@ -29,7 +29,8 @@ PROGRAMS = {
     "recipes.sva_sft": "recipes.vlm_args.SftArguments",
 }
 OF_THE_PARSER = {"config", "help", "key", "local"}
-OF_LAUNCHERS = {"nproc", "nnodes", "num_nodes", "num_gpus"}
+# --signal is of sbatch
+OF_LAUNCHERS = {"signal", "nproc", "nnodes", "num_nodes", "num_gpus"}
 # Modules that programs with other options share: what they advise, all of the programs named here must take.
 SHARED = {
     "encoders.evaluation.": ("recipes.evaluate_encoder", "recipes.compare_encoders"),

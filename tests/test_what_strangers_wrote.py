@@ -10,26 +10,32 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vision_core", "encoders", "pretrain", "fusion", "recipes")
 # Each reads only what this project wrote itself, or what the kernel writes; no name in a user's options or data leads there.
 READ_THEIR_OWN = {
-    "encoders/evaluation/feature_cache.py": "the cache, whose folder the program makes",
+    "encoders/evaluation/stored_features.py": "the cache, whose folder the program makes",
     "fusion/stub.py": "configs of the folder that was saved a moment ago",
     "pretrain/monitor.py": "metrics of this run",
     "pretrain/training_state.py": "files of a checkpoint whose manifest was verified",
     "recipes/clean_rows.py": "the file that it has just written, for its fsync",
     "recipes/compare_encoders.py": "the table that it has just written",
     "recipes/judging.py": "bad_samples.jsonl of this run",
-    "recipes/map_cache.py": "the cache, whose folder the program makes",
+    "recipes/kept_answers.py": "files of the model that has been loaded from there",
+    "recipes/kept_results.py": "pictures of this evaluation",
     "recipes/scenes_report.py": "what the recipes' own programs left",
+    "vision_core/checkpoint_fit.py": "files of a checkpoint whose manifest was verified",
     "vision_core/checkpoints.py": "manifests and the files that they name, each looked at before",
+    "vision_core/files_aside.py": "what it wrote itself, for its lock and fsync",
+    "vision_core/folder_lock.py": "a lock, of which nothing is read, without waiting",
     "vision_core/last_word.py": "/proc",
     "vision_core/launchers.py": "/proc",
     "vision_core/run_facts.py": "/proc",
+    "vision_core/sealed_tensors.py": "the caches, whose files it looks at before",
+    "vision_core/trainer_resume.py": "files of a checkpoint whose manifest was verified",
 }
 # The owner, through which all others read; vision_core/text_files.py makes text, JSON and YAML of it.
 OWNERS = {"vision_core/regular_files.py"}
 # A library opens these by their paths, behind `check_openable`, `refuse_special_files` or the like.
 CHECKED_FIRST = {"encoders/load.py", "encoders/dinov2_weights.py", "fusion/convert_cambrian.py", "pretrain/dinov2_build.py"}
 # What is opened so lies in memory, is a run's folder, or an address.
-NOT_A_PATH = {"Image", "RunFolder", "fits", "archive", "tarfile", "_opener()"}
+NOT_A_PATH = {"Image", "RunFolder", "WorkFolder", "fits", "archive", "tarfile", "_opener()"}
 LOADERS = {
     "load_file", "safe_open", "torch.load", "np.load", "np.loadtxt", "np.genfromtxt", "np.fromfile", "yaml.safe_load", "yaml.load",
     "yaml.compose", "json.load",

@@ -89,6 +89,15 @@ def all_true(flag: bool) -> bool:
     return bool(agreed.item())
 
 
+def any_true(*flags: bool) -> list[bool]:
+    """Of each flag, whether it is true on any process, in one reduction; all of them get the same answer."""
+    if world_size() == 1:
+        return list(flags)
+    found = torch.tensor([int(flag) for flag in flags], device=_collective_device())
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return [bool(number) for number in found.tolist()]
+
+
 def broadcast_text(text: str) -> str:
     """The main process's `text`, on every process: how the others learn the run folder that it chose."""
     if world_size() == 1:

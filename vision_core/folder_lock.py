@@ -67,7 +67,7 @@ class FolderLock:
 def refuse_in_use(folder: Path) -> None:
     """Raises UserError where another process holds the lock of a folder. Makes and changes nothing."""
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return
     try:

@@ -36,7 +36,7 @@ from vision_core.trainer_resume import (
     write_facts,
 )
 from vision_core.trainer_saving import SavingTrainer
-from vision_core.trainer_stops import EvaluationBrokenOff, StopWhenTold, WatchSaves
+from vision_core.trainer_stops import EvaluationBrokenOff, StopWhenTold, WatchTimes, put_back_random_states, random_states
 
 # what TrainingArguments takes as it is; the others decide about folders
 PASSED_ON = (
@@ -99,17 +99,21 @@ class RunTrainer(SavingTrainer):
         super().__init__(*args, **kwargs)
         self.sampler, self.facts = sampler, dict(facts or {})
         self._has_begun = False
+        self._told: StopWhenTold | None = None
+        self._step_end: tuple[Any, ...] = ()  # what a step that is broken off has changed, as it was
 
     def train_until_told(self, stop: StopRequest, checkpoint: str) -> None:
         """All steps from `checkpoint`, or from the start where it is "". Leaves by SystemExit, its last step saved, once told to stop."""
         if checkpoint:
             self.look_at(Path(checkpoint))
-        told, progress = StopWhenTold(stop), Progress()
+        # DeepSpeed's engine counts micro-batches itself, also in its checkpoints
+        self._told = told = StopWhenTold(stop, self.args.gradient_accumulation_steps > 1 and not self.is_deepspeed_enabled)
+        progress = Progress()
         self.remove_callback(PrinterCallback)
         self.add_callback(TellEpoch())
         self.add_callback(TellSteps())
+        self.add_callback(WatchTimes(stop))  # a step's time is measured before the processes agree on it
         self.add_callback(told)
-        self.add_callback(WatchSaves(stop))
         self.add_callback(progress)
         try:
             with closing(progress):
@@ -215,6 +219,18 @@ class RunTrainer(SavingTrainer):
         wait_for_all()
         if self.run is not None:
             self.run.begin()
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer calls it after every step, and at the end of an epoch or of what was done of it.
+
+        So a step that was broken off is saved with what the last whole step and its evaluation left.
+        """
+        if self._told is not None and self._told.broke_off:
+            states, self.current_flos, self._tr_loss = self._step_end
+            put_back_random_states(states)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._told is not None and self._told.stop.breaks_steps:
+            self._step_end = random_states(), self.current_flos, self._tr_loss.clone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """To metrics.jsonl too. Raises UserError, on all processes alike, for a loss that is no number."""

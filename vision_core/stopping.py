@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vision_core.distributed import all_true
+from vision_core.distributed import any_true
 from vision_core.launchers import is_alive
 
 WATCH_SECONDS = 1.0
@@ -20,13 +20,16 @@ class StopRequest:
     """`with StopRequest(launchers_above()) as stop:` SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C and the death of a launcher are remembered
     instead of ending the process.
 
-    The loop asks `agreed()` between steps, saves and leaves with `exit_status`. A second signal changes nothing, so that a save
-    is not cut; a second Ctrl-C raises KeyboardInterrupt at once.
+    The loop asks `agreed_at_step_end()`, saves and leaves with `exit_status`. A second signal changes nothing, so that a save
+    is not cut; a second Ctrl-C raises KeyboardInterrupt at once. Where a step and a save take longer than the grace time together,
+    `breaks_off()` is true between the micro-batches of a step once any process was told to stop.
     """
 
     def __init__(self, launchers: list[tuple[int, str]], grace_seconds: float = GRACE_SECONDS) -> None:
         self.launchers, self.grace_seconds = launchers, grace_seconds
         self.has_warned = False
+        self.step_seconds = self.save_seconds = 0.0  # of the last step, and of the longest save
+        self.breaks_steps = False  # the same on all processes
         self.signal: signal.Signals | None = None
         self.told_at = 0.0
         self._handlers: dict[int, object] = {}
@@ -46,15 +49,35 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """True, on all processes alike, once any of them was told to stop. Every process calls it at the same place."""
-        return not all_true(self.signal is None)
+        return any_true(self.signal is not None)[0]
+
+    def agreed_at_step_end(self, can_break_off: bool) -> bool:
+        """As `agreed`, at the end of a step. In the same reduction all processes settle whether the next step may be broken off.
+
+        can_break_off: whether a step has several micro-batches, and its loop is able to.
+        """
+        is_too_long = self.step_seconds + self.save_seconds > self.grace_seconds
+        told, self.breaks_steps = any_true(self.signal is not None, can_break_off and is_too_long)
+        return told
+
+    def breaks_off(self) -> bool:
+        """Whether a step is to be left, asked by every process between two of its micro-batches. Where a step and a save fit into the
+        grace time it is False, and the processes exchange nothing.
+        """
+        return self.breaks_steps and self.agreed()
 
     @property
     def exit_status(self) -> int:
         """The shell's status for a process that ended by this signal: 143 for SIGTERM, also where another process got it; 138 for SIGUSR1."""
         return 128 + (self.signal or signal.SIGTERM)
 
+    def step_took(self, seconds: float) -> None:
+        """Take note of a step that took `seconds`, from the end of what was done before it."""
+        self.step_seconds = seconds
+
     def save_took(self, seconds: float, say: Callable[[str], None]) -> None:
         """Take note of a save that took `seconds`: one longer than the grace time is said, once in a run."""
+        self.save_seconds = max(seconds, self.save_seconds)
         if seconds > self.grace_seconds and not self.has_warned:
             self.has_warned = True
             say(

@@ -38,7 +38,9 @@ class TrainerOptions:
     changed_data: Literal["note", "refuse"] = option(
         "note", "what a run that goes on does about data added, removed or written anew since its checkpoint", "run"
     )
-    grace_seconds: float = option(30.0, "how long the scheduler lets a run live after its signal; a save that takes longer is told", "run")
+    grace_seconds: float = option(
+        30.0, "how long the scheduler lets a run live after its signal: a step that leaves too little of it for a save is broken off", "run"
+    )
     dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
 
 

@@ -53,6 +53,7 @@ class SavingTrainer(Trainer):
         self._aside: Path | None = None  # where a save is being written
         self._failure: Exception | None = None  # of this process, that the others do not know yet
         self._failed_saves = 0  # in a row
+        self._saved_step: int | None = None  # by this run
         self._needed_bytes = 0  # by the last save of this run
 
     @contextmanager
@@ -88,9 +89,15 @@ class SavingTrainer(Trainer):
             self.write_model(output_dir or self.args.output_dir, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A failed save is tried again at the next save step; one that is needed, or the second in a row, ends the run. Raises UserError."""
+        """A failed save is tried again at the next save step; one that is needed, or the second in a row, ends the run. Raises UserError.
+
+        A step that stands saved is not saved again, as where the step behind it was broken off.
+        """
+        if self._saved_step == self.state.global_step:
+            return
         problem = self._write_checkpoint(model, trial)
         self._failed_saves = self._failed_saves + 1 if problem else 0
+        self._saved_step = self._saved_step if problem else self.state.global_step
         is_needed = self.control.should_training_stop  # by the last step, or because the run was told to stop
         if problem and (is_needed or self._failed_saves == MAX_FAILED_SAVES_IN_A_ROW):
             raise UserError(problem)

@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from vision_core.arguments import arguments_to_yaml, option
 from vision_core.checkpoints import make_readable, sync, write_text_atomically
 from vision_core.errors import AllDone, UserError
-from vision_core.folder_checks import AUTO, FINISHED, RESUME_KEY, changed_keys, check_folder, holds_nothing
+from vision_core.folder_checks import AUTO, FINISHED, RESUME_KEY, changed_keys, check_folder, holds_nothing, read_config
 from vision_core.launchers import is_first_launched
 from vision_core.run_folder import RunFolder
+from vision_core.text_files import parse_json, read_text
 
 UNFINISHED = "unfinished.json"
 PARTIAL = "partial"
@@ -138,12 +139,11 @@ def _compare(path: Path, config_yaml: str) -> None:
     """Raise AllDone where the folder holds the finished work of these options, UserError where it holds that of others."""
     if not path.is_dir() or holds_nothing(path):
         return
-    config = path / "config.yaml"
-    changes = changed_keys(config.read_text(encoding="utf-8") if config.exists() else "", config_yaml)
+    changes = changed_keys(read_config(path), config_yaml)
     changes.pop("output_dir", None)
     if changes:
         raise UserError(
-            f"{path} has other options than this command: {_in_words(changes)}; give those of {config}, or another --output_dir"
+            f"{path} has other options than this command: {_in_words(changes)}; give those of {path / 'config.yaml'}, or another --output_dir"
         )
     finished = _read_finished(path)
     if finished is not None and all((path / name).exists() for name in finished.get("files", ())):
@@ -165,8 +165,8 @@ def _short(value: Any) -> str:
 
 def _read_finished(path: Path) -> dict[str, Any] | None:
     try:
-        read = json.loads((path / FINISHED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        read = parse_json(read_text(path / FINISHED, FINISHED, "remove it"), FINISHED, "remove it")
+    except UserError:
         return None
     return read if isinstance(read, dict) else None
 

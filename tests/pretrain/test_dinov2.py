@@ -1,6 +1,8 @@
 """The script as users run it: a whole run, its folder, resuming bit for bit, and one line for every mistake."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from pretrain import dinov2
 from pretrain.dinov2_args import DINOv2Arguments, check_arguments
 from vision_core.arguments import parse_arguments
-from vision_core.errors import UserError
+from vision_core.errors import Stopped, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """
@@ -112,6 +114,47 @@ def test_resumed_is_uninterrupted_bit_for_bit(run, whole, tmp_path, step):
     for name in ("student", "optimizer"):
         ours, theirs = (load_file(path / "checkpoint-12" / f"{name}.safetensors") for path in (folder, whole))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("save_steps", [5, 3])
+@pytest.mark.parametrize("centering", ["softmax", "sinkhorn_knopp"])
+def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume_is_exact(
+    run, tmp_path, monkeypatch, capsys, save_steps, centering
+):
+    """SIGTERM with the second of three micro-batches of step 4; step 3 has been saved or has not."""
+    options = (
+        "--gradient_accumulation_steps",
+        3,
+        "--max_steps",
+        6,
+        "--logging_steps",
+        1,
+        "--save_steps",
+        save_steps,
+        "--centering",
+        centering,
+    )
+    options = (*options, "--eval_dataset", "none", "--per_device_train_batch_size", 4)
+    run("--output_dir", tmp_path / "whole", *options)
+    plain, seen = dinov2.Trainer.on_device, []
+
+    def told(self, batch):
+        seen.append(self.step)
+        if seen.count(3) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, batch)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped, match="143"):
+        patched.setattr(dinov2.Trainer, "on_device", told)
+        run("--output_dir", tmp_path / "run", *options, "--grace_seconds", 0.0001)
+    assert seen.count(3) == 2 and "told to stop: step 3 of 6 is saved" in capsys.readouterr().out
+    run("--output_dir", tmp_path / "run", *options, "--resume_from_checkpoint", "true")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    for name in ("student", "optimizer", "heads", "model"):
+        ours, theirs = (tmp_path / each / "checkpoint-6" / f"{name}.safetensors" for each in ("run", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    ours, theirs = (json.loads((tmp_path / each / "checkpoint-6" / "training_state.json").read_text()) for each in ("run", "whole"))
+    assert ours["bad_images"] == theirs["bad_images"]
 
 
 def test_init_from_takes_weights_and_heads(run, whole, tmp_path, capsys):

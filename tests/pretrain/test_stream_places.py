@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from pretrain.multicrop import MultiCrop
-from pretrain.stream_places import StreamPlaces
+from pretrain.stream_places import ReaderPlace, StreamPlaces
 from pretrain.training_data import BatchLayout, StepMasks, make_loader
 from vision_core.images.sources import open_source
 
@@ -136,3 +137,47 @@ def test_a_killed_run_on_a_stream_is_in_the_end_as_one_that_was_not(runs, folder
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     model = "model.safetensors"
     assert (tmp_path / "killed" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+
+
+def test_batches_of_a_step_that_is_broken_off_are_forgotten():
+    places = StreamPlaces("stream of hf:other", BatchLayout(2, 3, 1, 0), 2, 0)
+    seen = [{"place": ReaderPlace(number % 2, 2 + number, 0, None)} for number in range(9)]
+    for batch in seen[:5]:
+        places.look_at(batch)
+    before, mark = json.dumps(places.state_dict()), places.mark()
+    for batch in seen[5:]:
+        places.look_at(batch)
+    assert json.dumps(places.state_dict()) != before
+    places.go_back(mark)
+    assert json.dumps(places.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    "dataset", ["wds:{shards}/*.tar", pytest.param("hf:{folder}?streaming=true&shuffle_buffer=5", marks=pytest.mark.slow)]
+)
+def test_two_processes_break_a_step_off_together_and_the_resume_is_exact(runs, folder, tmp_path, dataset) -> None:
+    """The second alone is told to stop, with the second of three micro-batches of step 4, where a save would not fit into the grace time."""
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as file:
+            for number in range(9 * shard, 9 * shard + 9):
+                member = tarfile.TarInfo(f"{number:05}.png")
+                member.size = len(encoded(number))
+                file.addfile(member, io.BytesIO(encoded(number)))
+    dataset = dataset.format(shards=tmp_path, folder=folder)
+    (tmp_path / "config.yaml").write_text(f"dataset: {dataset}\nmax_bad_fraction: 1.0\n{OPTIONS}")
+    several = ("--gradient_accumulation_steps", 3, "--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--max_steps", 6)
+    worker = Path(__file__).with_name("broken_off_worker.py")
+
+    def finish(name: str, number: int, *options, expect: int = 0) -> str:
+        arguments = (3, number, "--config", tmp_path / "config.yaml", "--output_dir", tmp_path / name, *several, *options)
+        return runs.finish(*runs.start_two(worker, *arguments), expect=expect)
+
+    finish("whole", -1)
+    assert "told to stop: step 3 of 6 is saved" in finish("hurt", 1, "--grace_seconds", 0.0001, expect=143)
+    finish("hurt", -1, "--resume_from_checkpoint", "true")
+    assert lines(tmp_path / "hurt") == lines(tmp_path / "whole")
+    ours, theirs = (tmp_path / name / "checkpoint-6" for name in ("hurt", "whole"))
+    for name in ("student", "optimizer", "heads", "model"):
+        assert (ours / f"{name}.safetensors").read_bytes() == (theirs / f"{name}.safetensors").read_bytes(), name
+    states = [json.loads((each / "training_state.json").read_text()) for each in (ours, theirs)]
+    assert states[0]["bad_images"] == states[1]["bad_images"] and states[0]["bad_images"]["bad"] > 0

@@ -239,7 +239,7 @@ def test_a_broken_cv_bench_is_told_by_place_and_cure(tmp_path):
     with pytest.raises(BadRow, match="row 1: there is no list 'choices'"):
         opened(4, choices=[])
     write(tmp_path / "5.parquet", "nothing of the kind")
-    with pytest.raises(UserError, match="5.parquet cannot be opened"):
+    with pytest.raises(UserError, match="5.parquet is not a readable parquet file"):
         open_task(f"cv_bench:{tmp_path / '5.parquet'}")
     with pytest.raises(UserError, match="6.parquet cannot be opened"):
         open_task(f"cv_bench:{tmp_path / '6.parquet'}")

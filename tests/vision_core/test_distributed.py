@@ -10,6 +10,7 @@ from vision_core.distributed import (
     all_reduce_max,
     all_reduce_sum,
     all_true,
+    any_true,
     broadcast_text,
     gather_rows,
     is_main_process,
@@ -51,6 +52,7 @@ def check_on_one_of_two_processes() -> None:
     assert torch.equal(all_reduce_max(sides), torch.tensor([1.0, 0.0, -5.0]))
     assert torch.equal(sides, torch.tensor([float(process), -float(process), -5.0]))
 
+    assert any_true(process == 0, process == 1, False, True) == [True, True, False, True]
     assert [all_true(True), all_true(process == 0), all_true(process == 1), all_true(False)] == [
         True,
         False,
@@ -97,6 +99,7 @@ def test_without_a_process_group_nothing_changes():
     assert torch.equal(all_reduce_sum(features), features) and not all_reduce_sum(features).requires_grad
     assert torch.equal(all_reduce_max(features), features) and not all_reduce_max(features).requires_grad
     assert all_true(True) and not all_true(False)
+    assert any_true(True, False) == [True, False]
     assert broadcast_text("here") == "here"
 
 

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import random
 import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -223,3 +225,69 @@ def test_a_stop_breaks_an_evaluation_off_and_a_save_beyond_the_grace_time_is_tol
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3] and not any("eval_loss" in line for line in lines)
     assert (tmp_path / "run" / "checkpoint-3" / "MANIFEST.json").is_file()
     assert "".join(capsys.readouterr()).count("--grace_seconds is 0") == 1
+
+
+class NoisyLine(Line):
+    """Random in every forward, so that a resume is exact only with the right random states. `at`: the training batch, from 0, with which SIGTERM comes."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__()
+        self.at, self.batches = at, 0
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            if self.batches == self.at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            self.batches += 1
+        return super().forward(x + torch.randn_like(x) + random.random() + float(np.random.rand()))
+
+
+def measured(folder: Path) -> list[dict]:
+    """Losses and norms of every step, without speeds."""
+    shown = ("step", "loss", "eval_loss", "grad_norm", "learning_rate")
+    lines = [line for line in metrics(folder) if "loss" in line or "eval_loss" in line]
+    return [{name: line[name] for name in shown if name in line} for line in lines]
+
+
+@pytest.mark.parametrize(("save_steps", "at"), [(100, 7), (2, 7), (100, 15)])
+def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume_is_exact(trainer, tmp_path, save_steps, at):
+    """Three micro-batches a step and 4 steps an epoch: the signal comes in the middle of step 3, or of the first step of the second epoch, after
+    an evaluation that draws random numbers too. The step before has been saved or has not.
+    """
+    options = {"gradient_accumulation_steps": 3, "max_steps": 6, "learning_rate": 0.1, "save_steps": save_steps, "eval_steps": 2}
+    values = [float(number) for number in range(12)]
+    whole, _ = trainer(values, NoisyLine(), held_out=[1.0, 2.0], output_dir=str(tmp_path / "whole"), **options)
+    run(whole)
+    hurt, _ = trainer(values, NoisyLine(at), held_out=[1.0, 2.0], **options)
+    with StopRequest([], grace_seconds=0.0) as stop, pytest.raises(Stopped) as end:
+        hurt.train_until_told(stop, "")
+    step = at // 3
+    assert end.value.code == 143 and f"step {step} of 6 is saved" in end.value.line and hurt.model.batches == at + 1
+    hurt.run.close()
+    again, checkpoint = trainer(values, NoisyLine(), held_out=[1.0, 2.0], resume_from_checkpoint="true", **options)
+    assert Path(checkpoint).name == f"checkpoint-{step}"
+    run(again, checkpoint)
+    assert torch.equal(again.model.weight, whole.model.weight)
+    ours, theirs = (measured(tmp_path / name) for name in ("run", "whole"))
+    assert ours == theirs
+
+
+def test_a_step_that_leaves_time_for_a_save_is_finished(trainer):
+    made, _ = trainer([1.0] * 12, NoisyLine(7), gradient_accumulation_steps=3)
+    with pytest.raises(Stopped, match="143"):
+        run(made)
+    assert made.model.batches == 9 and made.state.global_step == 3
+
+
+def test_two_processes_break_a_step_off_together(runs, tmp_path):
+    """The second of them alone is told, in the middle of step 3; both save step 2."""
+    worker = Path(__file__).with_name("broken_off_worker.py")
+    for name, told in (("whole", -1), ("hurt", 7)):
+        for rank in runs.start_two(worker, tmp_path / name, told):
+            assert rank.wait() == (143 if told > 0 else 0), rank.printed
+    assert [name for name in names(tmp_path / "hurt") if "checkpoint" in name] == ["checkpoint-2"]
+    for rank in runs.start_two(worker, tmp_path / "hurt", -1):
+        assert rank.wait() == 0, rank.printed
+    assert measured(tmp_path / "hurt") == measured(tmp_path / "whole")
+    weights = [load_file(tmp_path / name / "checkpoint-4" / "model.safetensors")["weight"] for name in ("whole", "hurt")]
+    assert torch.equal(*weights)

@@ -38,7 +38,7 @@ IMAGES = ("dinov2", "siglip", "mae")
         ("precision amp mixed_precision", ("siglip", "align"), "bf16"),
         ("fp16 dtype bf16", ("evaluate",), "precision"),
         ("wandb tensorboard log_with", ("dinov2",), "report_to"),
-        ("resume auto_resume resume_from", TRAINERS, "resume_from_checkpoint"),
+        ("resume auto_resume resume_from", (*TRAINERS, "fuse"), "resume_from_checkpoint"),
         ("pretrained weights checkpoint ckpt", TRAINERS, "init_from"),
         ("model arch", ("dinov2",), "backbone"),
         ("model model_name_or_path", ("siglip", "mae", "align", "sft"), "init_from"),
@@ -66,7 +66,7 @@ def test_a_program_that_counts_steps_says_how_epochs_become_steps():
         assert "max_steps = epochs x images / images of a step" in cure and "per_device_train_batch_size" in cure
 
 
-@pytest.mark.parametrize("key", ["lr", "epochs", "wandb", "resume", "warmup", "foo", "x", "optimizer", "num_gpus"])
+@pytest.mark.parametrize("key", ["lr", "epochs", "wandb", "warmup", "foo", "x", "optimizer", "num_gpus"])
 def test_a_program_without_such_an_option_names_no_other_one(key):
     assert cure_for(key, OPTIONS["fuse"]) == "--help lists the options"
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from vision_core import stopping
 from vision_core.stopping import StopRequest
 
 
@@ -37,6 +38,22 @@ def test_a_second_ctrl_c_is_obeyed_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.agreed() and stop.exit_status == 130
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_step_is_broken_off_only_where_it_and_a_save_outlast_the_grace_time(monkeypatch):
+    """And nobody is asked between micro-batches of any other run."""
+    asked: list[tuple[bool, ...]] = []
+    monkeypatch.setattr(stopping, "any_true", lambda *flags: (asked.append(flags), list(flags))[1])
+    with StopRequest([], grace_seconds=10.0) as stop:
+        stop.step_took(6.0)
+        stop.save_took(3.0, print)
+        assert not stop.agreed_at_step_end(can_break_off=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not stop.breaks_off() and len(asked) == 1
+        stop.step_took(8.0)
+        assert not stop.breaks_off() and stop.agreed_at_step_end(can_break_off=False)
+        assert not stop.breaks_off() and len(asked) == 2
+        assert stop.agreed_at_step_end(can_break_off=True) and stop.breaks_off() and len(asked) == 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is /proc on Linux only")

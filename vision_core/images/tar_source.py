@@ -209,7 +209,7 @@ def _values(shards: list[str], members: Iterable[Member], choice: str) -> list[A
 
 def _json(path: str, member: Member) -> dict[str, Any]:
     name = f"{path}: {member.key}.{member.field}"
-    content = parse_json(_text(path, member), f"{name} is no JSON", "write it again")
+    content = parse_json(_text(path, member), name, "write it again")
     if not isinstance(content, dict):
         raise UserError(f"{path}: {member.key}.{member.field} holds no object with keys; write one, or name another field")
     return content

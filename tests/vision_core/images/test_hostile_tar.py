@@ -207,5 +207,5 @@ def test_a_chain_of_long_names_is_read_without_end_of_the_stack(tmp_path: Path) 
 
 def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(FIRST + member("0.json", b"[" * 200_000) + END)
-    with pytest.raises(UserError, match="s.tar: 0.json is JSON that is nested too deeply"):
+    with pytest.raises(UserError, match="s.tar: 0.json: the JSON is nested too deeply"):
         open_source(f"wds:{tmp_path}/s.tar")

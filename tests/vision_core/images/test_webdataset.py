@@ -212,5 +212,5 @@ def test_what_is_beside_some_images_only_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 of 2 images have no 'seg.png' beside them"):
         open_source(f"{text}?mask=seg.png")
     broken = by_tar(tmp_path, {"0.png": picture(0), "0.json": b"{"})
-    with pytest.raises(UserError, match="0.json is no JSON"):
+    with pytest.raises(UserError, match="0.json: no JSON"):
         open_source(broken)
