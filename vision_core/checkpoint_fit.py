@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import safe_open
 
 from vision_core.errors import UserError
+from vision_core.folder_checks import ABSENT
 
 Shapes = Mapping[str, tuple[int, ...]]
 # how a new model begins and how it is trained; the library that wrote the file; what is of no weight for a model that is loaded
@@ -84,10 +85,10 @@ def cure_of(checkpoint: Path | str, changes: Mapping[str, tuple[Any, Any]]) -> s
 
 
 def refuse_other_start(init_from: str | None, changes: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raises UserError where a run that goes on is told to start from something else than it did."""
-    if "init_from" in changes:
-        old = changes["init_from"][0]
-        as_it_was = f"--init_from {old}" if old not in (None, "(absent)") else "without --init_from"
+    """Raises UserError where a run that goes on is told to start from something else than it did, as far as its config says."""
+    old = changes.get("init_from", (ABSENT,))[0]
+    if old != ABSENT:
+        as_it_was = f"--init_from {old}" if old is not None else "without --init_from"
         raise UserError(
             f"--init_from {init_from}: a run that goes on has the weights of its checkpoint; resume it {as_it_was}, "
             "or start a new run with another --output_dir"

@@ -67,12 +67,12 @@ def check_program(output_dir: str | None, name: str, resume: bool | str | None, 
     path = folder_to_resume(output_dir, name, wanted)
     refuse_other_program(path, program)
     config_in(path)
-    if wanted == "true" and not checkpoints.list_checkpoints(path):
-        checkpoint_to_resume(path, wanted, warn_on_stderr)
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"{path} cannot be written to; give yourself access to it")
     if is_first_launched():  # the others may look once the first of them has its folder
         refuse_in_use(path)
+    if wanted == "true" and not checkpoints.list_checkpoints(path):
+        checkpoint_to_resume(path, wanted, warn_on_stderr)
 
 
 def end_if_all_is_done(output_dir: str | None, config_yaml: str, resume: bool | str | None, program: str) -> None:

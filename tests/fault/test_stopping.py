@@ -14,7 +14,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 LAUNCHERS = {
     "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"],
     "torchrun": [*TORCHRUN, "1"],
-    "deepspeed": [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1", "--no_local_rank"],
+    "deepspeed": [str(Path(sys.executable).with_name("deepspeed"))],
 }
 TWO_RANKS = ("--per_device_train_batch_size", 4)
 
@@ -28,11 +28,11 @@ def gone(run) -> bool:
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_sigterm_to_the_launcher_saves_and_leaves_nobody(launch, start, whole, same, last_step, tmp_path, name):
+def test_sigterm_to_the_launcher_saves_and_leaves_nobody(runs, launch, start, whole, same, last_step, tmp_path, name):
     if name == "deepspeed" and not Path(LAUNCHERS[name][0]).exists():
         pytest.skip("deepspeed is not installed; pip install -e '.[recipes]'")
     folder = tmp_path / "run"
-    run = launch(LAUNCHERS[name], folder)
+    run = launch([*runs.deepspeed(1), "--no_local_rank"] if name == "deepspeed" else LAUNCHERS[name], folder)
     run.wait_for_step(7)
     os.kill(run.pid, signal.SIGTERM)
     told = time.monotonic()
@@ -112,10 +112,10 @@ def test_kill_9_takes_the_data_workers_along(start, tmp_path):
     assert gone(run)
 
 
-def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(launch, same, last_step, tmp_path):
+def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(runs, launch, start_two, same, last_step, tmp_path):
     """SIGTERM to torchrun, to one rank alone, and kill -9 of a rank; against a run of two ranks that nothing happened to."""
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    assert launch([*TORCHRUN, "2"], whole, *TWO_RANKS).wait() == 0
+    runs.finish(*start_two(whole, *TWO_RANKS))
     resume = (*TWO_RANKS, "--resume_from_checkpoint", "true")
 
     run = launch([*TORCHRUN, "2"], folder, *TWO_RANKS)
@@ -140,5 +140,5 @@ def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(launch, same, last_ste
     stopped = last_step(folder)
     assert stopped < 60 and (folder / f"checkpoint-{stopped}").is_dir()
 
-    assert launch([*TORCHRUN, "2"], folder, *resume).wait() == 0
+    runs.finish(*start_two(folder, *resume))
     same(folder, whole)
