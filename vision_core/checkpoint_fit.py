@@ -18,7 +18,7 @@ NOT_THE_MODEL = frozenset(
     {"architectures", "drop_path_rate", "dtype", "id2label", "initializer_factor", "initializer_range", "label2id", "layerscale_value",
      "mask_ratio", "torch_dtype", "transformers_version", "use_cache", "_name_or_path"}
 )  # fmt: skip
-MOST_OPTIONS = 4
+MOST_OF_OPTIONS = 80  # characters, of a line that says the model's difference and the cure too
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
@@ -76,12 +76,14 @@ def refuse_misfit(checkpoint: Path | str, misfit: str, changes: Mapping[str, tup
 
 def cure_of(checkpoint: Path | str, changes: Mapping[str, tuple[Any, Any]]) -> str:
     """What brings a run back to its checkpoint."""
-    listed = [f"--{name} was {old} and is {new}" for name, (old, new) in changes.items()]
-    more = f" and {len(listed) - MOST_OPTIONS} more" if len(listed) > MOST_OPTIONS else ""
-    if not listed:
+    if not changes:
         return "start a new run with another --output_dir"
+    # the shortest first: a number makes another model more often than a path or a list does, and a line holds few of those
+    listed = sorted((f"--{name} was {old} and is {new}" for name, (old, new) in changes.items()), key=len)
+    told = [each for number, each in enumerate(listed) if not number or len(", ".join(listed[: number + 1])) <= MOST_OF_OPTIONS]
+    more = f", and {len(listed) - len(told)} more" if len(listed) > len(told) else ""
     config = Path(checkpoint).parent / "config.yaml"
-    return f"{', '.join(listed[:MOST_OPTIONS])}{more}: resume with --config {config}, or start a new run with another --output_dir"
+    return f"{', '.join(told)}{more}: resume with --config {config}, or start a new run with another --output_dir"
 
 
 def refuse_other_start(init_from: str | None, changes: Mapping[str, tuple[Any, Any]]) -> None:

@@ -4,8 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vision_core.arguments import arguments_to_yaml, option
+from vision_core.errors import UserError
 from vision_core.folder_checks import check_folder, check_program, end_if_all_is_done
 from vision_core.launchers import is_first_launched
+
+COUNTS = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps")
 
 
 @dataclass
@@ -44,12 +47,21 @@ class TrainerOptions:
     dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
 
 
+def check_counts(options: TrainerOptions) -> None:
+    """Raises UserError for a batch or an interval without which nothing could be counted: transformers divides by them."""
+    for name in COUNTS:
+        value = getattr(options, name)
+        if not value > 0:
+            raise UserError(f"--{name} {value}: it must be above 0")
+
+
 def check_output(name: str, program: str, options: TrainerOptions) -> None:
-    """Refuse, before anything is loaded, a folder that the run of `program` could not use, or another program's.
+    """Refuse, before anything is loaded, counts of 0 and a folder that the run of `program` could not use, or another program's.
 
     Raises UserError, and AllDone where nothing is left to do. The first process alone looks: it is in its folder soon, maybe
     before another one looks. A checkpoint, which takes long to verify, is looked at when it is resumed.
     """
+    check_counts(options)
     end_if_all_is_done(options.output_dir, config_of(options), options.resume_from_checkpoint, program)
     check_program(options.output_dir, name, options.resume_from_checkpoint, program)
     if is_first_launched() and not options.resume_from_checkpoint:

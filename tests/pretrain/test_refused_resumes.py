@@ -119,9 +119,10 @@ MODEL = [
     (("--eval_dataset", "folder:nowhere"), "nowhere"),
     (("--per_device_train_batch_size", 30), "fewer than"),
     (("--gradient_accumulation_steps", 30), "fewer than"),
-    (("--per_device_train_batch_size", 0), "--per_device_train_batch_size"),
+    (("--per_device_train_batch_size", 0), "it must be above 0"),
+    (("--gradient_accumulation_steps", 0), "it must be above 0"),
     (("--seed", "many"), "--seed"),
-    (("--save_steps", 0), "save_steps"),
+    (("--save_steps", 0), "it must be above 0"),
     (("--resume_from_checkpoint", "nowhere/checkpoint-2"), "nowhere/checkpoint-2"),
 ]  # fmt: skip
 OF_DINOV2 = [
