@@ -51,9 +51,7 @@ def refuse_other_layout(checkpoint: Path, zero: dict[str, Any] | None, processes
     """
     saved, wanted = saved_layout(checkpoint), wanted_layout(zero, processes)
     if saved != wanted:
-        raise UserError(
-            f"{checkpoint} was saved {saved}, and this run is {wanted}; give those of the checkpoint, or start a new run"
-        )
+        raise UserError(f"{checkpoint} was saved {saved}, and this run is {wanted}; give those of the checkpoint, or start a new run")
 
 
 def wanted_layout(zero: dict[str, Any] | None, processes: int) -> StatesLayout:

@@ -23,7 +23,7 @@ READ_THEIR_OWN = {
     "vision_core/checkpoint_fit.py": "files of a checkpoint whose manifest was verified",
     "vision_core/checkpoints.py": "manifests and the files that they name, each looked at before",
     "vision_core/files_aside.py": "what it wrote itself, for its lock and fsync",
-    "vision_core/folder_lock.py": "a lock, of which nothing is read, without waiting",
+    "vision_core/folder_lock.py": "a lock, opened without waiting, and /proc",
     "vision_core/last_word.py": "/proc",
     "vision_core/launchers.py": "/proc",
     "vision_core/run_facts.py": "/proc",

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from vision_core.errors import UserError
 
 LOCK = ".lock"
+MOST_SECONDS_OF_DYING = 10.0
 
 
 class FolderLock:
@@ -51,7 +53,7 @@ class FolderLock:
 
     def _hold(self, folder: Path, warn: Callable[[str], None]) -> None:
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._descriptor)
         except BlockingIOError:
             holder = _holder(self._descriptor)
             self.release()
@@ -71,13 +73,43 @@ def refuse_in_use(folder: Path) -> None:
     except OSError:
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(descriptor)
     except BlockingIOError:
         raise UserError(_in_use(folder, _holder(descriptor))) from None
     except OSError:
         return
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int) -> None:
+    """Hold the lock. A holder that is dead but not gone, which takes a moment for a large process with threads, is waited for.
+
+    Raises BlockingIOError where another process holds it, and another OSError where the file system knows no locks.
+    """
+    end = time.monotonic() + MOST_SECONDS_OF_DYING
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end or not _is_dying(_holder(descriptor)):
+                raise
+            time.sleep(0.05)
+
+
+def _is_dying(holder: str) -> bool:
+    """Whether the process that a lock names has ended, here, and the kernel is about to free what it held."""
+    words = holder.split()
+    if len(words) != 4 or words[3] != socket.gethostname() or not words[1].isdigit():
+        return False
+    try:
+        state = Path(f"/proc/{words[1]}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return Path("/proc/self/stat").exists()
+    except OSError:
+        return False
+    return state in "ZX"
 
 
 def _in_use(folder: Path, holder: str) -> str:

@@ -4,6 +4,9 @@ import json
 import math
 import os
 import signal
+import socket
+import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -455,3 +458,20 @@ def test_a_lock_that_is_a_link_is_not_written_through(tmp_path):
     with pytest.raises(UserError, match="cannot be used"):
         RunFolder.open(str(tmp_path / "run"), "run", "a: 1\n")
     assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_a_run_whose_last_process_is_dying_is_waited_for(tmp_path):
+    """A killed process of many threads is a zombie before the kernel has freed what it held; here another one frees it late."""
+    (tmp_path / "run").mkdir()
+    dead = subprocess.Popen(["true"])
+    while Path(f"/proc/{dead.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)  # nobody waits for it, so it stays a zombie
+    lock = tmp_path / "run" / ".lock"
+    lock.write_text(f"pid {dead.pid} on {socket.gethostname()}\n")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(0.5, lambda: fcntl.flock(held, fcntl.LOCK_UN)).start()
+        began = time.monotonic()
+        RunFolder.open(str(tmp_path / "run"), "run", "a: 1\n").close()
+    assert time.monotonic() - began >= 0.4
+    dead.wait()
