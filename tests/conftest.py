@@ -80,6 +80,14 @@ class Run:
         """The living children of the run's first process."""
         return [pid for pid, fields in _processes() if int(fields[1]) == self.pid and fields[0] != "Z"]
 
+    def kill_a_child(self) -> bool:
+        """kill -9 of one child of the first process; False where there is none just now, as between two epochs."""
+        for pid in self.children()[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
+
     @property
     def folder(self) -> Path:
         return Path(self.arguments[self.arguments.index("--output_dir") + 1])

@@ -80,7 +80,7 @@ def hurt(run, kind, last_step, generator) -> None:
         os.kill(run.pid, getattr(signal, kind))
         assert run.wait(30) == 128 + getattr(signal, kind), run.printed
     elif kind == WORKER:
-        os.kill(run.children()[0], signal.SIGKILL)
+        run.wait_until(run.kill_a_child)  # between two epochs there is none
         run.wait(60)  # 0 where the batches that it was to read had been read
     elif kind == LAUNCHER:
         os.kill(run.pid, signal.SIGKILL)
