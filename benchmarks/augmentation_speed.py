@@ -14,7 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from torchvision.transforms import v2
 
-from pretrain.multicrop import MultiCrop
+from pretrain.batches.multicrop import MultiCrop
 
 # image, global crops, local crops, number of local crops
 CASES = [((32, 32), 32, 16, 4), ((64, 64), 64, 32, 4), ((400, 500), 224, 96, 8)]

@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from encoders.curves import curve_picture
-from encoders.sheets import contact_sheet
+from encoders.pictures.curves import curve_picture
+from encoders.pictures.sheets import contact_sheet
 
 NUM_PROTOTYPES = 1024
 COMMON = {

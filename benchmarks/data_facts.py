@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from vision_core.regular_files import state_of_files
+from vision_core.files.regular_files import state_of_files
 
 A_FOLDER, TIMES = 1000, 5
 

@@ -14,11 +14,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
+from encoders.adapters.transformers_encoder import TransformersEncoder
 from encoders.evaluation.feature_cache import cached_features
 from encoders.evaluation.features import vector_features
 from encoders.preprocess import ImageTransform
-from encoders.transformers_encoder import TransformersEncoder
-from vision_core.images.sources import ImageRecord, ImageSource
+from vision_core.images.source import ImageRecord, ImageSource
 
 IMAGES, SIDE, BATCH, TURNS = 256, 224, 32, 3
 

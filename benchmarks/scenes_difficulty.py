@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import_path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vision_core.images.scenes import CATEGORIES, draw_scene  # noqa: E402
+from vision_core.scenes.draw import CATEGORIES, draw_scene  # noqa: E402
 
 
 def main() -> None:

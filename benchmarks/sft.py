@@ -27,14 +27,14 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from tqdm import tqdm
 
+from encoders.adapters.transformers_encoder import build_transformers
 from encoders.preprocess import ImageTransform
-from encoders.transformers_encoder import build_transformers
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration, assemble_vlm, fuse_encoders
-from fusion.cross_attention import VisionCrossAttentionLayer
+from fusion.connectors.cross_attention import VisionCrossAttentionLayer
+from fusion.conversations.mixtures import BLANK, ConversationCollator, image_inputs
+from fusion.map_cache import MapCache
 from fusion.tiny import tiny_language_model
-from recipes.map_cache import MapCache
-from recipes.vlm_data import BLANK, ConversationCollator, image_inputs
-from recipes.vlm_trainer import GroupedByLength
+from fusion.training.trainer import GroupedByLength
 from vision_core.randomness import numpy_generator
 
 # part of the mixture: (thousands of samples, median of text tokens, share of them that is learnt, has an image)

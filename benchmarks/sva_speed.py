@@ -22,8 +22,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from tqdm import tqdm
 
-from fusion.cross_attention import VisionCrossAttentionLayer
-from fusion.windows import VisionWindows
+from fusion.connectors.cross_attention import VisionCrossAttentionLayer
+from fusion.connectors.windows import VisionWindows
 
 QUERIES, WINDOWS, WIDTH, HIDDEN, CONNECTOR_LAYERS, LLM_LAYERS = 576, (1, 1, 1, 16), 1024, 4096, 3, 10
 MODES = {"plain": ("plain", False), "fast": ("fast", False), "fast, checkpointed": ("fast", True)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from encoders.base import Encoder
 from vision_core.model_card import write_model_card
 from vision_core.printable import in_code
-from vision_core.run_facts import data_licence, made_with, millions
+from vision_core.runs.run_facts import data_licence, made_with, millions
 
 SNIPPET = """\
 ```python

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from encoders.open_clip_encoder import import_open_clip, load_whole_model, transform_from_preprocess
+from encoders.adapters.open_clip_encoder import (
+    import_open_clip,
+    load_whole_model,
+    transform_from_preprocess,
+)
+from encoders.adapters.transformers_encoder import TransformersEncoder, read_config, read_transform
 from encoders.preprocess import ImageTransform, Preprocess
-from encoders.transformers_encoder import TransformersEncoder, read_config, read_transform
 from vision_core.errors import UserError
-from vision_core.folder_kinds import refuse_folder
 from vision_core.hub import hub_or_cache
+from vision_core.runs.folder_kinds import refuse_folder
 
 
 @dataclass(frozen=True)

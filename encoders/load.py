@@ -14,21 +14,28 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from encoders.adapters.dinov2_weights import load_dinov2_pth
+from encoders.adapters.raw_pixels import RawPixels
+from encoders.adapters.tiny import FAMILY_NAMES, tiny_encoder
+from encoders.adapters.transformers_encoder import (
+    build_transformers,
+    family_of,
+    load_transformers,
+    read_config,
+    read_transform,
+    vision_config,
+)
 from encoders.base import Encoder, EncoderConfig
 from encoders.card import write_card
-from encoders.dinov2_weights import load_dinov2_pth
 from encoders.names import nearest_encoders
 from encoders.preprocess import ImageTransform, Preprocess
-from encoders.raw_pixels import RawPixels
-from encoders.tiny import FAMILY_NAMES, tiny_encoder
-from encoders.transformers_encoder import build_transformers, family_of, load_transformers, read_config, read_transform, vision_config
 from vision_core.errors import UserError, first_line
-from vision_core.folder_kinds import refuse_folder
+from vision_core.files.regular_files import refuse_special_files
+from vision_core.files.text_files import check_openable, parse_json, read_bytes, read_text
 from vision_core.hub import hub_or_cache
-from vision_core.publishing import published_whole
 from vision_core.randomness import seed_of
-from vision_core.regular_files import refuse_special_files
-from vision_core.text_files import check_openable, parse_json, read_bytes, read_text
+from vision_core.runs.folder_kinds import refuse_folder
+from vision_core.runs.publishing import published_whole
 
 CONFIG_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
 KINDS = ("hf", "timm", "open_clip", "dinov2_pth", "tiny")
@@ -110,11 +117,11 @@ def check_source(source: str) -> None:
     elif kind == "tiny" and name not in FAMILY_NAMES:
         raise UserError(f"tiny:{name} does not exist; the families are {', '.join(FAMILY_NAMES)}")
     elif kind == "timm":
-        from encoders.timm_encoder import check_timm
+        from encoders.adapters.timm_encoder import check_timm
 
         check_timm(name)
     elif kind == "open_clip":
-        from encoders.open_clip_encoder import check_open_clip
+        from encoders.adapters.open_clip_encoder import check_open_clip
 
         model, tag = _model_and_tag(text, name) if has_weights else (name.partition("/")[0], None)
         check_open_clip(model, tag)
@@ -140,15 +147,15 @@ def build_encoder(config: EncoderConfig, *, dtype: torch.dtype = torch.float32, 
             **options,
         )
     if config.library == "timm":
-        from encoders.timm_encoder import timm_from_architecture
+        from encoders.adapters.timm_encoder import timm_from_architecture
 
         return timm_from_architecture(config.architecture, transform, dtype=dtype, **options)
     if config.library == "open_clip":
-        from encoders.open_clip_encoder import open_clip_from_architecture
+        from encoders.adapters.open_clip_encoder import open_clip_from_architecture
 
         return open_clip_from_architecture(config.architecture, transform, dtype=dtype, **options)
     if config.library == "raw_pixels":
-        from encoders.raw_pixels import RawPixels
+        from encoders.adapters.raw_pixels import RawPixels
 
         return RawPixels(transform)
     raise UserError(f"an encoder of the library {config.library!r} cannot be built; known: transformers, timm, open_clip, raw_pixels")
@@ -183,12 +190,12 @@ def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, option
         return load_dinov2_pth(Path(name), dtype=dtype, **options)
     _refuse_position_options(text, options)
     if kind == "timm":
-        from encoders.timm_encoder import load_timm
+        from encoders.adapters.timm_encoder import load_timm
 
         with hub_or_cache(text):
             return load_timm(name, pretrained=True, image_size=size, dtype=dtype, **options)
     if kind == "open_clip":
-        from encoders.open_clip_encoder import load_open_clip
+        from encoders.adapters.open_clip_encoder import load_open_clip
 
         model, tag = _model_and_tag(text, name)
         with hub_or_cache(text):
@@ -220,10 +227,10 @@ def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, opti
         return build_encoder(config, dtype=dtype)
     _refuse_position_options(text, options)
     if kind == "timm":
-        from encoders.timm_encoder import load_timm
+        from encoders.adapters.timm_encoder import load_timm
 
         return load_timm(name, pretrained=False, image_size=size, dtype=dtype, **options)
-    from encoders.open_clip_encoder import load_open_clip
+    from encoders.adapters.open_clip_encoder import load_open_clip
 
     return load_open_clip(name.partition("/")[0], None, image_size=size, dtype=dtype, **options)
 
@@ -252,7 +259,7 @@ def _kind_and_name(text: str) -> tuple[str, str]:
 
 def _from_folder(folder: Path, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
     if is_timm_folder(folder):
-        from encoders.timm_encoder import load_timm
+        from encoders.adapters.timm_encoder import load_timm
 
         _refuse_position_options(str(folder), options)
         return load_timm(f"local-dir:{folder}", pretrained=True, image_size=size, dtype=dtype, **options)

@@ -8,16 +8,23 @@ from fusion.fuse_args import look_first_as_program
 
 look_first_as_program()
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
 
 from fusion.assemble import assemble_vlm, fuse_encoders
-from fusion.build_connector import CONNECTORS, build_connector
 from fusion.configuration_fusion import FusedVisionConfig, FusionVlmConfig
+from fusion.connectors.build import CONNECTORS, build_connector
+from fusion.connectors.spatial_vision_aggregator import SpatialVisionAggregator
 from fusion.image_processing_fusion import FusionImageProcessor
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import FusionProcessor
-from fusion.spatial_vision_aggregator import SpatialVisionAggregator
 
 AutoConfig.register("fused_vision", FusedVisionConfig)
 AutoConfig.register("fusion_vlm", FusionVlmConfig)

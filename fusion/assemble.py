@@ -8,7 +8,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from encoders.base import Encoder
 from encoders.load import load_encoder
@@ -21,9 +26,9 @@ from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import IMAGE_TOKEN, FusionProcessor
 from fusion.tiny import tiny_language_model
 from vision_core.errors import UserError, first_line
-from vision_core.folder_kinds import refuse_folder
 from vision_core.hub import hub_or_cache
 from vision_core.randomness import seed_of
+from vision_core.runs.folder_kinds import refuse_folder
 
 
 def fuse_encoders(

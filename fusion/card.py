@@ -10,7 +10,7 @@ from torch import nn
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from vision_core.model_card import write_model_card
-from vision_core.run_facts import data_licence, made_with, millions
+from vision_core.runs.run_facts import data_licence, made_with, millions
 
 VISION_SNIPPET = """\
 ```python

@@ -8,7 +8,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from vision_core.errors import UserError
-from vision_core.text_files import read_text
+from vision_core.files.text_files import read_text
 
 MAX_TEMPLATE_BYTES = 2**20
 

@@ -20,8 +20,8 @@ class FusedVisionConfig(ClassesOfAPackage, PreTrainedConfig):
     """Several vision encoders and the connector that makes one sequence of tokens of them.
 
     encoders: each an `encoders.base.EncoderConfig` as a dict; its transform has the side of the square that the encoder sees. encoder_grids: the
-    grids that encoder maps are resized to (bilinear) before the connector. connector: a name in `fusion.build_connector`; connector_options: its
-    options by name. hidden_size: of the tokens. grid: side of the connector's grid. fit, mask_rule: see `fusion.geometry.image_box`.
+    grids that encoder maps are resized to (bilinear) before the connector. connector: a name in `fusion.connectors.build`; connector_options: its
+    options by name. hidden_size: of the tokens. grid: side of the connector's grid. fit, mask_rule: see `fusion.connectors.geometry.image_box`.
     train_encoders: keep a graph through the encoders; False freezes them. newline: a learned token behind every row.
     """
 

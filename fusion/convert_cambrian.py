@@ -18,7 +18,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.chat_templates import named_template
@@ -29,11 +35,11 @@ from fusion.processing_fusion import FusionProcessor
 from fusion.save import save_fused
 from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, run_script
-from vision_core.folder_kinds import refuse_folder
+from vision_core.files.text_files import check_openable, parse_json, read_text
 from vision_core.printable import say, shortened
-from vision_core.run_facts import run_again
-from vision_core.text_files import check_openable, parse_json, read_text
-from vision_core.work_folder import WorkFolder, config_of
+from vision_core.runs.folder_kinds import refuse_folder
+from vision_core.runs.run_facts import run_again
+from vision_core.runs.work_folder import WorkFolder, config_of
 
 LANGUAGE_MODELS = {"cambrian_llama": "llama", "cambrian_phi3": "phi3"}
 LANGUAGE_MODEL = r"model\.(embed_tokens|layers|norm)\..+|lm_head\.weight"  # names of its tensors

@@ -12,17 +12,23 @@ from typing import Any
 
 from encoders.base import Encoder
 from encoders.load import check_source, load_encoder
-from fusion.assemble import assemble_vlm, fuse_encoders, image_processor_of, load_language_model, own_grid
-from fusion.build_connector import connector_options
+from fusion.assemble import (
+    assemble_vlm,
+    fuse_encoders,
+    image_processor_of,
+    load_language_model,
+    own_grid,
+)
 from fusion.chat_templates import named_template
+from fusion.connectors.build import connector_options
 from fusion.fuse_args import FUSE, FUSE_HELP, FUSED, FuseArguments, check_fusing
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.save import save_fused
 from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, run_script
 from vision_core.printable import say
-from vision_core.run_facts import run_again
-from vision_core.work_folder import WorkFolder, config_of
+from vision_core.runs.run_facts import run_again
+from vision_core.runs.work_folder import WorkFolder, config_of
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from typing import Literal
 
 from vision_core.arguments import option
 from vision_core.errors import UserError
-from vision_core.launchers import is_program
+from vision_core.processes.launchers import is_program
+from vision_core.runs.work_folder import check_work, config_of, resume_option
 from vision_core.start import look_first
-from vision_core.work_folder import check_work, config_of, resume_option
 
 FUSE, FUSE_COMMAND, CONVERT = "fusion.fuse", "fuse", "fusion.convert_cambrian"
 FUSED = "fused"  # name of the default folder

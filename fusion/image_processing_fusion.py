@@ -15,8 +15,8 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import make_flat_list_of_images
 
 from encoders.preprocess import ImageTransform
-from fusion.connectors import num_image_tokens
-from fusion.geometry import Fit, image_box
+from fusion.connectors.base import num_image_tokens
+from fusion.connectors.geometry import Fit, image_box
 from fusion.pixel_layout import join_views, split_views
 from fusion.stub import ClassesOfAPackage
 from vision_core.errors import UserError
@@ -46,7 +46,7 @@ class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
 
     Args:
         transforms: of each encoder, an `ImageTransform` as a dict: the side of its square, mean, std, interpolation.
-        fit, mask_rule: see `fusion.geometry.image_box`.
+        fit, mask_rule: see `fusion.connectors.geometry.image_box`.
         grid, tokens_per_cell, newline, fixed_tokens: of the connector; with them `num_tokens` knows how many tokens an image will have.
 
     Called with an image or a list of them, in any form that `vision_core.images.any_image.image_tensor` takes, it

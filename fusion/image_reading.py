@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fusion.configuration_fusion import FusionVlmConfig
-from fusion.cross_attention import VisionCrossAttentionLayer
+from fusion.connectors.cross_attention import VisionCrossAttentionLayer
+from fusion.connectors.windows import EncodedImage, VisionWindows
 from fusion.modeling_fused_vision import FusedVisionModel, Pixels
-from fusion.windows import EncodedImage, VisionWindows
 from vision_core.errors import UserError
 
 

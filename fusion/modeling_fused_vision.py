@@ -14,15 +14,15 @@ from transformers.modeling_outputs import ModelOutput
 
 from encoders.base import Encoder, Features
 from encoders.load import build_encoder
-from fusion.build_connector import CONNECTORS, build_connector
 from fusion.checkpoints import load_strictly
 from fusion.configuration_fusion import FusedVisionConfig
-from fusion.connectors import Connector
-from fusion.geometry import ImageLayout
+from fusion.connectors.base import Connector
+from fusion.connectors.build import CONNECTORS, build_connector
+from fusion.connectors.geometry import ImageLayout
+from fusion.connectors.windows import EncodedImage
 from fusion.offloading import COMPUTING_WITH_INNER_WEIGHTS, bring_whole_layers
 from fusion.pixel_layout import split_views
 from fusion.stub import ClassesOfAPackage
-from fusion.windows import EncodedImage
 from vision_core.errors import UserError
 
 Pixels = Tensor | Sequence[Tensor]

@@ -6,12 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 
 from fusion.configuration_fusion import FusionVlmConfig
-from fusion.cross_attention import VisionCrossAttentionLayer
+from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 from fusion.image_reading import ReadsImages
 from fusion.modeling_fused_vision import FusedPreTrainedModel, FusedVisionModel, Pixels
 from fusion.supervised_loss import supervised_loss

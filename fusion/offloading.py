@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from encoders.open_clip_encoder import OpenClipEncoder
-from encoders.timm_encoder import TimmEncoder
-from fusion.cross_attention import VisionCrossAttentionLayer
+from encoders.adapters.open_clip_encoder import OpenClipEncoder
+from encoders.adapters.timm_encoder import TimmEncoder
+from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 
 # These compute with the weights of modules in them that they do not call. TransformersEncoder is not among them: the models
 # of transformers call their modules.

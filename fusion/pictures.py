@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
-from encoders.sheets import contact_sheet, heat
-from fusion.cross_attention import VisionCrossAttentionLayer
-from fusion.geometry import ImageLayout
+from encoders.pictures.sheets import contact_sheet, heat
+from fusion.connectors.cross_attention import VisionCrossAttentionLayer
+from fusion.connectors.geometry import ImageLayout
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from vision_core.errors import UserError

@@ -10,7 +10,7 @@ from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import FusionProcessor
 from fusion.stub import write_stub
-from vision_core.publishing import published
+from vision_core.runs.publishing import published
 
 
 def save_fused(

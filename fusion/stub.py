@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vision_core.checkpoints import write_text_atomically
+from vision_core.runs.checkpoints import write_text_atomically
 
 STUB_FILE = "fusion_stub.py"
 STUB = '''\

@@ -38,13 +38,20 @@ from functools import partial
 
 from tqdm import tqdm
 
+from vision_core.images.open_source import open_source, parse_source
 from vision_core.images.pixel_options import PixelOptions, Scale, scale_text
 from vision_core.images.pixels import to_pixels
 from vision_core.images.ranges import full_scale_of, needs_scale, used_share, usual_range
-from vision_core.images.sampled import BandStatistics, StoredSample, sample_indices, sample_stored, stored_of
-from vision_core.images.sources import ImageSource, open_source, parse_source
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.images.sampled import (
+    BandStatistics,
+    StoredSample,
+    sample_indices,
+    sample_stored,
+    stored_of,
+)
+from vision_core.images.source import ImageSource
 from vision_core.printable import say
+from vision_core.unreadable import UnreadableImage
 
 NAMED = 4  # sizes, reasons
 EIGHT_BITS = 255

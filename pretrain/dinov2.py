@@ -11,8 +11,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import os
 
-from pretrain.dinov2_args import PROGRAM, DINOv2Arguments, check_start, config_of
-from vision_core.launchers import launchers_above
+from pretrain.run.args import PROGRAM, DINOv2Arguments, check_start, config_of
+from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
@@ -35,8 +35,12 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import ProjectConfiguration
 
-from encoders.transformers_encoder import TransformersEncoder
-from pretrain.dinov2_build import (
+from encoders.adapters.transformers_encoder import TransformersEncoder
+from pretrain.batches.order import BatchLayout
+from pretrain.batches.stream_places import StreamPlaces
+from pretrain.param_groups import apply_schedules, clip_per_module
+from pretrain.run.bad_images import BadImageWatch
+from pretrain.run.build import (
     build_benchmark,
     build_loader,
     build_method,
@@ -50,27 +54,32 @@ from pretrain.dinov2_build import (
     open_training_data,
     untrained_accuracy,
 )
-from pretrain.dry_run import dry_run
-from pretrain.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
-from pretrain.introduction import introduction
-from pretrain.loss_scale import LossScaler
-from pretrain.monitor import Monitor, knn_line, peak_memory_gib
-from pretrain.own_evaluation import keep_evaluation_of_resumed_run
-from pretrain.param_groups import apply_schedules, clip_per_module
-from pretrain.run_files import RunFiles
-from pretrain.stream_places import StreamPlaces
-from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
-from pretrain.training_state import changed_course, course, resume_from
+from pretrain.run.data_workers import data_workers_watched, time_limit
+from pretrain.run.dry_run import dry_run
+from pretrain.run.health import CHECKS_PER_RUN, MEANINGS, HealthWatch, draw_probes, health_figures
+from pretrain.run.introduction import introduction
+from pretrain.run.loss_scale import LossScaler
+from pretrain.run.monitor import Monitor, knn_line, peak_memory_gib
+from pretrain.run.own_evaluation import keep_evaluation_of_resumed_run
+from pretrain.run.run_files import RunFiles
+from pretrain.run.training_state import changed_course, course, resume_from
 from vision_core.arguments import parse_arguments
-from vision_core.data_facts import facts_as_json, tell_changed_data
-from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, print_once, refuse_unequal, set_cpu_threads
 from vision_core.errors import Stopped, UserError, run_script
-from vision_core.fail_together import fail_together
 from vision_core.images.pixel_options import pixel_options_text
-from vision_core.images.sources import ImageSource
+from vision_core.images.source import ImageSource
+from vision_core.processes.distributed import (
+    broadcast_text,
+    gather_objects,
+    mean_over_processes,
+    print_once,
+    refuse_unequal,
+    set_cpu_threads,
+)
+from vision_core.processes.fail_together import fail_together
+from vision_core.processes.stopping import StopRequest
 from vision_core.randomness import seed_of
-from vision_core.run_folder import RunFolder, how_to_go_on
-from vision_core.stopping import StopRequest
+from vision_core.runs.data_facts import facts_as_json, tell_changed_data
+from vision_core.runs.run_folder import RunFolder, how_to_go_on
 
 MAX_SKIPPED_IN_A_ROW = 3
 

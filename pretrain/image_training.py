@@ -13,31 +13,37 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from encoders.transformers_encoder import read_config
-from pretrain.image_args import program_of
-from pretrain.own_evaluation import HELD_OUT
-from vision_core.checkpoint_fit import cure_of, misfit_of_configs, refuse_misfit
-from vision_core.data_facts import DataFacts, image_facts
-from vision_core.distributed import is_main_process, print_once, refuse_unequal, world_size
+from encoders.adapters.transformers_encoder import read_config
+from pretrain.run.image_args import program_of
+from pretrain.run.own_evaluation import HELD_OUT
 from vision_core.errors import UserError, first_line
-from vision_core.folder_checks import check_folder
-from vision_core.folder_kinds import refuse_folder
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.held_out import hold_out
 from vision_core.images.one_kind import OneKind
+from vision_core.images.open_source import open_source
 from vision_core.images.pixel_options import Scale, pixel_options_text
 from vision_core.images.ranges import range_notes
-from vision_core.images.sources import ImageSource, open_source
-from vision_core.launchers import is_first_launched
+from vision_core.images.source import ImageSource
 from vision_core.model_card import write_model_card
 from vision_core.printable import say
+from vision_core.processes.distributed import (
+    is_main_process,
+    print_once,
+    refuse_unequal,
+    world_size,
+)
+from vision_core.processes.launchers import is_first_launched
+from vision_core.processes.stopping import StopRequest
 from vision_core.randomness import numpy_generator
-from vision_core.run_facts import batch_text, data_licence, made_with, millions, run_again
-from vision_core.run_preview import introduction, preview
-from vision_core.run_trainer import RunTrainer, open_run, training_arguments
-from vision_core.stopping import StopRequest
-from vision_core.trainer_options import TrainerOptions
-from vision_core.trainer_resume import look_at_start
+from vision_core.runs.checkpoint_fit import cure_of, misfit_of_configs, refuse_misfit
+from vision_core.runs.data_facts import DataFacts, image_facts
+from vision_core.runs.folder_checks import check_folder
+from vision_core.runs.folder_kinds import refuse_folder
+from vision_core.runs.run_facts import batch_text, data_licence, made_with, millions, run_again
+from vision_core.trainer.options import TrainerOptions
+from vision_core.trainer.preview import introduction, preview
+from vision_core.trainer.resume import look_at_start
+from vision_core.trainer.run_trainer import RunTrainer, open_run, training_arguments
 
 Item = dict[str, Any]
 SHOWN = ("init_from", "learning_rate", "weight_decay", "warmup_steps", "bf16", "fp16", "seed")

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from encoders import load_encoder
-from encoders.dinov2_weights import HEAD_WIDTH, parts_of, read_pth
+from encoders.adapters.dinov2_weights import HEAD_WIDTH, parts_of, read_pth
+from encoders.adapters.transformers_encoder import TransformersEncoder, load_backbone, read_config
 from encoders.load import CONFIG_FILE
-from encoders.transformers_encoder import TransformersEncoder, load_backbone, read_config
 from pretrain.backbone import Backbone
 from vision_core.errors import UserError
-from vision_core.folder_kinds import folder_kind, refuse_folder
 from vision_core.hub import hub_or_cache
+from vision_core.runs.folder_kinds import folder_kind, refuse_folder
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 OF_OTHER_LIBRARIES = ("timm", "open_clip")

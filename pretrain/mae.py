@@ -12,8 +12,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from functools import partial
 
-from pretrain.image_args import MaeArguments, check_run
-from vision_core.launchers import launchers_above
+from pretrain.run.image_args import MaeArguments, check_run
+from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
@@ -29,12 +29,19 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from encoders.mae_weights import initialise_mae
 from encoders.preprocess import normalise
-from pretrain.feeding import feeding
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, load_whole, open_parts, train_images
-from pretrain.mae_weights import initialise_mae
-from pretrain.multicrop import PUBLISHED_POSES, Poses, random_view
-from pretrain.own_evaluation import keep_evaluation_of_resumed_run
+from pretrain.batches.multicrop import PUBLISHED_POSES, Poses, random_view
+from pretrain.image_training import (
+    DrawnImages,
+    ImageTrainer,
+    Item,
+    load_whole,
+    open_parts,
+    train_images,
+)
+from pretrain.run.feeding import feeding
+from pretrain.run.own_evaluation import keep_evaluation_of_resumed_run
 from vision_core.arguments import parse_arguments
 from vision_core.errors import UserError, first_line, run_script
 from vision_core.hub import hub_or_cache

@@ -12,8 +12,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from functools import partial
 
-from pretrain.image_args import SiglipArguments, check_run
-from vision_core.launchers import launchers_above
+from pretrain.run.image_args import SiglipArguments, check_run
+from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
@@ -29,20 +29,35 @@ from typing import Any
 import torch
 from tokenizers import normalizers, processors
 from torch import Tensor, nn
-from transformers import AutoProcessor, PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
+from transformers import (
+    AutoProcessor,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
+)
 
-from pretrain.feeding import feeding
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, load_whole, open_images, open_parts, train_images
-from pretrain.own_evaluation import keep_evaluation_of_resumed_run
-from pretrain.sigmoid_loss import sigmoid_loss
+from pretrain.image_training import (
+    DrawnImages,
+    ImageTrainer,
+    Item,
+    load_whole,
+    open_images,
+    open_parts,
+    train_images,
+)
+from pretrain.losses.sigmoid import sigmoid_loss
+from pretrain.run.feeding import feeding
+from pretrain.run.own_evaluation import keep_evaluation_of_resumed_run
 from vision_core.arguments import parse_arguments
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError, first_line, run_script
-from vision_core.folder_checks import checkpoint_ahead
 from vision_core.hub import hub_or_cache
 from vision_core.images.pixel_options import Scale
-from vision_core.images.sources import ImageSource
+from vision_core.images.source import ImageSource
 from vision_core.randomness import numpy_generator, seed_of
+from vision_core.runs.folder_checks import checkpoint_ahead
 
 CORPUS_IMAGES = 2000  # whose captions a new tokenizer is trained on
 TEXT_LENGTH = 48  # tokens of a text of a new model; longer ones are cut

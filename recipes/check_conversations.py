@@ -15,8 +15,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from dataclasses import dataclass
 
 from vision_core.arguments import option, parse_arguments
+from vision_core.runs.work_folder import WorkFolder, check_work, config_of, resume_option
 from vision_core.start import look_first
-from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
 
 PROGRAM = "recipes/check_conversations.py"
 NAME = "check"  # of the default folder
@@ -55,16 +55,16 @@ from transformers import AutoProcessor
 
 from fusion import FusionProcessor
 from fusion.chat_turns import ChatTemplateError, stop_token_ids
-from recipes.chat_tokens import IGNORED, tokenise
-from recipes.clean_rows import check_target, write_rows
-from recipes.conversation_sources import ConversationSource, open_conversations
-from recipes.conversations import BadRow, shortened
+from fusion.conversations.clean_rows import check_target, write_rows
+from fusion.conversations.conversation import BadRow, shortened
+from fusion.conversations.sources import ConversationSource, open_conversations
+from fusion.conversations.tokens import IGNORED, tokenise
+from fusion.training.models import check_model_folder
 from recipes.judging import markdown_table
-from recipes.vlm_models import check_model_folder
-from vision_core.checkpoints import write_text_atomically
-from vision_core.data_workers import leave_signals_to_parent
 from vision_core.errors import UserError, run_script
 from vision_core.printable import printable, say
+from vision_core.processes.data_workers import leave_signals_to_parent
+from vision_core.runs.checkpoints import write_text_atomically
 
 BAD_ROWS = "bad_rows.jsonl"
 SHOWN = 3  # examples of each reason

@@ -22,10 +22,10 @@ from itertools import islice
 
 import torch
 
-from encoders.curves import bar_picture
 from encoders.evaluation.results import TaskResult
 from encoders.load import check_source
-from encoders.pictures import side_by_side
+from encoders.pictures.curves import bar_picture
+from encoders.pictures.encoder_pictures import side_by_side
 from recipes.judging import (
     Output,
     frozen_features,
@@ -44,12 +44,12 @@ from recipes.judging import (
     write_json,
 )
 from vision_core.arguments import parse_arguments
-from vision_core.distributed import is_main_process
 from vision_core.errors import UserError, run_script
-from vision_core.images.sources import ImageSource
+from vision_core.images.source import ImageSource
 from vision_core.images.splits import Splits, open_splits
-from vision_core.images.unreadable import UnreadableImage
 from vision_core.printable import say as say_line
+from vision_core.processes.distributed import is_main_process
+from vision_core.unreadable import UnreadableImage
 
 PICTURED = 4
 CHANNELS = 3

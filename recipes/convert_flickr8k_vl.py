@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, first_line, run_script
+from vision_core.runs.work_folder import WorkFolder, check_work, config_of, resume_option
 from vision_core.start import look_first
-from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
 
 PROGRAM = "recipes/convert_flickr8k_vl.py"
 
@@ -45,7 +45,7 @@ from typing import Any
 import pyarrow.parquet
 from tqdm import tqdm
 
-from vision_core.images.parquet_footer import read_footer
+from vision_core.images.sources.parquet_footer import read_footer
 from vision_core.printable import say
 
 CAPTION = "Describe the picture in one sentence."

@@ -35,10 +35,10 @@ from recipes.judging import (
     write_json,
 )
 from vision_core.arguments import parse_arguments
-from vision_core.distributed import is_main_process
 from vision_core.errors import UserError, run_script
 from vision_core.images.splits import open_splits
 from vision_core.printable import say as say_line
+from vision_core.processes.distributed import is_main_process
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from recipes.judging_args import check_counts
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import UserError, run_script
+from vision_core.runs.work_folder import WorkFolder, check_work, config_of, resume_option
 from vision_core.start import look_first
-from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
 
 PROGRAM = "recipes/evaluate_vlm.py"
 NAME = "vlm-evaluation"  # of the default folder
@@ -64,15 +64,15 @@ from dataclasses import asdict, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
-from encoders.sheets import LINE_HEIGHT, TILE, contact_sheet, to_picture, wrap
+from encoders.pictures.sheets import LINE_HEIGHT, TILE, contact_sheet, to_picture, wrap
+from fusion.evaluation.answers import Score, answer_and_score, chance, examples
+from fusion.evaluation.benchmarks import open_task
+from fusion.evaluation.kept_answers import KeptAnswers, header_of, model_fingerprint
+from fusion.evaluation.tasks import Task
+from fusion.training.models import check_model_folder, load_model
 from recipes.judging import join_processes, markdown_table, write_json
-from recipes.kept_answers import KeptAnswers, header_of, model_fingerprint
-from recipes.vlm_answers import Score, answer_and_score, chance, examples
-from recipes.vlm_benchmarks import open_task
-from recipes.vlm_models import check_model_folder, load_model
-from recipes.vlm_tasks import Task
-from vision_core.distributed import broadcast_text, is_main_process
 from vision_core.printable import printable, say
+from vision_core.processes.distributed import broadcast_text, is_main_process
 
 
 def main() -> None:

@@ -17,19 +17,19 @@ import torch.distributed as dist
 from encoders.attention import attention_maps
 from encoders.base import Encoder
 from encoders.evaluation.frozen import FrozenFeatures
+from encoders.evaluation.kept_results import KeptResults
 from encoders.evaluation.results import TaskResult
 from encoders.evaluation.tasks import TASKS
 from encoders.image_text import has_text_tower
 from encoders.load import load_encoder
 from recipes.judging_args import PROGRAMS, JudgingArguments, TaskName
-from recipes.kept_results import KeptResults
-from vision_core.checkpoints import write_text_atomically
-from vision_core.distributed import broadcast_text, is_main_process
 from vision_core.errors import UserError
 from vision_core.images.ranges import range_notes
 from vision_core.images.splits import Splits
 from vision_core.printable import printable
-from vision_core.work_folder import PARTIAL, WorkFolder, config_of
+from vision_core.processes.distributed import broadcast_text, is_main_process
+from vision_core.runs.checkpoints import write_text_atomically
+from vision_core.runs.work_folder import PARTIAL, WorkFolder, config_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Options that decide about the features beside the encoder and the images; the rest of a result's key is in `KeptResults`.

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from vision_core.arguments import option
 from vision_core.errors import UserError
-from vision_core.work_folder import check_work, config_of, resume_option
+from vision_core.runs.work_folder import check_work, config_of, resume_option
 
 TaskName = Literal[
     "knn", "linear", "logistic", "multi_label", "few_shot", "retrieval", "copy_detection", "segmentation", "depth", "depth_dpt",

@@ -12,8 +12,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from dataclasses import dataclass
 
 from vision_core.arguments import option, parse_arguments
+from vision_core.runs.work_folder import WorkFolder, check_work, config_of, resume_option
 from vision_core.start import look_first
-from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
 
 PROGRAM = "recipes/scenes_report.py"
 NAME = "report"  # of the default folder
@@ -41,11 +41,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from encoders.curves import bar_picture, curve_picture
-from encoders.sheets import contact_sheet, to_picture
+from encoders.pictures.curves import bar_picture, curve_picture
+from encoders.pictures.sheets import contact_sheet, to_picture
+from fusion.evaluation.benchmarks import open_task
+from fusion.evaluation.tasks import Question
 from recipes.judging import markdown_table
-from recipes.vlm_benchmarks import open_task
-from recipes.vlm_tasks import Question
 from vision_core.errors import UserError, run_script
 from vision_core.printable import say
 

@@ -12,8 +12,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from dataclasses import dataclass
 
 from vision_core.arguments import option, parse_arguments
+from vision_core.runs.work_folder import WorkFolder, check_work, config_of, resume_option
 from vision_core.start import look_first
-from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
 
 PROGRAM = "recipes/small_language_model.py"
 NAME = "language-model"  # of the default folder
@@ -39,7 +39,7 @@ if __name__ == "__main__":
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipes.small_default import corpus, small_language_model
+from fusion.training.small_default import corpus, small_language_model
 from vision_core.errors import run_script
 from vision_core.printable import say
 

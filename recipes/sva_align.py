@@ -12,7 +12,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from functools import partial
 
 from recipes.vlm_args import AlignArguments, check_stage
-from vision_core.launchers import launchers_above
+from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 from fusion import FusionVlmForConditionalGeneration
 from fusion.lora import trained_modules
-from recipes.vlm_trainer import SAMPLER, Plan
+from fusion.training.trainer import SAMPLER, Plan
 from recipes.vlm_training import train
 from vision_core.arguments import parse_arguments
 from vision_core.errors import run_script

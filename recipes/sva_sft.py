@@ -12,7 +12,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from functools import partial
 
 from recipes.vlm_args import SftArguments, check_stage
-from vision_core.launchers import launchers_above
+from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
 LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
@@ -24,8 +24,8 @@ import torch
 
 from fusion import FusionVlmForConditionalGeneration
 from fusion.lora import lora_config
-from recipes.vlm_models import FROM_SCRATCH, from_scratch
-from recipes.vlm_trainer import ENCODER, SAMPLER, Plan
+from fusion.training.models import FROM_SCRATCH, from_scratch
+from fusion.training.trainer import ENCODER, SAMPLER, Plan
 from recipes.vlm_training import train
 from vision_core.arguments import parse_arguments
 from vision_core.errors import run_script

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.source_texts import is_stream
-from recipes.zero_config import zero_config
 from vision_core.arguments import option
 from vision_core.errors import UserError
-from vision_core.trainer_options import TrainerOptions, check_output
+from vision_core.source_text import is_stream
+from vision_core.trainer.options import TrainerOptions, check_output
+from vision_core.trainer.zero_config import zero_config
 
 HELD_OUT_SCENES = ["scenes?count=200&split=held_out"]
 

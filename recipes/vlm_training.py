@@ -19,35 +19,41 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from fusion import FusionVlmForConditionalGeneration
-from fusion.cross_attention import VisionCrossAttentionLayer
+from fusion.connectors.cross_attention import VisionCrossAttentionLayer
+from fusion.connectors.resampler import ResamplerLayer
+from fusion.conversations.mixtures import ConversationCollator, ConversationDataset
+from fusion.conversations.sources import ConversationSource, open_conversations
+from fusion.conversations.stream import ConversationStream, open_stream
+from fusion.conversations.stream_data import Source, StreamDataset
+from fusion.map_cache import MapCache
 from fusion.processing_fusion import FusionProcessor
-from fusion.resampler import ResamplerLayer
-from recipes.cache_of_a_run import fill_for_a_run
-from recipes.conversation_sources import ConversationSource, open_conversations
-from recipes.conversation_stream import ConversationStream, open_stream
-from recipes.map_cache import MapCache
-from recipes.small_default import corpus, write_small_default
-from recipes.source_texts import is_stream
-from recipes.stream_data import Source, StreamDataset
+from fusion.training.cache_of_a_run import fill_for_a_run
+from fusion.training.card import write_card
+from fusion.training.models import check_model_folder, load_model, merge_adapter
+from fusion.training.small_default import corpus, write_small_default
+from fusion.training.trainer import GroupedByLength, Plan, VlmTrainer
 from recipes.vlm_args import VlmArguments, check_stage, deepspeed_config, program_of
-from recipes.vlm_card import write_card
-from recipes.vlm_data import ConversationCollator, ConversationDataset
-from recipes.vlm_models import check_model_folder, load_model, merge_adapter
-from recipes.vlm_trainer import GroupedByLength, Plan, VlmTrainer
-from recipes.zero_checkpoint import refuse_other_layout
-from recipes.zero_names import check_names
-from vision_core.checkpoint_fit import refuse_other_start
-from vision_core.data_facts import DataFacts
-from vision_core.distributed import is_main_process, print_once, refuse_unequal, share_cores, world_size
-from vision_core.folder_checks import check_folder, checkpoint_ahead, config_in
-from vision_core.launchers import is_first_launched
 from vision_core.printable import say
+from vision_core.processes.distributed import (
+    is_main_process,
+    print_once,
+    refuse_unequal,
+    share_cores,
+    world_size,
+)
+from vision_core.processes.launchers import is_first_launched
+from vision_core.processes.stopping import StopRequest
 from vision_core.randomness import numpy_generator
-from vision_core.run_folder import RunFolder
-from vision_core.run_preview import introduction, preview
-from vision_core.run_trainer import open_run, training_arguments
-from vision_core.stopping import StopRequest
-from vision_core.trainer_resume import look_at_start
+from vision_core.runs.checkpoint_fit import refuse_other_start
+from vision_core.runs.data_facts import DataFacts
+from vision_core.runs.folder_checks import check_folder, checkpoint_ahead, config_in
+from vision_core.runs.run_folder import RunFolder
+from vision_core.source_text import is_stream
+from vision_core.trainer.preview import introduction, preview
+from vision_core.trainer.resume import look_at_start
+from vision_core.trainer.run_trainer import open_run, training_arguments
+from vision_core.trainer.zero_checkpoint import refuse_other_layout
+from vision_core.trainer.zero_names import check_names
 
 MASTERS = torch.float32  # weights that train: in bf16 small steps are rounded away; mixed precision makes its own copies
 FIRST_ROWS = 64  # whose length a dry run looks at

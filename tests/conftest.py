@@ -25,6 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker takes its share of the co
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
 
 import torch  # reads OMP_NUM_THREADS
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "TEST_RUN_LOG"
@@ -272,6 +273,19 @@ def logged():
         return torch.tensor([line[name] for line in lines if name in line], dtype=torch.float64)
 
     return logged
+
+
+@pytest.fixture(scope="session")
+def weights():
+    """All tensors of the safetensors files of a folder, by name."""
+
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        tensors = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            tensors |= load_file(file)
+        return tensors
+
+    return weights
 
 
 @pytest.fixture(scope="session", name="last_step")

@@ -79,7 +79,13 @@ def import_first(which: str) -> None:
     else:
         for library in ("accelerate", "datasets", "matplotlib.pyplot", "open_clip", "sklearn", "timm", "transformers"):
             importlib.import_module(library)
-        from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, Trainer  # noqa: F401
+        from transformers import (  # noqa: F401
+            AutoImageProcessor,
+            AutoModel,
+            AutoModelForImageTextToText,
+            AutoProcessor,
+            Trainer,
+        )
 
 
 def exit_status(pid: int) -> int | None:

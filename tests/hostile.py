@@ -19,10 +19,10 @@ import open_clip  # noqa: F401
 import pytest
 from PIL import Image
 
-from recipes.conversation_sources import open_conversations
+from fusion.conversations.sources import open_conversations
 from vision_core.arguments import option, parse_arguments
 from vision_core.errors import run_script
-from vision_core.images.sources import open_source
+from vision_core.images.open_source import open_source
 
 SECONDS = 5
 MOST_CHARACTERS = 300

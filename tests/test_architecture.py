@@ -99,7 +99,7 @@ def test_imports_follow_the_arrows(path):
     [
         ("vision_core", "import encoders"),
         ("encoders", "from pretrain.heads import ProjectionHead"),
-        ("pretrain", "def late():\n    import fusion.connectors"),
+        ("pretrain", "def late():\n    import fusion.connectors.base"),
         ("fusion", "import importlib\nimportlib.import_module('pretrain.heads')"),
         ("recipes", "from benchmarks import speed"),
     ],

@@ -10,10 +10,21 @@ import pytest
 from encoders.evaluation.retrieval import read_ground_truth
 from encoders.load import check_source
 from fusion.chat_templates import named_template
-from recipes.vlm_benchmarks import open_task
-from recipes.zero_config import zero_config
-from tests.hostile import DEEP, ESCAPE, LONG, OVERRIDE, UNREADABLE, Cases, Place, config_file, first_row, of_dataset
+from fusion.evaluation.benchmarks import open_task
+from tests.hostile import (
+    DEEP,
+    ESCAPE,
+    LONG,
+    OVERRIDE,
+    UNREADABLE,
+    Cases,
+    Place,
+    config_file,
+    first_row,
+    of_dataset,
+)
 from vision_core.images.any_image import image_tensor
+from vision_core.trainer.zero_config import zero_config
 
 OPTIONS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "bf16": False}
 

@@ -8,11 +8,11 @@ import pytest
 
 from encoders.load import check_source, load_encoder, save_encoder
 from fusion.convert_cambrian import read_config as read_cambrian
-from recipes.vlm_models import check_model_folder
+from fusion.training.models import check_model_folder
 from tests.hostile import DEEP, ESCAPE, LONG, Cases, Place
-from vision_core.checkpoints import write_checkpoint
-from vision_core.folder_checks import check_folder
-from vision_core.run_folder import RunFolder
+from vision_core.runs.checkpoints import write_checkpoint
+from vision_core.runs.folder_checks import check_folder
+from vision_core.runs.run_folder import RunFolder
 
 CASES = Cases()
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from encoders.evaluation.retrieval import read_ground_truth
-from recipes import conversation_sources
-from recipes.conversation_sources import open_conversations
-from recipes.vlm_benchmarks import open_task
+from fusion.conversations import sources as conversation_sources
+from fusion.conversations.sources import open_conversations
+from fusion.evaluation.benchmarks import open_task
 from tests.hostile import DEEP, ESCAPE, LONG, OVERRIDE, TURNS, UNREADABLE, Cases, Place, of_dataset
 
 CASES = Cases()

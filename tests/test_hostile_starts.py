@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from recipes.small_default import write_small_default
+from fusion.training.small_default import write_small_default
 
 ESCAPE = "\x1b[31mred\x1b]0;title\x07"
 TURNS = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "yes"}]

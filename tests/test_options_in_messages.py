@@ -15,9 +15,9 @@ PROGRAMS = {
     "fusion.fuse": "fusion.fuse_args.FuseArguments",
     "fusion.convert_cambrian": "fusion.fuse_args.ConvertArguments",
     "pretrain.data_stats": "pretrain.data_stats.DataStatsArguments",
-    "pretrain.dinov2": "pretrain.dinov2_args.DINOv2Arguments",
-    "pretrain.mae": "pretrain.image_args.MaeArguments",
-    "pretrain.siglip": "pretrain.image_args.SiglipArguments",
+    "pretrain.dinov2": "pretrain.run.args.DINOv2Arguments",
+    "pretrain.mae": "pretrain.run.image_args.MaeArguments",
+    "pretrain.siglip": "pretrain.run.image_args.SiglipArguments",
     "recipes.check_conversations": "recipes.check_conversations.CheckArguments",
     "recipes.compare_encoders": "recipes.judging_args.CompareArguments",
     "recipes.convert_flickr8k_vl": "recipes.convert_flickr8k_vl.ConvertArguments",
@@ -36,7 +36,7 @@ SHARED = {
     "encoders.evaluation.": ("recipes.evaluate_encoder", "recipes.compare_encoders"),
     "recipes.judging": ("recipes.evaluate_encoder", "recipes.compare_encoders"),
     "vision_core.images.": tuple(PROGRAMS),
-    "vision_core.work_folder": tuple(name for name in PROGRAMS if name.startswith(("fusion.", "recipes.")) and "sva" not in name),
+    "vision_core.runs.work_folder": tuple(name for name in PROGRAMS if name.startswith(("fusion.", "recipes.")) and "sva" not in name),
 }
 PROGRAM_IN_TEXT = re.compile(r"(?:(fusion)\.(fuse|convert_cambrian)|(pretrain|recipes)/(\w+)\.py)")
 

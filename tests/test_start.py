@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vision_core import launchers
+from vision_core.processes import launchers
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [

@@ -12,28 +12,28 @@ PACKAGES = ("vision_core", "encoders", "pretrain", "fusion", "recipes")
 READ_THEIR_OWN = {
     "encoders/evaluation/stored_features.py": "the cache, whose folder the program makes",
     "fusion/stub.py": "configs of the folder that was saved a moment ago",
-    "pretrain/monitor.py": "metrics of this run",
-    "pretrain/training_state.py": "files of a checkpoint whose manifest was verified",
-    "recipes/clean_rows.py": "the file that it has just written, for its fsync",
+    "pretrain/run/monitor.py": "metrics of this run",
+    "pretrain/run/training_state.py": "files of a checkpoint whose manifest was verified",
+    "fusion/conversations/clean_rows.py": "the file that it has just written, for its fsync",
     "recipes/compare_encoders.py": "the table that it has just written",
     "recipes/judging.py": "bad_samples.jsonl of this run",
-    "recipes/kept_answers.py": "files of the model that has been loaded from there",
-    "recipes/kept_results.py": "pictures of this evaluation",
+    "fusion/evaluation/kept_answers.py": "files of the model that has been loaded from there",
+    "encoders/evaluation/kept_results.py": "pictures of this evaluation",
     "recipes/scenes_report.py": "what the recipes' own programs left",
-    "vision_core/checkpoint_fit.py": "files of a checkpoint whose manifest was verified",
-    "vision_core/checkpoints.py": "manifests and the files that they name, each looked at before",
-    "vision_core/files_aside.py": "what it wrote itself, for its lock and fsync",
-    "vision_core/folder_lock.py": "a lock, opened without waiting, and /proc",
-    "vision_core/last_word.py": "/proc",
-    "vision_core/launchers.py": "/proc",
-    "vision_core/run_facts.py": "/proc",
-    "vision_core/sealed_tensors.py": "the caches, whose files it looks at before",
-    "vision_core/trainer_resume.py": "files of a checkpoint whose manifest was verified",
+    "vision_core/runs/checkpoint_fit.py": "files of a checkpoint whose manifest was verified",
+    "vision_core/runs/checkpoints.py": "manifests and the files that they name, each looked at before",
+    "vision_core/files/files_aside.py": "what it wrote itself, for its lock and fsync",
+    "vision_core/runs/folder_lock.py": "a lock, opened without waiting, and /proc",
+    "vision_core/processes/last_word.py": "/proc",
+    "vision_core/processes/launchers.py": "/proc",
+    "vision_core/runs/run_facts.py": "/proc",
+    "vision_core/files/sealed_tensors.py": "the caches, whose files it looks at before",
+    "vision_core/trainer/resume.py": "files of a checkpoint whose manifest was verified",
 }
-# The owner, through which all others read; vision_core/text_files.py makes text, JSON and YAML of it.
-OWNERS = {"vision_core/regular_files.py"}
+# The owner, through which all others read; vision_core/files/text_files.py makes text, JSON and YAML of it.
+OWNERS = {"vision_core/files/regular_files.py"}
 # A library opens these by their paths, behind `check_openable`, `refuse_special_files` or the like.
-CHECKED_FIRST = {"encoders/load.py", "encoders/dinov2_weights.py", "fusion/convert_cambrian.py", "pretrain/dinov2_build.py"}
+CHECKED_FIRST = {"encoders/load.py", "encoders/adapters/dinov2_weights.py", "fusion/convert_cambrian.py", "pretrain/run/build.py"}
 # What is opened so lies in memory, is a run's folder, or an address.
 NOT_A_PATH = {"Image", "RunFolder", "WorkFolder", "fits", "archive", "tarfile", "_opener()"}
 LOADERS = {
@@ -84,7 +84,7 @@ def test_files_of_others_are_opened_in_one_place(path):
     name = str(path.relative_to(ROOT))
     if name not in OWNERS | CHECKED_FIRST | set(READ_THEIR_OWN):
         found = list(bare_reads(path.read_text()))
-        assert not found, f"{name}: read by vision_core/text_files.py or vision_core/regular_files.py instead: {found}"
+        assert not found, f"{name}: read by vision_core/files/text_files.py or vision_core/files/regular_files.py instead: {found}"
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from vision_core.errors import UserError
+from vision_core.files.text_files import MAX_YAML_BYTES, read_text, yaml_node
 from vision_core.printable import shortened
 from vision_core.spelling import cure_for
-from vision_core.text_files import MAX_YAML_BYTES, read_text, yaml_node
 
 T = TypeVar("T")
 TRUTH_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from vision_core.data_workers import end_data_workers
-from vision_core.last_word import repeat_behind_launchers
-from vision_core.launchers import is_first_launched
 from vision_core.printable import fitted, printable, say, shortened
+from vision_core.processes.data_workers import end_data_workers
+from vision_core.processes.last_word import repeat_behind_launchers
+from vision_core.processes.launchers import is_first_launched
 
 CTRL_C = "stopped by Ctrl-C"
 MOST_OF_A_REASON = 150

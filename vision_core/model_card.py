@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from vision_core.checkpoints import write_text_atomically
 from vision_core.printable import printable_lines
+from vision_core.runs.checkpoints import write_text_atomically
 
 LOADING_SNIPPET = """\
 ```python

@@ -17,8 +17,8 @@ from typing import Any
 
 from vision_core.arguments import parse_arguments
 from vision_core.errors import CTRL_C, run_script, say_last
-from vision_core.launchers import is_first_launched, launchers_above
 from vision_core.printable import say
+from vision_core.processes.launchers import is_first_launched, launchers_above
 
 
 def look_first(

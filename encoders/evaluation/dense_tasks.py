@@ -20,10 +20,10 @@ from encoders.evaluation.results import TaskResult
 from encoders.evaluation.segmentation import label_picture, linear_segmentation
 from encoders.evaluation.stored_features import StoredRows
 from encoders.evaluation.used_images import none_readable
-from encoders.sheets import contact_sheet, display, to_picture
+from encoders.pictures.sheets import contact_sheet, display, to_picture
 from vision_core.images.annotations import IGNORED
-from vision_core.images.sources import UnreadableSample
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.images.source import UnreadableSample
+from vision_core.unreadable import UnreadableImage
 
 SHOWN = 6
 QUERIES = {"cls": "the CLS token", "pooling": "the pooling query", "mean": "all tokens"}

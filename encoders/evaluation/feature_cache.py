@@ -28,17 +28,24 @@ from encoders.evaluation.stored_features import (
 )
 from encoders.evaluation.used_images import content_hash, none_readable
 from encoders.preprocess import ImageTransform
-from vision_core.checkpoints import MANIFEST
-from vision_core.data_workers import leave_signals_to_parent
-from vision_core.disk_space import check_room, not_written
-from vision_core.distributed import broadcast_text, gather_objects, is_main_process, rank, together, world_size
 from vision_core.errors import UserError
-from vision_core.files_aside import remove_litter
+from vision_core.files.disk_space import check_room, not_written
+from vision_core.files.files_aside import remove_litter
+from vision_core.files.sealed_tensors import DamagedTensors, NotSealed, remove_damaged
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.one_kind import OneKind
-from vision_core.images.sources import ImageSource, UnreadableSample
+from vision_core.images.source import ImageSource, UnreadableSample
 from vision_core.printable import say
-from vision_core.sealed_tensors import DamagedTensors, NotSealed, remove_damaged
+from vision_core.processes.data_workers import leave_signals_to_parent
+from vision_core.processes.distributed import (
+    broadcast_text,
+    gather_objects,
+    is_main_process,
+    rank,
+    together,
+    world_size,
+)
+from vision_core.runs.checkpoints import MANIFEST
 
 SHARD_BYTES = 2**28
 ROOM = "make room and start again, which goes on from what is there, or name another folder by --cache_dir"

@@ -11,14 +11,20 @@ from torch import Tensor
 
 from encoders.base import Encoder
 from encoders.evaluation.feature_cache import Compute, cached_features
-from encoders.evaluation.features import draw_subset, map_bytes, map_features, vector_bytes, vector_features
+from encoders.evaluation.features import (
+    draw_subset,
+    map_bytes,
+    map_features,
+    vector_bytes,
+    vector_features,
+)
 from encoders.evaluation.stored_features import StoredFeatures, StoredRows
 from encoders.evaluation.used_images import MAX_BAD_FRACTION, check_share, found_in, in_words
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
-from vision_core.images.sources import ImageSource, UnreadableSample
+from vision_core.images.source import ImageSource, UnreadableSample
 from vision_core.images.splits import Splits
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.unreadable import UnreadableImage
 
 MOST_PATCHES = 2048  # of an image in the dense tasks, unless a size is given
 BYTES_IN_MEMORY = 2**32

@@ -14,12 +14,12 @@ from encoders.evaluation.knn import knn_accuracy
 from encoders.evaluation.same_classes import classes_problem, numbers_in_bank
 from encoders.evaluation.used_images import check_share, content_hash, found_in, none_readable
 from encoders.preprocess import ImageTransform, margin_for
-from vision_core.data_facts import image_facts
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.held_out import draw_files
 from vision_core.images.one_kind import OneKind
-from vision_core.images.sources import ImageSource, UnreadableSample
+from vision_core.images.source import ImageSource, UnreadableSample
+from vision_core.runs.data_facts import image_facts
 
 BATCH = 128
 

@@ -15,7 +15,12 @@ from encoders.evaluation.knn import knn_accuracies
 from encoders.evaluation.linear import linear_probe, logistic_regression
 from encoders.evaluation.multi_label import knn_mean_average_precision, multi_label_probe
 from encoders.evaluation.results import TaskResult
-from encoders.evaluation.retrieval import GroundTruth, label_retrieval, read_ground_truth, revisited_retrieval
+from encoders.evaluation.retrieval import (
+    GroundTruth,
+    label_retrieval,
+    read_ground_truth,
+    revisited_retrieval,
+)
 from vision_core.errors import UserError
 
 WHITENED_FROM = 2000  # with fewer images a whitening learns noise

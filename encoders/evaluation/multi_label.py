@@ -11,7 +11,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from encoders.evaluation.knn import PUBLISHED_KS, nearest_neighbours
-from encoders.evaluation.linear import HELD_OUT, LEARNING_RATES, check_features, head_groups, head_scores, train_heads
+from encoders.evaluation.linear import (
+    HELD_OUT,
+    LEARNING_RATES,
+    check_features,
+    head_groups,
+    head_scores,
+    train_heads,
+)
 from vision_core.errors import UserError
 from vision_core.randomness import numpy_generator, seed_of
 

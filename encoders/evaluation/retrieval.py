@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vision_core.errors import UserError
+from vision_core.files.text_files import parse_json, read_bytes
 from vision_core.printable import shortened
-from vision_core.text_files import parse_json, read_bytes
 
 Relevance = Mapping[str, Sequence[int]]  # of one query: "easy", "hard" and "junk", each numbers of database images
 SHOWN = 60  # characters of a value, in a message

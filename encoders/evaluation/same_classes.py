@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vision_core.images.sources import ImageSource
+from vision_core.images.source import ImageSource
 
 NAMED = 4
 

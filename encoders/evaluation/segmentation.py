@@ -10,7 +10,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.evaluation.dense import NUM_KEPT, Rows, check_rows, head_outputs, seeded, train_head, training_targets
+from encoders.evaluation.dense import (
+    NUM_KEPT,
+    Rows,
+    check_rows,
+    head_outputs,
+    seeded,
+    train_head,
+    training_targets,
+)
 from vision_core.errors import UserError
 
 IGNORE = 255

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from vision_core.errors import UserError
-from vision_core.sealed_tensors import DamagedTensors, NotSealed, Sealed, read_sealed, write_sealed
+from vision_core.files.sealed_tensors import (
+    DamagedTensors,
+    NotSealed,
+    Sealed,
+    read_sealed,
+    write_sealed,
+)
 
 KEPT, CONTENTS = "kept", "contents"
 CHECKS = " crc32"  # behind a tensor's name: of each row's bytes, for those who read single rows

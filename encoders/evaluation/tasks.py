@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from encoders.evaluation.dense_tasks import four_layers, last_layer, run_depth, run_depth_dpt, run_emergent_segmentation, run_segmentation
+from encoders.evaluation.dense_tasks import (
+    four_layers,
+    last_layer,
+    run_depth,
+    run_depth_dpt,
+    run_emergent_segmentation,
+    run_segmentation,
+)
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.label_tasks import (
     run_copy_detection,

@@ -8,7 +8,12 @@ from torch import Tensor
 from encoders.evaluation.feature_cache import unreadable_left_out
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult
-from encoders.evaluation.zero_shot import TEMPLATES, class_embeddings, retrieval_recalls, zero_shot_accuracy
+from encoders.evaluation.zero_shot import (
+    TEMPLATES,
+    class_embeddings,
+    retrieval_recalls,
+    zero_shot_accuracy,
+)
 from encoders.image_text import ImageTextModel, load_image_text
 from vision_core.errors import UserError
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vision_core.errors import UserError
-from vision_core.images.sources import UnreadableSample
-from vision_core.images.unreadable import cure
+from vision_core.images.source import UnreadableSample
+from vision_core.unreadable import cure
 
 MAX_BAD_FRACTION = 0.01  # as in pretraining
 NAMED = 5

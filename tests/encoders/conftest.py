@@ -2,10 +2,15 @@
 
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+)
 
-from vision_core.images.sources import ImageRecord, ImageSource
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.images.source import ImageRecord, ImageSource
+from vision_core.unreadable import UnreadableImage
 
 
 @pytest.fixture

@@ -12,15 +12,22 @@ import transformers
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import (
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    Resize,
+    ToTensor,
+)
 from transformers import AutoImageProcessor
 
 from encoders import load_encoder
+from encoders.adapters.open_clip_encoder import transform_from_preprocess
+from encoders.adapters.timm_encoder import published_transform
+from encoders.adapters.transformers_encoder import transform_from_processor
 from encoders.base import Encoder
-from encoders.open_clip_encoder import transform_from_preprocess
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, save_image_processor
-from encoders.timm_encoder import published_transform
-from encoders.transformers_encoder import transform_from_processor
 from vision_core.errors import UserError
 
 SIZES = [(32, 32), (50, 200), (223, 223), (224, 224), (225, 225), (300, 200), (640, 480)]

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from encoders.adapters.tiny import OPEN_CLIP, TRANSFORMERS
 from encoders.image_text import TEXT_TOWERS, load_image_text
-from encoders.tiny import OPEN_CLIP, TRANSFORMERS
 from vision_core.errors import UserError
 
 TEXTS = ["a photo of a cat.", "a photo of the big red fire truck.", "dog"]

@@ -7,11 +7,11 @@ import torch
 from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
 
 from encoders import list_encoders, load_encoder
+from encoders.adapters.transformers_encoder import transform_from_processor
 from encoders.base import EncoderConfig
 from encoders.load import build_encoder, check_source
 from encoders.names import nearest_encoders
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, save_image_processor
-from encoders.transformers_encoder import transform_from_processor
 from vision_core.errors import UserError
 
 
@@ -198,7 +198,7 @@ def test_a_native_size_that_is_no_multiple_of_the_patch():
     """SigLIP so400m at 384: 27 patches of 14, and 6 pixels that nothing sees."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    from encoders.transformers_encoder import TransformersEncoder
+    from encoders.adapters.transformers_encoder import TransformersEncoder
 
     shape = {
         "hidden_size": 24,

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoConfig, Dinov2Config, Dinov2Model
 
 from encoders import load_encoder, save_encoder
+from encoders.adapters.dinov2_weights import convert_dinov2
+from encoders.adapters.transformers_encoder import TransformersEncoder
 from encoders.base import EncoderConfig
-from encoders.dinov2_weights import convert_dinov2
 from encoders.load import build_encoder
 from encoders.preprocess import ImageTransform, save_image_processor
-from encoders.transformers_encoder import TransformersEncoder
 from tests.published_dinov2 import PublishedDinov2
 from vision_core.errors import UserError
 

@@ -7,7 +7,13 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as V
 from transformers import AutoImageProcessor
 
-from encoders.preprocess import PUBLISHED_MARGIN, centre_view, margin_for, normalise, save_image_processor
+from encoders.preprocess import (
+    PUBLISHED_MARGIN,
+    centre_view,
+    margin_for,
+    normalise,
+    save_image_processor,
+)
 from vision_core.errors import UserError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from recipes.small_default import write_small_default
+from fusion.training.small_default import write_small_default
 
 SCRIPT = "pretrain/dinov2.py"
 SPEEDS = ("images_per_second", "data_wait")

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from pretrain.training_data import BatchLayout, StepSampler
-from vision_core.checkpoints import verify_checkpoint
+from pretrain.batches.order import BatchLayout, StepSampler
+from vision_core.runs.checkpoints import verify_checkpoint
 
 
 def write_images(folder, count, damaged=()):

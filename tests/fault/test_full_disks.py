@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from vision_core.checkpoints import list_checkpoints, verify_checkpoint
+from vision_core.runs.checkpoints import list_checkpoints, verify_checkpoint
 
 ROOT = Path(__file__).parents[2]
 ON_A_SMALL_DISK = Path(__file__).with_name("on_a_small_disk.py")

@@ -4,7 +4,7 @@ import random
 import resource
 import time
 
-from vision_core.checkpoints import list_checkpoints, newest_checkpoint, verify_checkpoint
+from vision_core.runs.checkpoints import list_checkpoints, newest_checkpoint, verify_checkpoint
 
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vision_core.checkpoints import list_checkpoints, verify_checkpoint
+from vision_core.runs.checkpoints import list_checkpoints, verify_checkpoint
 
 ROOT = Path(__file__).parents[2]
 EARLY, KILL, SAVE, WORKER, LAUNCHER = "before the first checkpoint", "kill", "inside a save", "a data worker", "the launcher"

@@ -1,6 +1,6 @@
 """What one of two processes meets alone, under each launcher and on a disk of its own.
 
-`tests/vision_core/test_fail_together.py` has the rest.
+`tests/vision_core/processes/test_fail_together.py` has the rest.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.small_default import write_small_default
+from fusion.training.small_default import write_small_default
 
 ROOT = Path(__file__).parents[2]
 SFT = "recipes/sva_sft.py"

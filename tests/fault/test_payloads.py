@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vision_core.checkpoints import list_checkpoints, write_checkpoint
+from vision_core.runs.checkpoints import list_checkpoints, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 

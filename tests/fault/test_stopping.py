@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vision_core.checkpoints import verify_checkpoint
+from vision_core.runs.checkpoints import verify_checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 LAUNCHERS = {

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusion import FusionVlmForConditionalGeneration, assemble_vlm
-from fusion.cross_attention import VisionCrossAttentionLayer
+from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 from fusion.lora import lora_config
 from fusion.tiny import FAMILIES, tiny_language_model
 from vision_core.errors import UserError

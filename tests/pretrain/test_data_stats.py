@@ -11,7 +11,7 @@ from PIL import Image
 
 from pretrain.data_stats import DataStatsArguments, report, with_option
 from vision_core.errors import UserError
-from vision_core.images.sources import open_source
+from vision_core.images.open_source import open_source
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pretrain import dinov2
-from pretrain.dinov2_args import DINOv2Arguments, check_arguments
+from pretrain.run.args import DINOv2Arguments, check_arguments
 from vision_core.arguments import parse_arguments
 from vision_core.errors import Stopped, UserError
 

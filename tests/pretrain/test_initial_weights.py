@@ -7,8 +7,8 @@ import torch
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from encoders import load_encoder, save_encoder
+from encoders.adapters.transformers_encoder import TransformersEncoder
 from encoders.preprocess import ImageTransform
-from encoders.transformers_encoder import TransformersEncoder
 from pretrain.backbone import build_backbone
 from pretrain.initial_weights import fit_channels, load_backbone_weights
 from tests.published_dinov2 import PublishedDinov2

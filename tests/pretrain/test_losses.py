@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from pretrain.centering import SinkhornKnopp, SoftmaxCentering
-from pretrain.dino_loss import dino_loss, num_loss_terms
-from pretrain.ibot_loss import ibot_loss, masked_token_weights
-from pretrain.koleo_loss import koleo_loss
+from pretrain.losses.centering import SinkhornKnopp, SoftmaxCentering
+from pretrain.losses.dino import dino_loss, num_loss_terms
+from pretrain.losses.ibot import ibot_loss, masked_token_weights
+from pretrain.losses.koleo import koleo_loss
 
 
 def probabilities(*shape, seed=0):

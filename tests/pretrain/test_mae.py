@@ -9,9 +9,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining
 
 from encoders import load_encoder
+from encoders.mae_weights import sincos_positions
+from pretrain.batches.multicrop import Poses, random_resized_crop
 from pretrain.mae import MaeArguments, collate, masked_crop, start
-from pretrain.mae_weights import sincos_positions
-from pretrain.multicrop import Poses, random_resized_crop
 from recipes.judging import paradigm
 from vision_core.errors import UserError
 from vision_core.randomness import seed_of

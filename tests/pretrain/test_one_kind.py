@@ -11,12 +11,13 @@ from encoders.evaluation.feature_cache import cached_features, unreadable_left_o
 from encoders.evaluation.features import vector_features
 from encoders.evaluation.knn_benchmark import KnnBenchmark, load_images
 from encoders.preprocess import ImageTransform
-from pretrain.health import draw_probes
+from pretrain.batches.crops import StepMasks, make_loader
+from pretrain.batches.multicrop import MultiCrop
+from pretrain.batches.order import BatchLayout
 from pretrain.image_training import DrawnImages
-from pretrain.multicrop import MultiCrop
-from pretrain.training_data import BatchLayout, StepMasks, make_loader
+from pretrain.run.health import draw_probes
 from vision_core.errors import UserError
-from vision_core.images.sources import open_source
+from vision_core.images.open_source import open_source
 
 TRANSFORM = ImageTransform((32, 32))
 CROPS = {"local_crop_scale": (0.2, 0.4), "global_crop_scale": (0.4, 1.0)}

@@ -12,13 +12,13 @@ from transformers import AutoImageProcessor
 from encoders.load import load_encoder
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
 from pretrain import dinov2, mae, siglip
-from pretrain.dinov2_args import DINOv2Arguments, check_arguments
-from pretrain.dinov2_build import build_multicrop
-from pretrain.feeding import feeding
 from pretrain.image_training import fitted_processor, normalisation
+from pretrain.run.args import DINOv2Arguments, check_arguments
+from pretrain.run.build import build_multicrop
+from pretrain.run.feeding import feeding
 from vision_core.errors import UserError
+from vision_core.images.open_source import open_source
 from vision_core.images.pixel_options import PixelOptions, Scale
-from vision_core.images.sources import open_source
 
 TINY = """
 eval_dataset: none

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pretrain.backbone import build_backbone
-from pretrain.dino_loss import dino_loss
 from pretrain.heads import ProjectionHead
-from pretrain.ibot_loss import ibot_loss, masked_token_weights
-from pretrain.koleo_loss import koleo_loss
+from pretrain.losses.dino import dino_loss
+from pretrain.losses.ibot import ibot_loss, masked_token_weights
+from pretrain.losses.koleo import koleo_loss
 from pretrain.self_distillation import SelfDistillation
 
 WORKER = Path(__file__).with_name("two_process_worker.py")

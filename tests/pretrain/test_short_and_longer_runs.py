@@ -5,11 +5,11 @@ import json
 import pytest
 import yaml
 
-from pretrain.dinov2_args import DINOv2Arguments, check_arguments
-from pretrain.dinov2_build import build_schedules
-from pretrain.training_data import BatchLayout
+from pretrain.batches.order import BatchLayout
+from pretrain.run.args import DINOv2Arguments, check_arguments
+from pretrain.run.build import build_schedules
 from vision_core.errors import UserError
-from vision_core.run_trainer import check_warmup
+from vision_core.trainer.run_trainer import check_warmup
 
 SCENES = ("--dataset", "scenes?size=64&count=24", "--per_device_train_batch_size", 4, "--logging_steps", 1)
 SCRIPTS = {

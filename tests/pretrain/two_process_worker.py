@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.backbone import build_backbone
 from pretrain.heads import ProjectionHead
-from pretrain.ibot_loss import masked_token_weights
+from pretrain.losses.ibot import masked_token_weights
 from pretrain.param_groups import clip_per_module
 from pretrain.self_distillation import SelfDistillation
 

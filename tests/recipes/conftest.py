@@ -12,7 +12,6 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
 from encoders.load import load_encoder, save_encoder
@@ -20,7 +19,7 @@ from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from fusion import FusionProcessor, fuse_encoders
 from fusion.chat_templates import CHAT_TEMPLATES, chat_template_for
 from fusion.tiny import tiny_tokenizer
-from recipes.small_default import write_small_default
+from fusion.training.small_default import write_small_default
 
 SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8, "image_size": 32}
 
@@ -40,11 +39,6 @@ def save_run():
 @pytest.fixture(scope="session")
 def encoder(save_run, tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("encoder"))
-
-
-@pytest.fixture(scope="session")
-def weights():
-    return lambda folder: {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def png(array):

@@ -4,8 +4,8 @@ from functools import partial
 
 import fusion.modeling_fusion_vlm as modeling
 from fusion.supervised_loss import supervised_loss
+from fusion.training.trainer import VlmTrainer
 from recipes import sva_sft
-from recipes.vlm_trainer import VlmTrainer
 from vision_core.errors import run_script
 
 modeling.supervised_loss = partial(supervised_loss, chunk=8)

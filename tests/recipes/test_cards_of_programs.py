@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard, metadata_load
 from PIL import Image
 
 from encoders.card import SNIPPET
-from pretrain.card import judged
-from pretrain.dinov2_args import DINOv2Arguments
+from pretrain.run.args import DINOv2Arguments
+from pretrain.run.card import judged
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED = ("dinov2", "siglip", "mae", "align", "sft", "lora")

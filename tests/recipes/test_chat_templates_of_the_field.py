@@ -10,8 +10,8 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from fusion.chat_templates import CHAT_TEMPLATES
 from fusion.chat_turns import render_prompt, stop_token_ids
-from recipes.chat_tokens import IGNORED, chat_messages, tokenise
-from recipes.conversations import BadRow, Conversation, Message
+from fusion.conversations.conversation import BadRow, Conversation, Message
+from fusion.conversations.tokens import IGNORED, chat_messages, tokenise
 
 trl = pytest.importorskip("trl", reason="trl ships the chat templates")
 SHIPPED = {path.stem: path.read_text() for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))}

@@ -7,11 +7,11 @@ import datasets
 import pyarrow.parquet
 import pytest
 
+from fusion.conversations.clean_rows import check_target, write_rows
+from fusion.conversations.sources import open_conversations
 from fusion.tiny import tiny_language_model
+from fusion.training.small_default import write_small_default
 from recipes.check_conversations import check, clean_target, number_ranges, written_clean
-from recipes.clean_rows import check_target, write_rows
-from recipes.conversation_sources import open_conversations
-from recipes.small_default import write_small_default
 from vision_core.errors import UserError
 
 TEXTS = ["what colour is the largest object?", "tell me yes or no"]

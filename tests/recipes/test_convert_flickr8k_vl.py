@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from recipes.conversation_sources import open_conversations
+from fusion.conversations.sources import open_conversations
 
 SCRIPT = "recipes/convert_flickr8k_vl.py"
 REAL = Path(__file__).parents[3] / "shared" / "data" / "flickr8k_vl"

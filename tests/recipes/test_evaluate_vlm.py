@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from encoders.sheets import GAP, LINE_HEIGHT, TILE
-from recipes.chat_tokens import tokenise
-from recipes.conversation_sources import open_conversations
-from recipes.conversations import BadRow
+from encoders.pictures.sheets import GAP, LINE_HEIGHT, TILE
+from fusion.conversations.conversation import BadRow
+from fusion.conversations.sources import open_conversations
+from fusion.conversations.tokens import tokenise
+from fusion.evaluation.answers import answer_and_score, asked_question, chance, graded
+from fusion.evaluation.benchmarks import cv_bench_weights, open_task
+from fusion.evaluation.grading import letter
+from fusion.evaluation.tasks import Question, questions_of
+from fusion.training.models import load_model
+from fusion.training.small_default import write_small_default
 from recipes.evaluate_vlm import sheet
-from recipes.small_default import write_small_default
-from recipes.vlm_answers import answer_and_score, asked_question, chance, graded
-from recipes.vlm_benchmarks import cv_bench_weights, open_task
-from recipes.vlm_grading import letter
-from recipes.vlm_models import load_model
-from recipes.vlm_tasks import Question, questions_of
 from vision_core.errors import UserError
 from vision_core.images.decode import decode_image
 
@@ -158,7 +158,7 @@ def test_bad_files_are_named(folder):
 
 
 def test_baselines_show_no_image_and_those_of_others(model_folder, monkeypatch):
-    import recipes.vlm_answers as module
+    import fusion.evaluation.answers as module
 
     model, processor = load_model(str(model_folder))
     task = open_task("scenes?count=9&split=held_out")

@@ -10,12 +10,12 @@ from encoders.image_text import load_image_text
 from encoders.load import load_encoder, save_encoder
 from fusion.assemble import load_language_model
 from fusion.convert_cambrian import read_config
+from fusion.training.models import check_model_folder
 from pretrain.backbone import build_backbone
 from pretrain.image_training import load_whole
 from pretrain.initial_weights import load_backbone_weights
-from recipes.vlm_models import check_model_folder
 from vision_core.errors import UserError
-from vision_core.folder_kinds import folder_kind
+from vision_core.runs.folder_kinds import folder_kind
 
 # folder -> the name of its kind, and words that say what it is
 KINDS = {

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from recipes.kept_answers import KeptAnswers, header_of, model_fingerprint
-from recipes.small_default import write_small_default
-from recipes.vlm_answers import answer_and_score, asked_question
-from recipes.vlm_benchmarks import open_task
-from recipes.vlm_models import load_model
+from fusion.evaluation.answers import answer_and_score, asked_question
+from fusion.evaluation.benchmarks import open_task
+from fusion.evaluation.kept_answers import KeptAnswers, header_of, model_fingerprint
+from fusion.training.models import load_model
+from fusion.training.small_default import write_small_default
 
 VLM, ENCODER, COMPARE = "recipes/evaluate_vlm.py", "recipes/evaluate_encoder.py", "recipes/compare_encoders.py"
 AUTO = ("--resume_from_checkpoint", "auto")

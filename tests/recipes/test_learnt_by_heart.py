@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from fusion import assemble_vlm, fuse_encoders
+from fusion.conversations.mixtures import ConversationCollator, ConversationDataset
+from fusion.conversations.sources import open_conversations
+from fusion.evaluation.answers import answer_and_score
+from fusion.evaluation.benchmarks import open_task
 from fusion.tiny import tiny_language_model
-from recipes.conversation_sources import open_conversations
-from recipes.vlm_answers import answer_and_score
-from recipes.vlm_benchmarks import open_task
-from recipes.vlm_data import ConversationCollator, ConversationDataset
-from recipes.vlm_models import load_model
+from fusion.training.models import load_model
 
 NAMES = ("gemma3", "phi3", "llama2", "chatml", "qwen3", "gptoss", "glm4moe", "vicuna_v1")
 ENOUGH = 40  # tokens for either answer and much more: without a learnt end it would run on

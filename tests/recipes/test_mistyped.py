@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-from recipes.small_default import write_small_default
+from fusion.training.small_default import write_small_default
 
 TEXTS = ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9
 

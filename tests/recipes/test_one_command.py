@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from vision_core.folder_kinds import folder_kind
+from vision_core.runs.folder_kinds import folder_kind
 
 ROOT = Path(__file__).resolve().parents[2]
 AUTO = ("--resume_from_checkpoint", "auto")

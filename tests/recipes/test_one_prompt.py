@@ -10,10 +10,10 @@ from transformers.utils.chat_template_utils import Chat
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.card import VLM_SNIPPET
 from fusion.chat_templates import CHAT_TEMPLATES
+from fusion.conversations.conversation import Conversation, Message
+from fusion.conversations.tokens import chat_messages, tokenise
+from fusion.evaluation.answers import replies
 from fusion.tiny import tiny_language_model, tiny_tokenizer
-from recipes.chat_tokens import chat_messages, tokenise
-from recipes.conversations import Conversation, Message
-from recipes.vlm_answers import replies
 
 NAMES = (
     "qwen3",

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from recipes.small_default import write_small_default
+from fusion.training.small_default import write_small_default
 from vision_core.printable import MOST_CHARACTERS
 
 SFT, ALIGN = "recipes/sva_sft.py", "recipes/sva_align.py"

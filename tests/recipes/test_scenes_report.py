@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from fusion.evaluation.benchmarks import open_task
 from recipes.scenes_report import KINDS, with_means
-from recipes.vlm_benchmarks import open_task
 
 SCRIPT = "recipes/scenes_report.py"
 TASK = "scenes?count=24&split=held_out"

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fusion  # noqa: F401  (registers the models with the Auto classes)
-from recipes.small_default import write_small_default
+from fusion.training.small_default import write_small_default
 
 ROOT = Path(__file__).parents[2]
 SFT, ALIGN = "recipes/sva_sft.py", "recipes/sva_align.py"

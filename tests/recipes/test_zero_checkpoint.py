@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.zero_checkpoint import KINDS, StatesLayout, refuse_other_layout, saved_layout
 from vision_core.errors import UserError
+from vision_core.trainer.zero_checkpoint import (
+    KINDS,
+    StatesLayout,
+    refuse_other_layout,
+    saved_layout,
+)
 
 ROOT = Path(__file__).parents[2]
 SFT = "recipes/sva_sft.py"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.zero_config import zero_config
-from recipes.zero_names import check_names, names_deepspeed_asks_for
 from vision_core.errors import UserError
+from vision_core.trainer.zero_config import zero_config
+from vision_core.trainer.zero_names import check_names, names_deepspeed_asks_for
 
 OPTIONS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "bf16": False}
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "zero").glob("*.json"))

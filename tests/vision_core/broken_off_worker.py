@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from vision_core.errors import run_script
-from vision_core.run_trainer import RunTrainer, open_run, training_arguments
-from vision_core.stopping import StopRequest
-from vision_core.trainer_options import TrainerOptions
+from vision_core.processes.stopping import StopRequest
+from vision_core.trainer.options import TrainerOptions
+from vision_core.trainer.run_trainer import RunTrainer, open_run, training_arguments
 
 MICRO_BATCHES = 3
 

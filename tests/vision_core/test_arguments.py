@@ -5,7 +5,13 @@ from typing import Literal
 
 import pytest
 
-from vision_core.arguments import arguments_to_yaml, explicit_keys, field_types, option, parse_arguments
+from vision_core.arguments import (
+    arguments_to_yaml,
+    explicit_keys,
+    field_types,
+    option,
+    parse_arguments,
+)
 from vision_core.errors import UserError
 
 

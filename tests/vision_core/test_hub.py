@@ -8,14 +8,14 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from encoders.adapters.tiny import tiny_encoder
 from encoders.load import load_encoder
-from encoders.tiny import tiny_encoder
 from fusion.assemble import load_language_model
-from recipes.conversation_sources import open_table
+from fusion.conversations.sources import open_table
 from vision_core import hub
 from vision_core.errors import UserError
 from vision_core.hub import hub_or_cache
-from vision_core.images.sources import open_source
+from vision_core.images.open_source import open_source
 
 SECONDS = 12  # an import of timm or datasets on a busy machine; the libraries' retries take 25 to 47
 

@@ -9,11 +9,11 @@ import pytest
 
 from vision_core.arguments import arguments_to_yaml, option, parse_arguments
 from vision_core.errors import Stopped, UserError, first_line, run_script, say_last
-from vision_core.images.sources import open_source
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.images.open_source import open_source
 from vision_core.model_card import write_model_card
 from vision_core.printable import fitted, in_code, printable, say, shortened
-from vision_core.run_folder import RunFolder
+from vision_core.runs.run_folder import RunFolder
+from vision_core.unreadable import UnreadableImage
 
 HOSTILE = "a\x1b[2J\x9b31m\r\nb\u2028c\u202egpj\u200b\udcff\x7f"
 

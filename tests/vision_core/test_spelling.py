@@ -6,8 +6,8 @@ import pytest
 
 from fusion.fuse_args import ConvertArguments as ConvertCambrianArguments
 from fusion.fuse_args import FuseArguments
-from pretrain.dinov2_args import DINOv2Arguments
-from pretrain.image_args import MaeArguments, SiglipArguments
+from pretrain.run.args import DINOv2Arguments
+from pretrain.run.image_args import MaeArguments, SiglipArguments
 from recipes.judging_args import CompareArguments, EvaluateArguments
 from recipes.vlm_args import AlignArguments, SftArguments
 from vision_core.spelling import MEANINGS, cure_for

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.images.decode import decode_values, picture_size
-from vision_core.images.sources import EncodedImageSource
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.images.source import EncodedImageSource
+from vision_core.unreadable import UnreadableImage
 
 IGNORED = 255
 UNITS_PER_METRE = 1000.0

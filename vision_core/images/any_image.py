@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from vision_core.errors import UserError
+from vision_core.files.regular_files import read_regular_file
 from vision_core.images.decode import decode_image, grey_levels, is_picture, picture_tensor
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
-from vision_core.images.unreadable import UnreadableImage, cure
-from vision_core.regular_files import read_regular_file
+from vision_core.unreadable import UnreadableImage, cure
 
 # the axes that may hold the channels: a library's own habit first
 NUMPY_CHANNEL_AXES = (2, 0)

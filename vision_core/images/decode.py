@@ -12,16 +12,15 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from vision_core.errors import UserError
-from vision_core.images import pictures, tiff
-from vision_core.images.deep_png import is_deep
-from vision_core.images.formats import format_of, reader_of
+from vision_core.files.regular_files import read_regular_file
+from vision_core.images.formats.by_content import format_of, pictures, reader_of, tiff
+from vision_core.images.formats.deep_png import is_deep
+from vision_core.images.formats.quiet import quiet_libraries
+from vision_core.images.formats.volumes import inflated
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.pixels import grey_levels, to_pixels
-from vision_core.images.quiet import quiet_libraries
 from vision_core.images.stored import Stored, as_asked
-from vision_core.images.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage
-from vision_core.images.volumes import inflated
-from vision_core.regular_files import read_regular_file
+from vision_core.unreadable import MAX_PIXELS, MIN_SIDE, UnreadableImage
 
 __all__ = [
     "MAX_PIXELS",

@@ -12,7 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from vision_core.errors import UserError
-from vision_core.images.any_image import COLOUR, GREY, NUMPY_CHANNEL_AXES, TORCH_CHANNEL_AXES, file_tensor, image_tensor
+from vision_core.images.any_image import (
+    COLOUR,
+    GREY,
+    NUMPY_CHANNEL_AXES,
+    TORCH_CHANNEL_AXES,
+    file_tensor,
+    image_tensor,
+)
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
 
 # how far a picture of 0 to 1 may be out of it: bicubic resizing overshoots by less

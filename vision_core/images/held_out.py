@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vision_core.images.sources import ImageRecord, ImageSource
+from vision_core.images.source import ImageRecord, ImageSource
 from vision_core.images.stored import Stored
 from vision_core.randomness import numpy_generator
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vision_core.errors import UserError
-from vision_core.images.unreadable import MAX_PIXELS
+from vision_core.unreadable import MAX_PIXELS
 
 PIXEL_OPTIONS = ("scale", "nodata", "bands", "max_pixels")
 # Pillow refuses larger ones by itself

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vision_core.images.pixel_options import AS_STORED, PixelOptions, Scale
 from vision_core.images.stored import Stored
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.unreadable import UnreadableImage
 
 # ITU-R 601-2, as Pillow's "L" has it
 LUMINANCE = np.array([0.299, 0.587, 0.114])

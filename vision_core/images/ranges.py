@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vision_core.errors import UserError
 from vision_core.images.pixel_options import Scale, scale_text
 from vision_core.images.sampled import StoredSample, first_images, is_eight_bit, sample_stored
-from vision_core.images.sources import ImageSource, ImageStream
+from vision_core.images.source import ImageSource, ImageStream
 
 AUTO_IMAGES = 200
 LOWEST_PERCENT, HIGHEST_PERCENT = 0.1, 99.9

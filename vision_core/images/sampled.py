@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vision_core.images.pixels import LUMINANCE
-from vision_core.images.sources import ImageSource
+from vision_core.images.source import ImageSource
 from vision_core.images.stored import Stored
-from vision_core.images.unreadable import UnreadableImage
 from vision_core.randomness import numpy_generator
+from vision_core.unreadable import UnreadableImage
 
 MOST_KEPT_VALUES = 2**24  # for percentiles, of all images together
 

@@ -7,12 +7,13 @@ import os
 from typing import NamedTuple
 
 from vision_core.errors import UserError
-from vision_core.images.hub_source import NoSuchSplit
 from vision_core.images.label_values import renumbered
+from vision_core.images.open_source import open_source, parse_source
 from vision_core.images.pixel_options import Scale
-from vision_core.images.scene_layout import SPLITS as SCENE_SPLITS
-from vision_core.images.sources import ImageSource, open_source, parse_source
-from vision_core.images.tar_shards import expand_braces
+from vision_core.images.source import ImageSource
+from vision_core.images.sources.hub import NoSuchSplit
+from vision_core.images.sources.tar_shards import expand_braces
+from vision_core.scenes.layout import SPLITS as SCENE_SPLITS
 
 SPLIT = "{split}"
 NAMES = {

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vision_core.images.pixel_options import PixelOptions
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.unreadable import UnreadableImage
 
 
 class Stored(NamedTuple):

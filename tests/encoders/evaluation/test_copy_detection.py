@@ -6,7 +6,13 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
 
-from encoders.evaluation.copy_detection import copy_descriptors, copy_detection, copy_scores, gem, learn_whitening
+from encoders.evaluation.copy_detection import (
+    copy_descriptors,
+    copy_detection,
+    copy_scores,
+    gem,
+    learn_whitening,
+)
 from vision_core.errors import UserError
 
 

@@ -16,9 +16,9 @@ from encoders.evaluation.features import map_bytes, map_features, vector_bytes, 
 from encoders.evaluation.used_images import content_hash
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
-from vision_core.files_aside import THIS_MACHINE
-from vision_core.images.sources import open_source
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.files.files_aside import THIS_MACHINE
+from vision_core.images.open_source import open_source
+from vision_core.unreadable import UnreadableImage
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ import torch.distributed as dist
 from encoders import load_encoder
 from encoders.evaluation.feature_cache import cached_features
 from encoders.evaluation.features import vector_features
-from vision_core.images.sources import open_source
+from vision_core.images.open_source import open_source
 if "RANK" in os.environ:
     dist.init_process_group("gloo")
 source = open_source("scenes?size=64&count=13")

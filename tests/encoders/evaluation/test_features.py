@@ -3,10 +3,17 @@ import torch
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
-from encoders.evaluation.features import depth_layers, draw_subset, evaluating, extract_features, map_features, vector_features
+from encoders.adapters.transformers_encoder import TransformersEncoder
+from encoders.evaluation.features import (
+    depth_layers,
+    draw_subset,
+    evaluating,
+    extract_features,
+    map_features,
+    vector_features,
+)
 from encoders.load import load_encoder
 from encoders.preprocess import ImageTransform
-from encoders.transformers_encoder import TransformersEncoder
 
 
 def wrap(model):

@@ -4,13 +4,13 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from encoders.adapters.transformers_encoder import TransformersEncoder
 from encoders.evaluation.features import draw_subset, extract_features
 from encoders.evaluation.knn_benchmark import KnnBenchmark, draw_bank_and_queries, load_images
 from encoders.evaluation.used_images import found_in
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, centre_view, normalise
-from encoders.transformers_encoder import TransformersEncoder
 from vision_core.errors import UserError
-from vision_core.images.sources import open_source
+from vision_core.images.open_source import open_source
 
 CIFAR = Path(__file__).resolve().parents[3] / "../shared/data/cifar10"
 TRANSFORM = ImageTransform((32, 32), (0.5,) * 3, (0.25,) * 3, margin=PUBLISHED_MARGIN)

@@ -7,7 +7,13 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from encoders.evaluation import linear
-from encoders.evaluation.linear import HeadGroup, hold_out, linear_probe, logistic_regression, train_heads
+from encoders.evaluation.linear import (
+    HeadGroup,
+    hold_out,
+    linear_probe,
+    logistic_regression,
+    train_heads,
+)
 from vision_core.errors import UserError
 
 

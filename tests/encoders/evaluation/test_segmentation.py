@@ -7,7 +7,13 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from torch.nn import functional as F
 
-from encoders.evaluation.dense import head_outputs, one_cycle, shuffled_batches, train_head, training_targets
+from encoders.evaluation.dense import (
+    head_outputs,
+    one_cycle,
+    shuffled_batches,
+    train_head,
+    training_targets,
+)
 from encoders.evaluation.segmentation import (
     confusion_matrix,
     label_picture,

@@ -8,7 +8,7 @@ from PIL import Image
 from encoders.evaluation.used_images import check_share, content_hash, found_in, in_words
 from vision_core.errors import UserError
 from vision_core.images.decode import decode_image
-from vision_core.images.sources import UnreadableSample
+from vision_core.images.source import UnreadableSample
 
 
 def samples(count):

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torchmetrics.functional import accuracy
 
-from encoders.evaluation.zero_shot import TEMPLATES, class_embeddings, retrieval_recalls, zero_shot_accuracy
+from encoders.evaluation.zero_shot import (
+    TEMPLATES,
+    class_embeddings,
+    retrieval_recalls,
+    zero_shot_accuracy,
+)
 from vision_core.errors import UserError
 from vision_core.randomness import seed_of
 

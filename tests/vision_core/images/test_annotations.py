@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 
 from vision_core.errors import UserError
-from vision_core.images import parquet_source, tiff
 from vision_core.images.annotations import IGNORED
 from vision_core.images.decode import decode_values
-from vision_core.images.scenes import draw_scene
-from vision_core.images.sources import open_source
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.images.formats.by_content import tiff
+from vision_core.images.open_source import open_source
+from vision_core.images.open_source import parquet as parquet_source
+from vision_core.scenes.draw import draw_scene
+from vision_core.unreadable import UnreadableImage
 
 DATA = Path(__file__).resolve().parents[3] / "../shared/data"
 

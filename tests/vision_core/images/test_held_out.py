@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vision_core.images.held_out import hold_out
-from vision_core.images.sources import open_source
+from vision_core.images.open_source import open_source
 from vision_core.randomness import numpy_generator
 
 

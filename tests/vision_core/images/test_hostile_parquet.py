@@ -12,13 +12,13 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from recipes.conversation_sources import open_conversations
-from recipes.conversation_stream import open_stream
-from recipes.vlm_benchmarks import cv_bench
+from fusion.conversations.sources import open_conversations
+from fusion.conversations.stream import open_stream
+from fusion.evaluation.benchmarks import cv_bench
 from vision_core.errors import UserError
-from vision_core.images.parquet_footer import read_footer
-from vision_core.images.sources import open_source
-from vision_core.images.thrift import ThriftError, read_struct
+from vision_core.images.open_source import open_source
+from vision_core.images.sources.parquet_footer import read_footer
+from vision_core.images.sources.thrift import ThriftError, read_struct
 
 ROWS, GROUP = 1500, 1000
 # headers of fields of the compact protocol: one, or two, behind the field before, and of 64 bits

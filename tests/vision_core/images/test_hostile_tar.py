@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from vision_core.errors import UserError
-from vision_core.images.sources import open_source
-from vision_core.images.tar_headers import read_headers
-from vision_core.images.unreadable import UnreadableImage
+from vision_core.images.open_source import open_source
+from vision_core.images.sources.tar_headers import read_headers
+from vision_core.unreadable import UnreadableImage
 
 BLOCK = 512
 SIZE, KIND, CHECKSUM = 124, 156, 148

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vision_core.errors import UserError
 from vision_core.images.label_values import Labels, read_labels
-from vision_core.images.sources import open_source
+from vision_core.images.open_source import open_source
 from vision_core.images.splits import open_splits
 
 

@@ -13,8 +13,8 @@ from huggingface_hub.file_download import _create_symlink
 from PIL import Image
 
 from vision_core.errors import UserError
-from vision_core.images.sources import open_source
-from vision_core.images.unreadable import UnreadableImage, cure
+from vision_core.images.open_source import open_source
+from vision_core.unreadable import UnreadableImage, cure
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links as on POSIX")
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage, decode_image, read_stored
+from vision_core.images.open_source import open_source
 from vision_core.images.pixel_options import PixelOptions, Scale, take_pixel_options
-from vision_core.images.sources import open_source
 
 rasterio = pytest.importorskip("rasterio")
 tifffile = pytest.importorskip("tifffile")

@@ -11,10 +11,15 @@ from PIL import Image
 
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage, decode_image
-from vision_core.images.pixel_options import PixelOptions, Scale, pixel_options_text, take_pixel_options
+from vision_core.images.open_source import open_source
+from vision_core.images.pixel_options import (
+    PixelOptions,
+    Scale,
+    pixel_options_text,
+    take_pixel_options,
+)
 from vision_core.images.ranges import automatic_scale, range_notes, usual_range
 from vision_core.images.sampled import BandStatistics, sample_stored
-from vision_core.images.sources import open_source
 from vision_core.images.splits import open_splits
 
 PICTURE = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

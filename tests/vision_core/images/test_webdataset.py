@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from vision_core.errors import UserError
-from vision_core.images.sources import open_source
+from vision_core.images.open_source import open_source
+from vision_core.images.sources.tar_shards import expand_braces, key_and_field
 from vision_core.images.splits import open_splits
-from vision_core.images.tar_shards import expand_braces, key_and_field
 
 webdataset = pytest.importorskip("webdataset")
 

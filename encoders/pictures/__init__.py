@@ -1,0 +1,1 @@
+"""Pictures of encoders and of numbers."""

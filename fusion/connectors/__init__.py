@@ -1,0 +1,1 @@
+"""From the feature maps of several encoders to the tokens of a language model."""

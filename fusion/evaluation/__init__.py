@@ -1,0 +1,1 @@
+"""Benchmarks of fused models, and the grading of their answers."""

@@ -1,0 +1,67 @@
+"""Signals as a flag; the launchers above a process. tests/fault plays the rest through with real launchers."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from vision_core.processes import stopping
+from vision_core.processes.stopping import StopRequest
+
+
+def test_a_signal_is_remembered_and_the_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with StopRequest([]) as stop:
+        assert not stop.agreed()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed() and stop.exit_status == 143
+        os.kill(os.getpid(), signal.SIGINT)  # the first one gives the status
+        assert stop.exit_status == 143
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGUSR1, 138), (signal.SIGUSR2, 140)])
+def test_a_schedulers_warning_is_a_stop_request(number, status):
+    """Without a handler it would end the process at once."""
+    with StopRequest([]) as stop:
+        assert stop.time_taken == ""
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)  # the scheduler's next word, at the time limit
+        assert stop.agreed() and stop.exit_status == status
+        assert stop.time_taken.endswith(f" s after {number.name})")
+
+
+def test_a_second_ctrl_c_is_obeyed_at_once():
+    with StopRequest([]) as stop, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed() and stop.exit_status == 130
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_step_is_broken_off_only_where_it_and_a_save_outlast_the_grace_time(monkeypatch):
+    """And nobody is asked between micro-batches of any other run."""
+    asked: list[tuple[bool, ...]] = []
+    monkeypatch.setattr(stopping, "any_true", lambda *flags: (asked.append(flags), list(flags))[1])
+    with StopRequest([], grace_seconds=10.0) as stop:
+        stop.step_took(6.0)
+        stop.save_took(3.0, print)
+        assert not stop.agreed_at_step_end(can_break_off=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not stop.breaks_off() and len(asked) == 1
+        stop.step_took(8.0)
+        assert not stop.breaks_off() and stop.agreed_at_step_end(can_break_off=False)
+        assert not stop.breaks_off() and len(asked) == 2
+        assert stop.agreed_at_step_end(can_break_off=True) and stop.breaks_off() and len(asked) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is /proc on Linux only")
+@pytest.mark.parametrize("name, expected", [("torchrun", 1), ("torch.distributed.run", 1), ("my_launcher", 0)])
+def test_launchers_are_found_among_the_ancestors(name, expected):
+    """A parent with a launcher's name on its command line starts a child; the child says how many launchers it sees."""
+    child = "from vision_core.processes.launchers import launchers_above; print(len(launchers_above()))"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    result = subprocess.run([sys.executable, "-c", parent, name], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.strip() == str(expected)

@@ -1,0 +1,53 @@
+"""Looks at a run's folder before minutes are spent: they refuse what `RunFolder.open` would refuse, and change nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from vision_core.errors import UserError
+from vision_core.runs.checkpoints import write_checkpoint
+from vision_core.runs.folder_checks import changed_keys, check_folder
+from vision_core.runs.run_folder import RunFolder
+
+CONFIG = "learning_rate: 0.001\n"
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def old_run() -> None:
+    run = RunFolder.open("run", "dinov2", CONFIG)
+    for step in (10, 20):
+        write_checkpoint(run.path, step, lambda aside: (aside / "state.bin").write_bytes(bytes(100)), keep=None)
+    run.close()
+
+
+def refusal(output_dir: str | None, resume: bool | str | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        RunFolder.open(output_dir, "dinov2", CONFIG, resume)
+    return str(caught.value)
+
+
+def test_changed_keys():
+    assert changed_keys("a: 1\nb: [1, 2]", "b: [1, 2]\na: 1") == {}
+    assert changed_keys("a: 1", "b: null") == {"a": (1, "(absent)"), "b": ("(absent)", None)}
+    assert changed_keys("resume_from_checkpoint: null", "resume_from_checkpoint: 'true'") == {}
+    assert changed_keys("", "a: 1") == {"a": ("(absent)", 1)}
+    for text in ("a: [", "- a"):
+        with pytest.raises(UserError, match="config.yaml of the run"):
+            changed_keys(text, "a: 1")
+
+
+def test_a_check_refuses_what_would_be_refused_and_makes_nothing():
+    old_run()
+    Path("file").touch()
+    for arguments in (("run",), ("file/run",), ("absent", True), (None, True), ("run", "run/checkpoint-7"), (None, "absent/checkpoint-7")):
+        with pytest.raises(UserError) as checked:
+            check_folder(arguments[0], "dinov2", *arguments[1:])
+        assert str(checked.value)[:20] == refusal(*arguments)[:20]
+    before = sorted(Path().rglob("*"))
+    assert check_folder("new/run", "dinov2") is None and check_folder(None, "dinov2") is None
+    assert check_folder("run", "dinov2", True) == Path("run/checkpoint-20")
+    assert sorted(Path().rglob("*")) == before

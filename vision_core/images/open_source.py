@@ -1,0 +1,129 @@
+"""One string names a data source: `kind:where?option=value&option=value`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from vision_core.errors import UserError
+from vision_core.images.pixel_options import PIXEL_OPTIONS, Scale, take_pixel_options
+from vision_core.images.source import ImageSource, ImageStream
+from vision_core.printable import printable
+
+BESIDE_IMAGES = ("mask", "ignore", "depth", "depth_scale")
+IN_COLUMNS = (*BESIDE_IMAGES, "captions", "copy_of")
+LINKS_AND_TILES = ("follow_links", "tile", "level", "background")
+KINDS = {
+    "folder": (*BESIDE_IMAGES, *LINKS_AND_TILES, *PIXEL_OPTIONS),
+    "list": ("root", *LINKS_AND_TILES, *PIXEL_OPTIONS),
+    "parquet": ("image", "label", *IN_COLUMNS, *PIXEL_OPTIONS),
+    "hf": ("split", "image", "label", "revision", "streaming", "shuffle_buffer", "follow_links", *IN_COLUMNS, *PIXEL_OPTIONS),
+    "wds": ("image", "label", *BESIDE_IMAGES, "captions", *PIXEL_OPTIONS),
+    "scenes": ("size", "count", "seed", "split"),
+}
+
+
+def open_source(text: str, num_channels: int = 3, auto_scale: Scale | None = None) -> ImageSource | ImageStream:
+    """Open the source that `text` names; its images have `num_channels`. auto_scale: what `?scale=auto` stands for, by default what is
+    usual among this source's own images; for images that are judged it is the scale of those that were learnt from.
+
+    `folder:PATH` or a plain path; `list:FILE.txt`; `parquet:GLOB`; `hf:NAME[:CONFIG]`; `wds:GLOB`; `scenes`. See docs/data.md.
+
+    Raises:
+        UserError: unknown kind or option, nothing found, a column that is not there.
+    """
+    kind, where, options = parse_source(text)
+    if num_channels < 1 or (kind == "scenes" and num_channels != 3):
+        raise UserError(f"dataset {text!r}: num_channels={num_channels} is not possible; use 3, or for files 1 and more")
+    pixel_options, options = take_pixel_options(text, options)
+    if pixel_options.bands is not None and len(pixel_options.bands) != num_channels:
+        raise UserError(
+            f"dataset {text!r}: {len(pixel_options.bands)} bands are chosen, and num_channels is {num_channels}; make them equal"
+        )
+    source = _open(kind, where, pixel_options.file_channels(num_channels), options)
+    source.pixel_options = pixel_options
+    source.class_names = source.class_names and [printable(name) for name in source.class_names]
+    source.description = printable(source.description)
+    if pixel_options.scale is not None and pixel_options.scale.kind == "auto":
+        _set_automatic_scale(text, source, auto_scale)
+    return source
+
+
+def _set_automatic_scale(text: str, source: ImageSource | ImageStream, given: Scale | None) -> None:
+    """Values in place of `scale=auto`; the description says which."""
+    from vision_core.images.ranges import automatic_scale
+
+    if given is not None and given.kind == "values":
+        scale, origin = given, "as the images that were learnt from"
+    elif isinstance(source, ImageStream):
+        raise UserError(f"dataset {text!r}: scale=auto needs samples, which a stream has not; give scale=LOW,HIGH")
+    else:
+        scale, count = automatic_scale(source, text)
+        origin = f"from {count:,} images"
+    source.pixel_options = replace(source.pixel_options, scale=scale)
+    source.description += f", scale=auto: {scale.low:,.6g} to {scale.high:,.6g} {origin}"
+
+
+def _open(kind: str, where: str, num_channels: int, options: dict[str, str]) -> ImageSource | ImageStream:
+    if kind == "scenes":
+        from vision_core.images.sources.scenes import open_scenes
+
+        return open_scenes(options)
+    if kind == "folder":
+        from vision_core.images.sources.folder import open_folder
+
+        return open_folder(Path(where), num_channels, **options)
+    if kind == "list":
+        from vision_core.images.sources.folder import open_list
+
+        return open_list(Path(where), num_channels, **options)
+    if kind == "parquet":
+        from vision_core.images.sources.parquet import open_parquet
+
+        return open_parquet(where, num_channels, **options)
+    if kind == "wds":
+        from vision_core.images.sources.tar import open_shards
+
+        return open_shards(where, num_channels, **options)
+    from vision_core.images.sources.hub import open_hub
+
+    return open_hub(where, num_channels, **options)
+
+
+def parse_source(text: str) -> tuple[str, str, dict[str, str]]:
+    """`kind:where?a=b` as (kind, where, options), all checked but `where`. A `?` without `name=` behind it belongs to a glob pattern."""
+    head, tail = re.fullmatch(r"(.*?)(?:\?(\w+=[^?]*))?", text, re.DOTALL).groups(default="")
+    kind, colon, where = head.partition(":")
+    if head == "scenes":
+        kind = "scenes"
+    elif not colon or (kind not in KINDS and os.path.exists(head)):
+        kind, where = "folder", head
+    if kind not in KINDS:
+        raise UserError(f"dataset {text!r}: unknown kind {kind!r}{_hint(kind, KINDS)}; known: {', '.join(KINDS)}")
+    if "?" in where and kind not in ("parquet", "wds", "folder"):
+        raise UserError(f"dataset {text!r}: an option is written name=value, several are joined by &")
+    if not where and kind != "scenes":
+        raise UserError(f"dataset {text!r} names no data; write {kind}:WHERE")
+    return kind, where, _parse_options(text, kind, tail)
+
+
+def _parse_options(text: str, kind: str, tail: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for item in tail.split("&") if tail else []:
+        key, equals, value = item.partition("=")
+        if key not in KINDS[kind]:
+            known = ", ".join(KINDS[kind]) or "none"
+            raise UserError(f"dataset {text!r}: unknown option {key!r}{_hint(key, KINDS[kind])}; options of {kind}: {known}")
+        if not value or key in options:
+            problem = "is given twice" if key in options else "has no value"
+            raise UserError(f"dataset {text!r}: option {key!r} {problem}; write {key}=VALUE once")
+        options[key] = value
+    return options
+
+
+def _hint(word: str, known) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""

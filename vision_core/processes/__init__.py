@@ -1,0 +1,1 @@
+"""Processes: ranks, launchers, data workers, signals."""

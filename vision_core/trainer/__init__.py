@@ -1,0 +1,1 @@
+"""transformers' Trainer in the folder of a run."""
