@@ -25,7 +25,9 @@ def torchvision_crop(size: int) -> v2.Transform:
     """The same augmentation from torchvision's transform objects, on uint8 tensors; blur with probability 0.5."""
     return v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=(0.05, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomResizedCrop(
+                size, scale=(0.05, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+            ),
             v2.RandomHorizontalFlip(0.5),
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
             v2.RandomGrayscale(0.2),
@@ -52,11 +54,21 @@ def main() -> None:
     print(f"torch {torch.__version__}, one thread; milliseconds per image")
     for (height, width), global_size, local_size, num_local in CASES:
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-        crops = MultiCrop((global_size, global_size), (local_size, local_size), num_local, blur="official")
+        crops = MultiCrop(
+            (global_size, global_size), (local_size, local_size), num_local, blur="official"
+        )
         large, small = torchvision_crop(global_size), torchvision_crop(local_size)
         ours = milliseconds(lambda image=image, crops=crops: crops(image))
-        theirs = milliseconds(lambda image=image, a=large, b=small, n=num_local: [a(image), a(image), *[b(image) for _ in range(n)]])
-        print(f"{height} x {width}: 2 x {global_size} + {num_local} x {local_size} px  {ours:7.2f}   torchvision transforms {theirs:7.2f}")
+        theirs = milliseconds(
+            lambda image=image, a=large, b=small, n=num_local: [
+                a(image),
+                a(image),
+                *[b(image) for _ in range(n)],
+            ]
+        )
+        print(
+            f"{height} x {width}: 2 x {global_size} + {num_local} x {local_size} px  {ours:7.2f}   torchvision transforms {theirs:7.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,15 @@ RUNS = {
     "learning rate x 40": {"learning_rate": 1.6e-2},
     "teacher frozen": {"ema_momentum": 1.0},
 }
-COLUMNS = ("dino_loss", "teacher_entropy", "information", "prototypes_in_use", "feature_spread", "feature_cosine", "rankme")
+COLUMNS = (
+    "dino_loss",
+    "teacher_entropy",
+    "information",
+    "prototypes_in_use",
+    "feature_spread",
+    "feature_cosine",
+    "rankme",
+)
 
 
 def main() -> None:
@@ -47,15 +55,23 @@ def main() -> None:
     args = parser.parse_args()
     checks = {}
     for name, options in RUNS.items():
-        folder = args.output_dir / f"{name.replace(' ', '_')}_{args.max_steps}_steps_seed_{args.seed}"
+        folder = (
+            args.output_dir / f"{name.replace(' ', '_')}_{args.max_steps}_steps_seed_{args.seed}"
+        )
         if not (folder / "figures").is_dir():  # written last
             train(folder, options | {"max_steps": args.max_steps, "seed": args.seed})
         checks[name] = read_checks(folder)
     print(table(checks))
     pictures = [
-        curve_picture(curves(checks, "dino_loss"), "DINO loss", "nats", {"ln K": math.log(NUM_PROTOTYPES)}),
-        curve_picture(curves(checks, "prototypes_in_use"), "Prototypes in use", "share of the greatest value"),
-        curve_picture(curves(checks, "information"), "Information of the targets about the image", "nats"),
+        curve_picture(
+            curves(checks, "dino_loss"), "DINO loss", "nats", {"ln K": math.log(NUM_PROTOTYPES)}
+        ),
+        curve_picture(
+            curves(checks, "prototypes_in_use"), "Prototypes in use", "share of the greatest value"
+        ),
+        curve_picture(
+            curves(checks, "information"), "Information of the targets about the image", "nats"
+        ),
         curve_picture(curves(checks, "feature_cosine"), "Cosine of two images' features", "mean"),
     ]
     contact_sheet([pictures[:2], pictures[2:]]).save(args.output_dir / "collapse.png")
@@ -64,8 +80,13 @@ def main() -> None:
 
 def train(folder: Path, options: dict) -> None:
     """One run of the script, as a user starts it."""
-    words = [word for name, value in (COMMON | options).items() for word in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, str(ROOT / "pretrain" / "dinov2.py"), *words, "--output_dir", str(folder)], check=True)
+    words = [
+        word for name, value in (COMMON | options).items() for word in (f"--{name}", str(value))
+    ]
+    subprocess.run(
+        [sys.executable, str(ROOT / "pretrain" / "dinov2.py"), *words, "--output_dir", str(folder)],
+        check=True,
+    )
 
 
 def read_checks(folder: Path) -> list[dict]:
@@ -76,15 +97,23 @@ def read_checks(folder: Path) -> list[dict]:
 
 def curves(checks: dict[str, list[dict]], name: str) -> dict[str, tuple[list[int], list[float]]]:
     """One figure of every run, as run -> (steps, values)."""
-    return {run: ([line["step"] for line in lines], [line[f"health_{name}"] for line in lines]) for run, lines in checks.items()}
+    return {
+        run: ([line["step"] for line in lines], [line[f"health_{name}"] for line in lines])
+        for run, lines in checks.items()
+    }
 
 
 def table(checks: dict[str, list[dict]]) -> str:
     """Markdown: the last figures of every run, and what was flagged when."""
-    rows = ["| run | " + " | ".join(COLUMNS) + " | alarms (step) |", "|---" * (len(COLUMNS) + 2) + "|"]
+    rows = [
+        "| run | " + " | ".join(COLUMNS) + " | alarms (step) |",
+        "|---" * (len(COLUMNS) + 2) + "|",
+    ]
     for name, lines in checks.items():
         values = [f"{lines[-1][f'health_{column}']:.3f}" for column in COLUMNS]
-        alarms = ", ".join(f"{alarm} ({line['step']})" for line in lines for alarm in line.get("alarms", []))
+        alarms = ", ".join(
+            f"{alarm} ({line['step']})" for line in lines for alarm in line.get("alarms", [])
+        )
         rows.append(f"| {name} | " + " | ".join(values) + f" | {alarms or 'none'} |")
     return "\n".join(rows)
 

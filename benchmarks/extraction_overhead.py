@@ -43,7 +43,15 @@ class InMemory(ImageSource):
 
 def main() -> None:
     torch.manual_seed(0)
-    model = Dinov2Model(Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=SIDE, patch_size=16)).eval()
+    model = Dinov2Model(
+        Dinov2Config(
+            hidden_size=384,
+            num_hidden_layers=12,
+            num_attention_heads=6,
+            image_size=SIDE,
+            patch_size=16,
+        )
+    ).eval()
     source, encoder = InMemory(), TransformersEncoder(model, ImageTransform((SIDE, SIDE))).freeze()
     pixels = encoder.transform.pixels(source.images)
     bare, whole = [], []
@@ -55,13 +63,17 @@ def main() -> None:
         bare.append(time.perf_counter() - start)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            cached_features(encoder, source, vector_features, "vectors", Path(folder), batch_size=BATCH)
+            cached_features(
+                encoder, source, vector_features, "vectors", Path(folder), batch_size=BATCH
+            )
             whole.append(time.perf_counter() - start)
     bare_time, whole_time = min(bare), min(whole)
     print(
         f"ViT-S/16, {IMAGES} images of {SIDE} x {SIDE} pixels, batches of {BATCH}, {torch.get_num_threads()} threads, best of {TURNS} turns"
     )
-    print(f"bare model {bare_time:.2f} s, extraction into the cache {whole_time:.2f} s: {100 * (whole_time / bare_time - 1):+.1f} %")
+    print(
+        f"bare model {bare_time:.2f} s, extraction into the cache {whole_time:.2f} s: {100 * (whole_time / bare_time - 1):+.1f} %"
+    )
 
 
 if __name__ == "__main__":

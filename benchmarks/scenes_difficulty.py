@@ -22,20 +22,39 @@ from vision_core.scenes.draw import CATEGORIES, draw_scene  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=64, help="side of the scenes in pixels (default 64)")
     parser.add_argument(
-        "--bank", type=int, default=4000, help="training scenes: the k-NN bank, and what the convnet learns from (default 4000)"
+        "--size", type=int, default=64, help="side of the scenes in pixels (default 64)"
     )
-    parser.add_argument("--queries", type=int, default=1000, help="held-out scenes that are classified (default 1000)")
+    parser.add_argument(
+        "--bank",
+        type=int,
+        default=4000,
+        help="training scenes: the k-NN bank, and what the convnet learns from (default 4000)",
+    )
+    parser.add_argument(
+        "--queries",
+        type=int,
+        default=1000,
+        help="held-out scenes that are classified (default 1000)",
+    )
     parser.add_argument("--neighbours", type=int, default=20, help="k of k-NN (default 20)")
-    parser.add_argument("--epochs", type=int, default=8, help="passes of the supervised convnet over the bank (default 8)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes and of the networks (default 0)")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=8,
+        help="passes of the supervised convnet over the bank (default 8)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the scenes and of the networks (default 0)"
+    )
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     start = time.process_time()
     bank, bank_labels = draw_many(args.seed, args.bank, args.size, "train")
-    print(f"milliseconds per scene of {args.size} px: {1000 * (time.process_time() - start) / args.bank:.2f}")
+    print(
+        f"milliseconds per scene of {args.size} px: {1000 * (time.process_time() - start) / args.bank:.2f}"
+    )
     queries, query_labels = draw_many(args.seed, args.queries, args.size, "held_out")
 
     network = small_convnet(len(CATEGORIES))
@@ -45,29 +64,47 @@ def main() -> None:
         "random convolutions, mean pool": random_convolutions(),
         "untrained convnet": in_batches(network[:-1]),
     }
-    print(f"k-NN accuracy, k = {args.neighbours}, bank {args.bank}, queries {args.queries}, chance {1 / len(CATEGORIES):.1%}")
+    print(
+        f"k-NN accuracy, k = {args.neighbours}, bank {args.bank}, queries {args.queries}, chance {1 / len(CATEGORIES):.1%}"
+    )
     for name, feature in features.items():
-        print(f"  {name:34s} {knn_accuracy(feature(bank), bank_labels, feature(queries), query_labels, args.neighbours):6.1%}", flush=True)
+        print(
+            f"  {name:34s} {knn_accuracy(feature(bank), bank_labels, feature(queries), query_labels, args.neighbours):6.1%}",
+            flush=True,
+        )
     train(network, bank, bank_labels, args.epochs)
     learned = in_batches(network[:-1])
     print(
         f"  {'supervised convnet, penultimate':34s} {knn_accuracy(learned(bank), bank_labels, learned(queries), query_labels, args.neighbours):6.1%}"
     )
-    print(f"supervised convnet, its own answers: {(in_batches(network)(queries).argmax(1) == query_labels).float().mean():.1%}")
+    print(
+        f"supervised convnet, its own answers: {(in_batches(network)(queries).argmax(1) == query_labels).float().mean():.1%}"
+    )
 
 
 def draw_many(seed: int, count: int, size: int, split: str) -> tuple[Tensor, Tensor]:
     """Images [count, 3, size, size] in [0, 1] and labels [count]."""
     scenes = [draw_scene(seed, index, size, split) for index in range(count)]
-    return torch.stack([scene.image for scene in scenes]).float() / 255, torch.tensor([scene.category for scene in scenes])
+    return torch.stack([scene.image for scene in scenes]).float() / 255, torch.tensor(
+        [scene.category for scene in scenes]
+    )
 
 
 def knn_accuracy(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, neighbours: int, temperature: float = 0.07
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    neighbours: int,
+    temperature: float = 0.07,
 ) -> float:
     """Share of queries whose weighted vote is right: cosine similarity, weights exp(similarity / temperature) (Wu et al. 2018, section 3.4)."""
-    similarity, nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(neighbours)
-    votes = torch.zeros(len(queries), int(bank_labels.max()) + 1).scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
+    similarity, nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(
+        neighbours
+    )
+    votes = torch.zeros(len(queries), int(bank_labels.max()) + 1).scatter_add_(
+        1, bank_labels[nearest], (similarity / temperature).exp()
+    )
     return (votes.argmax(1) == query_labels).float().mean().item()
 
 
@@ -80,7 +117,12 @@ def colour_histogram(images: Tensor) -> Tensor:
 
 def random_convolutions() -> Callable[[Tensor], Tensor]:
     layers = nn.Sequential(
-        nn.Conv2d(3, 64, 7, 2, 3), nn.ReLU(), nn.Conv2d(64, 128, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        nn.Conv2d(3, 64, 7, 2, 3),
+        nn.ReLU(),
+        nn.Conv2d(64, 128, 3, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     )
     return in_batches(layers)
 
@@ -88,7 +130,11 @@ def random_convolutions() -> Callable[[Tensor], Tensor]:
 def small_convnet(classes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels_in, channels in ((3, 32), (32, 64), (64, 128), (128, 128)):
-        layers += [nn.Conv2d(channels_in, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels_in, channels, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
 
 

@@ -63,10 +63,17 @@ def make_model(device: str) -> tuple[FusionVlmForConditionalGeneration, FusionPr
         "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536, "image_size": SIDE, "patch_size": PATCH,
     }  # fmt: skip
     encoders = [
-        build_transformers(vit | {"model_type": kind}, ImageTransform((SIDE, SIDE)), dtype=torch.float32)
+        build_transformers(
+            vit | {"model_type": kind}, ImageTransform((SIDE, SIDE)), dtype=torch.float32
+        )
         for kind in ("dinov2", "siglip_vision_model")
     ]
-    vision, _ = fuse_encoders(encoders, hidden_size=320, connector_options={"width": 256, "num_heads": 4}, grid=SIDE // PATCH)
+    vision, _ = fuse_encoders(
+        encoders,
+        hidden_size=320,
+        connector_options={"width": 256, "num_heads": 4},
+        grid=SIDE // PATCH,
+    )
     sizes = {
         "hidden_size": 320,
         "intermediate_size": 1024,
@@ -77,7 +84,9 @@ def make_model(device: str) -> tuple[FusionVlmForConditionalGeneration, FusionPr
     }
     language_model, tokenizer = tiny_language_model("qwen3", **sizes)
     language_model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
-    model, processor = assemble_vlm(vision, language_model, tokenizer, num_sva_layers=3, sva_stride=2)
+    model, processor = assemble_vlm(
+        vision, language_model, tokenizer, num_sva_layers=3, sva_stride=2
+    )
     model.requires_grad_(True)
     for encoder in model.vision_model.encoders:
         encoder.freeze()
@@ -95,19 +104,39 @@ def draw_samples(count: int, processor: FusionProcessor, seed: int = 0) -> list[
         _, median, learnt, has_image = list(MIXTURE.values())[kind]
         length = max(int(scale * min(median * rng.lognormal(0.0, 0.7), 2048)), 6)
         ids = rng.integers(300, VOCABULARY, length).tolist()
-        image_tokens = [processor.image_token_id] * processor.image_processor.num_tokens(SIDE, SIDE) if has_image else []
+        image_tokens = (
+            [processor.image_token_id] * processor.image_processor.num_tokens(SIDE, SIDE)
+            if has_image
+            else []
+        )
         prompt = len(image_tokens) + max(int((1 - learnt) * length), 1)
         tokens = image_tokens + ids
-        image = torch.from_numpy(rng.integers(0, 255, (3, SIDE, SIDE), dtype="uint8")) if has_image else None
-        samples.append({"input_ids": tokens, "labels": [-100] * prompt + tokens[prompt:], "image": image})
+        image = (
+            torch.from_numpy(rng.integers(0, 255, (3, SIDE, SIDE), dtype="uint8"))
+            if has_image
+            else None
+        )
+        samples.append(
+            {"input_ids": tokens, "labels": [-100] * prompt + tokens[prompt:], "image": image}
+        )
     return samples
 
 
-def make_batches(samples: list[dict], levers: set[str], size: int, processor: FusionProcessor, cache: MapCache | None) -> list[dict]:
+def make_batches(
+    samples: list[dict],
+    levers: set[str],
+    size: int,
+    processor: FusionProcessor,
+    cache: MapCache | None,
+) -> list[dict]:
     """All samples once, in batches."""
     order = range(len(samples))
     if "groups" in levers:
-        order = GroupedByLength([len(sample["input_ids"]) for sample in samples], size, partial(numpy_generator, "sft benchmark order"))
+        order = GroupedByLength(
+            [len(sample["input_ids"]) for sample in samples],
+            size,
+            partial(numpy_generator, "sft benchmark order"),
+        )
     items = []
     for number in order:
         item = {name: value for name, value in samples[number].items() if name != "image"}
@@ -131,11 +160,15 @@ def serve(levers: set[str], count: int, size: int, device: str, turns: Connectio
     with tempfile.TemporaryDirectory() as folder:
         cache = None
         if "cache" in levers:
-            cache = MapCache(Path(folder), model.vision_model, processor.image_processor, torch.float32)
+            cache = MapCache(
+                Path(folder), model.vision_model, processor.image_processor, torch.float32
+            )
             images = [sample["image"] for sample in samples if sample["image"] is not None]
             cache.fill([*images, BLANK], model.vision_model, processor.image_processor)
         batches = make_batches(samples, levers, size, processor, cache)
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-5)
+    optimizer = torch.optim.AdamW(
+        [each for each in model.parameters() if each.requires_grad], lr=1e-5
+    )
     while turns.recv():
         reset_peak(device)
         started = time.perf_counter()
@@ -146,18 +179,30 @@ def serve(levers: set[str], count: int, size: int, device: str, turns: Connectio
         turns.send((time.perf_counter() - started, peak_bytes(device)))
 
 
-def step(model: FusionVlmForConditionalGeneration, optimizer: torch.optim.Optimizer, batch: dict, supervised_only: bool) -> None:
+def step(
+    model: FusionVlmForConditionalGeneration,
+    optimizer: torch.optim.Optimizer,
+    batch: dict,
+    supervised_only: bool,
+) -> None:
     """Forward, backward, update; on an accelerator in bfloat16."""
     device = model.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        loss = model(**batch, supervised_only=supervised_only, **({} if supervised_only else {"use_cache": False})).loss
+        loss = model(
+            **batch,
+            supervised_only=supervised_only,
+            **({} if supervised_only else {"use_cache": False}),
+        ).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
 def on_device(batch: dict, device: str) -> dict:
-    return {name: [each.to(device) for each in value] if isinstance(value, list) else value.to(device) for name, value in batch.items()}
+    return {
+        name: [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
+        for name, value in batch.items()
+    }
 
 
 def reset_peak(device: str) -> None:
@@ -165,7 +210,9 @@ def reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the allocator keeps for later would hide part of the next peak
+    ctypes.CDLL("libc.so.6").malloc_trim(
+        0
+    )  # what the allocator keeps for later would hide part of the next peak
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -173,10 +220,16 @@ def peak_bytes(device: str) -> int:
     """The most memory that this process has held since."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
 
 
-def useful_flops(model: FusionVlmForConditionalGeneration, samples: list[dict], cached: bool) -> float:
+def useful_flops(
+    model: FusionVlmForConditionalGeneration, samples: list[dict], cached: bool
+) -> float:
     """Of one pass without padding, products alone: 6 per parameter and token where it trains, 2 where it is frozen; the head at learnt positions.
 
     The aggregator counts as its fast path computes it; encoders whose features are cached do not count.
@@ -186,16 +239,29 @@ def useful_flops(model: FusionVlmForConditionalGeneration, samples: list[dict], 
     images = sum(sample["image"] is not None for sample in samples)
     head = model.get_output_embeddings().weight.numel()
     layers = sum(each.numel() for each in model.get_decoder().layers.parameters())
-    encoders = sum(each.numel() for encoder in model.vision_model.encoders for each in encoder.parameters())
+    encoders = sum(
+        each.numel() for encoder in model.vision_model.encoders for each in encoder.parameters()
+    )
     places = model.config.vision_config.grid**2
-    looks = sum(each.numel() for each in [*model.vision_model.connector.parameters(), *model.vision_sampler_layers.parameters()])
-    return 6.0 * (layers * tokens + head * learnt + looks * images * places) + (0.0 if cached else 2.0 * encoders * images * places)
+    looks = sum(
+        each.numel()
+        for each in [
+            *model.vision_model.connector.parameters(),
+            *model.vision_sampler_layers.parameters(),
+        ]
+    )
+    return 6.0 * (layers * tokens + head * learnt + looks * images * places) + (
+        0.0 if cached else 2.0 * encoders * images * places
+    )
 
 
 def matmul_rate(device: str) -> float:
     """Operations per second of a large product."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    one, other = torch.randn(2048, 2048, device=device, dtype=dtype), torch.randn(2048, 2048, device=device, dtype=dtype)
+    one, other = (
+        torch.randn(2048, 2048, device=device, dtype=dtype),
+        torch.randn(2048, 2048, device=device, dtype=dtype),
+    )
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
@@ -207,7 +273,9 @@ def matmul_rate(device: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--turns", type=int, default=2)
@@ -216,7 +284,11 @@ def main() -> None:
     context, pipes = multiprocessing.get_context("spawn"), {}
     for name, levers in LEVERS.items():
         pipes[name], other = context.Pipe()
-        context.Process(target=serve, args=(levers, args.samples, args.batch_size, args.device, other), daemon=True).start()
+        context.Process(
+            target=serve,
+            args=(levers, args.samples, args.batch_size, args.device, other),
+            daemon=True,
+        ).start()
     done: dict[str, list[tuple[float, int]]] = {name: [] for name in LEVERS}
     for turn in tqdm(range(args.turns + 1), desc="turns"):
         for name, pipe in pipes.items():
@@ -229,7 +301,9 @@ def main() -> None:
     model, processor = make_model(args.device)
     samples = draw_samples(args.samples, processor)
     tokens, rate = sum(len(sample["input_ids"]) for sample in samples), matmul_rate(args.device)
-    print(f"{args.samples} samples of {tokens} tokens on {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{args.samples} samples of {tokens} tokens on {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     plain = statistics.median(seconds for seconds, _ in done["plain"])
     for name, results in done.items():
         seconds, peak = (statistics.median(each[part] for each in results) for part in (0, 1))

@@ -25,7 +25,14 @@ from tqdm import tqdm
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 from fusion.connectors.windows import VisionWindows
 
-QUERIES, WINDOWS, WIDTH, HIDDEN, CONNECTOR_LAYERS, LLM_LAYERS = 576, (1, 1, 1, 16), 1024, 4096, 3, 10
+QUERIES, WINDOWS, WIDTH, HIDDEN, CONNECTOR_LAYERS, LLM_LAYERS = (
+    576,
+    (1, 1, 1, 16),
+    1024,
+    4096,
+    3,
+    10,
+)
 MODES = {"plain": ("plain", False), "fast": ("fast", False), "fast, checkpointed": ("fast", True)}
 
 
@@ -34,17 +41,32 @@ def make(images: int, device: str) -> tuple[torch.nn.ModuleList, VisionWindows, 
     torch.manual_seed(0)
     with torch.device(device):
         widths = [WIDTH] * CONNECTOR_LAYERS + [HIDDEN] * LLM_LAYERS
-        layers = torch.nn.ModuleList(VisionCrossAttentionLayer(width, WIDTH, 16, WINDOWS) for width in widths)
-        tokens = tuple(torch.randn(images * QUERIES, size, WIDTH, requires_grad=True) for size in WINDOWS)
+        layers = torch.nn.ModuleList(
+            VisionCrossAttentionLayer(width, WIDTH, 16, WINDOWS) for width in widths
+        )
+        tokens = tuple(
+            torch.randn(images * QUERIES, size, WIDTH, requires_grad=True) for size in WINDOWS
+        )
         context = torch.randn(images, WIDTH, requires_grad=True)
         image = torch.arange(images).repeat_interleave(QUERIES)
-        return layers, VisionWindows(tokens, (None,) * len(WINDOWS), context, image), torch.randn(images * QUERIES, HIDDEN)
+        return (
+            layers,
+            VisionWindows(tokens, (None,) * len(WINDOWS), context, image),
+            torch.randn(images * QUERIES, HIDDEN),
+        )
 
 
-def step(layers: torch.nn.ModuleList, windows: VisionWindows, states: torch.Tensor, path: str) -> None:
+def step(
+    layers: torch.nn.ModuleList, windows: VisionWindows, states: torch.Tensor, path: str
+) -> None:
     """One forward and backward pass; the gradients of the one before are gone."""
     layers.zero_grad(set_to_none=True)
-    windows = VisionWindows(tuple(each.detach().requires_grad_() for each in windows.tokens), windows.masks, windows.context, windows.image)
+    windows = VisionWindows(
+        tuple(each.detach().requires_grad_() for each in windows.tokens),
+        windows.masks,
+        windows.context,
+        windows.image,
+    )
     queries = torch.ones(1, WIDTH, device=states.device)
     for layer in layers[:CONNECTOR_LAYERS]:
         queries = layer(queries, windows, path)
@@ -57,7 +79,11 @@ def peak_bytes(device: str) -> int:
     """The most memory that this process has held since the last reset."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
 
 
 def held_bytes(device: str) -> int:
@@ -65,9 +91,15 @@ def held_bytes(device: str) -> int:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the allocator keeps for later would hide part of the next peak
+    ctypes.CDLL("libc.so.6").malloc_trim(
+        0
+    )  # what the allocator keeps for later would hide part of the next peak
     Path("/proc/self/clear_refs").write_text("5")
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmRSS")
+    )
 
 
 def serve(mode: str, images: int, device: str, turns: Connection) -> None:
@@ -86,7 +118,9 @@ def serve(mode: str, images: int, device: str, turns: Connection) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -95,7 +129,9 @@ def main() -> None:
     pipes = {}
     for mode in MODES:
         pipes[mode], other = context.Pipe()
-        context.Process(target=serve, args=(mode, args.images, args.device, other), daemon=True).start()
+        context.Process(
+            target=serve, args=(mode, args.images, args.device, other), daemon=True
+        ).start()
     results = {mode: [] for mode in MODES}
     for turn in tqdm(range(args.turns + 1), desc="turns"):
         for mode, pipe in pipes.items():
@@ -105,7 +141,9 @@ def main() -> None:
                 results[mode].append(seconds_and_bytes)
     for pipe in pipes.values():
         pipe.send(False)
-    print(f"{args.images} image(s) on {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{args.images} image(s) on {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     plain_seconds, plain_peak = medians(results["plain"])
     rate = matmul_rate(args.images, args.device)
     print(
@@ -121,14 +159,18 @@ def main() -> None:
 def plain_flops(images: int) -> float:
     """Of the products of a plain step, forward and backward."""
     per_layer = [
-        2 * WIDTH * (2 * sum(WINDOWS) * WIDTH + 5 * WIDTH + 2 * width) for width in [WIDTH] * CONNECTOR_LAYERS + [HIDDEN] * LLM_LAYERS
+        2 * WIDTH * (2 * sum(WINDOWS) * WIDTH + 5 * WIDTH + 2 * width)
+        for width in [WIDTH] * CONNECTOR_LAYERS + [HIDDEN] * LLM_LAYERS
     ]
     return 3.0 * images * QUERIES * sum(per_layer)
 
 
 def matmul_rate(images: int, device: str) -> float:
     """Operations per second of the product that makes the keys of the largest windows."""
-    tokens, weight = torch.randn(images * QUERIES * max(WINDOWS), WIDTH, device=device), torch.randn(WIDTH, WIDTH, device=device)
+    tokens, weight = (
+        torch.randn(images * QUERIES * max(WINDOWS), WIDTH, device=device),
+        torch.randn(WIDTH, WIDTH, device=device),
+    )
     seconds = []
     for _ in range(5):
         started = time.perf_counter()

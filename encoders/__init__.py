@@ -4,4 +4,13 @@ from encoders.base import Encoder, EncoderConfig, Features, LayerFeatures
 from encoders.load import build_encoder, load_encoder, save_encoder
 from encoders.names import list_encoders
 
-__all__ = ["Encoder", "EncoderConfig", "Features", "LayerFeatures", "build_encoder", "list_encoders", "load_encoder", "save_encoder"]
+__all__ = [
+    "Encoder",
+    "EncoderConfig",
+    "Features",
+    "LayerFeatures",
+    "build_encoder",
+    "list_encoders",
+    "load_encoder",
+    "save_encoder",
+]

@@ -53,12 +53,20 @@ def last_attention(encoder: Encoder, pixel_values: Tensor) -> LastAttention:
         with _LastCall() as mode:
             features = encoder(pixel_values.to(encoder.device), [-1])
         if mode.call is None:
-            raise UserError(f"{encoder.name} has no attention that can be shown; choose a vision transformer")
+            raise UserError(
+                f"{encoder.name} has no attention that can be shown; choose a vision transformer"
+            )
         weights, query = _weights_of_interest(mode.call, features.cls is not None)
     grid = features.patch_map.shape[-2:]
     num_prefix = weights.shape[-1] - grid.numel()
-    if weights.ndim != 3 or len(weights) != len(pixel_values) or not 0 <= num_prefix <= MOST_PREFIX_TOKENS:
-        raise UserError(f"{encoder.name}: its last attention does not look at all patches at once, so it makes no map; choose a plain ViT")
+    if (
+        weights.ndim != 3
+        or len(weights) != len(pixel_values)
+        or not 0 <= num_prefix <= MOST_PREFIX_TOKENS
+    ):
+        raise UserError(
+            f"{encoder.name}: its last attention does not look at all patches at once, so it makes no map; choose a plain ViT"
+        )
     return LastAttention(weights[..., num_prefix:].unflatten(-1, grid).cpu(), query)
 
 
@@ -76,7 +84,9 @@ class _LastCall(TorchFunctionMode):
 
     call: _Call | None = None
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if func is F.scaled_dot_product_attention:
             self.call = _scaled_dot_product(*args, **(kwargs or {}))
         elif func is F.multi_head_attention_forward:
@@ -88,7 +98,9 @@ def _weights_of_interest(call: _Call, has_cls: bool) -> tuple[Tensor, Query]:
     """`[n, heads, keys]`, and whose they are. Fewer queries than keys: a pooling head."""
     query: Query = "pooling" if call.num_queries < call.num_keys else "cls" if has_cls else "mean"
     count = 1 if query == "cls" else call.num_queries
-    parts = [slice(start, min(start + ROWS_AT_ONCE, count)) for start in range(0, count, ROWS_AT_ONCE)]
+    parts = [
+        slice(start, min(start + ROWS_AT_ONCE, count)) for start in range(0, count, ROWS_AT_ONCE)
+    ]
     return sum(call.weights(rows).sum(-2) for rows in parts) / count, query
 
 
@@ -105,12 +117,16 @@ def _scaled_dot_product(
     """The arguments are those of F.scaled_dot_product_attention: query `[n, heads, L, d]`, key `[n, key heads, S, d]`."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if is_causal:
-        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        attn_mask = torch.ones(
+            query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
+        ).tril()
 
     def weights(rows: slice) -> Tensor:
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1) if enable_gqa else key
         scores = query[:, :, rows].float() @ keys.float().mT * scale
-        return (scores if attn_mask is None else _masked(scores, _rows_of(attn_mask, rows))).softmax(-1)
+        return (
+            scores if attn_mask is None else _masked(scores, _rows_of(attn_mask, rows))
+        ).softmax(-1)
 
     return _Call(weights, query.shape[-2], key.shape[-2])
 
@@ -122,10 +138,14 @@ def _multi_head(arguments: dict[str, Any]) -> _Call:
     def weights(rows: slice) -> Tensor:
         chosen = {"query": query[rows], "attn_mask": None if mask is None else _rows_of(mask, rows)}
         exact = {
-            name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+            name: value.float()
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else value
             for name, value in (arguments | chosen).items()
         }
-        return F.multi_head_attention_forward(**exact | {"need_weights": True, "average_attn_weights": False})[1]
+        return F.multi_head_attention_forward(
+            **exact | {"need_weights": True, "average_attn_weights": False}
+        )[1]
 
     return _Call(weights, len(query), len(arguments["key"]))
 
@@ -144,7 +164,9 @@ def _rows_of(mask: Tensor, rows: slice) -> Tensor:
 def _interceptable(encoder: nn.Module) -> Iterator[None]:
     """Inside, models of transformers and timm call F.scaled_dot_product_attention; afterwards what they called before."""
     configs = [
-        (each, each.config._attn_implementation) for each in encoder.modules() if isinstance(each, PreTrainedModel) and each._supports_sdpa
+        (each, each.config._attn_implementation)
+        for each in encoder.modules()
+        if isinstance(each, PreTrainedModel) and each._supports_sdpa
     ]
     fused = [(each, each.fused_attn) for each in encoder.modules() if hasattr(each, "fused_attn")]
     try:

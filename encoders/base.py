@@ -79,7 +79,9 @@ class EncoderConfig:
         """The inverse of `to_dict`. Raises UserError for keys that are missing or not known."""
         known = set(cls.__dataclass_fields__)
         if set(values) - known or not {"library", "architecture", "transform"} <= set(values):
-            raise UserError(f"an encoder's config has the keys {', '.join(sorted(known))}, not {', '.join(sorted(values))}")
+            raise UserError(
+                f"an encoder's config has the keys {', '.join(sorted(known))}, not {', '.join(sorted(values))}"
+            )
         check_types(cls, values, "an encoder's config")
         return cls(**{**values, "layers": tuple(values.get("layers", (-1,)))})
 
@@ -108,10 +110,22 @@ class Encoder(nn.Module):
     pooled_width: int | None
 
     def __init__(
-        self, transform: ImageTransform, *, layers: Sequence[int] = (-1,), norm: bool = True, source: str = "", untrained: bool = False
+        self,
+        transform: ImageTransform,
+        *,
+        layers: Sequence[int] = (-1,),
+        norm: bool = True,
+        source: str = "",
+        untrained: bool = False,
     ) -> None:
         super().__init__()
-        self.transform, self.layers, self.norm, self.source, self.untrained = transform, tuple(layers), norm, source, untrained
+        self.transform, self.layers, self.norm, self.source, self.untrained = (
+            transform,
+            tuple(layers),
+            norm,
+            source,
+            untrained,
+        )
         self.frozen = False
 
     # -- what an adapter gives -------------------------------------------------------------------------------------------------
@@ -153,7 +167,9 @@ class Encoder(nn.Module):
         numbers = tuple(layer if layer > 0 else self.num_layers + 1 + layer for layer in layers)
         if not numbers or not all(1 <= number <= self.num_layers for number in numbers):
             shown = " ".join(str(layer) for layer in layers) or "none"
-            raise UserError(f"{self.name}: layers {shown} do not exist; it has 1 to {self.num_layers}, or -1 to -{self.num_layers}")
+            raise UserError(
+                f"{self.name}: layers {shown} do not exist; it has 1 to {self.num_layers}, or -1 to -{self.num_layers}"
+            )
         return numbers
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -54,7 +54,9 @@ class ImageTextModel(nn.Module):
         source: what it was loaded from, for people.
     """
 
-    def __init__(self, transform: ImageTransform, logit_scale: Tensor, logit_bias: Tensor | None, source: str) -> None:
+    def __init__(
+        self, transform: ImageTransform, logit_scale: Tensor, logit_bias: Tensor | None, source: str
+    ) -> None:
         super().__init__()
         self.transform, self.source = transform, source
         self.logit_scale = logit_scale.float().exp().item()
@@ -63,13 +65,17 @@ class ImageTextModel(nn.Module):
     @torch.no_grad()
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """`[B, 3, H, W]`, preprocessed as `transform` says, to `[B, D]` of length 1, float32. Raises UserError for sizes that the model cannot take."""
-        return F.normalize(self.image_vectors(pixel_values.to(self.device, self.dtype)).float(), dim=-1)
+        return F.normalize(
+            self.image_vectors(pixel_values.to(self.device, self.dtype)).float(), dim=-1
+        )
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """n texts, cut to the length that the model was trained with, to `[n, D]` of length 1, float32."""
         batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-        return F.normalize(torch.cat([self.text_vectors(list(batch)).float() for batch in batches]), dim=-1)
+        return F.normalize(
+            torch.cat([self.text_vectors(list(batch)).float() for batch in batches]), dim=-1
+        )
 
     def image_vectors(self, pixel_values: Tensor) -> Tensor:
         """`[B, D]`, as the adapter's library gives them."""
@@ -93,7 +99,9 @@ class ImageTextModel(nn.Module):
 class TransformersImageText(ImageTextModel):
     """A `SiglipModel`, `Siglip2Model`, `CLIPModel` or `MetaClip2Model` with its tokenizer."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, transform: ImageTransform, source: str = "") -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, transform: ImageTransform, source: str = ""
+    ) -> None:
         super().__init__(transform, model.logit_scale, getattr(model, "logit_bias", None), source)
         self.model, self.tokenizer = model, tokenizer
         self.tower = TEXT_TOWERS[model.config.model_type]
@@ -102,13 +110,25 @@ class TransformersImageText(ImageTextModel):
 
     def image_vectors(self, pixel_values: Tensor) -> Tensor:
         pooled = self.vision(pixel_values).pooled
-        return getattr(self.model, self.tower.image_projection)(pooled) if self.tower.image_projection else pooled
+        return (
+            getattr(self.model, self.tower.image_projection)(pooled)
+            if self.tower.image_projection
+            else pooled
+        )
 
     def text_vectors(self, texts: list[str]) -> Tensor:
-        options = {"truncation": True, "max_length": self.model.config.text_config.max_position_embeddings, "return_tensors": "pt"}
+        options = {
+            "truncation": True,
+            "max_length": self.model.config.text_config.max_position_embeddings,
+            "return_tensors": "pt",
+        }
         if self.tower.padded:
             lower = [text.lower() for text in texts]
-            tokens = {"input_ids": self.tokenizer(lower, padding="max_length", padding_side="right", **options)["input_ids"]}
+            tokens = {
+                "input_ids": self.tokenizer(
+                    lower, padding="max_length", padding_side="right", **options
+                )["input_ids"]
+            }
         else:
             said = self.tokenizer(texts, padding=True, padding_side="right", **options)
             tokens = {name: said[name] for name in ("input_ids", "attention_mask")}
@@ -119,7 +139,9 @@ class TransformersImageText(ImageTextModel):
 class OpenClipImageText(ImageTextModel):
     """Both towers of an open_clip model with its tokenizer."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, transform: ImageTransform, source: str = "") -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, transform: ImageTransform, source: str = ""
+    ) -> None:
         super().__init__(transform, model.logit_scale, model.logit_bias, source)
         self.model, self.tokenizer = model, tokenizer
         self.requires_grad_(False).eval()
@@ -127,7 +149,9 @@ class OpenClipImageText(ImageTextModel):
     def image_vectors(self, pixel_values: Tensor) -> Tensor:
         if tuple(pixel_values.shape[-2:]) != self.transform.size:
             height, width = self.transform.size
-            raise UserError(f"{self.source}: images must be {height} x {width} pixels, not {' x '.join(map(str, pixel_values.shape[-2:]))}")
+            raise UserError(
+                f"{self.source}: images must be {height} x {width} pixels, not {' x '.join(map(str, pixel_values.shape[-2:]))}"
+            )
         return self.model.encode_image(pixel_values)
 
     def text_vectors(self, texts: list[str]) -> Tensor:
@@ -135,7 +159,10 @@ class OpenClipImageText(ImageTextModel):
 
 
 def load_image_text(
-    source: str | os.PathLike, *, dtype: torch.dtype = torch.float32, preprocess: Preprocess = "published"
+    source: str | os.PathLike,
+    *,
+    dtype: torch.dtype = torch.float32,
+    preprocess: Preprocess = "published",
 ) -> ImageTextModel:
     """The image-text model that `source` names, frozen, on the CPU.
 
@@ -156,7 +183,9 @@ def load_image_text(
 def _load(text: str, dtype: torch.dtype) -> ImageTextModel:
     kind, _, name = text.partition(":")
     if os.path.isdir(text):
-        refuse_folder(text, "an encoder with a text tower", ("encoder", "other_vlm", "model", "unknown"))
+        refuse_folder(
+            text, "an encoder with a text tower", ("encoder", "other_vlm", "model", "unknown")
+        )
         return _load_transformers(text, text, dtype)
     if kind == "hf" and name:
         with hub_or_cache(text):
@@ -176,7 +205,10 @@ def has_text_tower(source: str | os.PathLike) -> bool:
     kind, _, name = text.partition(":")
     if os.path.isdir(text) or kind == "hf":
         place = text if os.path.isdir(text) else name
-        return not (Path(place) / "encoder.json").is_file() and read_config(place).model_type in TEXT_TOWERS
+        return (
+            not (Path(place) / "encoder.json").is_file()
+            and read_config(place).model_type in TEXT_TOWERS
+        )
     return kind == "open_clip"
 
 
@@ -187,14 +219,20 @@ def _load_transformers(name: str, source: str, dtype: torch.dtype) -> Transforme
             f"{name} is a {config.model_type}, which has no text tower; those that have one: {', '.join(TEXT_TOWERS)}, open_clip:MODEL/TAG"
         )
     try:
-        model, report = AutoModel.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False)
+        model, report = AutoModel.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a broken checkpoint raises whatever its reader does
         raise _unreadable(name, error) from None
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
-        raise UserError(f"{name} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}; give a whole checkpoint")
-    if len(tokenizer) < config.text_config.vocab_size / 2:  # without its files the library makes one that knows no word, and says nothing
+        raise UserError(
+            f"{name} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]}; give a whole checkpoint"
+        )
+    if (
+        len(tokenizer) < config.text_config.vocab_size / 2
+    ):  # without its files the library makes one that knows no word, and says nothing
         raise UserError(
             f"{name} has a tokenizer of {len(tokenizer)} tokens for a text tower of {config.text_config.vocab_size}; add its tokenizer.json"
         )
@@ -207,9 +245,13 @@ def _load_open_clip(name: str, tag: str, source: str, dtype: torch.dtype) -> Ope
         tokenizer = import_open_clip().get_tokenizer(name)
     except Exception as error:  # many tokenizers come from the Hub
         raise _unreadable(source, error) from None
-    return OpenClipImageText(model.to(dtype), tokenizer, transform_from_preprocess(model.visual.preprocess_cfg), source)
+    return OpenClipImageText(
+        model.to(dtype), tokenizer, transform_from_preprocess(model.visual.preprocess_cfg), source
+    )
 
 
 def _unreadable(name: str, error: Exception) -> UserError:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return UserError(f"{name} cannot be loaded ({reason}); it needs config, weights, tokenizer and image processor")
+    return UserError(
+        f"{name} cannot be loaded ({reason}); it needs config, weights, tokenizer and image processor"
+    )

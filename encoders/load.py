@@ -40,7 +40,15 @@ from vision_core.runs.publishing import published_whole
 CONFIG_FILE, WEIGHTS_FILE = "encoder.json", "model.safetensors"
 KINDS = ("hf", "timm", "open_clip", "dinov2_pth", "tiny")
 UNTRAINED = "untrained:"
-FOLDERS = ("encoder", "other_vlm", "timm", "open_clip", "weights", "model", "unknown")  # kinds that are looked into, or refused here
+FOLDERS = (
+    "encoder",
+    "other_vlm",
+    "timm",
+    "open_clip",
+    "weights",
+    "model",
+    "unknown",
+)  # kinds that are looked into, or refused here
 
 
 def load_encoder(
@@ -78,10 +86,14 @@ def load_encoder(
     options: dict[str, Any] = {"layers": tuple(layers), "norm": norm, "source": text}
     positions = {"position_antialias": position_antialias, "position_offset": position_offset}
     options |= {name: value for name, value in positions.items() if value is not None}
-    with torch.random.fork_rng(devices=[]):  # random weights are a function of the seed, and the caller's random numbers are left alone
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # random weights are a function of the seed, and the caller's random numbers are left alone
         torch.manual_seed(seed_of(seed, "encoder"))
         if text.startswith(UNTRAINED):
-            encoder = _untrained(text.removeprefix(UNTRAINED), size, dtype, options | {"untrained": True})
+            encoder = _untrained(
+                text.removeprefix(UNTRAINED), size, dtype, options | {"untrained": True}
+            )
         else:
             encoder = _trained(text, size, dtype, options)
     if size is not None:
@@ -113,7 +125,9 @@ def check_source(source: str) -> None:
         except UserError as error:
             raise UserError(f"{error}{_nearest(text) if kind == 'hf' else ''}") from None
     elif kind == "dinov2_pth" and not os.path.exists(name):
-        raise UserError(f"{name} cannot be read as weights: there is no such file; name a published .pth")
+        raise UserError(
+            f"{name} cannot be read as weights: there is no such file; name a published .pth"
+        )
     elif kind == "tiny" and name not in FAMILY_NAMES:
         raise UserError(f"tiny:{name} does not exist; the families are {', '.join(FAMILY_NAMES)}")
     elif kind == "timm":
@@ -127,7 +141,12 @@ def check_source(source: str) -> None:
         check_open_clip(model, tag)
 
 
-def build_encoder(config: EncoderConfig, *, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None) -> Encoder:
+def build_encoder(
+    config: EncoderConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+) -> Encoder:
     """The encoder that `config` describes with random weights, trainable; inside `torch.device("meta")` it takes no memory.
 
     attn_implementation: for models of transformers, one of its names; the other libraries choose for themselves.
@@ -135,7 +154,12 @@ def build_encoder(config: EncoderConfig, *, dtype: torch.dtype = torch.float32, 
     Raises UserError for what no installed library can build.
     """
     transform = ImageTransform.from_dict(config.transform)
-    options: dict[str, Any] = {"layers": config.layers, "norm": config.norm, "source": config.source, "untrained": config.untrained}
+    options: dict[str, Any] = {
+        "layers": config.layers,
+        "norm": config.norm,
+        "source": config.source,
+        "untrained": config.untrained,
+    }
     if config.library == "transformers":
         return build_transformers(
             config.architecture,
@@ -158,7 +182,9 @@ def build_encoder(config: EncoderConfig, *, dtype: torch.dtype = torch.float32, 
         from encoders.adapters.raw_pixels import RawPixels
 
         return RawPixels(transform)
-    raise UserError(f"an encoder of the library {config.library!r} cannot be built; known: transformers, timm, open_clip, raw_pixels")
+    raise UserError(
+        f"an encoder of the library {config.library!r} cannot be built; known: transformers, timm, open_clip, raw_pixels"
+    )
 
 
 def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
@@ -168,7 +194,9 @@ def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not empty; name another folder, nothing is overwritten")
+        raise UserError(
+            f"{target} exists and is not empty; name another folder, nothing is overwritten"
+        )
     with published_whole(target) as written:
         weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
         save_file(weights, written / WEIGHTS_FILE)
@@ -176,7 +204,9 @@ def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
         write_card(written, encoder)
 
 
-def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
+def _trained(
+    text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]
+) -> Encoder:
     kind, name = _kind_and_name(text)
     if kind == "folder":
         return _from_folder(Path(text), size, dtype, options)
@@ -209,11 +239,15 @@ def _model_and_tag(text: str, name: str) -> tuple[str, str]:
     """Of an open_clip model with weights. Raises UserError where they are not named."""
     model, _, tag = name.partition("/")
     if not tag:
-        raise UserError(f"{text} names no weights{_nearest(text)}; write open_clip:MODEL/TAG, or untrained:open_clip:MODEL")
+        raise UserError(
+            f"{text} names no weights{_nearest(text)}; write open_clip:MODEL/TAG, or untrained:open_clip:MODEL"
+        )
     return model, tag
 
 
-def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
+def _untrained(
+    text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]
+) -> Encoder:
     kind, name = _kind_and_name(text)
     if kind == "folder" and is_timm_folder(Path(name)):
         kind, name = "timm", f"local-dir:{name}"
@@ -237,7 +271,9 @@ def _untrained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, opti
 
 def _refuse_untrained(text: str, kind: str) -> None:
     if kind not in ("hf", "folder", "timm", "open_clip"):
-        raise UserError(f"{UNTRAINED}{text} does not exist; untrained: goes in front of hf:NAME, timm:NAME, open_clip:MODEL or a folder")
+        raise UserError(
+            f"{UNTRAINED}{text} does not exist; untrained: goes in front of hf:NAME, timm:NAME, open_clip:MODEL or a folder"
+        )
 
 
 def _kind_and_name(text: str) -> tuple[str, str]:
@@ -257,12 +293,16 @@ def _kind_and_name(text: str) -> tuple[str, str]:
     )
 
 
-def _from_folder(folder: Path, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
+def _from_folder(
+    folder: Path, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]
+) -> Encoder:
     if is_timm_folder(folder):
         from encoders.adapters.timm_encoder import load_timm
 
         _refuse_position_options(str(folder), options)
-        return load_timm(f"local-dir:{folder}", pretrained=True, image_size=size, dtype=dtype, **options)
+        return load_timm(
+            f"local-dir:{folder}", pretrained=True, image_size=size, dtype=dtype, **options
+        )
     if not (folder / CONFIG_FILE).is_file():
         _check_checkpoint(folder)
         return load_transformers(str(folder), dtype=dtype, **options)
@@ -272,16 +312,22 @@ def _from_folder(folder: Path, size: tuple[int, int] | None, dtype: torch.dtype,
     except UserError as error:
         raise UserError(f"{folder / CONFIG_FILE}: {error}; save the encoder again") from None
     except Exception as error:  # an architecture that is none raises whatever its library does
-        raise UserError(f"{folder / CONFIG_FILE}: no encoder can be built of it ({first_line(error)}); save the encoder again") from None
+        raise UserError(
+            f"{folder / CONFIG_FILE}: no encoder can be built of it ({first_line(error)}); save the encoder again"
+        ) from None
     try:
         check_openable(folder / WEIGHTS_FILE, str(folder / WEIGHTS_FILE), "save the encoder again")
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); save the encoder again") from None
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} cannot be read ({error}); save the encoder again"
+        ) from None
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it: {' '.join(str(error).split())[:200]}"
+        ) from None
     return encoder
 
 
@@ -303,7 +349,9 @@ def _check_checkpoint(folder: Path) -> None:
             f"{folder} is a folder of open_clip; write open_clip:MODEL/{folder}/open_clip_model.safetensors with its model's name"
         )
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no encoder: there is neither {CONFIG_FILE} nor config.json; name a run's or a checkpoint's folder")
+        raise UserError(
+            f"{folder} holds no encoder: there is neither {CONFIG_FILE} nor config.json; name a run's or a checkpoint's folder"
+        )
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{folder} has a config but no weights (*.safetensors); name a whole checkpoint, or untrained:{folder} for random weights"
@@ -316,7 +364,9 @@ def _config_of(place: str) -> EncoderConfig:
         return _read_config(Path(place))
     config = read_config(place)
     family_of(config, place)
-    return EncoderConfig("transformers", vision_config(config).to_dict(), read_transform(place).to_dict())
+    return EncoderConfig(
+        "transformers", vision_config(config).to_dict(), read_transform(place).to_dict()
+    )
 
 
 def _read_config(folder: Path) -> EncoderConfig:

@@ -13,7 +13,9 @@ def initialise_mae(model: ViTMAEForPreTraining) -> None:
     embeddings, decoder = model.vit.embeddings, model.decoder
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))  # the patches' convolution is one product per patch
+            nn.init.xavier_uniform_(
+                module.weight.view(len(module.weight), -1)
+            )  # the patches' convolution is one product per patch
             nn.init.zeros_(module.bias)
     for token in (embeddings.cls_token, decoder.mask_token):
         nn.init.normal_(token, std=TOKEN_STD)
@@ -28,7 +30,9 @@ def sincos_positions(num_patches: int, width: int) -> Tensor:
     sin(place * f_0), sin(place * f_1), ..., cos(place * f_0), cos(place * f_1), ...
     """
     side, quarter = round(num_patches**0.5), width // 4
-    assert side * side == num_patches and 4 * quarter == width, f"{num_patches} patches of width {width}"
+    assert side * side == num_patches and 4 * quarter == width, (
+        f"{num_patches} patches of width {width}"
+    )
     frequencies = WAVELENGTH ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     line = torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -9,9 +9,15 @@ from fnmatch import fnmatch
 HUB = (
     *(f"facebook/dinov2-{size}" for size in ("small", "base", "large", "giant")),
     *(f"facebook/dinov2-with-registers-{size}" for size in ("small", "base", "large", "giant")),
-    *(f"facebook/dinov3-vit{size}-pretrain-lvd1689m" for size in ("s16", "s16plus", "b16", "l16", "h16plus", "7b16")),
+    *(
+        f"facebook/dinov3-vit{size}-pretrain-lvd1689m"
+        for size in ("s16", "s16plus", "b16", "l16", "h16plus", "7b16")
+    ),
     "facebook/dinov3-vitl16-pretrain-sat493m",
-    *(f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m" for size in ("tiny", "small", "base", "large")),
+    *(
+        f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m"
+        for size in ("tiny", "small", "base", "large")
+    ),
     *(f"google/siglip-base-patch16-{size}" for size in (224, 256, 384, 512)),
     "google/siglip-base-patch16-256-multilingual",
     "google/siglip-large-patch16-256",
@@ -33,7 +39,10 @@ HUB = (
     "openai/clip-vit-large-patch14",
     "openai/clip-vit-large-patch14-336",
     *(f"facebook/metaclip-2-worldwide-{size}" for size in ("s16", "m16", "b32", "b16", "l14")),
-    *(f"facebook/metaclip-2-worldwide-{size}" for size in ("huge-quickgelu", "huge-378", "giant", "giant-378")),
+    *(
+        f"facebook/metaclip-2-worldwide-{size}"
+        for size in ("huge-quickgelu", "huge-378", "giant", "giant-378")
+    ),
     "facebook/vit-mae-base",
     "facebook/vit-mae-large",
     "facebook/vit-mae-huge",
@@ -69,7 +78,9 @@ def nearest_encoders(text: str, count: int = 3) -> list[str]:
     near = difflib.get_close_matches(text, known, count, cutoff=0.7)
     near += [
         by_last_part[name]
-        for name in difflib.get_close_matches(text.rpartition("/")[2].rpartition(":")[2].lower(), by_last_part, count, cutoff=0.7)
+        for name in difflib.get_close_matches(
+            text.rpartition("/")[2].rpartition(":")[2].lower(), by_last_part, count, cutoff=0.7
+        )
     ]
     return list(dict.fromkeys(near))[:count]
 

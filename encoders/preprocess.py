@@ -51,7 +51,9 @@ class ImageTransform:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     fit: Literal["crop", "squash"] = "crop"
     margin: float = 1.0
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bicubic"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = (
+        "bicubic"
+    )
     preprocess: Preprocess = "whole"
     resampler: Literal["tensor", "tensor_float", "pillow"] = "tensor"
     num_channels: int = 3
@@ -64,7 +66,9 @@ class ImageTransform:
         In its own type and scale, but float32 of 0..1 where the resampler is `tensor_float`.
         """
         if self.preprocess == "published":
-            return published_view(image, self.size, self.fit, self.margin, self.interpolation, self.resampler)
+            return published_view(
+                image, self.size, self.fit, self.margin, self.interpolation, self.resampler
+            )
         if self.fit == "crop":
             margin = margin_for(image, self.size, max(self.margin, 1.0))
             return centre_view(image, self.size, margin, self.interpolation)
@@ -85,21 +89,31 @@ class ImageTransform:
         taken = encoder_images(images, self.num_channels, pictures, options)
         return self.pixels(torch.stack([self.view(image) for image in taken]))
 
-    def resized(self, size: tuple[int, int], fit: Literal["crop", "squash"] | None = None) -> ImageTransform:
+    def resized(
+        self, size: tuple[int, int], fit: Literal["crop", "squash"] | None = None
+    ) -> ImageTransform:
         """The same with another size and, where given, another fit; an image that is squashed then is seen whole."""
         margin = 1.0 if fit == "squash" else self.margin
         return replace(self, size=tuple(size), fit=fit or self.fit, margin=margin)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageTransform:
         """The inverse of `to_dict`. Raises UserError for what is no transform."""
         check_types(cls, values, "the description of an image transform")
         try:
-            made = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            made = cls(
+                **{
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in values.items()
+                }
+            )
         except TypeError as error:
             raise UserError(
                 f"not the description of an image transform ({error}); its keys are {', '.join(cls.__dataclass_fields__)}"
@@ -119,10 +133,17 @@ class ImageTransform:
         wrong = [name for name, is_wrong in problems.items() if is_wrong]
         if wrong:
             said = shortened(getattr(self, wrong[0]), SHOWN_OF_A_VALUE)
-            raise UserError(f"the description of an image transform says {wrong[0]} = {said}, with which no image becomes pixels")
+            raise UserError(
+                f"the description of an image transform says {wrong[0]} = {said}, with which no image becomes pixels"
+            )
 
 
-def centre_view(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN, interpolation: str = "bicubic") -> Tensor:
+def centre_view(
+    image: Tensor,
+    size: tuple[int, int],
+    margin: float = PUBLISHED_MARGIN,
+    interpolation: str = "bicubic",
+) -> Tensor:
     """`[C, H, W]` resized (with antialiasing) so that it covers `margin` times `size`, then the central `[C, *size]` of it; same type.
 
     Sizes and offsets are rounded as transformers' image processors round them: the shorter side to the nearest pixel, the longer
@@ -143,9 +164,13 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """
     for values in (mean, std):
         if len(values) not in (1, images.shape[1]):
-            raise UserError(f"image_mean and image_std need one number for each of {images.shape[1]} channels, not {len(values)}")
+            raise UserError(
+                f"image_mean and image_std need one number for each of {images.shape[1]} channels, not {len(values)}"
+            )
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    mean, std = (torch.tensor(list(values), device=images.device).view(1, -1, 1, 1) for values in (mean, std))
+    mean, std = (
+        torch.tensor(list(values), device=images.device).view(1, -1, 1, 1) for values in (mean, std)
+    )
     return (images - mean) / std
 
 

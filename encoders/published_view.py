@@ -18,7 +18,9 @@ from torchvision.transforms.v2 import functional as V
 Size = tuple[int, int]
 
 
-def published_view(image: Tensor, size: Size, fit: str, margin: float, interpolation: str, resampler: str) -> Tensor:
+def published_view(
+    image: Tensor, size: Size, fit: str, margin: float, interpolation: str, resampler: str
+) -> Tensor:
     """`[C, H, W]` resized to `margin` times `size` as `fit` says, then the central `[C, *size]`.
 
     Where the margin is below 1 (timm's VOLO) the image stands in a black border, as published. For arguments see
@@ -42,7 +44,9 @@ def resize(image: Tensor, size: Sequence[int], interpolation: str) -> Tensor:
     """`[C, H, W]` to `[C, *size]` by torchvision with antialiasing, same type; an image of that size as it is."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return V.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
+    return V.resize(
+        image, list(size), interpolation=InterpolationMode(interpolation), antialias=True
+    )
 
 
 def _target(image: Size, size: Size, fit: str, margin: float, resampler: str) -> Size:

@@ -64,7 +64,9 @@ def fuse_encoders(
     grid = grid or min(own_grids)
     config = FusedVisionConfig(
         encoders=[encoder.config().to_dict() for encoder in loaded],
-        encoder_grids=list(encoder_grids or [max(round(own / grid), 1) * grid for own in own_grids]),
+        encoder_grids=list(
+            encoder_grids or [max(round(own / grid), 1) * grid for own in own_grids]
+        ),
         connector=connector,
         connector_options=connector_options,
         hidden_size=hidden_size,
@@ -122,20 +124,27 @@ def assemble_vlm(
     if isinstance(language_model, str):
         language_model, tokenizer = load_language_model(language_model)
     if tokenizer is None:
-        raise UserError("a language model that is given as an object needs its tokenizer; pass tokenizer=")
+        raise UserError(
+            "a language model that is given as an object needs its tokenizer; pass tokenizer="
+        )
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             f"{type(tokenizer).__name__} does not tell where in a text its tokens stand, so answers cannot be told from prompts; "
             "use a tokenizer with a tokenizer.json"
         )
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = (
         "left"  # generation writes behind the prompt; only what is in init_kwargs is saved
     )
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    attention = {"vision_config": vision_model.config._attn_implementation, "text_config": language_model.config._attn_implementation}
+    attention = {
+        "vision_config": vision_model.config._attn_implementation,
+        "text_config": language_model.config._attn_implementation,
+    }
     config = FusionVlmConfig(
         vision_config=vision_model.config,
         text_config=language_model.config,
@@ -145,7 +154,9 @@ def assemble_vlm(
         sva_stride=sva_stride,
         zero_init_sva=zero_init_sva,
     )
-    config._attn_implementation = attention  # a new config takes the settings of the configs in it away
+    config._attn_implementation = (
+        attention  # a new config takes the settings of the configs in it away
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "vision layers"))
         if image_token_id >= language_model.get_input_embeddings().num_embeddings:
@@ -160,7 +171,9 @@ def assemble_vlm(
     return model, processor
 
 
-def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_language_model(
+    name: str, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, from a folder, the Hub, or `tiny:FAMILY`. Raises UserError where they cannot be read."""
     if name.startswith("tiny:"):
         return tiny_language_model(name.removeprefix("tiny:"))
@@ -170,10 +183,14 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[
         return _load_language_model(name, dtype)
 
 
-def _load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_language_model(
+    name: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False), tokenizer
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False
+        ), tokenizer
     except Exception as error:  # a broken checkpoint raises whatever its reader does
         reason = first_line(error)
         raise UserError(

@@ -63,7 +63,9 @@ answers = model.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].sha
 print(processor.batch_decode(answers, skip_special_tokens=True))
 ```"""
 
-UNTRAINED_DATA = "None: encoders and language model have the weights they came with, the connector is untrained."
+UNTRAINED_DATA = (
+    "None: encoders and language model have the weights they came with, the connector is untrained."
+)
 UNTRAINED_NOTE = (
     "The connector is untrained: tokens mean nothing to a language model before it has been trained. It is not for use, but for "
     "recipes/sva_align.py and recipes/sva_sft.py. The licences of the parts are those of their authors, and hold for the whole."
@@ -85,11 +87,14 @@ def write_card(
     write_model_card(
         folder / "README.md",
         title="Vision-language model of fused encoders" if is_vlm else "Fused vision encoder",
-        summary=f"{len(names)} vision encoders behind one connector" + (", and a language model that reads its tokens." if is_vlm else "."),
+        summary=f"{len(names)} vision encoders behind one connector"
+        + (", and a language model that reads its tokens." if is_vlm else "."),
         training_command=command,
         data=f"{data}\n\n{licence_of_parts(names)}",
         results=[],
-        settings=facts_of_vision(vision) | (facts_of_language(model) if is_vlm else {}) | made_with(),
+        settings=facts_of_vision(vision)
+        | (facts_of_language(model) if is_vlm else {})
+        | made_with(),
         note=note,
         tags=["vision", "fusion"],
         pipeline_tag="image-text-to-text" if is_vlm else "image-feature-extraction",
@@ -124,7 +129,8 @@ def facts_of_language(model: FusionVlmForConditionalGeneration) -> dict[str, obj
     return {
         "language model": type(model.language_model).__name__,
         "parameters of the language model": millions([model.language_model]),
-        "layers followed by a look at the encoders": ", ".join(map(str, model.config.sva_layers)) or "none",
+        "layers followed by a look at the encoders": ", ".join(map(str, model.config.sva_layers))
+        or "none",
         "parameters of those looks": millions(looks),
         "parameters": millions([model]),
     }

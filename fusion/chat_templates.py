@@ -123,28 +123,38 @@ def named_template(name: str) -> str:
     if name in CHAT_TEMPLATES:
         return CHAT_TEMPLATES[name]
     if not name.endswith(".jinja"):
-        raise UserError(f"there is no chat template {name!r}; known: {', '.join(CHAT_TEMPLATES)}, or the path of a .jinja file")
+        raise UserError(
+            f"there is no chat template {name!r}; known: {', '.join(CHAT_TEMPLATES)}, or the path of a .jinja file"
+        )
     cure = f"name a file of text, or one of {', '.join(CHAT_TEMPLATES)}"
     return read_text(name, f"the chat template {name}", cure, most_bytes=MAX_TEMPLATE_BYTES)
 
 
-def chat_template_for(template: str | dict[str, str] | None, tokenizer: PreTrainedTokenizerBase) -> str | dict[str, str]:
+def chat_template_for(
+    template: str | dict[str, str] | None, tokenizer: PreTrainedTokenizerBase
+) -> str | dict[str, str]:
     """A language model's own template, or the plain one, that takes images in messages, asks for answers without thoughts, and begins with BOS where the
     tokenizer would add one. Of a language model with several named templates, each of them."""
     if isinstance(template, dict):
         return {name: chat_template_for(each, tokenizer) for name, each in template.items()}
     complete = WITHOUT_THOUGHTS + FLATTEN_CONTENT + (template or PLAIN)
-    return BOS + complete if adds_bos(tokenizer) and not _writes_bos(complete, tokenizer) else complete
+    return (
+        BOS + complete if adds_bos(tokenizer) and not _writes_bos(complete, tokenizer) else complete
+    )
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts BOS in front of a text by itself."""
-    return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [
+        tokenizer.bos_token_id
+    ]
 
 
 def _writes_bos(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=template, tokenize=False)
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}], chat_template=template, tokenize=False
+        )
     except Exception:  # a template raises what it likes; the processor adds BOS to texts without it
         return True
     return text.startswith(tokenizer.bos_token)

@@ -95,7 +95,11 @@ def render_chat(processor: FusionProcessor, messages: Messages) -> RenderedChat:
     itself raises comes through.
     """
     template = _Template(processor, any(message.get("thoughts") for message in messages))
-    learnt = [number for number, message in enumerate(messages) if message["role"] == "assistant" and message.get("learnt", True)]
+    learnt = [
+        number
+        for number, message in enumerate(messages)
+        if message["role"] == "assistant" and message.get("learnt", True)
+    ]
     rendered = template.render(messages)
     around = {number: template.around(messages, number) for number in learnt}
     last_ending = template.ending(messages, learnt[-1], around[learnt[-1]][1]) if learnt else None
@@ -168,7 +172,10 @@ def add_stops(generation_config: Any, processor: FusionProcessor) -> None:
 
 def _probe(processor: FusionProcessor, thinking: bool = False) -> RenderedChat:
     """A question and an answer, `MARK`, behind thoughts, `SECOND_MARK`, and with a system turn where the template wants it."""
-    turns: list[dict[str, Any]] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": MARK},
+    ]
     if thinking:
         turns[-1]["thoughts"] = SECOND_MARK
     reason: Exception | None = None
@@ -196,7 +203,9 @@ class _Template:
     def render(self, messages: Messages, prompt: bool = False) -> str:
         """The text of messages, with the prompt for an answer behind it or not."""
         given = [_for_template(message) for message in messages]
-        text = self.processor.apply_chat_template(given, add_generation_prompt=prompt, enable_thinking=self.thinking)
+        text = self.processor.apply_chat_template(
+            given, add_generation_prompt=prompt, enable_thinking=self.thinking
+        )
         return self.processor.with_bos(text)
 
     def around(self, messages: Messages, number: int) -> tuple[str, str]:
@@ -204,7 +213,9 @@ class _Template:
         before, found, behind = self.render(_marked(messages, number, MARK)).partition(MARK)
         if not found or MARK in behind:
             fault = "repeats" if found else "drops"
-            raise ChatTemplateError(f"the chat template {fault} what the assistant says; use another template")
+            raise ChatTemplateError(
+                f"the chat template {fault} what the assistant says; use another template"
+            )
         return before, behind
 
     def beginning(self, messages: Messages, number: int, before: str) -> Beginning:
@@ -225,7 +236,9 @@ class _Template:
         if prompt.startswith(before) and OPEN_THOUGHTS.search(extra):
             if thoughts and not is_last:
                 raise _dropped_thoughts(number)
-            return Beginning(prompt=extra, learnt=f"{thoughts}\n</think>\n\n" if thoughts else "</think>\n\n")
+            return Beginning(
+                prompt=extra, learnt=f"{thoughts}\n</think>\n\n" if thoughts else "</think>\n\n"
+            )
         if prompt.startswith(before) and THOUGHTS.search(extra):
             if thoughts:
                 raise _dropped_thoughts(number)
@@ -240,7 +253,9 @@ class _Template:
         own = own.strip()
         ends_in_token = any(match.end() == len(own) for match in self.tokens.finditer(own))
         if own and not ends_in_token and not THOUGHTS.search(own):
-            raise ChatTemplateError(f"the chat template puts {own!r} in front of answers, behind its prompt for them; use another template")
+            raise ChatTemplateError(
+                f"the chat template puts {own!r} in front of answers, behind its prompt for them; use another template"
+            )
 
     def ending(self, messages: Messages, number: int, behind: str) -> Ending:
         """What ends the answer of message `number`. behind: what follows the answer in the conversation.
@@ -258,9 +273,14 @@ class _Template:
         last = eos if is_closed else found.group()
         return Ending(shared[: found.end()] + (last if is_closed else ""), last, last)
 
-    def _ending_by_next_turn(self, messages: Messages, number: int, behind: str, alone: str) -> Ending:
+    def _ending_by_next_turn(
+        self, messages: Messages, number: int, behind: str, alone: str
+    ) -> Ending:
         """The first of the tokenizer's own tokens in what introduces a question behind the answer."""
-        asked = [*_marked(messages[: number + 1], number, MARK), {"role": "user", "content": SECOND_MARK}]
+        asked = [
+            *_marked(messages[: number + 1], number, MARK),
+            {"role": "user", "content": SECOND_MARK},
+        ]
         between = self.render(asked).partition(MARK)[2].partition(SECOND_MARK)[0]
         found = self.tokens.search(between)
         text = between[: found.end()] if found else ""
@@ -287,9 +307,15 @@ def _marked(messages: Messages, number: int, mark: str) -> list[Mapping[str, Any
 def _said(rendered: str, before: str, behind: str, content: str) -> str:
     """The answer between two parts of the template's text. Raises ChatTemplateError where it is not `content`."""
     said = rendered[len(before) : len(rendered) - len(behind)]
-    is_kept = rendered.startswith(before) and rendered.endswith(behind) and said.strip() == content.strip()
+    is_kept = (
+        rendered.startswith(before)
+        and rendered.endswith(behind)
+        and said.strip() == content.strip()
+    )
     if not is_kept or not said.strip():
-        raise ChatTemplateError("the chat template changes what the assistant says; use another template")
+        raise ChatTemplateError(
+            "the chat template changes what the assistant says; use another template"
+        )
     return said
 
 
@@ -300,9 +326,16 @@ def _dropped_thoughts(number: int) -> ChatTemplateError:
     )
 
 
-def _refuse_own_tokens(template: _Template, message: Mapping[str, Any], number: int, ending: Ending) -> None:
+def _refuse_own_tokens(
+    template: _Template, message: Mapping[str, Any], number: int, ending: Ending
+) -> None:
     """Raises ChatTemplateError for an answer with a text in it that the tokenizer takes for a token of its own."""
-    control = {*template.processor.tokenizer.all_special_tokens, ending.last, ending.stop, IMAGE_TOKEN}
+    control = {
+        *template.processor.tokenizer.all_special_tokens,
+        ending.last,
+        ending.stop,
+        IMAGE_TOKEN,
+    }
     words = (message.get("thoughts") or "") + message["content"]
     found = next((token for token in sorted(control) if token in words), None)
     if found is not None:
@@ -312,7 +345,9 @@ def _refuse_own_tokens(template: _Template, message: Mapping[str, Any], number: 
 
 
 @lru_cache(maxsize=8)
-def _own_tokens(tokenizer: PreTrainedTokenizerBase, eos_token: str | None, size: int) -> re.Pattern[str]:
+def _own_tokens(
+    tokenizer: PreTrainedTokenizerBase, eos_token: str | None, size: int
+) -> re.Pattern[str]:
     """Finds the tokens that never arise from words: special ones, and those added by name.
 
     eos_token, size: of the tokenizer, so that what is added to it later counts.

@@ -41,14 +41,21 @@ class FusedVisionConfig(ClassesOfAPackage, PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.encoders = [each.to_dict() if isinstance(each, EncoderConfig) else dict(each) for each in self.encoders or []]
+        self.encoders = [
+            each.to_dict() if isinstance(each, EncoderConfig) else dict(each)
+            for each in self.encoders or []
+        ]
         self.encoder_grids = [int(side) for side in self.encoder_grids or []]
         self.connector_options = dict(self.connector_options or {})
         super().__post_init__(**kwargs)
         if len(self.encoders) != len(self.encoder_grids):
-            raise UserError(f"{len(self.encoders)} encoders and {len(self.encoder_grids)} encoder_grids; give one grid for each encoder")
+            raise UserError(
+                f"{len(self.encoders)} encoders and {len(self.encoder_grids)} encoder_grids; give one grid for each encoder"
+            )
         if self.fit not in ("pad", "squash") or self.mask_rule not in ("exact", "published"):
-            raise UserError(f"fit is 'pad' or 'squash' and mask_rule 'exact' or 'published', not {self.fit!r} and {self.mask_rule!r}")
+            raise UserError(
+                f"fit is 'pad' or 'squash' and mask_rule 'exact' or 'published', not {self.fit!r} and {self.mask_rule!r}"
+            )
 
     @property
     def encoder_configs(self) -> list[EncoderConfig]:
@@ -86,14 +93,20 @@ class FusionVlmConfig(ClassesOfAPackage, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if isinstance(self.text_config, FusionVlmConfig):
-            raise UserError("the language model is a fused vision-language model itself; name a language model, or its language_model")
+            raise UserError(
+                "the language model is a fused vision-language model itself; name a language model, or its language_model"
+            )
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         if self.sva_layers and self.sva_layers[-1] >= self.text_config.num_hidden_layers:
             raise UserError(
                 f"layers {', '.join(map(str, self.sva_layers))} are to be followed by vision layers, but the language model has only "
                 f"{self.text_config.num_hidden_layers} (0 to {self.text_config.num_hidden_layers - 1}); lower num_sva_layers, sva_start or sva_stride"
             )
-        if self.sva_layers and self.vision_config.encoders and self.vision_config.connector != "sva":
+        if (
+            self.sva_layers
+            and self.vision_config.encoders
+            and self.vision_config.connector != "sva"
+        ):
             raise UserError(
                 f"num_sva_layers={self.num_sva_layers} needs the connector sva, not {self.vision_config.connector}, which has no windows; "
                 "set num_sva_layers=0"

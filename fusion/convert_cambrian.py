@@ -70,19 +70,28 @@ OUTSIDE = [
     (r"model\.(vision_query|image_newline)", r"vision_model.connector.\1"),
 ]
 LAYERS = [
-    (r"model\.vision_sampler_(\d+)\.layers\.(\d+)\.(.+)", r"vision_model.connector.vision_sampler.\1.\2."),
+    (
+        r"model\.vision_sampler_(\d+)\.layers\.(\d+)\.(.+)",
+        r"vision_model.connector.vision_sampler.\1.\2.",
+    ),
     (r"model\.vision_sampler_layers\.(\d+)\.layers\.0\.(.+)", r"vision_sampler_layers.\1."),
 ]
 
 
-def new_name(published: str, grid: int, group_grids: Sequence[int], encoder_grids: Sequence[int]) -> str:
+def new_name(
+    published: str, grid: int, group_grids: Sequence[int], encoder_grids: Sequence[int]
+) -> str:
     """Our name of a published tensor of the connector or of the layers in the language model, in a model of these grids. Raises UserError for another."""
     for pattern, replacement in LAYERS:
         match = re.fullmatch(pattern, published)
         if match:
-            of_queries = grid if "vision_sampler_layers" in published else group_grids[int(match[1])]
+            of_queries = (
+                grid if "vision_sampler_layers" in published else group_grids[int(match[1])]
+            )
             windowed = [encoder for encoder, side in enumerate(encoder_grids) if side > of_queries]
-            return match.expand(replacement) + _within_a_layer(published, match[match.lastindex], windowed)
+            return match.expand(replacement) + _within_a_layer(
+                published, match[match.lastindex], windowed
+            )
     for pattern, replacement in OUTSIDE:
         match = re.fullmatch(pattern, published)
         if match:
@@ -96,7 +105,9 @@ def _within_a_layer(published: str, rest: str, windowed: Sequence[int]) -> str:
     if place and int(place[1]) in windowed:
         return f"positions.{windowed.index(int(place[1]))}"
     if place:
-        raise UserError(f"{published} is of an encoder that has one token per window here; are encoders and grids those of the checkpoint?")
+        raise UserError(
+            f"{published} is of an encoder that has one token per window here; are encoders and grids those of the checkpoint?"
+        )
     for pattern, replacement in WITHIN_A_LAYER:
         match = re.fullmatch(pattern, rest)
         if match:
@@ -105,7 +116,9 @@ def _within_a_layer(published: str, rest: str, windowed: Sequence[int]) -> str:
 
 
 def _unknown(published: str) -> UserError:
-    return UserError(f"{published} is no tensor of the published Cambrian-1 layout; nothing was written")
+    return UserError(
+        f"{published} is no tensor of the published Cambrian-1 layout; nothing was written"
+    )
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -128,9 +141,13 @@ def convert(
     published = read_config(folder)
     template = named_template(chat_template or prompt_of(published))
     tensors = read_tensors(folder)
-    of_language_model = {name: tensor for name, tensor in tensors.items() if re.fullmatch(LANGUAGE_MODEL, name)}
+    of_language_model = {
+        name: tensor for name, tensor in tensors.items() if re.fullmatch(LANGUAGE_MODEL, name)
+    }
     dtype = next(iter(tensors.values())).dtype
-    language_model = AutoModelForCausalLM.from_config(language_config(published), dtype=dtype, trust_remote_code=False)
+    language_model = AutoModelForCausalLM.from_config(
+        language_config(published), dtype=dtype, trust_remote_code=False
+    )
     take_over(language_model, of_language_model)
     loaded = [load_with_options(text) for text in encoders]
     grid = math.isqrt(int(published["image_token_len"]))
@@ -152,19 +169,30 @@ def convert(
         language_model,
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
         chat_template=template,
-        num_sva_layers=0 if published["connector_only"] else published["num_of_vision_sampler_layers"],
+        num_sva_layers=0
+        if published["connector_only"]
+        else published["num_of_vision_sampler_layers"],
         sva_start=published["start_of_vision_sampler_layers"],
         sva_stride=published["stride_of_vision_sampler_layers"],
     )
     connector = vision_model.connector
     grids = connector.grid, connector.group_grids, connector.encoder_grids
-    take_over(model, {new_name(name, *grids): tensor for name, tensor in tensors.items() if name not in of_language_model})
+    take_over(
+        model,
+        {
+            new_name(name, *grids): tensor
+            for name, tensor in tensors.items()
+            if name not in of_language_model
+        },
+    )
     return model, processor
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A released model's config. Raises UserError where it cannot be read or says too little."""
-    refuse_folder(folder, "a released Cambrian-1", ("cambrian", "language_model", "model", "unknown"))
+    refuse_folder(
+        folder, "a released Cambrian-1", ("cambrian", "language_model", "model", "unknown")
+    )
     name, cure = str(folder / "config.json"), "name a released checkpoint's folder"
     published = parse_json(read_text(name, name, cure), f"{name} cannot be read", cure)
     if not isinstance(published, dict):
@@ -175,7 +203,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"a config of type {said} is not a released Cambrian-1's; known: {known}")
     missing = [name for name in CONFIG_KEYS if name not in published]
     if missing:
-        raise UserError(f"{folder / 'config.json'} does not say {', '.join(missing)}; it is not the config of a whole released model")
+        raise UserError(
+            f"{folder / 'config.json'} does not say {', '.join(missing)}; it is not the config of a whole released model"
+        )
     _check_numbers(published, name)
     return published
 
@@ -183,11 +213,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _check_numbers(published: Mapping[str, Any], name: str) -> None:
     """Raise UserError where a config says something else than a whole number where one is expected."""
     for key in CONFIG_KEYS:
-        values = published[key] if key == "query_num_list" and isinstance(published[key], list) else [published[key]]
+        values = (
+            published[key]
+            if key == "query_num_list" and isinstance(published[key], list)
+            else [published[key]]
+        )
         for value in values:
             if not isinstance(value, int) or not 0 <= value < MOST_OF_A_NUMBER:
                 shown = shortened(reprlib.repr(value), SHOWN_OF_A_VALUE)
-                raise UserError(f"{name} says {key} = {shown}, which is no whole number of a released model; fetch the file again")
+                raise UserError(
+                    f"{name} says {key} = {shown}, which is no whole number of a released model; fetch the file again"
+                )
 
 
 def prompt_of(published: Mapping[str, Any]) -> str:
@@ -207,8 +243,13 @@ def prompt_of(published: Mapping[str, Any]) -> str:
 def language_config(published: Mapping[str, Any]) -> PreTrainedConfig:
     """The language model's part of a released config."""
     model_type = LANGUAGE_MODELS[published["model_type"]]
-    known = (set(AutoConfig.for_model(model_type).to_dict()) | {"rope_theta", "rope_scaling"}) - {"model_type", "architectures"}
-    return AutoConfig.for_model(model_type, **{name: value for name, value in published.items() if name in known})
+    known = (set(AutoConfig.for_model(model_type).to_dict()) | {"rope_theta", "rope_scaling"}) - {
+        "model_type",
+        "architectures",
+    }
+    return AutoConfig.for_model(
+        model_type, **{name: value for name, value in published.items() if name in known}
+    )
 
 
 def take_over(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
@@ -217,15 +258,26 @@ def take_over(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     Raises UserError where one is missing, left over or of another shape.
     """
     have_theirs = ("vision_model.encoders.", "language_model.", *model.all_tied_weights_keys)
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(have_theirs)}
-    for problem, names in (("has no", set(own) - set(tensors)), ("has, and the model has not,", set(tensors) - set(own))):
+    own = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(have_theirs)
+    }
+    for problem, names in (
+        ("has no", set(own) - set(tensors)),
+        ("has, and the model has not,", set(tensors) - set(own)),
+    ):
         if names:
             first = sorted(names)[0]
-            raise UserError(f"the checkpoint {problem} {first} ({len(names)} in all); are encoders and grids those of the checkpoint?")
+            raise UserError(
+                f"the checkpoint {problem} {first} ({len(names)} in all); are encoders and grids those of the checkpoint?"
+            )
     with torch.no_grad():
         for name, tensor in tensors.items():
             if own[name].shape != tensor.shape:
-                raise UserError(f"{name} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model")
+                raise UserError(
+                    f"{name} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model"
+                )
             own[name].copy_(tensor)
 
 
@@ -234,9 +286,21 @@ def main() -> None:
     args = parse_arguments(ConvertArguments, description=CONVERT_HELP)
     check_converting(args)
     model, processor = convert(Path(args.checkpoint), args.encoders, args.chat_template)
-    work = WorkFolder.open(args.output_dir, "", config_of(args), args.resume_from_checkpoint, CONVERT)
+    work = WorkFolder.open(
+        args.output_dir, "", config_of(args), args.resume_from_checkpoint, CONVERT
+    )
     command = run_again("-m fusion.convert_cambrian", work.path)
-    work.publish(lambda folder: save_fused(folder, model, processor, command=command, stub=True, data=RELEASED_DATA, note=RELEASED_NOTE))
+    work.publish(
+        lambda folder: save_fused(
+            folder,
+            model,
+            processor,
+            command=command,
+            stub=True,
+            data=RELEASED_DATA,
+            note=RELEASED_NOTE,
+        )
+    )
     say(f"saved {work.path}")
 
 

@@ -42,7 +42,9 @@ def main() -> None:
     if args.language_model:
         say_now(f"loading the language model {args.language_model} ...")
         language_model, tokenizer = load_language_model(args.language_model)
-    hidden_size = args.hidden_size or (language_model.config.get_text_config().hidden_size if language_model else 1024)
+    hidden_size = args.hidden_size or (
+        language_model.config.get_text_config().hidden_size if language_model else 1024
+    )
     loaded = [load_with_options(text) for text in args.encoders]
     say_now(f"making the connector {args.connector} ...")
     grid = args.grid or min(own_grid(encoder) for encoder, _ in loaded)
@@ -52,7 +54,9 @@ def main() -> None:
         connector=args.connector,
         connector_options=options,
         grid=grid,
-        encoder_grids=[given or max(round(own_grid(encoder) / grid), 1) * grid for encoder, given in loaded],
+        encoder_grids=[
+            given or max(round(own_grid(encoder) / grid), 1) * grid for encoder, given in loaded
+        ],
         newline=args.newline,
         fit=args.fit,
         mask_rule=args.mask_rule,
@@ -60,7 +64,9 @@ def main() -> None:
     )
     describe(model)
     if language_model is not None:
-        say_now(f"putting the language model behind it, with {args.num_sva_layers} layers that look again ...")
+        say_now(
+            f"putting the language model behind it, with {args.num_sva_layers} layers that look again ..."
+        )
         model, processor = assemble_vlm(
             model,
             language_model,
@@ -72,10 +78,14 @@ def main() -> None:
             zero_init_sva=args.zero_init_output,
             seed=args.seed,
         )
-    work = WorkFolder.open(args.output_dir, FUSED, config_of(args), args.resume_from_checkpoint, FUSE)
+    work = WorkFolder.open(
+        args.output_dir, FUSED, config_of(args), args.resume_from_checkpoint, FUSE
+    )
     say_now(f"writing {work.path} ...")
     command = run_again("-m fusion.fuse", work.path)
-    work.publish(lambda folder: save_fused(folder, model, processor, command=command, stub=args.stub))
+    work.publish(
+        lambda folder: save_fused(folder, model, processor, command=command, stub=args.stub)
+    )
     say(f"saved {work.path}; its README.md shows how to load it")
 
 
@@ -117,9 +127,13 @@ def load_with_options(text: str) -> tuple[Encoder, int | None]:
         try:
             options[name] = ENCODER_OPTIONS[name](value)
         except KeyError:
-            raise UserError(f"{text}: unknown option {name!r}; known: {', '.join(ENCODER_OPTIONS)}") from None
+            raise UserError(
+                f"{text}: unknown option {name!r}; known: {', '.join(ENCODER_OPTIONS)}"
+            ) from None
         except ValueError:
-            raise UserError(f"{text}: {name}={value} cannot be read; write ?layers=-2&norm=false&image_size=336&grid=24") from None
+            raise UserError(
+                f"{text}: {name}={value} cannot be read; write ?layers=-2&norm=false&image_size=336&grid=24"
+            ) from None
     grid = options.pop("grid", None)
     say_now(f"loading the encoder {text} ...")
     return load_encoder(source, **options), grid
@@ -150,7 +164,9 @@ def describe(model: FusedVisionModel) -> None:
         )
     tokens = image_processor_of(model).num_tokens(1, 1)
     millions = sum(parameter.numel() for parameter in model.connector.parameters()) / 1e6
-    say(f"{config.connector}: {tokens} tokens of {config.hidden_size} for a square image, {millions:.2f} M new parameters")
+    say(
+        f"{config.connector}: {tokens} tokens of {config.hidden_size} for a square image, {millions:.2f} M new parameters"
+    )
 
 
 def run() -> None:

@@ -43,20 +43,46 @@ class FuseArguments:
         "what",
     )
     language_model: str | None = option(
-        None, "folder or Hub name of a causal language model, or tiny:llama; without it a vision model is saved", "what"
+        None,
+        "folder or Hub name of a causal language model, or tiny:llama; without it a vision model is saved",
+        "what",
     )
-    hidden_size: int | None = option(None, "channels of the tokens; default: the language model's, or 1024", "what")
-    connector: str = option("sva", "sva, mlp, linear, channel_concat, interleaved, additive, resampler or pixel_shuffle", "connector")
-    grid: int | None = option(None, "side of the grid of tokens; default: the smallest of the encoders' grids", "connector")
+    hidden_size: int | None = option(
+        None, "channels of the tokens; default: the language model's, or 1024", "what"
+    )
+    connector: str = option(
+        "sva",
+        "sva, mlp, linear, channel_concat, interleaved, additive, resampler or pixel_shuffle",
+        "connector",
+    )
+    grid: int | None = option(
+        None,
+        "side of the grid of tokens; default: the smallest of the encoders' grids",
+        "connector",
+    )
     newline: bool = option(True, "a learned token behind every row of tokens", "connector")
-    connector_width: int | None = option(None, "channels inside an sva or resampler; default 1024", "connector")
-    connector_heads: int | None = option(None, "attention heads inside an sva or resampler; default 16", "connector")
-    connector_depth: int | None = option(None, "layers inside an sva or resampler; default 3", "connector")
+    connector_width: int | None = option(
+        None, "channels inside an sva or resampler; default 1024", "connector"
+    )
+    connector_heads: int | None = option(
+        None, "attention heads inside an sva or resampler; default 16", "connector"
+    )
+    connector_depth: int | None = option(
+        None, "layers inside an sva or resampler; default 3", "connector"
+    )
     num_queries: int | None = option(None, "tokens of a resampler; default 64", "connector")
-    group_grids: list[int] | None = option(None, "sva: grids of the query groups; default one group of --grid", "connector")
-    context: Literal["first", "all"] | None = option(None, "sva: encoders whose mean is the global context; default first", "connector")
-    zero_init_output: bool = option(False, "sva: layers, those in the language model too, start as the identity", "connector")
-    fit: Literal["pad", "squash"] = option("pad", "images are padded to a square, or squashed", "images")
+    group_grids: list[int] | None = option(
+        None, "sva: grids of the query groups; default one group of --grid", "connector"
+    )
+    context: Literal["first", "all"] | None = option(
+        None, "sva: encoders whose mean is the global context; default first", "connector"
+    )
+    zero_init_output: bool = option(
+        False, "sva: layers, those in the language model too, start as the identity", "connector"
+    )
+    fit: Literal["pad", "squash"] = option(
+        "pad", "images are padded to a square, or squashed", "images"
+    )
     mask_rule: Literal["exact", "published"] = option(
         "exact", "which cells an image covers: any overlap, or the released code's floors", "images"
     )
@@ -66,13 +92,17 @@ class FuseArguments:
         "or plain where it has none",
         "language model",
     )
-    num_sva_layers: int = option(0, "sva: layers of the language model that look into the encoders again", "language model")
+    num_sva_layers: int = option(
+        0, "sva: layers of the language model that look into the encoders again", "language model"
+    )
     sva_start: int = option(0, "the first such layer, from 0", "language model")
     sva_stride: int = option(3, "layers from one to the next", "language model")
     output_dir: str | None = option(None, "a new folder; default outputs/fused-<n>", "output")
     resume_from_checkpoint: str | None = resume_option("output")
     stub: bool = option(
-        True, "a file that imports this package, by which processes that import only transformers hear what is missing", "output"
+        True,
+        "a file that imports this package, by which processes that import only transformers hear what is missing",
+        "output",
     )
     seed: int = option(0, "of the new weights", "output")
 
@@ -82,9 +112,15 @@ class ConvertArguments:
     """What is converted, and where it goes."""
 
     checkpoint: str = option("", "folder with config.json, *.safetensors and a tokenizer", "what")
-    encoders: list[str] = option(RELEASED_ENCODERS, "in the order in which the checkpoint was trained; options as for fusion.fuse", "what")
+    encoders: list[str] = option(
+        RELEASED_ENCODERS,
+        "in the order in which the checkpoint was trained; options as for fusion.fuse",
+        "what",
+    )
     chat_template: str | None = option(
-        None, "as for fusion.fuse; default: the prompt that the released model was trained with, as its config tells", "what"
+        None,
+        "as for fusion.fuse; default: the prompt that the released model was trained with, as its config tells",
+        "what",
     )
     output_dir: str = option("", "a new folder", "output")
     resume_from_checkpoint: str | None = resume_option("output")

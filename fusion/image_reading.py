@@ -28,12 +28,16 @@ class ReadsImages:
     language_model: nn.Module
     vision_sampler_layers: nn.ModuleList
 
-    def get_image_features(self, pixel_values: Pixels, image_sizes: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: Pixels, image_sizes: Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         """`pooler_output`: an `EncodedImage` for every image.
 
         `generate` calls this once, repeats its images for beams, and cuts them where a prompt is read in chunks.
         """
-        return BaseModelOutputWithPooling(pooler_output=self.vision_model.encode(pixel_values, image_sizes))
+        return BaseModelOutputWithPooling(
+            pooler_output=self.vision_model.encode(pixel_values, image_sizes)
+        )
 
     @contextmanager
     def reading(
@@ -57,19 +61,36 @@ class ReadsImages:
         if inputs_embeds is None:
             inputs_embeds = self.language_model.get_input_embeddings()(input_ids)
         elif images:
-            raise UserError("images need input_ids, which say where they stand, and not inputs_embeds; give input_ids")
+            raise UserError(
+                "images need input_ids, which say where they stand, and not inputs_embeds; give input_ids"
+            )
         if past_key_values is not None:
-            kwargs["past_key_values"] = past_key_values  # as transformers before 5.24 calls it, then `cache`
+            kwargs["past_key_values"] = (
+                past_key_values  # as transformers before 5.24 calls it, then `cache`
+            )
         cache = past_key_values if past_key_values is not None else kwargs.get("cache")
         places = None if input_ids is None else input_ids == self.config.image_token_id
         if places is not None and (images or (places.any() and not _is_continued(cache))):
             inputs_embeds = _written(inputs_embeds, places, images)
-        if position_ids is None and cache is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)  # padding on the left shifts no position
+        if (
+            position_ids is None
+            and cache is None
+            and attention_mask is not None
+            and attention_mask.ndim == 2
+        ):
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(
+                0
+            )  # padding on the left shifts no position
         with self._looking_again(images, places):
-            yield kwargs | {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
+            yield kwargs | {
+                "inputs_embeds": inputs_embeds,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+            }
 
-    def _images(self, pixel_values: Any, image_sizes: Any, vision_maps: Any, encoded: dict[str, Any] | None) -> list[EncodedImage]:
+    def _images(
+        self, pixel_values: Any, image_sizes: Any, vision_maps: Any, encoded: dict[str, Any] | None
+    ) -> list[EncodedImage]:
         if encoded and encoded.get("image") is not None:
             return list(encoded["image"].pooler_output)
         given = pixel_values if vision_maps is None else vision_maps
@@ -77,7 +98,9 @@ class ReadsImages:
             return []
         if given is None or image_sizes is None:
             missing = "pixel_values" if given is None else "image_sizes"
-            raise UserError(f"{missing} is missing; pixel_values and image_sizes go together, as the processor returns them")
+            raise UserError(
+                f"{missing} is missing; pixel_values and image_sizes go together, as the processor returns them"
+            )
         return self.vision_model.encode(pixel_values, image_sizes, vision_maps)
 
     @contextmanager
@@ -86,15 +109,25 @@ class ReadsImages:
 
         Without images they are followed by nothing.
         """
-        cells = torch.cat([image.cells for image in images]) if images and self.config.sva_layers else None
-        if cells is None or not cells.any():  # a part of a prompt may have no more of an image than the end of a row
+        cells = (
+            torch.cat([image.cells for image in images])
+            if images and self.config.sva_layers
+            else None
+        )
+        if (
+            cells is None or not cells.any()
+        ):  # a part of a prompt may have no more of an image than the end of a row
             yield
             return
         windows = VisionWindows.join([image.windows for image in images])
-        rows = places.flatten().nonzero().flatten()[cells.to(places.device)]  # in the flattened [B * T]
+        rows = (
+            places.flatten().nonzero().flatten()[cells.to(places.device)]
+        )  # in the flattened [B * T]
         layers = decoder_layers(self.language_model)
         hooks = [
-            layers[number].register_forward_hook(_look(self.vision_sampler_layers[index], windows, rows))
+            layers[number].register_forward_hook(
+                _look(self.vision_sampler_layers[index], windows, rows)
+            )
             for index, number in enumerate(self.config.sva_layers)
         ]
         try:
@@ -107,7 +140,11 @@ class ReadsImages:
 def decoder_layers(language_model: nn.Module) -> nn.ModuleList:
     """The layers of a language model, whatever its class calls them. Raises UserError where that is not plain."""
     count = language_model.config.get_text_config().num_hidden_layers
-    found = [child for child in language_model.get_decoder().children() if isinstance(child, nn.ModuleList) and len(child) == count]
+    found = [
+        child
+        for child in language_model.get_decoder().children()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
     if len(found) != 1:
         raise UserError(
             f"{type(language_model).__name__} has no single list of {count} layers, so vision layers have no place in it; "
@@ -146,5 +183,7 @@ def _written(inputs_embeds: Tensor, places: Tensor, images: Sequence[EncodedImag
             f"({', '.join(map(str, counts)) or 'none'}); "
             "make text and images with one call of the processor, one <image> for each image, and truncate no image"
         )
-    tokens = torch.cat([image.tokens for image in images]).to(inputs_embeds.device, inputs_embeds.dtype)
+    tokens = torch.cat([image.tokens for image in images]).to(
+        inputs_embeds.device, inputs_embeds.dtype
+    )
     return inputs_embeds.masked_scatter(places[..., None].to(inputs_embeds.device), tokens)

@@ -16,11 +16,18 @@ if TYPE_CHECKING:
 
 def trained_modules(model: FusionVlmForConditionalGeneration) -> list[str]:
     """Names of what is new in a fused model and trains whole: the connector, and the layers that look into the encoders again."""
-    return ["vision_model.connector", *(f"vision_sampler_layers.{index}" for index in range(len(model.vision_sampler_layers)))]
+    return [
+        "vision_model.connector",
+        *(f"vision_sampler_layers.{index}" for index in range(len(model.vision_sampler_layers))),
+    ]
 
 
 def lora_config(
-    model: FusionVlmForConditionalGeneration, rank: int = 16, alpha: int = 32, dropout: float = 0.0, **options: Any
+    model: FusionVlmForConditionalGeneration,
+    rank: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.0,
+    **options: Any,
 ) -> LoraConfig:
     """For `peft.get_peft_model`: LoRA in all linear layers of the language model but its head, and `trained_modules` trained whole and saved.
 
@@ -30,7 +37,9 @@ def lora_config(
     try:
         from peft import LoraConfig
     except ImportError:
-        raise UserError("LoRA needs the package peft; pip install 'vision-encoder-fusion[recipes]'") from None
+        raise UserError(
+            "LoRA needs the package peft; pip install 'vision-encoder-fusion[recipes]'"
+        ) from None
     head = model.get_output_embeddings()
     names = {
         name.rpartition(".")[2]

@@ -50,7 +50,9 @@ def resized_map(features: Features, grid: int) -> Tensor:
     for layer in features.layers:
         patch_map = layer.patch_map
         if patch_map.shape[-2:] != (grid, grid):
-            resized = F.interpolate(patch_map.float(), size=(grid, grid), mode="bilinear", align_corners=False)
+            resized = F.interpolate(
+                patch_map.float(), size=(grid, grid), mode="bilinear", align_corners=False
+            )
             patch_map = resized.to(patch_map.dtype)
         maps.append(patch_map)
     return torch.cat(maps, dim=1)
@@ -66,7 +68,9 @@ class FusedPreTrainedModel(ClassesOfAPackage, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     # accelerate compares the names of the very classes; a model of transformers says itself what of it stays together
-    _no_split_modules = [kind.__name__ for kind in (*COMPUTING_WITH_INNER_WEIGHTS, *CONNECTORS.values())]
+    _no_split_modules = [
+        kind.__name__ for kind in (*COMPUTING_WITH_INNER_WEIGHTS, *CONNECTORS.values())
+    ]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +82,9 @@ class FusedPreTrainedModel(ClassesOfAPackage, PreTrainedModel):
         for module in model.modules():
             if isinstance(module, Encoder):
                 restore_tables(module)
-                module.freeze(module.frozen)  # the parameters that loading puts in are new, and new parameters train
+                module.freeze(
+                    module.frozen
+                )  # the parameters that loading puts in are new, and new parameters train
         bring_whole_layers(model)
         return loaded
 
@@ -110,14 +116,23 @@ class FusedVisionModel(FusedPreTrainedModel):
     main_input_name = "pixel_values"
     base_model_prefix = "vision_model"
 
-    def __init__(self, config: FusedVisionConfig, encoders: Sequence[Encoder] | None = None) -> None:
+    def __init__(
+        self, config: FusedVisionConfig, encoders: Sequence[Encoder] | None = None
+    ) -> None:
         super().__init__(config)
         if not config.encoders:
-            raise UserError("a fused vision model needs encoders; fusion.fuse_encoders makes one from their names or folders")
+            raise UserError(
+                "a fused vision model needs encoders; fusion.fuse_encoders makes one from their names or folders"
+            )
         if encoders is None:
             dtype, attention = torch.get_default_dtype(), config._attn_implementation
-            encoders = [build_encoder(each, dtype=dtype, attn_implementation=attention) for each in config.encoder_configs]
-        self.encoders = nn.ModuleList(encoder.freeze(not config.train_encoders) for encoder in encoders)
+            encoders = [
+                build_encoder(each, dtype=dtype, attn_implementation=attention)
+                for each in config.encoder_configs
+            ]
+        self.encoders = nn.ModuleList(
+            encoder.freeze(not config.train_encoders) for encoder in encoders
+        )
         self.connector: Connector = build_connector(
             config.connector,
             [output_width(encoder) for encoder in self.encoders],
@@ -144,12 +159,16 @@ class FusedVisionModel(FusedPreTrainedModel):
         Frozen encoders give the same each time.
         """
         maps = []
-        for encoder, pixels, grid in zip(self.encoders, self.views(pixel_values), self.config.encoder_grids, strict=True):
+        for encoder, pixels, grid in zip(
+            self.encoders, self.views(pixel_values), self.config.encoder_grids, strict=True
+        ):
             features = encoder(moved(pixels, encoder.device))
             maps.append(self._for_connector(resized_map(features, grid)))
         return maps
 
-    def encode(self, pixel_values: Pixels | None, image_sizes: Tensor, maps: Sequence[Tensor] | None = None) -> list[EncodedImage]:
+    def encode(
+        self, pixel_values: Pixels | None, image_sizes: Tensor, maps: Sequence[Tensor] | None = None
+    ) -> list[EncodedImage]:
         """The tokens of every image.
 
         pixel_values: `[B, P]`, see `fusion.pixel_layout`, or a list of one tensor `[B, C, side, side]` for each encoder; in their
@@ -166,11 +185,14 @@ class FusedVisionModel(FusedPreTrainedModel):
         weights = next(self.connector.parameters())
         return moved(patch_map, weights.device).to(weights.dtype)
 
-    def forward(self, pixel_values: Pixels, image_sizes: Tensor, **kwargs: Any) -> FusedVisionOutput:
+    def forward(
+        self, pixel_values: Pixels, image_sizes: Tensor, **kwargs: Any
+    ) -> FusedVisionOutput:
         """See `encode` and `FusedVisionOutput`."""
         images = [image.tokens for image in self.encode(pixel_values, image_sizes)]
         mask = nn.utils.rnn.pad_sequence(
-            [torch.ones(len(tokens), dtype=torch.long, device=tokens.device) for tokens in images], batch_first=True
+            [torch.ones(len(tokens), dtype=torch.long, device=tokens.device) for tokens in images],
+            batch_first=True,
         )
         return FusedVisionOutput(nn.utils.rnn.pad_sequence(images, batch_first=True), mask)
 
@@ -183,7 +205,9 @@ class FusedVisionModel(FusedPreTrainedModel):
             )
         counts = {len(pixels) for pixels in views} | {len(image_sizes)}
         if counts == {0}:
-            raise UserError("pixel_values holds no images; leave pixel_values and image_sizes out for text alone")
+            raise UserError(
+                "pixel_values holds no images; leave pixel_values and image_sizes out for text alone"
+            )
         if len(counts) > 1:
             raise UserError(
                 f"pixel_values has {', '.join(str(len(pixels)) for pixels in views)} images for {names}, and image_sizes {len(image_sizes)}; "

@@ -81,11 +81,16 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
     _skip_keys_device_placement = ["past_key_values"]
 
     def __init__(
-        self, config: FusionVlmConfig, vision_model: FusedVisionModel | None = None, language_model: PreTrainedModel | None = None
+        self,
+        config: FusionVlmConfig,
+        vision_model: FusedVisionModel | None = None,
+        language_model: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config)
         self.vision_model = vision_model or FusedVisionModel(config.vision_config)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(
+            config.text_config, trust_remote_code=False
+        )
         hidden_size = config.text_config.hidden_size
         if config.vision_config.hidden_size != hidden_size:
             raise UserError(
@@ -177,8 +182,12 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
         )
         with reading as inputs:
             if supervised_only and labels is not None:
-                return CausalLMOutputWithPast(loss=supervised_loss(self.language_model, labels, **inputs))
-            if isinstance(logits_to_keep, Tensor) or logits_to_keep:  # which not every language model knows
+                return CausalLMOutputWithPast(
+                    loss=supervised_loss(self.language_model, labels, **inputs)
+                )
+            if (
+                isinstance(logits_to_keep, Tensor) or logits_to_keep
+            ):  # which not every language model knows
                 inputs["logits_to_keep"] = logits_to_keep
             return self.language_model(labels=labels, **inputs)
 
@@ -204,5 +213,7 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
             raise UserError(
                 "generate needs padding on the left: the attention_mask ends with 0; set processor.tokenizer.padding_side = 'left'"
             )
-        processors = LogitsProcessorList([NeverSaid(self.config.image_token_id), *(logits_processor or [])])
+        processors = LogitsProcessorList(
+            [NeverSaid(self.config.image_token_id), *(logits_processor or [])]
+        )
         return super().generate(inputs, generation_config, processors, **kwargs)

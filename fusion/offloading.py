@@ -12,7 +12,12 @@ from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 
 # These compute with the weights of modules in them that they do not call. TransformersEncoder is not among them: the models
 # of transformers call their modules.
-COMPUTING_WITH_INNER_WEIGHTS = (VisionCrossAttentionLayer, nn.MultiheadAttention, TimmEncoder, OpenClipEncoder)
+COMPUTING_WITH_INNER_WEIGHTS = (
+    VisionCrossAttentionLayer,
+    nn.MultiheadAttention,
+    TimmEncoder,
+    OpenClipEncoder,
+)
 
 
 def bring_whole_layers(model: nn.Module) -> None:
@@ -32,7 +37,9 @@ def _offloading_hook(module: nn.Module) -> Any:
     """The hook that brings weights within `module`, or None where they stay."""
     for each in module.modules():
         hook = getattr(each, "_hf_hook", None)
-        for single in getattr(hook, "hooks", [hook]):  # a module with several hooks has one SequentialHook
+        for single in getattr(
+            hook, "hooks", [hook]
+        ):  # a module with several hooks has one SequentialHook
             if getattr(single, "offload", False):
                 return single
     return None

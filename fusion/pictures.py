@@ -34,7 +34,11 @@ def recorded_shares(model: nn.Module) -> Iterator[list[Tensor]]:
         args[1].shares = None
 
     layers = [module for module in model.modules() if isinstance(module, VisionCrossAttentionLayer)]
-    hooks = [hook for layer in layers for hook in (layer.register_forward_pre_hook(before), layer.register_forward_hook(after))]
+    hooks = [
+        hook
+        for layer in layers
+        for hook in (layer.register_forward_pre_hook(before), layer.register_forward_hook(after))
+    ]
     try:
         yield record
     finally:
@@ -43,7 +47,9 @@ def recorded_shares(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def attention_shares(model: FusedVisionModel | FusionVlmForConditionalGeneration, **inputs: Any) -> Tensor:
+def attention_shares(
+    model: FusedVisionModel | FusionVlmForConditionalGeneration, **inputs: Any
+) -> Tensor:
     """Shares of each encoder in the attention of each token, mean over layers and heads, `[N, encoders]`, rows summing to 1.
 
     inputs: what the model's processor returned. The N tokens are those of all images, newlines excepted. Layers within the language model count too.
@@ -52,13 +58,17 @@ def attention_shares(model: FusedVisionModel | FusionVlmForConditionalGeneration
     with recorded_shares(model) as record:
         model(**inputs)
     if not record:
-        raise UserError("attention shares are those of the connector sva, and of images; this model or input has none")
+        raise UserError(
+            "attention shares are those of the connector sva, and of images; this model or input has none"
+        )
     queries = max(len(each) for each in record)  # groups of another grid have other queries
     return torch.stack([each.mean(1) for each in record if len(each) == queries]).mean(0)
 
 
 def share_picture(
-    model: FusedVisionModel | FusionVlmForConditionalGeneration, images: Sequence[Any], inputs: dict[str, Any]
+    model: FusedVisionModel | FusionVlmForConditionalGeneration,
+    images: Sequence[Any],
+    inputs: dict[str, Any],
 ) -> Image.Image:
     """A row for each image, a column for each encoder: how much of a token's attention goes to it at every place, on one scale for the whole picture.
 
@@ -78,5 +88,8 @@ def share_picture(
         tiles = [heat(each, span) for each in part.T.unflatten(1, (box.rows, box.columns))]
         rows.append([shown, *(tile.resize(shown.size, Image.Resampling.NEAREST) for tile in tiles)])
     means = shares.mean(0).tolist()
-    captions = [f"{encoder.name.rpartition('/')[2]} {share:.0%}" for encoder, share in zip(vision.encoders, means, strict=True)]
+    captions = [
+        f"{encoder.name.rpartition('/')[2]} {share:.0%}"
+        for encoder, share in zip(vision.encoders, means, strict=True)
+    ]
     return contact_sheet(rows, [f"dark {span[0]:.0%}, bright {span[1]:.0%}", *captions])

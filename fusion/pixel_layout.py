@@ -35,4 +35,7 @@ def split_views(pixel_values: Tensor, sizes: Sequence[tuple[int, int]]) -> list[
             f"pixel_values has {flat.shape[1]} numbers for each image, and the encoders see {squares}, which are {sum(numbers)}; "
             "make pixel_values with this model's image processor"
         )
-    return [part.unflatten(1, (CHANNELS, *size)) for part, size in zip(flat.split(numbers, dim=1), sizes, strict=True)]
+    return [
+        part.unflatten(1, (CHANNELS, *size))
+        for part, size in zip(flat.split(numbers, dim=1), sizes, strict=True)
+    ]

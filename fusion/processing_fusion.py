@@ -23,7 +23,13 @@ class FusionProcessor(ClassesOfAPackage, ProcessorMixin):
 
     skip_tensor_conversion = ["text_replacement_offsets"]
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         if hasattr(tokenizer, "legacy"):
@@ -31,22 +37,36 @@ class FusionProcessor(ClassesOfAPackage, ProcessorMixin):
             tokenizer.init_kwargs["legacy"] = tokenizer.legacy
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
-    def __call__(self, images: Any = None, text: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, images: Any = None, text: Any = None, add_special_tokens: bool = True, **kwargs: Any
+    ) -> BatchFeature:
         """See the class. add_special_tokens: False takes texts as they are, without BOS."""
         if text is not None and add_special_tokens:
-            text = self.with_bos(text) if isinstance(text, str) else [self.with_bos(each) for each in text]
+            text = (
+                self.with_bos(text)
+                if isinstance(text, str)
+                else [self.with_bos(each) for each in text]
+            )
         return super().__call__(images=images, text=text, add_special_tokens=False, **kwargs)
 
     def with_bos(self, text: str) -> str:
         """The text, beginning with BOS where the tokenizer would add one."""
         bos = self.tokenizer.bos_token
-        return text if bos is None or text.startswith(bos) or not adds_bos(self.tokenizer) else bos + text
+        return (
+            text
+            if bos is None or text.startswith(bos) or not adds_bos(self.tokenizer)
+            else bos + text
+        )
 
-    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+    def replace_image_token(
+        self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any
+    ) -> str:
         height, width = image_inputs["image_sizes"][image_idx].tolist()
         return self.image_token * self.image_processor.num_tokens(height, width)
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
         """How many tokens images of these (height, width) will have; serving engines ask."""
-        counts = [self.image_processor.num_tokens(height, width) for height, width in image_sizes or []]
+        counts = [
+            self.image_processor.num_tokens(height, width) for height, width in image_sizes or []
+        ]
         return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))

@@ -14,4 +14,9 @@ def quantization_config(bits: int) -> BitsAndBytesConfig:
     """
     if bits not in (4, 8):
         raise UserError(f"a language model is quantised to 4 or 8 bits, not {bits}")
-    return BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, llm_int8_skip_modules=IN_FULL, bnb_4bit_quant_type="nf4")
+    return BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        llm_int8_skip_modules=IN_FULL,
+        bnb_4bit_quant_type="nf4",
+    )

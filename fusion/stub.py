@@ -35,7 +35,10 @@ except ImportError as error:
 # Of a folder with this model type: file -> Auto class -> class.
 AUTO_MAPS = {
     "fusion_vlm": {
-        "config.json": {"AutoConfig": "FusionVlmConfig", "AutoModelForImageTextToText": "FusionVlmForConditionalGeneration"},
+        "config.json": {
+            "AutoConfig": "FusionVlmConfig",
+            "AutoModelForImageTextToText": "FusionVlmForConditionalGeneration",
+        },
         "processor_config.json": {"AutoProcessor": "FusionProcessor"},
     },
     "fused_vision": {
@@ -60,6 +63,8 @@ def write_stub(folder: Path) -> None:
     for name, classes in AUTO_MAPS[model_type].items():
         path = folder / name
         values = json.loads(path.read_text(encoding="utf-8"))
-        values["auto_map"] = {auto: f"{Path(STUB_FILE).stem}.{each}" for auto, each in classes.items()}
+        values["auto_map"] = {
+            auto: f"{Path(STUB_FILE).stem}.{each}" for auto, each in classes.items()
+        }
         write_text_atomically(path, json.dumps(values, indent=2) + "\n")
     write_text_atomically(folder / STUB_FILE, STUB)

@@ -31,13 +31,21 @@ SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
     """One token per byte, and three special ones."""
     alphabet = [*SPECIAL_TOKENS.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = Tokenizer(
+        models.BPE(vocab={token: number for number, token in enumerate(alphabet)}, merges=[])
+    )
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
 
 
 def tiny_language_model(
-    family: str = "llama", seed: int = 0, tokenizer: PreTrainedTokenizerBase | None = None, **sizes: Any
+    family: str = "llama",
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **sizes: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An untrained causal language model of `family`, one of `FAMILIES`, and its tokenizer (by default one token per byte); `sizes` in place of `SIZES`.
 
@@ -46,7 +54,11 @@ def tiny_language_model(
     if family not in FAMILIES:
         raise UserError(f"tiny:{family} does not exist; the families are {', '.join(FAMILIES)}")
     tokenizer = tiny_tokenizer() if tokenizer is None else tokenizer
-    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **{**SIZES, **sizes}, **ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "language model"))

@@ -10,7 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.backbone import Backbone
 
 Shape = tuple[int, int]  # (crops of a group, tokens of one of its crops)
-KeptCrops = list[tuple[list[Tensor], list[Tensor]]]  # [layer][0 attention, 1 feed-forward][group] -> kept rows
+KeptCrops = list[
+    tuple[list[Tensor], list[Tensor]]
+]  # [layer][0 attention, 1 feed-forward][group] -> kept rows
 
 
 def forward_crop_groups(
@@ -36,7 +38,10 @@ def forward_crop_groups(
         One tensor `[crops, 1 + registers + N, D]` per group.
     """
     masks = masks or [None] * len(groups)
-    embedded = [backbone.embeddings(crops, bool_masked_pos=mask) for crops, mask in zip(groups, masks, strict=True)]
+    embedded = [
+        backbone.embeddings(crops, bool_masked_pos=mask)
+        for crops, mask in zip(groups, masks, strict=True)
+    ]
     shapes = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
     tokens = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
     for index, layer in enumerate(backbone.encoder.layer):
@@ -45,7 +50,9 @@ def forward_crop_groups(
     return _split(backbone.layernorm(tokens), shapes)
 
 
-def draw_kept_crops(num_layers: int, crops_per_group: list[int], drop_path_rate: float) -> KeptCrops | None:
+def draw_kept_crops(
+    num_layers: int, crops_per_group: list[int], drop_path_rate: float
+) -> KeptCrops | None:
     """Rows that survive stochastic depth, drawn from torch's global CPU generator: max(int(b * (1 - rate)), 1) of each group of b.
 
     Attention and feed-forward draw independently, in every layer. None when the rate is 0.
@@ -54,25 +61,34 @@ def draw_kept_crops(num_layers: int, crops_per_group: list[int], drop_path_rate:
         return None
 
     def draw() -> list[Tensor]:
-        return [torch.randperm(crops)[: max(int(crops * (1 - drop_path_rate)), 1)] for crops in crops_per_group]
+        return [
+            torch.randperm(crops)[: max(int(crops * (1 - drop_path_rate)), 1)]
+            for crops in crops_per_group
+        ]
 
     return [(draw(), draw()) for _ in range(num_layers)]
 
 
-def _run_layer(layer, tokens: Tensor, shapes: list[Shape], kept: tuple[list[Tensor], list[Tensor]] | None) -> Tensor:
+def _run_layer(
+    layer, tokens: Tensor, shapes: list[Shape], kept: tuple[list[Tensor], list[Tensor]] | None
+) -> Tensor:
     attention_rows, feed_forward_rows = kept or (None, None)
     tokens = _add_branch(tokens, shapes, attention_rows, partial(_attention_branch, layer))
     return _add_branch(tokens, shapes, feed_forward_rows, partial(_feed_forward_branch, layer))
 
 
-def _add_branch(tokens: Tensor, shapes: list[Shape], kept_rows: list[Tensor] | None, branch) -> Tensor:
+def _add_branch(
+    tokens: Tensor, shapes: list[Shape], kept_rows: list[Tensor] | None, branch
+) -> Tensor:
     """`tokens + branch(tokens)`, or, with `kept_rows`, the branch of those crops alone, scaled by crops / kept."""
     if kept_rows is None:
         return tokens + branch(tokens, shapes)
     indices, scales, kept_shapes, start = [], [], [], 0
     for rows, (crops, length) in zip(kept_rows, shapes, strict=True):
         rows = rows.to(tokens.device)
-        indices.append((start + rows[:, None] * length + torch.arange(length, device=tokens.device)).flatten())
+        indices.append(
+            (start + rows[:, None] * length + torch.arange(length, device=tokens.device)).flatten()
+        )
         scales.append(tokens.new_full((len(rows) * length, 1), crops / len(rows)))
         kept_shapes.append((len(rows), length))
         start += crops * length
@@ -84,9 +100,14 @@ def _add_branch(tokens: Tensor, shapes: list[Shape], kept_rows: list[Tensor] | N
 def _attention_branch(layer, tokens: Tensor, shapes: list[Shape]) -> Tensor:
     attention = layer.attention
     normed = layer.norm1(tokens)
-    projected = [projection(normed) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    projected = [
+        projection(normed) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    ]
     per_group = zip(*(_split(part, shapes) for part in projected), strict=True)
-    attended = [_attend(*(_heads(part, attention.head_dim) for part in group), attention.scaling) for group in per_group]
+    attended = [
+        _attend(*(_heads(part, attention.head_dim) for part in group), attention.scaling)
+        for group in per_group
+    ]
     joined = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in attended])
     return layer.layer_scale1(attention.o_proj(joined))
 
@@ -100,7 +121,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     # the CPU kernel's backward pass is about four times slower in half precision than in float32
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), scale=scale)
+        return F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), scale=scale
+        )
 
 
 def _heads(tokens: Tensor, head_dim: int) -> Tensor:

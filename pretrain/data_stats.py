@@ -20,7 +20,11 @@ from vision_core.start import look_first
 class DataStatsArguments:
     """Looks at a fixed sample of a source's images; trains and writes nothing."""
 
-    dataset: str = option("scenes?size=64", "images: folder, list:, parquet:, hf:, wds:, scenes (see docs/data.md)", "data")
+    dataset: str = option(
+        "scenes?size=64",
+        "images: folder, list:, parquet:, hf:, wds:, scenes (see docs/data.md)",
+        "data",
+    )
     num_channels: int = option(3, "channels of the images", "data")
     samples: int = option(200, "images to look at, the same ones every time", "data")
 
@@ -67,15 +71,27 @@ def report(text: str, num_channels: int, samples: int) -> str:
     """One screen about the source `text`. Raises UserError for a stream, and where no image of the sample can be read."""
     source = open_source(text, num_channels)
     if not isinstance(source, ImageSource):
-        raise UserError(f"{text} is a stream, which has no samples; leave out streaming=true, or name its files by parquet:")
-    sample = sample_stored(source, samples, progress=partial(tqdm, desc="reading images", unit="image", leave=False))
+        raise UserError(
+            f"{text} is a stream, which has no samples; leave out streaming=true, or name its files by parquet:"
+        )
+    sample = sample_stored(
+        source, samples, progress=partial(tqdm, desc="reading images", unit="image", leave=False)
+    )
     if not sample.images:
         raise UserError(
             f"none of {sum(sample.unreadable.values())} images of {source.description} could be read: {_counts(sample.unreadable)}"
         )
     proposed = proposed_options(source, sample)
     pixels = pixel_statistics(source, samples, proposed)
-    return "\n".join([*_about(source, sample), "", *band_table(sample), "", *_proposal(text, source, sample, proposed, pixels)])
+    return "\n".join(
+        [
+            *_about(source, sample),
+            "",
+            *band_table(sample),
+            "",
+            *_proposal(text, source, sample, proposed, pixels),
+        ]
+    )
 
 
 def proposed_options(source: ImageSource, sample: StoredSample) -> PixelOptions:
@@ -87,10 +103,14 @@ def proposed_options(source: ImageSource, sample: StoredSample) -> PixelOptions:
     return replace(options, scale=Scale("values", low, high))
 
 
-def pixel_statistics(source: ImageSource, samples: int, options: PixelOptions) -> list[BandStatistics]:
+def pixel_statistics(
+    source: ImageSource, samples: int, options: PixelOptions
+) -> list[BandStatistics]:
     """Mean and std per channel of the pixels that training would make of the sample; pictures of 0 to 255 as 0..1."""
     bands: list[BandStatistics] = []
-    for index in tqdm(sample_indices(len(source), samples), desc="measuring pixels", unit="image", leave=False):
+    for index in tqdm(
+        sample_indices(len(source), samples), desc="measuring pixels", unit="image", leave=False
+    ):
         try:
             stored = stored_of(source, index)
             image = to_pixels(stored, len(stored.values), options).numpy()
@@ -107,13 +127,18 @@ def band_table(sample: StoredSample) -> list[str]:
     titles = ["band", "least", "1 %", "mean", "99 %", "greatest", "std", "bits", "missing"]
     rows = [titles, *(_band_row(sample, number) for number in range(len(sample.bands)))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
 
 
 def _band_row(sample: StoredSample, number: int) -> list[str]:
     band = sample.bands[number]
     low, high = sample.percentiles((1, 99), number)
-    numbers = [_number(value) for value in (band.least, low, band.mean, high, band.greatest, band.std)]
+    numbers = [
+        _number(value) for value in (band.least, low, band.mean, high, band.greatest, band.std)
+    ]
     missing = band.missing / max(band.missing + band.count, 1)
     return [str(number + 1), *numbers, bits_in_use(sample, number), f"{missing:.2%}"]
 
@@ -132,7 +157,11 @@ def _about(source: ImageSource, sample: StoredSample) -> list[str]:
     unreadable = sum(sample.unreadable.values()) / tried
     reasons = f" ({_counts(sample.unreadable)})" if sample.unreadable else ""
     full, share = full_scale_of(sample), used_share(sample)
-    scale = "unknown: the files do not say what is black and white" if full is None else f"{full[0]:,g} to {full[1]:,g}, {share:.1%} used"
+    scale = (
+        "unknown: the files do not say what is black and white"
+        if full is None
+        else f"{full[0]:,g} to {full[1]:,g}, {share:.1%} used"
+    )
     sizes = {f"{height} x {width}": count for (height, width), count in sample.sizes.most_common()}
     return [
         f"images      {source.description}",
@@ -143,21 +172,37 @@ def _about(source: ImageSource, sample: StoredSample) -> list[str]:
     ]
 
 
-def _proposal(text: str, source: ImageSource, sample: StoredSample, options: PixelOptions, pixels: Sequence[BandStatistics]) -> list[str]:
+def _proposal(
+    text: str,
+    source: ImageSource,
+    sample: StoredSample,
+    options: PixelOptions,
+    pixels: Sequence[BandStatistics],
+) -> list[str]:
     """What to paste; mean and std are of the pixels that those options make."""
     clipped = []
     if options != source.pixel_options:
         text = with_option(text, f"scale={scale_text(options.scale)}")
         widest = replace(options.scale, high=whole_range(sample))
-        clipped = [f"  values above {_number(options.scale.high)} (0.1 %) become white; ?scale={scale_text(widest)} keeps all apart"]
+        clipped = [
+            f"  values above {_number(options.scale.high)} (0.1 %) become white; ?scale={scale_text(widest)} keeps all apart"
+        ]
     channels = len(pixels)
-    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in zip(*((band.mean, band.std) for band in pixels), strict=True))
-    lines = ["to paste, mean and std of the pixels that it gives:", f'  --dataset "{text}" --num_channels {channels} \\']
+    mean, std = (
+        " ".join(f"{value:.4g}" for value in values)
+        for values in zip(*((band.mean, band.std) for band in pixels), strict=True)
+    )
+    lines = [
+        "to paste, mean and std of the pixels that it gives:",
+        f'  --dataset "{text}" --num_channels {channels} \\',
+    ]
     lines.append(f"  --image_mean {mean} --image_std {std}")
     lines += clipped
     flat = [str(number) for number, band in enumerate(pixels, start=1) if not band.std > 0]
     if flat:
-        lines.append(f"  but band {', '.join(flat)} has one value only; leave it out by ?bands=, an image_std of 0 is refused")
+        lines.append(
+            f"  but band {', '.join(flat)} has one value only; leave it out by ?bands=, an image_std of 0 is refused"
+        )
     return lines
 
 

@@ -15,7 +15,9 @@ from pretrain.run.args import PROGRAM, DINOv2Arguments, check_start, config_of
 from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
-LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
+LAUNCHERS = (
+    launchers_above()
+)  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
     look_first(DINOv2Arguments, __doc__, check_start)
@@ -101,7 +103,10 @@ def main() -> None:
     )
     fail_together()
     layout = BatchLayout(
-        args.per_device_train_batch_size, args.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        accelerator.num_processes,
+        accelerator.process_index,
     )
     source = open_training_data(args, accelerator.num_processes)
     if isinstance(source, ImageSource):
@@ -112,14 +117,25 @@ def main() -> None:
         return
     run = None
     if accelerator.is_main_process:
-        run = RunFolder.open(args.output_dir, args.name, config_of(args), args.resume_from_checkpoint, program=PROGRAM)
+        run = RunFolder.open(
+            args.output_dir,
+            args.name,
+            config_of(args),
+            args.resume_from_checkpoint,
+            program=PROGRAM,
+        )
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
-    accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
+    accelerator.project_configuration = ProjectConfiguration(
+        str(output_dir)
+    )  # where trackers write
     with StopRequest(LAUNCHERS, args.grace_seconds) as stop:
         trainer = Trainer(args, accelerator, source, layout, run, output_dir)
         trainer.start(checkpoint)
-        with trainer.monitor.progress(), data_workers_watched(source, layout, args.seed, lambda: trainer.step):
+        with (
+            trainer.monitor.progress(),
+            data_workers_watched(source, layout, args.seed, lambda: trainer.step),
+        ):
             trainer.train(stop, trainer.begin())
         if trainer.step < args.max_steps:
             raise Stopped(stop.exit_status, trainer.leave(stop))
@@ -129,11 +145,21 @@ def main() -> None:
 class Trainer:
     """One run: what it is made of, the loop, and what the loop calls."""
 
-    def __init__(self, args, accelerator, source, layout: BatchLayout, run: RunFolder | None, output_dir: Path) -> None:
+    def __init__(
+        self,
+        args,
+        accelerator,
+        source,
+        layout: BatchLayout,
+        run: RunFolder | None,
+        output_dir: Path,
+    ) -> None:
         self.args, self.accelerator, self.source, self.layout = args, accelerator, source, layout
         self.run, self.output_dir = run, output_dir
         if run is not None:
-            print_once(introduction(args, source, layout, output_dir, run.step, accelerator.device.type))
+            print_once(
+                introduction(args, source, layout, output_dir, run.step, accelerator.device.type)
+            )
         self.method = build_method(args)
         self.method.to(accelerator.device)
         self.optimizer = build_optimizer(args, self.method)
@@ -148,25 +174,63 @@ class Trainer:
         changes = self.run.changes if self.run else {}
         state = None
         if checkpoint:
-            state = resume_from(Path(checkpoint), args.init_from, args.max_steps, self.method, self.optimizer, changes)
+            state = resume_from(
+                Path(checkpoint),
+                args.init_from,
+                args.max_steps,
+                self.method,
+                self.optimizer,
+                changes,
+            )
         self.step = state["step"] if state else 0
-        self.monitor = Monitor(self.accelerator, self.run, args.max_steps, self.step, args.logging_steps, self.layout.global_batch)
-        if state is None and args.init_from:  # before the many images of the benchmark: these weights may be wrong
+        self.monitor = Monitor(
+            self.accelerator,
+            self.run,
+            args.max_steps,
+            self.step,
+            args.logging_steps,
+            self.layout.global_batch,
+        )
+        if (
+            state is None and args.init_from
+        ):  # before the many images of the benchmark: these weights may be wrong
             for line in load_weights(self.method, args.init_from):
                 self.monitor.say(line)
         self.benchmark = build_benchmark(args, self.source, self.run is not None)
         self.data = data_facts(self.source, self.benchmark) if self.run is not None else []
-        for line in tell_changed_data(checkpoint, state.get("data"), self.data, args.changed_data) if state else ():
+        for line in (
+            tell_changed_data(checkpoint, state.get("data"), self.data, args.changed_data)
+            if state
+            else ()
+        ):
             self.monitor.say(line)
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
-        self.places = StreamPlaces(self.source.description, self.layout, args.dataloader_num_workers, self.step)
+        self.places = StreamPlaces(
+            self.source.description, self.layout, args.dataloader_num_workers, self.step
+        )
         self.health_steps = args.health_steps or max(args.max_steps // CHECKS_PER_RUN, 1)
         self.probes = draw_probes(
-            self.source, evaluation_size(args), args.seed, note=partial(self.monitor.name_unreadable, "health probes")
+            self.source,
+            evaluation_size(args),
+            args.seed,
+            note=partial(self.monitor.name_unreadable, "health probes"),
         )
-        self.in_own_scale = args.num_channels != 3 or self.probes.is_floating_point()  # else pictures of 0 to 255
-        self.health = HealthWatch(args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20))
-        self.files = RunFiles(args, self.run, self.source, self.method, self.optimizer, self.benchmark, self.in_own_scale, self.monitor.say)
+        self.in_own_scale = (
+            args.num_channels != 3 or self.probes.is_floating_point()
+        )  # else pictures of 0 to 255
+        self.health = HealthWatch(
+            args.num_prototypes, quiet_steps=max(args.warmup_steps, args.max_steps // 20)
+        )
+        self.files = RunFiles(
+            args,
+            self.run,
+            self.source,
+            self.method,
+            self.optimizer,
+            self.benchmark,
+            self.in_own_scale,
+            self.monitor.say,
+        )
         if state:
             self.take_up(state)
         self.model = self.accelerator.prepare(self.method)
@@ -201,7 +265,11 @@ class Trainer:
 
     def course_options(self) -> tuple[int, int, str]:
         """The seed, the global batch and how images are read: with other ones a resumed run is another run."""
-        return self.args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)
+        return (
+            self.args.seed,
+            self.layout.global_batch,
+            pixel_options_text(self.source.pixel_options),
+        )
 
     def begin(self) -> Iterator[dict]:
         """The batches from this step on, the first of which has been read. Only then, on all processes, does an old run's folder change."""
@@ -213,7 +281,9 @@ class Trainer:
             first = [next(batches)] if self.step < args.max_steps else []
         self.accelerator.wait_for_everyone()  # a process that cannot start must find the folder as it was
         if args.report_to:
-            self.accelerator.init_trackers(args.name, config={key: str(value) for key, value in vars(args).items()})
+            self.accelerator.init_trackers(
+                args.name, config={key: str(value) for key, value in vars(args).items()}
+            )
         if self.run is not None:
             self.run.begin()
         return chain(first, batches)
@@ -224,7 +294,9 @@ class Trainer:
         skipped_in_a_row, stopped = 0, False
         while self.step < args.max_steps and not stopped:
             began, places = time.monotonic(), self.places.mark()
-            micro_batches = [self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)]
+            micro_batches = [
+                self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)
+            ]
             outcome = self.training_step(micro_batches, stop)
             if outcome == "broken off":
                 self.places.go_back(places)
@@ -233,7 +305,9 @@ class Trainer:
                 return
             stop.step_took(time.monotonic() - began)
             self.step += 1
-            skipped_in_a_row = 0 if outcome == "taken" else skipped_in_a_row + (outcome == "skipped")
+            skipped_in_a_row = (
+                0 if outcome == "taken" else skipped_in_a_row + (outcome == "skipped")
+            )
             if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
                 self.save(needed=True)
                 raise UserError(
@@ -245,7 +319,9 @@ class Trainer:
             if last or self.step % self.health_steps == 0:
                 self.check_health()
             # whoever told us to stop waits half a minute, and k-NN may take longer
-            if args.eval_dataset is not None and (last or (self.step % args.eval_steps == 0 and not stopped)):
+            if args.eval_dataset is not None and (
+                last or (self.step % args.eval_steps == 0 and not stopped)
+            ):
                 self.judge(None if last else stop)
                 stopped = stop.agreed()
             if self.step % args.logging_steps == 0:
@@ -254,15 +330,21 @@ class Trainer:
                 with stop.save_watched(self.monitor.say):
                     self.save(needed=last or stopped)
 
-    def training_step(self, micro_batches: list[dict], stop: StopRequest) -> Literal["taken", "skipped", "rescaled", "broken off"]:
+    def training_step(
+        self, micro_batches: list[dict], stop: StopRequest
+    ) -> Literal["taken", "skipped", "rescaled", "broken off"]:
         """Forward, backward, clip, and, where loss and gradients are finite on every process, update.
 
         "rescaled": the gradients overflowed in float16, and the next step has a smaller loss scale. "broken off": `stop` leaves no time
         for the micro-batches that are left and a save; everything that a checkpoint holds is as before the step.
         """
         at = {name: float(values[self.step]) for name, values in self.schedules.items()}
-        apply_schedules(self.optimizer, at["learning_rate"], at["last_layer_learning_rate"], at["weight_decay"])
-        torch.manual_seed(seed_of(self.args.seed, "step", self.step, self.accelerator.process_index))
+        apply_schedules(
+            self.optimizer, at["learning_rate"], at["last_layer_learning_rate"], at["weight_decay"]
+        )
+        torch.manual_seed(
+            seed_of(self.args.seed, "step", self.step, self.accelerator.process_index)
+        )
         totals: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(micro_batches):
             if number and stop.breaks_off():
@@ -271,7 +353,9 @@ class Trainer:
                 return "broken off"
             is_last = number == len(micro_batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                with torch.autocast(self.accelerator.device.type, torch.float16, enabled=self.scaler.is_enabled()):
+                with torch.autocast(
+                    self.accelerator.device.type, torch.float16, enabled=self.scaler.is_enabled()
+                ):
                     losses = self.model(**self.on_device(batch), teacher_temp=at["teacher_temp"])
                 self.scaler.scale(losses["loss"] / len(micro_batches)).backward()
             for name, value in losses.items():
@@ -290,9 +374,13 @@ class Trainer:
             self.method.discard_centers()
         self.scaler.update()
         if rescaled:
-            self.monitor.tell_rescaled(self.step + 1, self.scaler.figures(), self.scaler.get_scale())
+            self.monitor.tell_rescaled(
+                self.step + 1, self.scaler.figures(), self.scaler.get_scale()
+            )
         elif not taken:
-            self.monitor.report_skipped(self.step + 1, own_loss, [name for batch in micro_batches for name in batch["ids"]])
+            self.monitor.report_skipped(
+                self.step + 1, own_loss, [name for batch in micro_batches for name in batch["ids"]]
+            )
         self.optimizer.zero_grad(set_to_none=True)
         if taken:
             self.latest = totals | {f"{name}_grad_norm": norm for name, norm in norms.items()}
@@ -322,8 +410,16 @@ class Trainer:
 
     def judge(self, stop: StopRequest | None) -> None:
         """k-NN of the teacher's backbone; broken off, and nowhere recorded, once `stop` has a signal."""
-        encoder = TransformersEncoder(self.method.teacher["backbone"], self.benchmark.transform) if self.run is not None else None
-        found = self.benchmark.evaluate(encoder, lambda: stop is not None and stop.signal is not None) if encoder else {}
+        encoder = (
+            TransformersEncoder(self.method.teacher["backbone"], self.benchmark.transform)
+            if self.run is not None
+            else None
+        )
+        found = (
+            self.benchmark.evaluate(encoder, lambda: stop is not None and stop.signal is not None)
+            if encoder
+            else {}
+        )
         if found:
             self.knn = found
             self.monitor.log(self.step, {f"knn_{name}": value for name, value in self.knn.items()})
@@ -334,17 +430,35 @@ class Trainer:
         """Figures of the teacher on the probe images; an alarm is said when it begins, and ends the run where the user wants that."""
         args = self.args
         figures = health_figures(
-            self.method, self.probes, args.image_mean, args.image_std, float(self.schedules["teacher_temp"][self.step - 1])
+            self.method,
+            self.probes,
+            args.image_mean,
+            args.image_std,
+            float(self.schedules["teacher_temp"][self.step - 1]),
         )
-        dino_loss = sum(float(value) for name, value in self.latest.items() if name in ("dino_global_loss", "dino_local_loss"))
-        figures["dino_loss"] = dino_loss / args.dino_loss_weight if args.dino_loss_weight else float("nan")
+        dino_loss = sum(
+            float(value)
+            for name, value in self.latest.items()
+            if name in ("dino_global_loss", "dino_local_loss")
+        )
+        figures["dino_loss"] = (
+            dino_loss / args.dino_loss_weight if args.dino_loss_weight else float("nan")
+        )
         figures["gradient_norm"] = float(self.latest.get("backbone_grad_norm", float("nan")))
         alarms = self.health.look_at(self.step, figures)
-        self.monitor.log(self.step, {f"health_{name}": value for name, value in figures.items()} | ({"alarms": alarms} if alarms else {}))
+        self.monitor.log(
+            self.step,
+            {f"health_{name}": value for name, value in figures.items()}
+            | ({"alarms": alarms} if alarms else {}),
+        )
         for name in alarms:
-            self.monitor.say(f"health, step {self.step}: {MEANINGS[name](figures)} (docs/health.md)")
+            self.monitor.say(
+                f"health, step {self.step}: {MEANINGS[name](figures)} (docs/health.md)"
+            )
         if alarms and args.stop_when_sick:
-            raise UserError(f"step {self.step}: stopped by stop_when_sick: {MEANINGS[alarms[0]](figures)}")
+            raise UserError(
+                f"step {self.step}: stopped by stop_when_sick: {MEANINGS[alarms[0]](figures)}"
+            )
 
     def save(self, needed: bool) -> None:
         """A checkpoint, and the run's root refreshed from it; `needed`: the run ends where it cannot be written."""
@@ -356,14 +470,23 @@ class Trainer:
         """What the crops are, how large the backbone is, and what it has to beat."""
         if self.run is None:
             return
-        parameters = sum(parameter.numel() for parameter in self.method.student["backbone"].parameters())
-        self.monitor.say(f"crops           {build_multicrop(self.args, self.source).describe(self.in_own_scale)}")
+        parameters = sum(
+            parameter.numel() for parameter in self.method.student["backbone"].parameters()
+        )
+        self.monitor.say(
+            f"crops           {build_multicrop(self.args, self.source).describe(self.in_own_scale)}"
+        )
         self.monitor.say(f"parameters      {parameters / 1e6:.1f} M of the backbone")
         if self.benchmark:
-            self.references = self.benchmark.evaluate_baselines() | untrained_accuracy(self.args, self.benchmark)
+            self.references = self.benchmark.evaluate_baselines() | untrained_accuracy(
+                self.args, self.benchmark
+            )
             self.monitor.say(f"k-NN            {self.benchmark.description}")
             self.monitor.name_unreadable("k-NN", self.benchmark.bad)
-            self.monitor.say("to beat         " + ", ".join(f"{name} {value:.1f} %" for name, value in self.references.items()))
+            self.monitor.say(
+                "to beat         "
+                + ", ".join(f"{name} {value:.1f} %" for name, value in self.references.items())
+            )
 
     def leave(self, stop: StopRequest) -> str:
         """The last words of a run that was told to stop; its last step is saved."""

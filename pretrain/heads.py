@@ -37,7 +37,9 @@ class ProjectionHead(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        self.last_layer = nn.utils.parametrizations.weight_norm(nn.Linear(bottleneck_dim, num_prototypes, bias=False))
+        self.last_layer = nn.utils.parametrizations.weight_norm(
+            nn.Linear(bottleneck_dim, num_prototypes, bias=False)
+        )
         norm = self.last_layer.parametrizations.weight.original0
         nn.init.ones_(norm)
         norm.requires_grad_(train_weight_g)

@@ -68,7 +68,9 @@ class DrawnImages(Dataset):
         try:
             record = self.source[index]
         except UnreadableImage as error:
-            raise UserError(f"{self.source.id_of(index)} cannot be read ({error}); mend it or take it out of the data") from None
+            raise UserError(
+                f"{self.source.id_of(index)} cannot be read ({error}); mend it or take it out of the data"
+            ) from None
         self.kind.look_at(record.image, record.id)
         return self.make(record.image, epoch, index)
 
@@ -102,12 +104,24 @@ class ImageTrainer(RunTrainer):
         """Matrices alone, as published: neither biases and norms nor SigLIP's temperature."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         """By the library's reader: it writes a model under the names of released checkpoints, which for ViTMAE are not those of its modules."""
         cure = cure_of(resume_from_checkpoint, self.changes)
-        saved = load_whole(type(self.model), resume_from_checkpoint, "--resume_from_checkpoint", self.model.config, cure)
+        saved = load_whole(
+            type(self.model),
+            resume_from_checkpoint,
+            "--resume_from_checkpoint",
+            self.model.config,
+            cure,
+        )
         theirs = read_config(resume_from_checkpoint).to_dict()
-        refuse_misfit(resume_from_checkpoint, misfit_of_configs(theirs, self.model.config.to_dict()), self.changes)
+        refuse_misfit(
+            resume_from_checkpoint,
+            misfit_of_configs(theirs, self.model.config.to_dict()),
+            self.changes,
+        )
         self.model.load_state_dict(saved.state_dict())
 
     def refuse_other_model(self, checkpoint: Path) -> None:
@@ -118,11 +132,15 @@ def open_images(text: str, auto_scale: Scale | None = None) -> ImageSource:
     """The images of a source text, `auto_scale` as in `open_source`. Raises UserError for a stream, whose length and order nobody knows."""
     source = open_source(text, auto_scale=auto_scale)
     if not isinstance(source, ImageSource):
-        raise UserError(f"{text} is a stream; give images that can be read in any order, a folder or parquet: (docs/data.md)")
+        raise UserError(
+            f"{text} is a stream; give images that can be read in any order, a folder or parquet: (docs/data.md)"
+        )
     return source
 
 
-def open_parts(options: Any, open_one: Callable[..., ImageSource] = open_images) -> tuple[ImageSource, ImageSource | None]:
+def open_parts(
+    options: Any, open_one: Callable[..., ImageSource] = open_images
+) -> tuple[ImageSource, ImageSource | None]:
     """The images that are trained on and those whose loss is measured in between, of options with `dataset` and `eval_dataset`.
 
     With eval_dataset=held_out the second are a part of the first, which is not trained on. Where that part would not fill a batch, this is
@@ -130,14 +148,18 @@ def open_parts(options: Any, open_one: Callable[..., ImageSource] = open_images)
     """
     source = open_one(options.dataset)
     if options.eval_dataset != HELD_OUT:
-        return source, open_one(options.eval_dataset, source.pixel_options.scale) if options.eval_dataset else None
+        return source, open_one(
+            options.eval_dataset, source.pixel_options.scale
+        ) if options.eval_dataset else None
     part = hold_out(source, options.seed, MOST_HELD_OUT)
     a_batch = options.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", 1))
     if len(part.held_out) >= a_batch and len(part) >= a_batch * options.gradient_accumulation_steps:
         return part, part.held_out
     if is_first_launched():
         share = "a tenth" if len(source) // 10 < a_batch else "what can be held out in whole files"
-        say(f"no held-out loss: {share} of {len(source):,} images does not fill a batch of {a_batch}; name others by --eval_dataset")
+        say(
+            f"no held-out loss: {share} of {len(source):,} images does not fill a batch of {a_batch}; name others by --eval_dataset"
+        )
     options.eval_dataset = None
     return source, None
 
@@ -166,25 +188,45 @@ def load_whole(
     try:
         model, report = model_class.from_pretrained(name, config=config or theirs, **options)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{option} {name} cannot be loaded ({first_line(error)}); give a whole {wanted}") from None
-    others = {key: f"{key}, which is {list(theirs)} there and {list(ours)} here" for key, theirs, ours in report["mismatched_keys"]}
+        raise UserError(
+            f"{option} {name} cannot be loaded ({first_line(error)}); give a whole {wanted}"
+        ) from None
+    others = {
+        key: f"{key}, which is {list(theirs)} there and {list(ours)} here"
+        for key, theirs, ours in report["mismatched_keys"]
+    }
     missing = sorted([*report["missing_keys"], *others])
     if missing:
         first = others.get(missing[0], missing[0])
-        raise UserError(f"{option} {name} lacks {len(missing)} weights of a {wanted} of this size, such as {first}; {cure}")
+        raise UserError(
+            f"{option} {name} lacks {len(missing)} weights of a {wanted} of this size, such as {first}; {cure}"
+        )
     if config and report["unexpected_keys"]:
-        raise UserError(f"{option} {name} has more weights than the run's model, such as {min(report['unexpected_keys'])}; {cure}")
+        raise UserError(
+            f"{option} {name} has more weights than the run's model, such as {min(report['unexpected_keys'])}; {cure}"
+        )
     return model
 
 
-def check_enough(data: DrawnImages, held_out: DrawnImages | None, options: TrainerOptions, processes: int) -> None:
+def check_enough(
+    data: DrawnImages, held_out: DrawnImages | None, options: TrainerOptions, processes: int
+) -> None:
     """Raises UserError for data that does not fill a step, or one look at held-out images: a batch that is not full is left out."""
     together = options.per_device_train_batch_size * processes
-    for name, images, needed in (("dataset", data, together * options.gradient_accumulation_steps), ("eval_dataset", held_out, together)):
+    for name, images, needed in (
+        ("dataset", data, together * options.gradient_accumulation_steps),
+        ("eval_dataset", held_out, together),
+    ):
         if images is not None and len(images) < needed:
             fits = len(images) * options.per_device_train_batch_size // needed
-            cure = f"lower --per_device_train_batch_size to {fits} at most" if fits else "give more images, or start fewer processes"
-            raise UserError(f"--{name} has {len(images)} images, fewer than a step's {needed}; {cure}")
+            cure = (
+                f"lower --per_device_train_batch_size to {fits} at most"
+                if fits
+                else "give more images, or start fewer processes"
+            )
+            raise UserError(
+                f"--{name} has {len(images)} images, fewer than a step's {needed}; {cure}"
+            )
 
 
 def train_images(
@@ -204,9 +246,16 @@ def train_images(
     program = program_of(name)
     # before signals are remembered: a launcher's ends a process that waits for others to join, one of which has failed
     settings = training_arguments(
-        options, has_eval=held_out is not None, dataloader_drop_last=True, adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]
+        options,
+        has_eval=held_out is not None,
+        dataloader_drop_last=True,
+        adam_beta1=adam_betas[0],
+        adam_beta2=adam_betas[1],
     )
-    with StopRequest(launchers, options.grace_seconds) as stop, tempfile.TemporaryDirectory() as aside:
+    with (
+        StopRequest(launchers, options.grace_seconds) as stop,
+        tempfile.TemporaryDirectory() as aside,
+    ):
         refuse_unequal({"the training data": len(data), "the held-out data": len(held_out or ())})
         check_enough(data, held_out, options, settings.world_size)
         processor = fitted_processor(processor, data.source)
@@ -214,9 +263,16 @@ def train_images(
             print_once(f"note: {note}")
         if options.dry_run:
             check_folder(options.output_dir, name, options.resume_from_checkpoint, program)
-        run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name, program)
+        run, folder, checkpoint = (
+            (None, aside, "") if options.dry_run else open_run(options, name, program)
+        )
         settings.output_dir = folder
-        facts = look_at_start(run, facts_of_images(data, held_out) if run else [], options.init_from, options.changed_data)
+        facts = look_at_start(
+            run,
+            facts_of_images(data, held_out) if run else [],
+            options.init_from,
+            options.changed_data,
+        )
         trainer = trainer_type(
             model,
             settings,
@@ -232,7 +288,13 @@ def train_images(
         if options.dry_run:
             print_once(preview(trainer))
             return
-        print_once([f"run folder       {folder}", f"images           {data.source.description}", *introduction(trainer)])
+        print_once(
+            [
+                f"run folder       {folder}",
+                f"images           {data.source.description}",
+                *introduction(trainer),
+            ]
+        )
         trainer.train_until_told(stop, checkpoint)
         with trainer.publishing() as new:
             trainer.save_model(str(new))
@@ -268,17 +330,28 @@ def normalisation(processor: Any) -> tuple[list[float], list[float]]:
 
 
 def write_card(
-    folder: Path, program: str, options: TrainerOptions, source: ImageSource, trainer: ImageTrainer, card: Mapping[str, Any]
+    folder: Path,
+    program: str,
+    options: TrainerOptions,
+    source: ImageSource,
+    trainer: ImageTrainer,
+    card: Mapping[str, Any],
 ) -> None:
     """README.md of the run's folder, with the last losses of the log."""
     figures = {"loss": "training loss, at the end", "eval_loss": "loss of held-out images"}
     log = trainer.state.log_history
-    last = {key: next((line[key] for line in reversed(log) if key in line), None) for key in figures}
+    last = {
+        key: next((line[key] for line in reversed(log) if key in line), None) for key in figures
+    }
     write_model_card(
         folder / "README.md",
         training_command=run_again(program, folder, "accelerate launch"),
         data=f"{source.description}. Source: `{options.dataset}`.\n\n{data_licence([options.dataset])}",
-        results=[{"figure": figures[key], "value": f"{value:.4f}"} for key, value in last.items() if value is not None],
+        results=[
+            {"figure": figures[key], "value": f"{value:.4f}"}
+            for key, value in last.items()
+            if value is not None
+        ],
         settings=facts(options, trainer) | {key: getattr(options, key) for key in SHOWN},
         note=f"{seen(options, trainer, len(source))} A loss is no judgement of features; recipes/evaluate_encoder.py judges them. "
         "What the model makes of other images is not known, and nothing was done about biases in the data.",
@@ -292,7 +365,9 @@ def facts(options: TrainerOptions, trainer: ImageTrainer) -> dict[str, str]:
     return {
         "parameters": millions([trainer.model]),
         "image sizes": f"{config.image_size} x {config.image_size} in patches of {config.patch_size}",
-        "images": batch_text(options.per_device_train_batch_size, options.gradient_accumulation_steps),
+        "images": batch_text(
+            options.per_device_train_batch_size, options.gradient_accumulation_steps
+        ),
         "steps": f"{trainer.state.global_step:,}",
         **made_with(),
     }
@@ -301,5 +376,10 @@ def facts(options: TrainerOptions, trainer: ImageTrainer) -> dict[str, str]:
 def seen(options: TrainerOptions, trainer: ImageTrainer, num_images: int) -> str:
     """How much the model has seen."""
     step = trainer.state.global_step
-    drawn = step * options.per_device_train_batch_size * options.gradient_accumulation_steps * world_size()
+    drawn = (
+        step
+        * options.per_device_train_batch_size
+        * options.gradient_accumulation_steps
+        * world_size()
+    )
     return f"It was trained for {step:,} steps and has seen {drawn:,} images, {drawn / num_images:.1f} passes over {num_images:,}."

@@ -16,7 +16,9 @@ from pretrain.run.image_args import MaeArguments, check_run
 from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
-LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
+LAUNCHERS = (
+    launchers_above()
+)  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
     look_first(MaeArguments, __doc__, partial(check_run, "mae"))
@@ -74,8 +76,12 @@ def main() -> None:
     model, processor = start(args)
     source, held_out = open_parts(args)
     side = model.config.image_size
-    poses = Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns)
-    make = partial(masked_crop, side, (side // model.config.patch_size) ** 2, args.seed, poses=poses)
+    poses = Poses(
+        args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns
+    )
+    make = partial(
+        masked_crop, side, (side // model.config.patch_size) ** 2, args.seed, poses=poses
+    )
     train_images(
         "mae",
         args,
@@ -90,7 +96,9 @@ def main() -> None:
             "title": "mae: a masked autoencoder",
             "summary": "Trained without labels to tell the pixels of hidden patches from those that are seen.",
             "tags": ("mae", "self-supervised"),
-            "loading": feeding(LOADING, 3, source.pixel_options, source.pixel_options.scale is not None),
+            "loading": feeding(
+                LOADING, 3, source.pixel_options, source.pixel_options.scale is not None
+            ),
         },
     )
 
@@ -98,7 +106,11 @@ def main() -> None:
 def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """The model that is trained, and its image processor: loaded, or small and new."""
     if args.init_from:
-        with nullcontext() if os.path.exists(args.init_from) else hub_or_cache(f"--init_from {args.init_from}"):
+        with (
+            nullcontext()
+            if os.path.exists(args.init_from)
+            else hub_or_cache(f"--init_from {args.init_from}")
+        ):
             return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
     config = ViTMAEConfig(
         hidden_size=args.hidden_size,
@@ -130,10 +142,20 @@ def load_processor(name: str) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(name.removeprefix("hf:"), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"--init_from {name} has no image processor ({first_line(error)}); add its preprocessor_config.json") from None
+        raise UserError(
+            f"--init_from {name} has no image processor ({first_line(error)}); add its preprocessor_config.json"
+        ) from None
 
 
-def masked_crop(side: int, num_patches: int, seed: int, image: Tensor, epoch: int, index: int, poses: Poses = PUBLISHED_POSES) -> Item:
+def masked_crop(
+    side: int,
+    num_patches: int,
+    seed: int,
+    image: Tensor,
+    epoch: int,
+    index: int,
+    poses: Poses = PUBLISHED_POSES,
+) -> Item:
     """A random crop of an image `[3, H, W]`, flipped and turned as `poses` has it, as view `[3, side, side]`; noise `[num_patches]`: the highest are hidden."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("mae", seed, epoch, index))
@@ -150,7 +172,9 @@ def collate(mean: list[float], std: list[float], items: list[Item]) -> dict[str,
 class MaeTrainer(ImageTrainer):
     """The mean over the hidden patches."""
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Any:
         """Scalar."""
         return model(**inputs).loss
 

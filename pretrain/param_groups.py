@@ -7,7 +7,10 @@ from pretrain.backbone import Backbone, num_register_tokens
 
 
 def parameter_groups(
-    backbone: Backbone, heads: list[nn.Module], layerwise_decay: float = 1.0, patch_embed_lr_mult: float = 0.2
+    backbone: Backbone,
+    heads: list[nn.Module],
+    layerwise_decay: float = 1.0,
+    patch_embed_lr_mult: float = 0.2,
 ) -> list[dict]:
     """AdamW groups with `params`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`; equal ones are fused, in a fixed order.
 
@@ -46,7 +49,9 @@ def parameter_groups(
     ]
 
 
-def apply_schedules(optimizer: torch.optim.Optimizer, lr: float, last_layer_lr: float, weight_decay: float) -> None:
+def apply_schedules(
+    optimizer: torch.optim.Optimizer, lr: float, last_layer_lr: float, weight_decay: float
+) -> None:
     """Set this step's learning rate and weight decay of every group."""
     for group in optimizer.param_groups:
         group["lr"] = (last_layer_lr if group["is_last_layer"] else lr) * group["lr_multiplier"]
@@ -56,4 +61,7 @@ def apply_schedules(optimizer: torch.optim.Optimizer, lr: float, last_layer_lr: 
 def clip_per_module(modules: dict[str, nn.Module], max_norm: float) -> dict[str, Tensor]:
     """Clip each module's gradients by its own norm (none where `max_norm` is 0); returns the norms before clipping."""
     limit = max_norm or float("inf")
-    return {name: nn.utils.clip_grad_norm_(module.parameters(), limit) for name, module in modules.items()}
+    return {
+        name: nn.utils.clip_grad_norm_(module.parameters(), limit)
+        for name, module in modules.items()
+    }

@@ -8,14 +8,18 @@ import numpy as np
 from vision_core.errors import UserError
 
 
-def cosine_schedule(base: float, final: float, total_steps: int, warmup_steps: int = 0, start_warmup: float = 0.0) -> np.ndarray:
+def cosine_schedule(
+    base: float, final: float, total_steps: int, warmup_steps: int = 0, start_warmup: float = 0.0
+) -> np.ndarray:
     """Float64 `[total_steps]`: linear from `start_warmup` to `base`, then a half cosine towards `final`.
 
     warm-up: linspace(start_warmup, base, warmup_steps), both ends included
     then, i = 0 .. n - 1 of n: final + (base - final) / 2 * (1 + cos(pi * i / n)), which never quite reaches `final`
     """
     if warmup_steps > total_steps:
-        raise UserError(f"a warm-up of {warmup_steps} steps is longer than the run of {total_steps}; shorten it")
+        raise UserError(
+            f"a warm-up of {warmup_steps} steps is longer than the run of {total_steps}; shorten it"
+        )
     warmup = np.linspace(start_warmup, base, warmup_steps)
     progress = np.arange(total_steps - warmup_steps) / max(total_steps - warmup_steps, 1)
     return np.concatenate([warmup, final + 0.5 * (base - final) * (1 + np.cos(np.pi * progress))])
@@ -34,7 +38,9 @@ def frozen(schedule: np.ndarray, steps: int) -> np.ndarray:
     return copy
 
 
-def scaled_learning_rate(base: float, global_batch: int, rule: Literal["sqrt", "linear", "none"]) -> float:
+def scaled_learning_rate(
+    base: float, global_batch: int, rule: Literal["sqrt", "linear", "none"]
+) -> float:
     """`base` for a batch of 1024 (sqrt rule, DINOv2) or of 256 (linear rule, DINO), scaled to `global_batch`."""
     if rule == "sqrt":
         return base * math.sqrt(global_batch / 1024)

@@ -26,12 +26,20 @@ NAME = "check"  # of the default folder
 class CheckArguments:
     """What is checked, and for which model."""
 
-    conversations: list[str] = option(["scenes?count=200"], "what would be trained on; docs/fine_tuning.md", "data")
-    model: str | None = option(None, "folder of the fused model: lengths and its chat template are checked", "model")
+    conversations: list[str] = option(
+        ["scenes?count=200"], "what would be trained on; docs/fine_tuning.md", "data"
+    )
+    model: str | None = option(
+        None, "folder of the fused model: lengths and its chat template are checked", "model"
+    )
     max_length: int = option(2048, "tokens of a conversation, image tokens counted", "model")
-    write_clean: str | None = option(None, "new file for the good rows: .jsonl, or .parquet for tables", "data")
+    write_clean: str | None = option(
+        None, "new file for the good rows: .jsonl, or .parquet for tables", "data"
+    )
     num_workers: int = option(2, "processes that read", "run")
-    output_dir: str | None = option(None, "new folder for bad_rows.jsonl; default: the next one in outputs/", "run")
+    output_dir: str | None = option(
+        None, "new folder for bad_rows.jsonl; default: the next one in outputs/", "run"
+    )
     resume_from_checkpoint: str | None = resume_option()
 
 
@@ -91,7 +99,9 @@ class Checked:
 class Rows(Dataset):
     """Rows of a source, each checked."""
 
-    def __init__(self, source: ConversationSource, processor: FusionProcessor | None, max_length: int) -> None:
+    def __init__(
+        self, source: ConversationSource, processor: FusionProcessor | None, max_length: int
+    ) -> None:
         self.source, self.processor, self.max_length = source, processor, max_length
 
     def __len__(self) -> int:
@@ -117,14 +127,19 @@ def main() -> None:
     check_arguments(args)
     sources = [(text, open_conversations(text)) for text in args.conversations]
     processor = load_processor(args.model) if args.model else None
-    work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
+    work = WorkFolder.open(
+        args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM
+    )
     written = work.partial / "write_clean.txt"  # there as soon as this work may have made that file
     clean = clean_target(args.write_clean, sources, written.exists())
     bad = []
     for text, source in sources:
         checked = list(check(source, processor, args.max_length, args.num_workers, text))
         wrong = [each for each in checked if each.reason]
-        bad += [json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n" for each in wrong]
+        bad += [
+            json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n"
+            for each in wrong
+        ]
         report(text, checked, wrong)
         say(f"\n{UNCHECKED if processor is None else proved(processor)}")
         if clean is not None:
@@ -132,14 +147,18 @@ def main() -> None:
             write_text_atomically(written, f"{clean}\n")
             say(written_clean(clean, source, checked))
     status = int(bool(bad) and clean is None)
-    work.publish(lambda folder: (folder / BAD_ROWS).write_text("".join(bad), encoding="utf-8"), status)
+    work.publish(
+        lambda folder: (folder / BAD_ROWS).write_text("".join(bad), encoding="utf-8"), status
+    )
     if bad:
         say(f"\nall bad rows: {work.path / BAD_ROWS}")
     if status:
         raise SystemExit(status)
 
 
-def clean_target(file: str | None, sources: Sequence[tuple[str, ConversationSource]], may_be_there: bool = False) -> Path | None:
+def clean_target(
+    file: str | None, sources: Sequence[tuple[str, ConversationSource]], may_be_there: bool = False
+) -> Path | None:
     """Where the good rows go. Raises UserError before anything is read.
 
     may_be_there: whether an earlier start of the same command, which was killed, may have written it; it is then written again.
@@ -148,7 +167,9 @@ def clean_target(file: str | None, sources: Sequence[tuple[str, ConversationSour
         return None
     if len(sources) != 1:
         cure = "clean one after the other"
-        raise UserError(f"--write_clean {file} holds the rows of one source, and {len(sources)} are given; {cure}")
+        raise UserError(
+            f"--write_clean {file} holds the rows of one source, and {len(sources)} are given; {cure}"
+        )
     if may_be_there:
         Path(file).unlink(missing_ok=True)
     check_target(Path(file), sources[0][1])
@@ -163,7 +184,9 @@ def report(text: str, checked: Sequence[Checked], wrong: Sequence[Checked]) -> N
     say(described(good) if good else "no row is good")
     counts = Counter(key for each in checked for key in each.unread)
     if counts:
-        listed = ", ".join(f"{shortened(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN))
+        listed = ", ".join(
+            f"{shortened(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN)
+        )
         more = f", and {len(counts) - KEYS_SHOWN:,} others" if len(counts) > KEYS_SHOWN else ""
         say(f"\nkeys that nothing reads: {listed}{more}")
 
@@ -182,9 +205,15 @@ def written_clean(file: Path, source: ConversationSource, checked: Sequence[Chec
     good = [each.row for each in checked if not each.reason]
     left_out = [each.row + 1 for each in checked if each.reason]
     if not good:
-        raise UserError(f"--write_clean {file}: no row is good, and nothing was written; mend the rows")
+        raise UserError(
+            f"--write_clean {file}: no row is good, and nothing was written; mend the rows"
+        )
     write_rows(file, source, good)
-    named = f"left out: {len(left_out):,} rows: {number_ranges(left_out)}" if left_out else "no row was left out"
+    named = (
+        f"left out: {len(left_out):,} rows: {number_ranges(left_out)}"
+        if left_out
+        else "no row was left out"
+    )
     return f"\nwrote {len(good):,} rows to {file}; {named}"
 
 
@@ -196,7 +225,9 @@ def number_ranges(numbers: Iterable[int]) -> str:
             ranges[-1][1] = number
         else:
             ranges.append([number, number])
-    words = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:RANGES_SHOWN]]
+    words = [
+        str(first) if first == last else f"{first}-{last}" for first, last in ranges[:RANGES_SHOWN]
+    ]
     more = f" and {len(ranges) - RANGES_SHOWN:,} more places" if len(ranges) > RANGES_SHOWN else ""
     return ", ".join(words) + more
 
@@ -208,7 +239,9 @@ def load_processor(folder: str) -> FusionProcessor:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--model {folder} has no processor ({reason}); name a folder that fusion.fuse wrote") from None
+        raise UserError(
+            f"--model {folder} has no processor ({reason}); name a folder that fusion.fuse wrote"
+        ) from None
 
 
 def check(
@@ -220,7 +253,13 @@ def check(
 ) -> Iterator[Checked]:
     """All rows in order."""
     rows = Rows(source, processor, max_length)
-    loader = DataLoader(rows, batch_size=64, num_workers=num_workers, collate_fn=list, worker_init_fn=leave_signals_to_parent)
+    loader = DataLoader(
+        rows,
+        batch_size=64,
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=leave_signals_to_parent,
+    )
     with tqdm(total=len(source), desc=printable(name), unit="row", leave=False) as bar:
         for batch in loader:
             bar.update(len(batch))
@@ -229,11 +268,15 @@ def check(
 
 def reasons(wrong: Sequence[Checked]) -> list[str]:
     """Kinds of faults, the most frequent first, with examples. A kind is a reason without names and numbers."""
-    kinds = [re.sub(r"\d+|/\S+|\S+\.\w{2,5}\b", "…", each.reason.partition(": ")[2]) for each in wrong]
+    kinds = [
+        re.sub(r"\d+|/\S+|\S+\.\w{2,5}\b", "…", each.reason.partition(": ")[2]) for each in wrong
+    ]
     lines = []
     for kind, count in Counter(kinds).most_common():
         lines.append(f"{count:,} x {kind}")
-        lines += [f"    {each.reason}" for each, its in zip(wrong, kinds, strict=True) if its == kind][:SHOWN]
+        lines += [
+            f"    {each.reason}" for each, its in zip(wrong, kinds, strict=True) if its == kind
+        ][:SHOWN]
     return lines
 
 
@@ -241,7 +284,10 @@ def described(good: Sequence[Checked]) -> str:
     """What a row has, as a table."""
     figures = {"images": [each.images for each in good]}
     if good and good[0].tokens:
-        figures |= {"tokens": [each.tokens for each in good], "learnt tokens": [each.learnt for each in good]}
+        figures |= {
+            "tokens": [each.tokens for each in good],
+            "learnt tokens": [each.learnt for each in good],
+        }
     rows = []
     for name, values in figures.items():
         low, middle, high, most = np.percentile(values, [0, 50, 95, 100], method="nearest")

@@ -84,7 +84,9 @@ def main() -> None:
     output = open_output(args, "comparison")
     say = say_line if is_main_process() else lambda text: None
     noted: set[tuple[str, str]] = set()
-    compared = [judge(source, data, tasks, args, device, output, say, noted) for source in args.encoders]
+    compared = [
+        judge(source, data, tasks, args, device, output, say, noted) for source in args.encoders
+    ]
     if output.work is not None:
         output.work.publish(lambda folder: write_report(folder, args, compared, data, device))
         say(f"\n{(output.path / 'table.md').read_text()}\ntables, JSON and pictures: {output.path}")
@@ -95,10 +97,14 @@ def check_encoders(args: CompareArguments) -> None:
 
     Raises UserError for that, and where none looks at images of `CHANNELS` channels.
     """
-    channels = {source: load(source, args, torch.device("cpu")).num_channels for source in args.encoders}
+    channels = {
+        source: load(source, args, torch.device("cpu")).num_channels for source in args.encoders
+    }
     if CHANNELS not in channels.values():
         found = ", ".join(f"{source} has {number}" for source, number in channels.items())
-        raise UserError(f"encoders of {CHANNELS} channels are compared, and {found}; judge one by recipes/evaluate_encoder.py")
+        raise UserError(
+            f"encoders of {CHANNELS} channels are compared, and {found}; judge one by recipes/evaluate_encoder.py"
+        )
 
 
 def check_data(tasks: Sequence[TaskName], data: dict[str, Splits]) -> None:
@@ -129,7 +135,10 @@ def judge(
         return row
     for text, splits in data.items():
         frozen = frozen_features(encoder, splits, args)
-        problems = {name: problem_with_data(name, splits) or problem_with_encoder(name, encoder) for name in tasks}
+        problems = {
+            name: problem_with_data(name, splits) or problem_with_encoder(name, encoder)
+            for name in tasks
+        }
         possible = [name for name, problem in problems.items() if problem is None]
         row.not_run += [problem for problem in problems.values() if problem]
         if possible:
@@ -144,14 +153,23 @@ def judge(
     return row
 
 
-def write_report(folder: Path, args: CompareArguments, compared: list[Compared], data: dict[str, Splits], device: torch.device) -> None:
+def write_report(
+    folder: Path,
+    args: CompareArguments,
+    compared: list[Compared],
+    data: dict[str, Splits],
+    device: torch.device,
+) -> None:
     """table.md, results.json, figures/ and README.md, which shows them all."""
     table = markdown_table([table_row(row) for row in compared])
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
     report = [
         {
             **asdict(row),
-            "results": [{"task": task, "dataset": text, **result_as_json(result)} for (task, text), result in row.results.items()],
+            "results": [
+                {"task": task, "dataset": text, **result_as_json(result)}
+                for (task, text), result in row.results.items()
+            ],
         }
         for row in compared
     ]
@@ -161,11 +179,15 @@ def write_report(folder: Path, args: CompareArguments, compared: list[Compared],
     figures.mkdir()
     bar_picture(bars(compared), "higher is better", "%").save(figures / "comparison.png")
     loaded = {row.source: load(row.source, args, device) for row in compared}
-    encoders = {name: encoder for name, encoder in loaded.items() if encoder.num_channels == CHANNELS}
+    encoders = {
+        name: encoder for name, encoder in loaded.items() if encoder.num_channels == CHANNELS
+    }
     for kind in KINDS:
         side_by_side(encoders, first_images(data), kind).save(figures / f"{kind}.png")
     pictures = "\n\n".join(f"![{name}](figures/{name}.png)" for name in ("comparison", *KINDS))
-    (folder / "README.md").write_text(f"# Encoders compared\n\n{table}\n\n{protocols(compared)}\n\n{pictures}\n", encoding="utf-8")
+    (folder / "README.md").write_text(
+        f"# Encoders compared\n\n{table}\n\n{protocols(compared)}\n\n{pictures}\n", encoding="utf-8"
+    )
 
 
 def table_row(row: Compared) -> dict[str, str]:
@@ -188,7 +210,11 @@ def protocols(compared: list[Compared]) -> str:
         for row in compared
         for (task, text), result in row.results.items()
     }
-    images = {f"* read of {short_name(text)}: {words}": None for row in compared for text, words in row.images.items()}
+    images = {
+        f"* read of {short_name(text)}: {words}": None
+        for row in compared
+        for text, words in row.images.items()
+    }
     not_run = {f"* not run: {problem}": None for row in compared for problem in row.not_run}
     return "\n".join([*lines, *images, *not_run])
 
@@ -199,7 +225,9 @@ def bars(compared: list[Compared]) -> dict[str, dict[str, float]]:
     for row in compared:
         for (task, text), result in row.results.items():
             metric, value = next(
-                (metric, value) for metric, value in result.metrics.items() if not metric.endswith((" (m)", " (fraction)"))
+                (metric, value)
+                for metric, value in result.metrics.items()
+                if not metric.endswith((" (m)", " (fraction)"))
             )
             label = f"{task.replace('_', chr(10))}\n{metric}\n{short_name(text)}"
             groups.setdefault(label, {})[row.source] = value

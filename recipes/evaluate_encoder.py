@@ -64,7 +64,9 @@ def main() -> None:
         say(f"table, JSON and pictures: {output.path}")
 
 
-def write_report(folder: Path, args: EvaluateArguments, frozen: FrozenFeatures, results: dict[str, TaskResult]) -> None:
+def write_report(
+    folder: Path, args: EvaluateArguments, frozen: FrozenFeatures, results: dict[str, TaskResult]
+) -> None:
     """results.json, README.md with the table, figures/."""
     encoder = frozen.encoder
     report = {
@@ -92,7 +94,12 @@ def write_report(folder: Path, args: EvaluateArguments, frozen: FrozenFeatures, 
         for name, result in results.items()
         for number, (metric, value) in enumerate(result.metrics.items())
     ]
-    lines = [f"# {args.encoder} on {args.dataset}", protocol_of(encoder), markdown_table(rows), f"Read: {frozen.used_in_words}."]
+    lines = [
+        f"# {args.encoder} on {args.dataset}",
+        protocol_of(encoder),
+        markdown_table(rows),
+        f"Read: {frozen.used_in_words}.",
+    ]
     for name, result in results.items():
         if result.picture is not None:
             (folder / "figures").mkdir(exist_ok=True)

@@ -26,28 +26,42 @@ NAME = "vlm-evaluation"  # of the default folder
 class EvaluateVlmArguments:
     """Which model answers which questions."""
 
-    model: str | None = option(None, "folder of a fused vision-language model: of recipes/sva_sft.py, or of fusion.fuse", "model")
+    model: str | None = option(
+        None,
+        "folder of a fused vision-language model: of recipes/sva_sft.py, or of fusion.fuse",
+        "model",
+    )
     tasks: list[str] = option(
         ["scenes?count=400&split=held_out"],
         "cv_bench:, mmvp:, pope:, gqa:, mmbench:, captions:, vqa:, textvqa:, or conversations",
         "tasks",
     )
-    limit: int | None = option(None, "questions of each task, the first ones; default: all", "tasks")
+    limit: int | None = option(
+        None, "questions of each task, the first ones; default: all", "tasks"
+    )
     baselines: list[Literal["blind", "shuffled"]] = option(
         ["blind", "shuffled"], "the same without images, and with those of other questions", "tasks"
     )
     thought_tokens: int = option(
-        0, "tokens of thoughts in front of an answer, of a model that was trained to think; 0 asks without thoughts", "tasks"
+        0,
+        "tokens of thoughts in front of an answer, of a model that was trained to think; 0 asks without thoughts",
+        "tasks",
     )
     batch_size: int = option(32, "questions that are answered at once", "run")
-    output_dir: str | None = option(None, "new folder for table, JSON, answers and pictures; default: the next free one in outputs/", "run")
+    output_dir: str | None = option(
+        None,
+        "new folder for table, JSON, answers and pictures; default: the next free one in outputs/",
+        "run",
+    )
     resume_from_checkpoint: str | None = resume_option()
 
 
 def check_arguments(args: EvaluateVlmArguments) -> None:
     """Raises UserError for what cannot work, before anything is loaded."""
     if args.model is None:
-        raise UserError("--model is missing; name a folder that recipes/sva_sft.py wrote, e.g. --model outputs/sft-1")
+        raise UserError(
+            "--model is missing; name a folder that recipes/sva_sft.py wrote, e.g. --model outputs/sft-1"
+        )
     if not args.tasks or len(set(args.tasks)) < len(args.tasks):
         raise UserError(f"--tasks {' '.join(args.tasks) or '[]'}: name at least one, each once")
     check_counts(args, "limit", "batch_size")
@@ -86,16 +100,22 @@ def main() -> None:
     model.to(device).eval()
     work = None
     if is_main_process():
-        work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
+        work = WorkFolder.open(
+            args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM
+        )
     partial = Path(broadcast_text(str(work.partial) if work else ""))
     fingerprint = broadcast_text(model_fingerprint(Path(args.model), device.type) if work else "")
     results = []
     for task in tasks:
-        kept = KeptAnswers(partial, header_of(fingerprint, task, args.batch_size, args.thought_tokens))
+        kept = KeptAnswers(
+            partial, header_of(fingerprint, task, args.batch_size, args.thought_tokens)
+        )
         if len(kept) and is_main_process():
             say(f"{task.name}: {len(kept):,} answers of an earlier start are kept")
         scores = {
-            shown: answer_and_score(model, processor, task, shown, args.batch_size, args.thought_tokens, kept)
+            shown: answer_and_score(
+                model, processor, task, shown, args.batch_size, args.thought_tokens, kept
+            )
             for shown in ("images", *args.baselines)
         }
         results.append((task, scores))
@@ -114,23 +134,38 @@ def table(task: Task, scores: dict[str, Score]) -> str:
     columns = {"images": "score", "blind": "blind", "shuffled": "wrong images"}
     rows = [
         {"questions": f"all ({len(task.questions)})"}
-        | {columns[shown]: f"{score.score:.1f} ± {score.error:.1f}" for shown, score in scores.items()}
+        | {
+            columns[shown]: f"{score.score:.1f} ± {score.error:.1f}"
+            for shown, score in scores.items()
+        }
         | ({} if guessed is None else {"chance": f"{guessed:.1f}"})
     ]
-    rows.append({"questions": "loss of the right answer"} | {columns[shown]: f"{score.loss:.3f}" for shown, score in scores.items()})
+    rows.append(
+        {"questions": "loss of the right answer"}
+        | {columns[shown]: f"{score.loss:.3f}" for shown, score in scores.items()}
+    )
     for name in scores["images"].figures:
         values = {columns[shown]: f"{score.figures[name]:.1f}" for shown, score in scores.items()}
         rows.append({"questions": name} | values)
-    for group, (_, count) in scores["images"].groups.items() if len(scores["images"].groups) > 1 else ():
+    for group, (_, count) in (
+        scores["images"].groups.items() if len(scores["images"].groups) > 1 else ()
+    ):
         rows.append(
-            {"questions": f"{group} ({count})"} | {columns[shown]: f"{score.groups[group][0]:.1f}" for shown, score in scores.items()}
+            {"questions": f"{group} ({count})"}
+            | {columns[shown]: f"{score.groups[group][0]:.1f}" for shown, score in scores.items()}
         )
     return markdown_table([{name: row.get(name, "") for name in rows[0]} for row in rows])
 
 
-def write_report(folder: Path, args: EvaluateVlmArguments, results: list[tuple[Task, dict[str, Score]]]) -> None:
+def write_report(
+    folder: Path, args: EvaluateVlmArguments, results: list[tuple[Task, dict[str, Score]]]
+) -> None:
     """results.json, answers.jsonl, README.md with the tables, figures/."""
-    report = {"model": args.model, "arguments": asdict(replace(args, resume_from_checkpoint=None)), "tasks": {}}
+    report = {
+        "model": args.model,
+        "arguments": asdict(replace(args, resume_from_checkpoint=None)),
+        "tasks": {},
+    }
     lines = [f"# {args.model}"]
     (folder / "figures").mkdir(exist_ok=True)
     with (folder / "answers.jsonl").open("w", encoding="utf-8") as file:
@@ -166,7 +201,12 @@ def write_report(folder: Path, args: EvaluateVlmArguments, results: list[tuple[T
 
 def score_as_json(score: Score) -> dict[str, Any]:
     """Everything but the single answers; figures where the benchmark has some beside its score."""
-    report = {"score": score.score, "error": score.error, "loss": score.loss, "groups": score.groups}
+    report = {
+        "score": score.score,
+        "error": score.error,
+        "loss": score.loss,
+        "groups": score.groups,
+    }
     return report | ({"figures": score.figures} if score.figures else {})
 
 
@@ -175,23 +215,38 @@ def sheet(task: Task, score: Score, count: int = 12, columns: int = 4) -> Image.
     tiles = []
     for question, given, points in examples(task, score, count):
         shown = question.images()
-        picture = to_picture(shown[0] / 255).resize((TILE, TILE)) if shown else Image.new("RGB", (TILE, TILE), "white")
+        picture = (
+            to_picture(shown[0] / 255).resize((TILE, TILE))
+            if shown
+            else Image.new("RGB", (TILE, TILE), "white")
+        )
         tiles.append(_with_text(picture, question.text, given, question.expected[0], points))
-    return contact_sheet([tiles[start : start + columns] for start in range(0, len(tiles), columns)])
+    return contact_sheet(
+        [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    )
 
 
-def _with_text(picture: Image.Image, asked: str, given: str, expected: str, points: float) -> Image.Image:
+def _with_text(
+    picture: Image.Image, asked: str, given: str, expected: str, points: float
+) -> Image.Image:
     """The question above an image, the answer below it."""
     font, width = ImageFont.load_default(13), 2 * TILE
     above = wrap(asked.split("Answer with")[0], width, font)[:5]
-    below = wrap(f"{given or '(nothing)'}" + ("" if points == 1 else f"   [{expected}]"), width, font)[:2]
+    below = wrap(
+        f"{given or '(nothing)'}" + ("" if points == 1 else f"   [{expected}]"), width, font
+    )[:2]
     tile = Image.new("RGB", (width, TILE + 7 * LINE_HEIGHT), "white")
     tile.paste(picture, (0, 5 * LINE_HEIGHT))
     draw = ImageDraw.Draw(tile)
     for number, line in enumerate(above, start=5 - len(above)):
         draw.text((2, number * LINE_HEIGHT), line, fill="black", font=font)
     for number, line in enumerate(below):
-        draw.text((2, TILE + (5 + number) * LINE_HEIGHT), line, fill="darkgreen" if points == 1 else "firebrick", font=font)
+        draw.text(
+            (2, TILE + (5 + number) * LINE_HEIGHT),
+            line,
+            fill="darkgreen" if points == 1 else "firebrick",
+            font=font,
+        )
     return tile
 
 

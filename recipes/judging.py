@@ -33,7 +33,14 @@ from vision_core.runs.work_folder import PARTIAL, WorkFolder, config_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Options that decide about the features beside the encoder and the images; the rest of a result's key is in `KeptResults`.
-OF_THE_FEATURES = ("dense_image_size", "preprocess", "precision", "seed", "batch_size", "max_bad_fraction")
+OF_THE_FEATURES = (
+    "dense_image_size",
+    "preprocess",
+    "precision",
+    "seed",
+    "batch_size",
+    "max_bad_fraction",
+)
 BAD_SAMPLES = "bad_samples.jsonl"  # as in a folder of pretraining
 PARADIGMS = {
     "dinov2": "self-distillation", "dinov2_with_registers": "self-distillation", "dinov3_vit": "self-distillation", "dinov3_convnext": "self-distillation",
@@ -59,7 +66,9 @@ def open_output(args: JudgingArguments, name: str) -> Output:
     """The folder of this evaluation: a new one, or with `--resume_from_checkpoint auto` that of an earlier start."""
     work = None
     if is_main_process():
-        work = WorkFolder.open(args.output_dir, name, config_of(args), args.resume_from_checkpoint, PROGRAMS[name])
+        work = WorkFolder.open(
+            args.output_dir, name, config_of(args), args.resume_from_checkpoint, PROGRAMS[name]
+        )
     return Output(work, Path(broadcast_text(str(work.path) if work else "")))
 
 
@@ -84,8 +93,13 @@ def notes_on(splits: Splits, encoder: Encoder) -> list[str]:
     if not is_main_process():
         return []
     channels = encoder.num_channels
-    mean, std = (values * channels if len(values) == 1 else values for values in (encoder.transform.mean, encoder.transform.std))
-    return [f"note: {note}" for note in range_notes(splits.train, channels, mean, std, is_trained=True)]
+    mean, std = (
+        values * channels if len(values) == 1 else values
+        for values in (encoder.transform.mean, encoder.transform.std)
+    )
+    return [
+        f"note: {note}" for note in range_notes(splits.train, channels, mean, std, is_trained=True)
+    ]
 
 
 def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) -> FrozenFeatures:
@@ -109,7 +123,11 @@ def join_processes() -> torch.device:
 
     What processes tell each other here are Python objects, so gloo does on GPUs too. The others wait for as long as the main one works at a task.
     """
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
@@ -119,7 +137,13 @@ def join_processes() -> torch.device:
 
 def cache_folder(given: str | None) -> Path:
     """Where features are kept: the folder that was named, or one in the user's cache."""
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vision-encoder-fusion" / "features"
+    return (
+        Path(given)
+        if given
+        else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        / "vision-encoder-fusion"
+        / "features"
+    )
 
 
 def problem_with_data(name: TaskName, splits: Splits) -> str | None:
@@ -143,7 +167,12 @@ def problem_with_encoder(name: TaskName, encoder: Encoder) -> str | None:
 
 
 def run_tasks(
-    frozen: FrozenFeatures, tasks: Sequence[TaskName], args: JudgingArguments, dataset: str, output: Output, say: Callable[[str], None]
+    frozen: FrozenFeatures,
+    tasks: Sequence[TaskName],
+    args: JudgingArguments,
+    dataset: str,
+    output: Output,
+    say: Callable[[str], None],
 ) -> dict[TaskName, TaskResult]:
     """The results by task, on the main process; the others help to extract features and get none.
 
@@ -153,9 +182,13 @@ def run_tasks(
     try:
         kept, results = None, {}
         if is_main_process():
-            kept = KeptResults(output.partial, frozen, {name: getattr(args, name) for name in OF_THE_FEATURES})
+            kept = KeptResults(
+                output.partial, frozen, {name: getattr(args, name) for name in OF_THE_FEATURES}
+            )
             results = kept_results(kept, tasks, args)
-        missing = json.loads(broadcast_text(json.dumps([name for name in tasks if name not in results])))
+        missing = json.loads(
+            broadcast_text(json.dumps([name for name in tasks if name not in results]))
+        )
         for name in missing:
             TASKS[name].prepare(frozen)
         if kept is None:
@@ -165,8 +198,15 @@ def run_tasks(
             if not again:
                 settings = settings_of(name, args)
                 results[name] = TASKS[name].run(frozen, **settings)
-                kept.keep(name, settings | _contents(settings), plain(result_as_json(results[name])), results[name].picture)
-            figures = ", ".join(f"{metric} {shown(value)}" for metric, value in results[name].metrics.items())
+                kept.keep(
+                    name,
+                    settings | _contents(settings),
+                    plain(result_as_json(results[name])),
+                    results[name].picture,
+                )
+            figures = ", ".join(
+                f"{metric} {shown(value)}" for metric, value in results[name].metrics.items()
+            )
             say(f"  {name:<22}{figures}; {results[name].images_in_words}{again}")
         say(f"{dataset}: {frozen.used_in_words}")
         return {name: results[name] for name in tasks}
@@ -175,7 +215,9 @@ def run_tasks(
             name_unreadable(output.path, dataset, frozen)
 
 
-def kept_results(kept: KeptResults, tasks: Sequence[TaskName], args: JudgingArguments) -> dict[TaskName, TaskResult]:
+def kept_results(
+    kept: KeptResults, tasks: Sequence[TaskName], args: JudgingArguments
+) -> dict[TaskName, TaskResult]:
     """Those of the tasks that an earlier start has done."""
     found = {}
     for name in tasks:
@@ -202,7 +244,9 @@ def name_unreadable(folder: Path, dataset: str, frozen: FrozenFeatures) -> None:
     path = folder / BAD_SAMPLES
     named = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     records = [
-        {"id": name, "reason": reason, "dataset": dataset, "part": part} for part, bad in frozen.bad.items() for name, reason in bad.items()
+        {"id": name, "reason": reason, "dataset": dataset, "part": part}
+        for part, bad in frozen.bad.items()
+        for name, reason in bad.items()
     ]
     lines = list(dict.fromkeys([*named, *map(json.dumps, records)]))
     if len(lines) > len(named):
@@ -228,7 +272,11 @@ def protocol_of(encoder: Encoder) -> str:
         if transform.margin > 1
         else "centre crop"
     )
-    vector = "mean of the patches" if encoder.pooled_width is None else f"published image vector of {encoder.pooled_width}"
+    vector = (
+        "mean of the patches"
+        if encoder.pooled_width is None
+        else f"published image vector of {encoder.pooled_width}"
+    )
     layers = "1 layer" if encoder.num_layers == 1 else f"{encoder.num_layers} layers"
     height, width = transform.size
     return (
@@ -254,13 +302,21 @@ def plain(report: Any) -> Any:
 
 def result_as_json(result: TaskResult) -> dict[str, Any]:
     """Everything but the picture."""
-    return {field.name: getattr(result, field.name) for field in fields(result) if field.name != "picture"}
+    return {
+        field.name: getattr(result, field.name)
+        for field in fields(result)
+        if field.name != "picture"
+    }
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows under the columns of the first appearance; an empty cell where a row lacks one."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [columns, ["---"] * len(columns), *([row.get(name, "") for name in columns] for row in rows)]
+    lines = [
+        columns,
+        ["---"] * len(columns),
+        *([row.get(name, "") for name in columns] for row in rows),
+    ]
     return "\n".join("| " + " | ".join(map(printable, line)) + " |" for line in lines)
 
 

@@ -12,40 +12,82 @@ TaskName = Literal[
     "knn", "linear", "logistic", "multi_label", "few_shot", "retrieval", "copy_detection", "segmentation", "depth", "depth_dpt",
     "emergent_segmentation", "zero_shot", "image_text",
 ]  # fmt: skip
-ONE_OF_EACH: list[TaskName] = ["knn", "linear", "segmentation", "depth", "copy_detection", "emergent_segmentation"]
+ONE_OF_EACH: list[TaskName] = [
+    "knn",
+    "linear",
+    "segmentation",
+    "depth",
+    "copy_detection",
+    "emergent_segmentation",
+]
 
-PROGRAMS = {"evaluation": "recipes/evaluate_encoder.py", "comparison": "recipes/compare_encoders.py"}  # by the name of the default folder
+PROGRAMS = {
+    "evaluation": "recipes/evaluate_encoder.py",
+    "comparison": "recipes/compare_encoders.py",
+}  # by the name of the default folder
 
 
 @dataclass
 class JudgingArguments:
     """What both programs ask for."""
 
-    image_size: int | None = option(None, "side at which images are looked at; default: as published", "encoder")
+    image_size: int | None = option(
+        None, "side at which images are looked at; default: as published", "encoder"
+    )
     dense_image_size: list[int] | None = option(
-        None, "height and width for the dense tasks; default: the images' own, up to 2,048 patches", "encoder"
+        None,
+        "height and width for the dense tasks; default: the images' own, up to 2,048 patches",
+        "encoder",
     )
     preprocess: Literal["whole", "published"] = option(
-        "whole", "whole: images no larger than the encoder's size are not cropped; published: as the model's library does it", "encoder"
+        "whole",
+        "whole: images no larger than the encoder's size are not cropped; published: as the model's library does it",
+        "encoder",
     )
     position_offset: float | None = option(
-        None, "of DINOv2's position interpolation in transformers; published without registers: 0.1 (docs/encoders.md)", "encoder"
+        None,
+        "of DINOv2's position interpolation in transformers; published without registers: 0.1 (docs/encoders.md)",
+        "encoder",
     )
-    precision: Literal["float32", "bfloat16"] = option("float32", "of the encoder's weights", "encoder")
-    max_train_images: int | None = option(None, "training images, drawn by the seed; default: all", "data")
-    max_test_images: int | None = option(None, "test images, drawn by the seed; default: all", "data")
-    ground_truth: str | None = option(None, "JSON of easy, hard and junk images for the task retrieval", "tasks")
-    linear_iterations: int = option(2000, "of the linear probe, batches of 128; published: 12,500", "tasks")
-    dense_iterations: int = option(600, "of segmentation and depth heads; published: 40,000 and 38,400", "tasks")
+    precision: Literal["float32", "bfloat16"] = option(
+        "float32", "of the encoder's weights", "encoder"
+    )
+    max_train_images: int | None = option(
+        None, "training images, drawn by the seed; default: all", "data"
+    )
+    max_test_images: int | None = option(
+        None, "test images, drawn by the seed; default: all", "data"
+    )
+    ground_truth: str | None = option(
+        None, "JSON of easy, hard and junk images for the task retrieval", "tasks"
+    )
+    linear_iterations: int = option(
+        2000, "of the linear probe, batches of 128; published: 12,500", "tasks"
+    )
+    dense_iterations: int = option(
+        600, "of segmentation and depth heads; published: 40,000 and 38,400", "tasks"
+    )
     depth_protocol: Literal["all", "nyu"] = option(
-        "all", "where depth is judged: at all known pixels, or in NYU's Eigen crop from 0.001 to 10 m", "tasks"
+        "all",
+        "where depth is judged: at all known pixels, or in NYU's Eigen crop from 0.001 to 10 m",
+        "tasks",
     )
-    max_bad_fraction: float = option(0.01, "stop when more than this share of the training or of the test images is unreadable", "data")
+    max_bad_fraction: float = option(
+        0.01,
+        "stop when more than this share of the training or of the test images is unreadable",
+        "data",
+    )
     seed: int = option(0, "of draws, heads and untrained encoders", "tasks")
     batch_size: int = option(64, "images that go through the encoder at once", "run")
     dataloader_num_workers: int = option(0, "processes that read images", "run")
-    cache_dir: str | None = option(None, "where features are kept; default: a folder in the user's cache", "run")
-    output_dir: str | None = option(None, "new folder for table, JSON and pictures; default: the next free one in outputs/", "run")
+    cache_dir: str | None = option(
+        None, "where features are kept; default: a folder in the user's cache", "run"
+    )
+    output_dir: str | None = option(
+        None,
+        "new folder for table, JSON and pictures; default: the next free one in outputs/",
+        "run",
+    )
     resume_from_checkpoint: str | None = resume_option()
 
 
@@ -53,11 +95,19 @@ class JudgingArguments:
 class EvaluateArguments(JudgingArguments):
     """Which encoder is judged, on which images, by what."""
 
-    encoder: str = option("tiny:dinov2", "folder, hf:NAME, timm:NAME, open_clip:MODEL/TAG, raw_pixels, ...; docs/encoders.md", "encoder")
-    dataset: str = option(
-        "scenes", "images to learn from and to test on: a folder with both, or a source with {split} in it; docs/data.md", "data"
+    encoder: str = option(
+        "tiny:dinov2",
+        "folder, hf:NAME, timm:NAME, open_clip:MODEL/TAG, raw_pixels, ...; docs/encoders.md",
+        "encoder",
     )
-    test_dataset: str | None = option(None, "the test images, where --dataset names the training images alone", "data")
+    dataset: str = option(
+        "scenes",
+        "images to learn from and to test on: a folder with both, or a source with {split} in it; docs/data.md",
+        "data",
+    )
+    test_dataset: str | None = option(
+        None, "the test images, where --dataset names the training images alone", "data"
+    )
     tasks: list[TaskName] = option(["knn", "linear"], "what to judge by", "tasks")
 
 
@@ -66,11 +116,17 @@ class CompareArguments(JudgingArguments):
     """Which encoders are compared, on which images, by what."""
 
     encoders: list[str] = option(
-        ["tiny:dinov2", "tiny:siglip", "tiny:clip", "tiny:vit_mae", "raw_pixels"], "encoders; docs/encoders.md", "encoder"
+        ["tiny:dinov2", "tiny:siglip", "tiny:clip", "tiny:vit_mae", "raw_pixels"],
+        "encoders; docs/encoders.md",
+        "encoder",
     )
-    datasets: list[str] = option(["scenes?count=600"], "data sets, each with training and test images; docs/data.md", "data")
+    datasets: list[str] = option(
+        ["scenes?count=600"], "data sets, each with training and test images; docs/data.md", "data"
+    )
     tasks: list[TaskName] | None = option(
-        None, "what to judge by, wherever data and encoder allow it; default: one task of each kind", "tasks"
+        None,
+        "what to judge by, wherever data and encoder allow it; default: one task of each kind",
+        "tasks",
     )
 
 
@@ -89,14 +145,29 @@ def check_comparison(args: CompareArguments) -> None:
 def check_judging(args: JudgingArguments, tasks: Sequence[str], name: str) -> None:
     """What both programs check. name: of the default folder."""
     if not tasks or len(set(tasks)) < len(tasks):
-        raise UserError(f"--tasks {' '.join(tasks) or '[]'}: name at least one of {', '.join(get_args(TaskName))}, each once")
-    check_counts(args, "linear_iterations", "dense_iterations", "batch_size", "max_train_images", "max_test_images")
+        raise UserError(
+            f"--tasks {' '.join(tasks) or '[]'}: name at least one of {', '.join(get_args(TaskName))}, each once"
+        )
+    check_counts(
+        args,
+        "linear_iterations",
+        "dense_iterations",
+        "batch_size",
+        "max_train_images",
+        "max_test_images",
+    )
     if args.dataloader_num_workers < 0:
-        raise UserError(f"--dataloader_num_workers {args.dataloader_num_workers} is not possible; give 0 or more")
+        raise UserError(
+            f"--dataloader_num_workers {args.dataloader_num_workers} is not possible; give 0 or more"
+        )
     if not 0 <= args.max_bad_fraction <= 1:
-        raise UserError(f"--max_bad_fraction {args.max_bad_fraction} is not possible; give a share between 0 and 1")
+        raise UserError(
+            f"--max_bad_fraction {args.max_bad_fraction} is not possible; give a share between 0 and 1"
+        )
     if args.dense_image_size is not None and len(args.dense_image_size) != 2:
-        raise UserError(f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width")
+        raise UserError(
+            f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width"
+        )
     check_work(args.output_dir, name, config_of(args), args.resume_from_checkpoint, PROGRAMS[name])
 
 

@@ -23,8 +23,12 @@ NAME = "report"  # of the default folder
 class ReportArguments:
     """Whose results are shown."""
 
-    models: str = option("outputs/everything", "a folder with VARIANT-SEED/sft and VARIANT-SEED/judged in it", "what")
-    output_dir: str | None = option(None, "a new folder for the page and its pictures; default outputs/report-<n>", "run")
+    models: str = option(
+        "outputs/everything", "a folder with VARIANT-SEED/sft and VARIANT-SEED/judged in it", "what"
+    )
+    output_dir: str | None = option(
+        None, "a new folder for the page and its pictures; default outputs/report-<n>", "run"
+    )
     resume_from_checkpoint: str | None = resume_option()
 
 
@@ -49,7 +53,10 @@ from recipes.judging import markdown_table
 from vision_core.errors import UserError, run_script
 from vision_core.printable import say
 
-KINDS = {"what": ("category", "colour", "texture"), "where": ("left_of", "above", "nearest", "count", "depth_order")}
+KINDS = {
+    "what": ("category", "colour", "texture"),
+    "where": ("left_of", "above", "nearest", "count", "depth_order"),
+}
 SHOWN = {"images": "", "blind": " blind", "shuffled": " wrong images"}
 EXAMPLES = 12
 
@@ -72,9 +79,13 @@ def main() -> None:
     check_arguments(args)
     folders = sorted(folder.parent for folder in Path(args.models).glob("*-*/judged"))
     if not folders:
-        raise UserError(f"{args.models} holds no VARIANT-SEED/judged; run recipes/everything_on_scenes.sh first")
+        raise UserError(
+            f"{args.models} holds no VARIANT-SEED/judged; run recipes/everything_on_scenes.sh first"
+        )
     models = [read(folder) for folder in folders]
-    work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
+    work = WorkFolder.open(
+        args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM
+    )
     work.publish(lambda folder: write_page(folder, models))
     say(f"{markdown_table(rows(models, TOTALS))}\n\nthe page: {work.path / 'README.md'}")
 
@@ -84,34 +95,59 @@ def read(folder: Path) -> Judged:
     variant, _, seed = folder.name.rpartition("-")
     tasks = json.loads((folder / "judged" / "results.json").read_text(encoding="utf-8"))["tasks"]
     name, task = next(iter(tasks.items()))
-    scores = {shown: with_means({kind: value for kind, (value, _) in task[shown]["groups"].items()}) for shown in SHOWN}
-    metrics = [json.loads(line) for line in (folder / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    scores = {
+        shown: with_means({kind: value for kind, (value, _) in task[shown]["groups"].items()})
+        for shown in SHOWN
+    }
+    metrics = [
+        json.loads(line)
+        for line in (folder / "sft" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     losses = [(line["step"], line["loss"]) for line in metrics if "loss" in line]
-    answers = [json.loads(line) for line in (folder / "judged" / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    return Judged(variant, seed, name, scores, ([step for step, _ in losses], [loss for _, loss in losses]), answers)
+    answers = [
+        json.loads(line)
+        for line in (folder / "judged" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    return Judged(
+        variant,
+        seed,
+        name,
+        scores,
+        ([step for step, _ in losses], [loss for _, loss in losses]),
+        answers,
+    )
 
 
 def with_means(groups: dict[str, float]) -> dict[str, float]:
     """Percent of each kind of question, and the means over the kinds of `what`, of `where` and of both."""
-    means = {name: statistics.fmean(groups[kind] for kind in kinds) for name, kinds in KINDS.items()}
+    means = {
+        name: statistics.fmean(groups[kind] for kind in kinds) for name, kinds in KINDS.items()
+    }
     return means | {"all": statistics.fmean(groups.values())} | groups
 
 
 TOTALS = ("what", "where", "all")
 
 
-def rows(models: Sequence[Judged], columns: Sequence[str], shown: str = "images") -> list[dict[str, str]]:
+def rows(
+    models: Sequence[Judged], columns: Sequence[str], shown: str = "images"
+) -> list[dict[str, str]]:
     """A row for each variant: mean and spread over its seeds."""
     table = []
     for variant in dict.fromkeys(each.variant for each in models):
         runs = [each.scores[shown] for each in models if each.variant == variant]
-        table.append({"variant": variant, "seeds": str(len(runs))} | {name: spread([each[name] for each in runs]) for name in columns})
+        table.append(
+            {"variant": variant, "seeds": str(len(runs))}
+            | {name: spread([each[name] for each in runs]) for name in columns}
+        )
     return table
 
 
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation."""
-    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{statistics.fmean(values):.1f}" + (
+        f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    )
 
 
 def write_page(folder: Path, models: Sequence[Judged]) -> None:
@@ -121,7 +157,9 @@ def write_page(folder: Path, models: Sequence[Judged]) -> None:
     figures.mkdir()
     comparison(models).save(figures / "comparison.png")
     first = {each.variant: each for each in reversed(models)}  # of each variant the smallest seed
-    curve_picture({name: first[name].losses for name in sorted(first)}, "fine-tuning, first seed", "loss").save(figures / "loss.png")
+    curve_picture(
+        {name: first[name].losses for name in sorted(first)}, "fine-tuning, first seed", "loss"
+    ).save(figures / "loss.png")
     sheet, said = examples(list(first.values())[::-1])
     sheet.save(figures / "examples.png")
     blind = [
@@ -151,7 +189,10 @@ def comparison(models: Sequence[Judged]) -> Any:
     groups: dict[str, dict[str, float]] = {}
     for name in TOTALS:
         groups[name] = {
-            variant: statistics.fmean(each.scores["images"][name] for each in models if each.variant == variant) for variant in variants
+            variant: statistics.fmean(
+                each.scores["images"][name] for each in models if each.variant == variant
+            )
+            for variant in variants
         }
         groups[name]["blind"] = statistics.fmean(each.scores["blind"][name] for each in models)
     return bar_picture(groups, "questions about held-out scenes", "% right")
@@ -164,7 +205,9 @@ def examples(models: Sequence[Judged]) -> tuple[Any, list[dict[str, str]]]:
     chosen = list(range(0, len(questions), step))[:EXAMPLES]
     tiles = [to_picture(questions[at].images()[0] / 255) for at in chosen]
     half = (len(tiles) + 1) // 2
-    return contact_sheet([tiles[:half], tiles[half:]]), [_said(number, questions[at], at, models) for number, at in enumerate(chosen, 1)]
+    return contact_sheet([tiles[:half], tiles[half:]]), [
+        _said(number, questions[at], at, models) for number, at in enumerate(chosen, 1)
+    ]
 
 
 def _said(number: int, question: Question, at: int, models: Sequence[Judged]) -> dict[str, str]:

@@ -23,7 +23,9 @@ NAME = "language-model"  # of the default folder
 class LanguageModelArguments:
     """Whose words the tokenizer learns."""
 
-    conversations: list[str] = option(["scenes?count=16000&turns=all"], "sources of texts; docs/fine_tuning.md", "data")
+    conversations: list[str] = option(
+        ["scenes?count=16000&turns=all"], "sources of texts; docs/fine_tuning.md", "data"
+    )
     output_dir: str | None = option(None, "a new folder; default outputs/language-model-<n>", "run")
     resume_from_checkpoint: str | None = resume_option()
     seed: int = option(0, "of the weights", "run")
@@ -49,9 +51,13 @@ def main() -> None:
     args = parse_arguments(LanguageModelArguments, description=__doc__)
     check_arguments(args)
     model, tokenizer = small_language_model(corpus(args.conversations), args.seed)
-    work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
+    work = WorkFolder.open(
+        args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM
+    )
     work.publish(lambda folder: save(folder, model, tokenizer))
-    say(f"saved {work.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+    say(
+        f"saved {work.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens"
+    )
 
 
 def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

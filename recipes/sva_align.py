@@ -15,7 +15,9 @@ from recipes.vlm_args import AlignArguments, check_stage
 from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
-LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
+LAUNCHERS = (
+    launchers_above()
+)  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
     look_first(AlignArguments, __doc__, partial(check_stage, "align"))
@@ -33,7 +35,11 @@ def plan(args: AlignArguments, model: FusionVlmForConditionalGeneration) -> Plan
     model.requires_grad_(False)
     for name in trained_modules(model):
         model.get_submodule(name).requires_grad_(True)
-    return Plan(model, args.learning_rate, [] if args.sampler_learning_rate is None else [(SAMPLER, args.sampler_learning_rate)])
+    return Plan(
+        model,
+        args.learning_rate,
+        [] if args.sampler_learning_rate is None else [(SAMPLER, args.sampler_learning_rate)],
+    )
 
 
 def main() -> None:

@@ -21,7 +21,9 @@ class VlmArguments(TrainerOptions):
     """What both stages ask for."""
 
     init_from: str | None = option(
-        None, "a folder of fusion.fuse or of an earlier stage; default: small stand-ins, fused on the spot", "model"
+        None,
+        "a folder of fusion.fuse or of an earlier stage; default: small stand-ins, fused on the spot",
+        "model",
     )
     conversations: list[str] = option(
         ["scenes?count=16000&turns=all"],
@@ -29,42 +31,72 @@ class VlmArguments(TrainerOptions):
         "data",
     )
     eval_conversations: list[str] = option(
-        HELD_OUT_SCENES, "what the loss is measured on in between, [] for none; this default holds where scenes are learnt from", "data"
+        HELD_OUT_SCENES,
+        "what the loss is measured on in between, [] for none; this default holds where scenes are learnt from",
+        "data",
     )
-    max_length: int = option(2048, "tokens of a conversation, image tokens counted; longer ones are an error", "data")
-    per_device_train_batch_size: int = option(8, "conversations of one process in one forward", "optimisation")
+    max_length: int = option(
+        2048, "tokens of a conversation, image tokens counted; longer ones are an error", "data"
+    )
+    per_device_train_batch_size: int = option(
+        8, "conversations of one process in one forward", "optimisation"
+    )
     learning_rate: float = option(1e-3, "of everything without a rate of its own", "optimisation")
-    sampler_learning_rate: float | None = option(None, "of the aggregator's queries and cross-attention layers, everywhere", "optimisation")
-    activation_checkpointing: bool = option(False, "compute activations again in the backward pass", "memory")
-    packing: bool = option(False, "several short conversations in one row, each seeing itself alone", "memory")
+    sampler_learning_rate: float | None = option(
+        None, "of the aggregator's queries and cross-attention layers, everywhere", "optimisation"
+    )
+    activation_checkpointing: bool = option(
+        False, "compute activations again in the backward pass", "memory"
+    )
+    packing: bool = option(
+        False, "several short conversations in one row, each seeing itself alone", "memory"
+    )
     group_by_length: bool = option(False, "conversations of like length in one batch", "memory")
-    feature_cache: str | None = option(None, "a folder for what frozen encoders make of each image; computed once, then read", "memory")
+    feature_cache: str | None = option(
+        None,
+        "a folder for what frozen encoders make of each image; computed once, then read",
+        "memory",
+    )
     feature_cache_dtype: Literal["fp32", "bf16"] = option("bf16", "what it is kept in", "memory")
-    deepspeed: str | None = option(None, "a ZeRO config, recipes/zero/zero2.json or zero3.json", "memory")
+    deepspeed: str | None = option(
+        None, "a ZeRO config, recipes/zero/zero2.json or zero3.json", "memory"
+    )
 
     def __post_init__(self) -> None:
         if not self.conversations:
             raise UserError("--conversations is empty; name at least one source of conversations")
-        if self.eval_conversations == HELD_OUT_SCENES and not any(text.startswith("scenes") for text in self.conversations):
+        if self.eval_conversations == HELD_OUT_SCENES and not any(
+            text.startswith("scenes") for text in self.conversations
+        ):
             self.eval_conversations = []  # the loss on drawn scenes would say nothing of a model of something else
         if self.fp16 and self.deepspeed:
-            raise UserError("--fp16 is not possible with --deepspeed, whose mixed precision here is bf16; use --bf16 true")
+            raise UserError(
+                "--fp16 is not possible with --deepspeed, whose mixed precision here is bf16; use --bf16 true"
+            )
         check_streams(self)
 
 
 def check_streams(args: VlmArguments) -> None:
     """Raises UserError where a stream is asked for what needs the number of its rows, or all of them at once."""
     if held_out := next(filter(is_stream, args.eval_conversations), None):
-        raise UserError(f"--eval_conversations {held_out} is a stream, which is not measured on; leave out stream=true")
+        raise UserError(
+            f"--eval_conversations {held_out} is a stream, which is not measured on; leave out stream=true"
+        )
     stream = next(filter(is_stream, args.conversations), None)
     if stream is None:
         return
     if args.max_steps < 1:
-        raise UserError(f"--conversations {stream} is a stream, whose length nobody knows; say by --max_steps how long to train")
+        raise UserError(
+            f"--conversations {stream} is a stream, whose length nobody knows; say by --max_steps how long to train"
+        )
     if args.group_by_length:
-        raise UserError(f"--group_by_length needs the length of every row, and {stream} is a stream; leave out one of the two")
+        raise UserError(
+            f"--group_by_length needs the length of every row, and {stream} is a stream; leave out one of the two"
+        )
     if args.feature_cache:
-        raise UserError(f"--feature_cache needs every image before the first step, and {stream} is a stream; leave out one of the two")
+        raise UserError(
+            f"--feature_cache needs every image before the first step, and {stream} is a stream; leave out one of the two"
+        )
 
 
 @dataclass
@@ -76,7 +108,9 @@ class AlignArguments(VlmArguments):
         "what to learn from; llava:FILE, messages:FILE, parquet:GLOB, hf:NAME, scenes; docs/fine_tuning.md",
         "data",
     )
-    sampler_learning_rate: float | None = option(1e-4, "of the aggregator's queries and cross-attention layers, everywhere", "optimisation")
+    sampler_learning_rate: float | None = option(
+        1e-4, "of the aggregator's queries and cross-attention layers, everywhere", "optimisation"
+    )
     warmup_steps: float = option(0.06, "steps, or below 1 their share", "optimisation")
 
 
@@ -85,15 +119,23 @@ class SftArguments(VlmArguments):
     """The second stage: the language model trains too, whole or by LoRA; encoders when they have a rate."""
 
     learning_rate: float | None = option(
-        None, "of everything without a rate of its own; default 4e-5, and 1e-3 for a language model from scratch", "optimisation"
+        None,
+        "of everything without a rate of its own; default 4e-5, and 1e-3 for a language model from scratch",
+        "optimisation",
     )
-    encoder_learning_rate: float | None = option(None, "of the encoders; without one they are frozen", "optimisation")
+    encoder_learning_rate: float | None = option(
+        None, "of the encoders; without one they are frozen", "optimisation"
+    )
     lora_rank: int = option(0, "LoRA in the language model; 0 trains it whole", "model")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.encoder_learning_rate is not None and (self.lora_rank or self.feature_cache):
-            other = "--lora_rank, under which encoders are frozen" if self.lora_rank else "--feature_cache, which is of frozen encoders"
+            other = (
+                "--lora_rank, under which encoders are frozen"
+                if self.lora_rank
+                else "--feature_cache, which is of frozen encoders"
+            )
             raise UserError(f"--encoder_learning_rate and {other}; leave one of them out")
 
 

@@ -55,7 +55,9 @@ from vision_core.trainer.run_trainer import open_run, training_arguments
 from vision_core.trainer.zero_checkpoint import refuse_other_layout
 from vision_core.trainer.zero_names import check_names
 
-MASTERS = torch.float32  # weights that train: in bf16 small steps are rounded away; mixed precision makes its own copies
+MASTERS = (
+    torch.float32
+)  # weights that train: in bf16 small steps are rounded away; mixed precision makes its own copies
 FIRST_ROWS = 64  # whose length a dry run looks at
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -82,7 +84,9 @@ def train(
                 learning = "" if args.dry_run else ", and learn from drawn scenes first"
                 say(f"no --init_from: small stand-ins are made{learning}")
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
-            write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
+            write_small_default(
+                Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run
+            )
         # before signals are remembered: a launcher's ends a process that waits for others to join, one of which has failed
         settings = vlm_training_arguments(args)
         with StopRequest(launchers, args.grace_seconds) as stop:
@@ -109,10 +113,14 @@ def _train(
     stop: StopRequest,
 ) -> None:
     sources = opened_alike(args)
-    run, folder, checkpoint = open_run(args, stage, program_of(stage), partial(check_checkpoint, args))
+    run, folder, checkpoint = open_run(
+        args, stage, program_of(stage), partial(check_checkpoint, args)
+    )
     settings.output_dir = folder
     print_once(header(args, folder, checkpoint))
-    facts = look_at_start(run, facts_of_rows(*sources) if run else [], args.init_from, args.changed_data)
+    facts = look_at_start(
+        run, facts_of_rows(*sources) if run else [], args.init_from, args.changed_data
+    )
     trainer = build_trainer(args, planned, base, settings, *sources, run)
     trainer.facts = facts
     print_once(introduction(trainer))
@@ -130,10 +138,15 @@ def dry_run(
 ) -> None:
     """All that a run does before its first step, but for its folder and the features of `--feature_cache`; then what it would be."""
     if args.resume_from_checkpoint and is_main_process():
-        check_checkpoint(args, check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage)))
+        check_checkpoint(
+            args,
+            check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage)),
+        )
     sources = opened_alike(args)
     settings.output_dir = aside
-    trainer = build_trainer(replace(args, feature_cache=None), planned, base, settings, *sources, None)
+    trainer = build_trainer(
+        replace(args, feature_cache=None), planned, base, settings, *sources, None
+    )
     rows = trainer.train_dataset
     lengths = [len(rows[number]["input_ids"]) for number in range(min(len(rows), FIRST_ROWS))]
     longest = f"longest          {max(lengths):,} tokens, of the first {len(lengths):,} rows; --max_length is {args.max_length:,}"
@@ -143,7 +156,9 @@ def dry_run(
 def check_checkpoint(args: VlmArguments, checkpoint: Path | None) -> None:
     """Raises UserError where a run with these options could not take up the optimizer's states of `checkpoint`."""
     if checkpoint is not None:
-        refuse_other_layout(checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size())
+        refuse_other_layout(
+            checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size()
+        )
 
 
 def header(args: VlmArguments, folder: str, checkpoint: str) -> list[str]:
@@ -167,7 +182,9 @@ def build_trainer(
     run: RunFolder | None,
 ) -> VlmTrainer:
     """The model of `base` with what `planned` says of it, the data, and what trains the one on the other."""
-    cache = filled_cache(args, base, settings, [*sources, *held_out]) if args.feature_cache else None
+    cache = (
+        filled_cache(args, base, settings, [*sources, *held_out]) if args.feature_cache else None
+    )
     model, processor = load_model(base, MASTERS)
     if is_deepspeed_zero3_enabled():
         fetch_whole_layers(model)
@@ -178,7 +195,9 @@ def build_trainer(
         plan.model,
         settings,
         train_dataset=data,
-        eval_dataset=ConversationDataset(held_out, processor, args.max_length, args.seed, cache) if held_out else None,
+        eval_dataset=ConversationDataset(held_out, processor, args.max_length, args.seed, cache)
+        if held_out
+        else None,
         data_collator=ConversationCollator(processor, args.packing, cache),
         processing_class=processor,
         rates=plan.rates,
@@ -218,12 +237,18 @@ def opened_alike(args: VlmArguments) -> tuple[list[Source], list[Source]]:
 
 
 def training_data(
-    args: VlmArguments, sources: Sequence[Source], processor: FusionProcessor, cache: MapCache | None, batch: int
+    args: VlmArguments,
+    sources: Sequence[Source],
+    processor: FusionProcessor,
+    cache: MapCache | None,
+    batch: int,
 ) -> tuple[ConversationDataset | StreamDataset, Sampler | None]:
     """The samples and their order, None for the Trainer's own. batch: samples of one process and forward."""
     step = batch * args.gradient_accumulation_steps * world_size()
     if any(map(is_stream, args.conversations)):
-        stream = StreamDataset(sources, processor, args.max_length, args.seed, args.max_steps * step)
+        stream = StreamDataset(
+            sources, processor, args.max_length, args.seed, args.max_steps * step
+        )
         return stream, SequentialSampler(stream)
     data = ConversationDataset(sources, processor, args.max_length, args.seed, cache)
     return data, order_by_length(args, data, step) if args.group_by_length else None
@@ -253,29 +278,51 @@ def launched_alone() -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
 
 
 def fetch_whole_layers(model: nn.Module) -> None:
     """ZeRO-3 is told of layers that compute with weights of the modules in them, which are there only if the layer is fetched as one."""
     from deepspeed.utils import set_z3_leaf_modules
 
-    kinds = [kind for kind in (VisionCrossAttentionLayer, ResamplerLayer) if any(isinstance(module, kind) for module in model.modules())]
+    kinds = [
+        kind
+        for kind in (VisionCrossAttentionLayer, ResamplerLayer)
+        if any(isinstance(module, kind) for module in model.modules())
+    ]
     if kinds:
         set_z3_leaf_modules(model, kinds)
 
 
 def order_by_length(args: VlmArguments, data: ConversationDataset, step: int) -> GroupedByLength:
     """Samples of like length in one step, which takes `step` of them."""
-    return GroupedByLength(data.rough_lengths(), step, partial(numpy_generator, "length groups", args.seed))
+    return GroupedByLength(
+        data.rough_lengths(), step, partial(numpy_generator, "length groups", args.seed)
+    )
 
 
-def filled_cache(args: VlmArguments, base: str, settings: TrainingArguments, sources: Sequence[ConversationSource]) -> MapCache:
+def filled_cache(
+    args: VlmArguments,
+    base: str,
+    settings: TrainingArguments,
+    sources: Sequence[ConversationSource],
+) -> MapCache:
     """The cache of the frozen encoders' features, with every image of the run in it. Raises UserError; see `fill_for_a_run`."""
     with whole_models(settings):
         model, processor = load_model(base, MASTERS)
-    vision_model, image_processor = model.vision_model.to(settings.device), processor.image_processor
-    cache = MapCache(Path(args.feature_cache), vision_model, image_processor, DTYPES[args.feature_cache_dtype])
+    vision_model, image_processor = (
+        model.vision_model.to(settings.device),
+        processor.image_processor,
+    )
+    cache = MapCache(
+        Path(args.feature_cache), vision_model, image_processor, DTYPES[args.feature_cache_dtype]
+    )
     fill_for_a_run(cache, sources, vision_model, image_processor)
     return cache
 

@@ -20,9 +20,15 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
-if "PYTEST_XDIST_WORKER" in os.environ:  # each worker takes its share of the cores; runs have one thread each
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # each worker takes its share of the cores; runs have one thread each
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+    )
 
 import torch  # reads OMP_NUM_THREADS
 from safetensors.torch import load_file
@@ -36,8 +42,16 @@ ALIKE = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.env
 class Run:
     """A run in a session of its own, with what it printed and what it wrote."""
 
-    def __init__(self, pid: int, poll: Callable[[], int | None], arguments: list[str], log: Path) -> None:
-        self.pid, self._poll, self.arguments, self.log, self.status = pid, poll, arguments, log, None
+    def __init__(
+        self, pid: int, poll: Callable[[], int | None], arguments: list[str], log: Path
+    ) -> None:
+        self.pid, self._poll, self.arguments, self.log, self.status = (
+            pid,
+            poll,
+            arguments,
+            log,
+            None,
+        )
 
     def poll(self) -> int | None:
         """The exit status (negative: the signal that ended it), or None while it lives."""
@@ -57,7 +71,9 @@ class Run:
         """Until `condition()`; fails when the run ends before."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert self.poll() is None and time.monotonic() < deadline, f"status {self.status}:\n{self.printed}"
+            assert self.poll() is None and time.monotonic() < deadline, (
+                f"status {self.status}:\n{self.printed}"
+            )
             time.sleep(0.002)
 
     def wait_for_step(self, step: int) -> None:
@@ -69,7 +85,11 @@ class Run:
 
     def processes(self) -> list[int]:
         """Everything that lives of the run: in its session, or, as torchrun puts its ranks into others, with its mark."""
-        return [pid for pid, fields in _processes() if fields[0] != "Z" and (int(fields[3]) == self.pid or self._has_mark(pid))]
+        return [
+            pid
+            for pid, fields in _processes()
+            if fields[0] != "Z" and (int(fields[3]) == self.pid or self._has_mark(pid))
+        ]
 
     def _has_mark(self, pid: int) -> bool:
         try:
@@ -79,7 +99,9 @@ class Run:
 
     def children(self) -> list[int]:
         """The living children of the run's first process."""
-        return [pid for pid, fields in _processes() if int(fields[1]) == self.pid and fields[0] != "Z"]
+        return [
+            pid for pid, fields in _processes() if int(fields[1]) == self.pid and fields[0] != "Z"
+        ]
 
     def kill_a_child(self) -> bool:
         """kill -9 of one child of the first process; False where there is none just now, as between two epochs."""
@@ -137,12 +159,30 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder, self.started, self.servers = folder, [], {}
 
-    def start(self, script: str | Path, *arguments, environment: dict[str, str] | None = None, folder: Path | None = None) -> Run:
+    def start(
+        self,
+        script: str | Path,
+        *arguments,
+        environment: dict[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> Run:
         """Forked; in `folder`, where it is given. A file of tests is given as a Path."""
-        return self._fork("scripts", "file" if isinstance(script, Path) else "script", script, arguments, environment, folder)
+        return self._fork(
+            "scripts",
+            "file" if isinstance(script, Path) else "script",
+            script,
+            arguments,
+            environment,
+            folder,
+        )
 
     def start_plain(
-        self, code: str | Path, *arguments, project: bool = False, environment: dict[str, str] | None = None, folder: Path | None = None
+        self,
+        code: str | Path,
+        *arguments,
+        project: bool = False,
+        environment: dict[str, str] | None = None,
+        folder: Path | None = None,
     ) -> Run:
         """Code, or a file, where the libraries are imported and this project is not, nor is it installed: a file has to find it, code does with `project`.
 
@@ -150,25 +190,58 @@ class Runs:
         """
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         kind = "file" if isinstance(code, Path) else "code"
-        return self._fork("libraries", kind, code, arguments, threads | (environment or {}), folder, str(ROOT) if project else "")
+        return self._fork(
+            "libraries",
+            kind,
+            code,
+            arguments,
+            threads | (environment or {}),
+            folder,
+            str(ROOT) if project else "",
+        )
 
-    def start_two(self, script: str | Path, *arguments, folders: tuple[Path | None, Path | None] = (None, None)) -> list[Run]:
+    def start_two(
+        self,
+        script: str | Path,
+        *arguments,
+        folders: tuple[Path | None, Path | None] = (None, None),
+    ) -> list[Run]:
         """The processes of one job, forked, with the environment that torchrun gives its own; each in its folder of `folders`, as on two machines."""
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        common = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+        }
         if "--deepspeed" not in arguments:
             common["ACCELERATE_USE_CPU"] = "true"  # under which accelerate takes no DeepSpeed
         ranks = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-        return [self.start(script, *arguments, environment=rank, folder=folder) for rank, folder in zip(ranks, folders, strict=True)]
+        return [
+            self.start(script, *arguments, environment=rank, folder=folder)
+            for rank, folder in zip(ranks, folders, strict=True)
+        ]
 
     def launch(
-        self, launcher: list[str], script: str | Path, *arguments, environment: dict[str, str] | None = None, folder: Path | None = None
+        self,
+        launcher: list[str],
+        script: str | Path,
+        *arguments,
+        environment: dict[str, str] | None = None,
+        folder: Path | None = None,
     ) -> Run:
         """As a user does, from another folder: by the interpreter, or by a launcher, whose words come first; `python -m` takes a module's name."""
         log, words = self._log(), list(map(str, arguments))
         given = os.environ | ALIKE | {MARK: str(log)} | (environment or {})
         with log.open("wb") as file:
             command = [*launcher, script if launcher[-1] == "-m" else str(ROOT / script), *words]
-            process = subprocess.Popen(command, cwd=folder or self.folder, env=given, stdout=file, stderr=file, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                cwd=folder or self.folder,
+                env=given,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
         return self._begun(Run(process.pid, process.poll, words, log))
 
     def deepspeed(self, processes: int = 2) -> list[str]:
@@ -179,19 +252,31 @@ class Runs:
     def finish(self, *runs: Run, expect: int = 0, seconds: float = 240) -> str:
         """What the first printed, once all are through. Of several processes, those that wait for one that has failed are killed."""
         deadline = time.monotonic() + seconds
-        while None in (found := [run.poll() for run in runs]) and set(found) <= {None, expect} and time.monotonic() < deadline:
+        while (
+            None in (found := [run.poll() for run in runs])
+            and set(found) <= {None, expect}
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         if set(found) != {expect}:
             kill(*runs)
-            raise AssertionError(f"statuses {found} (None: not through)\n" + "\n".join(run.printed[-3000:] for run in runs))
-        self.started = [run for run in self.started if run not in runs]  # their process ids may soon be those of others
+            raise AssertionError(
+                f"statuses {found} (None: not through)\n"
+                + "\n".join(run.printed[-3000:] for run in runs)
+            )
+        self.started = [
+            run for run in self.started if run not in runs
+        ]  # their process ids may soon be those of others
         return runs[0].printed
 
     def error(self, script: str, *arguments, folder: Path | None = None) -> str:
         """The one line that a mistake ends with."""
         printed = self.finish(self.start(script, *arguments, folder=folder), expect=2)
         lines = [line for line in printed.replace("\r", "\n").splitlines() if line.strip()]
-        assert "Traceback" not in printed and [line for line in lines if line.startswith("error: ")] == lines[-1:], printed
+        assert (
+            "Traceback" not in printed
+            and [line for line in lines if line.startswith("error: ")] == lines[-1:]
+        ), printed
         return lines[-1]
 
     def kill(self, *chosen: Run) -> None:
@@ -214,13 +299,32 @@ class Runs:
         return run
 
     def _fork(
-        self, imports: str, kind: str, what: str | Path, arguments, environment: dict[str, str] | None, folder: Path | None, path=""
+        self,
+        imports: str,
+        kind: str,
+        what: str | Path,
+        arguments,
+        environment: dict[str, str] | None,
+        folder: Path | None,
+        path="",
     ) -> Run:
         if imports not in self.servers:
             self.servers[imports] = Server(imports, self.folder)
         server, log, words = self.servers[imports], self._log(), list(map(str, arguments))
-        order = {"kind": kind, "what": str(what), "arguments": words, "path": str(what.parent) if kind == "file" else path}
-        pid = server.ask(order | {"environment": environment or {}, "folder": str(folder or self.folder), "log": str(log)})
+        order = {
+            "kind": kind,
+            "what": str(what),
+            "arguments": words,
+            "path": str(what.parent) if kind == "file" else path,
+        }
+        pid = server.ask(
+            order
+            | {
+                "environment": environment or {},
+                "folder": str(folder or self.folder),
+                "log": str(log),
+            }
+        )
         return self._begun(Run(pid, lambda: server.ask({"poll": pid}), words, log))
 
 
@@ -229,12 +333,33 @@ class Server:
 
     def __init__(self, imports: str, folder: Path) -> None:
         plain = imports == "libraries"  # -S leaves out .pth files and with them an editable install
-        environment = os.environ | ALIKE | {"PYTHONPATH": sysconfig.get_path("purelib") if plain else str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-        environment["HF_MODULES_CACHE"] = str(folder / "modules")  # where transformers copies code that comes with a model
+        environment = (
+            os.environ
+            | ALIKE
+            | {
+                "PYTHONPATH": sysconfig.get_path("purelib") if plain else str(ROOT),
+                "CUDA_VISIBLE_DEVICES": "",
+            }
+        )
+        environment["HF_MODULES_CACHE"] = str(
+            folder / "modules"
+        )  # where transformers copies code that comes with a model
         answers, written = os.pipe()
-        command = [sys.executable, *["-S"] * plain, str(Path(__file__).with_name("fork_server.py")), imports, str(written)]
+        command = [
+            sys.executable,
+            *["-S"] * plain,
+            str(Path(__file__).with_name("fork_server.py")),
+            imports,
+            str(written),
+        ]
         self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[written], text=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[written],
+            text=True,
         )
         os.close(written)
         self.answers = os.fdopen(answers)
@@ -242,7 +367,9 @@ class Server:
     def ask(self, order: dict) -> int | None:
         print(json.dumps(order), file=self.process.stdin, flush=True)
         answer = self.answers.readline()
-        assert answer, f"the server of the tests' runs has ended with status {self.process.wait(10)}"
+        assert answer, (
+            f"the server of the tests' runs has ended with status {self.process.wait(10)}"
+        )
         return json.loads(answer)
 
     def stop(self) -> None:

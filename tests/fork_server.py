@@ -23,7 +23,15 @@ SCRIPTS = (
 )  # fmt: skip
 
 
-def be_the_run(kind: str, what: str, arguments: list[str], path: str, environment: dict[str, str], folder: str, log: str) -> None:
+def be_the_run(
+    kind: str,
+    what: str,
+    arguments: list[str],
+    path: str,
+    environment: dict[str, str],
+    folder: str,
+    log: str,
+) -> None:
     status = 1
     try:
         os.setsid()
@@ -35,7 +43,9 @@ def be_the_run(kind: str, what: str, arguments: list[str], path: str, environmen
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         run(kind, what, arguments, path)
         status = 0
-    except SystemExit as end:  # as Python ends: a number is the status, nothing is 0, anything else is printed
+    except (
+        SystemExit
+    ) as end:  # as Python ends: a number is the status, nothing is 0, anything else is printed
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -77,7 +87,15 @@ def import_first(which: str) -> None:
         for script in SCRIPTS:
             imported(script)
     else:
-        for library in ("accelerate", "datasets", "matplotlib.pyplot", "open_clip", "sklearn", "timm", "transformers"):
+        for library in (
+            "accelerate",
+            "datasets",
+            "matplotlib.pyplot",
+            "open_clip",
+            "sklearn",
+            "timm",
+            "transformers",
+        ):
             importlib.import_module(library)
         from transformers import (  # noqa: F401
             AutoImageProcessor,
@@ -94,7 +112,9 @@ def exit_status(pid: int) -> int | None:
 
 
 def serve(orders, answers) -> None:
-    torch.set_num_threads(1)  # a process that has run OpenMP threads cannot be forked and run them again
+    torch.set_num_threads(
+        1
+    )  # a process that has run OpenMP threads cannot be forked and run them again
     for line in orders:
         order = json.loads(line)
         answer = exit_status(order["poll"]) if "poll" in order else os.fork() or be_the_run(**order)

@@ -103,7 +103,13 @@ class Cases(dict[str, tuple[Case, tuple[str, ...]]]):
 
         return add
 
-    def end_in_one_line(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end_in_one_line(
+        self,
+        name: str,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         """Assert it of the case of this name."""
         make, said = self[name]
         place = Place(tmp_path)
@@ -115,11 +121,26 @@ class Cases(dict[str, tuple[Case, tuple[str, ...]]]):
             run_script(call)
         printed = capsys.readouterr().err
         *before, line, end_of_text = printed.split("\n")
-        assert end.value.code == 2 and not end_of_text and all(each.startswith("warning: ") for each in before), printed
-        assert line.startswith("error: ") and printed.replace("\n", "").isprintable() and len(line) <= MOST_CHARACTERS, line
+        assert (
+            end.value.code == 2
+            and not end_of_text
+            and all(each.startswith("warning: ") for each in before)
+        ), printed
+        assert (
+            line.startswith("error: ")
+            and printed.replace("\n", "").isprintable()
+            and len(line) <= MOST_CHARACTERS
+        ), line
         assert all(each in line for each in said), line
         outside = os.path.realpath(place.outside)
-        assert not [path for path in (*OPENED, *descriptors) if path.startswith((outside, "/etc/hostname"))] and SECRET not in line
+        assert (
+            not [
+                path
+                for path in (*OPENED, *descriptors)
+                if path.startswith((outside, "/etc/hostname"))
+            ]
+            and SECRET not in line
+        )
 
 
 def config_file(path: Path) -> Callable[[], object]:
@@ -139,7 +160,9 @@ OPENED: list[str] = []
 
 def note_opened(event: str, arguments: tuple) -> None:
     is_path = event == "open" and isinstance(arguments[0], str) and arguments[0].startswith("/")
-    if is_path and "\0" not in arguments[0]:  # what is opened below a descriptor is noted by `really_opened`
+    if (
+        is_path and "\0" not in arguments[0]
+    ):  # what is opened below a descriptor is noted by `really_opened`
         OPENED.append(os.path.realpath(arguments[0]))
 
 

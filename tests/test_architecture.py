@@ -27,9 +27,13 @@ SCRIPT_FOLDERS = ("pretrain", "recipes")
 PICKLE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve"}
 # The dots are escaped and the words broken up, so that this file does not match itself.
 MACHINE_PATH = re.compile(r"(?<![\w.$}>~:/-])/(?:home|root|Users|mnt|opt|srv|scratch|work|tmp)/\w")
-REGISTRY = re.compile(r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|index[-_]url|find[-_]links", re.IGNORECASE)
+REGISTRY = re.compile(
+    r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|index[-_]url|find[-_]links", re.IGNORECASE
+)
 PATH_IN_PROSE = re.compile(
-    r"(?<![\w/.$}>-])(?:\.ci|docs|benchmarks|tests|" + "|".join(MAY_IMPORT) + r")/[\w./-]+\.(?:py|md|yaml|json|png)\b"
+    r"(?<![\w/.$}>-])(?:\.ci|docs|benchmarks|tests|"
+    + "|".join(MAY_IMPORT)
+    + r")/[\w./-]+\.(?:py|md|yaml|json|png)\b"
 )
 LINK = re.compile(r'(?:\]\(|src=")(?!\w+:|#)([^)"#\s]+)')
 
@@ -41,23 +45,41 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.lineno, node.module
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            yield from ((node.lineno, name.value) for name in node.args[:1] if isinstance(name, ast.Constant))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("import_module", "__import__")
+        ):
+            yield from (
+                (node.lineno, name.value)
+                for name in node.args[:1]
+                if isinstance(name, ast.Constant)
+            )
 
 
 def wrong_arrows(source: str, package: str) -> list[str]:
     """The imports of the project's own folders that `package` may not have."""
     allowed = MAY_IMPORT[package] | {package}
     names = ((line, name.partition(".")[0]) for line, name in imports(ast.parse(source)))
-    return [f"line {line}: {package} imports {name}" for line, name in names if name in OWN_FOLDERS - allowed]
+    return [
+        f"line {line}: {package} imports {name}"
+        for line, name in names
+        if name in OWN_FOLDERS - allowed
+    ]
 
 
 def unsafe_loads(source: str) -> list[str]:
     """Places that could run code from a file: pickle, torch.load or numpy.load of objects, remote code of the Hub."""
     tree = ast.parse(source)
-    found = [f"line {line}: import of {name}" for line, name in imports(tree) if name.split(".")[0] in PICKLE_MODULES]
+    found = [
+        f"line {line}: import of {name}"
+        for line, name in imports(tree)
+        if name.split(".")[0] in PICKLE_MODULES
+    ]
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "torch" and "load" in {name.name for name in node.names}:
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module == "torch"
+            and "load" in {name.name for name in node.names}
+        ):
             found.append(f"line {node.lineno}: write torch.load, so that this test sees it")
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
@@ -67,7 +89,10 @@ def unsafe_loads(source: str) -> list[str]:
             found.append(f"line {node.lineno}: torch.load without weights_only=True")
         if given.get("allow_pickle", "False") != "False":
             found.append(f"line {node.lineno}: allow_pickle")
-        is_auto = re.match(r"(transformers\.)?Auto\w+$", target) and method in ("from_pretrained", "from_config")
+        is_auto = re.match(r"(transformers\.)?Auto\w+$", target) and method in (
+            "from_pretrained",
+            "from_config",
+        )
         if given.get("trust_remote_code", "True" if is_auto else "False") != "False":
             found.append(f"line {node.lineno}: {target}.{method} without trust_remote_code=False")
     return found
@@ -109,27 +134,49 @@ def test_wrong_arrows_are_seen(package, source):
 
 
 def test_allowed_arrows_pass():
-    assert wrong_arrows("import torch\nfrom encoders import x\nfrom . import y\nimport pretrain.heads", "pretrain") == []
+    assert (
+        wrong_arrows(
+            "import torch\nfrom encoders import x\nfrom . import y\nimport pretrain.heads",
+            "pretrain",
+        )
+        == []
+    )
 
 
 def test_script_folders_shadow_no_package():
     """A script's folder is first on sys.path: `pretrain/datasets.py` there would be what every library imports as `datasets`."""
     installed = importlib.metadata.packages_distributions()
-    others = {name for name, owners in installed.items() if set(owners) != {"vision-encoder-fusion"}}
+    others = {
+        name for name, owners in installed.items() if set(owners) != {"vision-encoder-fusion"}
+    }
     entries = [path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).iterdir()]
-    modules = [path for path in entries if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))]
-    shadowing = [show(path) for path in modules if path.stem in (sys.stdlib_module_names | others) - {"__init__"}]
+    modules = [
+        path
+        for path in entries
+        if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))
+    ]
+    shadowing = [
+        show(path)
+        for path in modules
+        if path.stem in (sys.stdlib_module_names | others) - {"__init__"}
+    ]
     assert modules and "torch" in others and "json" in sys.stdlib_module_names
     assert shadowing == []
 
 
-ARGUMENT_FILES = sorted(path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*_args.py"))
+ARGUMENT_FILES = sorted(
+    path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*_args.py")
+)
 
 
 @pytest.mark.parametrize("path", ARGUMENT_FILES, ids=show)
 def test_options_are_flat_fields_of_plain_types(path):
     module = importlib.import_module(f"{path.parent.name}.{path.stem}")
-    own = [x for x in vars(module).values() if dataclasses.is_dataclass(x) and x.__module__ == module.__name__]
+    own = [
+        x
+        for x in vars(module).values()
+        if dataclasses.is_dataclass(x) and x.__module__ == module.__name__
+    ]
     assert own
     for arguments_type in own:
         assert field_types(arguments_type)  # raises TypeError for tuples, dicts, nested dataclasses
@@ -184,7 +231,10 @@ def test_paths_in_the_docs_exist(page):
 def test_paths_in_prose_are_seen():
     text = "run `pretrain/dinov2.py --config pretrain/configs/x.yaml`, not ../shared/docs/a.md or $DATA/tests/b.py"
     assert PATH_IN_PROSE.findall(text) == ["pretrain/dinov2.py", "pretrain/configs/x.yaml"]
-    assert LINK.findall("![x](images/a.png) [y](https://b.c) [z](#here) [w](d.md#there)") == ["images/a.png", "d.md"]
+    assert LINK.findall("![x](images/a.png) [y](https://b.c) [z](#here) [w](d.md#there)") == [
+        "images/a.png",
+        "d.md",
+    ]
 
 
 def test_tracked_files_name_no_machine():
@@ -196,11 +246,19 @@ def test_tracked_files_name_no_machine():
         path = ROOT / name
         if path.is_file() and path.suffix not in (".png", ".jpg"):
             lines = path.read_text(encoding="utf-8", errors="ignore").splitlines()
-            found += [f"{name}:{i}" for i, line in enumerate(lines, 1) if MACHINE_PATH.search(line) or REGISTRY.search(line)]
+            found += [
+                f"{name}:{i}"
+                for i, line in enumerate(lines, 1)
+                if MACHINE_PATH.search(line) or REGISTRY.search(line)
+            ]
     assert found == []
 
 
 def test_machine_paths_are_seen():
     planted = "/".join(["", "home", "me", "data"])
-    assert MACHINE_PATH.search(f"open('{planted}')") and REGISTRY.search("https://" + "pypi" + ".org/simple")
-    assert not MACHINE_PATH.search("#!/usr/bin/env bash, > /dev/null, $ROOT/work/x, https://a.b/home/c, docs/root/x")
+    assert MACHINE_PATH.search(f"open('{planted}')") and REGISTRY.search(
+        "https://" + "pypi" + ".org/simple"
+    )
+    assert not MACHINE_PATH.search(
+        "#!/usr/bin/env bash, > /dev/null, $ROOT/work/x, https://a.b/home/c, docs/root/x"
+    )

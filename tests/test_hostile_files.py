@@ -26,7 +26,12 @@ from tests.hostile import (
 from vision_core.images.any_image import image_tensor
 from vision_core.trainer.zero_config import zero_config
 
-OPTIONS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "bf16": False}
+OPTIONS = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_grad_norm": 1.0,
+    "bf16": False,
+}
 
 CASES = Cases()
 
@@ -60,7 +65,9 @@ for reader, ending in ENDINGS.items():
         if (reader, kind) != ("weights", "absent"):  # then it is the name of published weights
 
             @CASES.add(f"{reader}: {kind}", f"{kind}{ending}", "; ")
-            def _(place: Place, reader: str = reader, kind: str = kind, ending: str = ending) -> Callable[[], object]:
+            def _(
+                place: Place, reader: str = reader, kind: str = kind, ending: str = ending
+            ) -> Callable[[], object]:
                 return opened(place, reader, place.of_kind(kind, ending))
 
     @CASES.add(f"{reader}: a name that is too long", "nnnn", "; ")

@@ -39,7 +39,11 @@ row_case("a path of 5,000 folders", with_image("a/" * 5000 + "b.png"))
 row_case("escape codes in a path", with_image(f"{ESCAPE}.png"), r"\x1b[31mred")
 row_case("a line break in a path", with_image("a.png\nerror: all is well"), r"a.png\nerror")
 row_case("another direction of writing", with_image(OVERRIDE), r"gpj.\u202eexe")
-row_case("half a character", '{"image": "\\ud800.png", "conversations": ' + json.dumps(TURNS) + "}", r"\ud800.png")
+row_case(
+    "half a character",
+    '{"image": "\\ud800.png", "conversations": ' + json.dumps(TURNS) + "}",
+    r"\ud800.png",
+)
 row_case("up and out", with_image("../outside/secret.png"), "leads out")
 row_case("out by a link of a folder", with_image("out/secret.png"), "leads out")
 row_case("out by a file URL", with_image("file:///etc/hostname"), "leads out")
@@ -53,11 +57,18 @@ row_case("a role of 1 MB", {"messages": [{"role": ESCAPE + "r" * 1_000_000, "con
 row_case("a weight that is no number", {"conversations": TURNS, "weight": float("nan")}, "nan")
 row_case("a weight of 4,000 digits", {"conversations": TURNS, "weight": 10**4000})
 row_case("a weight without end", {"conversations": TURNS, "weight": float("inf")}, "inf")
-row_case("bytes that are no text", '{"conversations": "\udcff"}'.encode("utf-8", "surrogateescape").decode("latin-1"))
-row_case("a data URL of 2 MB that is none", with_image("data:image/png;base64," + "\x1b" * 2_000_000))
+row_case(
+    "bytes that are no text",
+    '{"conversations": "\udcff"}'.encode("utf-8", "surrogateescape").decode("latin-1"),
+)
+row_case(
+    "a data URL of 2 MB that is none", with_image("data:image/png;base64," + "\x1b" * 2_000_000)
+)
 
 
-@CASES.add("row: a line that is longer than a row may be", "rows.jsonl, line 2", "more than 1,000 bytes; ")
+@CASES.add(
+    "row: a line that is longer than a row may be", "rows.jsonl, line 2", "more than 1,000 bytes; "
+)
 def _(place: Place) -> Callable[[], object]:
     lines = [json.dumps({"conversations": TURNS, "note": "x" * count}) for count in (1, 5000, 2)]
     path = place.write("rows.jsonl", "\n".join(lines) + "\n")
@@ -109,25 +120,60 @@ def pope_row(image: object, label: object = "no") -> dict:
 
 
 for kind in ("pipe", "socket", "folder", "circle"):
-    task_case(f"its image is a {kind}", "pope", "p.jsonl", pope_row(f"{kind}.jpg"), "line 1", f"{kind}.jpg")
+    task_case(
+        f"its image is a {kind}",
+        "pope",
+        "p.jsonl",
+        pope_row(f"{kind}.jpg"),
+        "line 1",
+        f"{kind}.jpg",
+    )
 task_case("NUL in a path", "pope", "p.jsonl", pope_row("a\0b.jpg"), "line 1", r"a\x00b.jpg")
 task_case("a path of 5,000 characters", "pope", "p.jsonl", pope_row(LONG), "line 1")
 task_case("escape codes in a path", "pope", "p.jsonl", pope_row(ESCAPE), "line 1", r"\x1b")
 task_case("half a character", "pope", "p.jsonl", pope_row("\ud800.jpg"), "line 1", r"\ud800.jpg")
 task_case("up and out", "pope", "p.jsonl", pope_row("../outside/secret.png"), "line 1", "leads out")
 task_case("an image that is a list", "pope", "p.jsonl", pope_row([["a"] * 100_000]), "line 1")
-task_case("a label with escape codes", "pope", "p.jsonl", pope_row("good.png", ESCAPE * 1000), "line 1")
-task_case("NaN as an image's number", "textvqa", "t.json", {"data": [{"image_id": float("nan"), "question": "?"}]}, "row 1")
 task_case(
-    "NaN as a number", "captions", "c.json", {"annotations": [{"image_id": float("nan"), "caption": "x"}], "images": []}, "annotation 1"
+    "a label with escape codes", "pope", "p.jsonl", pope_row("good.png", ESCAPE * 1000), "line 1"
 )
 task_case(
-    "a number of 4,000 digits", "mmvp", "Questions.csv", f"Index,Question,Options,Correct Answer\n{'9' * 4000},?,(a) x (b) y,(a)\n", "row 1"
+    "NaN as an image's number",
+    "textvqa",
+    "t.json",
+    {"data": [{"image_id": float("nan"), "question": "?"}]},
+    "row 1",
 )
-task_case("a column of 1 MB", "mmbench", "m.tsv", "index\tquestion\tA\tanswer\n1\t?\tx\tA\n" + "y" * 1_000_000, "image")
-task_case("columns with escape codes", "mmbench", "m.tsv", f"{ESCAPE}\t{'c' * 100_000}\n1\t2\n", r"\x1b")
 task_case(
-    "people whose answers are numbers without end", "vqa", "v.json", [{"image": "good.png", "question": "?", "answers": [[], {}]}], "row 1"
+    "NaN as a number",
+    "captions",
+    "c.json",
+    {"annotations": [{"image_id": float("nan"), "caption": "x"}], "images": []},
+    "annotation 1",
+)
+task_case(
+    "a number of 4,000 digits",
+    "mmvp",
+    "Questions.csv",
+    f"Index,Question,Options,Correct Answer\n{'9' * 4000},?,(a) x (b) y,(a)\n",
+    "row 1",
+)
+task_case(
+    "a column of 1 MB",
+    "mmbench",
+    "m.tsv",
+    "index\tquestion\tA\tanswer\n1\t?\tx\tA\n" + "y" * 1_000_000,
+    "image",
+)
+task_case(
+    "columns with escape codes", "mmbench", "m.tsv", f"{ESCAPE}\t{'c' * 100_000}\n1\t2\n", r"\x1b"
+)
+task_case(
+    "people whose answers are numbers without end",
+    "vqa",
+    "v.json",
+    [{"image": "good.png", "question": "?", "answers": [[], {}]}],
+    "row 1",
 )
 
 
@@ -135,12 +181,16 @@ def truth_case(name: str, values: dict, *said: str) -> None:
     @CASES.add(f"ground truth: {name}", "gnd.json", "; ", *said)
     def _(place: Place) -> Callable[[], object]:
         entry = {"easy": [0], "hard": [], "junk": []}
-        path = place.write("gnd.json", json.dumps({"imlist": ["a"], "qimlist": ["q"], "gnd": [entry]} | values))
+        path = place.write(
+            "gnd.json", json.dumps({"imlist": ["a"], "qimlist": ["q"], "gnd": [entry]} | values)
+        )
         return lambda: read_ground_truth(path)
 
 
 truth_case("NaN as a number", {"gnd": [{"easy": [float("nan")], "hard": [], "junk": []}]}, "NaN")
-truth_case("a number of 4,000 digits", {"gnd": [{"easy": [10**4000], "hard": [], "junk": []}]}, "63 bits")
+truth_case(
+    "a number of 4,000 digits", {"gnd": [{"easy": [10**4000], "hard": [], "junk": []}]}, "63 bits"
+)
 truth_case("names that are lists", {"imlist": [[["a"] * 100_000]]}, "imlist")
 truth_case("a query with escape codes", {"qimlist": [ESCAPE + LONG], "gnd": [{}]}, r"\x1b")
 

@@ -19,8 +19,12 @@ SECONDS = 5
 def place(runs, tmp_path_factory) -> Path:
     """A pipe of every ending, a model's folder with a pipe, a good fused model, rows with hostile paths, a few pictures."""
     folder = tmp_path_factory.mktemp("hostile")
-    write_small_default(folder / "fused", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
-    runs.finish(runs.start("recipes/check_conversations.py", "--help"))  # the first start waits for all imports
+    write_small_default(
+        folder / "fused", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0
+    )
+    runs.finish(
+        runs.start("recipes/check_conversations.py", "--help")
+    )  # the first start waits for all imports
     for ending in ("yaml", "txt", "json", "jsonl", "jinja", "png", "safetensors"):
         os.mkfifo(folder / f"pipe.{ending}")
     (folder / "model").mkdir()
@@ -31,7 +35,9 @@ def place(runs, tmp_path_factory) -> Path:
     Image.new("RGB", (32, 32)).save(folder / "images" / ESCAPE / "0.png")
     rows = {"pipe": "pipe.png", "escape": f"{ESCAPE}.png"}
     for name, image in rows.items():
-        (folder / f"{name}_rows.jsonl").write_text(json.dumps({"image": image, "conversations": TURNS}) + "\n")
+        (folder / f"{name}_rows.jsonl").write_text(
+            json.dumps({"image": image, "conversations": TURNS}) + "\n"
+        )
     return folder
 
 
@@ -66,14 +72,18 @@ def test_one_line(name, runs, place, tmp_path):
     began = time.monotonic()
     printed = runs.finish(runs.start(script, *arguments), expect=2, seconds=6 * SECONDS)
     *before, line = [line for line in printed.splitlines() if line.strip()]
-    assert "Traceback" not in printed and line.startswith("error: ") and not [each for each in before if each.startswith("error: ")], (
-        printed
-    )
+    assert (
+        "Traceback" not in printed
+        and line.startswith("error: ")
+        and not [each for each in before if each.startswith("error: ")]
+    ), printed
     assert said in line and line.isprintable() and len(line) <= 300, line
     assert time.monotonic() - began < 6 * SECONDS and not (tmp_path / "run").exists()
 
 
 def test_names_in_what_a_program_says_are_printable(runs, place, tmp_path):
     """The same names as classes, in the lines of a run that goes well."""
-    printed = runs.finish(runs.start("pretrain/data_stats.py", "--dataset", f"folder:{place}/images"))
+    printed = runs.finish(
+        runs.start("pretrain/data_stats.py", "--dataset", f"folder:{place}/images")
+    )
     assert "\x1b" not in printed and "\x07" not in printed

@@ -36,7 +36,9 @@ SHARED = {
     "encoders.evaluation.": ("recipes.evaluate_encoder", "recipes.compare_encoders"),
     "recipes.judging": ("recipes.evaluate_encoder", "recipes.compare_encoders"),
     "vision_core.images.": tuple(PROGRAMS),
-    "vision_core.runs.work_folder": tuple(name for name in PROGRAMS if name.startswith(("fusion.", "recipes.")) and "sva" not in name),
+    "vision_core.runs.work_folder": tuple(
+        name for name in PROGRAMS if name.startswith(("fusion.", "recipes.")) and "sva" not in name
+    ),
 }
 PROGRAM_IN_TEXT = re.compile(r"(?:(fusion)\.(fuse|convert_cambrian)|(pretrain|recipes)/(\w+)\.py)")
 
@@ -53,7 +55,9 @@ def fields_of(module: str, name: str) -> set[str]:
     for node in tree_of(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             inherited = [fields_of(module, base.id) for base in node.bases]
-            return {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)}.union(*inherited)
+            return {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)}.union(
+                *inherited
+            )
         if isinstance(node, ast.ImportFrom) and name in [each.name for each in node.names]:
             return fields_of(node.module, name)
     raise AssertionError(f"{module} has no {name}")
@@ -61,7 +65,9 @@ def fields_of(module: str, name: str) -> set[str]:
 
 def path_of(module: str) -> Path | None:
     place = ROOT / module.replace(".", "/")
-    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    return next(
+        (path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None
+    )
 
 
 @cache
@@ -100,8 +106,15 @@ def texts(module: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             left_out |= {id(part) for part in node.values}
-            yield "".join(part.value if isinstance(part, ast.Constant) else _inserted(part) for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in left_out:
+            yield "".join(
+                part.value if isinstance(part, ast.Constant) else _inserted(part)
+                for part in node.values
+            )
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in left_out
+        ):
             yield node.value
 
 
@@ -111,7 +124,10 @@ def _inserted(part: ast.FormattedValue) -> str:
 
 def names_in(text: str) -> set[str]:
     """The options in a text that are not those of a program which the text itself names."""
-    named = ["".join(filter(None, (a, c))) + "." + "".join(filter(None, (b, d))) for a, b, c, d in PROGRAM_IN_TEXT.findall(text)]
+    named = [
+        "".join(filter(None, (a, c))) + "." + "".join(filter(None, (b, d)))
+        for a, b, c, d in PROGRAM_IN_TEXT.findall(text)
+    ]
     theirs = set().union(*(options_of(program) for program in named if program in PROGRAMS))
     return set(re.findall(r"--([a-z][a-z0-9_]*)", text)) - theirs - OF_THE_PARSER - OF_LAUNCHERS
 
@@ -120,26 +136,49 @@ def names_in(text: str) -> set[str]:
 def advised() -> list[tuple[str, str, str]]:
     """(module, option, text) of everything that a program can print."""
     modules = sorted(set().union(*map(reached_by, PROGRAMS)))
-    return [(module, name, text) for module in modules for text in texts(module) for name in names_in(text)]
+    return [
+        (module, name, text)
+        for module in modules
+        for text in texts(module)
+        for name in names_in(text)
+    ]
 
 
 def test_every_option_in_a_message_is_one_of_a_program_that_can_print_it():
     found = advised()
     assert len(found) > 100  # the test has found the messages
     for module, name, text in found:
-        takes = [program for program in PROGRAMS if module in reached_by(program) and name in options_of(program)]
+        takes = [
+            program
+            for program in PROGRAMS
+            if module in reached_by(program) and name in options_of(program)
+        ]
         is_to_paste = module == "pretrain.data_stats" and name in options_of("pretrain.dinov2")
-        assert takes or is_to_paste, f"{module} advises --{name}, which no program that reaches it takes: {text!r}"
+        assert takes or is_to_paste, (
+            f"{module} advises --{name}, which no program that reaches it takes: {text!r}"
+        )
 
 
 def test_modules_of_several_programs_advise_what_all_of_them_take():
     for module, name, text in advised():
         for beginning, programs in SHARED.items():
-            if module.startswith(beginning) and not (module.endswith("judging_args") and beginning == "recipes.judging"):
-                lacking = [program for program in programs if module in reached_by(program) and name not in options_of(program)]
+            if module.startswith(beginning) and not (
+                module.endswith("judging_args") and beginning == "recipes.judging"
+            ):
+                lacking = [
+                    program
+                    for program in programs
+                    if module in reached_by(program) and name not in options_of(program)
+                ]
                 assert not lacking, f"{module} advises --{name}, which {lacking} refuse: {text!r}"
 
 
-@pytest.mark.parametrize("text", ["give another --no_such_option", "`python recipes/sva_sft.py --init_from X --cache_dir Y` trains it"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "give another --no_such_option",
+        "`python recipes/sva_sft.py --init_from X --cache_dir Y` trains it",
+    ],
+)
 def test_a_wrong_name_would_be_seen(text):
     assert names_in(text) & {"no_such_option", "cache_dir"}

@@ -46,43 +46,86 @@ def third_party_imports(path: Path) -> set[str]:
 def test_distribution_and_its_floors():
     assert (PROJECT["name"], PROJECT["requires-python"]) == ("vision-encoder-fusion", ">=3.11")
     assert {"torch>=2.11", "transformers>=5.23"} <= set(PROJECT["dependencies"])
-    assert set(EXTRAS) == {"pretrain", "encoders", "recipes", "lmms", "scientific", "slides", "heif", "test"}
+    assert set(EXTRAS) == {
+        "pretrain",
+        "encoders",
+        "recipes",
+        "lmms",
+        "scientific",
+        "slides",
+        "heif",
+        "test",
+    }
     assert all((ROOT / name).is_file() for name in [PROJECT["readme"], *PROJECT["license-files"]])
 
 
 def test_loading_a_model_needs_no_training_or_plotting_library():
-    heavy = {"deepspeed", "peft", "accelerate", "datasets", "matplotlib", "tensorboard", "timm", "open-clip-torch"}
+    heavy = {
+        "deepspeed",
+        "peft",
+        "accelerate",
+        "datasets",
+        "matplotlib",
+        "tensorboard",
+        "timm",
+        "open-clip-torch",
+    }
     assert not heavy & requirement_names(PROJECT["dependencies"])
     assert not {"deepspeed", "peft"} & requirement_names(EXTRAS["pretrain"] + EXTRAS["encoders"])
 
 
 def test_every_folder_with_modules_is_a_listed_package():
-    folders = {path.parent.relative_to(ROOT) for top in TOP_PACKAGES for path in (ROOT / top).rglob("*.py")}
+    folders = {
+        path.parent.relative_to(ROOT) for top in TOP_PACKAGES for path in (ROOT / top).rglob("*.py")
+    }
     assert {".".join(folder.parts) for folder in folders} == set(PACKAGES)
-    assert [name for name in PACKAGES if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()] == []
+    assert [
+        name for name in PACKAGES if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()
+    ] == []
 
 
 def test_configs_are_package_data():
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]
-    installed = {path for package, globs in patterns.items() for g in globs for path in (ROOT / package).glob(g)}
-    data = {path for top in TOP_PACKAGES for kind in ("yaml", "yml", "json") for path in (ROOT / top).rglob(f"*.{kind}")}
+    installed = {
+        path
+        for package, globs in patterns.items()
+        for g in globs
+        for path in (ROOT / package).glob(g)
+    }
+    data = {
+        path
+        for top in TOP_PACKAGES
+        for kind in ("yaml", "yml", "json")
+        for path in (ROOT / top).rglob(f"*.{kind}")
+    }
     assert data <= installed
 
 
 def test_every_import_is_a_declared_dependency():
-    declared = {"huggingface-hub", "tokenizers"}  # transformers stands on them; their floors are its to say
-    declared |= requirement_names(PROJECT["dependencies"] + [x for name in EXTRAS if name != "test" for x in EXTRAS[name]])
+    declared = {
+        "huggingface-hub",
+        "tokenizers",
+    }  # transformers stands on them; their floors are its to say
+    declared |= requirement_names(
+        PROJECT["dependencies"] + [x for name in EXTRAS if name != "test" for x in EXTRAS[name]]
+    )
     owners = importlib.metadata.packages_distributions()
     for path in (path for top in TOP_PACKAGES for path in (ROOT / top).rglob("*.py")):
         for name in third_party_imports(path):
-            assert {normalized(owner) for owner in owners.get(name, [name])} & declared, f"{path}: {name}"
+            assert {normalized(owner) for owner in owners.get(name, [name])} & declared, (
+                f"{path}: {name}"
+            )
 
 
 @pytest.mark.parametrize("last", ["accelerate launch pretrain/dinov2.py", "pytest -n 2"])
 def test_readme_shows_a_command_from_nothing_to(last):
     """One line sets up everything on a fresh machine. `.ci/run` takes the second one from below `# install and test`."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    commands = [i for i, line in enumerate(lines) if line.startswith("python3 -m venv .venv && ") and line.endswith(last)]
+    commands = [
+        i
+        for i, line in enumerate(lines)
+        if line.startswith("python3 -m venv .venv && ") and line.endswith(last)
+    ]
     assert len(commands) == 1
     assert last != "pytest -n 2" or lines[commands[0] - 1] == "# install and test"
 
@@ -95,5 +138,7 @@ def test_script_runs_from_another_folder_of_an_uninstalled_clone(runs, script):
 def test_script_is_started_from_another_folder_of_an_uninstalled_clone(runs):
     """`-S` leaves out .pth files and with them an editable install; the libraries come in through PYTHONPATH."""
     environment = {"PYTHONPATH": sysconfig.get_path("purelib")}
-    shown = runs.finish(runs.launch([sys.executable, "-S"], "pretrain/dinov2.py", "--help", environment=environment))
+    shown = runs.finish(
+        runs.launch([sys.executable, "-S"], "pretrain/dinov2.py", "--help", environment=environment)
+    )
     assert "usage: dinov2.py" in shown

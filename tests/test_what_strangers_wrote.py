@@ -33,14 +33,22 @@ READ_THEIR_OWN = {
 # The owner, through which all others read; vision_core/files/text_files.py makes text, JSON and YAML of it.
 OWNERS = {"vision_core/files/regular_files.py"}
 # A library opens these by their paths, behind `check_openable`, `refuse_special_files` or the like.
-CHECKED_FIRST = {"encoders/load.py", "encoders/adapters/dinov2_weights.py", "fusion/convert_cambrian.py", "pretrain/run/build.py"}
+CHECKED_FIRST = {
+    "encoders/load.py",
+    "encoders/adapters/dinov2_weights.py",
+    "fusion/convert_cambrian.py",
+    "pretrain/run/build.py",
+}
 # What is opened so lies in memory, is a run's folder, or an address.
 NOT_A_PATH = {"Image", "RunFolder", "WorkFolder", "fits", "archive", "tarfile", "_opener()"}
 LOADERS = {
     "load_file", "safe_open", "torch.load", "np.load", "np.loadtxt", "np.genfromtxt", "np.fromfile", "yaml.safe_load", "yaml.load",
     "yaml.compose", "json.load",
 }  # fmt: skip
-PRINTS = {"vision_core/printable.py", "vision_core/arguments.py"}  # the owner, and the text of --help
+PRINTS = {
+    "vision_core/printable.py",
+    "vision_core/arguments.py",
+}  # the owner, and the text of --help
 
 
 def bare_reads(source: str) -> Iterator[str]:
@@ -56,7 +64,10 @@ def _reads(call: ast.Call) -> bool:
         return True
     if name in ("open", "io.open", "os.open", "codecs.open"):
         return not _writes(call, 1) and "O_CREAT" not in ast.unparse(call)
-    if not isinstance(call.func, ast.Attribute) or ast.unparse(call.func.value) in (*NOT_A_PATH, "os"):
+    if not isinstance(call.func, ast.Attribute) or ast.unparse(call.func.value) in (
+        *NOT_A_PATH,
+        "os",
+    ):
         return False
     if call.func.attr in ("read_text", "read_bytes"):
         return not call.args  # a source's own method takes an index
@@ -64,14 +75,20 @@ def _reads(call: ast.Call) -> bool:
 
 
 def _writes(call: ast.Call, place: int) -> bool:
-    given = [each.value for each in call.keywords if each.arg == "mode"] + call.args[place : place + 1]
+    given = [each.value for each in call.keywords if each.arg == "mode"] + call.args[
+        place : place + 1
+    ]
     mode = given[0].value if given and isinstance(given[0], ast.Constant) else "r"
     return isinstance(mode, str) and any(letter in mode for letter in "wxa")
 
 
 def bare_prints(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write"):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "print",
+            "sys.stdout.write",
+            "sys.stderr.write",
+        ):
             yield f"line {node.lineno}: {ast.unparse(node)[:80]}"
 
 
@@ -84,7 +101,9 @@ def test_files_of_others_are_opened_in_one_place(path):
     name = str(path.relative_to(ROOT))
     if name not in OWNERS | CHECKED_FIRST | set(READ_THEIR_OWN):
         found = list(bare_reads(path.read_text()))
-        assert not found, f"{name}: read by vision_core/files/text_files.py or vision_core/files/regular_files.py instead: {found}"
+        assert not found, (
+            f"{name}: read by vision_core/files/text_files.py or vision_core/files/regular_files.py instead: {found}"
+        )
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -92,12 +111,16 @@ def test_lines_are_printed_in_one_place(path):
     name = str(path.relative_to(ROOT))
     if name not in PRINTS:
         found = list(bare_prints(path.read_text()))
-        assert not found, f"{name}: printed by vision_core/printable.say instead, which lets no escape code through: {found}"
+        assert not found, (
+            f"{name}: printed by vision_core/printable.say instead, which lets no escape code through: {found}"
+        )
 
 
 def test_the_lists_hold_nothing_that_is_not_needed():
     for name in OWNERS | CHECKED_FIRST | set(READ_THEIR_OWN):
-        assert list(bare_reads((ROOT / name).read_text())), f"{name} has no bare read any more: take it out of the list"
+        assert list(bare_reads((ROOT / name).read_text())), (
+            f"{name} has no bare read any more: take it out of the list"
+        )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +133,15 @@ def test_a_bare_read_is_found(line):
 
 
 @pytest.mark.parametrize(
-    "line", ["open(p, 'w')", "p.open('wb')", "p.open(mode='x')", "source.read_bytes(3)", "read_text(p, n, c)", "Image.open(io.BytesIO(b))"]
+    "line",
+    [
+        "open(p, 'w')",
+        "p.open('wb')",
+        "p.open(mode='x')",
+        "source.read_bytes(3)",
+        "read_text(p, n, c)",
+        "Image.open(io.BytesIO(b))",
+    ],
 )
 def test_what_is_none_passes(line):
     assert not list(bare_reads(line))

@@ -36,7 +36,9 @@ def option(default: Any, help: str, group: str = "") -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse_arguments(arguments_type: type[T], argv: list[str] | None = None, description: str = "", program: str = "") -> T:
+def parse_arguments(
+    arguments_type: type[T], argv: list[str] | None = None, description: str = "", program: str = ""
+) -> T:
     """Build `arguments_type`, a flat dataclass, from its defaults, a YAML file and the command line; later ones win.
 
     Fields are int, float, str, bool, Literal, a list of those, or one of these `| None`. The file is named by
@@ -53,9 +55,15 @@ def parse_arguments(arguments_type: type[T], argv: list[str] | None = None, desc
         print(_help_text(arguments_type, hints, description, program or Path(sys.argv[0]).name))
         raise SystemExit(0)
     values = _given_values(argv, hints)
-    missing = [field.name for field in dataclasses.fields(arguments_type) if _is_required(field) and field.name not in values]
+    missing = [
+        field.name
+        for field in dataclasses.fields(arguments_type)
+        if _is_required(field) and field.name not in values
+    ]
     if missing:
-        raise UserError(f"missing option: --{missing[0]} has no default, it must be given ({describe_type(hints[missing[0]])})")
+        raise UserError(
+            f"missing option: --{missing[0]} has no default, it must be given ({describe_type(hints[missing[0]])})"
+        )
     return arguments_type(**values)
 
 
@@ -71,7 +79,14 @@ def arguments_to_yaml(arguments: Any) -> str:
     for group, fields in _fields_by_group(type(arguments)).items():
         lines = {field.name: getattr(arguments, field.name) for field in fields}
         comment = f"# {group}\n" if group else ""
-        text = yaml.dump(lines, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=math.inf)
+        text = yaml.dump(
+            lines,
+            Dumper=_Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=False,
+            width=math.inf,
+        )
         blocks.append(comment + text)
     return "\n".join(blocks)
 
@@ -84,7 +99,9 @@ def field_types(arguments_type: type) -> dict[str, Any]:
         kind, _ = _split_optional(hint)
         element = get_args(kind)[0] if get_origin(kind) is list and get_args(kind) else kind
         if element not in SCALAR_NAMES and get_origin(element) is not Literal:
-            raise TypeError(f"{arguments_type.__name__}.{name}: {hint} is no int, float, str, bool, Literal, list, or one | None")
+            raise TypeError(
+                f"{arguments_type.__name__}.{name}: {hint} is no int, float, str, bool, Literal, list, or one | None"
+            )
     return types_by_name
 
 
@@ -141,7 +158,9 @@ def _read_command_line(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]
         token = argv[position]
         position += 1
         if not token.startswith("--"):
-            raise UserError(f"unexpected argument {token!r}: options are --key value; a config file comes first and ends in .yaml")
+            raise UserError(
+                f"unexpected argument {token!r}: options are --key value; a config file comes first and ends in .yaml"
+            )
         key, equals, text = token[2:].partition("=")
         _check_key(key, hints, values, where="command line")
         texts = [text]
@@ -155,7 +174,9 @@ def _read_command_line(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]
 
 def _count_values(following: list[str], hint: Any) -> int:
     """How many tokens after `--key` are its values: for a list all up to the next option, for others at most one."""
-    available = next((i for i, token in enumerate(following) if token.startswith("--")), len(following))
+    available = next(
+        (i for i, token in enumerate(following) if token.startswith("--")), len(following)
+    )
     return available if get_origin(_split_optional(hint)[0]) is list else min(available, 1)
 
 
@@ -164,16 +185,22 @@ def _convert_command_line(key: str, texts: list[str], hint: Any) -> Any:
     if not texts and kind is bool:
         return True
     if not texts:
-        raise UserError(f"command line: --{key} expects {describe_type(hint)}, but no value follows")
+        raise UserError(
+            f"command line: --{key} expects {describe_type(hint)}, but no value follows"
+        )
     if is_optional and len(texts) == 1 and texts[0].lower() == "none":
         return None
     try:
         if get_origin(kind) is list:
-            return [] if texts == ["[]"] else [_parse_text(text, get_args(kind)[0]) for text in texts]
+            return (
+                [] if texts == ["[]"] else [_parse_text(text, get_args(kind)[0]) for text in texts]
+            )
         return _parse_text(texts[0], kind)
     except (ValueError, KeyError):
         shown = shortened(repr(" ".join(texts)), SHOWN_OF_A_VALUE)
-        raise UserError(f"command line: --{key} expects {describe_type(hint)}, not {shown}") from None
+        raise UserError(
+            f"command line: --{key} expects {describe_type(hint)}, not {shown}"
+        ) from None
 
 
 def _read_yaml(path: str, hints: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +214,9 @@ def _read_yaml(path: str, hints: dict[str, Any]) -> dict[str, Any]:
         try:
             values[key] = _convert_node(value_node, hints[key])
         except (ValueError, KeyError):
-            raise UserError(f"{where}: {key} expects {describe_type(hints[key])}, not {_show_node(value_node)}") from None
+            raise UserError(
+                f"{where}: {key} expects {describe_type(hints[key])}, not {_show_node(value_node)}"
+            ) from None
     return values
 
 
@@ -205,7 +234,9 @@ def _yaml_pairs(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
 
 def _convert_node(node: yaml.Node, hint: Any) -> Any:
     kind, is_optional = _split_optional(hint)
-    is_none_word = isinstance(node, yaml.ScalarNode) and node.style is None and node.value.lower() == "none"
+    is_none_word = (
+        isinstance(node, yaml.ScalarNode) and node.style is None and node.value.lower() == "none"
+    )
     if is_optional and (node.tag == NULL_TAG or is_none_word):
         return None
     if get_origin(kind) is list:
@@ -219,16 +250,26 @@ def _convert_node(node: yaml.Node, hint: Any) -> Any:
 
 def _show_node(node: yaml.Node) -> str:
     if isinstance(node, yaml.ScalarNode):
-        return "an empty value" if node.tag == NULL_TAG else shortened(repr(node.value), SHOWN_OF_A_VALUE)
-    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
-        return shortened(f"the list [{', '.join(item.value for item in node.value)}]", SHOWN_OF_A_VALUE)
+        return (
+            "an empty value"
+            if node.tag == NULL_TAG
+            else shortened(repr(node.value), SHOWN_OF_A_VALUE)
+        )
+    if isinstance(node, yaml.SequenceNode) and all(
+        isinstance(item, yaml.ScalarNode) for item in node.value
+    ):
+        return shortened(
+            f"the list [{', '.join(item.value for item in node.value)}]", SHOWN_OF_A_VALUE
+        )
     return "a mapping" if isinstance(node, yaml.MappingNode) else "a list of lists or mappings"
 
 
 def _parse_text(text: str, kind: Any) -> Any:
     """One scalar from its text. Raises ValueError or KeyError when it is no such thing."""
     if kind is str:
-        if "\0" in text:  # no file, model or column has such a name, and what it is given to raises each its own error
+        if (
+            "\0" in text
+        ):  # no file, model or column has such a name, and what it is given to raises each its own error
             raise ValueError
         return text
     if kind is bool:
@@ -276,8 +317,15 @@ def _help_text(arguments_type: type, hints: dict[str, Any], description: str, pr
     for group, fields in _fields_by_group(arguments_type).items():
         lines.append(f"{group or 'options'}:")
         for field in fields:
-            lines.append(f"  --{field.name}  {describe_type(hints[field.name])}  {_describe_default(field)}")
-            lines += textwrap.wrap(field.metadata.get("help", ""), width=110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines.append(
+                f"  --{field.name}  {describe_type(hints[field.name])}  {_describe_default(field)}"
+            )
+            lines += textwrap.wrap(
+                field.metadata.get("help", ""),
+                width=110,
+                initial_indent=" " * 6,
+                subsequent_indent=" " * 6,
+            )
         lines.append("")
     return "\n".join(lines)
 
@@ -296,5 +344,10 @@ class _Dumper(yaml.SafeDumper):
     """Lists on one line; the text `none` in quotes, because the reader takes a bare one for None."""
 
 
-_Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
+_Dumper.add_representer(
+    list,
+    lambda dumper, items: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", items, flow_style=True
+    ),
+)
 _Dumper.add_implicit_resolver(NULL_TAG, re.compile("none", re.IGNORECASE), list("nN"))

@@ -13,14 +13,20 @@ SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>"}
 
 
 def corpus_tokenizer(
-    texts: Iterable[str], more_special: Sequence[str] = (), chat_template: str | None = None, **more: Any
+    texts: Iterable[str],
+    more_special: Sequence[str] = (),
+    chat_template: str | None = None,
+    **more: Any,
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on `texts`; any text can be written with it.
 
     more_special: tokens beside padding and end of text that are never cut. chat_template and more: as transformers has them.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[*SPECIAL_TOKENS.values(), *more_special],
@@ -28,4 +34,6 @@ def corpus_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS, chat_template=chat_template, **more)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **SPECIAL_TOKENS, chat_template=chat_template, **more
+    )

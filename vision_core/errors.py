@@ -108,8 +108,14 @@ def run_script(main: Callable[[], None]) -> None:
         repeat_behind_launchers(end.line)
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FAULTS_OF_A_NAME and error.filename is not None:
-            say_last(f"error: {os.fsdecode(error.filename)} cannot be used: {error.strerror}; give another path")
+        if (
+            isinstance(error, OSError)
+            and error.errno in FAULTS_OF_A_NAME
+            and error.filename is not None
+        ):
+            say_last(
+                f"error: {os.fsdecode(error.filename)} cannot be used: {error.strerror}; give another path"
+            )
             _tell_others()
             raise SystemExit(2) from None
         if not _others:

@@ -42,7 +42,11 @@ def hub_or_cache(what: str) -> Iterator[None]:
     except UserError as error:
         if not offline or not _is_of_the_network(error):
             raise
-        why = "HF_HUB_OFFLINE=1 forbids the network" if FORBIDDEN else f"there is no network ({_host()[0]} cannot be reached)"
+        why = (
+            "HF_HUB_OFFLINE=1 forbids the network"
+            if FORBIDDEN
+            else f"there is no network ({_host()[0]} cannot be reached)"
+        )
         raise UserError(
             f"{what} cannot be loaded: it is not in the cache, and {why}; name a local folder, or fill the cache where there is a network"
         ) from error
@@ -78,7 +82,9 @@ def _connects() -> bool:
         except OSError:
             made.append(False)
 
-    asking = threading.Thread(target=connect, daemon=True)  # a name server that is silent cannot be given a time limit
+    asking = threading.Thread(
+        target=connect, daemon=True
+    )  # a name server that is silent cannot be given a time limit
     asking.start()
     asking.join(PATIENCE)
     return made == [True]

@@ -25,7 +25,9 @@ def check_types(dataclass_type: type, values: Any, name: str) -> None:
     hints = get_type_hints(dataclass_type)
     for key, value in values.items():
         if key in hints and not is_of(value, hints[key]):
-            raise UserError(f"{name} says {key} = {_shown(value)}, which is not of the type {_type_name(hints[key])}")
+            raise UserError(
+                f"{name} says {key} = {_shown(value)}, which is not of the type {_type_name(hints[key])}"
+            )
 
 
 def is_of(value: Any, hint: Any) -> bool:
@@ -40,7 +42,9 @@ def is_of(value: Any, hint: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -49,7 +53,9 @@ def is_of(value: Any, hint: Any) -> bool:
 def _are_of(values: Any, hints: tuple[Any, ...]) -> bool:
     if hints[-1] is Ellipsis:
         return all(is_of(value, hints[0]) for value in values)
-    return len(values) == len(hints) and all(is_of(value, hint) for value, hint in zip(values, hints, strict=True))
+    return len(values) == len(hints) and all(
+        is_of(value, hint) for value, hint in zip(values, hints, strict=True)
+    )
 
 
 def _shown(value: Any) -> str:
@@ -57,4 +63,8 @@ def _shown(value: Any) -> str:
 
 
 def _type_name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+    return (
+        hint.__name__
+        if isinstance(hint, type) and not get_args(hint)
+        else str(hint).replace("typing.", "")
+    )

@@ -57,7 +57,11 @@ def say(text: object, file: TextIO | None = None) -> None:
     try:
         print(lines, file=stream, flush=True)
     except UnicodeEncodeError:  # a terminal of another encoding
-        print(lines.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
+        print(
+            lines.encode(stream.encoding, "backslashreplace").decode(stream.encoding),
+            file=stream,
+            flush=True,
+        )
 
 
 def printable_lines(text: object) -> str:

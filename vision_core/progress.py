@@ -13,7 +13,15 @@ FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remai
 
 def step_bar(total: int, first: int, name: str, hidden: bool = False) -> tqdm:
     """From step `first` to `total`. A line is as wide as the terminal, and no wider; what stands last is cut first."""
-    return tqdm(total=total, initial=first, desc=name, unit="step", bar_format=FORMAT, dynamic_ncols=True, disable=hidden)
+    return tqdm(
+        total=total,
+        initial=first,
+        desc=name,
+        unit="step",
+        bar_format=FORMAT,
+        dynamic_ncols=True,
+        disable=hidden,
+    )
 
 
 def say_above(text: str) -> None:

@@ -25,12 +25,16 @@ def parse_source(
     head, _, tail = text.partition("?")
     kind, colon, where = head.partition(":")
     if kind not in known or (kind != "scenes" and not where):
-        raise UserError(f"{text!r} names no {what}; write KIND:WHERE with a kind of {', '.join(known)}")
+        raise UserError(
+            f"{text!r} names no {what}; write KIND:WHERE with a kind of {', '.join(known)}"
+        )
     options = dict(item.partition("=")[::2] for item in tail.split("&")) if tail else {}
     unknown = sorted(set(options) - known[kind])
     if unknown:
         options_of_kind = ", ".join(sorted(known[kind])) or "none"
-        raise UserError(f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {options_of_kind}")
+        raise UserError(
+            f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {options_of_kind}"
+        )
     return kind, where, options
 
 
@@ -42,5 +46,7 @@ def is_stream(text: str) -> bool:
         raise UserError(f"{text!r}: stream={asked} is neither true nor false")
     if asked == "false" and "shuffle_buffer" in options:
         cure = "leave it out, or add stream=true"
-        raise UserError(f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; {cure}")
+        raise UserError(
+            f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; {cure}"
+        )
     return asked == "true"

@@ -27,7 +27,10 @@ MEANINGS: list[tuple[str, str]] = [
         "max_steps",
         "steps num_steps train_steps num_train_steps total_steps max_train_steps iters iterations max_iter max_iters max_iterations",
     ),
-    ("warmup_steps", "warmup warmup_epochs num_warmup_steps warmup_iters warmup_ratio lr_warmup_steps"),
+    (
+        "warmup_steps",
+        "warmup warmup_epochs num_warmup_steps warmup_iters warmup_ratio lr_warmup_steps",
+    ),
     ("weight_decay", "wd decay"),
     ("max_grad_norm", "clip clip_grad clip_grad_norm grad_clip grad_clip_norm gradient_clip_val"),
     ("adam_beta1", "beta1"),
@@ -163,7 +166,9 @@ def _likeness(key: str, name: str) -> float:
     whole = difflib.SequenceMatcher(None, key, name).ratio()
     words, theirs = key.split("_"), name.split("_")
     found = sum(max(_word_likeness(word, other) for other in theirs) for word in words)
-    share = 0.9 + 0.1 * min(len(words) / len(theirs), 1.0)  # of two names that have the words, the shorter one
+    share = 0.9 + 0.1 * min(
+        len(words) / len(theirs), 1.0
+    )  # of two names that have the words, the shorter one
     return max(whole if whole >= WHOLE_LIKENESS else 0.0, found / len(words) * share)
 
 

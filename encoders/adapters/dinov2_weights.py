@@ -23,10 +23,14 @@ from vision_core.files.text_files import check_openable
 
 HEAD_WIDTH = 64  # of every published model; the file does not say it
 WRAPPING_KEYS = ("teacher", "model", "state_dict")  # of a training's files, around the tensors
-WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module)\.")  # DistributedDataParallel, compile, FSDP
+WRAPPERS = re.compile(
+    r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module)\."
+)  # DistributedDataParallel, compile, FSDP
 # widths of facebookresearch/dinov3 and what transformers calls the model
 DINOV3_NAMES = {384: "vits16", 768: "vitb16", 1024: "vitl16", 1280: "vith16plus", 4096: "vit7b16"}
-BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.(.+)")  # a training dump has the chunk's number in front of the block's
+BLOCK = re.compile(
+    r"blocks\.(?:\d+\.)?(\d+)\.(.+)"
+)  # a training dump has the chunk's number in front of the block's
 TOP = {
     "cls_token": "embeddings.cls_token",
     "mask_token": "embeddings.mask_token",
@@ -38,7 +42,11 @@ TOP = {
 IN_BLOCK = {
     "norm1": ["norm1"],
     "norm2": ["norm2"],
-    "attn.qkv": ["attention.q_proj", "attention.k_proj", "attention.v_proj"],  # stacked in this order
+    "attn.qkv": [
+        "attention.q_proj",
+        "attention.k_proj",
+        "attention.v_proj",
+    ],  # stacked in this order
     "attn.proj": ["attention.o_proj"],
     "ls1.gamma": ["layer_scale1.lambda1"],
     "ls2.gamma": ["layer_scale2.lambda1"],
@@ -58,12 +66,22 @@ class ConversionReport:
     missing: list[str]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.matched)} published keys matched, {len(self.unused)} unused, {len(self.missing)} missing"]
+        lines = [
+            f"{len(self.matched)} published keys matched, {len(self.unused)} unused, {len(self.missing)} missing"
+        ]
         lines += [f"  {old} -> {', '.join(new)}" for old, new in self.matched.items()]
-        return "\n".join([*lines, *(f"  unused: {key}" for key in self.unused), *(f"  missing: {key}" for key in self.missing)])
+        return "\n".join(
+            [
+                *lines,
+                *(f"  unused: {key}" for key in self.unused),
+                *(f"  missing: {key}" for key in self.missing),
+            ]
+        )
 
 
-def load_dinov2_pth(path: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> TransformersEncoder:
+def load_dinov2_pth(
+    path: Path, *, dtype: torch.dtype = torch.float32, **options: Any
+) -> TransformersEncoder:
     """The model of a published file, or of a `teacher_checkpoint.pth` of the published training; `options` as for `TransformersEncoder`.
 
     The pixels are the published evaluation's: 256 for a crop of 224, ImageNet's mean and standard deviation. Sizes other than the stored grid's are
@@ -73,8 +91,12 @@ def load_dinov2_pth(path: Path, *, dtype: torch.dtype = torch.float32, **options
     """
     model, report = convert_dinov2(read_pth(path), dtype)
     if report.missing:
-        raise UserError(f"{path}: no published DINOv2 backbone: nothing for {len(report.missing)} weights, such as {report.missing[0]}")
-    transform = ImageTransform((224, 224), margin=PUBLISHED_MARGIN, preprocess="published", resampler="pillow")
+        raise UserError(
+            f"{path}: no published DINOv2 backbone: nothing for {len(report.missing)} weights, such as {report.missing[0]}"
+        )
+    transform = ImageTransform(
+        (224, 224), margin=PUBLISHED_MARGIN, preprocess="published", resampler="pillow"
+    )
     encoder = TransformersEncoder(model, transform, **options)
     encoder.conversion = report
     return encoder
@@ -93,7 +115,9 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is broken, or holds more than tensors, raises whatever its reader does
-        raise UserError(f"{path} cannot be read as weights ({first_line(error)}); give the published .pth file") from None
+        raise UserError(
+            f"{path} cannot be read as weights ({first_line(error)}); give the published .pth file"
+        ) from None
     tensors = _of_the_teacher(values)
     tensors = {key.removeprefix("backbone."): value for key, value in tensors.items()}
     _check_backbone(tensors, path)
@@ -103,13 +127,21 @@ def read_pth(path: Path) -> dict[str, Tensor]:
 def _of_the_teacher(values: Any) -> dict[str, Tensor]:
     """The teacher's tensors of a training state, or all of a file without a teacher; no wrapper's prefixes."""
     while isinstance(values, dict):
-        inner = next((values[key] for key in WRAPPING_KEYS if isinstance(values.get(key), dict)), None)
+        inner = next(
+            (values[key] for key in WRAPPING_KEYS if isinstance(values.get(key), dict)), None
+        )
         if inner is None:
             break
         values = inner
     tensors = values if isinstance(values, dict) else {}
-    tensors = {WRAPPERS.sub("", key): value for key, value in tensors.items() if isinstance(value, Tensor)}
-    of_teacher = {key.removeprefix("teacher."): value for key, value in tensors.items() if key.startswith("teacher.")}
+    tensors = {
+        WRAPPERS.sub("", key): value for key, value in tensors.items() if isinstance(value, Tensor)
+    }
+    of_teacher = {
+        key.removeprefix("teacher."): value
+        for key, value in tensors.items()
+        if key.startswith("teacher.")
+    }
     return of_teacher or tensors
 
 
@@ -120,14 +152,19 @@ def _check_backbone(tensors: dict[str, Tensor], path: Path) -> None:
         problem = "holds one process's share of sharded weights"
         cure = "give the eval/training_N/teacher_checkpoint.pth of the same training"
     elif any(key.startswith("rope_embed.") for key in tensors):
-        name = DINOV3_NAMES.get(tensors["cls_token"].shape[-1] if "cls_token" in tensors else 0, "vitb16")
+        name = DINOV3_NAMES.get(
+            tensors["cls_token"].shape[-1] if "cls_token" in tensors else 0, "vitb16"
+        )
         problem = "is a DINOv3, whose layout is not read here"
         cure = (
             f"take the same weights as hf:facebook/dinov3-{name}-pretrain-lvd1689m, after you accept the licence there and "
             "log in by `hf auth login`, or timm's copy: list_encoders('timm:*dinov3*')"
         )
     else:
-        problem, cure = "is no DINOv2 backbone: it has no pos_embed or patch_embed", "give the published .pth file"
+        problem, cure = (
+            "is no DINOv2 backbone: it has no pos_embed or patch_embed",
+            "give the published .pth file",
+        )
     raise UserError(f"{path} {problem}; {cure}")
 
 
@@ -139,7 +176,9 @@ def convert_dinov2(
     wanted, filled, matched, unused = model.state_dict(), {}, {}, []
     for key in published:
         parts = parts_of(key, published[key])
-        if parts and all(name in wanted and wanted[name].shape == part.shape for name, part in parts.items()):
+        if parts and all(
+            name in wanted and wanted[name].shape == part.shape for name, part in parts.items()
+        ):
             filled |= {name: part.clone() for name, part in parts.items()}
             matched[key] = list(parts)
         else:
@@ -187,5 +226,9 @@ def _empty_model(published: dict[str, Tensor]) -> Dinov2Model | Dinov2WithRegist
         "mlp_ratio": 4,
     }
     if "register_tokens" in published:
-        return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape, num_register_tokens=published["register_tokens"].shape[1]))
+        return Dinov2WithRegistersModel(
+            Dinov2WithRegistersConfig(
+                **shape, num_register_tokens=published["register_tokens"].shape[1]
+            )
+        )
     return Dinov2Model(Dinov2Config(**shape))

@@ -67,14 +67,24 @@ class OpenClipEncoder(Encoder):
         prefixes = output.get("image_intermediates_prefix") or [None] * len(indices)
         maps = zip(output["image_intermediates"], prefixes, strict=True)
         by_number = {index + 1: each for index, each in zip(indices, maps, strict=True)}
-        return Features(tuple(self._layer(number, *by_number[number]) for number in layers), output["image_features"])
+        return Features(
+            tuple(self._layer(number, *by_number[number]) for number in layers),
+            output["image_features"],
+        )
 
     def _layer(self, number: int, patch_map: Tensor, prefix: Tensor | None) -> LayerFeatures:
-        return self.trunk.layer(number, patch_map if prefix is None else (patch_map, prefix), self.norm)
+        return self.trunk.layer(
+            number, patch_map if prefix is None else (patch_map, prefix), self.norm
+        )
 
 
 def load_open_clip(
-    model: str, tag: str | None, *, image_size: tuple[int, int] | None = None, dtype: torch.dtype = torch.float32, **options: Any
+    model: str,
+    tag: str | None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> OpenClipEncoder:
     """The vision tower of `model` with the weights `tag`, a published name or a file, or random ones for None.
 
@@ -87,19 +97,31 @@ def load_open_clip(
     config = model_config(model)
     config["quick_gelu"] = quick_gelu(model, tag)
     if tag is None:
-        config = {**config, "vision_cfg": {**config["vision_cfg"], **({"image_size": list(image_size)} if image_size else {})}}
+        config = {
+            **config,
+            "vision_cfg": {
+                **config["vision_cfg"],
+                **({"image_size": list(image_size)} if image_size else {}),
+            },
+        }
         return build_open_clip(config, dtype=dtype, **options)
     whole = load_whole_model(model, tag, image_size=image_size)
     visual = whole.visual.to(dtype).eval()
     config["vision_cfg"]["image_size"] = list(visual.image_size)
-    return OpenClipEncoder(visual, transform_from_preprocess(visual.preprocess_cfg), model_config=config, **options)
+    return OpenClipEncoder(
+        visual, transform_from_preprocess(visual.preprocess_cfg), model_config=config, **options
+    )
 
 
-def build_open_clip(config: dict[str, Any], *, dtype: torch.dtype = torch.float32, **options: Any) -> OpenClipEncoder:
+def build_open_clip(
+    config: dict[str, Any], *, dtype: torch.dtype = torch.float32, **options: Any
+) -> OpenClipEncoder:
     """A tower with random weights from open_clip's description of a model, with open_clip's default preprocessing."""
     size = config["vision_cfg"]["image_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
-    return open_clip_from_architecture(config, transform_from_preprocess({"size": size}), dtype=dtype, **options)
+    return open_clip_from_architecture(
+        config, transform_from_preprocess({"size": size}), dtype=dtype, **options
+    )
 
 
 def open_clip_from_architecture(
@@ -109,9 +131,17 @@ def open_clip_from_architecture(
     parts = import_open_clip().model
     fields = parts.CLIPVisionCfg.__dataclass_fields__
     vision = {name: value for name, value in architecture["vision_cfg"].items() if name in fields}
-    vision["image_size"] = tuple(vision["image_size"]) if isinstance(vision["image_size"], list) else vision["image_size"]
-    vision["timm_model_pretrained"] = False  # the weights come from a file of ours, or are to be random
-    visual = parts._build_vision_tower(architecture["embed_dim"], vision, architecture.get("quick_gelu", False))
+    vision["image_size"] = (
+        tuple(vision["image_size"])
+        if isinstance(vision["image_size"], list)
+        else vision["image_size"]
+    )
+    vision["timm_model_pretrained"] = (
+        False  # the weights come from a file of ours, or are to be random
+    )
+    visual = parts._build_vision_tower(
+        architecture["embed_dim"], vision, architecture.get("quick_gelu", False)
+    )
     if hasattr(visual, "trunk"):  # open_clip builds these at the size of timm's own description
         visual.set_input_size(visual.image_size)
     return OpenClipEncoder(visual.to(dtype), transform, model_config=architecture, **options)
@@ -124,10 +154,16 @@ def load_whole_model(model: str, tag: str, image_size: tuple[int, int] | None = 
     check_open_clip(model, tag)
     try:
         return open_clip.create_model(
-            model, pretrained=tag, force_image_size=image_size, force_quick_gelu=use_quick_gelu, weights_only=True
+            model,
+            pretrained=tag,
+            force_image_size=image_size,
+            force_quick_gelu=use_quick_gelu,
+            weights_only=True,
         )
     except Exception as error:  # weights that cannot be read raise whatever their reader does
-        raise UserError(f"open_clip:{model}/{tag} cannot be loaded ({first_line(error)}); check the file, or the network") from None
+        raise UserError(
+            f"open_clip:{model}/{tag} cannot be loaded ({first_line(error)}); check the file, or the network"
+        ) from None
 
 
 def check_open_clip(model: str, tag: str | None) -> None:
@@ -137,11 +173,15 @@ def check_open_clip(model: str, tag: str | None) -> None:
         return
     known = import_open_clip().list_pretrained_tags_by_model(model)
     if tag not in known and not os.path.exists(tag):
-        raise UserError(f"open_clip has no weights {tag} for {model}{nearest(tag, known)}; it has {', '.join(known) or 'none'}")
+        raise UserError(
+            f"open_clip has no weights {tag} for {model}{nearest(tag, known)}; it has {', '.join(known) or 'none'}"
+        )
     if tag not in known:
         check_openable(tag, tag, "give the file of the weights")
     if tag not in known and not tag.endswith(WEIGHT_FILES):
-        raise UserError(f"{tag} is no .safetensors file; convert it, or give the .pt file that open_clip_train wrote")
+        raise UserError(
+            f"{tag} is no .safetensors file; convert it, or give the .pt file that open_clip_train wrote"
+        )
 
 
 def model_config(model: str) -> dict[str, Any]:
@@ -168,11 +208,17 @@ def transform_from_preprocess(preprocess: dict[str, Any]) -> ImageTransform:
 
     said = PreprocessCfg(**preprocess)
     if said.resize_mode == "longest":
-        raise UserError("open_clip's resize_mode longest pads images, which is not understood; give another model")
+        raise UserError(
+            "open_clip's resize_mode longest pads images, which is not understood; give another model"
+        )
     fit = "squash" if said.resize_mode == "squash" else "crop"
     size = (said.size, said.size) if isinstance(said.size, int) else tuple(said.size)
-    interpolation = "bilinear" if said.interpolation == "bilinear" else "bicubic"  # `random` means bicubic outside of training
-    return ImageTransform(size, tuple(said.mean), tuple(said.std), fit, 1.0, interpolation, "published", "pillow")
+    interpolation = (
+        "bilinear" if said.interpolation == "bilinear" else "bicubic"
+    )  # `random` means bicubic outside of training
+    return ImageTransform(
+        size, tuple(said.mean), tuple(said.std), fit, 1.0, interpolation, "published", "pillow"
+    )
 
 
 def import_open_clip() -> Any:
@@ -180,7 +226,9 @@ def import_open_clip() -> Any:
     try:
         import open_clip
     except ImportError:
-        raise UserError("open_clip: needs the package open_clip_torch; pip install 'vision-encoder-fusion[encoders]'") from None
+        raise UserError(
+            "open_clip: needs the package open_clip_torch; pip install 'vision-encoder-fusion[encoders]'"
+        ) from None
     return open_clip
 
 
@@ -192,4 +240,11 @@ def _trunk(visual: nn.Module) -> Trunk:
             "this open_clip tower is neither a plain ViT nor a timm model; its ResNets and attentional pools are not understood"
         )
     depth, width = len(visual.transformer.resblocks), visual.transformer.width
-    return Trunk((width,) * depth, (visual.patch_size[0],) * depth, 1, True, tuple(visual.image_size), norms_layers=True)
+    return Trunk(
+        (width,) * depth,
+        (visual.patch_size[0],) * depth,
+        1,
+        True,
+        tuple(visual.image_size),
+        norms_layers=True,
+    )

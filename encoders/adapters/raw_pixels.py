@@ -21,12 +21,22 @@ class RawPixels(Encoder):
     library = "raw_pixels"
     layer_widths, num_channels, stride, pooled_width = (3 * STRIDE**2,), 3, STRIDE, 3 * SIDE**2
 
-    def __init__(self, transform: ImageTransform | None = None, layers: Sequence[int] = (-1,)) -> None:
-        super().__init__(transform or ImageTransform((64, 64), (0.0,), (1.0,)), layers=layers, norm=False, source="raw_pixels")
+    def __init__(
+        self, transform: ImageTransform | None = None, layers: Sequence[int] = (-1,)
+    ) -> None:
+        super().__init__(
+            transform or ImageTransform((64, 64), (0.0,), (1.0,)),
+            layers=layers,
+            norm=False,
+            source="raw_pixels",
+        )
 
     def architecture(self) -> dict[str, Any]:
         return {}
 
     def features(self, pixel_values: Tensor, layers: tuple[int, ...]) -> Features:
         patches = F.pixel_unshuffle(pixel_values, STRIDE) - 0.5
-        return Features(tuple(LayerFeatures(number, patches, None, False) for number in layers), raw_pixels(pixel_values, SIDE))
+        return Features(
+            tuple(LayerFeatures(number, patches, None, False) for number in layers),
+            raw_pixels(pixel_values, SIDE),
+        )

@@ -41,7 +41,9 @@ class Trunk:
     def of(cls, model: nn.Module, takes_any_size: bool) -> Trunk:
         """Raises UserError for a model without `forward_intermediates`."""
         if not hasattr(model, "forward_intermediates"):
-            raise UserError(f"timm's {type(model).__name__} has no forward_intermediates, so its maps cannot be read; choose another model")
+            raise UserError(
+                f"timm's {type(model).__name__} has no forward_intermediates, so its maps cannot be read; choose another model"
+            )
         is_vit = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
         num_prefix_tokens = getattr(model, "num_prefix_tokens", 0) if is_vit else 0
         return cls(
@@ -55,12 +57,20 @@ class Trunk:
             None if is_vit else _map_norm(model),
         )
 
-    def layer(self, number: int, output: Tensor | tuple[Tensor, Tensor], norm: bool) -> LayerFeatures:
+    def layer(
+        self, number: int, output: Tensor | tuple[Tensor, Tensor], norm: bool
+    ) -> LayerFeatures:
         """One layer's map, or map and prefix tokens, as `forward_intermediates` gives it, as the contract has it."""
         patch_map, prefix = output if isinstance(output, tuple) else (output, None)
-        if norm and self.map_norm is not None and self.map_norm.normalized_shape == (patch_map.shape[1],):
+        if (
+            norm
+            and self.map_norm is not None
+            and self.map_norm.normalized_shape == (patch_map.shape[1],)
+        ):
             return LayerFeatures(number, _normed(patch_map, self.map_norm), None, True)
-        return LayerFeatures(number, patch_map, prefix[:, 0] if self.has_cls else None, norm and self.norms_layers)
+        return LayerFeatures(
+            number, patch_map, prefix[:, 0] if self.has_cls else None, norm and self.norms_layers
+        )
 
 
 class TimmEncoder(Encoder):
@@ -92,7 +102,9 @@ class TimmEncoder(Encoder):
         self.layer_widths, self.stride = self.trunk.widths, self.trunk.strides[-1]
         self.num_channels = model_args.get("in_chans", model.pretrained_cfg["input_size"][0])
         # Virchow is published with all its tokens and no image vector
-        self.pooled_width = None if getattr(model, "global_pool", None) == "" else model.head_hidden_size
+        self.pooled_width = (
+            None if getattr(model, "global_pool", None) == "" else model.head_hidden_size
+        )
         self.has_cls = self.trunk.has_cls
 
     def architecture(self) -> dict[str, Any]:
@@ -102,7 +114,9 @@ class TimmEncoder(Encoder):
         if self.trunk.native_size is None:
             return super().size_problem(height, width)
         problem = native_size_problem(self.trunk.native_size, height, width)
-        return problem and f"{problem}; give load_timm an image_size to have its positions resampled"
+        return (
+            problem and f"{problem}; give load_timm an image_size to have its positions resampled"
+        )
 
     def features(self, pixel_values: Tensor, layers: tuple[int, ...]) -> Features:
         options = {"norm": self.norm and self.trunk.norms_layers}
@@ -113,7 +127,9 @@ class TimmEncoder(Encoder):
         by_number = {index + 1: output for index, output in zip(indices, outputs, strict=True)}
         chosen = tuple(self.trunk.layer(number, by_number[number], self.norm) for number in layers)
         self._check_grid(pixel_values, chosen)
-        pooled = None if self.pooled_width is None else self.model.forward_head(final, pre_logits=True)
+        pooled = (
+            None if self.pooled_width is None else self.model.forward_head(final, pre_logits=True)
+        )
         return Features(chosen, pooled)
 
     def _check_grid(self, pixel_values: Tensor, layers: tuple[LayerFeatures, ...]) -> None:
@@ -121,7 +137,10 @@ class TimmEncoder(Encoder):
         expected = self.grid(*pixel_values.shape[-2:])
         for layer in layers:
             if layer.number == self.num_layers and layer.patch_map.shape[-2:] != expected:
-                shown, size = (" x ".join(str(side) for side in each.shape[-2:]) for each in (layer.patch_map, pixel_values))
+                shown, size = (
+                    " x ".join(str(side) for side in each.shape[-2:])
+                    for each in (layer.patch_map, pixel_values)
+                )
                 raise UserError(
                     f"{self.name}: its map of {size} pixels is {shown}, not {expected[0]} x {expected[1]}; choose another model"
                 )
@@ -159,12 +178,21 @@ def check_timm(name: str) -> None:
     _resolved(name)
 
 
-def timm_from_architecture(architecture: dict[str, Any], transform: ImageTransform, *, dtype: torch.dtype, **options: Any) -> TimmEncoder:
+def timm_from_architecture(
+    architecture: dict[str, Any], transform: ImageTransform, *, dtype: torch.dtype, **options: Any
+) -> TimmEncoder:
     """The model that `TimmEncoder.architecture` describes, with random weights."""
     name, args = architecture["name"], architecture["args"]
     _resolved(name)
     model, takes_any_size = _create(name, False, args)
-    return TimmEncoder(model.to(dtype), transform, name=name, model_args=args, takes_any_size=takes_any_size, **options)
+    return TimmEncoder(
+        model.to(dtype),
+        transform,
+        name=name,
+        model_args=args,
+        takes_any_size=takes_any_size,
+        **options,
+    )
 
 
 def published_transform(model: nn.Module, takes_any_size: bool) -> ImageTransform:
@@ -176,14 +204,29 @@ def published_transform(model: nn.Module, takes_any_size: bool) -> ImageTransfor
 
     said = timm.data.resolve_model_data_config(model)
     if said["crop_mode"] == "border":
-        raise UserError(f"timm's {type(model).__name__} pads its images to a square, which is not understood; choose another model")
+        raise UserError(
+            f"timm's {type(model).__name__} pads its images to a square, which is not understood; choose another model"
+        )
     if said.get("crop_border_pixels"):
-        raise UserError(f"timm's {type(model).__name__} cuts the border off its images, which is not understood; choose another model")
+        raise UserError(
+            f"timm's {type(model).__name__} cuts the border off its images, which is not understood; choose another model"
+        )
     size = _only_size(model) if not takes_any_size else None
     size = size or _multiple_of_stride(model, said["input_size"][-2:])
-    margin = math.floor(min(size) / said["crop_pct"]) / min(size)  # timm rounds the resized side down
+    margin = math.floor(min(size) / said["crop_pct"]) / min(
+        size
+    )  # timm rounds the resized side down
     fit = "squash" if said["crop_mode"] == "squash" else "crop"
-    return ImageTransform(size, tuple(said["mean"]), tuple(said["std"]), fit, margin, said["interpolation"], "published", "pillow")
+    return ImageTransform(
+        size,
+        tuple(said["mean"]),
+        tuple(said["std"]),
+        fit,
+        margin,
+        said["interpolation"],
+        "published",
+        "pillow",
+    )
 
 
 def native_size_problem(native: tuple[int, int], height: int, width: int) -> str | None:
@@ -214,13 +257,19 @@ def _multiple_of_stride(model: nn.Module, published: Sequence[int]) -> tuple[int
 
 
 def _map_norm(model: nn.Module) -> nn.LayerNorm | None:
-    candidates = [getattr(model, "norm", None), getattr(model, "norm_pre", None), getattr(getattr(model, "head", None), "norm", None)]
+    candidates = [
+        getattr(model, "norm", None),
+        getattr(model, "norm_pre", None),
+        getattr(getattr(model, "head", None), "norm", None),
+    ]
     return next((norm for norm in candidates if isinstance(norm, nn.LayerNorm)), None)
 
 
 def _normed(patch_map: Tensor, norm: nn.LayerNorm) -> Tensor:
     """`[B, C, h, w]` with the layer norm over its channels at every place, whichever layout timm's own code gives to `norm`."""
-    return F.layer_norm(patch_map.movedim(1, -1), norm.normalized_shape, norm.weight, norm.bias, norm.eps).movedim(-1, 1)
+    return F.layer_norm(
+        patch_map.movedim(1, -1), norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    ).movedim(-1, 1)
 
 
 def _timm() -> Any:
@@ -228,7 +277,9 @@ def _timm() -> Any:
     try:
         import timm.models
     except ImportError:
-        raise UserError("timm: needs the package timm; pip install 'vision-encoder-fusion[encoders]'") from None
+        raise UserError(
+            "timm: needs the package timm; pip install 'vision-encoder-fusion[encoders]'"
+        ) from None
     return timm.models
 
 
@@ -247,7 +298,9 @@ def _resolved(name: str) -> tuple[str, dict[str, Any]]:
             raise _unloadable(name, error) from None
         return said["model_name"], said.get("pretrained_model_args", {})
     if not (name in models.list_pretrained() if "." in name else models.is_model(name)):
-        raise UserError(f"timm has no model {name}{nearest(name, [*models.list_pretrained(), *models.list_models()])}")
+        raise UserError(
+            f"timm has no model {name}{nearest(name, [*models.list_pretrained(), *models.list_models()])}"
+        )
     return name, {}
 
 
@@ -258,7 +311,10 @@ def _unsaid_args(name: str) -> dict[str, Any]:
     user pass its classes.
     """
     source, _, place = name.partition(":")
-    readers = {"local-dir": _hub().load_state_dict_from_path, "hf-hub": _hub().load_state_dict_from_hf}
+    readers = {
+        "local-dir": _hub().load_state_dict_from_path,
+        "hf-hub": _hub().load_state_dict_from_hf,
+    }
     if source not in readers:
         return {}
     try:
@@ -285,10 +341,14 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> tuple[nn.Modul
             if "dynamic_img_size" not in str(error):
                 raise
         return create_model(name, **options), False
-    except Exception as error:  # a model that cannot be made or loaded raises whatever its code does
+    except (
+        Exception
+    ) as error:  # a model that cannot be made or loaded raises whatever its code does
         raise _unloadable(name, error) from None
 
 
 def _unloadable(name: str, error: Exception) -> UserError:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return UserError(f"timm:{name} cannot be loaded ({reason}); check the name in list_encoders() and the network")
+    return UserError(
+        f"timm:{name} cannot be loaded ({reason}); check the name in list_encoders() and the network"
+    )

@@ -25,10 +25,21 @@ from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError, first_line
 from vision_core.files.regular_files import refuse_special_files
 
-RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
+RESAMPLES = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}  # PIL's numbers
 
 
-ATTENTION_FLAGS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn", "flex_attention": "_supports_flex_attn"}
+ATTENTION_FLAGS = {
+    "sdpa": "_supports_sdpa",
+    "flash_attention_2": "_supports_flash_attn",
+    "flex_attention": "_supports_flex_attn",
+}
 
 
 @dataclass(frozen=True)
@@ -60,22 +71,40 @@ class Family:
 
 FAMILIES = {
     "dinov2": Family("Dinov2Model", "layernorm"),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", "layernorm", registers="num_register_tokens"),
+    "dinov2_with_registers": Family(
+        "Dinov2WithRegistersModel", "layernorm", registers="num_register_tokens"
+    ),
     "dinov3_vit": Family("DINOv3ViTModel", "norm", registers="num_register_tokens"),
     "dinov3_convnext": Family("DINOv3ConvNextModel", "layer_norm", cls=False, stages=True),
     "convnext": Family("ConvNextModel", "layernorm", cls=False, stages=True),
     "convnextv2": Family("ConvNextV2Model", "layernorm", cls=False, stages=True),
-    "siglip_vision_model": Family("SiglipVisionModel", "post_layernorm", cls=False, sizes="argument"),
-    "siglip2_vision_model": Family("Siglip2VisionModel", "post_layernorm", cls=False, sizes="patches"),
-    "clip_vision_model": Family("CLIPVisionModel", "post_layernorm", last_is_normed=False, sizes="argument"),
-    "metaclip_2_vision_model": Family("MetaClip2VisionModel", "post_layernorm", last_is_normed=False, sizes="argument"),
+    "siglip_vision_model": Family(
+        "SiglipVisionModel", "post_layernorm", cls=False, sizes="argument"
+    ),
+    "siglip2_vision_model": Family(
+        "Siglip2VisionModel", "post_layernorm", cls=False, sizes="patches"
+    ),
+    "clip_vision_model": Family(
+        "CLIPVisionModel", "post_layernorm", last_is_normed=False, sizes="argument"
+    ),
+    "metaclip_2_vision_model": Family(
+        "MetaClip2VisionModel", "post_layernorm", last_is_normed=False, sizes="argument"
+    ),
     "vit": Family("ViTModel", "layernorm", pooled="cls", sizes="argument"),
     "vit_mae": Family("ViTMAEModel", "layernorm", pooled="cls", sizes="argument"),
     "ijepa": Family("IJepaModel", "layernorm", cls=False, pooled="none", sizes="argument"),
-    "aimv2_vision_model": Family("Aimv2VisionModel", "rms_norm", cls=False, sizes="native", tower="vision_model"),
-    "internvl_vision": Family("InternVLVisionModel", "layernorm", pooled="none", tower="vision_tower"),
-    "radio": Family("RadioModel", None, last_is_normed=False, prefix="num_summary_tokens", pooled="summary"),
-    "tipsv2_vision_model": Family("Tipsv2VisionModel", "layernorm", registers="num_register_tokens"),
+    "aimv2_vision_model": Family(
+        "Aimv2VisionModel", "rms_norm", cls=False, sizes="native", tower="vision_model"
+    ),
+    "internvl_vision": Family(
+        "InternVLVisionModel", "layernorm", pooled="none", tower="vision_tower"
+    ),
+    "radio": Family(
+        "RadioModel", None, last_is_normed=False, prefix="num_summary_tokens", pooled="summary"
+    ),
+    "tipsv2_vision_model": Family(
+        "Tipsv2VisionModel", "layernorm", registers="num_register_tokens"
+    ),
 }
 WHOLE_MODELS = {  # image-text and vision-language models that hold a vision tower
     "siglip": "siglip_vision_model",
@@ -123,12 +152,22 @@ class TransformersEncoder(Encoder):
         self.family = family_of(config)
         self.model = model
         self.position_antialias = position_antialias
-        self.position_offset = getattr(config, "position_offset", None) if position_offset is None else position_offset
-        self.layer_widths = tuple(config.hidden_sizes if self.family.stages else [config.hidden_size] * config.num_hidden_layers)
+        self.position_offset = (
+            getattr(config, "position_offset", None) if position_offset is None else position_offset
+        )
+        self.layer_widths = tuple(
+            config.hidden_sizes
+            if self.family.stages
+            else [config.hidden_size] * config.num_hidden_layers
+        )
         self.num_channels = config.num_channels
-        self.stride = 4 * 2 ** (self.num_layers - 1) if self.family.stages else _square(config.patch_size)
+        self.stride = (
+            4 * 2 ** (self.num_layers - 1) if self.family.stages else _square(config.patch_size)
+        )
         self.num_prefix_tokens = _num_prefix_tokens(self.family, config)
-        self.has_norm = self.family.norm is not None and not isinstance(self._final_norm, nn.Identity)  # InternVL may have none
+        self.has_norm = self.family.norm is not None and not isinstance(
+            self._final_norm, nn.Identity
+        )  # InternVL may have none
         self.pooled_width = self._width_of_pooled()
         self.has_cls = self.family.cls
         if config.model_type == "vit_mae":
@@ -152,25 +191,31 @@ class TransformersEncoder(Encoder):
     def size_problem(self, height: int, width: int) -> str | None:
         config = self.model.config
         if (height, width) == self._native_size():
-            return (
-                None  # also where it is no multiple of the patch: SigLIP so400m cuts 384 pixels into 27 patches of 14, and leaves the rest
-            )
-        if self.family.sizes == "native" and not getattr(config, "is_native", False) and (height, width) != (config.image_size,) * 2:
-            return (
-                f"it was trained for {config.image_size} x {config.image_size} pixels and takes no other size, such as {height} x {width}"
-            )
+            return None  # also where it is no multiple of the patch: SigLIP so400m cuts 384 pixels into 27 patches of 14, and leaves the rest
+        if (
+            self.family.sizes == "native"
+            and not getattr(config, "is_native", False)
+            and (height, width) != (config.image_size,) * 2
+        ):
+            return f"it was trained for {config.image_size} x {config.image_size} pixels and takes no other size, such as {height} x {width}"
         return super().size_problem(height, width)
 
     def features(self, pixel_values: Tensor, layers: tuple[int, ...]) -> Features:
         grid = (pixel_values.shape[-2] // self.stride, pixel_values.shape[-1] // self.stride)
-        only_last = layers == (self.num_layers,) and not self.family.stages and (self.norm or not self.family.last_is_normed)
+        only_last = (
+            layers == (self.num_layers,)
+            and not self.family.stages
+            and (self.norm or not self.family.last_is_normed)
+        )
         output = self.model(**self._inputs(pixel_values, grid), output_hidden_states=not only_last)
         chosen = tuple(self._layer(output, number, grid) for number in layers)
         return Features(chosen, self._pooled(output))
 
     def _inputs(self, pixel_values: Tensor, grid: tuple[int, int]) -> dict[str, Any]:
         if self.family.sizes == "patches":
-            patches = F.unfold(pixel_values, self.stride, stride=self.stride)  # channels first; the processor's patches have them last
+            patches = F.unfold(
+                pixel_values, self.stride, stride=self.stride
+            )  # channels first; the processor's patches have them last
             patches = patches.unflatten(1, (self.num_channels, -1)).permute(0, 3, 2, 1).flatten(2)
             mask = torch.ones(patches.shape[:2], dtype=torch.int32, device=patches.device)
             return {
@@ -183,7 +228,11 @@ class TransformersEncoder(Encoder):
             inputs["interpolate_pos_encoding"] = pixel_values.shape[-2:] != self._native_size()
         if self.model.config.model_type == "vit_mae":
             # without it the patches come back in a random order, even with nothing masked
-            inputs["noise"] = torch.arange(grid[0] * grid[1], device=pixel_values.device).float().expand(len(pixel_values), -1)
+            inputs["noise"] = (
+                torch.arange(grid[0] * grid[1], device=pixel_values.device)
+                .float()
+                .expand(len(pixel_values), -1)
+            )
         return inputs
 
     def _native_size(self) -> tuple[int, int] | None:
@@ -197,10 +246,19 @@ class TransformersEncoder(Encoder):
         if is_last and self.norm == self.family.last_is_normed:
             tokens = output.last_hidden_state
         else:
-            tokens = output.last_hidden_state if is_last and not self.family.last_is_normed else output.hidden_states[number]
+            tokens = (
+                output.last_hidden_state
+                if is_last and not self.family.last_is_normed
+                else output.hidden_states[number]
+            )
             tokens = self._final_norm(tokens) if self.norm else tokens
         cls = tokens[:, 0] if self.has_cls else None
-        return LayerFeatures(number, tokens_to_map(tokens[:, self.num_prefix_tokens :], grid), cls, self.norm and self.has_norm)
+        return LayerFeatures(
+            number,
+            tokens_to_map(tokens[:, self.num_prefix_tokens :], grid),
+            cls,
+            self.norm and self.has_norm,
+        )
 
     def _stage(self, output: Any, number: int) -> LayerFeatures:
         """Only the last stage has the final norm's width."""
@@ -217,7 +275,9 @@ class TransformersEncoder(Encoder):
         return output.summary if self.family.pooled == "summary" else output.pooler_output
 
 
-def load_transformers(name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> TransformersEncoder:
+def load_transformers(
+    name: str, *, dtype: torch.dtype = torch.float32, **options: Any
+) -> TransformersEncoder:
     """The vision tower of a checkpoint, a Hub name or a folder, with its image processor. `options` as for `TransformersEncoder`.
 
     Raises UserError for a model that is no known vision tower, missing weights, or a checkpoint that cannot be read.
@@ -226,25 +286,38 @@ def load_transformers(name: str, *, dtype: torch.dtype = torch.float32, **option
     return TransformersEncoder(model, read_transform(name), **options)
 
 
-def load_backbone(name: str, config: PretrainedConfig, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_backbone(
+    name: str, config: PretrainedConfig, *, dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """The vision tower of a checkpoint with this config. Raises UserError as `load_transformers`."""
     family = family_of(config, name)
     mapping = {rf"^(model\.)?{family.tower}\.": ""} if family.tower else None
     try:
         with _quiet():  # the text tower's weights are not wanted, and what is missing is said below
             model, report = getattr(transformers, family.vision_class).from_pretrained(
-                name, dtype=dtype, output_loading_info=True, key_mapping=mapping, config=vision_config(config)
+                name,
+                dtype=dtype,
+                output_loading_info=True,
+                key_mapping=mapping,
+                config=vision_config(config),
             )
     except Exception as error:  # a broken checkpoint raises whatever its reader does
         raise _unreadable(name, error) from None
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
-        raise UserError(f"{name} lacks {len(missing)} weights of a {family.vision_class}, such as {missing[0]}; give a whole checkpoint")
+        raise UserError(
+            f"{name} lacks {len(missing)} weights of a {family.vision_class}, such as {missing[0]}; give a whole checkpoint"
+        )
     return model
 
 
 def build_transformers(
-    architecture: dict[str, Any], transform: ImageTransform, *, dtype: torch.dtype, attn_implementation: str | None = None, **options: Any
+    architecture: dict[str, Any],
+    transform: ImageTransform,
+    *,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+    **options: Any,
 ) -> TransformersEncoder:
     """The tower that `TransformersEncoder.architecture` describes, with random weights (on the meta device inside `torch.device("meta")`).
 
@@ -254,9 +327,13 @@ def build_transformers(
     try:
         config = AutoConfig.for_model(values.pop("model_type"), **values)
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"this is no vision tower of transformers {transformers.__version__}: {first_line(error)}") from None
+        raise UserError(
+            f"this is no vision tower of transformers {transformers.__version__}: {first_line(error)}"
+        ) from None
     vision_class = getattr(transformers, family_of(config).vision_class)
-    if attn_implementation == "eager" or getattr(vision_class, ATTENTION_FLAGS.get(attn_implementation, ""), False):
+    if attn_implementation == "eager" or getattr(
+        vision_class, ATTENTION_FLAGS.get(attn_implementation, ""), False
+    ):
         config._attn_implementation = attn_implementation
     return TransformersEncoder(vision_class(config).to(dtype), transform, **options)
 
@@ -286,7 +363,9 @@ def _refuse_own_code(said: dict[str, Any], name: str) -> None:
         cure = "take one in transformers' own format, such as hf:nvidia/C-RADIOv4-H"
     else:
         return
-    raise UserError(f"{name} needs code of its own (trust_remote_code), which is never run here; {cure}")
+    raise UserError(
+        f"{name} needs code of its own (trust_remote_code), which is never run here; {cure}"
+    )
 
 
 def vision_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -299,7 +378,9 @@ def family_of(config: PretrainedConfig, name: str = "the model") -> Family:
     model_type = WHOLE_MODELS.get(config.model_type, config.model_type)
     if model_type not in FAMILIES:
         known = ", ".join([*FAMILIES, *WHOLE_MODELS])
-        raise UserError(f"{name} is a {config.model_type}, which is no known vision tower; known: {known}; others may load as timm:NAME")
+        raise UserError(
+            f"{name} is a {config.model_type}, which is no known vision tower; known: {known}; others may load as timm:NAME"
+        )
     return FAMILIES[model_type]
 
 
@@ -308,7 +389,9 @@ def read_transform(name: str) -> ImageTransform:
     try:
         processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{name} has no image processor that can be read ({first_line(error)}); add its preprocessor_config.json") from None
+        raise UserError(
+            f"{name} has no image processor that can be read ({first_line(error)}); add its preprocessor_config.json"
+        ) from None
     return transform_from_processor(processor)
 
 
@@ -320,31 +403,56 @@ def transform_from_processor(processor: Any) -> ImageTransform:
     Raises UserError for sizes of another kind than sides, shorter side and crop, or patches.
     """
     said = processor.to_dict()
-    size, crop = dict(said.get("size") or {}), said.get("crop_size") if said.get("do_center_crop") else None
+    size, crop = (
+        dict(said.get("size") or {}),
+        said.get("crop_size") if said.get("do_center_crop") else None,
+    )
     fit, margin = "crop", 1.0
     if crop:
         target = (crop["height"], crop["width"])
         fit = "crop" if "shortest_edge" in size else "squash"
-        margin = size["shortest_edge"] / min(target) if fit == "crop" else size["height"] / target[0]
+        margin = (
+            size["shortest_edge"] / min(target) if fit == "crop" else size["height"] / target[0]
+        )
         if fit == "squash" and round(margin * target[1]) != size["width"]:
-            raise UserError(f"an image processor that resizes to {size} and crops {crop} is not understood; give the encoder an image size")
-    elif "crop_pct" in said and "shortest_edge" in size:  # ConvNext: below 384 a crop of this share, from 384 on squashed
+            raise UserError(
+                f"an image processor that resizes to {size} and crops {crop} is not understood; give the encoder an image size"
+            )
+    elif (
+        "crop_pct" in said and "shortest_edge" in size
+    ):  # ConvNext: below 384 a crop of this share, from 384 on squashed
         target = (size["shortest_edge"],) * 2
-        fit, margin = ("crop", int(target[0] / said["crop_pct"]) / target[0]) if target[0] < 384 else ("squash", 1.0)
+        fit, margin = (
+            ("crop", int(target[0] / said["crop_pct"]) / target[0])
+            if target[0] < 384
+            else ("squash", 1.0)
+        )
     elif "height" in size:
         target, fit = (size["height"], size["width"]), "squash"
-    elif "max_num_patches" in said:  # NaFlex: any grid of so many patches; the square one stands for all
+    elif (
+        "max_num_patches" in said
+    ):  # NaFlex: any grid of so many patches; the square one stands for all
         target, fit = (int(said["max_num_patches"] ** 0.5) * said["patch_size"],) * 2, "squash"
     elif "shortest_edge" in size:
         target = (size["shortest_edge"],) * 2
     else:
-        raise UserError(f"an image processor that resizes to {size} is not understood; give the encoder an image size")
-    mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize", True) else ([0.0], [1.0])
+        raise UserError(
+            f"an image processor that resizes to {size} is not understood; give the encoder an image size"
+        )
+    mean, std = (
+        (said["image_mean"], said["image_std"])
+        if said.get("do_normalize", True)
+        else ([0.0], [1.0])
+    )
     resampler = "tensor_float" if isinstance(processor, DINOv3ViTImageProcessor) else "tensor"
     interpolation = RESAMPLES[int(said.get("resample", 3))]
-    transform = ImageTransform(target, tuple(mean), tuple(std), fit, margin, interpolation, "published", resampler)
+    transform = ImageTransform(
+        target, tuple(mean), tuple(std), fit, margin, interpolation, "published", resampler
+    )
     in_own_scale = not said.get("do_rescale", True)
-    return replace(transform, pictures=not in_own_scale, pixel_options=said.get("pixel_options", ""))
+    return replace(
+        transform, pictures=not in_own_scale, pixel_options=said.get("pixel_options", "")
+    )
 
 
 @contextmanager
@@ -374,7 +482,9 @@ def _num_prefix_tokens(family: Family, config: PretrainedConfig) -> int:
 def _square(side: int | Sequence[int]) -> int:
     sides = {side} if isinstance(side, int) else set(side)
     if len(sides) > 1:
-        raise UserError(f"patches of {' x '.join(str(each) for each in side)} pixels are not square; only square ones are understood")
+        raise UserError(
+            f"patches of {' x '.join(str(each) for each in side)} pixels are not square; only square ones are understood"
+        )
     return sides.pop()
 
 

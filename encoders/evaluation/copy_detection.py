@@ -53,18 +53,25 @@ def learn_whitening(features: Tensor, exponent: float = 0.5) -> Whitening:
     """
     check_finite("whitening", features)
     if len(features) < 2:
-        raise UserError(f"whitening: {len(features)} images say nothing about directions; give thousands, or leave the whitening out")
+        raise UserError(
+            f"whitening: {len(features)} images say nothing about directions; give thousands, or leave the whitening out"
+        )
     rows = features.double()
     mean = rows.mean(0)
     variances, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
     kept = variances > LEAST_VARIANCE * variances.max()
     if not kept.any() or variances.max() <= torch.finfo(torch.float32).eps * mean.square().max():
-        raise UserError("whitening: all images have the same features: the encoder has collapsed; take another checkpoint")
+        raise UserError(
+            "whitening: all images have the same features: the encoder has collapsed; take another checkpoint"
+        )
     return Whitening(mean.float(), (directions[:, kept] * variances[kept] ** -exponent).float())
 
 
 def copy_detection(
-    features: Tensor, image_ids: Sequence[str], copy_of: Sequence[str | None], transforms: Sequence[str] | None = None
+    features: Tensor,
+    image_ids: Sequence[str],
+    copy_of: Sequence[str | None],
+    transforms: Sequence[str] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Copies search among all images that are none.
 
@@ -87,7 +94,9 @@ def copy_detection(
     results = {"all": copy_scores(similarity, positives)}
     if transforms is not None:
         if len(transforms) != len(image_ids):
-            raise UserError(f"copy detection: {len(image_ids)} images and {len(transforms)} transforms; give one per image")
+            raise UserError(
+                f"copy detection: {len(image_ids)} images and {len(transforms)} transforms; give one per image"
+            )
         made_by = [transforms[index] for index in copies]
         for name in dict.fromkeys(made_by):
             rows = [row for row, each in enumerate(made_by) if each == name]
@@ -113,10 +122,14 @@ def copy_scores(similarity: Tensor, positives: Tensor) -> dict[str, float]:
     }
 
 
-def _pairs(count: int, image_ids: Sequence[str], copy_of: Sequence[str | None]) -> tuple[list[int], list[int], list[int]]:
+def _pairs(
+    count: int, image_ids: Sequence[str], copy_of: Sequence[str | None]
+) -> tuple[list[int], list[int], list[int]]:
     """Rows of the copies, rows of the database, and for each copy its original's place in the database."""
     if not count == len(image_ids) == len(copy_of):
-        raise UserError(f"copy detection: {count} features, {len(image_ids)} image_ids and {len(copy_of)} copy_of; give one each per image")
+        raise UserError(
+            f"copy detection: {count} features, {len(image_ids)} image_ids and {len(copy_of)} copy_of; give one each per image"
+        )
     if len(set(image_ids)) < count:
         twice = next(name for name in image_ids if image_ids.count(name) > 1)
         raise UserError(f"copy detection: image_ids has {twice} twice; give every image its own id")
@@ -126,7 +139,9 @@ def _pairs(count: int, image_ids: Sequence[str], copy_of: Sequence[str | None]) 
     for row in copies:
         if copy_of[row] not in places:
             why = "is a copy itself" if copy_of[row] in image_ids else "is not in the database"
-            raise UserError(f"copy detection: {image_ids[row]} is a copy of {copy_of[row]}, which {why}; add the original to the images")
+            raise UserError(
+                f"copy detection: {image_ids[row]} is a copy of {copy_of[row]}, which {why}; add the original to the images"
+            )
     if not copies:
         raise UserError("copy detection: no image is a copy of another; name data with copy_of")
     return copies, database, [places[copy_of[row]] for row in copies]

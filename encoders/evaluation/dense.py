@@ -49,7 +49,9 @@ def train_head(
     device = next(head.parameters()).device
     head.train()
     batches = shuffled_batches(len(targets), batch_size, iterations, seed)
-    for step, indices in enumerate(tqdm(batches, desc="dense head", total=iterations, disable=not progress, leave=False)):
+    for step, indices in enumerate(
+        tqdm(batches, desc="dense head", total=iterations, disable=not progress, leave=False)
+    ):
         value = loss(head(*gather(inputs, indices, device)), targets[indices].to(device), step)
         optimizer.zero_grad()
         value.backward()
@@ -58,7 +60,9 @@ def train_head(
         schedule.step()
     head.eval()
     if not all(parameter.isfinite().all() for parameter in head.parameters()):
-        raise UserError("the dense head has diverged: its features are too large; take features behind the model's final norm")
+        raise UserError(
+            "the dense head has diverged: its features are too large; take features behind the model's final norm"
+        )
 
 
 def one_cycle(step: int, iterations: int, warmup: float) -> float:
@@ -67,9 +71,15 @@ def one_cycle(step: int, iterations: int, warmup: float) -> float:
     return rise * (1 + math.cos(math.pi * step / iterations)) / 2
 
 
-def shuffled_batches(num_images: int, batch_size: int, iterations: int, seed: int) -> Iterator[list[int]]:
+def shuffled_batches(
+    num_images: int, batch_size: int, iterations: int, seed: int
+) -> Iterator[list[int]]:
     """Indices for every iteration: epochs, each in an order drawn from `seed` and its number, joined end to end."""
-    order = (index for epoch in count() for index in numpy_generator(seed, "dense batches", epoch).permutation(num_images).tolist())
+    order = (
+        index
+        for epoch in count()
+        for index in numpy_generator(seed, "dense batches", epoch).permutation(num_images).tolist()
+    )
     return (list(islice(order, min(batch_size, num_images))) for _ in range(iterations))
 
 
@@ -84,11 +94,17 @@ def head_outputs(head: nn.Module, inputs: Sequence[Rows], batch_size: int) -> It
 
 def gather(inputs: Sequence[Rows], indices: Sequence[int], device: torch.device) -> list[Tensor]:
     """A float32 batch of each of `inputs`, read row by row: they may lie on disk. Raises UserError for values that are not finite."""
-    batches = [torch.stack([rows[index] for index in indices]).to(device).float() for rows in inputs]
+    batches = [
+        torch.stack([rows[index] for index in indices]).to(device).float() for rows in inputs
+    ]
     for batch in batches:
-        if not torch.stack(batch.aminmax()).isfinite().all():  # ten times faster than asking every number
+        if (
+            not torch.stack(batch.aminmax()).isfinite().all()
+        ):  # ten times faster than asking every number
             row = next(row for row, values in enumerate(batch) if not values.isfinite().all())
-            raise UserError(f"the features of image {indices[row]} are not finite; extract them in float32, or from another checkpoint")
+            raise UserError(
+                f"the features of image {indices[row]} are not finite; extract them in float32, or from another checkpoint"
+            )
     return batches
 
 
@@ -97,8 +113,14 @@ def training_targets(targets: Rows, grid: Sequence[int], dtype: torch.dtype) -> 
 
     The nearest pixel's value is taken, so that what counts nowhere stays exact.
     """
-    size = [max(side, min(TARGETS_PER_PATCH * side, own)) for side, own in zip(grid, targets[0].shape, strict=True)]
-    resized = (F.interpolate(targets[index][None, None].float(), size, mode="nearest-exact") for index in range(len(targets)))
+    size = [
+        max(side, min(TARGETS_PER_PATCH * side, own))
+        for side, own in zip(grid, targets[0].shape, strict=True)
+    ]
+    resized = (
+        F.interpolate(targets[index][None, None].float(), size, mode="nearest-exact")
+        for index in range(len(targets))
+    )
     return torch.cat([target[0].to(dtype) for target in resized])
 
 
@@ -115,6 +137,8 @@ def check_rows(task: str, split: str, inputs: Sequence[Rows], targets: Rows) -> 
     """Raise UserError unless there is a target for every row of each of `inputs`, and at least one."""
     for rows in inputs:
         if len(rows) != len(targets):
-            raise UserError(f"{task}: {len(rows)} {split} maps and {len(targets)} annotations; give one annotation per image")
+            raise UserError(
+                f"{task}: {len(rows)} {split} maps and {len(targets)} annotations; give one annotation per image"
+            )
     if not len(targets):
         raise UserError(f"{task}: no {split} images; name a data set that has some")

@@ -31,7 +31,13 @@ MEAN_WEIGHT = 0.15
 WARM_UP = 100
 
 # near to far: yellow, orange, red, purple, blue
-DEPTH_COLOURS = [[1.00, 0.92, 0.45], [0.97, 0.60, 0.25], [0.82, 0.25, 0.35], [0.48, 0.20, 0.60], [0.15, 0.30, 0.75]]
+DEPTH_COLOURS = [
+    [1.00, 0.92, 0.45],
+    [0.97, 0.60, 0.25],
+    [0.82, 0.25, 0.35],
+    [0.48, 0.20, 0.60],
+    [0.15, 0.30, 0.75],
+]
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ def linear_depth(
     for lengths that differ and for test depths of another size than the protocol's.
     """
     if (train_cls is None) != (test_cls is None):
-        raise UserError("depth: CLS tokens must be given for training and test images, or for neither")
+        raise UserError(
+            "depth: CLS tokens must be given for training and test images, or for neither"
+        )
     train_inputs = [train_maps] if train_cls is None else [train_maps, train_cls]
     test_inputs = [test_maps] if test_cls is None else [test_maps, test_cls]
     _check("training", train_inputs, train_depths, max_depth)
@@ -106,7 +114,9 @@ def dpt_depth(
     _check("test", test_layers, test_depths, max_depth, protocol)
     shapes = [tuple(rows[0].shape) for rows in train_layers]
     if len(shapes) != 4 or len(set(shapes)) != 1:
-        raise UserError(f"depth: a DPT head needs four layers of one shape, not {shapes}; name four blocks of a ViT")
+        raise UserError(
+            f"depth: a DPT head needs four layers of one shape, not {shapes}; name four blocks of a ViT"
+        )
     with seeded(device, seed, "depth"):
         head = DPTHead(shapes[0][0], channels, NUM_BINS).to(device)
         _train(head, train_layers, train_depths, max_depth, iterations, batch_size, seed, progress)
@@ -145,7 +155,9 @@ def expected_depth(logits: Tensor, max_depth: float) -> Tensor:
     return (sums[..., 0] + BIN_FLOOR * bins.sum()) / (sums[..., 1] + BIN_FLOOR * len(bins))
 
 
-def sig_loss(predicted: Tensor, truth: Tensor, max_depth: float, warming_up: bool = False) -> Tensor:
+def sig_loss(
+    predicted: Tensor, truth: Tensor, max_depth: float, warming_up: bool = False
+) -> Tensor:
     """sqrt(var(g) + 0.15 mean(g)^2) with g = log(predicted + 0.001) - log(truth + 0.001), over the known pixels of a batch `[B, H, W]`; 0 without any.
 
     That is sqrt(mean(g^2) - 0.85 mean(g)^2), the scale-invariant error of Eigen et al. 2014, equation 4, with the weight and the root of AdaBins.
@@ -159,7 +171,9 @@ def sig_loss(predicted: Tensor, truth: Tensor, max_depth: float, warming_up: boo
     return square.clamp_min(1e-12).sqrt()  # the root has no slope at 0
 
 
-def depth_errors(predicted: Tensor, truth: Tensor, max_depth: float, protocol: DepthProtocol | None = None) -> Tensor:
+def depth_errors(
+    predicted: Tensor, truth: Tensor, max_depth: float, protocol: DepthProtocol | None = None
+) -> Tensor:
     """RMSE, AbsRel and the shares of max(p / t, t / p) < 1.25, 1.25^2, 1.25^3 of one image `[H, W]`.
 
     They are over the pixels that count (`counted_pixels`), and NaN without any.
@@ -169,7 +183,13 @@ def depth_errors(predicted: Tensor, truth: Tensor, max_depth: float, protocol: D
     p, t = judged[counted].double(), truth[counted].double()
     ratio = torch.maximum(p / t, t / p)
     rmse = (p - t).square().mean().sqrt()
-    return torch.stack([rmse, ((p - t).abs() / t).mean(), *((ratio < 1.25**power).double().mean() for power in (1, 2, 3))])
+    return torch.stack(
+        [
+            rmse,
+            ((p - t).abs() / t).mean(),
+            *((ratio < 1.25**power).double().mean() for power in (1, 2, 3)),
+        ]
+    )
 
 
 def counted_pixels(truth: Tensor, max_depth: float, protocol: DepthProtocol | None) -> Tensor:
@@ -187,17 +207,29 @@ def depth_picture(depth: Tensor, max_depth: float) -> Image.Image:
     position = (depth / max_depth).clamp(0, 1).cpu() * (len(DEPTH_COLOURS) - 1)
     left = position.long().clamp_max(len(DEPTH_COLOURS) - 2)
     colours = torch.tensor(DEPTH_COLOURS)
-    shown = torch.lerp(colours[left], colours[left + 1], (position - left)[..., None]) * is_known(depth.cpu(), max_depth)[..., None]
+    shown = (
+        torch.lerp(colours[left], colours[left + 1], (position - left)[..., None])
+        * is_known(depth.cpu(), max_depth)[..., None]
+    )
     return Image.fromarray((shown * 255).round().byte().numpy())
 
 
 def _train(
-    head: nn.Module, inputs: Sequence[Rows], depths: Rows, max_depth: float, iterations: int, batch_size: int, seed: int, progress: bool
+    head: nn.Module,
+    inputs: Sequence[Rows],
+    depths: Rows,
+    max_depth: float,
+    iterations: int,
+    batch_size: int,
+    seed: int,
+    progress: bool,
 ) -> None:
     warm_up = min(WARM_UP, iterations // 10)
 
     def loss(logits: Tensor, truth: Tensor, step: int) -> Tensor:
-        return sig_loss(_resized_depth(logits, max_depth, truth.shape[-2:]), truth, max_depth, step < warm_up)
+        return sig_loss(
+            _resized_depth(logits, max_depth, truth.shape[-2:]), truth, max_depth, step < warm_up
+        )
 
     targets = training_targets(depths, inputs[0][0].shape[-2:], torch.float32)
     train_head(
@@ -243,7 +275,9 @@ def _check(
     for index in range(len(depths)):
         depth = depths[index]
         if not (depth.isfinite() & (depth >= 0)).all():
-            raise UserError(f"depth: the depths of {split} image {index} are negative or not finite; write 0 where they are unknown")
+            raise UserError(
+                f"depth: the depths of {split} image {index} are negative or not finite; write 0 where they are unknown"
+            )
         any_known = any_known or bool(counted_pixels(depth, max_depth, protocol).any())
     if not any_known:
         raise UserError(

@@ -25,10 +25,16 @@ class DPTHead(nn.Module):
             )
         )
         self.fusion = nn.ModuleList(FusionBlock(channels, joins=number < 3) for number in range(4))
-        self.output = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, out_channels, 1))
+        self.output = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, out_channels, 1),
+        )
 
     def forward(self, *layers: Tensor) -> Tensor:
-        maps = [reassemble(layer) for reassemble, layer in zip(self.reassemble, layers, strict=True)]
+        maps = [
+            reassemble(layer) for reassemble, layer in zip(self.reassemble, layers, strict=True)
+        ]
         fused = self.fusion[3](maps[3], None, maps[2].shape[-2:])
         fused = self.fusion[2](maps[2], fused, maps[1].shape[-2:])
         fused = self.fusion[1](maps[1], fused, maps[0].shape[-2:])
@@ -50,7 +56,9 @@ class FusionBlock(nn.Module):
     def forward(self, layer: Tensor, coarser: Tensor | None, size: tuple[int, int]) -> Tensor:
         fused = self.entry(layer)
         fused = self.refine(fused if coarser is None else fused + coarser)
-        if fused.shape[-2:] != size:  # not always twice the size: the coarsest map of an odd grid is rounded up
+        if (
+            fused.shape[-2:] != size
+        ):  # not always twice the size: the coarsest map of an odd grid is rounded up
             fused = F.interpolate(fused, size, mode="bilinear", align_corners=False)
         return self.project(fused)
 

@@ -58,7 +58,9 @@ def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def emergent_jaccard(attention: Tensor, masks: Sequence[Tensor], share: float = SHARE, progress: bool = False) -> EmergentResult:
+def emergent_jaccard(
+    attention: Tensor, masks: Sequence[Tensor], share: float = SHARE, progress: bool = False
+) -> EmergentResult:
     """Masks of the patches that hold `share` of the CLS token's attention against the objects of `masks` (DINO, figure 4: PASCAL VOC 2012).
 
     Args:
@@ -69,7 +71,9 @@ def emergent_jaccard(attention: Tensor, masks: Sequence[Tensor], share: float = 
     attention that `keep_mass` refuses, or where no image shows an object.
     """
     if len(attention) != len(masks):
-        raise UserError(f"emergent segmentation: {len(attention)} attention maps and {len(masks)} masks; give one mask per image")
+        raise UserError(
+            f"emergent segmentation: {len(attention)} attention maps and {len(masks)} masks; give one mask per image"
+        )
     rows = [
         _judge(maps, masks[index], share)
         for index, maps in enumerate(tqdm(attention, "emergent segmentation", disable=not progress))
@@ -79,7 +83,13 @@ def emergent_jaccard(attention: Tensor, masks: Sequence[Tensor], share: float = 
         raise UserError("emergent segmentation: no mask shows an object; give other images")
     heads, *others = (100 * torch.stack(column) for column in zip(*rows, strict=True))
     best = heads.max(1).values.mean().item()
-    return EmergentResult(best, tuple(heads.mean(0).tolist()), *(each.mean().item() for each in others), len(rows), len(masks) - len(rows))
+    return EmergentResult(
+        best,
+        tuple(heads.mean(0).tolist()),
+        *(each.mean().item() for each in others),
+        len(rows),
+        len(masks) - len(rows),
+    )
 
 
 def _judge(maps: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,5 +105,7 @@ def _judge(maps: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor, Te
 
 def _objects(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Where there is an object, and what counts at all, bool `[H, W]`."""
-    counted = torch.ones_like(mask, dtype=torch.bool) if mask.dtype == torch.bool else mask != NOWHERE
+    counted = (
+        torch.ones_like(mask, dtype=torch.bool) if mask.dtype == torch.bool else mask != NOWHERE
+    )
     return (mask != 0) & counted, counted

@@ -82,7 +82,9 @@ def cached_features(
     indices = list(range(len(source))) if indices is None else indices
     key = _key(encoder, source, name, transform, indices)
     folder = cache_dir / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    there = together(lambda: _shards_there(folder, key, source, progress) if is_main_process() else [])
+    there = together(
+        lambda: _shards_there(folder, key, source, progress) if is_main_process() else []
+    )
     names = json.loads(broadcast_text(json.dumps([shard.path.name for shard in there])))
     missing = _uncovered(names, len(indices))
     together(lambda: _say_what_is_needed(folder, encoder, len(missing), image_bytes, progress))
@@ -92,7 +94,10 @@ def cached_features(
     names = sorted([*names, *(each for part in gather_objects(made) for each in part)])
     stored = StoredFeatures(together(lambda: _opened(folder, names, key, there)))
     if not len(stored.kept):
-        bad = [UnreadableSample(source.id_of(index), reason) for index, reason in stored.reasons.items()]
+        bad = [
+            UnreadableSample(source.id_of(index), reason)
+            for index, reason in stored.reasons.items()
+        ]
         raise none_readable(source.description, bad)
     return stored
 
@@ -130,21 +135,27 @@ def encoder_fingerprint(encoder: Encoder) -> str:
     """A hash of what decides about an encoder's features: weights, buffers and config, but not where it was loaded from."""
     config = encoder.config().to_dict()
     del config["source"]
-    digest = hashlib.blake2b(json.dumps([config, str(encoder.dtype)], sort_keys=True).encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        json.dumps([config, str(encoder.dtype)], sort_keys=True).encode(), digest_size=16
+    )
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _key(encoder: Encoder, source: ImageSource, name: str, transform: ImageTransform, indices: list[int]) -> str:
+def _key(
+    encoder: Encoder, source: ImageSource, name: str, transform: ImageTransform, indices: list[int]
+) -> str:
     fields = {
         "encoder": encoder_fingerprint(encoder),
         "data": source.fingerprint,
         "features": name,
         "beside": "contents, reasons",  # entries of earlier versions lack them
         "transform": transform.to_dict(),
-        "indices": hashlib.blake2b(torch.tensor(indices).numpy().tobytes(), digest_size=16).hexdigest(),
+        "indices": hashlib.blake2b(
+            torch.tensor(indices).numpy().tobytes(), digest_size=16
+        ).hexdigest(),
         "device": encoder.device.type,  # another device rounds in another way
     }
     return json.dumps(fields, indent=1, sort_keys=True)
@@ -157,7 +168,9 @@ def _shards_there(folder: Path, key: str, source: ImageSource, progress: bool) -
         shutil.rmtree(folder)  # of an earlier version, whose files carry no digest
     shards, damaged = [], 0
     paths = sorted(folder.glob("*.safetensors"))
-    for path in tqdm(paths, desc="cached features read", unit="file", disable=not progress, leave=False):
+    for path in tqdm(
+        paths, desc="cached features read", unit="file", disable=not progress, leave=False
+    ):
         status = path.lstat()
         try:
             shard = read_shard(path, key)
@@ -199,12 +212,18 @@ def _opened(folder: Path, names: Sequence[str], key: str, there: Sequence[Shard]
     try:
         return [known.get(name) or read_shard(folder / name, key) for name in names]
     except (OSError, NotSealed, DamagedTensors) as error:
-        raise UserError(f"{folder} has changed while it was filled: {error}; start the evaluation again") from None
+        raise UserError(
+            f"{folder} has changed while it was filled: {error}; start the evaluation again"
+        ) from None
 
 
-def _say_what_is_needed(folder: Path, encoder: Encoder, count: int, image_bytes: int, progress: bool) -> None:
+def _say_what_is_needed(
+    folder: Path, encoder: Encoder, count: int, image_bytes: int, progress: bool
+) -> None:
     if count and image_bytes and is_main_process():
-        line = check_room(folder, count * image_bytes, f"features of {encoder.name} for {count:,} images", ROOM)
+        line = check_room(
+            folder, count * image_bytes, f"features of {encoder.name} for {count:,} images", ROOM
+        )
         if progress:
             say(line, file=sys.stderr)
 
@@ -288,12 +307,20 @@ class _Filling:
         self.source, self.transform, self.indices = source, transform, indices
         self.folder, self.key = folder, key
 
-    def fill(self, positions: list[int], batch_size: int, num_workers: int, progress: bool) -> list[str]:
+    def fill(
+        self, positions: list[int], batch_size: int, num_workers: int, progress: bool
+    ) -> list[str]:
         """Compute and write the images at `positions` of the indices; the names of the files. Raises UserError."""
         batches = _batches_of(positions, batch_size)
         loader = _view_loader(self.source, self.indices, self.transform, batches, num_workers)
         name = f"features of {self.encoder.name}"
-        bar = tqdm(loader, desc=name, unit="batch", disable=not progress or not is_main_process(), leave=False)
+        bar = tqdm(
+            loader,
+            desc=name,
+            unit="batch",
+            disable=not progress or not is_main_process(),
+            leave=False,
+        )
         waiting: list[dict[str, Tensor]] = []
         reasons: dict[int, str] = {}
         start, made = 0, []
@@ -325,9 +352,18 @@ class _Filling:
                 raise UserError(f"{where} are not finite; use float32, or another checkpoint")
         return [{**features, KEPT: torch.tensor([index for index, _ in read]), CONTENTS: contents}]
 
-    def _write(self, start: int, stop: int, batches: list[dict[str, Tensor]], reasons: dict[int, str]) -> str:
-        nothing = {KEPT: torch.empty(0, dtype=torch.long), CONTENTS: torch.empty(0, 2, dtype=torch.long)}
-        whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]} if batches else nothing
+    def _write(
+        self, start: int, stop: int, batches: list[dict[str, Tensor]], reasons: dict[int, str]
+    ) -> str:
+        nothing = {
+            KEPT: torch.empty(0, dtype=torch.long),
+            CONTENTS: torch.empty(0, 2, dtype=torch.long),
+        }
+        whole = (
+            {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+            if batches
+            else nothing
+        )
         path = shard_path(self.folder, start, stop)
         try:
             write_shard(path, self.key, whole, reasons)

@@ -24,17 +24,24 @@ def vector_features(encoder: Encoder, pixel_values: Tensor) -> dict[str, Tensor]
     """
     last = encoder.num_layers
     features = encoder(pixel_values, range(max(1, last + 1 - NUM_BLOCKS), last + 1))
-    vectors = {"patch_mean": features.patch_map.float().mean((2, 3)), "gem": gem(features.patch_map.float())}
+    vectors = {
+        "patch_mean": features.patch_map.float().mean((2, 3)),
+        "gem": gem(features.patch_map.float()),
+    }
     if features.pooled is not None:
         vectors["pooled"] = features.pooled.float()
     for back, layer in enumerate(reversed(features.layers), start=1):
-        vectors[f"block_{back}"] = layer.patch_map.float().mean((2, 3)) if layer.cls is None else layer.cls.float()
+        vectors[f"block_{back}"] = (
+            layer.patch_map.float().mean((2, 3)) if layer.cls is None else layer.cls.float()
+        )
     if features.cls is None and features.pooled is not None:
         vectors["block_1"] = vectors["pooled"]
     return vectors
 
 
-def map_features(encoder: Encoder, pixel_values: Tensor, layers: Iterable[int]) -> dict[str, Tensor]:
+def map_features(
+    encoder: Encoder, pixel_values: Tensor, layers: Iterable[int]
+) -> dict[str, Tensor]:
     """Maps `map_<number>` `[B, C, h, w]` and, where there is one, CLS tokens `cls_<number>` `[B, C]` of `layers`, float16: half the disk for 3 digits."""
     stored = {}
     for layer in encoder(pixel_values, tuple(layers)).layers:
@@ -68,7 +75,9 @@ def depth_layers(num_layers: int) -> tuple[int, ...]:
     return tuple(round(num_layers * step / count) for step in range(1, count + 1))
 
 
-def extract_features(encoder: Encoder, pixels: Tensor | Iterable[Tensor], batch_size: int = 128) -> dict[str, Tensor]:
+def extract_features(
+    encoder: Encoder, pixels: Tensor | Iterable[Tensor], batch_size: int = 128
+) -> dict[str, Tensor]:
     """CLS token and mean of the patches of the last layer, on the CPU: {"cls": [n, D], "patch_mean": [n, D]}, float32.
 
     For images in memory, judged again and again while an encoder trains; its modules' training modes are put back afterwards.

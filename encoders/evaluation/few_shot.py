@@ -32,17 +32,23 @@ def few_shot(
     k-NN looks at all the images that were drawn, at most 20 (dinov2/eval/knn.py's n_per_class and n_tries); logistic regression has C = 1 on features
     of length 1. Numbers of images that some class does not have are left out; UserError where that leaves none.
     """
-    smallest, count = min(((labels == label).sum().item(), label) for label in labels.unique().tolist())[::-1]
+    smallest, count = min(
+        ((labels == label).sum().item(), label) for label in labels.unique().tolist()
+    )[::-1]
     possible = [number for number in shots if number <= count]
     if not possible:
-        raise UserError(f"few-shot: class {smallest} has {count} training images, fewer than {min(shots)}; give more, or leave it out")
+        raise UserError(
+            f"few-shot: class {smallest} has {count} training images, fewer than {min(shots)}; give more, or leave it out"
+        )
     results: dict[str, dict[int, tuple[float, float]]] = {"knn": {}, "logistic": {}}
     for number in tqdm(possible, "few-shot", disable=not progress):
         scores = {"knn": [], "logistic": []}
         for draw in range(tries):
             rows = draw_shots(labels, number, seed, draw)
             bank, bank_labels = features[rows], labels[rows]
-            scores["knn"].append(knn_accuracy(bank, bank_labels, test_features, test_labels, min(20, len(rows))))
+            scores["knn"].append(
+                knn_accuracy(bank, bank_labels, test_features, test_labels, min(20, len(rows)))
+            )
             scores["logistic"].append(fit_logistic(bank, bank_labels, test_features, test_labels))
         for name, values in scores.items():
             values = torch.tensor(values)
@@ -55,5 +61,11 @@ def draw_shots(labels: Tensor, number: int, seed: int, draw: int) -> Tensor:
     rows = []
     for label in labels.unique().tolist():
         own = (labels == label).nonzero()[:, 0]
-        rows.append(own[torch.from_numpy(numpy_generator(seed, "shots", draw, label).permutation(len(own))[:number])])
+        rows.append(
+            own[
+                torch.from_numpy(
+                    numpy_generator(seed, "shots", draw, label).permutation(len(own))[:number]
+                )
+            ]
+        )
     return torch.cat(rows)

@@ -59,7 +59,10 @@ class FrozenFeatures:
     ) -> None:
         self.encoder, self.seed, self.progress = encoder, seed, progress
         self.sources: dict[str, ImageSource] = {"train": splits.train, "test": splits.test}
-        self.indices = {name: self._draw(name, limit) for name, limit in zip(("train", "test"), limits, strict=True)}
+        self.indices = {
+            name: self._draw(name, limit)
+            for name, limit in zip(("train", "test"), limits, strict=True)
+        }
         self.cache_dir, self.batch_size, self.num_workers = cache_dir, batch_size, num_workers
         self._dense_size = dense_size
         self._stored: dict[tuple, StoredFeatures] = {}
@@ -93,7 +96,13 @@ class FrozenFeatures:
         name = f"maps {' '.join(map(str, layers))}"
         transform = self.dense_transform
         image_bytes = map_bytes(self.encoder, transform.size, layers)
-        stored = self._extract(split, lambda encoder, pixels: map_features(encoder, pixels, layers), name, transform, image_bytes)
+        stored = self._extract(
+            split,
+            lambda encoder, pixels: map_features(encoder, pixels, layers),
+            name,
+            transform,
+            image_bytes,
+        )
         rows = {name: stored.rows(name) for name in stored.names}
         fits = 2 * sum(torch.Size(each.shape).numel() for each in rows.values()) < BYTES_IN_MEMORY
         return stored.load_all() if fits else rows
@@ -122,7 +131,9 @@ class FrozenFeatures:
         """The rows of `maps` whose mask or depth (`kind`) can be read, of training images those of `training_rows`; and these annotations."""
         source, kept = self.sources[split], self.kept(split, dense=True)
         rows, annotations, bad = [], [], []
-        for row in self.training_rows(dense=True).tolist() if split == "train" else range(len(kept)):
+        for row in (
+            self.training_rows(dense=True).tolist() if split == "train" else range(len(kept))
+        ):
             try:
                 annotations.append(getattr(source.annotations, kind)(kept[row]))
                 rows.append(row)
@@ -158,7 +169,12 @@ class FrozenFeatures:
         """What is known of the images so far, as JSON holds it: for `take_over` of another process, which need not look again."""
         extracted = {split: self._num_extracted(split) for split in self.indices}
         read = {split: count for split, count in extracted.items() if count is not None}
-        return {"read": read, "looked_at": sorted(self._looked_at), "bad": self.bad, "in_both": self.in_both}
+        return {
+            "read": read,
+            "looked_at": sorted(self._looked_at),
+            "bad": self.bad,
+            "in_both": self.in_both,
+        }
 
     def take_over(self, known: dict[str, Any]) -> None:
         """Go on from `what_was_read` of the same encoder on the same images."""
@@ -172,11 +188,19 @@ class FrozenFeatures:
     def used_in_words(self) -> str:
         """What was read, what could not be, and what was left out because it is in both parts."""
         parts = {"train": "training images", "test": "test images"}
-        words = " and ".join(f"{self.num_read(split):,} {part}" for split, part in parts.items() if self.num_read(split))
+        words = " and ".join(
+            f"{self.num_read(split):,} {part}"
+            for split, part in parts.items()
+            if self.num_read(split)
+        )
         for split, part in parts.items():
             if self.bad[split]:
-                samples = [UnreadableSample(name, reason) for name, reason in self.bad[split].items()]
-                words += f"; left out of the {part}, because they cannot be read: {in_words(samples)}"
+                samples = [
+                    UnreadableSample(name, reason) for name, reason in self.bad[split].items()
+                ]
+                words += (
+                    f"; left out of the {part}, because they cannot be read: {in_words(samples)}"
+                )
         if self.in_both:
             words += (
                 f"; {self.in_both:,} of {self.num_read('test'):,} test images are among the training images, "
@@ -189,7 +213,9 @@ class FrozenFeatures:
         self._of_vectors(split)
         source = self.sources[split]
         if source.labels is None:
-            raise UserError(f"{source.description} has no labels; name a data set with labels, or other tasks")
+            raise UserError(
+                f"{source.description} has no labels; name a data set with labels, or other tasks"
+            )
         return torch.tensor(source.labels)[self.kept(split)]
 
     def marks(self, split: str) -> Tensor:
@@ -197,9 +223,19 @@ class FrozenFeatures:
         self._of_vectors(split)
         for source in self.sources.values():
             if source.multi_labels is None:
-                raise UserError(f"{source.description} has no lists of classes; name a column of lists by ?label=COLUMN")
+                raise UserError(
+                    f"{source.description} has no lists of classes; name a column of lists by ?label=COLUMN"
+                )
         names = self.sources["train"].class_names
-        greatest = max((number for source in self.sources.values() for row in source.multi_labels for number in row), default=-1)
+        greatest = max(
+            (
+                number
+                for source in self.sources.values()
+                for row in source.multi_labels
+                for number in row
+            ),
+            default=-1,
+        )
         rows = self.kept(split)
         marks = torch.zeros(len(rows), len(names) if names else greatest + 1, dtype=torch.bool)
         for row, index in enumerate(rows):
@@ -207,9 +243,13 @@ class FrozenFeatures:
         return marks
 
     def _of_vectors(self, split: str) -> StoredFeatures:
-        return self._extract(split, vector_features, "vectors", self.encoder.transform, vector_bytes(self.encoder))
+        return self._extract(
+            split, vector_features, "vectors", self.encoder.transform, vector_bytes(self.encoder)
+        )
 
-    def _extract(self, split: str, compute: Compute, name: str, transform: ImageTransform, image_bytes: int) -> StoredFeatures:
+    def _extract(
+        self, split: str, compute: Compute, name: str, transform: ImageTransform, image_bytes: int
+    ) -> StoredFeatures:
         if (split, name) not in self._stored:
             source = self.sources[split]
             stored = cached_features(
@@ -217,15 +257,29 @@ class FrozenFeatures:
                 batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress, image_bytes=image_bytes,
             )  # fmt: skip
             self._stored[split, name] = stored
-            self.note_unreadable(split, (UnreadableSample(source.id_of(index), reason) for index, reason in stored.reasons.items()))
+            self.note_unreadable(
+                split,
+                (
+                    UnreadableSample(source.id_of(index), reason)
+                    for index, reason in stored.reasons.items()
+                ),
+            )
         return self._stored[split, name]
 
     def _of_kind(self, split: str, dense: bool) -> StoredFeatures:
-        return next(stored for (name, kind), stored in self._stored.items() if name == split and kind.startswith("maps") == dense)
+        return next(
+            stored
+            for (name, kind), stored in self._stored.items()
+            if name == split and kind.startswith("maps") == dense
+        )
 
     def _draw(self, split: str, limit: int | None) -> list[int]:
         count = len(self.sources[split])
-        return list(range(count)) if limit is None or limit >= count else sorted(draw_subset(count, limit, self.seed, "evaluation", split))
+        return (
+            list(range(count))
+            if limit is None or limit >= count
+            else sorted(draw_subset(count, limit, self.seed, "evaluation", split))
+        )
 
 
 def dense_size_for(encoder: Encoder, source: ImageSource) -> tuple[int, int]:
@@ -235,7 +289,9 @@ def dense_size_for(encoder: Encoder, source: ImageSource) -> tuple[int, int]:
     """
     height, width = _first_size(source)
     scale = min(1.0, (MOST_PATCHES * encoder.stride**2 / (height * width)) ** 0.5)
-    size = tuple(max(round(side * scale / encoder.stride), 1) * encoder.stride for side in (height, width))
+    size = tuple(
+        max(round(side * scale / encoder.stride), 1) * encoder.stride for side in (height, width)
+    )
     return encoder.transform.size if encoder.size_problem(*size) else size
 
 

@@ -47,12 +47,22 @@ class KeptResults:
         try:
             kept = parse_json(read_text(path, str(path), "remove it"), str(path), "remove it")
             picture = _picture(path.with_suffix(".png"), kept["picture"])
-        except (FileNotFoundError, ValueError, KeyError):  # not there, or not as it was written: the task runs again
+        except (
+            FileNotFoundError,
+            ValueError,
+            KeyError,
+        ):  # not there, or not as it was written: the task runs again
             return None
         self._frozen.take_over(kept["images"])
         return TaskResult(picture=picture, **kept["result"])
 
-    def keep(self, task: str, settings: Mapping[str, Any], result: dict[str, Any], picture: Image.Image | None) -> None:
+    def keep(
+        self,
+        task: str,
+        settings: Mapping[str, Any],
+        result: dict[str, Any],
+        picture: Image.Image | None,
+    ) -> None:
         """Write a task's result, as JSON without its picture. Raises UserError where it cannot be written."""
         path = self._path(task, settings)
         try:
@@ -62,10 +72,17 @@ class KeptResults:
                 picture.save(path.with_suffix(".png"))
                 sync(path.with_suffix(".png"))
                 digest = _digest_of_file(path.with_suffix(".png"))
-            kept = {"about": self._about, "result": result, "picture": digest, "images": self._frozen.what_was_read()}
+            kept = {
+                "about": self._about,
+                "result": result,
+                "picture": digest,
+                "images": self._frozen.what_was_read(),
+            }
             write_text_atomically(path, json.dumps(kept, indent=1) + "\n")
         except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}); make room, or give another --output_dir") from None
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}); make room, or give another --output_dir"
+            ) from None
 
     def _path(self, task: str, settings: Mapping[str, Any]) -> Path:
         return self._folder / f"{task}-{_digest([self._about, task, dict(settings)])}.json"

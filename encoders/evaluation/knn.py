@@ -15,7 +15,14 @@ FINEST = 40  # bits to which similarities and votes are told apart: 1e-12, far a
 MOST_SIMILARITIES = 2**26  # held at a time
 
 
-def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07, chunk: int = 1024) -> Tensor:
+def knn_predict(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> Tensor:
     """Labels `[m]` of `queries [m, D]` from `bank [n, D]` with `bank_labels [n]` (Wu et al. 2018, section 3.4; DINO, appendix F.1).
 
     The k bank features of greatest cosine similarity s vote for their labels with weight exp(s / temperature). Of equal similarities at
@@ -36,11 +43,20 @@ def knn_predict(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = 20,
     """
     similarity, neighbours = nearest_neighbours(bank, bank_labels, queries, k, chunk)
     num_classes = int(bank_labels.max()) + 1
-    return torch.cat([ranked[:, 0] for ranked in _ranked_classes(similarity, neighbours, num_classes, k, temperature, chunk)])
+    return torch.cat(
+        [
+            ranked[:, 0]
+            for ranked in _ranked_classes(
+                similarity, neighbours, num_classes, k, temperature, chunk
+            )
+        ]
+    )
 
 
 @torch.no_grad()
-def nearest_neighbours(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+def nearest_neighbours(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, chunk: int = 1024
+) -> tuple[Tensor, Tensor]:
     """Cosine similarity `[m, k]`, float64, falling, and labels `[m, k]` of the k nearest of `bank [n, D]` to each of `queries [m, D]`.
 
     Equal similarities stand in the order of the bank: a neighbour's place is part of the number by which neighbours are compared.
@@ -63,7 +79,12 @@ def nearest_neighbours(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: in
 
 
 def knn_accuracies(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, ks: Sequence[int] = PUBLISHED_KS, temperature: float = 0.07
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    ks: Sequence[int] = PUBLISHED_KS,
+    temperature: float = 0.07,
 ) -> dict[int, dict[str, float]]:
     """{k: {"top1", "top5"}} in percent by the votes of `knn_predict`, the neighbours being looked up once.
 
@@ -77,11 +98,22 @@ def knn_accuracies(
     possible = [k for k in ks if k <= len(bank)] or [len(bank)]
     similarity, neighbours = nearest_neighbours(bank, bank_labels, queries, max(possible))
     num_classes = int(bank_labels.max()) + 1
-    return {k: _hits(torch.cat(list(_ranked_classes(similarity, neighbours, num_classes, k, temperature))), query_labels) for k in possible}
+    return {
+        k: _hits(
+            torch.cat(list(_ranked_classes(similarity, neighbours, num_classes, k, temperature))),
+            query_labels,
+        )
+        for k in possible
+    }
 
 
 def _ranked_classes(
-    similarity: Tensor, neighbours: Tensor, num_classes: int, k: int, temperature: float, chunk: int = 1024
+    similarity: Tensor,
+    neighbours: Tensor,
+    num_classes: int,
+    k: int,
+    temperature: float,
+    chunk: int = 1024,
 ) -> Iterator[Tensor]:
     """The five first classes `[chunk, 5]` by the first k neighbours (or as many as there are), -1 for one without a vote; chunk after chunk.
 
@@ -90,7 +122,9 @@ def _ranked_classes(
     tie_size = (k + 1) * num_classes
     scale = 2 ** min(FINEST, LARGEST_KEY - math.ceil(math.log2(tie_size + 1)))
     reversed_numbers = torch.arange(num_classes - 1, -1, -1, device=similarity.device)
-    for near, labels in zip(similarity[:, :k].split(chunk), neighbours[:, :k].split(chunk), strict=True):
+    for near, labels in zip(
+        similarity[:, :k].split(chunk), neighbours[:, :k].split(chunk), strict=True
+    ):
         shape = (len(near), num_classes)
         # subtracting the best similarity changes no vote's share and keeps exp in range
         weights = torch.exp((near - near[:, :1]) / temperature)
@@ -99,7 +133,9 @@ def _ranked_classes(
         # the number of other distances behind one's own: k for the nearest, at least 1; 0 for a class that is no neighbour
         farther = (near[:, 1:] < near[:, :-1]).long().cumsum(1)
         nearness = k - F.pad(farther, (1, 0))
-        nearest = torch.zeros(shape, dtype=torch.long, device=near.device).scatter_reduce_(1, labels, nearness, "amax")
+        nearest = torch.zeros(shape, dtype=torch.long, device=near.device).scatter_reduce_(
+            1, labels, nearness, "amax"
+        )
         keys = shares * tie_size + nearest * num_classes + reversed_numbers
         best = keys.topk(min(5, num_classes), dim=1)
         yield best.indices.masked_fill(nearest.gather(1, best.indices) == 0, -1)
@@ -108,10 +144,15 @@ def _ranked_classes(
 def _hits(ranked: Tensor, labels: Tensor) -> dict[str, float]:
     """Percent of the `labels [m]` that stand first, and anywhere, in `ranked [m, 5]`."""
     hits = ranked == labels[:, None]
-    return {"top1": 100 * hits[:, 0].double().mean().item(), "top5": 100 * hits.any(1).double().mean().item()}
+    return {
+        "top1": 100 * hits[:, 0].double().mean().item(),
+        "top5": 100 * hits.any(1).double().mean().item(),
+    }
 
 
-def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, k: int = 20) -> float:
+def knn_accuracy(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, k: int = 20
+) -> float:
     """Top-1 accuracy of `knn_predict` in percent."""
     _check_lengths(queries, query_labels)
     return 100 * (knn_predict(bank, bank_labels, queries, k) == query_labels).double().mean().item()
@@ -119,13 +160,21 @@ def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_label
 
 def _check_lengths(queries: Tensor, query_labels: Tensor) -> None:
     if len(queries) != len(query_labels):
-        raise UserError(f"k-NN: {len(queries)} queries and {len(query_labels)} labels; give one label per query")
+        raise UserError(
+            f"k-NN: {len(queries)} queries and {len(query_labels)} labels; give one label per query"
+        )
 
 
 def _check(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int) -> None:
     if len(bank) != len(bank_labels):
-        raise UserError(f"k-NN: the bank has {len(bank)} features and {len(bank_labels)} labels; give one label per feature")
+        raise UserError(
+            f"k-NN: the bank has {len(bank)} features and {len(bank_labels)} labels; give one label per feature"
+        )
     if not 1 <= k <= len(bank):
-        raise UserError(f"k-NN: k={k} is not possible with a bank of {len(bank)}; give 1 to {len(bank)} or enlarge the bank")
+        raise UserError(
+            f"k-NN: k={k} is not possible with a bank of {len(bank)}; give 1 to {len(bank)} or enlarge the bank"
+        )
     if not (torch.isfinite(bank).all() and torch.isfinite(queries).all()):
-        raise UserError("k-NN: some features are not finite: the encoder has diverged; take an earlier checkpoint or a lower learning rate")
+        raise UserError(
+            "k-NN: some features are not finite: the encoder has diverged; take an earlier checkpoint or a lower learning rate"
+        )

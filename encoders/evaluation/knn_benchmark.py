@@ -44,7 +44,9 @@ class LabelledImages(NamedTuple):
 
     def only(self, chosen: Tensor) -> "LabelledImages":
         """Those of the images for which `[n]` bool is true."""
-        return self._replace(images=self.images[chosen], labels=self.labels[chosen], contents=self.contents[chosen])
+        return self._replace(
+            images=self.images[chosen], labels=self.labels[chosen], contents=self.contents[chosen]
+        )
 
 
 class KnnBenchmark:
@@ -80,20 +82,30 @@ class KnnBenchmark:
         max_bad_fraction: float = 1.0,
         origin: str = "",
     ) -> None:
-        bank, queries = draw_bank_and_queries(bank_source, query_source, bank_size, num_queries, seed)
+        bank, queries = draw_bank_and_queries(
+            bank_source, query_source, bank_size, num_queries, seed
+        )
         _check_k(k, len(bank))
         kind = OneKind()
         self.bank = load_images(bank_source, bank, transform, progress, kind)
         self.queries = load_images(query_source, queries, transform, progress, kind)
         self.bad = [*self.bank.bad, *self.queries.bad]
-        for part, images, drawn in (("images of the k-NN bank", self.bank, bank), ("k-NN queries", self.queries, queries)):
+        for part, images, drawn in (
+            ("images of the k-NN bank", self.bank, bank),
+            ("k-NN queries", self.queries, queries),
+        ):
             check_share(images.bad, len(drawn), max_bad_fraction, part)
         numbers = numbers_in_bank(bank_source, query_source)
-        self.queries = self.queries._replace(labels=torch.tensor([numbers[label] for label in self.queries.labels.tolist()]))
+        self.queries = self.queries._replace(
+            labels=torch.tensor([numbers[label] for label in self.queries.labels.tolist()])
+        )
         self.in_bank = self._leave_queries_out_of_the_bank(bank_source.description)
         _check_k(k, len(self.bank.labels))
         self.transform, self.k, self.origin = transform, k, origin
-        self.data = [image_facts("eval_dataset", query_source), image_facts("eval_bank_dataset", bank_source)]
+        self.data = [
+            image_facts("eval_dataset", query_source),
+            image_facts("eval_bank_dataset", bank_source),
+        ]
         self.margin = max(self.bank.margin, self.queries.margin)
         self.sizes = {
             "bank": len(self.bank.labels),
@@ -127,10 +139,15 @@ class KnnBenchmark:
             words += f"; {self.in_bank:,} of {sizes['queries']:,} queries are in the bank; those images were left out of the bank"
         return words + (f"; {self.origin}" if self.origin else "")
 
-    def evaluate(self, encoder: Encoder, told_to_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    def evaluate(
+        self, encoder: Encoder, told_to_stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """Accuracy in percent of the encoder's CLS token and of the mean of its patch tokens; {} once `told_to_stop()`, asked before each batch."""
         try:
-            bank, queries = (extract_features(encoder, self._pixels(part, told_to_stop)) for part in (self.bank, self.queries))
+            bank, queries = (
+                extract_features(encoder, self._pixels(part, told_to_stop))
+                for part in (self.bank, self.queries)
+            )
         except _ToldToStop:
             return {}
         return {name: self._accuracy(bank[name], queries[name]) for name in bank}
@@ -141,7 +158,9 @@ class KnnBenchmark:
         accuracies = {}
         for name, feature in (("raw_pixels", raw_pixels), ("colour_histogram", colour_histogram)):
             bank, queries = (
-                torch.cat([feature(to_unit_range(batch, low, high)) for batch in part.images.split(BATCH)])
+                torch.cat(
+                    [feature(to_unit_range(batch, low, high)) for batch in part.images.split(BATCH)]
+                )
                 for part in (self.bank, self.queries)
             )
             accuracies[name] = self._accuracy(bank, queries)
@@ -173,7 +192,9 @@ def draw_bank_and_queries(
             )
     problem = classes_problem(bank_source, query_source)
     if problem:
-        raise UserError(f"k-NN: {problem}; name images of the same classes for both, by --eval_dataset and --eval_bank_dataset")
+        raise UserError(
+            f"k-NN: {problem}; name images of the same classes for both, by --eval_dataset and --eval_bank_dataset"
+        )
     queries = draw_subset(len(query_source), len(query_source), seed, "knn queries")
     bank = draw_subset(len(bank_source), len(bank_source), seed, "knn bank")
     if bank_source is query_source:
@@ -188,7 +209,11 @@ def draw_bank_and_queries(
 
 
 def load_images(
-    source: ImageSource, indices: list[int], transform: ImageTransform, progress: bool = False, kind: OneKind | None = None
+    source: ImageSource,
+    indices: list[int],
+    transform: ImageTransform,
+    progress: bool = False,
+    kind: OneKind | None = None,
 ) -> LabelledImages:
     """The views of `source[indices]`; unreadable images are left out and named.
 
@@ -196,7 +221,9 @@ def load_images(
     """
     kind = kind or OneKind()
     images, labels, contents, bad, largest = None, [], [], [], 1.0
-    for index in tqdm(indices, desc="reading images to judge by", disable=not progress, leave=False):
+    for index in tqdm(
+        indices, desc="reading images to judge by", disable=not progress, leave=False
+    ):
         try:
             record = source[index]
         except UnreadableImage as error:
@@ -212,9 +239,13 @@ def load_images(
         contents.append(content_hash(view))
     if images is None:
         raise none_readable(source.description, bad)
-    return LabelledImages(images[: len(labels)], torch.tensor(labels), torch.stack(contents), bad, largest)
+    return LabelledImages(
+        images[: len(labels)], torch.tensor(labels), torch.stack(contents), bad, largest
+    )
 
 
 def _check_k(k: int, bank_size: int) -> None:
     if not 1 <= k <= bank_size:
-        raise UserError(f"k-NN: k={k} is not possible with a bank of {bank_size}; give 1 to {bank_size} or enlarge the bank")
+        raise UserError(
+            f"k-NN: k={k} is not possible with a bank of {bank_size}; give 1 to {bank_size} or enlarge the bank"
+        )

@@ -40,12 +40,19 @@ class HeadGroup:
 
     def inputs(self, cls_blocks: Sequence[Tensor], patch_mean: Tensor) -> Tensor:
         """`[n, width]`: CLS of the last blocks, the earliest first, then the mean of the patches."""
-        return torch.cat([*cls_blocks[-self.blocks :], *([patch_mean] if self.with_patch_mean else [])], dim=1)
+        return torch.cat(
+            [*cls_blocks[-self.blocks :], *([patch_mean] if self.with_patch_mean else [])], dim=1
+        )
 
 
 def head_groups(num_blocks: int) -> list[HeadGroup]:
     """The published groups, where the CLS tokens of `num_blocks` blocks are there."""
-    return [HeadGroup(blocks, mean) for blocks in BLOCKS if blocks <= num_blocks for mean in (False, True)]
+    return [
+        HeadGroup(blocks, mean)
+        for blocks in BLOCKS
+        if blocks <= num_blocks
+        for mean in (False, True)
+    ]
 
 
 def linear_probe(
@@ -81,16 +88,30 @@ def linear_probe(
     for group in tqdm(head_groups(len(cls_blocks)), "linear heads", disable=not progress):
         inputs = group.inputs(cls_blocks, patch_mean).to(device)
         weights = train_heads(
-            inputs[kept], labels[kept].to(device), num_classes, iterations, seed_of(seed, group.blocks, group.with_patch_mean)
+            inputs[kept],
+            labels[kept].to(device),
+            num_classes,
+            iterations,
+            seed_of(seed, group.blocks, group.with_patch_mean),
         )
-        accuracies = [_top(scores, labels[held_out])[0] for scores in head_scores(inputs[held_out], *weights)]
+        accuracies = [
+            _top(scores, labels[held_out])[0] for scores in head_scores(inputs[held_out], *weights)
+        ]
         for number, (rate, accuracy) in enumerate(zip(LEARNING_RATES, accuracies, strict=True)):
-            setting = {"learning_rate": rate, "blocks": group.blocks, "with_patch_mean": group.with_patch_mean, "held_out_top1": accuracy}
+            setting = {
+                "learning_rate": rate,
+                "blocks": group.blocks,
+                "with_patch_mean": group.with_patch_mean,
+                "held_out_top1": accuracy,
+            }
             table.append(setting)
             if best is None or accuracy > best[0]["held_out_top1"]:
                 best = (setting, group, [each[number : number + 1] for each in weights])
     chosen, group, weights = best
-    top1, top5 = _top(head_scores(group.inputs(test_cls_blocks, test_patch_mean).to(device), *weights)[0], test_labels)
+    top1, top5 = _top(
+        head_scores(group.inputs(test_cls_blocks, test_patch_mean).to(device), *weights)[0],
+        test_labels,
+    )
     return LinearResult(top1, top5, chosen, table)
 
 
@@ -116,7 +137,11 @@ def train_heads(
     `error_of(logits, labels)` is the gradient of each image's loss at its logits; no graph is needed. Rows of `labels` belong to those of `inputs`.
     """
     generator = torch.Generator().manual_seed(seed)
-    weight = (0.01 * torch.randn(inputs.shape[1], num_classes, generator=generator)).to(inputs.device).repeat(len(rates), 1, 1)
+    weight = (
+        (0.01 * torch.randn(inputs.shape[1], num_classes, generator=generator))
+        .to(inputs.device)
+        .repeat(len(rates), 1, 1)
+    )
     bias = torch.zeros(len(rates), num_classes, device=inputs.device)
     velocity = [torch.zeros_like(weight), torch.zeros_like(bias)]
     scaled = torch.tensor(rates, device=inputs.device) * BATCH / REFERENCE_BATCH
@@ -124,7 +149,12 @@ def train_heads(
         x, y = inputs[batch], labels[batch]
         error = error_of(torch.einsum("bd,hdc->hbc", x, weight) + bias[:, None], y) / len(y)
         rate = scaled * (1 + math.cos(math.pi * step / iterations)) / 2
-        for value, slope, gradient in zip((weight, bias), velocity, (torch.einsum("bd,hbc->hdc", x, error), error.sum(1)), strict=True):
+        for value, slope, gradient in zip(
+            (weight, bias),
+            velocity,
+            (torch.einsum("bd,hbc->hdc", x, error), error.sum(1)),
+            strict=True,
+        ):
             slope.mul_(MOMENTUM).add_(gradient)
             value.sub_(slope * rate.view(-1, *[1] * (value.ndim - 1)))
     return weight, bias
@@ -159,18 +189,28 @@ def logistic_regression(
         if len(table) - table.index(best) > 5:
             break
     model = LogisticRegression(C=best["C"], max_iter=1000).fit(x, y)
-    scores = torch.full((len(test_features), int(max(labels.max(), test_labels.max())) + 1), -torch.inf, dtype=torch.double)
-    scores[:, torch.from_numpy(model.classes_)] = torch.from_numpy(model.predict_log_proba(test_features.double().numpy()))
+    scores = torch.full(
+        (len(test_features), int(max(labels.max(), test_labels.max())) + 1),
+        -torch.inf,
+        dtype=torch.double,
+    )
+    scores[:, torch.from_numpy(model.classes_)] = torch.from_numpy(
+        model.predict_log_proba(test_features.double().numpy())
+    )
     top1, top5 = _top(scores, test_labels)
     return LinearResult(top1, top5, {"C": best["C"]}, table)
 
 
-def fit_logistic(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor) -> float:
+def fit_logistic(
+    features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor
+) -> float:
     """Top-1 in percent of scikit-learn's logistic regression with C = 1 on features of length 1."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import normalize
 
-    model = LogisticRegression(max_iter=1000).fit(normalize(features.double().numpy()), labels.numpy())
+    model = LogisticRegression(max_iter=1000).fit(
+        normalize(features.double().numpy()), labels.numpy()
+    )
     return 100 * model.score(normalize(test_features.double().numpy()), test_labels.numpy())
 
 
@@ -183,7 +223,9 @@ def hold_out(labels: Tensor, seed: int, share: float = HELD_OUT) -> tuple[Tensor
             raise UserError(
                 f"linear: class {label} has one training image, so none can be held out to choose by; give two or more, or leave it out"
             )
-        rows = rows[torch.from_numpy(numpy_generator(seed, "held out", label).permutation(len(rows)))]
+        rows = rows[
+            torch.from_numpy(numpy_generator(seed, "held out", label).permutation(len(rows)))
+        ]
         count = max(1, round(share * len(rows)))
         held_out.append(rows[:count])
         kept.append(rows[count:])
@@ -195,7 +237,12 @@ def _batches(num_rows: int, iterations: int, seed: int) -> Iterator[Tensor]:
     order, epoch = torch.empty(0, dtype=torch.long), 0
     for _ in range(iterations):
         while len(order) < min(BATCH, num_rows):
-            order = torch.cat([order, torch.from_numpy(numpy_generator(seed, "batches", epoch).permutation(num_rows))])
+            order = torch.cat(
+                [
+                    order,
+                    torch.from_numpy(numpy_generator(seed, "batches", epoch).permutation(num_rows)),
+                ]
+            )
             epoch += 1
         yield order[:BATCH]
         order = order[BATCH:]
@@ -214,13 +261,19 @@ def _top(scores: Tensor, labels: Tensor) -> tuple[float, float]:
 def _check(labels: Tensor, *features: Tensor) -> None:
     check_features(labels, *features)
     if len(labels.unique()) < 2:
-        raise UserError("linear: all images have one label, so there is nothing to tell apart; name data with two classes or more")
+        raise UserError(
+            "linear: all images have one label, so there is nothing to tell apart; name data with two classes or more"
+        )
 
 
 def check_features(labels: Tensor, *features: Tensor) -> None:
     """Raise UserError for features that are not finite, or not as many as the labels."""
     for each in features:
         if len(each) != len(labels):
-            raise UserError(f"linear: {len(each)} features and {len(labels)} labels; give one label per image")
+            raise UserError(
+                f"linear: {len(each)} features and {len(labels)} labels; give one label per image"
+            )
         if not each.isfinite().all():
-            raise UserError("linear: some features are not finite; extract them in float32, or from another checkpoint")
+            raise UserError(
+                "linear: some features are not finite; extract them in float32, or from another checkpoint"
+            )

@@ -42,7 +42,12 @@ def average_precision(scores: Tensor, marks: Tensor) -> Tensor:
     AP = sum over thresholds of (R_t - R_(t-1)) P_t, the precision P and recall R of the images whose score is at least the threshold; images
     of one score share it (scikit-learn's `average_precision_score`; no interpolation).
     """
-    return torch.stack([_average_precision(scores[:, number], marks[:, number]) for number in range(marks.shape[1])])
+    return torch.stack(
+        [
+            _average_precision(scores[:, number], marks[:, number])
+            for number in range(marks.shape[1])
+        ]
+    )
 
 
 def mean_average_precision(scores: Tensor, marks: Tensor) -> float:
@@ -79,10 +84,21 @@ def multi_label_probe(
     for group in tqdm(head_groups(len(cls_blocks)), "linear heads", disable=not progress):
         inputs, wanted = group.inputs(cls_blocks, patch_mean).to(device), marks.float().to(device)
         seed_of_group = seed_of(seed, group.blocks, group.with_patch_mean)
-        weights = train_heads(inputs[kept], wanted[kept], marks.shape[1], iterations, seed_of_group, error_of=several_classes_error)
+        weights = train_heads(
+            inputs[kept],
+            wanted[kept],
+            marks.shape[1],
+            iterations,
+            seed_of_group,
+            error_of=several_classes_error,
+        )
         for number, scores in enumerate(head_scores(inputs[held_out], *weights)):
             figure = mean_average_precision(scores, marks[held_out])
-            setting = {"learning_rate": LEARNING_RATES[number], "blocks": group.blocks, "with_patch_mean": group.with_patch_mean}
+            setting = {
+                "learning_rate": LEARNING_RATES[number],
+                "blocks": group.blocks,
+                "with_patch_mean": group.with_patch_mean,
+            }
             table.append(setting | {"held_out_mAP": figure})
             if best is None or figure > best[0]["held_out_mAP"]:
                 best = (table[-1], group, [each[number : number + 1] for each in weights])
@@ -112,8 +128,15 @@ def knn_mean_average_precision(
     weights = torch.exp((similarity - similarity[:, :1]) / temperature)
     figures = {}
     for k in possible:
-        votes = torch.stack([near[:k] @ marks[row[:k]].to(near.dtype) for near, row in zip(weights, rows, strict=True)])
-        figures[k] = mean_average_precision(votes / weights[:, :k].sum(1, keepdim=True), query_marks)
+        votes = torch.stack(
+            [
+                near[:k] @ marks[row[:k]].to(near.dtype)
+                for near, row in zip(weights, rows, strict=True)
+            ]
+        )
+        figures[k] = mean_average_precision(
+            votes / weights[:, :k].sum(1, keepdim=True), query_marks
+        )
     return figures
 
 
@@ -132,11 +155,17 @@ def _average_precision(scores: Tensor, marks: Tensor) -> Tensor:
 def _hold_out(marks: Tensor, test_marks: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows to choose by: a tenth, and more where no class would be among them."""
     if not test_marks.any():
-        raise UserError("multi_label: no test image has a class, so there is nothing to judge; name other test images")
+        raise UserError(
+            "multi_label: no test image has a class, so there is nothing to judge; name other test images"
+        )
     having = marks.any(1).nonzero()[:, 0]
     if len(having) < 2:
-        raise UserError("multi_label: fewer than two training images have a class, so none can be held out to choose by; give more")
-    order = torch.from_numpy(numpy_generator(seed, "held out", "several classes").permutation(len(marks)))
+        raise UserError(
+            "multi_label: fewer than two training images have a class, so none can be held out to choose by; give more"
+        )
+    order = torch.from_numpy(
+        numpy_generator(seed, "held out", "several classes").permutation(len(marks))
+    )
     count = max(1, round(HELD_OUT * len(marks)))
     while not marks[order[:count]].any():
         count += 1

@@ -61,7 +61,9 @@ def linear_segmentation(
     check_rows("segmentation", "training", [train_maps], train_masks)
     check_rows("segmentation", "test", [test_maps], test_masks)
     if (_check_masks("training", train_masks, num_classes) > 0).sum() < 2:
-        raise UserError("segmentation: the training masks show a single class; take data with two or more, or more of its images")
+        raise UserError(
+            "segmentation: the training masks show a single class; take data with two or more, or more of its images"
+        )
     _check_masks("test", test_masks, num_classes)
     channels, *grid = train_maps[0].shape
     targets = training_targets(train_masks, grid, torch.uint8)
@@ -107,28 +109,44 @@ def segmentation_scores(confusion: Tensor) -> tuple[float, tuple[float | None, .
     seen = union > 0
     ious = 100 * right / union
     accuracy = 100 * right.sum() / confusion.sum()
-    return ious[seen].mean().item(), tuple(iou if there else None for iou, there in zip(ious.tolist(), seen, strict=True)), accuracy.item()
+    return (
+        ious[seen].mean().item(),
+        tuple(iou if there else None for iou, there in zip(ious.tolist(), seen, strict=True)),
+        accuracy.item(),
+    )
 
 
 def label_picture(mask: Tensor, num_classes: int) -> Image.Image:
     """A mask `[H, W]`, a pixel each, in colours that depend on the class alone; black for 255."""
     colours = torch.zeros(256, 3, dtype=torch.uint8)
-    colours[:num_classes] = torch.tensor([_colour(number) for number in range(num_classes)], dtype=torch.uint8)
+    colours[:num_classes] = torch.tensor(
+        [_colour(number) for number in range(num_classes)], dtype=torch.uint8
+    )
     return Image.fromarray(colours[mask.cpu().long()].numpy())
 
 
 def _colour(number: int) -> list[int]:
     # steps of the golden ratio spread the hues evenly, however many there are
-    hue, saturation, value = number * 0.618034 % 1, (0.75, 0.45, 0.95)[number % 3], (0.95, 0.75)[number // 3 % 2]
+    hue, saturation, value = (
+        number * 0.618034 % 1,
+        (0.75, 0.45, 0.95)[number % 3],
+        (0.95, 0.75)[number // 3 % 2],
+    )
     return [round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)]
 
 
-def _judge(head: nn.Module, maps: Rows, masks: Rows, num_classes: int, batch_size: int) -> SegmentationResult:
+def _judge(
+    head: nn.Module, maps: Rows, masks: Rows, num_classes: int, batch_size: int
+) -> SegmentationResult:
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
     kept = []
     for index, logits in enumerate(head_outputs(head, [maps], batch_size)):
         truth = masks[index]
-        predicted = F.interpolate(logits, truth.shape, mode="bilinear", align_corners=False).argmax(1)[0].cpu()
+        predicted = (
+            F.interpolate(logits, truth.shape, mode="bilinear", align_corners=False)
+            .argmax(1)[0]
+            .cpu()
+        )
         confusion += confusion_matrix(predicted, truth, num_classes)
         if index < NUM_KEPT:
             kept.append(predicted)
@@ -150,5 +168,7 @@ def _check_masks(split: str, masks: Rows, num_classes: int) -> Tensor:
             )
         pixels += torch.bincount(values, minlength=num_classes)
     if not pixels.any():
-        raise UserError(f"segmentation: no pixel of the {split} masks counts; take other images or fewer values in ignore=")
+        raise UserError(
+            f"segmentation: no pixel of the {split} masks counts; take other images or fewer values in ignore="
+        )
     return pixels

@@ -73,7 +73,9 @@ TASKS = {
     "segmentation": Task("mask", _last_map, run_segmentation, ("dense_iterations",)),
     "depth": Task("depth", _last_map, run_depth, ("dense_iterations", "depth_protocol")),
     "depth_dpt": Task("depth", _four_maps, run_depth_dpt, ("dense_iterations", "depth_protocol")),
-    "emergent_segmentation": Task("mask", _nothing, run_emergent_segmentation, needs_attention=True, tests_only=True),
+    "emergent_segmentation": Task(
+        "mask", _nothing, run_emergent_segmentation, needs_attention=True, tests_only=True
+    ),
     "zero_shot": Task("label", _nothing, run_zero_shot, needs_text=True, tests_only=True),
     "image_text": Task("captions", _nothing, run_image_text, needs_text=True, tests_only=True),
 }

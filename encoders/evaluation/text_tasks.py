@@ -24,9 +24,13 @@ def run_zero_shot(frozen: FrozenFeatures) -> TaskResult:
     """The name of each class in a few sentences."""
     source = frozen.sources["test"]
     if source.labels is None or not source.class_names:
-        raise UserError(f"zero-shot: the classes of {source.description} have no names; name labelled images whose classes have names")
+        raise UserError(
+            f"zero-shot: the classes of {source.description} have no names; name labelled images whose classes have names"
+        )
     model = _image_text_model(frozen)
-    classes = class_embeddings(model, [name.replace("_", " ") for name in source.class_names], progress=frozen.progress)
+    classes = class_embeddings(
+        model, [name.replace("_", " ") for name in source.class_names], progress=frozen.progress
+    )
     images, kept = _embeddings(frozen, model)
     scores = zero_shot_accuracy(images, torch.tensor(source.labels)[kept], classes.cpu())
     metrics = {"top-1": scores["top1"], "top-5": scores["top5"]}
@@ -42,7 +46,9 @@ def run_image_text(frozen: FrozenFeatures) -> TaskResult:
     owners = torch.tensor([row for row, texts in enumerate(captions) for _ in texts])
     texts = model.encode_texts([text for texts in captions for text in texts]).cpu()
     protocol = f"{len(images):,} test images and their {len(owners):,} captions search each other (Karpathy's protocol), nothing trained"
-    return TaskResult(retrieval_recalls(images, texts, owners), protocol, images={"test": len(kept)})
+    return TaskResult(
+        retrieval_recalls(images, texts, owners), protocol, images={"test": len(kept)}
+    )
 
 
 def _image_text_model(frozen: FrozenFeatures) -> ImageTextModel:
@@ -55,7 +61,9 @@ def _embeddings(frozen: FrozenFeatures, model: ImageTextModel) -> tuple[Tensor, 
     """Embeddings `[n, D]` of the test images on the CPU, and which images they are."""
     rows, kept, bad = [], [], []
     source, wanted = frozen.sources["test"], frozen.indices["test"]
-    for indices, views in unreadable_left_out(source, wanted, model.transform, BATCH, frozen.progress, bad.append):
+    for indices, views in unreadable_left_out(
+        source, wanted, model.transform, BATCH, frozen.progress, bad.append
+    ):
         rows.append(model.encode_images(model.transform.pixels(views).to(model.device)).cpu())
         kept += indices
     frozen.note_unreadable("test", bad)

@@ -19,7 +19,9 @@ NAMED = 5
 HASH_WORDS = 2  # int64 numbers of a content's hash
 
 
-def check_share(bad: Sequence[UnreadableSample], looked_at: int, max_fraction: float, part: str) -> None:
+def check_share(
+    bad: Sequence[UnreadableSample], looked_at: int, max_fraction: float, part: str
+) -> None:
     """Raise UserError where more than this share of `looked_at` images cannot be read.
 
     The images of each part are counted by themselves, because 13 unreadable ones among 16 test images spoil a figure however many
@@ -47,7 +49,9 @@ def none_readable(description: str, bad: Sequence[UnreadableSample]) -> UserErro
     reason, count = counts.most_common(1)[0]
     first = next(sample for sample in bad if sample.reason == reason)
     others = "" if count == len(bad) else f", {count:,} of them by this reason"
-    return UserError(f"none of {len(bad):,} images of {description} could be read{others}: {first.id} ({reason}); {_cure_of(first)}")
+    return UserError(
+        f"none of {len(bad):,} images of {description} could be read{others}: {first.id} ({reason}); {_cure_of(first)}"
+    )
 
 
 def in_words(bad: Sequence[UnreadableSample]) -> str:
@@ -62,7 +66,9 @@ def content_hash(view: Tensor) -> Tensor:
     Of pixels, not of a file's bytes: the same picture in another container, or with other metadata, is the same picture. A picture that was
     compressed anew has other pixels and counts as another one.
     """
-    digest = hashlib.sha256(f"{view.dtype} {tuple(view.shape)}".encode())  # processors compute it in hardware, twice as fast as blake2b
+    digest = hashlib.sha256(
+        f"{view.dtype} {tuple(view.shape)}".encode()
+    )  # processors compute it in hardware, twice as fast as blake2b
     digest.update(view.contiguous().numpy())
     return torch.from_numpy(np.frombuffer(digest.digest(), dtype=np.int64)[:HASH_WORDS].copy())
 
@@ -70,4 +76,6 @@ def content_hash(view: Tensor) -> Tensor:
 def found_in(contents: Tensor, others: Tensor) -> Tensor:
     """`[n]` bool: which of the hashes `[n, 2]` are among `[m, 2]`."""
     there = set(map(tuple, others.tolist()))
-    return torch.tensor([tuple(content) in there for content in contents.tolist()], dtype=torch.bool)
+    return torch.tensor(
+        [tuple(content) in there for content in contents.tolist()], dtype=torch.bool
+    )

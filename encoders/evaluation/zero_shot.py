@@ -26,17 +26,24 @@ TEMPLATES = (
 
 @torch.no_grad()
 def class_embeddings(
-    model: ImageTextModel, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES, progress: bool = False
+    model: ImageTextModel,
+    class_names: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
+    progress: bool = False,
 ) -> Tensor:
     """One vector of length 1 per class, `[classes, D]`: the mean over `templates`, normalised again (Radford et al. 2021, section 3.1.4).
 
     A class's name stands where a template has {}. Raises UserError for no classes, no templates, one without {}, or an empty name.
     """
     if not class_names or not templates:
-        raise UserError("zero-shot: there are no class names or no templates; give at least one of each")
+        raise UserError(
+            "zero-shot: there are no class names or no templates; give at least one of each"
+        )
     for template in templates:
         if template.count("{}") != 1:
-            raise UserError(f"zero-shot: the template {template!r} must have one {{}}, where the name of the class goes")
+            raise UserError(
+                f"zero-shot: the template {template!r} must have one {{}}, where the name of the class goes"
+            )
     if not all(name.strip() for name in class_names):
         raise UserError("zero-shot: a class has an empty name; give every class a name in words")
     rows = [
@@ -47,7 +54,9 @@ def class_embeddings(
 
 
 @torch.no_grad()
-def zero_shot_accuracy(image_embeddings: Tensor, labels: Tensor, class_embeddings: Tensor, chunk: int = 1024) -> dict[str, float]:
+def zero_shot_accuracy(
+    image_embeddings: Tensor, labels: Tensor, class_embeddings: Tensor, chunk: int = 1024
+) -> dict[str, float]:
     """{"top1", "top5"} in percent: `image_embeddings [n, D]` with `labels [n]` against `class_embeddings [classes, D]`, by cosine.
 
     An image is right in the top k if fewer than k other classes are as near as its own (with up to 5 classes top5 is always 100). Raises UserError for
@@ -58,21 +67,31 @@ def zero_shot_accuracy(image_embeddings: Tensor, labels: Tensor, class_embedding
             f"zero-shot: {len(image_embeddings)} images and {len(labels)} labels; give one label per image, and at least one image"
         )
     if labels.min() < 0 or labels.max() >= len(class_embeddings):
-        raise UserError(f"zero-shot: labels go from {labels.min()} to {labels.max()}, but there are {len(class_embeddings)} class names")
-    images, classes = unit_rows("zero-shot", image_embeddings), unit_rows("zero-shot", class_embeddings)
+        raise UserError(
+            f"zero-shot: labels go from {labels.min()} to {labels.max()}, but there are {len(class_embeddings)} class names"
+        )
+    images, classes = (
+        unit_rows("zero-shot", image_embeddings),
+        unit_rows("zero-shot", class_embeddings),
+    )
     own = labels.to(images.device)[:, None] == torch.arange(len(classes), device=images.device)
     return {f"top{k}": share for k, share in _recalls(images, classes, own, (1, 5), chunk).items()}
 
 
 @torch.no_grad()
-def retrieval_recalls(image_embeddings: Tensor, text_embeddings: Tensor, image_of_text: Tensor, chunk: int = 1024) -> dict[str, float]:
+def retrieval_recalls(
+    image_embeddings: Tensor, text_embeddings: Tensor, image_of_text: Tensor, chunk: int = 1024
+) -> dict[str, float]:
     """R@1, R@5 and R@10 of images and their captions, in percent, keys `image_to_text R@1` to `text_to_image R@10`.
 
     The protocol of Karpathy and Fei-Fei (2015): `image_of_text [m]` says to which of `image_embeddings [n, D]` each of `text_embeddings
     [m, D]` belongs; a text finds its image, an image finds any of its texts. Fewer than k wrong ones may be as near. Raises UserError for lengths that
     differ, texts of images that are not there, images without text and embeddings that are not finite.
     """
-    images, texts = unit_rows("retrieval", image_embeddings), unit_rows("retrieval", text_embeddings)
+    images, texts = (
+        unit_rows("retrieval", image_embeddings),
+        unit_rows("retrieval", text_embeddings),
+    )
     image_of_text = torch.as_tensor(image_of_text).to(images.device)
     if len(texts) != len(image_of_text):
         raise UserError(
@@ -80,16 +99,26 @@ def retrieval_recalls(image_embeddings: Tensor, text_embeddings: Tensor, image_o
         )
     without = sorted(set(range(len(images))) - set(image_of_text.tolist()))
     if without or len(image_of_text.unique()) != len(images):
-        what = f"image {without[0]} has no text" if without else f"a text belongs to none of the {len(images)} images"
-        raise UserError(f"retrieval: {what}; image_of_text must name every image, from 0 to {len(images) - 1}")
+        what = (
+            f"image {without[0]} has no text"
+            if without
+            else f"a text belongs to none of the {len(images)} images"
+        )
+        raise UserError(
+            f"retrieval: {what}; image_of_text must name every image, from 0 to {len(images) - 1}"
+        )
     own = image_of_text == torch.arange(len(images), device=images.device)[:, None]
     directions = {"image_to_text": (images, texts, own), "text_to_image": (texts, images, own.T)}
     return {
-        f"{name} R@{k}": share for name, arguments in directions.items() for k, share in _recalls(*arguments, (1, 5, 10), chunk).items()
+        f"{name} R@{k}": share
+        for name, arguments in directions.items()
+        for k, share in _recalls(*arguments, (1, 5, 10), chunk).items()
     }
 
 
-def _recalls(queries: Tensor, candidates: Tensor, own: Tensor, depths: tuple[int, ...], chunk: int) -> dict[int, float]:
+def _recalls(
+    queries: Tensor, candidates: Tensor, own: Tensor, depths: tuple[int, ...], chunk: int
+) -> dict[int, float]:
     """Per depth k the percentage of `queries [q, D]` that have one of their `own [q, n]` among the k nearest of `candidates [n, D]`."""
     nearer = []
     for part, mine in zip(queries.split(chunk), own.split(chunk), strict=True):

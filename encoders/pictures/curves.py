@@ -19,7 +19,13 @@ def curve_picture(
     for name, (steps, values) in curves.items():
         axes.plot(steps, values, label=name, marker="o" if len(steps) < 30 else None, markersize=4)
     for number, (name, value) in enumerate((references or {}).items()):
-        axes.axhline(value, label=f"{name} ({value:.1f})", linestyle="--", linewidth=1, color=f"C{len(curves) + number}")
+        axes.axhline(
+            value,
+            label=f"{name} ({value:.1f})",
+            linestyle="--",
+            linewidth=1,
+            color=f"C{len(curves) + number}",
+        )
     axes.set(title=title, xlabel="step", ylabel=ylabel)
     return _drawn(figure, axes, legend=bool(curves or references))
 
@@ -32,7 +38,13 @@ def bar_picture(groups: Mapping[str, Mapping[str, float]], title: str, ylabel: s
     for number, name in enumerate(names):
         places = [place for place, values in enumerate(groups.values()) if name in values]
         heights = [values[name] for values in groups.values() if name in values]
-        axes.bar([place + (number - (len(names) - 1) / 2) * width for place in places], heights, width, label=name, color=f"C{number}")
+        axes.bar(
+            [place + (number - (len(names) - 1) / 2) * width for place in places],
+            heights,
+            width,
+            label=name,
+            color=f"C{number}",
+        )
     axes.set(title=title, ylabel=ylabel, xticks=range(len(groups)), xticklabels=groups)
     return _drawn(figure, axes, legend=bool(names))
 
@@ -42,7 +54,9 @@ def _figure_and_axes() -> tuple[Any, Any]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("curves need matplotlib; pip install 'vision-encoder-fusion[pretrain]'") from None
+        raise UserError(
+            "curves need matplotlib; pip install 'vision-encoder-fusion[pretrain]'"
+        ) from None
     figure = Figure(figsize=(8, 4), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
@@ -55,4 +69,6 @@ def _drawn(figure: Any, axes: Any, legend: bool) -> Image.Image:
     if legend:
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.canvas.draw()
-    return Image.frombuffer("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert("RGB")
+    return Image.frombuffer(
+        "RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()
+    ).convert("RGB")

@@ -28,7 +28,9 @@ def patch_pca(patch_maps: Tensor) -> Tensor:
     scores = principal_scores(tokens.flatten(0, 1), 3)
     low, high = torch.quantile(scores, torch.tensor([0.01, 0.99]), dim=0)
     scores = ((scores - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
-    return scores.unflatten(0, tokens.shape[:2]).transpose(1, 2).unflatten(-1, patch_maps.shape[-2:])
+    return (
+        scores.unflatten(0, tokens.shape[:2]).transpose(1, 2).unflatten(-1, patch_maps.shape[-2:])
+    )
 
 
 def principal_scores(rows: Tensor, count: int) -> Tensor:
@@ -37,14 +39,18 @@ def principal_scores(rows: Tensor, count: int) -> Tensor:
     directions = torch.linalg.svd(centred, full_matrices=False).Vh[:count]
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     scores = centred @ (directions * largest.sign()).T
-    return torch.nn.functional.pad(scores, (0, count - scores.shape[1]))  # fewer rows than directions: the rest is 0
+    return torch.nn.functional.pad(
+        scores, (0, count - scores.shape[1])
+    )  # fewer rows than directions: the rest is 0
 
 
 def cosine_maps(patch_maps: Tensor, patch: tuple[int, int]) -> Tensor:
     """Cosine similarity `[n, h, w]` of every patch of `[n, C, h, w]` with the patch (row, column) of the same image. Raises UserError outside the grid."""
     (row, column), (rows, columns) = patch, patch_maps.shape[-2:]
     if not (0 <= row < rows and 0 <= column < columns):
-        raise UserError(f"patch {row} {column} is outside the grid; rows are 0 to {rows - 1}, columns 0 to {columns - 1}")
+        raise UserError(
+            f"patch {row} {column} is outside the grid; rows are 0 to {rows - 1}, columns 0 to {columns - 1}"
+        )
     directions = F.normalize(patch_maps.float(), dim=1)
     return (directions * directions[:, :, row, column, None, None]).sum(1).cpu()
 
@@ -57,27 +63,41 @@ def attention_picture(encoder: Encoder, images: Tensor, pixels: Tensor) -> Image
         shown = to_picture(image)
         tiles = [_enlarged(heat(each), shown) for each in (*heads, heads.mean(0))]
         rows.append([shown, *tiles, _kept(shown, keep_mass(heads.mean(0), SHARE))])
-    captions = ["image", *(f"head {number}" for number in range(maps.shape[1])), f"mean of heads ({attention.query})", "60 % of the mean"]
+    captions = [
+        "image",
+        *(f"head {number}" for number in range(maps.shape[1])),
+        f"mean of heads ({attention.query})",
+        "60 % of the mean",
+    ]
     return contact_sheet(rows, captions)
 
 
 def pca_picture(encoder: Encoder, images: Tensor, pixels: Tensor) -> Image.Image:
     """Images `[n, 3, H, W]` in 0..1 above the joint PCA of their patch tokens, its three components as red, green and blue."""
     shown = [to_picture(image) for image in images]
-    components = [_enlarged(colours(each), shown[0]) for each in patch_pca(_patch_maps(encoder, pixels))]
+    components = [
+        _enlarged(colours(each), shown[0]) for each in patch_pca(_patch_maps(encoder, pixels))
+    ]
     return contact_sheet([shown, components])
 
 
-def cosine_picture(encoder: Encoder, images: Tensor, pixels: Tensor, patch: tuple[int, int]) -> Image.Image:
+def cosine_picture(
+    encoder: Encoder, images: Tensor, pixels: Tensor, patch: tuple[int, int]
+) -> Image.Image:
     """Images `[n, 3, H, W]` in 0..1 with the patch (row, column) framed, above every patch's cosine similarity to it."""
     maps = cosine_maps(_patch_maps(encoder, pixels), patch)
     shown = [to_picture(image) for image in images]
     framed = [_framed(tile, patch, maps.shape[-2:]) for tile in shown]
-    return contact_sheet([framed, [_enlarged(heat(each), tile) for each, tile in zip(maps, shown, strict=True)]])
+    return contact_sheet(
+        [framed, [_enlarged(heat(each), tile) for each, tile in zip(maps, shown, strict=True)]]
+    )
 
 
 def side_by_side(
-    encoders: Mapping[str, Encoder], images: Sequence[Tensor], kind: Kind = "pca", place: tuple[float, float] = (0.5, 0.5)
+    encoders: Mapping[str, Encoder],
+    images: Sequence[Tensor],
+    kind: Kind = "pca",
+    place: tuple[float, float] = (0.5, 0.5),
 ) -> Image.Image:
     """A row per image (uint8 `[3, H, W]`, any sizes), a column per encoder under its name.
 
@@ -87,13 +107,17 @@ def side_by_side(
     shown = [to_picture(image.float() / 255) for image in images]
     rows = [[_pointed(tile, place) if kind == "cosine" else tile] for tile in shown]
     for encoder in encoders.values():
-        pixels = encoder.transform.resized(encoder.transform.size, "squash")(images).to(encoder.device)
+        pixels = encoder.transform.resized(encoder.transform.size, "squash")(images).to(
+            encoder.device
+        )
         for row, tile, drawn in zip(rows, shown, _tiles(encoder, pixels, kind, place), strict=True):
             row.append(_enlarged(drawn, tile))
     return contact_sheet(rows, ["image", *encoders])
 
 
-def _tiles(encoder: Encoder, pixels: Tensor, kind: Kind, place: tuple[float, float]) -> list[Image.Image]:
+def _tiles(
+    encoder: Encoder, pixels: Tensor, kind: Kind, place: tuple[float, float]
+) -> list[Image.Image]:
     encoder.grid(*pixels.shape[-2:])
     if kind == "attention":
         try:
@@ -137,5 +161,7 @@ def _pointed(image: Image.Image, place: tuple[float, float]) -> Image.Image:
     """The image with a ring around the place."""
     pointed, (down, across) = image.copy(), (place[0] * image.height, place[1] * image.width)
     for radius, colour in ((8, "black"), (7, "red"), (6, "red"), (5, "white")):
-        ImageDraw.Draw(pointed).ellipse((across - radius, down - radius, across + radius, down + radius), outline=colour)
+        ImageDraw.Draw(pointed).ellipse(
+            (across - radius, down - radius, across + radius, down + radius), outline=colour
+        )
     return pointed

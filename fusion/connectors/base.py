@@ -49,7 +49,13 @@ class Connector(nn.Module):
     fixed_tokens = 0
 
     def __init__(
-        self, encoder_widths: Sequence[int], encoder_grids: Sequence[int], hidden_size: int, grid: int, *, newline: bool = True
+        self,
+        encoder_widths: Sequence[int],
+        encoder_grids: Sequence[int],
+        hidden_size: int,
+        grid: int,
+        *,
+        newline: bool = True,
     ) -> None:
         super().__init__()
         for index, side in enumerate(encoder_grids):
@@ -64,9 +70,15 @@ class Connector(nn.Module):
             hidden_size,
             grid,
         )
-        self.image_newline = nn.Parameter(torch.randn(hidden_size) / hidden_size**0.5) if newline and not self.fixed_tokens else None
+        self.image_newline = (
+            nn.Parameter(torch.randn(hidden_size) / hidden_size**0.5)
+            if newline and not self.fixed_tokens
+            else None
+        )
 
-    def aggregate(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, VisionWindows | None]:
+    def aggregate(
+        self, maps: Sequence[Tensor], layout: ImageLayout
+    ) -> tuple[Tensor, VisionWindows | None]:
         """Tokens `[N * tokens_per_cell, H]` of the N covered cells (or `[B * fixed_tokens, H]`), and the windows they came from, where there are any."""
         raise NotImplementedError
 
@@ -75,19 +87,38 @@ class Connector(nn.Module):
         tokens, windows = self(maps, layout)
         boxes = layout.boxes(self.grid)
         newline = self.image_newline is not None
-        lengths = [self.fixed_tokens or num_image_tokens(box, self.tokens_per_cell, newline) for box in boxes]
-        parts = [None] * len(boxes) if windows is None else windows.split([box.rows * box.columns for box in boxes])
-        cells = [self._cells(length, box).to(tokens.device) for length, box in zip(lengths, boxes, strict=True)]
-        return [EncodedImage(*image) for image in zip(tokens.split(lengths), cells, parts, strict=True)]
+        lengths = [
+            self.fixed_tokens or num_image_tokens(box, self.tokens_per_cell, newline)
+            for box in boxes
+        ]
+        parts = (
+            [None] * len(boxes)
+            if windows is None
+            else windows.split([box.rows * box.columns for box in boxes])
+        )
+        cells = [
+            self._cells(length, box).to(tokens.device)
+            for length, box in zip(lengths, boxes, strict=True)
+        ]
+        return [
+            EncodedImage(*image) for image in zip(tokens.split(lengths), cells, parts, strict=True)
+        ]
 
-    def forward(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, VisionWindows | None]:
+    def forward(
+        self, maps: Sequence[Tensor], layout: ImageLayout
+    ) -> tuple[Tensor, VisionWindows | None]:
         """Tokens of all images, `[sum of n, H]`, newlines among them, and the windows that their cells looked at.
 
         maps: `[B, encoder_widths[i], encoder_grids[i], encoder_grids[i]]` of each encoder; layout: where the B images lie in them. The number of tensors that
         come back does not depend on B: sharded training counts them, and stops where processes differ.
         """
-        expected = [(width, side, side) for width, side in zip(self.encoder_widths, self.encoder_grids, strict=True)]
-        assert [tuple(each.shape[1:]) for each in maps] == expected, f"{[tuple(each.shape) for each in maps]} for {expected}"
+        expected = [
+            (width, side, side)
+            for width, side in zip(self.encoder_widths, self.encoder_grids, strict=True)
+        ]
+        assert [tuple(each.shape[1:]) for each in maps] == expected, (
+            f"{[tuple(each.shape) for each in maps]} for {expected}"
+        )
         tokens, windows = self.aggregate(maps, layout)
         if self.image_newline is None:
             return tokens, windows
@@ -95,7 +126,10 @@ class Connector(nn.Module):
         of_images = tokens.split([box.rows * box.columns * self.tokens_per_cell for box in boxes])
         with_newlines = []
         for image, box in zip(of_images, boxes, strict=True):
-            rows = torch.cat([image.unflatten(0, (box.rows, -1)), self.image_newline.expand(box.rows, 1, -1)], dim=1)
+            rows = torch.cat(
+                [image.unflatten(0, (box.rows, -1)), self.image_newline.expand(box.rows, 1, -1)],
+                dim=1,
+            )
             with_newlines.append(rows.flatten(0, 1))
         return torch.cat(with_newlines), windows
 
@@ -108,7 +142,9 @@ class Connector(nn.Module):
 
     def covered(self, patch_map: Tensor, layout: ImageLayout) -> Tensor:
         """The covered cells of a map `[B, C, grid, grid]`, `[N, C]`."""
-        return patch_map.permute(0, 2, 3, 1).flatten(0, 2)[layout.cells(self.grid, patch_map.device)]
+        return patch_map.permute(0, 2, 3, 1).flatten(0, 2)[
+            layout.cells(self.grid, patch_map.device)
+        ]
 
     def _needs(self, met: bool, what: str) -> None:
         if not met:
@@ -127,7 +163,13 @@ class MlpConnector(Connector):
     """LLaVA-1.5's `mlp2x_gelu`: Linear, GELU, Linear on one encoder."""
 
     def __init__(
-        self, encoder_widths: Sequence[int], encoder_grids: Sequence[int], hidden_size: int, grid: int, *, newline: bool = True
+        self,
+        encoder_widths: Sequence[int],
+        encoder_grids: Sequence[int],
+        hidden_size: int,
+        grid: int,
+        *,
+        newline: bool = True,
     ) -> None:
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)
         self._needs(len(encoder_widths) == 1, "one encoder")
@@ -142,7 +184,13 @@ class LinearConnector(Connector):
     """PaliGemma's: one Linear on one encoder."""
 
     def __init__(
-        self, encoder_widths: Sequence[int], encoder_grids: Sequence[int], hidden_size: int, grid: int, *, newline: bool = True
+        self,
+        encoder_widths: Sequence[int],
+        encoder_grids: Sequence[int],
+        hidden_size: int,
+        grid: int,
+        *,
+        newline: bool = True,
     ) -> None:
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)
         self._needs(len(encoder_widths) == 1, "one encoder")
@@ -174,7 +222,9 @@ class ChannelConcat(Connector):
         self._needs(num_layers in (2, 3), f"num_layers of 2 or 3, not {num_layers}")
         total = sum(encoder_widths)
         first = [nn.Linear(total, 4 * total), nn.GELU()] if num_layers == 3 else []
-        self.mm_projector = nn.Sequential(*first, *mlp(4 * total if first else total, hidden_size, hidden_size))
+        self.mm_projector = nn.Sequential(
+            *first, *mlp(4 * total if first else total, hidden_size, hidden_size)
+        )
 
     def aggregate(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, None]:
         return self.mm_projector(self.covered(torch.cat(list(maps), dim=1), layout)), None
@@ -184,15 +234,26 @@ class InterleavedFeatures(Connector):
     """MMVP's interleaved mixture of features: an MLP for each encoder, and at every place one token of each encoder after the other."""
 
     def __init__(
-        self, encoder_widths: Sequence[int], encoder_grids: Sequence[int], hidden_size: int, grid: int, *, newline: bool = True
+        self,
+        encoder_widths: Sequence[int],
+        encoder_grids: Sequence[int],
+        hidden_size: int,
+        grid: int,
+        *,
+        newline: bool = True,
     ) -> None:
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)
         self._needs_own_grid()
         self.tokens_per_cell = len(encoder_widths)
-        self.mm_projectors = nn.ModuleList(mlp(width, hidden_size, hidden_size) for width in encoder_widths)
+        self.mm_projectors = nn.ModuleList(
+            mlp(width, hidden_size, hidden_size) for width in encoder_widths
+        )
 
     def aggregate(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, None]:
-        each = [projector(self.covered(patch_map, layout)) for projector, patch_map in zip(self.mm_projectors, maps, strict=True)]
+        each = [
+            projector(self.covered(patch_map, layout))
+            for projector, patch_map in zip(self.mm_projectors, maps, strict=True)
+        ]
         return torch.stack(each, dim=1).flatten(0, 1), None
 
 
@@ -214,9 +275,16 @@ class AdditiveFeatures(Connector):
     ) -> None:
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)
         self._needs_own_grid()
-        self._needs(len(set(encoder_widths)) == 1, "encoders of one width, as it adds their features")
-        self.shares = [1 / len(encoder_widths)] * len(encoder_widths) if shares is None else list(shares)
-        self._needs(len(self.shares) == len(encoder_widths), f"one share for each encoder, not {len(self.shares)}")
+        self._needs(
+            len(set(encoder_widths)) == 1, "encoders of one width, as it adds their features"
+        )
+        self.shares = (
+            [1 / len(encoder_widths)] * len(encoder_widths) if shares is None else list(shares)
+        )
+        self._needs(
+            len(self.shares) == len(encoder_widths),
+            f"one share for each encoder, not {len(self.shares)}",
+        )
         self.mm_projector = mlp(encoder_widths[0], hidden_size, hidden_size)
 
     def aggregate(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, None]:
@@ -228,12 +296,24 @@ class PixelShuffle(Connector):
     """Neighbouring cells side by side in the channels, then one Linear without bias (nanoVLM): grids of r times `grid` become r * r fewer tokens."""
 
     def __init__(
-        self, encoder_widths: Sequence[int], encoder_grids: Sequence[int], hidden_size: int, grid: int, *, newline: bool = True
+        self,
+        encoder_widths: Sequence[int],
+        encoder_grids: Sequence[int],
+        hidden_size: int,
+        grid: int,
+        *,
+        newline: bool = True,
     ) -> None:
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)
-        widths = (width * (side // grid) ** 2 for width, side in zip(encoder_widths, encoder_grids, strict=True))
+        widths = (
+            width * (side // grid) ** 2
+            for width, side in zip(encoder_widths, encoder_grids, strict=True)
+        )
         self.mm_projector = nn.Linear(sum(widths), hidden_size, bias=False)
 
     def aggregate(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, None]:
-        shuffled = [F.pixel_unshuffle(each, side // self.grid) for each, side in zip(maps, self.encoder_grids, strict=True)]
+        shuffled = [
+            F.pixel_unshuffle(each, side // self.grid)
+            for each, side in zip(maps, self.encoder_grids, strict=True)
+        ]
         return self.mm_projector(self.covered(torch.cat(shuffled, dim=1), layout)), None

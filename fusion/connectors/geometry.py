@@ -74,7 +74,9 @@ class ImageLayout:
     rule: Rule = "exact"
 
     @classmethod
-    def of(cls, image_sizes: Tensor | Sequence[Sequence[int]], fit: Fit = "pad", rule: Rule = "exact") -> ImageLayout:
+    def of(
+        cls, image_sizes: Tensor | Sequence[Sequence[int]], fit: Fit = "pad", rule: Rule = "exact"
+    ) -> ImageLayout:
         """From `image_sizes` `[B, 2]`."""
         rows = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
         return cls(tuple((int(height), int(width)) for height, width in rows), fit, rule)

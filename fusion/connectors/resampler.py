@@ -33,10 +33,14 @@ class Resampler(Connector):
         depth: int = 3,
     ) -> None:
         if width % num_heads:
-            raise UserError(f"the resampler's width of {width} is no multiple of its {num_heads} heads; change one of them")
+            raise UserError(
+                f"the resampler's width of {width} is no multiple of its {num_heads} heads; change one of them"
+            )
         self.fixed_tokens = num_queries
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)
-        self.projections = nn.ModuleList(nn.Sequential(nn.Linear(each, width), nn.LayerNorm(width)) for each in encoder_widths)
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Linear(each, width), nn.LayerNorm(width)) for each in encoder_widths
+        )
         self.encoder_embeddings = nn.Parameter(torch.randn(len(encoder_widths), width) * 0.02)
         self.vision_query = nn.Parameter(torch.randn(num_queries, width) / width**0.5)
         self.layers = nn.ModuleList(ResamplerLayer(width, num_heads) for _ in range(depth))
@@ -44,7 +48,9 @@ class Resampler(Connector):
 
     def aggregate(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, None]:
         tokens, padding = [], []
-        for patch_map, projection, embedding in zip(maps, self.projections, self.encoder_embeddings, strict=True):
+        for patch_map, projection, embedding in zip(
+            maps, self.projections, self.encoder_embeddings, strict=True
+        ):
             tokens.append(projection(patch_map.flatten(2).transpose(1, 2)) + embedding)
             padding.append(~layout.mask(patch_map.shape[-1], patch_map.device).flatten(1))
         queries = self.vision_query.expand(len(maps[0]), -1, -1)
@@ -66,5 +72,8 @@ class ResamplerLayer(nn.Module):
         normed = self.query_norm(queries)
         keys = torch.cat([tokens, normed], dim=1)
         masked = torch.cat([padding, padding.new_zeros(normed.shape[:2])], dim=1)
-        queries = queries + self.attention(normed, keys, keys, key_padding_mask=masked, need_weights=False)[0]
+        queries = (
+            queries
+            + self.attention(normed, keys, keys, key_padding_mask=masked, need_weights=False)[0]
+        )
         return queries + self.mlp(self.mlp_norm(queries))

@@ -64,21 +64,41 @@ class SpatialVisionAggregator(Connector):
     ) -> None:
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)
         if width % num_heads:
-            raise UserError(f"the aggregator's width of {width} is no multiple of its {num_heads} heads; change one of them")
+            raise UserError(
+                f"the aggregator's width of {width} is no multiple of its {num_heads} heads; change one of them"
+            )
         if context not in ("first", "all") or path not in ("fast", "plain"):
-            raise UserError(f"context is 'first' or 'all' and path 'fast' or 'plain', not {context!r} and {path!r}")
+            raise UserError(
+                f"context is 'first' or 'all' and path 'fast' or 'plain', not {context!r} and {path!r}"
+            )
         if depth < 1:
             raise UserError(f"the aggregator needs a depth of 1 or more, not {depth}")
-        self.width, self.num_heads, self.context, self.shared_norms, self.path = width, num_heads, context, shared_norms, path
+        self.width, self.num_heads, self.context, self.shared_norms, self.path = (
+            width,
+            num_heads,
+            context,
+            shared_norms,
+            path,
+        )
         self.group_grids = tuple(group_grids or (grid,))
         for side in {*self.group_grids}:
-            self._needs(all(each % side == 0 for each in encoder_grids), f"encoder grids that are multiples of the group's {side}")
-        self.mm_projector_aux = nn.ModuleList(nn.Sequential(*mlp(each, width, width), nn.LayerNorm(width)) for each in encoder_widths)
+            self._needs(
+                all(each % side == 0 for each in encoder_grids),
+                f"encoder grids that are multiples of the group's {side}",
+            )
+        self.mm_projector_aux = nn.ModuleList(
+            nn.Sequential(*mlp(each, width, width), nn.LayerNorm(width)) for each in encoder_widths
+        )
         self.vision_query = nn.Parameter(torch.randn(len(self.group_grids), width) / width**0.5)
         self.vision_sampler = nn.ModuleList(
             nn.ModuleList(
                 VisionCrossAttentionLayer(
-                    width, width, num_heads, self.window_sizes(side), zero_init_output=zero_init_output, shared_norms=shared_norms
+                    width,
+                    width,
+                    num_heads,
+                    self.window_sizes(side),
+                    zero_init_output=zero_init_output,
+                    shared_norms=shared_norms,
                 )
                 for _ in range(depth)
             )
@@ -90,20 +110,38 @@ class SpatialVisionAggregator(Connector):
         """Tokens under one cell of `grid`, in each encoder."""
         return tuple((side // grid) ** 2 for side in self.encoder_grids)
 
-    def aggregate(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, VisionWindows]:
+    def aggregate(
+        self, maps: Sequence[Tensor], layout: ImageLayout
+    ) -> tuple[Tensor, VisionWindows]:
         projected = [
-            projector(patch_map.movedim(1, -1)).movedim(-1, 1) for projector, patch_map in zip(self.mm_projector_aux, maps, strict=True)
+            projector(patch_map.movedim(1, -1)).movedim(-1, 1)
+            for projector, patch_map in zip(self.mm_projector_aux, maps, strict=True)
         ]
-        means = [each.mean((2, 3)) for each in (projected[:1] if self.context == "first" else projected)]
+        means = [
+            each.mean((2, 3)) for each in (projected[:1] if self.context == "first" else projected)
+        ]
         context = torch.stack(means).mean(0)
         covered = self._windows(projected, context, layout, self.grid)
         groups = [
-            self._group(index, covered if side == self.grid else self._windows(projected, context, layout, side, everywhere=True), layout)
+            self._group(
+                index,
+                covered
+                if side == self.grid
+                else self._windows(projected, context, layout, side, everywhere=True),
+                layout,
+            )
             for index, side in enumerate(self.group_grids)
         ]
         return self.mm_projector(torch.cat(groups, dim=-1)), covered
 
-    def _windows(self, projected: list[Tensor], context: Tensor, layout: ImageLayout, grid: int, everywhere: bool = False) -> VisionWindows:
+    def _windows(
+        self,
+        projected: list[Tensor],
+        context: Tensor,
+        layout: ImageLayout,
+        grid: int,
+        everywhere: bool = False,
+    ) -> VisionWindows:
         """The windows of the covered cells of `grid`, or of all; a window that lies in the padding whole has no mask."""
         cells = torch.arange(len(context) * grid * grid) if everywhere else layout.cells(grid)
         places = cells.to(context.device)
@@ -123,5 +161,7 @@ class SpatialVisionAggregator(Connector):
         if side == self.grid:
             return queries
         patch_map = queries.unflatten(0, (-1, side, side)).movedim(-1, 1)
-        resized = F.interpolate(patch_map.float(), size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+        resized = F.interpolate(
+            patch_map.float(), size=(self.grid, self.grid), mode="bilinear", align_corners=False
+        )
         return self.covered(resized.to(queries.dtype), layout)

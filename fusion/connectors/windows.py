@@ -35,7 +35,10 @@ class VisionWindows:
     def split(self, counts: Sequence[int]) -> list[VisionWindows]:
         """One for every image; `counts`: the queries of each."""
         tokens = [each.split(list(counts)) for each in self.tokens]
-        masks = [[None] * len(counts) if each is None else each.split(list(counts)) for each in self.masks]
+        masks = [
+            [None] * len(counts) if each is None else each.split(list(counts))
+            for each in self.masks
+        ]
         return [
             VisionWindows(
                 tuple(each[index] for each in tokens),
@@ -52,13 +55,20 @@ class VisionWindows:
         """The inverse of `split`."""
         if len(parts) == 1:
             return parts[0]
-        tokens = tuple(torch.cat(each) for each in zip(*(part.tokens for part in parts), strict=True))
+        tokens = tuple(
+            torch.cat(each) for each in zip(*(part.tokens for part in parts), strict=True)
+        )
         counts = [len(part.image) for part in parts]
         return VisionWindows(
             tokens,
-            tuple(_join_masks(each, counts) for each in zip(*(part.masks for part in parts), strict=True)),
+            tuple(
+                _join_masks(each, counts)
+                for each in zip(*(part.masks for part in parts), strict=True)
+            ),
             torch.cat([part.context for part in parts]),
-            torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(counts)).to(tokens[0].device),
+            torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(counts)).to(
+                tokens[0].device
+            ),
             parts[0].shares,
         )
 
@@ -74,7 +84,11 @@ class VisionWindows:
             return self
         masks = tuple(None if mask is None else mask.to(device) for mask in self.masks)
         return VisionWindows(
-            tuple(each.to(device) for each in self.tokens), masks, self.context.to(device), self.image.to(device), self.shares
+            tuple(each.to(device) for each in self.tokens),
+            masks,
+            self.context.to(device),
+            self.image.to(device),
+            self.shares,
         )
 
 
@@ -83,7 +97,12 @@ def _join_masks(masks: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor
     known = next((mask for mask in masks if mask is not None), None)
     if known is None:
         return None
-    return torch.cat([known.new_ones(count, known.shape[1]) if mask is None else mask for mask, count in zip(masks, counts, strict=True)])
+    return torch.cat(
+        [
+            known.new_ones(count, known.shape[1]) if mask is None else mask
+            for mask, count in zip(masks, counts, strict=True)
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +131,9 @@ class EncodedImage:
 
     def reshape(self, *shape: int) -> EncodedImage:
         """Itself: a row for each token is the one shape that it has."""
-        assert shape == (-1, self.shape[-1]), f"an image of tokens {tuple(self.shape)} has no shape {shape}"
+        assert shape == (-1, self.shape[-1]), (
+            f"an image of tokens {tuple(self.shape)} has no shape {shape}"
+        )
         return self
 
     def __getitem__(self, rows: Tensor) -> EncodedImage:
@@ -121,18 +142,26 @@ class EncodedImage:
         windows = None
         if self.windows is not None:
             numbers = self.cells.cumsum(0) - 1  # of each token that is a cell, which cell
-            windows = self.windows.of_queries(numbers[rows.to(numbers.device)][cells].to(self.windows.image.device))
+            windows = self.windows.of_queries(
+                numbers[rows.to(numbers.device)][cells].to(self.windows.image.device)
+            )
         return EncodedImage(self.tokens[rows.to(self.tokens.device)], cells, windows)
 
     @staticmethod
     def join(images: Sequence[EncodedImage]) -> EncodedImage:
         """The tokens of several images, one image's behind the other's."""
-        windows = None if images[0].windows is None else VisionWindows.join([image.windows for image in images])
+        windows = (
+            None
+            if images[0].windows is None
+            else VisionWindows.join([image.windows for image in images])
+        )
         tokens = torch.cat([image.tokens for image in images])
         cells = torch.cat([image.cells for image in images])
         return EncodedImage(tokens, cells, windows)
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         """`torch.cat` of images is `join`."""
         return cls.join(args[0]) if function is torch.cat and not kwargs else NotImplemented

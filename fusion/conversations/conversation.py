@@ -78,7 +78,9 @@ def decoded(data: bytes, where: str, max_pixels: int | None = None) -> Tensor:
             cure = "make it smaller, or add max_pixels=NUMBER to the options of the source"
         raise BadRow(f"{where} cannot be decoded ({error.reason}); {cure}") from None
     if image.dtype != torch.uint8:
-        raise BadRow(f"{where} holds numbers whose black and white are not known; save it as a picture of 8 or 16 bits, such as PNG")
+        raise BadRow(
+            f"{where} holds numbers whose black and white are not known; save it as a picture of 8 or 16 bits, such as PNG"
+        )
     return image
 
 

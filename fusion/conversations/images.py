@@ -60,11 +60,15 @@ class ImageReader:
         if isinstance(given, Mapping):
             given = given.get("bytes") or given.get("path") or given.get("url")
             if not given:
-                raise BadRow(f"{where}: {what} is an object without bytes, path and url; give one of them")
+                raise BadRow(
+                    f"{where}: {what} is an object without bytes, path and url; give one of them"
+                )
         if isinstance(given, bytes):
             return self._decoded(given, f"{where}: {what}")
         if not isinstance(given, str):
-            raise BadRow(f"{where}: {what} is {type(given).__name__}, not a path, a URL or bytes; give one of them")
+            raise BadRow(
+                f"{where}: {what} is {type(given).__name__}, not a path, a URL or bytes; give one of them"
+            )
         scheme = given[:8].partition(":")[0].lower()
         if scheme == "data":
             return self._decoded(_data_of_url(given, what, where), f"{where}: {what}")
@@ -108,18 +112,26 @@ def fetch(url: str, where: str) -> bytes:
     deadline = time.monotonic() + SECONDS_OF_A_DOWNLOAD
     data = bytearray()
     try:
-        request = Request(quote(url, safe=IN_A_URL), headers={"User-Agent": "vision-encoder-fusion"})
+        request = Request(
+            quote(url, safe=IN_A_URL), headers={"User-Agent": "vision-encoder-fusion"}
+        )
         with _opener().open(request, timeout=SECONDS_WITHOUT_AN_ANSWER) as answer:
             while chunk := answer.read1(2**16):
                 data += chunk
                 if len(data) > MAX_DOWNLOAD_BYTES:
-                    raise BadRow(f"{where}: {shortened(url)} gives more than {MAX_DOWNLOAD_BYTES // 2**20} MiB; {cure}")
+                    raise BadRow(
+                        f"{where}: {shortened(url)} gives more than {MAX_DOWNLOAD_BYTES // 2**20} MiB; {cure}"
+                    )
                 if time.monotonic() > deadline:
-                    raise BadRow(f"{where}: {shortened(url)} took more than {SECONDS_OF_A_DOWNLOAD} s; {cure}")
+                    raise BadRow(
+                        f"{where}: {shortened(url)} took more than {SECONDS_OF_A_DOWNLOAD} s; {cure}"
+                    )
     except BadRow:
         raise
     except (OSError, ValueError, HTTPException) as error:
-        raise BadRow(f"{where}: {shortened(url)} cannot be fetched ({shortened(str(error))}); {cure}") from None
+        raise BadRow(
+            f"{where}: {shortened(url)} cannot be fetched ({shortened(str(error))}); {cure}"
+        ) from None
     return bytes(data)
 
 
@@ -136,13 +148,21 @@ def _opener() -> OpenerDirector:
 def _data_of_url(url: str, what: str, where: str) -> bytes:
     """The bytes of `data:image/png;base64,...` (RFC 2397)."""
     head, comma, encoded = url.partition(",")
-    if not comma or not head[5:].lower().startswith("image/") or not head.lower().endswith(";base64"):
-        raise BadRow(f"{where}: {what} is {shortened(url)}, not data:image/...;base64,...; write it so")
+    if (
+        not comma
+        or not head[5:].lower().startswith("image/")
+        or not head.lower().endswith(";base64")
+    ):
+        raise BadRow(
+            f"{where}: {what} is {shortened(url)}, not data:image/...;base64,...; write it so"
+        )
     try:
         return base64.b64decode(b"".join(unquote_to_bytes(encoded).split()), validate=True)
     except (binascii.Error, ValueError) as error:
         shown = f"{shortened(url)} ({error})"
-        raise BadRow(f"{where}: {what} is a data URL whose base64 is damaged: {shown}; encode it anew") from None
+        raise BadRow(
+            f"{where}: {what} is a data URL whose base64 is damaged: {shown}; encode it anew"
+        ) from None
 
 
 def _path_of_url(url: str, what: str, where: str) -> str:
@@ -152,7 +172,9 @@ def _path_of_url(url: str, what: str, where: str) -> str:
     except ValueError:
         parts = None
     if parts is None or parts.netloc not in ("", "localhost"):
-        raise BadRow(f"{where}: {what} is {shortened(url)}, of another machine; write file:///PATH, or the path alone")
+        raise BadRow(
+            f"{where}: {what} is {shortened(url)}, of another machine; write file:///PATH, or the path alone"
+        )
     return unquote(parts.path)
 
 
@@ -163,6 +185,8 @@ def _unreadable(reason: str, name: str, path: str, folder: Path) -> str:
             return f"{out} by a link; add follow_links=true to the options of the source"
         return f"{out}; give paths inside it"
     if len(name) > 255 and not name.startswith(("/", ".")) and set(name).isdisjoint(" .\n"):
-        return f"an image is {quoted(name)}, no path; in front of base64 goes data:image/png;base64,"
+        return (
+            f"an image is {quoted(name)}, no path; in front of base64 goes data:image/png;base64,"
+        )
     why = reason.replace("_", " ")
     return f"{shortened(path)} cannot be read ({why}); mend the path, or name another folder by images="

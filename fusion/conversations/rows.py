@@ -32,14 +32,24 @@ from fusion.conversations.turns import (
     unread_turn_keys,
 )
 
-CAPTION_INSTRUCTION = "Describe the picture in one sentence."  # what evaluate_vlm.py asks for captions too
+CAPTION_INSTRUCTION = (
+    "Describe the picture in one sentence."  # what evaluate_vlm.py asks for captions too
+)
 TURNS_KEYS = ("conversations", "messages", "texts")
 READ_KEYS = ("kind", "weight", "label", "kto_tag")
 IMAGES_KEYS = ("images", "image")
 SYSTEM_KEYS = ("system", "system_prompt")
-PREFERENCE_CURE = "one answer is learnt, not which of two is better; keep the chosen one, as the assistant's turn"
+PREFERENCE_CURE = (
+    "one answer is learnt, not which of two is better; keep the chosen one, as the assistant's turn"
+)
 TOKENS_CURE = "rows of tokens are made for one tokenizer; give the text"
-PREFERENCE_KEYS = ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images")
+PREFERENCE_KEYS = (
+    "chosen",
+    "rejected",
+    "rejected_response",
+    "rejected_messages",
+    "rejected_images",
+)
 REFUSED_KEYS = {
     **dict.fromkeys(("video", "videos", "video_path", "video_paths"), FILM_CURE),
     **dict.fromkeys(("audio", "audios", "audio_path", "audio_paths"), FILM_CURE),
@@ -49,9 +59,20 @@ REFUSED_KEYS = {
     "objects": "write names and coordinates into the text where <ref-object> and <bbox> stand, and take `objects` out",
     "history": "write earlier questions and answers as turns of `messages`",
 }
-CHOSEN_BY_COLUMNS = {*PREFERENCE_KEYS, "objects"}  # no more than metadata where the source says which columns are meant
+CHOSEN_BY_COLUMNS = {
+    *PREFERENCE_KEYS,
+    "objects",
+}  # no more than metadata where the source says which columns are meant
 # other names that people give to the column of an image
-OTHER_IMAGE_KEYS = ("image_path", "image_paths", "image_url", "image_urls", "image_file", "img", "img_path")
+OTHER_IMAGE_KEYS = (
+    "image_path",
+    "image_paths",
+    "image_url",
+    "image_urls",
+    "image_file",
+    "img",
+    "img_path",
+)
 
 
 @dataclass(frozen=True)
@@ -91,14 +112,19 @@ class Row:
 
     def conversation(self, reader: ImageReader) -> Conversation:
         """The same with its images decoded. Raises BadRow."""
-        images = tuple(reader.read(image, f"image {number}", self.where) for number, image in enumerate(self.images, 1))
+        images = tuple(
+            reader.read(image, f"image {number}", self.where)
+            for number, image in enumerate(self.images, 1)
+        )
         return Conversation(self.where, self.messages, images, self.kind)
 
 
 def read_row(row: Any, where: str, columns: Columns = Columns()) -> Row:  # noqa: B008 (it is frozen)
     """A row of a file, whose images are not opened. Raises BadRow, which names row, key and cure."""
     if not isinstance(row, Mapping):
-        raise BadRow(f"{where}: this is {type(row).__name__}, not an object; mend the row, or leave it out")
+        raise BadRow(
+            f"{where}: this is {type(row).__name__}, not an object; mend the row, or leave it out"
+        )
     _refuse_what_is_not_trained(row, columns, where)
     turns = _turns_of_columns(row, columns, where) if columns.have_turns() else _turns(row, where)
     messages = _with_system(tuple(turn.message for turn in turns), row, where)
@@ -106,9 +132,16 @@ def read_row(row: Any, where: str, columns: Columns = Columns()) -> Row:  # noqa
     shown = [image for turn in turns for image in turn.shown]
     images = _images_in_order(_images_of(row, columns, where), shown, where)
     if columns.caption is not None and not images:
-        raise BadRow(f"{where}: there is a caption and no image; name its column by image=, or leave the row out")
+        raise BadRow(
+            f"{where}: there is a caption and no image; name its column by image=, or leave the row out"
+        )
     kind = row.get("kind")
-    return Row(where, _with_places(messages, len(images), where), images, kind if isinstance(kind, str) else "")
+    return Row(
+        where,
+        _with_places(messages, len(images), where),
+        images,
+        kind if isinstance(kind, str) else "",
+    )
 
 
 def unread_keys(row: Any, columns: Columns) -> set[str]:
@@ -117,7 +150,14 @@ def unread_keys(row: Any, columns: Columns) -> set[str]:
         return set()
     turns_keys = () if columns.have_turns() else TURNS_KEYS
     images_keys = IMAGES_KEYS if columns.image is None else ()
-    read = {*turns_keys, *images_keys, *SYSTEM_KEYS, *refused_keys(columns), *columns.named(), *READ_KEYS}
+    read = {
+        *turns_keys,
+        *images_keys,
+        *SYSTEM_KEYS,
+        *refused_keys(columns),
+        *columns.named(),
+        *READ_KEYS,
+    }
     unread = {str(key) for key, value in row.items() if key not in read and not is_nothing(value)}
     for key in turns_keys:
         turns = row.get(key)
@@ -141,7 +181,9 @@ def _refuse_what_is_not_trained(row: Mapping[str, Any], columns: Columns, where:
     for key in ("label", "kto_tag"):  # KTO's, of ms-swift and TRL, and of LLaMA-Factory
         if row.get(key) is False:
             cure = f"leave the row out, or take `{key}` out"
-            raise BadRow(f"{where}: the row has `{key}` false, so its answer is one that nobody wants; {cure}")
+            raise BadRow(
+                f"{where}: the row has `{key}` false, so its answer is one that nobody wants; {cure}"
+            )
 
 
 def _turns(row: Mapping[str, Any], where: str) -> list[Turn]:
@@ -167,10 +209,15 @@ def _turns_of_columns(row: Mapping[str, Any], columns: Columns, where: str) -> l
         question, answer = CAPTION_INSTRUCTION, _text_of(row, columns.caption, where)
     else:
         assert columns.question is not None and columns.answer is not None
-        question, answer = _text_of(row, columns.question, where), _text_of(row, columns.answer, where)
+        question, answer = (
+            _text_of(row, columns.question, where),
+            _text_of(row, columns.answer, where),
+        )
         if columns.question == "instruction" and not is_nothing(row.get("input")):
             cure = "write both into one column, and name that"
-            raise BadRow(f"{where}: the row has `input` beside `instruction`, as Alpaca has it; {cure}")
+            raise BadRow(
+                f"{where}: the row has `input` beside `instruction`, as Alpaca has it; {cure}"
+            )
     thoughts = row.get(columns.thoughts) if columns.thoughts is not None else None
     answered = {"role": "assistant", "content": answer, "thoughts": thoughts}
     return [read_turn({"role": "user", "content": question}, where), read_turn(answered, where)]
@@ -178,7 +225,9 @@ def _turns_of_columns(row: Mapping[str, Any], columns: Columns, where: str) -> l
 
 def _text_of(row: Mapping[str, Any], column: str, where: str) -> str:
     if column not in row:
-        raise BadRow(f"{where}: there is no column {quoted(column)}; the row has {quoted([str(key) for key in row])}")
+        raise BadRow(
+            f"{where}: there is no column {quoted(column)}; the row has {quoted([str(key) for key in row])}"
+        )
     if row[column] is None:
         raise BadRow(f"{where}: {quoted(column)} is empty; leave the row out, or fill it in")
     if not isinstance(row[column], str):
@@ -187,7 +236,9 @@ def _text_of(row: Mapping[str, Any], column: str, where: str) -> str:
     return row[column]
 
 
-def _with_system(messages: tuple[Message, ...], row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+def _with_system(
+    messages: tuple[Message, ...], row: Mapping[str, Any], where: str
+) -> tuple[Message, ...]:
     """The turns, with the row's system prompt in front where it has one."""
     text = one_system(one_value(row, SYSTEM_KEYS, "the system prompt", where), where)
     first = next((message for message in messages if message.role == "system"), None)
@@ -208,10 +259,16 @@ def _check_turns(messages: tuple[Message, ...], where: str) -> None:
         raise BadRow(
             f"{where}: turns are {said[1:-1]}; user and assistant take turns, and the assistant has the last: take out what has no answer"
         )
-    answers = [(number, message) for number, message in enumerate(messages, 1) if message.role == "assistant"]
+    answers = [
+        (number, message)
+        for number, message in enumerate(messages, 1)
+        if message.role == "assistant"
+    ]
     for number, message in answers:
         if not message.text.strip():
-            raise BadRow(f"{where}: the answer in turn {number} is empty; there is nothing to learn from it, so leave the row out")
+            raise BadRow(
+                f"{where}: the answer in turn {number} is empty; there is nothing to learn from it, so leave the row out"
+            )
     if not any(message.learnt for _, message in answers):
         reason = "no answer is learnt (all have weight 0, or loss or train false)"
         raise BadRow(f"{where}: {reason}; leave the row out, or let one be learnt")
@@ -240,7 +297,9 @@ def _listed(images: Any) -> tuple[Any, ...]:
     return tuple(images) if is_list else (images,)
 
 
-def _images_in_order(of_row: tuple[Any, ...], shown: Sequence[ShownImage], where: str) -> tuple[Any, ...]:
+def _images_in_order(
+    of_row: tuple[Any, ...], shown: Sequence[ShownImage], where: str
+) -> tuple[Any, ...]:
     """The images in the order of their places: those of the turns' parts, or those of the row.
 
     Parts may name images of the row by their numbers.
@@ -248,9 +307,13 @@ def _images_in_order(of_row: tuple[Any, ...], shown: Sequence[ShownImage], where
     inline = tuple(each.image for each in shown if each.image is not None)
     numbers = [each.index for each in shown if each.index is not None]
     if inline and len(inline) != len(shown):
-        raise BadRow(f"{where}: some parts of type image hold their image and others do not; give all of them theirs")
+        raise BadRow(
+            f"{where}: some parts of type image hold their image and others do not; give all of them theirs"
+        )
     if inline and of_row and of_row != inline:
-        raise BadRow(f"{where}: images stand in the turns' parts and in the row's `images`; keep those that are meant")
+        raise BadRow(
+            f"{where}: images stand in the turns' parts and in the row's `images`; keep those that are meant"
+        )
     if inline or not numbers:
         return inline or of_row
     if len(numbers) != len(shown) or set(numbers) != set(range(len(of_row))):

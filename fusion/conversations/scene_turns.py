@@ -17,7 +17,15 @@ from vision_core.scenes.textures import TEXTURES
 
 Turns = Literal["one", "all"]
 BACKDROP = ("backdrop",)
-SCENE_WORDS = (*BACKDROP, *COLOURS, *TEXTURES, *CATEGORIES, *COLUMNS, *map(str, range(1, 1 + len(COLUMNS))), *NUMBER_WORDS)
+SCENE_WORDS = (
+    *BACKDROP,
+    *COLOURS,
+    *TEXTURES,
+    *CATEGORIES,
+    *COLUMNS,
+    *map(str, range(1, 1 + len(COLUMNS))),
+    *NUMBER_WORDS,
+)
 
 
 def scene_turns(scene: Scene, index: int, turns: Turns, rng: np.random.Generator) -> list[Question]:
@@ -36,7 +44,11 @@ def scene_turns(scene: Scene, index: int, turns: Turns, rng: np.random.Generator
 def what_and_where(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Of every object that is seen, in random order and named by its colour: its surface, kind and place."""
     asked = [
-        Question("object", f"What is the {each.colour} object, and where?", " ".join(words_of(each, scene)))
+        Question(
+            "object",
+            f"What is the {each.colour} object, and where?",
+            " ".join(words_of(each, scene)),
+        )
         for each in scene.objects
         if each.area
     ]
@@ -58,7 +70,9 @@ def object_of_cells(masks: Tensor, grid: int, numbers: int) -> Tensor:
     """masks: `[S, S]` object numbers below `numbers`, 0 for none. `[grid * grid]`: the number with most pixels in each cell, or 0 where none has an eighth."""
     size, rest = divmod(len(masks), grid)
     assert not rest, f"{len(masks)} pixels have no {grid} cells of one size"
-    cells = masks.long().unfold(0, size, size).unfold(1, size, size).reshape(grid * grid, size * size)
+    cells = (
+        masks.long().unfold(0, size, size).unfold(1, size, size).reshape(grid * grid, size * size)
+    )
     shares = F.one_hot(cells, numbers).float().mean(1)
     shares[:, 0] = 1 / 8
     return shares.argmax(1)

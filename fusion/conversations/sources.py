@@ -110,7 +110,9 @@ class RowSource(ConversationSource):
 
     def size_of(self, index: int) -> tuple[int, int]:
         row = self.read(index)
-        return sum(len(message.text) + len(message.thoughts) for message in row.messages), len(row.images)
+        return sum(len(message.text) + len(message.thoughts) for message in row.messages), len(
+            row.images
+        )
 
     def unread_keys(self, index: int) -> set[str]:
         return unread_keys(self.row(index), self.columns)
@@ -128,7 +130,9 @@ class JsonSource(RowSource):
             raise UserError(f"{file} is not there; {NAME_A_FILE}")
         check_openable(file, str(file), NAME_A_FILE)
         if images.folder is not None and not os.path.isdir(images.folder):
-            raise UserError(f"the folder of images {images.folder} is not there; name it by images=")
+            raise UserError(
+                f"the folder of images {images.folder} is not there; name it by images="
+            )
         self.rows: list[Any] | None = None
         if file.suffix == ".json":
             self.rows = self._read_list()
@@ -142,12 +146,22 @@ class JsonSource(RowSource):
         return state_of_files([(self.file.name, str(self.file))])
 
     def where(self, index: int) -> str:
-        return f"{self.file}, line {self.lines[index]}" if self.rows is None else f"{self.file}, row {index + 1}"
+        return (
+            f"{self.file}, line {self.lines[index]}"
+            if self.rows is None
+            else f"{self.file}, row {index + 1}"
+        )
 
     def row(self, index: int) -> Any:
-        row = self.rows[index] if self.rows is not None else parse_json(self.line(index), self.where(index), MEND, BadRow, most_depth=None)
+        row = (
+            self.rows[index]
+            if self.rows is not None
+            else parse_json(self.line(index), self.where(index), MEND, BadRow, most_depth=None)
+        )
         if is_deep(row):
-            raise BadRow(f"{self.where(index)}: the JSON is nested too deeply for a conversation; {MEND}")
+            raise BadRow(
+                f"{self.where(index)}: the JSON is nested too deeply for a conversation; {MEND}"
+            )
         return row
 
     def line(self, index: int) -> bytes:
@@ -159,7 +173,9 @@ class JsonSource(RowSource):
             line = opened.readline(MAX_LINE_BYTES + 1)
         if len(line) > MAX_LINE_BYTES:
             cure = "give its images as files, or leave it out"
-            raise BadRow(f"{self.where(index)}: the line has more than {MAX_LINE_BYTES:,} bytes; {cure}")
+            raise BadRow(
+                f"{self.where(index)}: the line has more than {MAX_LINE_BYTES:,} bytes; {cure}"
+            )
         return line.rstrip(b"\r\n")
 
     def _opened(self) -> BinaryIO:
@@ -170,7 +186,9 @@ class JsonSource(RowSource):
         data = read_bytes(self.file, name, cure, most_bytes=MAX_LIST_BYTES)
         rows = parse_json(data, name, cure, most_depth=None)  # of each row when it is asked for
         if not isinstance(rows, list):
-            raise UserError(f"{self.file} holds {type(rows).__name__}, not a list of rows; write each row as an object in one list")
+            raise UserError(
+                f"{self.file} holds {type(rows).__name__}, not a list of rows; write each row as an object in one list"
+            )
         return rows
 
     def _line_offsets(self) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +198,9 @@ class JsonSource(RowSource):
             while piece := opened.readline(MAX_LINE_BYTES):
                 begins = offset
                 is_blank = not piece.strip()
-                while not piece.endswith(b"\n") and len(piece) == MAX_LINE_BYTES:  # a longer line, of which no more is kept
+                while (
+                    not piece.endswith(b"\n") and len(piece) == MAX_LINE_BYTES
+                ):  # a longer line, of which no more is kept
                     offset += len(piece)
                     piece = opened.readline(MAX_LINE_BYTES)
                     is_blank = is_blank and not piece.strip()
@@ -214,9 +234,13 @@ class TableSource(RowSource):
     def row(self, index: int) -> Any:
         try:
             return self.undecoded[index].to_pylist()[0]
-        except Exception as error:  # pyarrow raises what it likes for values that are not of their column's type
+        except (
+            Exception
+        ) as error:  # pyarrow raises what it likes for values that are not of their column's type
             reason = shortened(first_line(error))
-            raise BadRow(f"{self.where(index)}: the row cannot be read ({reason}); write the table anew") from None
+            raise BadRow(
+                f"{self.where(index)}: the row cannot be read ({reason}); write the table anew"
+            ) from None
 
 
 class SceneConversations(ConversationSource):
@@ -230,7 +254,10 @@ class SceneConversations(ConversationSource):
         self.split, self.turns = split, turns
 
     def state_of_files(self) -> tuple[str, str]:
-        return f"scenes of {self.size} pixels, seed {self.seed}, {self.split}, {self.turns} turns", ""
+        return (
+            f"scenes of {self.size} pixels, seed {self.seed}, {self.split}, {self.turns} turns",
+            "",
+        )
 
     def __len__(self) -> int:
         return self.count
@@ -240,7 +267,9 @@ class SceneConversations(ConversationSource):
 
     def __getitem__(self, index: int) -> Conversation:
         scene = draw_scene(self.seed, index, self.size, self.split)
-        asked = scene_turns(scene, index, self.turns, numpy_generator("scene turns", self.seed, self.split, index))
+        asked = scene_turns(
+            scene, index, self.turns, numpy_generator("scene turns", self.seed, self.split, index)
+        )
         return scene_conversation(self.where(index), scene, asked)
 
 
@@ -260,11 +289,15 @@ def open_conversations(text: str) -> ConversationSource:
         }
         split = options.get("split", "train")
         if split not in ("train", "held_out"):
-            raise UserError(f"{text!r}: there is no split {split!r} of scenes; use train or held_out")
+            raise UserError(
+                f"{text!r}: there is no split {split!r} of scenes; use train or held_out"
+            )
         turns = options.get("turns", "one")
         if turns not in ("one", "all"):
             raise UserError(f"{text!r}: turns={turns} is neither one nor all")
-        source = SceneConversations(numbers["count"], numbers["size"], numbers["seed"], split, turns)
+        source = SceneConversations(
+            numbers["count"], numbers["size"], numbers["seed"], split, turns
+        )
     else:
         reader, columns = image_reader(text, options), columns_of(text, options)
         source = TableSource(text, open_table(kind, where, options), reader, columns)
@@ -278,7 +311,12 @@ def image_reader(text: str, options: Mapping[str, str], folder: Path | None = No
     """Of the source `text`, whose images lie in `folder` where it names none. Raises UserError."""
     named = Path(options["images"]) if "images" in options else folder
     max_pixels = take_pixel_options(text, options)[0].max_pixels
-    return ImageReader(named, yes_or_no(text, "http", options), yes_or_no(text, "follow_links", options), max_pixels)
+    return ImageReader(
+        named,
+        yes_or_no(text, "http", options),
+        yes_or_no(text, "follow_links", options),
+        max_pixels,
+    )
 
 
 def yes_or_no(text: str, name: str, options: Mapping[str, str]) -> bool:
@@ -298,9 +336,13 @@ def columns_of(text: str, options: Mapping[str, str]) -> Columns:
         raise UserError(f"{text!r}: question= and answer= go together; name both columns")
     if columns.caption is not None and columns.question is not None:
         cure = "leave out caption=, or question= and answer="
-        raise UserError(f"{text!r}: a row has a caption or a question and an answer, not both; {cure}")
+        raise UserError(
+            f"{text!r}: a row has a caption or a question and an answer, not both; {cure}"
+        )
     if columns.thoughts is not None and columns.question is None:
-        raise UserError(f"{text!r}: thoughts= are those before an answer; name its column by answer=, and question=")
+        raise UserError(
+            f"{text!r}: thoughts= are those before an answer; name its column by answer=, and question="
+        )
     return columns
 
 
@@ -323,13 +365,19 @@ def _open_table(kind: str, where: str, options: Mapping[str, str], streaming: bo
     try:
         check_footers(where)
         if kind == "parquet":
-            return datasets.load_dataset("parquet", data_files=where, split="train", streaming=streaming)
+            return datasets.load_dataset(
+                "parquet", data_files=where, split="train", streaming=streaming
+            )
         split, revision = options.get("split", "train"), options.get("revision")
-        return datasets.load_dataset(name, config or None, split=split, revision=revision, streaming=streaming)
+        return datasets.load_dataset(
+            name, config or None, split=split, revision=revision, streaming=streaming
+        )
     except UserError:
         raise
     except Exception as error:  # a missing file, name or split raises whatever its reader does
-        reason = first_line(error.__cause__ or error)  # `datasets` says that something failed, and its cause says what
+        reason = first_line(
+            error.__cause__ or error
+        )  # `datasets` says that something failed, and its cause says what
         raise UserError(f"{kind}:{where} cannot be opened ({reason})") from None
 
 

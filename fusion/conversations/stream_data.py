@@ -19,7 +19,9 @@ from fusion.processing_fusion import FusionProcessor
 from vision_core.randomness import numpy_generator
 
 Source = ConversationSource | ConversationStream
-Draw = Callable[[], Conversation]  # a row that has been read, or can be; what is wrong with it is found when it is called
+Draw = Callable[
+    [], Conversation
+]  # a row that has been read, or can be; what is wrong with it is found when it is called
 
 
 class StreamDataset(Dataset):
@@ -30,8 +32,21 @@ class StreamDataset(Dataset):
     process's or data worker's, or was there before the run was resumed. A number below the last one begins again.
     """
 
-    def __init__(self, sources: Sequence[Source], processor: FusionProcessor, max_length: int, seed: int, samples: int) -> None:
-        self.sources, self.processor, self.max_length, self.seed, self.samples = list(sources), processor, max_length, seed, samples
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        processor: FusionProcessor,
+        max_length: int,
+        seed: int,
+        samples: int,
+    ) -> None:
+        self.sources, self.processor, self.max_length, self.seed, self.samples = (
+            list(sources),
+            processor,
+            max_length,
+            seed,
+            samples,
+        )
         self.draws: Iterator[Draw] = iter(())
         self.next = samples  # number of the draw that comes next; at first, none has begun
 
@@ -63,7 +78,11 @@ def turns(weights: Sequence[float]) -> Iterator[int]:
     parts = [int(ratio * scale) for ratio in ratios]
     total, had = sum(parts), [0] * len(parts)
     for turn in count():
-        due = [(-(-(had[i] + 1) * total // part), i) for i, part in enumerate(parts) if had[i] * total // part <= turn]
+        due = [
+            (-(-(had[i] + 1) * total // part), i)
+            for i, part in enumerate(parts)
+            if had[i] * total // part <= turn
+        ]
         number = min(due)[1]
         had[number] += 1
         yield number
@@ -74,6 +93,11 @@ def passes(source: Source, seed: int, number: int) -> Iterator[Draw]:
     for epoch in count():
         generator = numpy_generator("stream mixture", seed, number, epoch)
         if isinstance(source, ConversationStream):
-            yield from (partial(source.conversation, *row) for row in source.shuffled_rows(generator))
+            yield from (
+                partial(source.conversation, *row) for row in source.shuffled_rows(generator)
+            )
         else:
-            yield from (partial(source.__getitem__, row) for row in generator.permutation(len(source)).tolist())
+            yield from (
+                partial(source.__getitem__, row)
+                for row in generator.permutation(len(source)).tolist()
+            )

@@ -24,7 +24,9 @@ class TokenisedConversation:
     labels: list[int]
 
 
-def tokenise(conversation: Conversation, processor: FusionProcessor, max_length: int) -> TokenisedConversation:
+def tokenise(
+    conversation: Conversation, processor: FusionProcessor, max_length: int
+) -> TokenisedConversation:
     """The tokens of a conversation, every `<image>` as often as its image has tokens.
 
     Space around an answer is not part of it. Raises BadRow where the chat template does not keep answers or gives them no
@@ -32,11 +34,17 @@ def tokenise(conversation: Conversation, processor: FusionProcessor, max_length:
     """
     chat = rendered(conversation, processor)
     encoded = processor.tokenizer(chat.text, add_special_tokens=False, return_offsets_mapping=True)
-    labels = _labels(encoded["input_ids"], encoded["offset_mapping"], chat, processor, conversation.where)
-    counts = [processor.image_processor.num_tokens(*image.shape[-2:]) for image in conversation.images]
+    labels = _labels(
+        encoded["input_ids"], encoded["offset_mapping"], chat, processor, conversation.where
+    )
+    counts = [
+        processor.image_processor.num_tokens(*image.shape[-2:]) for image in conversation.images
+    ]
     places = encoded["input_ids"].count(processor.image_token_id)
     if places != len(counts):
-        raise BadRow(f"{conversation.where}: {places} places for {len(counts)} images; give one <image> for each image")
+        raise BadRow(
+            f"{conversation.where}: {places} places for {len(counts)} images; give one <image> for each image"
+        )
     remaining = iter(counts)
     input_ids: list[int] = []
     repeated_labels: list[int] = []
@@ -60,7 +68,9 @@ def rendered(conversation: Conversation, processor: FusionProcessor) -> Rendered
         raise BadRow(f"{conversation.where}: {error}") from None
     except Exception as error:  # a template raises what it likes
         reason = f"the language model's chat template refuses the row ({error})"
-        raise BadRow(f"{conversation.where}: {reason}; change the row, the template or its tokenizer") from None
+        raise BadRow(
+            f"{conversation.where}: {reason}; change the row, the template or its tokenizer"
+        ) from None
 
 
 def chat_messages(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
@@ -77,7 +87,11 @@ def chat_messages(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
 
 
 def _labels(
-    ids: Sequence[int], offsets: Sequence[tuple[int, int]], chat: RenderedChat, processor: FusionProcessor, where: str
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    chat: RenderedChat,
+    processor: FusionProcessor,
+    where: str,
 ) -> list[int]:
     """The ids of tokens that begin within an answer, -100 elsewhere.
 
@@ -86,13 +100,19 @@ def _labels(
     """
     labels = [IGNORED] * len(ids)
     for answer in chat.answers:
-        within = [place for place, (start, _) in enumerate(offsets) if answer.begin <= start < answer.end]
+        within = [
+            place for place, (start, _) in enumerate(offsets) if answer.begin <= start < answer.end
+        ]
         _refuse_crossing(ids, offsets, answer, chat.text, processor, where)
         last, stop = processor.tokenizer.convert_tokens_to_ids([answer.last, answer.stop])
         if not within or ids[within[-1]] != last:
-            raise BadRow(f"{where}: the end of an answer, {answer.last!r}, is not a token of its own; add it to the tokenizer")
+            raise BadRow(
+                f"{where}: the end of an answer, {answer.last!r}, is not a token of its own; add it to the tokenizer"
+            )
         if len(within) == 1:
-            raise BadRow(f"{where}: the tokenizer knows nothing of an answer; give the row another one")
+            raise BadRow(
+                f"{where}: the tokenizer knows nothing of an answer; give the row another one"
+            )
         for place in within:
             labels[place] = ids[place]
         labels[within[-1]] = stop
@@ -114,7 +134,9 @@ def _refuse_crossing(
     The tokenizer's own tokens may: some take the space behind them along, as they do when the model is asked.
     """
     for token, (start, end) in zip(ids, offsets, strict=True):
-        if start < answer.begin < end and (text[answer.begin : end].strip() or token not in _own_ids(processor)):
+        if start < answer.begin < end and (
+            text[answer.begin : end].strip() or token not in _own_ids(processor)
+        ):
             raise BadRow(
                 f"{where}: the token {text[start:end]!r} belongs to the prompt and to the answer; let the chat template's "
                 "prompt end in a token of its own, or without a space"

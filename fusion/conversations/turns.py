@@ -24,7 +24,14 @@ ROLES = {
     "developer": "system",  # OpenAI's newer name for it
 }
 CALLING_ROLES = ("function_call", "tool_call")
-ANSWERING_ROLES = ("tool", "function", "function_response", "tool_response", "observation", "ipython")
+ANSWERING_ROLES = (
+    "tool",
+    "function",
+    "function_response",
+    "tool_response",
+    "observation",
+    "ipython",
+)
 TOOL_ROLES = (*CALLING_ROLES, *ANSWERING_ROLES)
 TOOLS_CURE = "calls of tools are not trained; leave such rows out, or write the calls and their results as plain text"
 FILM_CURE = "only images are seen and only text is read; leave such rows out (of a video, frames can be given as images)"
@@ -36,12 +43,19 @@ THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thoughts")
 LEARNT_KEYS = ("weight", "loss", "train", "training")
 READ_TURN_KEYS = {*ROLE_KEYS, *TEXT_KEYS, *THOUGHT_KEYS, *LEARNT_KEYS}
 REFUSED_TURN_KEYS = {
-    **dict.fromkeys(("tool_calls", "tool_call_id", "function_call", "tools", "functions"), TOOLS_CURE),
+    **dict.fromkeys(
+        ("tool_calls", "tool_call_id", "function_call", "tools", "functions"), TOOLS_CURE
+    ),
     **dict.fromkeys(("video", "videos", "audio", "audios"), FILM_CURE),
-    **dict.fromkeys(("image", "images"), "give images in `images` of the row, or in parts of the turn's `content`"),
+    **dict.fromkeys(
+        ("image", "images"),
+        "give images in `images` of the row, or in parts of the turn's `content`",
+    ),
     "prefix": "an answer that somebody else has begun is not trained; write the whole answer as the assistant's turn",
     "train_detail": "answers are learnt whole or not at all; split the turn, or give `train` true or false",
-    **dict.fromkeys(("mask", "loss_mask", "loss_scale"), "say whether an answer is learnt by `weight`, 1 or 0"),
+    **dict.fromkeys(
+        ("mask", "loss_mask", "loss_scale"), "say whether an answer is learnt by `weight`, 1 or 0"
+    ),
 }
 IMAGE_PART_KEYS = ("image", "path", "url", "base64", "image_url")
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -79,33 +93,47 @@ def read_turn(turn: Any, where: str) -> Turn:
     if role == "assistant":
         thoughts, text = _thoughts_and_answer(thoughts, text, where)
     elif not is_nothing(thoughts):
-        raise BadRow(f"{where}: a turn of the {role} has thoughts; only the assistant thinks, give them to its answer")
+        raise BadRow(
+            f"{where}: a turn of the {role} has thoughts; only the assistant thinks, give them to its answer"
+        )
     for each in (text, thoughts or ""):
         _refuse_broken_text(each, where)
         refuse_placeholders(each, role, where)
     if role != "user" and IMAGE in text:
-        raise BadRow(f"{where}: {IMAGE} stands in a turn of the {role}; images are shown by the user")
+        raise BadRow(
+            f"{where}: {IMAGE} stands in a turn of the {role}; images are shown by the user"
+        )
     return Turn(Message(role, text, thoughts or "", learnt), shown)
 
 
 def read_pair(pair: Any, where: str) -> tuple[Turn, Turn]:
     """The question and the answer of an object with `user` and `assistant`, as FineVision has it. Raises BadRow."""
     if not isinstance(pair, Mapping):
-        raise BadRow(f"{where}: an element of `texts` is {type(pair).__name__}, not an object with user and assistant")
+        raise BadRow(
+            f"{where}: an element of `texts` is {type(pair).__name__}, not an object with user and assistant"
+        )
     refuse_keys(pair, REFUSED_TURN_KEYS, "an element of `texts`", where)
     flags = {key: pair[key] for key in LEARNT_KEYS if key in pair}
     question = read_turn({"role": "user", "content": pair.get("user")}, where)
     system = one_system(pair.get("system"), where)
     if system:
-        raise BadRow(f"{where}: an element of `texts` has a `system` of its own; give one in `system` of the row")
-    return question, read_turn({"role": "assistant", "content": pair.get("assistant"), **flags}, where)
+        raise BadRow(
+            f"{where}: an element of `texts` has a `system` of its own; give one in `system` of the row"
+        )
+    return question, read_turn(
+        {"role": "assistant", "content": pair.get("assistant"), **flags}, where
+    )
 
 
 def unread_turn_keys(turn: Any) -> set[str]:
     """The keys of a turn, or of a pair of `texts`, that nothing reads and that have a value."""
     if not isinstance(turn, Mapping):
         return set()
-    read = READ_TURN_KEYS | REFUSED_TURN_KEYS.keys() | ({"user", "assistant"} if "user" in turn else set())
+    read = (
+        READ_TURN_KEYS
+        | REFUSED_TURN_KEYS.keys()
+        | ({"user", "assistant"} if "user" in turn else set())
+    )
     return {str(key) for key, value in turn.items() if key not in read and not is_nothing(value)}
 
 
@@ -125,7 +153,9 @@ def refuse_keys(given: Mapping[str, Any], cures: Mapping[str, str], what: str, w
     """Raises BadRow for a key of `cures` that says something."""
     for key, cure in cures.items():
         if not is_nothing(given.get(key)):
-            raise BadRow(f"{where}: {what} has `{key}` ({quoted(given[key])}), which is not used: {cure}")
+            raise BadRow(
+                f"{where}: {what} has `{key}` ({quoted(given[key])}), which is not used: {cure}"
+            )
 
 
 def one_value(given: Mapping[str, Any], keys: Sequence[str], what: str, where: str) -> Any:
@@ -143,7 +173,9 @@ def one_system(text: Any, where: str) -> str:
     if is_nothing(text):
         return ""
     if not isinstance(text, str):
-        raise BadRow(f"{where}: `system` is {type(text).__name__}, not text; write the system prompt as one text")
+        raise BadRow(
+            f"{where}: `system` is {type(text).__name__}, not text; write the system prompt as one text"
+        )
     return read_turn({"role": "system", "content": text}, where).message.text
 
 
@@ -191,7 +223,9 @@ def _thoughts_and_answer(given: Any, text: str, where: str) -> tuple[str, str]:
         return given or "", text
     thoughts = head.lstrip().removeprefix("<think>").strip("\n")
     if given and thoughts and given.strip() != thoughts.strip():
-        raise BadRow(f"{where}: an answer has thoughts of its own and others in front of </think>; keep the right ones")
+        raise BadRow(
+            f"{where}: an answer has thoughts of its own and others in front of </think>; keep the right ones"
+        )
     return given or thoughts, tail.lstrip("\n")
 
 
@@ -199,7 +233,9 @@ def _text_and_images(content: Any, where: str) -> tuple[str, tuple[ShownImage, .
     if isinstance(content, str):
         return content, ()
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise BadRow(f"{where}: a turn's text is {type(content).__name__}, not text or a list of parts")
+        raise BadRow(
+            f"{where}: a turn's text is {type(content).__name__}, not text or a list of parts"
+        )
     texts, shown = [], []
     for part in content:
         read = _read_part(part, where)
@@ -221,8 +257,12 @@ def _read_part(part: Any, where: str) -> str | ShownImage:
     if isinstance(kind, str) and kind in FILM_PARTS:
         raise BadRow(f"{where}: a part of a turn is of type {kind!r}: {FILM_CURE}")
     if isinstance(kind, str) and kind in ("thinking", "reasoning"):
-        raise BadRow(f"{where}: a part of a turn is of type {kind!r}; write it into `reasoning_content` of the turn")
-    raise BadRow(f"{where}: a part of a turn is of type {quoted(kind)}; known: text (with `text`), image, image_url")
+        raise BadRow(
+            f"{where}: a part of a turn is of type {kind!r}; write it into `reasoning_content` of the turn"
+        )
+    raise BadRow(
+        f"{where}: a part of a turn is of type {quoted(kind)}; known: text (with `text`), image, image_url"
+    )
 
 
 def _shown_image(part: Mapping[str, Any], where: str) -> ShownImage:
@@ -231,14 +271,22 @@ def _shown_image(part: Mapping[str, Any], where: str) -> ShownImage:
     Or, as the OpenAI API has it, `{"type": "image_url", "image_url": {"url": ...}}`.
     """
     cure = 'write {"type": "image", "image": "data:image/png;base64,..."}'
-    refuse_keys(part, {"source": cure, "text": "give text a part of its own"}, "a part of type image", where)
-    given = {key: _address(part[key], key) for key in IMAGE_PART_KEYS if not is_nothing(part.get(key))}
+    refuse_keys(
+        part, {"source": cure, "text": "give text a part of its own"}, "a part of type image", where
+    )
+    given = {
+        key: _address(part[key], key) for key in IMAGE_PART_KEYS if not is_nothing(part.get(key))
+    }
     image = one_value(given, IMAGE_PART_KEYS, "the image of a part", where)
     index = part.get("index")
     if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
-        raise BadRow(f"{where}: `index` of a part of type image is {quoted(index)}; give the number of an image")
+        raise BadRow(
+            f"{where}: `index` of a part of type image is {quoted(index)}; give the number of an image"
+        )
     if image is None and part["type"] == "image_url":
-        raise BadRow(f'{where}: a part of type image_url has no `image_url`; write {{"url": ...}} into it')
+        raise BadRow(
+            f'{where}: a part of type image_url has no `image_url`; write {{"url": ...}} into it'
+        )
     return ShownImage(image, index if image is None else None)
 
 
@@ -253,4 +301,6 @@ def _address(value: Any, key: str) -> Any:
 def _refuse_broken_text(text: str, where: str) -> None:
     """Half of a surrogate pair, which JSON can hold, is no character, and no tokenizer reads it."""
     if HALF_CHARACTER.search(text):
-        raise BadRow(f"{where}: a text has half of a character ({quoted(text)}); write the file anew, in UTF-8")
+        raise BadRow(
+            f"{where}: a text has half of a character ({quoted(text)}); write the file anew, in UTF-8"
+        )

@@ -63,7 +63,9 @@ def answer_and_score(
     """
     starts = range(rank() * batch_size, len(task.questions), world_size() * batch_size)
     mine: list[Row] = []
-    for start in tqdm(starts, desc=printable(f"{task.name}, {shown}"), disable=not is_main_process(), leave=False):
+    for start in tqdm(
+        starts, desc=printable(f"{task.name}, {shown}"), disable=not is_main_process(), leave=False
+    ):
         numbers = range(len(task.questions))[start : start + batch_size]
         asked = [asked_question(task, number, shown) for number in numbers]
         rows = kept.rows(shown, numbers, asked) if kept is not None else None
@@ -96,14 +98,18 @@ def answers_to(
         do_sample=False,
     )
     expected = [task.questions[number].expected[0] for number in numbers]
-    return list(zip(numbers, given, *expected_losses(model, processor, asked, expected), strict=True))
+    return list(
+        zip(numbers, given, *expected_losses(model, processor, asked, expected), strict=True)
+    )
 
 
 def asked_question(task: Task, index: int, shown: Shown) -> Conversation:
     """Question `index` as the model is asked it: the turns up to the graded answer, with its images, without any, or with those of another question."""
     question = task.questions[index]
     images = question.images()
-    turns = question.turns or (Message("user", f"{IMAGE}\n" * len(images) + task.prompted(question)),)
+    turns = question.turns or (
+        Message("user", f"{IMAGE}\n" * len(images) + task.prompted(question)),
+    )
     if shown == "blind":
         turns = tuple(replace(turn, text=without_places(turn.text)) for turn in turns)
         images = []
@@ -125,12 +131,21 @@ def graded(task: Task, given: Sequence[str], loss: float = math.nan) -> Score:
         factor = 1.0
     else:
         grade = task.grade
-        points = [float(grade(text, each.expected, each.choices)) for text, each in zip(given, task.questions, strict=True)]
+        points = [
+            float(grade(text, each.expected, each.choices))
+            for text, each in zip(given, task.questions, strict=True)
+        ]
         factor = 100.0
     of_group = by_group(task, points, min)
-    groups = {name: (factor * sum(each) / len(each), len(each)) for name, each in sorted(of_group.items())}
+    groups = {
+        name: (factor * sum(each) / len(each), len(each)) for name, each in sorted(of_group.items())
+    }
     score, error = figure(task, of_group)
-    beside = task.figures(given, [question.expected[0] for question in task.questions]) if task.figures else {}
+    beside = (
+        task.figures(given, [question.expected[0] for question in task.questions])
+        if task.figures
+        else {}
+    )
     return Score(factor * score, factor * error, loss, groups, list(given), points, beside)
 
 
@@ -142,7 +157,9 @@ def chance(task: Task) -> float | None:
     return 100 * figure(task, by_group(task, [1 / count for count in shown], math.prod))[0]
 
 
-def by_group(task: Task, values: Sequence[float], join: Callable[[list[float]], float]) -> dict[str, list[float]]:
+def by_group(
+    task: Task, values: Sequence[float], join: Callable[[list[float]], float]
+) -> dict[str, list[float]]:
     """The values of the questions, joined over each bundle, by group."""
     bundles: dict[tuple[str, str], list[float]] = {}
     for number, (question, value) in enumerate(zip(task.questions, values, strict=True)):
@@ -156,9 +173,15 @@ def by_group(task: Task, values: Sequence[float], join: Callable[[list[float]], 
 def figure(task: Task, of_group: Mapping[str, list[float]]) -> tuple[float, float]:
     """The benchmark's own mean of values by group, and its standard error."""
     everything = [value for each in of_group.values() for value in each]
-    parts = [(1.0, everything)] if task.weights is None else [(weight, of_group[name]) for name, weight in task.weights(of_group).items()]
+    parts = (
+        [(1.0, everything)]
+        if task.weights is None
+        else [(weight, of_group[name]) for name, weight in task.weights(of_group).items()]
+    )
     mean = sum(weight * statistics.fmean(each) for weight, each in parts)
-    return mean, math.sqrt(sum(weight**2 * statistics.pvariance(each) / len(each) for weight, each in parts))
+    return mean, math.sqrt(
+        sum(weight**2 * statistics.pvariance(each) / len(each) for weight, each in parts)
+    )
 
 
 @torch.inference_mode()
@@ -176,9 +199,20 @@ def replies(
     their places. thinking: whether it is asked to think first. generation: options of `generate`.
     """
     prompts = [render_prompt(processor, turns, thinking) for turns in conversations]
-    inputs = processor(text=prompts, images=list(images) or None, padding=True, padding_side="left", return_tensors="pt")
-    new = model.generate(**_on_device(inputs, model.device), **generation)[:, inputs["input_ids"].shape[1] :]
-    return [answer_in(processor, text, thinking) for text in processor.batch_decode(new, skip_special_tokens=False)]
+    inputs = processor(
+        text=prompts,
+        images=list(images) or None,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    new = model.generate(**_on_device(inputs, model.device), **generation)[
+        :, inputs["input_ids"].shape[1] :
+    ]
+    return [
+        answer_in(processor, text, thinking)
+        for text in processor.batch_decode(new, skip_special_tokens=False)
+    ]
 
 
 @torch.inference_mode()
@@ -195,16 +229,27 @@ def expected_losses(
         whole = replace(question, messages=(*earlier, Message("assistant", answer)))
         tokens = tokenise(whole, processor, 2**20)
         item = {"input_ids": tokens.input_ids, "labels": tokens.labels}
-        items.append(item | (image_inputs(question.images, processor, None) if question.images else {}))
+        items.append(
+            item | (image_inputs(question.images, processor, None) if question.images else {})
+        )
     batch = ConversationCollator(processor)(items)
     labels = batch.pop("labels")[:, 1:].to(model.device)
     logits = model(**_on_device(batch, model.device)).logits[:, :-1].float()
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape).sum(1)
+    losses = (
+        F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        .view(labels.shape)
+        .sum(1)
+    )
     return losses.tolist(), (labels != IGNORED).sum(1).tolist()
 
 
 def _on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: [each.to(device) for each in value] if isinstance(value, list) else value.to(device) for name, value in inputs.items()}
+    return {
+        name: [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
+        for name, value in inputs.items()
+    }
 
 
 def _another(task: Task, index: int) -> int:
@@ -218,4 +263,7 @@ def _another(task: Task, index: int) -> int:
 def examples(task: Task, score: Score, count: int) -> list[tuple[Question, str, float]]:
     """Questions spread over the task, each with its answer and points."""
     step = max(len(task.questions) // count, 1)
-    return [(task.questions[at], score.answers[at], score.points[at]) for at in range(0, len(task.questions), step)][:count]
+    return [
+        (task.questions[at], score.answers[at], score.points[at])
+        for at in range(0, len(task.questions), step)
+    ][:count]

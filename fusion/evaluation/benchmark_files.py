@@ -60,7 +60,9 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def table_rows(file: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
     """(place, fields by column) of each row of a CSV or TSV that has these columns. Raises UserError, BadRow."""
     csv.field_size_limit(2**31 - 1)  # images in base64
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), delimiter=delimiter, restkey="")
+    reader = csv.DictReader(
+        io.StringIO(read_text(file), newline=""), delimiter=delimiter, restkey=""
+    )
     try:
         header = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = header
@@ -69,11 +71,15 @@ def table_rows(file: Path, delimiter: str, *columns: str) -> Iterator[tuple[str,
         raise BadRow(f"{file}, line {reader.line_num}: no table ({error}); {FETCH_AGAIN}") from None
     missing = [name for name in columns if name not in header]
     if missing:
-        raise UserError(f"{file} has the columns {', '.join(header) or 'none'}, and no {missing[0]!r}; {OWN_FILE}")
+        raise UserError(
+            f"{file} has the columns {', '.join(header) or 'none'}, and no {missing[0]!r}; {OWN_FILE}"
+        )
     for number, row in enumerate(rows, start=1):
         where = f"{file}, row {number}"
         if "" in row and "" not in header:
-            raise BadRow(f"{where}: there are more fields than the {len(header)} columns; {FETCH_AGAIN}")
+            raise BadRow(
+                f"{where}: there are more fields than the {len(header)} columns; {FETCH_AGAIN}"
+            )
         yield where, row
 
 
@@ -108,7 +114,9 @@ def right_letter(answer: str, choices: Sequence[str], where: str) -> str:
     letter = re.sub(r"[()\s]", "", answer).upper()
     known = letters_of(choices)
     if len(letter) != 1 or letter not in known:
-        problem = f"the answer {shown(answer)} is none of the letters {known or '(none)'} of its choices"
+        problem = (
+            f"the answer {shown(answer)} is none of the letters {known or '(none)'} of its choices"
+        )
         raise BadRow(f"{where}: {problem}; {FETCH_AGAIN}")
     return letter
 
@@ -125,7 +133,9 @@ def file_image(folder: Path, name: str, where: str) -> Callable[[], list[Tensor]
             data = read_regular_file(path, *roots)
         except UnreadableImage as error:
             problem = error.reason.replace("_", " ")
-            raise BadRow(f"{where}: {path} cannot be read ({problem}); name the folder of the images by images=") from None
+            raise BadRow(
+                f"{where}: {path} cannot be read ({problem}); name the folder of the images by images="
+            ) from None
         return [decoded(data, f"{where}: {name}")]
 
     return read

@@ -75,13 +75,18 @@ def cv_bench(name: str, where: Path) -> Task:
         expected = right_letter(text_field(row, "answer", at), choices, at)
         group = OMNI3D if text_field(row, "type", at) == "3D" else text_field(row, "source", at)
         image = _table_image(encoded, number, at)
-        questions.append(Question(at, text_field(row, "question", at), (expected,), image, choices, group))
+        questions.append(
+            Question(at, text_field(row, "question", at), (expected,), image, choices, group)
+        )
     return Task(name, questions, LETTER_PROMPT, vlm_grading.cv_bench, weights=cv_bench_weights)
 
 
 def cv_bench_weights(groups: Collection[str]) -> dict[str, float]:
     """((ADE20K + COCO) / 2 + Omni3D) / 2, as published; of a file with one half alone, that half."""
-    halves = {"2D": [name for name in groups if name != OMNI3D], "3D": [name for name in groups if name == OMNI3D]}
+    halves = {
+        "2D": [name for name in groups if name != OMNI3D],
+        "3D": [name for name in groups if name == OMNI3D],
+    }
     present = [half for half in halves.values() if half]
     return {name: 1 / len(present) / len(half) for half in present for name in half}
 
@@ -90,13 +95,17 @@ def mmvp(name: str, where: Path) -> Task:
     """Right is a pair: questions 1 and 2, 3 and 4, ... by their index."""
     file, questions = where / "Questions.csv", []
     for at, row in table_rows(file, ",", "Question", "Options", "Correct Answer"):
-        index = whole_number(row, next((spelling for spelling in MMVP_INDEX if spelling in row), MMVP_INDEX[0]), at)
+        index = whole_number(
+            row, next((spelling for spelling in MMVP_INDEX if spelling in row), MMVP_INDEX[0]), at
+        )
         options = re.split(r"\([a-z]\)", text_field(row, "Options", at))
         choices = tuple(option.strip() for option in options if option.strip())
         expected = right_letter(text_field(row, "Correct Answer", at), choices, at)
         image = file_image(where / "MMVP Images", f"{index}.jpg", at)
         pair = str((index - 1) // 2)
-        questions.append(Question(at, text_field(row, "Question", at), (expected,), image, choices, bundle=pair))
+        questions.append(
+            Question(at, text_field(row, "Question", at), (expected,), image, choices, bundle=pair)
+        )
     sizes = Counter(question.bundle for question in questions)
     alone = next((question for question in questions if sizes[question.bundle] != 2), None)
     if alone is not None:
@@ -113,15 +122,21 @@ def pope(name: str, where: Path, images: str | None = None) -> Task:
         if label not in ("yes", "no"):
             raise BadRow(f"{at}: the label {shown(label)} is neither yes nor no; {FETCH_AGAIN}")
         questions.append(Question(at, text_field(row, "text", at), (label,), image, ("yes", "no")))
-    return Task(name, questions, YES_NO_PROMPT, vlm_grading.yes_no, figures=vlm_grading.pope_figures)
+    return Task(
+        name, questions, YES_NO_PROMPT, vlm_grading.yes_no, figures=vlm_grading.pope_figures
+    )
 
 
 def gqa(name: str, where: Path, images: str | None = None) -> Task:
     questions = []
     for number, row in parsed(read_text(where), str(where), dict).items():
         at = f"{where}, question {number}"
-        image = file_image(Path(images or where.parent), f"{text_field(row, 'imageId', at)}.jpg", at)
-        questions.append(Question(at, text_field(row, "question", at), (text_field(row, "answer", at),), image))
+        image = file_image(
+            Path(images or where.parent), f"{text_field(row, 'imageId', at)}.jpg", at
+        )
+        questions.append(
+            Question(at, text_field(row, "question", at), (text_field(row, "answer", at),), image)
+        )
     return Task(name, questions, WORD_PROMPT, vlm_grading.gqa)
 
 
@@ -142,7 +157,9 @@ def mmbench(name: str, where: Path) -> Task:
         answer = text_field(row, "answer", at, NO_ANSWERS)
         expected = right_letter(answer, choices, at)
         image = _base64_image(encoded, at)
-        questions.append(Question(at, text, (expected,), image, choices, row.get("category") or "all", base))
+        questions.append(
+            Question(at, text, (expected,), image, choices, row.get("category") or "all", base)
+        )
     return Task(name, questions, LETTER_PROMPT, vlm_grading.mmbench)
 
 
@@ -151,7 +168,9 @@ def captions(name: str, where: Path, images: str | None = None) -> Task:
     of_image: dict[str, list[str]] = {}
     for number, note in enumerate(items_field(table, "annotations", str(where)), start=1):
         at = f"{where}, annotation {number}"
-        of_image.setdefault(text_field(note, "image_id", at), []).append(text_field(note, "caption", at))
+        of_image.setdefault(text_field(note, "image_id", at), []).append(
+            text_field(note, "caption", at)
+        )
     questions = []
     for number, row in enumerate(items_field(table, "images", str(where)), start=1):
         at = f"{where}, image {number}"
@@ -200,7 +219,10 @@ def _plain_vqa_rows(where: Path) -> list[tuple[str, Any]]:
     if text.lstrip().startswith("{"):
         cure = f"VQAv2's questions need annotations=FILE beside them, TextVQA's file is textvqa:{where}"
         raise UserError(f"{where} is no list of questions; {cure}")
-    return [(f"{where}, row {number}", row) for number, row in enumerate(parsed(text, str(where), list), start=1)]
+    return [
+        (f"{where}, row {number}", row)
+        for number, row in enumerate(parsed(text, str(where), list), start=1)
+    ]
 
 
 def _vqav2_rows(where: Path, annotations: Path) -> list[tuple[str, Any]]:
@@ -230,7 +252,9 @@ def _vqa_question(at: str, row: Any, folder: Path) -> Question:
     if len(people) < 2:
         cure = "VQA accuracy compares those of several people, ask questions with one as llava:FILE"
         raise BadRow(f"{at}: there is one answer; {cure}")
-    return Question(at, text_field(row, "question", at), tuple(_said(each, at) for each in people), image)
+    return Question(
+        at, text_field(row, "question", at), tuple(_said(each, at) for each in people), image
+    )
 
 
 def _said(person: Any, at: str) -> str:
@@ -253,7 +277,9 @@ def _mmbench_choices(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def _mmbench_image(row: Mapping[str, str], index: str, base: str, kept: dict[str, str], at: str) -> str:
+def _mmbench_image(
+    row: Mapping[str, str], index: str, base: str, kept: dict[str, str], at: str
+) -> str:
     """The image of a row in base64, or that of the earlier row that it names or is a turn of.
 
     kept: the images so far, by index; that of this row is put there.
@@ -263,7 +289,9 @@ def _mmbench_image(row: Mapping[str, str], index: str, base: str, kept: dict[str
         kept[index] = given
     encoded = kept.get(index) or kept.get(given) or kept.get(base)
     if encoded is None:
-        raise BadRow(f"{at}: there is no image, and none of a row with index {given or base} before it; {FETCH_AGAIN}")
+        raise BadRow(
+            f"{at}: there is no image, and none of a row with index {given or base} before it; {FETCH_AGAIN}"
+        )
     return encoded
 
 
@@ -295,7 +323,11 @@ def open_task(text: str, limit: int | None = None) -> Task:
     """
     known = {kind: options for kind, (_, options) in BENCHMARKS.items()} | OPTIONS
     kind, where, options = parse_source(text, known, "task")
-    task = conversations_task(text, limit) if kind in OPTIONS else BENCHMARKS[kind][0](text, Path(where), **options)
+    task = (
+        conversations_task(text, limit)
+        if kind in OPTIONS
+        else BENCHMARKS[kind][0](text, Path(where), **options)
+    )
     if not task.questions:
         raise UserError(f"{text} has no questions")
     return replace(task, questions=task.questions[:limit])

@@ -24,10 +24,18 @@ from vision_core.processes.distributed import rank
 from vision_core.runs.checkpoints import sync
 from vision_core.runs.folder_checks import FINISHED
 
-OF_A_MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model")  # endings of weights, configs, processor and tokenizer
+OF_A_MODEL = (
+    ".safetensors",
+    ".json",
+    ".jinja",
+    ".txt",
+    ".model",
+)  # endings of weights, configs, processor and tokenizer
 LIBRARIES = ("torch", "transformers")  # by whose versions numbers round in another way
 
-Row = tuple[int, str, float, int]  # number of the question, reply, loss of the expected answer, and its tokens
+Row = tuple[
+    int, str, float, int
+]  # number of the question, reply, loss of the expected answer, and its tokens
 
 
 class KeptAnswers:
@@ -42,20 +50,27 @@ class KeptAnswers:
         self._has_header = False
         self._found: dict[tuple[str, int], dict[str, Any]] = {}
         for path in sorted(folder.glob("answers-*.jsonl")):
-            for record in JsonLines(path, lambda text: None).read():  # the last line may be torn: its batch is asked again
+            for record in JsonLines(
+                path, lambda text: None
+            ).read():  # the last line may be torn: its batch is asked again
                 if record.get("key") == self._key and "reply" in record:
                     self._found[record["shown"], record["question"]] = record
 
     def __len__(self) -> int:
         return len(self._found)
 
-    def rows(self, shown: str, numbers: Sequence[int], asked: Sequence[Conversation]) -> list[Row] | None:
+    def rows(
+        self, shown: str, numbers: Sequence[int], asked: Sequence[Conversation]
+    ) -> list[Row] | None:
         """A batch's answers, or None where one is missing or was given to other images. asked: the batch as it would be asked now."""
         records = [self._found.get((shown, number)) for number in numbers]
         for record, question in zip(records, asked, strict=True):
             if record is None or record["images"] != _digest_of_images(question.images):
                 return None
-        return [(record["question"], record["reply"], float(record["loss"]), record["tokens"]) for record in records]
+        return [
+            (record["question"], record["reply"], float(record["loss"]), record["tokens"])
+            for record in records
+        ]
 
     def add(self, shown: str, rows: Sequence[Row], asked: Sequence[Conversation]) -> None:
         """Keep a batch's answers, on the disk when this returns. Raises UserError where they cannot be written."""
@@ -70,17 +85,33 @@ class KeptAnswers:
                 self._lines.append({"key": self._key, "shown": shown, "question": number} | told)
             sync(self._lines.path)
         except OSError as error:
-            raise UserError(f"{self._lines.path} cannot be written ({error.strerror}); make room, or give another --output_dir") from None
+            raise UserError(
+                f"{self._lines.path} cannot be written ({error.strerror}); make room, or give another --output_dir"
+            ) from None
 
 
 def header_of(model: str, task: Task, batch_size: int, thought_tokens: int) -> dict[str, Any]:
     """What decides about a task's answers. model: its fingerprint. Questions and prompts count; how answers are graded does not."""
     questions = [
-        [question.where, task.prompted(question), question.expected[0], [[turn.role, turn.text] for turn in question.turns]]
+        [
+            question.where,
+            task.prompted(question),
+            question.expected[0],
+            [[turn.role, turn.text] for turn in question.turns],
+        ]
         for question in task.questions
     ]
-    limits = {"max_new_tokens": task.max_new_tokens, "thought_tokens": thought_tokens, "batch_size": batch_size}
-    return {"model": model, "name": task.name, "task": _digest(questions), "questions": len(questions)} | limits
+    limits = {
+        "max_new_tokens": task.max_new_tokens,
+        "thought_tokens": thought_tokens,
+        "batch_size": batch_size,
+    }
+    return {
+        "model": model,
+        "name": task.name,
+        "task": _digest(questions),
+        "questions": len(questions),
+    } | limits
 
 
 def model_fingerprint(folder: Path, device: str) -> str:
@@ -92,7 +123,9 @@ def model_fingerprint(folder: Path, device: str) -> str:
                 with path.open("rb") as file:
                     digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read ({error.strerror}); give yourself access to it") from None
+        raise UserError(
+            f"{error.filename or folder} cannot be read ({error.strerror}); give yourself access to it"
+        ) from None
     return _digest([digests, device, [version(library) for library in LIBRARIES]])
 
 

@@ -50,18 +50,28 @@ class FusionVlm(lmms):
     ) -> None:
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise UserError(f"batch_size={batch_size} is no number of questions; give one, e.g. --batch_size 16")
+            raise UserError(
+                f"batch_size={batch_size} is no number of questions; give one, e.g. --batch_size 16"
+            )
         self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens
         self.accelerator = Accelerator()
-        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.device = torch.device(device) if device and self._world_size == 1 else self.accelerator.device
+        self._rank, self._world_size = (
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        self.device = (
+            torch.device(device) if device and self._world_size == 1 else self.accelerator.device
+        )
         model, self.processor = load_model(pretrained)
         self.model = model.to(self.device).eval()
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """An answer to each request, in their order."""
         return self._in_batches(
-            requests, lambda batch: self._replies([each.args[1](self._document(each)) for each in batch], batch[0].args[2])
+            requests,
+            lambda batch: self._replies(
+                [each.args[1](self._document(each)) for each in batch], batch[0].args[2]
+            ),
         )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
@@ -70,7 +80,9 @@ class FusionVlm(lmms):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Raises UserError: lmms-eval 0.7.3 makes no chat messages for such tasks, and turns the numbers that simple models return into text."""
-        raise UserError("a task compares given answers by how likely they are, which cannot be asked of a chat model; leave it out")
+        raise UserError(
+            "a task compares given answers by how likely they are, which cannot be asked of a chat model; leave it out"
+        )
 
     def _document(self, request: Instance) -> Any:
         document, task, split = request.args[-3:]
@@ -80,7 +92,11 @@ class FusionVlm(lmms):
         """Several requests side by side, each for as many rounds as its task wants."""
         talks = [Talk(request.args[1], self._document(request)) for request in requests]
         while asked := [talk for talk in talks if talk.messages is not None]:
-            for talk, answer in zip(asked, self._replies([talk.messages for talk in asked], requests[0].args[2]), strict=True):
+            for talk, answer in zip(
+                asked,
+                self._replies([talk.messages for talk in asked], requests[0].args[2]),
+                strict=True,
+            ):
                 talk.go_on(answer)
         return [talk.answers for talk in talks]
 
@@ -91,14 +107,21 @@ class FusionVlm(lmms):
         if until:
             generation |= {"stop_strings": until, "tokenizer": self.processor.tokenizer}
         flat = [image for each in images for image in each]
-        return [up_to_a_stop(text, until) for text in replies(self.model, self.processor, turns, flat, **generation)]
+        return [
+            up_to_a_stop(text, until)
+            for text in replies(self.model, self.processor, turns, flat, **generation)
+        ]
 
-    def _in_batches(self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]]) -> list[Any]:
+    def _in_batches(
+        self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]]
+    ) -> list[Any]:
         """The answers in the order of the requests; images are opened batch by batch."""
         given: list[Any] = [None] * len(requests)
         bar = tqdm(total=len(requests), desc="answers", disable=self.rank != 0)
         for numbers in batches([request.args[2] for request in requests], self.batch_size):
-            for number, said in zip(numbers, answer([requests[each] for each in numbers]), strict=True):
+            for number, said in zip(
+                numbers, answer([requests[each] for each in numbers]), strict=True
+            ):
                 given[number] = said
             bar.update(len(numbers))
         bar.close()

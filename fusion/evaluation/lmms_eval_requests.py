@@ -32,7 +32,11 @@ class Talk:
     def go_on(self, answer: str) -> None:
         """Take an answer, and ask the task what comes next; the task may put other answers in place of the model's when it ends."""
         self.answers.append(answer)
-        told = {"round_idx": len(self.answers), "previous_output": list(self.answers), "previous_round_info": self.notes}
+        told = {
+            "round_idx": len(self.answers),
+            "previous_output": list(self.answers),
+            "previous_round_info": self.notes,
+        }
         following = self.to_messages(self.document, **told)
         if not isinstance(following, tuple):  # a task that knows of no rounds
             self.messages = None
@@ -42,19 +46,27 @@ class Talk:
             self.messages, self.answers = None, self.answers if answers is None else list(answers)
 
 
-def generation_options(options: Mapping[str, Any], max_new_tokens: int) -> tuple[list[str], dict[str, Any]]:
+def generation_options(
+    options: Mapping[str, Any], max_new_tokens: int
+) -> tuple[list[str], dict[str, Any]]:
     """The stops, and the options of `generate`, for a task's `generation_kwargs`; `generate` refuses those that it does not know.
 
     A task that says do_sample is taken at its word, one that does not samples at a temperature above 0. `image_aspect_ratio` is LLaVA's preprocessing, of
     which a fused model has its own.
     """
-    asked = {name: value for name, value in options.items() if value is not None and name != "image_aspect_ratio"}
+    asked = {
+        name: value
+        for name, value in options.items()
+        if value is not None and name != "image_aspect_ratio"
+    }
     until = asked.pop("until", [])
     until = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
     sampled = asked.pop("do_sample", "temperature" in asked) and asked.get("temperature", 1) > 0
     if not sampled:
         asked = {name: value for name, value in asked.items() if name not in SAMPLING}
-    return [] if until == NO_STOP_NAMED else until, {"max_new_tokens": max_new_tokens} | asked | {"do_sample": bool(sampled)}
+    return [] if until == NO_STOP_NAMED else until, {"max_new_tokens": max_new_tokens} | asked | {
+        "do_sample": bool(sampled)
+    }
 
 
 def up_to_a_stop(text: str, until: Sequence[str]) -> str:
@@ -82,13 +94,19 @@ def read_messages(messages: Messages) -> tuple[list[dict[str, str]], list[Tensor
         parts = message["content"]
         unknown = {part["type"] for part in parts} - {"text", "image"}
         if unknown:
-            raise UserError(f"the task shows {', '.join(sorted(unknown))}; a fused model sees images and reads text, so leave the task out")
+            raise UserError(
+                f"the task shows {', '.join(sorted(unknown))}; a fused model sees images and reads text, so leave the task out"
+            )
         shown = [part["url"] for part in parts if part["type"] == "image"]
         written = "".join(part["text"] for part in parts if part["type"] == "text")
         if written.count(IMAGE_TOKEN) not in (0, len(shown)):
-            raise UserError(f"{len(shown)} images belong to a text with {written.count(IMAGE_TOKEN)} {IMAGE_TOKEN}: {written[:200]!r}")
+            raise UserError(
+                f"{len(shown)} images belong to a text with {written.count(IMAGE_TOKEN)} {IMAGE_TOKEN}: {written[:200]!r}"
+            )
         if IMAGE_TOKEN not in written:
-            written = "".join(part["text"] if part["type"] == "text" else f"{IMAGE_TOKEN}\n" for part in parts)
+            written = "".join(
+                part["text"] if part["type"] == "text" else f"{IMAGE_TOKEN}\n" for part in parts
+            )
         turns.append({"role": message["role"], "content": written})
         images += map(pixels, shown)
     return turns, images

@@ -59,7 +59,11 @@ class Task:
 
     def prompted(self, question: Question) -> str:
         """The text that the model reads."""
-        options = "\n".join(f"({chr(ord('A') + number)}) {choice}" for number, choice in enumerate(question.choices) if choice)
+        options = "\n".join(
+            f"({chr(ord('A') + number)}) {choice}"
+            for number, choice in enumerate(question.choices)
+            if choice
+        )
         return self.prompt.format(question=question.text, options=options)
 
     @property
@@ -74,7 +78,9 @@ PLAIN_PROMPT = "{question}"
 def conversations_task(name: str, limit: int | None) -> Task:
     """The first learnt answer of each conversation of a source, asked for with all that stands in front of it."""
     source = open_conversations(name)
-    return Task(name, questions_of(source, limit), PLAIN_PROMPT, last_word if source.read_aloud else exact)
+    return Task(
+        name, questions_of(source, limit), PLAIN_PROMPT, last_word if source.read_aloud else exact
+    )
 
 
 def questions_of(source: ConversationSource, limit: int | None = None) -> list[Question]:
@@ -82,7 +88,11 @@ def questions_of(source: ConversationSource, limit: int | None = None) -> list[Q
     questions = []
     for row in range(len(source))[:limit]:
         conversation = source[row]
-        answers = (number for number, each in enumerate(conversation.messages) if each.role == "assistant" and each.learnt)
+        answers = (
+            number
+            for number, each in enumerate(conversation.messages)
+            if each.role == "assistant" and each.learnt
+        )
         answered = next(answers)
         turns = conversation.messages[:answered]
         shown = sum(turn.text.count(IMAGE) for turn in turns)
@@ -90,7 +100,9 @@ def questions_of(source: ConversationSource, limit: int | None = None) -> list[Q
             where=conversation.where,
             text=turns[-1].text.replace(IMAGE, "").strip(),
             expected=(conversation.messages[answered].text.strip(),),
-            images=(lambda row=row, shown=shown: list(source[row].images[:shown])) if shown else list,
+            images=(lambda row=row, shown=shown: list(source[row].images[:shown]))
+            if shown
+            else list,
             choices=conversation.choices,
             group=conversation.kind or "all",
             turns=turns,

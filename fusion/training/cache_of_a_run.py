@@ -64,7 +64,9 @@ def fill_for_a_run(
     mine = together(lambda: _look(cache, rows))
     everybody = gather_objects(mine)
     together(lambda: _say_what_is_needed(cache, everybody))
-    before = set().union(*(found.needed for found in everybody[: rank()]))  # they make those that several have found
+    before = set().union(
+        *(found.needed for found in everybody[: rank()])
+    )  # they make those that several have found
     wanted = {name: place for name, place in mine.needed.items() if name not in before}
     together(lambda: cache.fill(_images_of(cache, rows, wanted), vision_model, image_processor))
 
@@ -75,7 +77,9 @@ def _look(cache: MapCache, sources: Sequence[Sequence[HasImages]]) -> Found:
     for number, source in enumerate(sources):
         places += [(number, row) for row in range(rank(), len(source), world_size())]
     found, seen = Found(), set()
-    bar = tqdm(places, desc="cached features read", unit="row", disable=not is_main_process(), leave=False)
+    bar = tqdm(
+        places, desc="cached features read", unit="row", disable=not is_main_process(), leave=False
+    )
     for number, row in bar:
         for image in sources[number][row].images:
             path = cache.path(image)
@@ -97,16 +101,24 @@ def _say_what_is_needed(cache: MapCache, everybody: Sequence[Found]) -> None:
     if not is_main_process():
         return
     if damaged:
-        print_once([f"{cache.folder}: {len(damaged):,} files were not what was written; they are made again"])
+        print_once(
+            [
+                f"{cache.folder}: {len(damaged):,} files were not what was written; they are made again"
+            ]
+        )
     if needed:
         what = f"the features of {len(needed):,} images"
         print_once([check_room(cache.folder, len(needed) * cache.image_bytes, what, ROOM)])
 
 
-def _images_of(cache: MapCache, sources: Sequence[Sequence[HasImages]], wanted: dict[str, Place]) -> Iterator[Tensor]:
+def _images_of(
+    cache: MapCache, sources: Sequence[Sequence[HasImages]], wanted: dict[str, Place]
+) -> Iterator[Tensor]:
     """The images whose files are `wanted`, read again from their rows."""
     places = sorted(set(wanted.values()))
-    for number, row in tqdm(places, desc="features made", unit="row", disable=not is_main_process(), leave=False):
+    for number, row in tqdm(
+        places, desc="features made", unit="row", disable=not is_main_process(), leave=False
+    ):
         for image in sources[number][row].images:
             if cache.path(image).name in wanted:
                 yield image

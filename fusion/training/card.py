@@ -23,21 +23,41 @@ SHOWN = (
 )  # fmt: skip
 
 
-def write_card(folder: Path, stage: str, program: str, options: Mapping[str, Any], model: nn.Module, state: TrainerState) -> None:
+def write_card(
+    folder: Path,
+    stage: str,
+    program: str,
+    options: Mapping[str, Any],
+    model: nn.Module,
+    state: TrainerState,
+) -> None:
     """README.md of the run's folder. program: its script. options: the run's, as it ran. state: the Trainer's, of which the last losses are shown."""
     log = state.log_history
-    losses = {name: next((line[name] for line in reversed(log) if name in line), None) for name in ("loss", "eval_loss")}
+    losses = {
+        name: next((line[name] for line in reversed(log) if name in line), None)
+        for name in ("loss", "eval_loss")
+    }
     held_out = "; ".join(options["eval_conversations"])
     data = "; ".join(in_code(text) for text in options["conversations"])
-    names = {"loss": "training loss, at the end", "eval_loss": f"loss of held-out conversations ({held_out})"}
+    names = {
+        "loss": "training loss, at the end",
+        "eval_loss": f"loss of held-out conversations ({held_out})",
+    }
     write_model_card(
         folder / "README.md",
         title=f"Fused vision-language model after stage {stage}",
         summary=what_trained(stage, options),
-        training_command=run_again(program, folder, "deepspeed" if options["deepspeed"] else "python"),
+        training_command=run_again(
+            program, folder, "deepspeed" if options["deepspeed"] else "python"
+        ),
         data=f"{data}\n\n{data_licence(options['conversations'])}",
-        results=[{"figure": names[name], "value": f"{value:.4f}"} for name, value in losses.items() if value is not None],
-        settings=facts(options, model, state) | {name: options[name] for name in SHOWN if options.get(name) is not None},
+        results=[
+            {"figure": names[name], "value": f"{value:.4f}"}
+            for name, value in losses.items()
+            if value is not None
+        ],
+        settings=facts(options, model, state)
+        | {name: options[name] for name in SHOWN if options.get(name) is not None},
         note=f"{seen(options, state)} A loss is no judgement of answers; recipes/evaluate_vlm.py judges them, beside the same model without "
         "images. What it says of other pictures, and whether it is true, is not known; nothing was done about biases in the data.",
         tags=["vision", "fusion"],
@@ -54,7 +74,9 @@ def facts(options: Mapping[str, Any], model: nn.Module, state: TrainerState) -> 
         "parameters": f"{sum(map(number_of_elements, model.parameters())) / 1e6:.2f} M",
         "image sizes": ", ".join(" x ".join(map(str, size)) for size in sides)
         + f", a grid of {vision_config.grid} x {vision_config.grid} tokens",
-        "conversations": batch_text(options["per_device_train_batch_size"], options["gradient_accumulation_steps"]),
+        "conversations": batch_text(
+            options["per_device_train_batch_size"], options["gradient_accumulation_steps"]
+        ),
         "steps": f"{state.global_step:,}",
         **made_with(),
     }
@@ -62,10 +84,13 @@ def facts(options: Mapping[str, Any], model: nn.Module, state: TrainerState) -> 
 
 def seen(options: Mapping[str, Any], state: TrainerState) -> str:
     """How much the model has seen."""
-    drawn = state.global_step * options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] * world_size()
-    return (
-        f"It was trained for {state.global_step:,} steps on {drawn:,} conversations at most, {state.epoch or 0:.2f} passes over the data."
+    drawn = (
+        state.global_step
+        * options["per_device_train_batch_size"]
+        * options["gradient_accumulation_steps"]
+        * world_size()
     )
+    return f"It was trained for {state.global_step:,} steps on {drawn:,} conversations at most, {state.epoch or 0:.2f} passes over the data."
 
 
 def what_trained(stage: str, options: Mapping[str, Any]) -> str:
@@ -73,9 +98,7 @@ def what_trained(stage: str, options: Mapping[str, Any]) -> str:
     if stage == "align":
         return "The connector, and the layers of the language model that look into the encoders again, were trained; encoders and language model were frozen."
     if options["lora_rank"]:
-        return (
-            f"The connector, and by LoRA of rank {options['lora_rank']} the language model, were trained to answer; encoders were frozen."
-        )
+        return f"The connector, and by LoRA of rank {options['lora_rank']} the language model, were trained to answer; encoders were frozen."
     if options["encoder_learning_rate"] is not None:
         return "Encoders, connector and language model were trained to answer."
     return "Connector and language model were trained to answer; encoders were frozen."

@@ -17,18 +17,26 @@ from vision_core.errors import UserError
 from vision_core.files.text_files import parse_json, read_text
 from vision_core.runs.folder_kinds import refuse_folder
 
-FROM_SCRATCH = "from_scratch"  # in the config of a language model that no pretraining has taught its language
+FROM_SCRATCH = (
+    "from_scratch"  # in the config of a language model that no pretraining has taught its language
+)
 
 
-def load_model(folder: str, dtype: torch.dtype | None = None) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
+def load_model(
+    folder: str, dtype: torch.dtype | None = None
+) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
     """The model, in `dtype` or as it is kept, and processor of a folder. Generation stops where the chat template ends an answer.
 
     Raises UserError for a folder that holds no fused vision-language model.
     """
     check_model_folder(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or "auto", trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype or "auto", trust_remote_code=False
+    )
     if not isinstance(model, FusionVlmForConditionalGeneration):
-        raise UserError(f"{folder} holds a {type(model).__name__}, not a fused vision-language model; make one with fusion.fuse")
+        raise UserError(
+            f"{folder} holds a {type(model).__name__}, not a fused vision-language model; make one with fusion.fuse"
+        )
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     add_stops(model.generation_config, processor)
     return model, processor
@@ -41,9 +49,15 @@ def check_model_folder(folder: str) -> None:
     if os.path.lexists(config):  # what lacks is said below
         parse_json(read_text(config, config, cure), f"{config} cannot be read", cure)
     refuse_folder(folder, "a fused vision-language model", (FusionVlmConfig.model_type,))
-    for pattern, what in (("*.safetensors", "weights"), ("processor_config.json", "processor"), ("tokenizer_config.json", "tokenizer")):
+    for pattern, what in (
+        ("*.safetensors", "weights"),
+        ("processor_config.json", "processor"),
+        ("tokenizer_config.json", "tokenizer"),
+    ):
         if not any(Path(folder).glob(pattern)):
-            raise UserError(f"{folder} has a fused model's config and no {what} ({pattern}); copy the whole folder, or {cure}")
+            raise UserError(
+                f"{folder} has a fused model's config and no {what} ({pattern}); copy the whole folder, or {cure}"
+            )
 
 
 def from_scratch(model: FusionVlmForConditionalGeneration) -> bool:

@@ -37,7 +37,9 @@ from vision_core.runs.publishing import published
 
 SIDE, PATCH, INITIALIZER_RANGE = 64, 8, 0.08
 GRID = SIDE // PATCH
-TOKENS = GRID // 2  # rows and columns that the language model gets; among four times as many it is slower to find the one that a word means
+TOKENS = (
+    GRID // 2
+)  # rows and columns that the language model gets; among four times as many it is slower to find the one that a word means
 CORPUS_ROWS = 500  # of each source, for the tokenizer
 COPIES = 50  # of the scenes' words beside them: enough that each becomes one token
 VIT = {
@@ -64,8 +66,14 @@ def small_encoders(seed: int) -> list[Encoder]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "small encoder", kind))
             transform = ImageTransform((SIDE, SIDE))
-            encoder = build_transformers(config | {"model_type": kind}, transform, dtype=torch.float32, untrained=True)
-        (positions,) = (parameter for name, parameter in encoder.named_parameters() if "position_embedding" in name)
+            encoder = build_transformers(
+                config | {"model_type": kind}, transform, dtype=torch.float32, untrained=True
+            )
+        (positions,) = (
+            parameter
+            for name, parameter in encoder.named_parameters()
+            if "position_embedding" in name
+        )
         with torch.no_grad():
             patches = positions.view(-1, positions.shape[-1])[-GRID * GRID :]
             patches.copy_(sincos_positions(GRID * GRID, positions.shape[-1])[0, 1:])
@@ -73,9 +81,13 @@ def small_encoders(seed: int) -> list[Encoder]:
     return encoders
 
 
-def small_language_model(texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def small_language_model(
+    texts: Iterable[str], seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An untrained Qwen3 and its tokenizer, for data with words like those of `texts`."""
-    model, tokenizer = tiny_language_model("qwen3", seed, corpus_tokenizer(texts, ROLES, CHAT_TEMPLATE), **LANGUAGE_MODEL)
+    model, tokenizer = tiny_language_model(
+        "qwen3", seed, corpus_tokenizer(texts, ROLES, CHAT_TEMPLATE), **LANGUAGE_MODEL
+    )
     setattr(model.config, FROM_SCRATCH, True)
     return model, tokenizer
 
@@ -88,11 +100,16 @@ def corpus(sources: Sequence[str]) -> Iterator[str]:
                 yield from filter(None, (message.text, message.thoughts))
 
 
-def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False) -> None:
+def write_small_default(
+    folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False
+) -> None:
     """The fused model and its processor, for data with words like those of `texts`: untrained, or `stand_ins` that know drawn scenes."""
     encoders = small_encoders(seed)
     if stand_ins:
-        scenes, texts = drawn_scenes(SIDE, seed), chain(texts, (f" {word}" for word in SCENE_WORDS * COPIES))
+        scenes, texts = (
+            drawn_scenes(SIDE, seed),
+            chain(texts, (f" {word}" for word in SCENE_WORDS * COPIES)),
+        )
         train_encoders(encoders, scenes, seed)
     language_model, tokenizer = small_language_model(texts, seed)
     vision_model, _ = fuse_encoders(
@@ -102,7 +119,15 @@ def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins
         connector_options={"width": 96, "num_heads": 4, "depth": 2},
         seed=seed,
     )
-    model, processor = assemble_vlm(vision_model, language_model, tokenizer, num_sva_layers=2, sva_stride=2, zero_init_sva=True, seed=seed)
+    model, processor = assemble_vlm(
+        vision_model,
+        language_model,
+        tokenizer,
+        num_sva_layers=2,
+        sva_stride=2,
+        zero_init_sva=True,
+        seed=seed,
+    )
     if stand_ins:
         train_language_model(model, processor, scenes, seed)
         train_connector(model, processor, scenes, seed)

@@ -44,12 +44,21 @@ ENCODER_BATCH, LANGUAGE_BATCH, CONNECTOR_BATCH = 32, 8, 32
 NO_LIMIT = 2**20  # tokens of a conversation
 # classes of each question about a picture, and about a cell
 PICTURE_CLASSES = (len(CATEGORIES), len(COLOURS), len(TEXTURES), MAX_COMPANIONS + 1)
-CELL_CLASSES = (1 + len(COLOURS), len(TEXTURES), len(CATEGORIES), len(COLUMNS), len(COLUMNS), len(NUMBER_WORDS))
+CELL_CLASSES = (
+    1 + len(COLOURS),
+    len(TEXTURES),
+    len(CATEGORIES),
+    len(COLUMNS),
+    len(COLUMNS),
+    len(NUMBER_WORDS),
+)
 
 
 def drawn_scenes(side: int, seed: int) -> list[Scene]:
     """What all of them learn from, `side` pixels wide."""
-    numbers = tqdm(range(SCENES), desc="scenes", unit="scene", leave=False, disable=not is_first_launched())
+    numbers = tqdm(
+        range(SCENES), desc="scenes", unit="scene", leave=False, disable=not is_first_launched()
+    )
     return [draw_scene(seed, index, side) for index in numbers]
 
 
@@ -61,21 +70,44 @@ def train_encoders(encoders: Sequence[Encoder], scenes: Sequence[Scene], seed: i
     for number, encoder in enumerate(encoders, 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "stand-in", number))
-            heads = nn.Linear(encoder.width, sum(PICTURE_CLASSES)), nn.Linear(encoder.width, sum(CELL_CLASSES))
+            heads = (
+                nn.Linear(encoder.width, sum(PICTURE_CLASSES)),
+                nn.Linear(encoder.width, sum(CELL_CLASSES)),
+            )
 
-        def loss(step: int, encoder: Encoder = encoder, heads: tuple[nn.Linear, nn.Linear] = heads) -> Tensor:
+        def loss(
+            step: int, encoder: Encoder = encoder, heads: tuple[nn.Linear, nn.Linear] = heads
+        ) -> Tensor:
             chosen = sampled(len(scenes), ENCODER_BATCH, seed, step)
-            return encoder_loss(encoder, heads, [scenes[number].image for number in chosen], pictures[chosen], cells[chosen])
+            return encoder_loss(
+                encoder,
+                heads,
+                [scenes[number].image for number in chosen],
+                pictures[chosen],
+                cells[chosen],
+            )
 
         encoder.freeze(False)
         encoder.train()
         parameters = [*encoder.parameters(), *heads[0].parameters(), *heads[1].parameters()]
-        minimise(loss, parameters, ENCODER_STEPS, 1e-3, f"encoder {number} of {len(encoders)} learns to see")
+        minimise(
+            loss,
+            parameters,
+            ENCODER_STEPS,
+            1e-3,
+            f"encoder {number} of {len(encoders)} learns to see",
+        )
         encoder.freeze()
         encoder.untrained = False
 
 
-def encoder_loss(encoder: Encoder, heads: tuple[nn.Linear, nn.Linear], images: list[Tensor], pictures: Tensor, cells: Tensor) -> Tensor:
+def encoder_loss(
+    encoder: Encoder,
+    heads: tuple[nn.Linear, nn.Linear],
+    images: list[Tensor],
+    pictures: Tensor,
+    cells: Tensor,
+) -> Tensor:
     """Cross-entropies summed over the questions: of pictures `[B, 4]` from the mean of the patches, of cells `[B, N, 6]` from each.
 
     All questions but the first, what is there, are asked of objects' cells alone; that one is asked of them twice: the backdrop's many cells would drown them.
@@ -85,55 +117,107 @@ def encoder_loss(encoder: Encoder, heads: tuple[nn.Linear, nn.Linear], images: l
     seen = answers[:, 0] > 0
     what_is_there = F.cross_entropy(logits[:, : CELL_CLASSES[0]], answers[:, 0])
     of_objects = cross_entropies(logits[seen], answers[seen], CELL_CLASSES)
-    return cross_entropies(heads[0](patches.mean(1)), pictures, PICTURE_CLASSES) + what_is_there + of_objects
+    return (
+        cross_entropies(heads[0](patches.mean(1)), pictures, PICTURE_CLASSES)
+        + what_is_there
+        + of_objects
+    )
 
 
 def cross_entropies(logits: Tensor, answers: Tensor, sizes: Sequence[int]) -> Tensor:
     """The sum over several questions. logits: `[N, sum(sizes)]`, those of each question side by side; answers: `[N, len(sizes)]`."""
-    return sum(F.cross_entropy(each, answer) for each, answer in zip(logits.split(sizes, dim=1), answers.T, strict=True))
+    return sum(
+        F.cross_entropy(each, answer)
+        for each, answer in zip(logits.split(sizes, dim=1), answers.T, strict=True)
+    )
 
 
 def labels_of_picture(scene: Scene) -> Tensor:
     """Classes `[4]`: the main object's category, colour and surface, and how many others are of its category."""
     main, kinds = scene.objects[0], [each.category for each in scene.objects]
     return torch.tensor(
-        [CATEGORIES.index(main.category), COLOURS.index(main.colour), list(TEXTURES).index(main.texture), kinds.count(main.category) - 1]
+        [
+            CATEGORIES.index(main.category),
+            COLOURS.index(main.colour),
+            list(TEXTURES).index(main.texture),
+            kinds.count(main.category) - 1,
+        ]
     )
 
 
 def labels_of_cells(scene: Scene, grid: int) -> Tensor:
     """Classes `[grid * grid, 6]`: of a cell's object its colour, from 1, surface, category, column, row and metres; of the backdrop zeros."""
     objects = [
-        [1 + COLOURS.index(each.colour), list(TEXTURES).index(each.texture), CATEGORIES.index(each.category), *each.place(len(scene.masks))]
+        [
+            1 + COLOURS.index(each.colour),
+            list(TEXTURES).index(each.texture),
+            CATEGORIES.index(each.category),
+            *each.place(len(scene.masks)),
+        ]
         for each in scene.objects
     ]
-    return torch.tensor([[0] * len(CELL_CLASSES), *objects])[object_of_cells(scene.masks, grid, 1 + len(objects))]
+    return torch.tensor([[0] * len(CELL_CLASSES), *objects])[
+        object_of_cells(scene.masks, grid, 1 + len(objects))
+    ]
 
 
-def train_language_model(model: FusionVlmForConditionalGeneration, processor: FusionProcessor, scenes: Sequence[Scene], seed: int) -> None:
+def train_language_model(
+    model: FusionVlmForConditionalGeneration,
+    processor: FusionProcessor,
+    scenes: Sequence[Scene],
+    seed: int,
+) -> None:
     """On what and where the objects are, with words for the image."""
 
     def loss(step: int) -> Tensor:
         batch = [scenes[number] for number in sampled(len(scenes), LANGUAGE_BATCH, seed, step)]
-        return language_loss(model, processor, batch, numpy_generator("stand-in questions", seed, step))
+        return language_loss(
+            model, processor, batch, numpy_generator("stand-in questions", seed, step)
+        )
 
     model.language_model.train()
-    minimise(loss, list(model.language_model.parameters()), LANGUAGE_STEPS, 2e-3, "language model learns to find")
+    minimise(
+        loss,
+        list(model.language_model.parameters()),
+        LANGUAGE_STEPS,
+        2e-3,
+        "language model learns to find",
+    )
     model.language_model.eval()
 
 
 def language_loss(
-    model: FusionVlmForConditionalGeneration, processor: FusionProcessor, scenes: Sequence[Scene], rng: np.random.Generator
+    model: FusionVlmForConditionalGeneration,
+    processor: FusionProcessor,
+    scenes: Sequence[Scene],
+    rng: np.random.Generator,
 ) -> Tensor:
     """The language model's own, per token of the answers, where each cell's token is the sum of its words and a newline's is nothing."""
-    grid, embeddings, padding = model.config.vision_config.grid, model.get_input_embeddings(), processor.tokenizer.pad_token_id
-    asked = [tokenise(scene_conversation("a stand-in's", scene, what_and_where(scene, rng)), processor, NO_LIMIT) for scene in scenes]
-    ids = pad_sequence([torch.tensor(each.input_ids) for each in asked], batch_first=True, padding_value=padding)
-    labels = pad_sequence([torch.tensor(each.labels) for each in asked], batch_first=True, padding_value=IGNORED)
+    grid, embeddings, padding = (
+        model.config.vision_config.grid,
+        model.get_input_embeddings(),
+        processor.tokenizer.pad_token_id,
+    )
+    asked = [
+        tokenise(
+            scene_conversation("a stand-in's", scene, what_and_where(scene, rng)),
+            processor,
+            NO_LIMIT,
+        )
+        for scene in scenes
+    ]
+    ids = pad_sequence(
+        [torch.tensor(each.input_ids) for each in asked], batch_first=True, padding_value=padding
+    )
+    labels = pad_sequence(
+        [torch.tensor(each.labels) for each in asked], batch_first=True, padding_value=IGNORED
+    )
     words = chain(*(with_newlines(words_of_cells(scene, grid), grid) for scene in scenes))
     sums = sums_of_words(words, processor.tokenizer, embeddings.weight)
     read = embeddings(ids).masked_scatter((ids == processor.image_token_id)[..., None], sums)
-    return model.language_model(inputs_embeds=read, attention_mask=ids != padding, labels=labels).loss
+    return model.language_model(
+        inputs_embeds=read, attention_mask=ids != padding, labels=labels
+    ).loss
 
 
 def with_newlines(cells: Sequence[Sequence[str]], grid: int) -> list[Sequence[str]]:
@@ -141,23 +225,38 @@ def with_newlines(cells: Sequence[Sequence[str]], grid: int) -> list[Sequence[st
     return [words for row in range(grid) for words in (*cells[row * grid : (row + 1) * grid], ())]
 
 
-def sums_of_words(cells: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerBase, embeddings: Tensor) -> Tensor:
+def sums_of_words(
+    cells: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerBase, embeddings: Tensor
+) -> Tensor:
     """Of each cell the sum of the embeddings of its words' tokens: `[cells, H]`."""
     ids = tokens_of_words(cells, tokenizer)
     starts = torch.tensor([0, *map(len, ids[:-1])]).cumsum(0)
     return F.embedding_bag(torch.tensor(list(chain(*ids))), embeddings, starts, mode="sum")
 
 
-def tokens_of_words(cells: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def tokens_of_words(
+    cells: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
     """Of each cell the tokens of its words, as they stand within a text."""
-    return tokenizer(["".join(f" {word}" for word in words) for words in cells], add_special_tokens=False).input_ids
+    return tokenizer(
+        ["".join(f" {word}" for word in words) for words in cells], add_special_tokens=False
+    ).input_ids
 
 
-def train_connector(model: FusionVlmForConditionalGeneration, processor: FusionProcessor, scenes: Sequence[Scene], seed: int) -> None:
+def train_connector(
+    model: FusionVlmForConditionalGeneration,
+    processor: FusionProcessor,
+    scenes: Sequence[Scene],
+    seed: int,
+) -> None:
     """On the words for what lies under its tokens."""
 
     def loss(step: int) -> Tensor:
-        return connector_loss(model, processor, [scenes[number] for number in sampled(len(scenes), CONNECTOR_BATCH, seed, step)])
+        return connector_loss(
+            model,
+            processor,
+            [scenes[number] for number in sampled(len(scenes), CONNECTOR_BATCH, seed, step)],
+        )
 
     connector = model.vision_model.connector
     connector.train()
@@ -165,7 +264,9 @@ def train_connector(model: FusionVlmForConditionalGeneration, processor: FusionP
     connector.eval()
 
 
-def connector_loss(model: FusionVlmForConditionalGeneration, processor: FusionProcessor, scenes: Sequence[Scene]) -> Tensor:
+def connector_loss(
+    model: FusionVlmForConditionalGeneration, processor: FusionProcessor, scenes: Sequence[Scene]
+) -> Tensor:
     """The mean of -log p over all tokens of all cells' words, of which an object has six and the backdrop one. Of the whole vocabulary,
 
     p(word | token) = softmax of token . embedding(word) / (sqrt(H) rms^2), with rms that of the embeddings,
@@ -173,17 +274,34 @@ def connector_loss(model: FusionVlmForConditionalGeneration, processor: FusionPr
     so that a token which is the sum of its words' embeddings makes them the likeliest.
     """
     embeddings = model.get_input_embeddings().weight.detach()
-    images = model.vision_model.encode(**processor.image_processor([scene.image for scene in scenes]))
+    images = model.vision_model.encode(
+        **processor.image_processor([scene.image for scene in scenes])
+    )
     scores = torch.cat([image.tokens[image.cells] for image in images]) @ embeddings.mT
     likely = (scores / (embeddings.shape[1] ** 0.5 * embeddings.square().mean())).log_softmax(-1)
-    cells = (words for scene in scenes for words in words_of_cells(scene, model.config.vision_config.grid))
+    cells = (
+        words
+        for scene in scenes
+        for words in words_of_cells(scene, model.config.vision_config.grid)
+    )
     ids = tokens_of_words(cells, processor.tokenizer)
-    return -likely[torch.arange(len(ids)).repeat_interleave(torch.tensor(list(map(len, ids)))), torch.tensor(list(chain(*ids)))].mean()
+    return -likely[
+        torch.arange(len(ids)).repeat_interleave(torch.tensor(list(map(len, ids)))),
+        torch.tensor(list(chain(*ids))),
+    ].mean()
 
 
-def minimise(loss: Callable[[int], Tensor], parameters: list[nn.Parameter], steps: int, learning_rate: float, title: str) -> None:
+def minimise(
+    loss: Callable[[int], Tensor],
+    parameters: list[nn.Parameter],
+    steps: int,
+    learning_rate: float,
+    title: str,
+) -> None:
     """`loss(step)`, by AdamW; the rate rises for a fifteenth of the steps and falls along a cosine."""
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05
+    )
     schedule = get_cosine_schedule_with_warmup(optimizer, max(steps // 15, 1), steps)
     for step in tqdm(range(steps), desc=title, unit="step", disable=not is_first_launched()):
         loss(step).backward()
@@ -195,4 +313,6 @@ def minimise(loss: Callable[[int], Tensor], parameters: list[nn.Parameter], step
 
 def sampled(count: int, batch: int, seed: int, step: int) -> Tensor:
     """`[batch]` numbers below `count`."""
-    return torch.from_numpy(numpy_generator("stand-in batch", seed, step).integers(count, size=batch))
+    return torch.from_numpy(
+        numpy_generator("stand-in batch", seed, step).integers(count, size=batch)
+    )

@@ -17,7 +17,9 @@ from vision_core.processes.distributed import is_main_process
 from vision_core.trainer.run_trainer import RunTrainer
 
 Rates = Sequence[tuple[re.Pattern[str], float]]
-SAMPLER = re.compile(r"vision_query|vision_sampler")  # the aggregator's queries and cross-attention layers, everywhere
+SAMPLER = re.compile(
+    r"vision_query|vision_sampler"
+)  # the aggregator's queries and cross-attention layers, everywhere
 ENCODER = re.compile(r"vision_model\.encoders\.")
 
 
@@ -42,7 +44,9 @@ class VlmTrainer(RunTrainer):
 
     def rate_of(self, name: str) -> float:
         """By the first pattern that is found in the name."""
-        return next((rate for pattern, rate in self.rates if pattern.search(name)), self.args.learning_rate)
+        return next(
+            (rate for pattern, rate in self.rates if pattern.search(name)), self.args.learning_rate
+        )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group of parameters for each rate, decayed or not."""
@@ -52,14 +56,22 @@ class VlmTrainer(RunTrainer):
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault((self.rate_of(name), self.args.weight_decay if name in decayed else 0.0), []).append(parameter)
+                    groups.setdefault(
+                        (self.rate_of(name), self.args.weight_decay if name in decayed else 0.0), []
+                    ).append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(
-                [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()], **options
+                [
+                    {"params": parameters, "lr": rate, "weight_decay": decay}
+                    for (rate, decay), parameters in groups.items()
+                ],
+                **options,
             )
         return self.optimizer
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """The model's loss, at learnt positions alone."""
         return super().compute_loss(model, {**inputs, "supervised_only": True}, *args, **kwargs)
 
@@ -94,8 +106,13 @@ class GroupedByLength(Sampler):
         size = self.STRETCH * self.batch
         for start in range(0, len(order), size):
             stretch = sorted(order[start : start + size], key=lambda sample: self.lengths[sample])
-            batches = [stretch[first : first + self.batch] for first in range(0, len(stretch), self.batch)]
-            whole, rest = [each for each in batches if len(each) == self.batch], [each for each in batches if len(each) < self.batch]
+            batches = [
+                stretch[first : first + self.batch] for first in range(0, len(stretch), self.batch)
+            ]
+            whole, rest = (
+                [each for each in batches if len(each) == self.batch],
+                [each for each in batches if len(each) < self.batch],
+            )
             for number in rng.permutation(len(whole)).tolist():
                 yield from whole[number]
             for each in rest:  # a batch that is not full would shift those behind it

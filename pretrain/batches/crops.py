@@ -43,7 +43,12 @@ class StepMasks:
         """[2, N] bool; crop `view` of slot `s` is crop `view * global_batch + s` of the batch whose ratios are stratified."""
         crops = [view * self.global_batch + slot for view in range(2)]
         masks = [
-            block_mask(self.grid, int(self.targets(step)[crop]), numpy_generator(self.seed, "mask", step, crop), self.exact)
+            block_mask(
+                self.grid,
+                int(self.targets(step)[crop]),
+                numpy_generator(self.seed, "mask", step, crop),
+                self.exact,
+            )
             for crop in crops
         ]
         return torch.from_numpy(np.stack(masks)).flatten(1)
@@ -53,23 +58,48 @@ class StepMasks:
         if self._targets is None or self._targets[0] != step:
             generator = numpy_generator(self.seed, "mask targets", step)
             num_patches = self.grid[0] * self.grid[1]
-            drawn = mask_targets(2 * self.global_batch, num_patches, self.probability, self.ratio, generator, self.exact)
+            drawn = mask_targets(
+                2 * self.global_batch,
+                num_patches,
+                self.probability,
+                self.ratio,
+                generator,
+                self.exact,
+            )
             self._targets = (step, drawn)
         return self._targets[1]
 
 
-def cut(record: ImageRecord, multicrop: Callable[[torch.Tensor], Crops], masks: StepMasks, draw: Draw, seed: int, key) -> dict:
+def cut(
+    record: ImageRecord,
+    multicrop: Callable[[torch.Tensor], Crops],
+    masks: StepMasks,
+    draw: Draw,
+    seed: int,
+    key,
+) -> dict:
     """The crops and masks of one image. `key` names the image in the seed of its crops."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "crops", draw.epoch, key))
         global_crops, local_crops = multicrop(record.image)
-    return {"global_crops": global_crops, "local_crops": local_crops, "masks": masks(draw.step, draw.slot), "id": record.id}
+    return {
+        "global_crops": global_crops,
+        "local_crops": local_crops,
+        "masks": masks(draw.step, draw.slot),
+        "id": record.id,
+    }
 
 
 class IndexedCrops(Dataset):
     """`source[draw.index]` as crops and masks. An unreadable image is named and another one is drawn from (seed, epoch, index)."""
 
-    def __init__(self, source: ImageSource, multicrop: Callable[[torch.Tensor], Crops], masks: StepMasks, seed: int) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        multicrop: Callable[[torch.Tensor], Crops],
+        masks: StepMasks,
+        seed: int,
+    ) -> None:
         self.source, self.multicrop, self.masks, self.seed = source, multicrop, masks, seed
         self.kind = OneKind()
 
@@ -85,8 +115,12 @@ class IndexedCrops(Dataset):
                 index = int(redraws.integers(len(self.source)))
                 continue
             self.kind.look_at(record.image, record.id)
-            return cut(record, self.multicrop, self.masks, draw, self.seed, draw.index) | {"bad": bad}
-        raise UserError(f"{MAX_REDRAWS} images in a row could not be read, the last was {bad[-1][0]} ({bad[-1][1]})")
+            return cut(record, self.multicrop, self.masks, draw, self.seed, draw.index) | {
+                "bad": bad
+            }
+        raise UserError(
+            f"{MAX_REDRAWS} images in a row could not be read, the last was {bad[-1][0]} ({bad[-1][1]})"
+        )
 
 
 class StreamedCrops(IterableDataset):
@@ -118,7 +152,9 @@ class StreamedCrops(IterableDataset):
         draws, bad = self._draws(reader + samples // self.layout.per_device * readers, readers), []
         while True:
             before = samples
-            for record in self.stream.records(self.layout.rank, self.layout.processes, epoch, start):
+            for record in self.stream.records(
+                self.layout.rank, self.layout.processes, epoch, start
+            ):
                 if isinstance(record, UnreadableSample):
                     bad.append((record.id, record.reason))
                     continue
@@ -126,7 +162,10 @@ class StreamedCrops(IterableDataset):
                 samples += 1
                 draw = next(draws)._replace(epoch=epoch)
                 place = ReaderPlace(reader, samples, epoch, record.place)
-                yield cut(record, self.multicrop, self.masks, draw, self.seed, record.id) | {"bad": bad, "place": place}
+                yield cut(record, self.multicrop, self.masks, draw, self.seed, record.id) | {
+                    "bad": bad,
+                    "place": place,
+                }
                 bad = []
             if samples == before and start is None:
                 return  # no shard for this worker; the others go on
@@ -145,7 +184,11 @@ def collate(samples: list[dict]) -> dict:
     """A batch in crop-major order: global_crops [2B, ...], local_crops [L*B, ...] or None, masks [2B, N] and their flat positions."""
 
     def crop_major(name: str) -> torch.Tensor | None:
-        crops = [crop for view in zip(*(sample[name] for sample in samples), strict=True) for crop in view]
+        crops = [
+            crop
+            for view in zip(*(sample[name] for sample in samples), strict=True)
+            for crop in view
+        ]
         return torch.stack(crops) if crops else None
 
     masks = torch.stack([sample["masks"] for sample in samples], dim=1).flatten(0, 1)
@@ -186,7 +229,9 @@ def make_loader(
         crops = StreamedCrops(source, multicrop, masks, seed, layout, began, readers)
         return DataLoader(crops, batch_size=layout.per_device, drop_last=True, **settings)
     sampler = StepSampler(len(source), layout, seed, first_step, last_step)
-    return DataLoader(IndexedCrops(source, multicrop, masks, seed), batch_sampler=sampler, **settings)
+    return DataLoader(
+        IndexedCrops(source, multicrop, masks, seed), batch_sampler=sampler, **settings
+    )
 
 
 def _start_worker(worker: int) -> None:

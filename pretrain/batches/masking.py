@@ -9,7 +9,9 @@ ASPECT = (0.3, 1 / 0.3)
 TRIES = 10
 
 
-def block_mask(grid: tuple[int, int], target: int, generator: np.random.Generator, exact: bool = False) -> np.ndarray:
+def block_mask(
+    grid: tuple[int, int], target: int, generator: np.random.Generator, exact: bool = False
+) -> np.ndarray:
     """A bool mask `[height, width]` of rectangular blocks covering at most `target` patches, exactly `target` with `exact`.
 
     while covered < target:
@@ -72,7 +74,9 @@ def mask_targets(
     return generator.permutation(targets)
 
 
-def max_masked_tokens(num_crops: int, num_patches: int, probability: float, ratio: tuple[float, float]) -> int:
+def max_masked_tokens(
+    num_crops: int, num_patches: int, probability: float, ratio: tuple[float, float]
+) -> int:
     """The published upper bound of masked patches in a batch, the same at every step: sum of int(num_patches * edges[i + 1])."""
     masked = int(num_crops * probability)
     return sum(int(num_patches * edge) for edge in np.linspace(*ratio, masked + 1)[1:])

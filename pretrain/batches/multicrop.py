@@ -32,7 +32,11 @@ SOLARIZE_THRESHOLD = 128 / 255
 # Its 9 taps are pixels of a 224 px crop; on 32 px they wipe out the object, hence "none".
 BLUR_PROBABILITY = {"official": (0.0, 0.9, 0.5), "paper": (1.0, 0.1, 0.5), "none": (0.0, 0.0, 0.0)}
 SOLARIZE_PROBABILITY = 0.2  # of global 2 alone
-QUARTER_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}  # counter-clockwise
+QUARTER_TURNS = {
+    1: Image.Transpose.ROTATE_90,
+    2: Image.Transpose.ROTATE_180,
+    3: Image.Transpose.ROTATE_270,
+}  # counter-clockwise
 
 
 @dataclass(frozen=True)
@@ -106,16 +110,29 @@ class MultiCrop:
             CropKind(global_crop_size, global_crop_scale, first, 0.0),
             CropKind(global_crop_size, global_crop_scale, second, solarize_probability),
         ]
-        self.local_crops = [CropKind(local_crop_size, local_crop_scale, local, 0.0)] * num_local_crops
+        self.local_crops = [
+            CropKind(local_crop_size, local_crop_scale, local, 0.0)
+        ] * num_local_crops
         self.colour_strength, self.grayscale_probability = colour_strength, grayscale_probability
-        self.poses, self.solarize_probability, self.stain_strength = poses, solarize_probability, stain_strength
-        self.band_jitter_strength, self.channel_drop_probability = band_jitter_strength, channel_drop_probability
+        self.poses, self.solarize_probability, self.stain_strength = (
+            poses,
+            solarize_probability,
+            stain_strength,
+        )
+        self.band_jitter_strength, self.channel_drop_probability = (
+            band_jitter_strength,
+            channel_drop_probability,
+        )
         self.mean, self.std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """`image`: `[C, H, W]`, uint8 RGB or float32 of any channels."""
         picture = V.to_pil_image(image) if image.dtype == torch.uint8 else image
-        dropped = random_dropped_channels(len(self.mean), self.channel_drop_probability) if self.channel_drop_probability else []
+        dropped = (
+            random_dropped_channels(len(self.mean), self.channel_drop_probability)
+            if self.channel_drop_probability
+            else []
+        )
         is_rgb = self.is_rgb and (self.known_range or image.dtype == torch.uint8)
         cut = partial(self._cut, picture, is_rgb, dropped)
         return [cut(kind) for kind in self.global_crops], [cut(kind) for kind in self.local_crops]
@@ -141,7 +158,9 @@ class MultiCrop:
         need = "RGB of a known range (?scale=)" if self.is_rgb else "RGB"
         return f"{text}; left out, they need {need}: hue, saturation, grayscale, stains"
 
-    def _cut(self, picture: Image.Image | Tensor, is_rgb: bool, dropped: list[int], kind: CropKind) -> Tensor:
+    def _cut(
+        self, picture: Image.Image | Tensor, is_rgb: bool, dropped: list[int], kind: CropKind
+    ) -> Tensor:
         view = random_view(picture, kind.size, kind.scale, self.poses)
         view = self._with_colours(view) if is_rgb else view
         if self.band_jitter_strength:
@@ -149,7 +168,11 @@ class MultiCrop:
         if _happens(kind.blur_probability):
             view = gaussian_blur(view, _uniform(*BLUR_SIGMA))
         if (is_rgb or self.solarizes_bands) and _happens(kind.solarize_probability):
-            view = torch.where(view >= SOLARIZE_THRESHOLD, 1 - view, view) if is_rgb else solarize_bands(view, self.mean)
+            view = (
+                torch.where(view >= SOLARIZE_THRESHOLD, 1 - view, view)
+                if is_rgb
+                else solarize_bands(view, self.mean)
+            )
         pixels = (view - self.mean) / self.std
         pixels[dropped] = 0
         return pixels
@@ -164,7 +187,9 @@ class MultiCrop:
         return random_stains(view, self.stain_strength) if self.stain_strength else view
 
 
-def random_view(picture: Image.Image | Tensor, size: tuple[int, int], scale: tuple[float, float], poses: Poses):
+def random_view(
+    picture: Image.Image | Tensor, size: tuple[int, int], scale: tuple[float, float], poses: Poses
+):
     """A random crop, flipped and turned, of `size`; the box of one that is turned on its side is cut for the exchanged size."""
     turns = int(torch.randint(4, ())) if poses.quarter_turns else 0
     view = random_resized_crop(picture, size[::-1] if turns % 2 else size, scale)
@@ -174,20 +199,37 @@ def random_view(picture: Image.Image | Tensor, size: tuple[int, int], scale: tup
         view = V.vertical_flip(view)
     if not turns:
         return view
-    return view.rot90(turns, (-2, -1)) if isinstance(view, Tensor) else view.transpose(QUARTER_TURNS[turns])
+    return (
+        view.rot90(turns, (-2, -1))
+        if isinstance(view, Tensor)
+        else view.transpose(QUARTER_TURNS[turns])
+    )
 
 
-def random_resized_crop(picture: Image.Image | Tensor, size: tuple[int, int], scale: tuple[float, float]):
+def random_resized_crop(
+    picture: Image.Image | Tensor, size: tuple[int, int], scale: tuple[float, float]
+):
     """A box of random area and aspect (Inception; torchvision's RandomResizedCrop), resized bicubically to `size`.
 
     The aspect is drawn around that of `size`, so a crop that is not square squashes objects no more than a square one does.
     """
     height, width = V.get_size(picture)
     top, left, box_height, box_width = random_box(height, width, scale, size[1] / size[0])
-    return V.resized_crop(picture, top, left, box_height, box_width, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return V.resized_crop(
+        picture,
+        top,
+        left,
+        box_height,
+        box_width,
+        list(size),
+        interpolation=InterpolationMode.BICUBIC,
+        antialias=True,
+    )
 
 
-def random_box(height: int, width: int, scale: tuple[float, float], middle: float = 1.0) -> tuple[int, int, int, int]:
+def random_box(
+    height: int, width: int, scale: tuple[float, float], middle: float = 1.0
+) -> tuple[int, int, int, int]:
     """Top, left, height, width: area uniform in `scale`, width / height log-uniform in 3/4..4/3 times `middle`.
 
     After 10 misses the greatest central box.
@@ -198,20 +240,28 @@ def random_box(height: int, width: int, scale: tuple[float, float], middle: floa
         aspect = middle * math.exp(log_low + aspect_draw * (log_high - log_low))
         box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
-            return int(top_draw * (height - box_height + 1)), int(left_draw * (width - box_width + 1)), box_height, box_width
+            return (
+                int(top_draw * (height - box_height + 1)),
+                int(left_draw * (width - box_width + 1)),
+                box_height,
+                box_width,
+            )
     box_width = min(width, max(round(height * ASPECT[1] * middle), 1))
     box_height = min(height, max(round(width / (ASPECT[0] * middle)), 1))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def random_colours(picture: Image.Image | Tensor, strength: float = 1.0, grayscale_probability: float = 0.2) -> Image.Image | Tensor:
+def random_colours(
+    picture: Image.Image | Tensor, strength: float = 1.0, grayscale_probability: float = 0.2
+) -> Image.Image | Tensor:
     """Colour jitter (brightness, contrast, saturation and hue in random order) with probability 0.8, then perhaps grayscale.
 
     A PIL image of 8 bits, or float32 `[3, h, w]` of 0..1. With strength 0 no colour changes.
     """
     if _happens(JITTER_PROBABILITY):
         brightness, contrast, saturation = (
-            _uniform(1 - strength * reach, 1 + strength * reach) for reach in (BRIGHTNESS, CONTRAST, SATURATION)
+            _uniform(1 - strength * reach, 1 + strength * reach)
+            for reach in (BRIGHTNESS, CONTRAST, SATURATION)
         )
         changes = [
             partial(V.adjust_brightness, brightness_factor=brightness),

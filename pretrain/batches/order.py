@@ -35,7 +35,11 @@ class BatchLayout(NamedTuple):
         """Raise `UserError` where a global batch needs more images than there are."""
         if num_images < self.global_batch:
             fits = num_images // (self.micro_batches * self.processes)
-            cure = f"lower --per_device_train_batch_size to {fits} at most" if fits else "give more images, or start fewer processes"
+            cure = (
+                f"lower --per_device_train_batch_size to {fits} at most"
+                if fits
+                else "give more images, or start fewer processes"
+            )
             raise UserError(
                 f"the dataset has {num_images} images, fewer than the global batch of {self.global_batch} "
                 f"(per_device_train_batch_size x gradient_accumulation_steps x processes); {cure}"
@@ -54,7 +58,9 @@ class StepSampler(Sampler[list[Draw]]):
     epoch's permutation.
     """
 
-    def __init__(self, num_images: int, layout: BatchLayout, seed: int, first_step: int, last_step: int) -> None:
+    def __init__(
+        self, num_images: int, layout: BatchLayout, seed: int, first_step: int, last_step: int
+    ) -> None:
         layout.check(num_images)
         self.num_images, self.layout, self.seed = num_images, layout, seed
         self.first_step, self.last_step = first_step, last_step

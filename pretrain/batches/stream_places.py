@@ -67,17 +67,30 @@ class StreamPlaces:
         if not (self._round or self.readers):
             return None
         readers = [list(place) for place in self.readers.values()]
-        return {"began": self.began, "dealing": self._dealing, "readers": readers, "ahead": len(self._round)}
+        return {
+            "began": self.began,
+            "dealing": self._dealing,
+            "readers": readers,
+            "ahead": len(self._round),
+        }
 
     def load_state_dict(self, states: list[dict | None] | None) -> list[str]:
         """Go on from the `state_dict`s of all processes, in the order of their ranks. Returns what a person should know: that a new pass
         begins, where the stream is dealt to other readers than before."""
         if not states or states[0] is None:
-            return ["note            the checkpoint is of an older version and holds no place in the stream, which begins a new pass"]
+            return [
+                "note            the checkpoint is of an older version and holds no place in the stream, which begins a new pass"
+            ]
         before = states[0]["dealing"]
-        changed = [f"{name} was {before[name]} and is {now}" for name, now in self._dealing.items() if before[name] != now]
+        changed = [
+            f"{name} was {before[name]} and is {now}"
+            for name, now in self._dealing.items()
+            if before[name] != now
+        ]
         if changed:
-            return [f"note            {', '.join(changed)}: the stream begins a new pass; with what was before it goes on where it stopped"]
+            return [
+                f"note            {', '.join(changed)}: the stream begins a new pass; with what was before it goes on where it stopped"
+            ]
         own = states[self._rank]
         self.began, self.ahead = own["began"], own["ahead"]
         self.readers = {reader: ReaderPlace(reader, *rest) for reader, *rest in own["readers"]}

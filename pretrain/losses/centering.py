@@ -21,7 +21,12 @@ class SoftmaxCentering(nn.Module):
             "tokens", the mean over all rows.
     """
 
-    def __init__(self, num_prototypes: int, momentum: float = 0.9, reduction: Literal["ranks", "tokens"] = "ranks") -> None:
+    def __init__(
+        self,
+        num_prototypes: int,
+        momentum: float = 0.9,
+        reduction: Literal["ranks", "tokens"] = "ranks",
+    ) -> None:
         super().__init__()
         self.register_buffer("center", torch.zeros(1, num_prototypes))
         self.momentum, self.reduction = momentum, reduction

@@ -4,7 +4,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def dino_loss(student_logits: Tensor, teacher_probs: Tensor, skip_same_view: bool, student_temp: float = 0.1) -> Tensor:
+def dino_loss(
+    student_logits: Tensor, teacher_probs: Tensor, skip_same_view: bool, student_temp: float = 0.1
+) -> Tensor:
     """Sum over pairs (student crop, teacher crop) of the mean cross-entropy over images (DINO, eq. 3).
 
         sum over s, g (s != g where skip_same_view) of mean over b of -sum_k teacher[g, b, k] * log_softmax(student[s, b] / temp)[k]
@@ -19,7 +21,9 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, skip_same_view: boo
     for view, logits in enumerate(student_logits):
         # the sum over teacher crops moves inside: one log-softmax serves all pairs of a student crop
         target = targets - teacher_probs[view] if skip_same_view else targets
-        total = total - (target * F.log_softmax(logits.float() / student_temp, dim=-1)).sum(-1).mean()
+        total = (
+            total - (target * F.log_softmax(logits.float() / student_temp, dim=-1)).sum(-1).mean()
+        )
     return total
 
 

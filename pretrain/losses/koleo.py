@@ -9,7 +9,12 @@ from torch.nn import functional as F
 from vision_core.processes.distributed import gather_rows, rank
 
 
-def koleo_loss(features: Tensor, gather: bool = False, eps: float = 1e-8, precision: Literal["float32", "autocast"] = "float32") -> Tensor:
+def koleo_loss(
+    features: Tensor,
+    gather: bool = False,
+    eps: float = 1e-8,
+    precision: Literal["float32", "autocast"] = "float32",
+) -> Tensor:
     """Kozachenko-Leonenko estimator of differential entropy (Sablayrolles et al. 2019, eq. 2), on L2-normalised features.
 
         mean over i of -log(eps + min over j != i of ||x_i - x_j + eps||)

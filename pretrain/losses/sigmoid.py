@@ -19,7 +19,9 @@ def sigmoid_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, logit_bias:
     images, texts: `[B, D]` of length 1, row i of one belongs to row i of the other; B is the same on every process. logit_scale, logit_bias: one number each.
     """
     everyones = gather_rows(texts)
-    with torch.autocast(images.device.type, enabled=False):  # in half precision logits around the bias of -10 are rounded to sixteenths
+    with torch.autocast(
+        images.device.type, enabled=False
+    ):  # in half precision logits around the bias of -10 are rounded to sixteenths
         logits = logit_scale.exp() * images @ everyones.T + logit_bias
     signs = torch.full_like(logits, -1.0)
     own = torch.arange(len(images), device=images.device)

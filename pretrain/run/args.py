@@ -36,142 +36,266 @@ class DINOv2Arguments:
     seed: int = option(0, "seed of every random draw", "run")
     max_steps: int = option(920, "optimizer steps", "run")
     logging_steps: int = option(10, "steps between two lines of metrics.jsonl", "run")
-    save_steps: int = option(500, "steps between two checkpoints; the last step always saves", "run")
+    save_steps: int = option(
+        500, "steps between two checkpoints; the last step always saves", "run"
+    )
     save_total_limit: int = option(2, "checkpoints to keep", "run")
     report_to: list[str] = option([], "trackers of accelerate: tensorboard, wandb, ...", "run")
     resume_from_checkpoint: str | None = option(
-        None, "auto: start, go on, or say that all is done; true: the newest whole checkpoint of output_dir; or the folder of one", "run"
+        None,
+        "auto: start, go on, or say that all is done; true: the newest whole checkpoint of output_dir; or the folder of one",
+        "run",
     )
     changed_data: Literal["note", "refuse"] = option(
-        "note", "what a run that goes on does about images added, removed or written anew since its checkpoint", "run"
+        "note",
+        "what a run that goes on does about images added, removed or written anew since its checkpoint",
+        "run",
     )
-    init_from: str | None = option(None, "weights to start a new run from: a folder, hf:NAME, dinov2_pth:FILE (docs/pretraining.md)", "run")
+    init_from: str | None = option(
+        None,
+        "weights to start a new run from: a folder, hf:NAME, dinov2_pth:FILE (docs/pretraining.md)",
+        "run",
+    )
     grace_seconds: float = option(
-        30.0, "how long the scheduler lets a run live after its signal: a step that leaves too little of it for a save is broken off", "run"
+        30.0,
+        "how long the scheduler lets a run live after its signal: a step that leaves too little of it for a save is broken off",
+        "run",
     )
-    dry_run: bool = option(False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run")
+    dry_run: bool = option(
+        False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run"
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
-        "bf16", "no is float32; fp16, with a loss scale, is for GPUs without bfloat16 (V100, T4)", "run"
+        "bf16",
+        "no is float32; fp16, with a loss scale, is for GPUs without bfloat16 (V100, T4)",
+        "run",
     )
     health_steps: int | None = option(
-        None, "steps between two looks at the run's health (docs/health.md); default: a twenty-fifth of max_steps", "run"
+        None,
+        "steps between two looks at the run's health (docs/health.md); default: a twenty-fifth of max_steps",
+        "run",
     )
-    stop_when_sick: bool = option(False, "stop with an error at the first alarm of the run's health", "run")
-    gradient_checkpointing: bool = option(False, "recompute the student's layers in the backward pass: less memory", "run")
+    stop_when_sick: bool = option(
+        False, "stop with an error at the first alarm of the run's health", "run"
+    )
+    gradient_checkpointing: bool = option(
+        False, "recompute the student's layers in the backward pass: less memory", "run"
+    )
     num_cpu_threads: int | None = option(
-        None, "threads per process on a CPU; default: the cores shared among the processes (exact resume needs it fixed)", "run"
+        None,
+        "threads per process on a CPU; default: the cores shared among the processes (exact resume needs it fixed)",
+        "run",
     )
 
     # --- data
-    dataset: str = option("scenes?size=64", "images: folder, list:, parquet:, hf:, wds:, scenes (see docs/data.md)", "data")
-    num_channels: int = option(3, "input channels; other than 3 reads multi-band TIFF and .npy", "data")
-    image_mean: list[float] = option([0.485, 0.456, 0.406], "per channel, images scaled to 0..1", "data")
-    image_std: list[float] = option([0.229, 0.224, 0.225], "per channel, images scaled to 0..1", "data")
+    dataset: str = option(
+        "scenes?size=64",
+        "images: folder, list:, parquet:, hf:, wds:, scenes (see docs/data.md)",
+        "data",
+    )
+    num_channels: int = option(
+        3, "input channels; other than 3 reads multi-band TIFF and .npy", "data"
+    )
+    image_mean: list[float] = option(
+        [0.485, 0.456, 0.406], "per channel, images scaled to 0..1", "data"
+    )
+    image_std: list[float] = option(
+        [0.229, 0.224, 0.225], "per channel, images scaled to 0..1", "data"
+    )
     per_device_train_batch_size: int = option(64, "images per process and micro-batch", "data")
     gradient_accumulation_steps: int = option(
-        1, "micro-batches per step; KoLeo and Sinkhorn see one micro-batch, centers move once a step", "data"
+        1,
+        "micro-batches per step; KoLeo and Sinkhorn see one micro-batch, centers move once a step",
+        "data",
     )
     dataloader_num_workers: int = option(1, "processes that read and cut images", "data")
-    dataloader_timeout: float = option(600.0, "seconds without a batch after which a data worker counts as hung; 0: for ever", "data")
-    max_bad_fraction: float = option(0.01, "stop when more than this share of the drawn images is unreadable", "data")
+    dataloader_timeout: float = option(
+        600.0,
+        "seconds without a batch after which a data worker counts as hung; 0: for ever",
+        "data",
+    )
+    max_bad_fraction: float = option(
+        0.01, "stop when more than this share of the drawn images is unreadable", "data"
+    )
 
     # --- backbone
     backbone: Literal["nano", "micro", "tiny", "small", "base", "large", "giant"] = option(
-        "nano", "; ".join(f"{name} {d} x {n}, {h} heads" for name, (d, n, h) in BACKBONE_SIZES.items()), "backbone"
+        "nano",
+        "; ".join(f"{name} {d} x {n}, {h} heads" for name, (d, n, h) in BACKBONE_SIZES.items()),
+        "backbone",
     )
     hidden_size: int | None = option(None, "width, instead of the one of `backbone`", "backbone")
-    num_hidden_layers: int | None = option(None, "layers, instead of those of `backbone`", "backbone")
-    num_attention_heads: int | None = option(None, "heads, instead of those of `backbone`", "backbone")
+    num_hidden_layers: int | None = option(
+        None, "layers, instead of those of `backbone`", "backbone"
+    )
+    num_attention_heads: int | None = option(
+        None, "heads, instead of those of `backbone`", "backbone"
+    )
     patch_size: int = option(8, "pixels of a side of a patch", "backbone")
     num_register_tokens: int = option(0, "register tokens", "backbone")
     position_offset: float = option(
-        0.0, "of the resampling of positions for other crop sizes; published without registers 0.1, with them 0", "backbone"
+        0.0,
+        "of the resampling of positions for other crop sizes; published without registers 0.1, with them 0",
+        "backbone",
     )
     register_init_std: float = option(
-        0.02, "std of register tokens at the start; the published 1e-6 leaves them equal for thousands of steps", "backbone"
+        0.02,
+        "std of register tokens at the start; the published 1e-6 leaves them equal for thousands of steps",
+        "backbone",
     )
     ffn: Literal["mlp", "swiglu"] = option("mlp", "feed-forward layer", "backbone")
-    layerscale_value: float = option(1.0, "initial LayerScale; published 1e-5, short runs need 1", "backbone")
-    initializer_range: float = option(0.08, "std of the linear layers at the start; published 0.02, narrow ones need more", "backbone")
+    layerscale_value: float = option(
+        1.0, "initial LayerScale; published 1e-5, short runs need 1", "backbone"
+    )
+    initializer_range: float = option(
+        0.08,
+        "std of the linear layers at the start; published 0.02, narrow ones need more",
+        "backbone",
+    )
     drop_path_rate: float = option(0.0, "share of crops that skip a residual branch", "backbone")
 
     # --- crops and masks
-    global_crop_size: list[int] = option([48], "side, or height and width, of the 2 global crops", "crops and masks")
-    local_crop_size: list[int] = option([32], "side, or height and width, of the local crops", "crops and masks")
+    global_crop_size: list[int] = option(
+        [48], "side, or height and width, of the 2 global crops", "crops and masks"
+    )
+    local_crop_size: list[int] = option(
+        [32], "side, or height and width, of the local crops", "crops and masks"
+    )
     num_local_crops: int = option(2, "local crops per image; published 8", "crops and masks")
-    global_crop_scale: list[float] = option([0.5, 1.0], "share of the image's area; published 0.32 to 1", "crops and masks")
-    local_crop_scale: list[float] = option([0.25, 0.5], "share of the image's area; published 0.05 to 0.32", "crops and masks")
+    global_crop_scale: list[float] = option(
+        [0.5, 1.0], "share of the image's area; published 0.32 to 1", "crops and masks"
+    )
+    local_crop_scale: list[float] = option(
+        [0.25, 0.5], "share of the image's area; published 0.05 to 0.32", "crops and masks"
+    )
     blur: Literal["official", "paper", "none"] = option(
         "none",
         "probability on global 1, global 2, local: official 0/0.9/0.5, paper 1/0.1/0.5, none for small images",
         "crops and masks",
     )
-    colour_strength: float = option(1.0, "factor on the ranges of the colour jitter; published 1", "crops and masks")
-    grayscale_probability: float = option(1.0, "share of the crops without colours; published 0.2", "crops and masks")
+    colour_strength: float = option(
+        1.0, "factor on the ranges of the colour jitter; published 1", "crops and masks"
+    )
+    grayscale_probability: float = option(
+        1.0, "share of the crops without colours; published 0.2", "crops and masks"
+    )
     solarize_probability: float | None = option(
-        None, "share of the second global crops; default: 0.2, as published, for 3 channels, otherwise 0", "crops and masks"
+        None,
+        "share of the second global crops; default: 0.2, as published, for 3 channels, otherwise 0",
+        "crops and masks",
     )
-    horizontal_flip_probability: float = option(0.5, "share of the crops that are mirrored; published 0.5", "crops and masks")
-    vertical_flip_probability: float = option(0.0, "share of the crops that are mirrored upside down; published 0", "crops and masks")
-    quarter_turns: bool = option(False, "crops are turned by 0, 90, 180 or 270 degrees, each as likely", "crops and masks")
+    horizontal_flip_probability: float = option(
+        0.5, "share of the crops that are mirrored; published 0.5", "crops and masks"
+    )
+    vertical_flip_probability: float = option(
+        0.0, "share of the crops that are mirrored upside down; published 0", "crops and masks"
+    )
+    quarter_turns: bool = option(
+        False, "crops are turned by 0, 90, 180 or 270 degrees, each as likely", "crops and masks"
+    )
     band_jitter_strength: float = option(
-        0.0, "brightness and contrast of any number of channels, in units of image_std: factor on the ranges; 0: off", "crops and masks"
+        0.0,
+        "brightness and contrast of any number of channels, in units of image_std: factor on the ranges; 0: off",
+        "crops and masks",
     )
-    channel_drop_probability: float = option(0.0, "share of the images that lose some of their channels", "crops and masks")
+    channel_drop_probability: float = option(
+        0.0, "share of the images that lose some of their channels", "crops and masks"
+    )
     stain_strength: float = option(
-        0.0, "jitter of haematoxylin, eosin and DAB in RGB histology: 0.05 light, 0.2 strong; 0: off", "crops and masks"
+        0.0,
+        "jitter of haematoxylin, eosin and DAB in RGB histology: 0.05 light, 0.2 strong; 0: off",
+        "crops and masks",
     )
-    mask_probability: float = option(0.5, "share of the global crops that are masked", "crops and masks")
-    mask_ratio: list[float] = option([0.1, 0.5], "least and greatest share of masked patches", "crops and masks")
+    mask_probability: float = option(
+        0.5, "share of the global crops that are masked", "crops and masks"
+    )
+    mask_ratio: list[float] = option(
+        [0.1, 0.5], "least and greatest share of masked patches", "crops and masks"
+    )
     mask_count: Literal["published", "exact"] = option(
         "published", "exact completes every block mask to its target (DINOv3)", "crops and masks"
     )
 
     # --- heads and losses
     num_prototypes: int = option(1024, "outputs of the DINO head", "heads and losses")
-    head_hidden_dim: int = option(512, "width of the heads' hidden layers; published 2048", "heads and losses")
+    head_hidden_dim: int = option(
+        512, "width of the heads' hidden layers; published 2048", "heads and losses"
+    )
     head_bottleneck_dim: int = option(128, "bottleneck of the DINO head", "heads and losses")
     separate_ibot_head: bool = option(False, "an iBOT head of its own", "heads and losses")
-    ibot_num_prototypes: int | None = option(None, "outputs of a separate iBOT head; default num_prototypes", "heads and losses")
+    ibot_num_prototypes: int | None = option(
+        None, "outputs of a separate iBOT head; default num_prototypes", "heads and losses"
+    )
     ibot_bottleneck_dim: int = option(256, "bottleneck of a separate iBOT head", "heads and losses")
-    train_weight_g: bool = option(True, "the last layer's norm g is trained (published code) or stays 1 (paper)", "heads and losses")
-    centering: Literal["softmax", "sinkhorn_knopp"] = option("sinkhorn_knopp", "centering of the teacher", "heads and losses")
+    train_weight_g: bool = option(
+        True,
+        "the last layer's norm g is trained (published code) or stays 1 (paper)",
+        "heads and losses",
+    )
+    centering: Literal["softmax", "sinkhorn_knopp"] = option(
+        "sinkhorn_knopp", "centering of the teacher", "heads and losses"
+    )
     center_momentum: float = option(0.9, "momentum of the softmax centers", "heads and losses")
     center_reduction: Literal["ranks", "tokens"] = option(
         "ranks", "mean of the processes' means (published) or over all tokens", "heads and losses"
     )
     student_temp: float = option(0.1, "temperature of the student", "heads and losses")
-    teacher_temp: float = option(0.02, "temperature of the teacher; published 0.07", "heads and losses")
-    warmup_teacher_temp: float = option(0.02, "temperature of the teacher at the first step", "heads and losses")
+    teacher_temp: float = option(
+        0.02, "temperature of the teacher; published 0.07", "heads and losses"
+    )
+    warmup_teacher_temp: float = option(
+        0.02, "temperature of the teacher at the first step", "heads and losses"
+    )
     warmup_teacher_temp_steps: int = option(0, "steps of its linear warm-up", "heads and losses")
     dino_loss_weight: float = option(1.0, "weight of the DINO loss", "heads and losses")
     ibot_loss_weight: float = option(1.0, "weight of the iBOT loss", "heads and losses")
     ibot_weighting: Literal["published", "masked_crops"] = option(
-        "published", "divide by all global crops (published) or by the masked ones (paper)", "heads and losses"
+        "published",
+        "divide by all global crops (published) or by the masked ones (paper)",
+        "heads and losses",
     )
-    koleo_loss_weight: float = option(0.1, "weight of KoLeo, once per global crop", "heads and losses")
-    koleo_gather: bool = option(False, "neighbours over all processes; published: each process alone", "heads and losses")
+    koleo_loss_weight: float = option(
+        0.1, "weight of KoLeo, once per global crop", "heads and losses"
+    )
+    koleo_gather: bool = option(
+        False, "neighbours over all processes; published: each process alone", "heads and losses"
+    )
     koleo_precision: Literal["float32", "autocast"] = option(
-        "float32", "autocast computes in the features' type, as published; may be inf", "heads and losses"
+        "float32",
+        "autocast computes in the features' type, as published; may be inf",
+        "heads and losses",
     )
 
     # --- optimisation
     learning_rate: float = option(8e-4, "before scaling by the global batch", "optimisation")
     lr_scaling: Literal["sqrt", "linear", "none"] = option(
-        "none", "sqrt: x sqrt(global batch / 1024), published; linear: x global batch / 256", "optimisation"
+        "none",
+        "sqrt: x sqrt(global batch / 1024), published; linear: x global batch / 256",
+        "optimisation",
     )
     min_learning_rate: float = option(1e-6, "at the end; never scaled", "optimisation")
     warmup_steps: int | None = option(
-        None, "steps of linear learning-rate warm-up; default: 50, or a tenth of max_steps where that is less", "optimisation"
+        None,
+        "steps of linear learning-rate warm-up; default: 50, or a tenth of max_steps where that is less",
+        "optimisation",
     )
     weight_decay: float = option(0.04, "at the first step", "optimisation")
     weight_decay_end: float = option(0.4, "at the end (cosine)", "optimisation")
     adam_beta1: float = option(0.9, "AdamW", "optimisation")
     adam_beta2: float = option(0.95, "AdamW; published 0.999", "optimisation")
-    layerwise_decay: float = option(1.0, "learning-rate factor per layer below the last", "optimisation")
-    patch_embed_lr_mult: float = option(1.0, "learning-rate factor of the patch embedding; published 0.2", "optimisation")
-    freeze_last_layer_steps: int = option(0, "steps with learning rate 0 for the heads' last layer", "optimisation")
-    max_grad_norm: float = option(3.0, "gradient clipping, of the backbone and of each head by itself; 0: none", "optimisation")
+    layerwise_decay: float = option(
+        1.0, "learning-rate factor per layer below the last", "optimisation"
+    )
+    patch_embed_lr_mult: float = option(
+        1.0, "learning-rate factor of the patch embedding; published 0.2", "optimisation"
+    )
+    freeze_last_layer_steps: int = option(
+        0, "steps with learning rate 0 for the heads' last layer", "optimisation"
+    )
+    max_grad_norm: float = option(
+        3.0,
+        "gradient clipping, of the backbone and of each head by itself; 0: none",
+        "optimisation",
+    )
     ema_momentum: float = option(0.97, "of the teacher at the first step", "optimisation")
     ema_momentum_end: float = option(1.0, "of the teacher at the end (cosine)", "optimisation")
 
@@ -187,8 +311,12 @@ class DINOv2Arguments:
         "labelled images, the bank of k-NN; default: dataset if it has eval_dataset's classes, otherwise a part of eval_dataset",
         "evaluation",
     )
-    eval_steps: int = option(460, "steps between two evaluations; the last step always evaluates", "evaluation")
-    eval_image_size: list[int] | None = option(None, "size of evaluated images; default global_crop_size", "evaluation")
+    eval_steps: int = option(
+        460, "steps between two evaluations; the last step always evaluates", "evaluation"
+    )
+    eval_image_size: list[int] | None = option(
+        None, "size of evaluated images; default global_crop_size", "evaluation"
+    )
     knn_k: int = option(20, "neighbours", "evaluation")
     knn_bank_size: int = option(4000, "images drawn for the bank", "evaluation")
     knn_num_queries: int = option(2000, "images drawn as queries", "evaluation")
@@ -273,21 +401,31 @@ def check_arguments(args: DINOv2Arguments) -> None:
         if getattr(args, key) is not None and not 0 <= getattr(args, key) <= 1:
             raise UserError(f"{key}={getattr(args, key)}: it must lie between 0 and 1")
     if not 0 <= args.position_offset < 1:
-        raise UserError(f"position_offset={args.position_offset}: the published one is 0.1, and 0 means none")
+        raise UserError(
+            f"position_offset={args.position_offset}: the published one is 0.1, and 0 means none"
+        )
     if args.drop_path_rate == 1:
         raise UserError("drop_path_rate=1 drops every branch; published values are 0 to 0.4")
     if args.dino_loss_weight == 0 and args.ibot_loss_weight == 0:
-        raise UserError("dino_loss_weight and ibot_loss_weight are both 0: nothing is learned; set one of them, 1 as published")
+        raise UserError(
+            "dino_loss_weight and ibot_loss_weight are both 0: nothing is learned; set one of them, 1 as published"
+        )
     check_beginning(args)
     for key in ("image_mean", "image_std"):
         if len(getattr(args, key)) != args.num_channels:
-            raise UserError(f"{key} has {len(getattr(args, key))} values, num_channels is {args.num_channels}; give one per channel")
+            raise UserError(
+                f"{key} has {len(getattr(args, key))} values, num_channels is {args.num_channels}; give one per channel"
+            )
     if min(args.image_std) <= 0:
         raise UserError(f"image_std={args.image_std}: every value must be above 0")
     if args.stain_strength and args.num_channels != 3:
-        raise UserError(f"stain_strength={args.stain_strength} needs RGB, num_channels is {args.num_channels}; set it to 0")
+        raise UserError(
+            f"stain_strength={args.stain_strength} needs RGB, num_channels is {args.num_channels}; set it to 0"
+        )
     if args.channel_drop_probability and args.num_channels == 1:
-        raise UserError(f"channel_drop_probability={args.channel_drop_probability} needs several channels, num_channels is 1; set it to 0")
+        raise UserError(
+            f"channel_drop_probability={args.channel_drop_probability} needs several channels, num_channels is 1; set it to 0"
+        )
     width, _, heads = backbone_shape(args)
     if width % heads:
         raise UserError(f"hidden_size={width} is no multiple of num_attention_heads={heads}")
@@ -296,15 +434,23 @@ def check_arguments(args: DINOv2Arguments) -> None:
 def check_beginning(args: DINOv2Arguments) -> None:
     """Refuse what is to end after some steps and would not end within the run, all at once, with the words of a short trial."""
     names = ("warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps")
-    too_long = [name for name in names if getattr(args, name) and getattr(args, name) >= args.max_steps]
+    too_long = [
+        name for name in names if getattr(args, name) and getattr(args, name) >= args.max_steps
+    ]
     if too_long:
         given = ", ".join(f"{name}={getattr(args, name)}" for name in too_long)
         short = " ".join(f"--{name} 0" for name in too_long)
         verb = "is" if len(too_long) == 1 else "are"
-        raise UserError(f"{given} {verb} not below max_steps={args.max_steps}; train longer, or for a short trial add {short}")
+        raise UserError(
+            f"{given} {verb} not below max_steps={args.max_steps}; train longer, or for a short trial add {short}"
+        )
 
 
 def backbone_shape(args: DINOv2Arguments) -> tuple[int, int, int]:
     """Hidden size, layers and heads: those of `backbone`, each replaced where it is given by itself."""
     width, layers, heads = BACKBONE_SIZES[args.backbone]
-    return args.hidden_size or width, args.num_hidden_layers or layers, args.num_attention_heads or heads
+    return (
+        args.hidden_size or width,
+        args.num_hidden_layers or layers,
+        args.num_attention_heads or heads,
+    )

@@ -40,7 +40,9 @@ def check_trackers(names: list[str]) -> None:
         if name != "all" and name not in available:
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
             problem = (
-                "is not installed; install its package" if name in LOGGER_TYPE_TO_CLASS else f"is no tracker; accelerate knows {known}"
+                "is not installed; install its package"
+                if name in LOGGER_TYPE_TO_CLASS
+                else f"is no tracker; accelerate knows {known}"
             )
             raise UserError(f"--report_to {name} {problem}, or leave it out")
 
@@ -51,7 +53,11 @@ def build_method(args: DINOv2Arguments) -> SelfDistillation:
     backbone = build_run_backbone(args, args.layerscale_value)
     width = backbone.config.hidden_size
     dino_head = ProjectionHead(
-        width, args.num_prototypes, args.head_hidden_dim, args.head_bottleneck_dim, train_weight_g=args.train_weight_g
+        width,
+        args.num_prototypes,
+        args.head_hidden_dim,
+        args.head_bottleneck_dim,
+        train_weight_g=args.train_weight_g,
     )
     ibot_head = None
     if args.separate_ibot_head and args.ibot_loss_weight:
@@ -100,7 +106,9 @@ def build_run_backbone(args: DINOv2Arguments, layerscale_value: float) -> Backbo
 def build_optimizer(args: DINOv2Arguments, method: SelfDistillation) -> torch.optim.AdamW:
     """AdamW over the student; learning rate and weight decay are set at every step."""
     heads = [module for name, module in method.student.items() if name != "backbone"]
-    groups = parameter_groups(method.student["backbone"], heads, args.layerwise_decay, args.patch_embed_lr_mult)
+    groups = parameter_groups(
+        method.student["backbone"], heads, args.layerwise_decay, args.patch_embed_lr_mult
+    )
     return torch.optim.AdamW(groups, lr=0.0, betas=(args.adam_beta1, args.adam_beta2), foreach=True)
 
 
@@ -114,7 +122,9 @@ def build_schedules(args: DINOv2Arguments, global_batch: int) -> dict:
         "last_layer_learning_rate": frozen(learning_rate, args.freeze_last_layer_steps),
         "weight_decay": cosine_schedule(args.weight_decay, args.weight_decay_end, steps),
         "ema_momentum": cosine_schedule(args.ema_momentum, args.ema_momentum_end, steps),
-        "teacher_temp": linear_warmup(args.warmup_teacher_temp, args.teacher_temp, args.warmup_teacher_temp_steps, steps),
+        "teacher_temp": linear_warmup(
+            args.warmup_teacher_temp, args.teacher_temp, args.warmup_teacher_temp_steps, steps
+        ),
     }
 
 
@@ -131,7 +141,9 @@ def build_multicrop(args: DINOv2Arguments, source: ImageSource | ImageStream) ->
         args.grayscale_probability,
         args.image_mean,
         args.image_std,
-        poses=Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns),
+        poses=Poses(
+            args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns
+        ),
         solarize_probability=args.solarize_probability,
         band_jitter_strength=args.band_jitter_strength,
         channel_drop_probability=args.channel_drop_probability,
@@ -151,7 +163,9 @@ def build_loader(
     height, width = image_size(args.global_crop_size)
     grid = (height // args.patch_size, width // args.patch_size)
     exact = args.mask_count == "exact"
-    masks = StepMasks(grid, layout.global_batch, args.seed, args.mask_probability, tuple(args.mask_ratio), exact)
+    masks = StepMasks(
+        grid, layout.global_batch, args.seed, args.mask_probability, tuple(args.mask_ratio), exact
+    )
     return make_loader(
         source, build_multicrop(args, source), masks, layout, args.seed, first_step, args.max_steps, args.dataloader_num_workers,
         pin_memory=torch.cuda.is_available(), places=places,
@@ -166,20 +180,34 @@ def open_training_data(args: DINOv2Arguments, processes: int) -> ImageSource | I
     source = open_source(args.dataset, args.num_channels)
     if args.eval_dataset != HELD_OUT:
         return source
-    at_least = max(args.per_device_train_batch_size * args.gradient_accumulation_steps * processes, args.knn_k)
-    part = hold_out(source, args.seed, args.knn_num_queries) if isinstance(source, ImageSource) and source.labels else None
+    at_least = max(
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * processes, args.knn_k
+    )
+    part = (
+        hold_out(source, args.seed, args.knn_num_queries)
+        if isinstance(source, ImageSource) and source.labels
+        else None
+    )
     problem = _held_out_problem(source, part, at_least)
     if problem is None:
         return part
-    print_once([f"not judged      {problem}; name labelled images by --eval_dataset to see k-NN accuracy"])
+    print_once(
+        [f"not judged      {problem}; name labelled images by --eval_dataset to see k-NN accuracy"]
+    )
     args.eval_dataset = None
     return source
 
 
-def _held_out_problem(source: ImageSource | ImageStream, part: SourcePart | None, at_least: int) -> str | None:
+def _held_out_problem(
+    source: ImageSource | ImageStream, part: SourcePart | None, at_least: int
+) -> str | None:
     """Why a run cannot be judged on a part of its own images, or None."""
     if part is None:
-        return "the images have no labels" if isinstance(source, ImageSource) else "a stream's labels are not known beforehand"
+        return (
+            "the images have no labels"
+            if isinstance(source, ImageSource)
+            else "a stream's labels are not known beforehand"
+        )
     if len(set(source.labels)) < 2:
         return "the images have one class alone"
     if not len(part.held_out):
@@ -189,13 +217,19 @@ def _held_out_problem(source: ImageSource | ImageStream, part: SourcePart | None
     return None
 
 
-def build_benchmark(args: DINOv2Arguments, source: ImageSource | ImageStream, on_this_process: bool) -> KnnBenchmark | None:
+def build_benchmark(
+    args: DINOv2Arguments, source: ImageSource | ImageStream, on_this_process: bool
+) -> KnnBenchmark | None:
     """The k-NN benchmark of the run; images are held by the main process alone."""
     if args.eval_dataset is None:
         return None
     learnt_scale = source.pixel_options.scale
     is_held_out = args.eval_dataset == HELD_OUT
-    queries = source.held_out if is_held_out else open_source(args.eval_dataset, args.num_channels, learnt_scale)
+    queries = (
+        source.held_out
+        if is_held_out
+        else open_source(args.eval_dataset, args.num_channels, learnt_scale)
+    )
     bank, origin = choose_bank(args, source, queries)
     num_queries = args.knn_num_queries
     if bank is queries and num_queries >= len(queries):
@@ -207,7 +241,12 @@ def build_benchmark(args: DINOv2Arguments, source: ImageSource | ImageStream, on
         queries,
         bank_size=args.knn_bank_size,
         num_queries=num_queries,
-        transform=ImageTransform(evaluation_size(args), tuple(args.image_mean), tuple(args.image_std), margin=PUBLISHED_MARGIN),
+        transform=ImageTransform(
+            evaluation_size(args),
+            tuple(args.image_mean),
+            tuple(args.image_std),
+            margin=PUBLISHED_MARGIN,
+        ),
         k=args.knn_k,
         seed=args.seed,
         progress=True,
@@ -216,7 +255,9 @@ def build_benchmark(args: DINOv2Arguments, source: ImageSource | ImageStream, on
     )
 
 
-def choose_bank(args: DINOv2Arguments, source: ImageSource | ImageStream, queries: ImageSource) -> tuple[ImageSource, str]:
+def choose_bank(
+    args: DINOv2Arguments, source: ImageSource | ImageStream, queries: ImageSource
+) -> tuple[ImageSource, str]:
     """The images whose classes are known to k-NN, and why they are not the training images, in words, or "".
 
     They are `queries` themselves, of which the benchmark then makes two parts, where the training images are the same images, or have no
@@ -224,22 +265,36 @@ def choose_bank(args: DINOv2Arguments, source: ImageSource | ImageStream, querie
     """
     if args.eval_bank_dataset is not None:
         bank = open_source(args.eval_bank_dataset, args.num_channels, source.pixel_options.scale)
-        return (queries, "bank and queries are parts of the same images") if same_images(bank, queries) else (bank, "")
+        return (
+            (queries, "bank and queries are parts of the same images")
+            if same_images(bank, queries)
+            else (bank, "")
+        )
     is_labelled = isinstance(source, ImageSource) and source.labels is not None
     problem = "the training images have no labels" if not is_labelled else None
     if is_labelled and queries.labels is not None:
         problem = classes_problem(source, queries)
     if problem is None and same_images(source, queries):
         problem = "they are the training images too"
-    return (source, "") if problem is None else (queries, f"the bank is a part of the evaluation images, because {problem}")
+    return (
+        (source, "")
+        if problem is None
+        else (queries, f"the bank is a part of the evaluation images, because {problem}")
+    )
 
 
 def same_images(one: ImageSource | ImageStream, other: ImageSource) -> bool:
     """Whether two sources are the same files; what else they share is found by its content."""
-    return isinstance(one, ImageSource) and len(one) == len(other) and one.fingerprint == other.fingerprint
+    return (
+        isinstance(one, ImageSource)
+        and len(one) == len(other)
+        and one.fingerprint == other.fingerprint
+    )
 
 
-def data_facts(source: ImageSource | ImageStream, benchmark: KnnBenchmark | None) -> list[DataFacts]:
+def data_facts(
+    source: ImageSource | ImageStream, benchmark: KnnBenchmark | None
+) -> list[DataFacts]:
     """Of the images that are trained on and of those that judge, where they are others."""
     training = image_facts("dataset", source)
     judging = benchmark.data if benchmark else []

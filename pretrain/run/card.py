@@ -47,9 +47,18 @@ def write_card(
         summary=f"Pretrained without labels by DINOv2 self-distillation (DINO, iBOT, KoLeo) for {step} of {args.max_steps} steps.",
         training_command=run_again(PROGRAM, folder, "accelerate launch"),
         data=f"{source.description}. Source: {in_code(args.dataset)}.\n\n{data_licence([args.dataset])}",
-        results=[{"features": name, "k-NN top-1, %": f"{value:.1f}"} for name, value in results.items()],
-        settings=facts(args, step, backbone) | {name: getattr(args, name) for name in SHOWN_SETTINGS},
-        note=" ".join([seen(args, step, num_images), *judged(args, references, accuracies, benchmark), UNKNOWN]),
+        results=[
+            {"features": name, "k-NN top-1, %": f"{value:.1f}"} for name, value in results.items()
+        ],
+        settings=facts(args, step, backbone)
+        | {name: getattr(args, name) for name in SHOWN_SETTINGS},
+        note=" ".join(
+            [
+                seen(args, step, num_images),
+                *judged(args, references, accuracies, benchmark),
+                UNKNOWN,
+            ]
+        ),
         tags=("dinov2", "self-supervised"),
         loading=feeding(LOADING_SNIPPET, args.num_channels, source.pixel_options, in_own_scale),
     )
@@ -57,9 +66,14 @@ def write_card(
 
 def facts(args: DINOv2Arguments, step: int, backbone: nn.Module) -> dict[str, str]:
     """What a reader compares first: size, images, batch, steps, and with what it was made."""
-    sizes = {"global crops": args.global_crop_size, "local crops": args.local_crop_size if args.num_local_crops else None}
+    sizes = {
+        "global crops": args.global_crop_size,
+        "local crops": args.local_crop_size if args.num_local_crops else None,
+    }
     sizes["evaluated at"] = args.eval_image_size or args.global_crop_size
-    shown = [f"{name} {' x '.join(map(str, image_size(size)))}" for name, size in sizes.items() if size]
+    shown = [
+        f"{name} {' x '.join(map(str, image_size(size)))}" for name, size in sizes.items() if size
+    ]
     return {
         "parameters": millions([backbone]),
         "image sizes": ", ".join(shown),
@@ -71,20 +85,33 @@ def facts(args: DINOv2Arguments, step: int, backbone: nn.Module) -> dict[str, st
 
 def seen(args: DINOv2Arguments, step: int, num_images: int | None) -> str:
     """How much the model has seen."""
-    drawn = step * args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+    drawn = (
+        step * args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
+    )
     passes = f", {drawn / num_images:.1f} passes over {num_images:,} images" if num_images else ""
     return f"It was trained for {step:,} steps and has seen {drawn:,} images{passes}."
 
 
 def judged(
-    args: DINOv2Arguments, references: Mapping[str, float], accuracies: Mapping[str, float], benchmark: KnnBenchmark | None
+    args: DINOv2Arguments,
+    references: Mapping[str, float],
+    accuracies: Mapping[str, float],
+    benchmark: KnnBenchmark | None,
 ) -> list[str]:
     """What was measured, and where the model is below what it had to beat."""
     if benchmark is None or not accuracies:
         return ["Nothing was measured: whether its features are good for anything is not known."]
     best = max(accuracies.values())
-    not_above = [f"{name.replace('_', ' ')} ({value:.1f} %)" for name, value in references.items() if value >= best]
-    lines = [f"The numbers are k-NN on frozen features of {in_code(args.eval_dataset)} alone: {benchmark.description}."]
+    not_above = [
+        f"{name.replace('_', ' ')} ({value:.1f} %)"
+        for name, value in references.items()
+        if value >= best
+    ]
+    lines = [
+        f"The numbers are k-NN on frozen features of {in_code(args.eval_dataset)} alone: {benchmark.description}."
+    ]
     if not_above:
-        lines.append(f"Its k-NN of {best:.1f} % is not above {' and '.join(not_above)}: the model is worth no more than those there.")
+        lines.append(
+            f"Its k-NN of {best:.1f} % is not above {' and '.join(not_above)}: the model is worth no more than those there."
+        )
     return lines

@@ -35,7 +35,9 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def data_workers_watched(source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: Callable[[], int]) -> Iterator[None]:
+def data_workers_watched(
+    source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: Callable[[], int]
+) -> Iterator[None]:
     """End the data workers with the block, however it ends, and turn torch's error of a worker that died or hangs into one line
     that names the images on which it may have.
 
@@ -44,7 +46,9 @@ def data_workers_watched(source: ImageSource | ImageStream, layout: BatchLayout,
     try:
         yield
     except BaseException as error:
-        with worker_deaths_unnoticed():  # or torch's handler would raise in the middle of what follows
+        with (
+            worker_deaths_unnoticed()
+        ):  # or torch's handler would raise in the middle of what follows
             cause = _worker_death(error)
             if cause is None:
                 raise
@@ -62,12 +66,17 @@ def _worker_death(error: BaseException) -> str | None:
     if str(error).startswith("DataLoader"):
         return str(error).splitlines()[0].rstrip(". ")
     # a worker that dies while the parent fetches a tensor from it is noticed as a broken connection
-    if any(Path(frame.filename).name == "resource_sharer.py" for frame in traceback.extract_tb(error.__traceback__)):
+    if any(
+        Path(frame.filename).name == "resource_sharer.py"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ):
         return f"a DataLoader worker died while it handed over a batch ({type(error).__name__})"
     return None
 
 
-def _images_in_flight(source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: int) -> str:
+def _images_in_flight(
+    source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: int
+) -> str:
     """Names of the first images of a step, '' for a stream."""
     if not isinstance(source, ImageSource):
         return ""

@@ -42,33 +42,53 @@ def dry_run(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: Ba
         say(describe_run(args, source, layout, method, build_loader(args, source, layout, 0)))
 
 
-def rehearse(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation) -> None:
+def rehearse(
+    args: DINOv2Arguments,
+    source: ImageSource | ImageStream,
+    layout: BatchLayout,
+    method: SelfDistillation,
+) -> None:
     """Everything that a run does before its first step, but for its folder. Raises UserError where the run would."""
     checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint, PROGRAM)
     optimizer = build_optimizer(args, method)
     build_schedules(args, layout.global_batch)
     state = None
     if checkpoint:
-        changes = changed_keys(read_config(checkpoint.parent), config_of(replace(args, dry_run=False)))
+        changes = changed_keys(
+            read_config(checkpoint.parent), config_of(replace(args, dry_run=False))
+        )
         state = resume_from(checkpoint, args.init_from, args.max_steps, method, optimizer, changes)
     elif args.init_from:
         load_weights(method, args.init_from)
     benchmark = build_benchmark(args, source, is_main_process())
     if state and is_main_process():
-        for line in tell_changed_data(str(checkpoint), state.get("data"), data_facts(source, benchmark), args.changed_data):
+        for line in tell_changed_data(
+            str(checkpoint), state.get("data"), data_facts(source, benchmark), args.changed_data
+        ):
             say(line)
     draw_probes(source, evaluation_size(args), args.seed)
 
 
 def describe_run(
-    args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation, loader: DataLoader
+    args: DINOv2Arguments,
+    source: ImageSource | ImageStream,
+    layout: BatchLayout,
+    method: SelfDistillation,
+    loader: DataLoader,
 ) -> str:
     """The resolved options, the shapes of one drawn batch, parameter counts, and an estimate of memory per process."""
     notes = range_notes(source, args.num_channels, args.image_mean, args.image_std)
     reading = pixel_options_text(source.pixel_options)
     batch = next(iter(loader))
-    shapes = [f"  {name:<14}{list(batch[name].shape)}" for name in ("global_crops", "local_crops", "masks") if batch[name] is not None]
-    parts = {name: sum(value.numel() for value in part.parameters()) for name, part in method.student.items()}
+    shapes = [
+        f"  {name:<14}{list(batch[name].shape)}"
+        for name in ("global_crops", "local_crops", "masks")
+        if batch[name] is not None
+    ]
+    parts = {
+        name: sum(value.numel() for value in part.parameters())
+        for name, part in method.student.items()
+    }
     counts = [f"  {name:<14}{count / 1e6:.2f} M parameters" for name, count in parts.items()]
     states, activations = memory_estimate(args, batch, sum(parts.values()))
     return "\n".join(
@@ -94,9 +114,18 @@ def memory_estimate(args: DINOv2Arguments, batch: dict, num_parameters: int) -> 
     """GiB of states, and of activations: the student's layers and three copies of the prototype logits."""
     width, layers, _ = backbone_shape(args)
     crops = [batch[name] for name in ("global_crops", "local_crops") if batch[name] is not None]
-    tokens = sum(len(part) * (part.shape[2] * part.shape[3] // args.patch_size**2 + 1 + args.num_register_tokens) for part in crops)
+    tokens = sum(
+        len(part)
+        * (part.shape[2] * part.shape[3] // args.patch_size**2 + 1 + args.num_register_tokens)
+        for part in crops
+    )
     kept_layers = 1 if args.gradient_checkpointing else layers
-    rows = sum(len(part) for part in crops) + len(batch["mask_indices"]) + len(batch["global_crops"])
+    rows = (
+        sum(len(part) for part in crops) + len(batch["mask_indices"]) + len(batch["global_crops"])
+    )
     bytes_per_value = 4 if args.mixed_precision == "no" else 2
-    activations = tokens * width * ACTIVATIONS_PER_WIDTH * kept_layers * bytes_per_value + 3 * rows * args.num_prototypes * 4
+    activations = (
+        tokens * width * ACTIVATIONS_PER_WIDTH * kept_layers * bytes_per_value
+        + 3 * rows * args.num_prototypes * 4
+    )
     return num_parameters * BYTES_PER_PARAMETER / 2**30, activations / 2**30

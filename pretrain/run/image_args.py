@@ -20,11 +20,17 @@ class SiglipArguments(TrainerOptions):
 
     dataset: str = option("scenes?count=20000", "images with captions; docs/data.md", "data")
     eval_dataset: str | None = option(BY_DATASET, EVALUATED, "data")
-    init_from: str | None = option(None, "a SigLIP of transformers to go on from, with its processor; default: a new small one", "model")
+    init_from: str | None = option(
+        None,
+        "a SigLIP of transformers to go on from, with its processor; default: a new small one",
+        "model",
+    )
     image_size: int = option(64, "pixels of a side, of a new model", "model")
     patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
     hidden_size: int = option(128, "width of both towers of a new model", "model")
-    num_hidden_layers: int = option(4, "layers of the vision tower of a new model; the text tower has half of them", "model")
+    num_hidden_layers: int = option(
+        4, "layers of the vision tower of a new model; the text tower has half of them", "model"
+    )
     num_attention_heads: int = option(4, "of both towers of a new model", "model")
     per_device_train_batch_size: int = option(64, "pairs per process and step", "optimisation")
     max_steps: int = option(1500, "steps", "optimisation")
@@ -42,20 +48,36 @@ class MaeArguments(TrainerOptions):
 
     dataset: str = option("scenes?count=20000", "images; docs/data.md", "data")
     eval_dataset: str | None = option(BY_DATASET, EVALUATED, "data")
-    init_from: str | None = option(None, "a ViTMAEForPreTraining to go on from; default: a new small one", "model")
+    init_from: str | None = option(
+        None, "a ViTMAEForPreTraining to go on from; default: a new small one", "model"
+    )
     image_size: int = option(64, "pixels of a side, of a new model", "model")
     patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
     hidden_size: int = option(128, "width of a new model; the decoder has half of it", "model")
-    num_hidden_layers: int = option(4, "layers of a new model; the decoder has half of them", "model")
+    num_hidden_layers: int = option(
+        4, "layers of a new model; the decoder has half of them", "model"
+    )
     num_attention_heads: int = option(4, "of a new model", "model")
-    mask_ratio: float = option(0.75, "share of the patches that are hidden, of a new model", "model")
-    horizontal_flip_probability: float = option(0.5, "share of the crops that are mirrored; published 0.5", "crops")
-    vertical_flip_probability: float = option(0.0, "share of the crops that are turned upside down by a mirror; published 0", "crops")
-    quarter_turns: bool = option(False, "crops are turned by 0, 90, 180 or 270 degrees, each as likely", "crops")
+    mask_ratio: float = option(
+        0.75, "share of the patches that are hidden, of a new model", "model"
+    )
+    horizontal_flip_probability: float = option(
+        0.5, "share of the crops that are mirrored; published 0.5", "crops"
+    )
+    vertical_flip_probability: float = option(
+        0.0, "share of the crops that are turned upside down by a mirror; published 0", "crops"
+    )
+    quarter_turns: bool = option(
+        False, "crops are turned by 0, 90, 180 or 270 degrees, each as likely", "crops"
+    )
     per_device_train_batch_size: int = option(64, "images per process and step", "optimisation")
     max_steps: int = option(1500, "steps", "optimisation")
-    learning_rate: float = option(1e-3, "at its highest; published: 1.5e-4 * images of a step / 256", "optimisation")
-    warmup_steps: float = option(0.05, "steps, or below 1 their share; published: 40 of 800 epochs", "optimisation")
+    learning_rate: float = option(
+        1e-3, "at its highest; published: 1.5e-4 * images of a step / 256", "optimisation"
+    )
+    warmup_steps: float = option(
+        0.05, "steps, or below 1 their share; published: 40 of 800 epochs", "optimisation"
+    )
     weight_decay: float = option(0.05, "of matrices; published: 0.05", "optimisation")
 
     def __post_init__(self) -> None:
@@ -69,7 +91,9 @@ class MaeArguments(TrainerOptions):
         patches = (self.image_size // self.patch_size) ** 2
         seen = int(patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
         if not 0 < seen < patches:
-            raise UserError(f"--mask_ratio {self.mask_ratio} must hide some of the {patches} patches and not all; published: 0.75")
+            raise UserError(
+                f"--mask_ratio {self.mask_ratio} must hide some of the {patches} patches and not all; published: 0.75"
+            )
         for name in ("horizontal_flip_probability", "vertical_flip_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)} must lie between 0 and 1")
@@ -85,11 +109,17 @@ def check_run(name: str, args: TrainerOptions) -> None:
     check_output(name, program_of(name), args)
 
 
-def check_widths(hidden_size: int, num_attention_heads: int, image_size: int, patch_size: int) -> None:
+def check_widths(
+    hidden_size: int, num_attention_heads: int, image_size: int, patch_size: int
+) -> None:
     """Raises UserError for a new model that cannot be built."""
     if min(hidden_size, num_attention_heads, image_size, patch_size) < 1:
-        raise UserError("--hidden_size, --num_attention_heads, --image_size and --patch_size must be above 0")
+        raise UserError(
+            "--hidden_size, --num_attention_heads, --image_size and --patch_size must be above 0"
+        )
     if image_size % patch_size:
         raise UserError(f"--image_size {image_size} is no multiple of --patch_size {patch_size}")
     if hidden_size % num_attention_heads:
-        raise UserError(f"--hidden_size {hidden_size} is no multiple of --num_attention_heads {num_attention_heads}")
+        raise UserError(
+            f"--hidden_size {hidden_size} is no multiple of --num_attention_heads {num_attention_heads}"
+        )

@@ -14,20 +14,32 @@ FEW_IMAGES = 256  # of a step, below which the published rule for the learning r
 
 
 def introduction(
-    args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, folder: Path, first_step: int, device: str
+    args: DINOv2Arguments,
+    source: ImageSource | ImageStream,
+    layout: BatchLayout,
+    folder: Path,
+    first_step: int,
+    device: str,
 ) -> list[str]:
     """The run's folder, images, backbone and steps, with what a user should know about them."""
     width, layers, heads = backbone_shape(args)
     lines = [f"run folder      {folder}", f"images          {source.description}"]
-    lines += [f"note            {note}" for note in range_notes(source, args.num_channels, args.image_mean, args.image_std)]
+    lines += [
+        f"note            {note}"
+        for note in range_notes(source, args.num_channels, args.image_mean, args.image_std)
+    ]
     reading = pixel_options_text(source.pixel_options)
     if reading:
-        lines.append(f"pixels          read with {reading}; judge this encoder on images that are read with the same")
+        lines.append(
+            f"pixels          read with {reading}; judge this encoder on images that are read with the same"
+        )
     lines += [
         f"backbone        width {width}, {layers} layers, {heads} heads, patches of {args.patch_size}; "
         f"{device}, {torch.get_num_threads()} threads",
         f"global batch    {layout.global_batch} images, steps {first_step} to {args.max_steps}",
     ]
     if layout.global_batch < FEW_IMAGES and args.lr_scaling == "sqrt":
-        lines.append("note            a global batch below 256 learns slowly under the published rules; see docs/pretraining.md")
+        lines.append(
+            "note            a global batch below 256 learns slowly under the published rules; see docs/pretraining.md"
+        )
     return lines

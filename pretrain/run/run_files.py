@@ -49,7 +49,13 @@ class RunFiles:
         in_own_scale: bool,
         say: Callable[[str], None],
     ) -> None:
-        self.args, self.run, self.source, self.method, self.optimizer = args, run, source, method, optimizer
+        self.args, self.run, self.source, self.method, self.optimizer = (
+            args,
+            run,
+            source,
+            method,
+            optimizer,
+        )
         self.benchmark, self.in_own_scale, self.say = benchmark, in_own_scale, say
         self.failed_saves = 0  # in a row
         self.saved_step: int | None = None  # by this run
@@ -74,14 +80,21 @@ class RunFiles:
         if problem and (needed or self.failed_saves == MAX_FAILED_SAVES_IN_A_ROW):
             raise UserError(problem)
         if problem:
-            self.say(f"warning: {problem}. The run goes on and tries again {self.args.save_steps} steps later")
+            self.say(
+                f"warning: {problem}. The run goes on and tries again {self.args.save_steps} steps later"
+            )
         else:
             self.saved_step = state["step"]
 
     def _write(self, state: dict[str, Any], references: Mapping[str, float]) -> None:
         """`checkpoint-<step>` with `state`, then the published files and the model card in the run's root. Raises CheckpointNotWritten."""
         root = self.run.path
-        checkpoint = write_checkpoint(root, state["step"], lambda folder: self._fill(folder, state), self.args.save_total_limit)
+        checkpoint = write_checkpoint(
+            root,
+            state["step"],
+            lambda folder: self._fill(folder, state),
+            self.args.save_total_limit,
+        )
         self.run.remove_damaged()
         replace_files(checkpoint, root, PUBLISHED_FILES)
         with writing(root / "README.md"):
@@ -101,7 +114,14 @@ class RunFiles:
         """Losses, health, and where there is a benchmark k-NN and features of its images; their folder. For the main process."""
         root, backbone = self.run.path, self.method.teacher["backbone"]
         with published(root) as aside:
-            write_figures(aside / "figures", root / "metrics.jsonl", backbone, self.args.num_prototypes, self.benchmark, dict(references))
+            write_figures(
+                aside / "figures",
+                root / "metrics.jsonl",
+                backbone,
+                self.args.num_prototypes,
+                self.benchmark,
+                dict(references),
+            )
         return root / "figures"
 
     def _fill(self, folder: Path, state: dict[str, Any]) -> None:
@@ -109,5 +129,13 @@ class RunFiles:
         save_training_state(folder, self.method, self.optimizer, state)
         margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
         reading = pixel_options_text(self.source.pixel_options)
-        save_image_processor(folder, evaluation_size(args), args.image_mean, args.image_std, margin, self.in_own_scale, reading)
+        save_image_processor(
+            folder,
+            evaluation_size(args),
+            args.image_mean,
+            args.image_std,
+            margin,
+            self.in_own_scale,
+            reading,
+        )
         self.run.sync_lines()

@@ -28,10 +28,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # The root of a run's folder holds copies of these from its newest checkpoint; weights last, so that a reader never sees new
 # weights with an old config.
-PUBLISHED_FILES = ["config.json", "preprocessor_config.json", "heads.safetensors", "model.safetensors"]
+PUBLISHED_FILES = [
+    "config.json",
+    "preprocessor_config.json",
+    "heads.safetensors",
+    "model.safetensors",
+]
 
 
-def save_training_state(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer, state: dict) -> None:
+def save_training_state(
+    folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer, state: dict
+) -> None:
     """Write into `folder`:
 
     config.json, model.safetensors   the teacher's backbone, as `AutoModel` loads it
@@ -89,9 +96,21 @@ def first_misfit(folder: Path, method: SelfDistillation) -> str:
     student, backbone = shapes(method.student.state_dict()), method.teacher["backbone"]
     misfits = (
         (misfit_of_shapes, shapes_in(folder / "student.safetensors"), student),
-        (misfit_of_shapes, shapes_in(folder / "heads.safetensors"), shapes(heads_and_centers(method))),
-        (misfit_of_optimizer, shapes_in(folder / "optimizer.safetensors"), shapes(dict(method.student.named_parameters()))),
-        (misfit_of_configs, type(backbone.config).from_pretrained(folder).to_dict(), backbone.config.to_dict()),
+        (
+            misfit_of_shapes,
+            shapes_in(folder / "heads.safetensors"),
+            shapes(heads_and_centers(method)),
+        ),
+        (
+            misfit_of_optimizer,
+            shapes_in(folder / "optimizer.safetensors"),
+            shapes(dict(method.student.named_parameters())),
+        ),
+        (
+            misfit_of_configs,
+            type(backbone.config).from_pretrained(folder).to_dict(),
+            backbone.config.to_dict(),
+        ),
     )
     return next((found for compare, saved, own in misfits if (found := compare(saved, own))), "")
 
@@ -102,7 +121,9 @@ def misfit_of_optimizer(saved: Shapes, parameters: Shapes) -> str:
     own = {f"{name}/{key}": shape for name, shape in parameters.items() for key in MOMENTS}
     # a parameter that has had no gradient yet has no state, and one that has some has all of it
     begun = {name.rpartition("/")[0] for name in saved}
-    return misfit_of_shapes(moments, {name: shape for name, shape in own.items() if name.rpartition("/")[0] in begun})
+    return misfit_of_shapes(
+        moments, {name: shape for name, shape in own.items() if name.rpartition("/")[0] in begun}
+    )
 
 
 def _load(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict:
@@ -150,15 +171,23 @@ def changed_course(state: dict, seed: int, global_batch: int, pixel_options: str
             )
     for name, value in (("cpu_threads", torch.get_num_threads()), ("torch", torch.__version__)):
         if state[name] != value:
-            lines.append(f"note            {name} was {state[name]} and is {value}: the same course, but not to the last bit")
+            lines.append(
+                f"note            {name} was {state[name]} and is {value}: the same course, but not to the last bit"
+            )
     return lines
 
 
 def heads_and_centers(method: SelfDistillation) -> dict[str, Tensor]:
     """The teacher's heads as `dino_head.*`, `ibot_head.*`, and the centers as `dino_centering.*`, `ibot_centering.*`."""
-    heads = {name: value for name, value in method.teacher.state_dict().items() if not name.startswith("backbone.")}
+    heads = {
+        name: value
+        for name, value in method.teacher.state_dict().items()
+        if not name.startswith("backbone.")
+    }
     for name in ("dino_centering", "ibot_centering"):
-        heads |= {f"{name}.{key}": value for key, value in getattr(method, name).state_dict().items()}
+        heads |= {
+            f"{name}.{key}": value for key, value in getattr(method, name).state_dict().items()
+        }
     return heads
 
 
@@ -166,13 +195,17 @@ def load_heads_and_centers(method: SelfDistillation, tensors: dict[str, Tensor])
     """The inverse of `heads_and_centers`; every name must be there."""
     own = heads_and_centers(method)
     if own.keys() != tensors.keys() or any(own[name].shape != tensors[name].shape for name in own):
-        raise RuntimeError(f"heads.safetensors has other tensors than the heads: {sorted(own.keys() ^ tensors.keys())[:3]}")
+        raise RuntimeError(
+            f"heads.safetensors has other tensors than the heads: {sorted(own.keys() ^ tensors.keys())[:3]}"
+        )
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
 
 
-def optimizer_tensors(method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(
+    method: SelfDistillation, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     """AdamW's state as `<parameter name>/<step, exp_avg or exp_avg_sq>`."""
     names = {parameter: name for name, parameter in method.student.named_parameters()}
     return {
@@ -182,7 +215,9 @@ def optimizer_tensors(method: SelfDistillation, optimizer: torch.optim.Optimizer
     }
 
 
-def load_optimizer_tensors(method: SelfDistillation, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    method: SelfDistillation, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
     """The inverse of `optimizer_tensors`."""
     parameters = dict(method.student.named_parameters())
     for name, value in tensors.items():

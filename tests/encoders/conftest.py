@@ -25,7 +25,9 @@ def tiny_model():
         torch.manual_seed(0)
         if registers is None:
             return Dinov2Model(Dinov2Config(**shape))
-        return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape, num_register_tokens=registers))
+        return Dinov2WithRegistersModel(
+            Dinov2WithRegistersConfig(**shape, num_register_tokens=registers)
+        )
 
     return build
 
@@ -49,7 +51,11 @@ class MemorySource(ImageSource):
     def __getitem__(self, index):
         if self.images[index] is None:
             raise UnreadableImage("broken")
-        return ImageRecord(self.id_of(index), self.images[index], None if self.labels is None else self.labels[index])
+        return ImageRecord(
+            self.id_of(index),
+            self.images[index],
+            None if self.labels is None else self.labels[index],
+        )
 
     def id_of(self, index):
         return str(index)

@@ -5,7 +5,16 @@ from encoders import load_encoder
 from encoders.attention import attention_maps, last_attention
 from vision_core.errors import UserError
 
-OWN_ROW = ["dinov2", "dinov2_with_registers", "dinov3_vit", "clip", "metaclip_2", "vit", "vit_mae", "internvl"]
+OWN_ROW = [
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "clip",
+    "metaclip_2",
+    "vit",
+    "vit_mae",
+    "internvl",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +33,9 @@ def larger_weights(monkeypatch):
 
 
 def pixels_for(encoder, batch=2):
-    return torch.randn(batch, 3, *encoder.transform.size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(
+        batch, 3, *encoder.transform.size, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -35,8 +46,12 @@ def test_against_transformers_own_attentions(family, implementation, larger_weig
     encoder.model.set_attn_implementation("eager")
     grid = encoder.grid(*pixels.shape[-2:])
     with torch.no_grad():
-        theirs = encoder.model(**encoder._inputs(pixels, grid), output_attentions=True).attentions[-1]
-    theirs = (theirs[:, :, 0] if family in OWN_ROW else theirs.mean(2))[..., encoder.num_prefix_tokens :].unflatten(-1, grid)
+        theirs = encoder.model(**encoder._inputs(pixels, grid), output_attentions=True).attentions[
+            -1
+        ]
+    theirs = (theirs[:, :, 0] if family in OWN_ROW else theirs.mean(2))[
+        ..., encoder.num_prefix_tokens :
+    ].unflatten(-1, grid)
     encoder.model.set_attn_implementation(implementation)
     ours = attention_maps(encoder, pixels)
     assert encoder.model.config._attn_implementation == implementation
@@ -50,11 +65,15 @@ def test_the_pooling_query_of_siglip(family, larger_weights):
     encoder = larger_weights(family)
     pixels = pixels_for(encoder)
     head, seen = encoder.model.head, {}
-    handle = head.attention.register_forward_pre_hook(lambda module, args: seen.update(probe=args[0], tokens=args[1]))
+    handle = head.attention.register_forward_pre_hook(
+        lambda module, args: seen.update(probe=args[0], tokens=args[1])
+    )
     encoder(pixels)
     handle.remove()
     with torch.no_grad():
-        _, weights = head.attention(seen["probe"], seen["tokens"], seen["tokens"], average_attn_weights=False)
+        _, weights = head.attention(
+            seen["probe"], seen["tokens"], seen["tokens"], average_attn_weights=False
+        )
     ours = attention_maps(encoder, pixels)
     torch.testing.assert_close(ours.flatten(2), weights[:, :, 0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(ours.sum((2, 3)), torch.ones(2, 4))
@@ -75,8 +94,15 @@ def test_timm_by_hand(family, fused, larger_weights):
     handle.remove()
     assert attention.fused_attn is fused
     with torch.no_grad():
-        q, k, _ = attention.qkv(seen["x"]).reshape(2, -1, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        weights = (q[:, :, :1] @ k.mT * attention.scale).softmax(-1)[:, :, 0, encoder.model.num_prefix_tokens :]
+        q, k, _ = (
+            attention.qkv(seen["x"])
+            .reshape(2, -1, 3, attention.num_heads, attention.head_dim)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
+        weights = (q[:, :, :1] @ k.mT * attention.scale).softmax(-1)[
+            :, :, 0, encoder.model.num_prefix_tokens :
+        ]
     torch.testing.assert_close(ours.flatten(2), weights, rtol=1e-4, atol=1e-6)
 
 

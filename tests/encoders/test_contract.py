@@ -43,18 +43,37 @@ PREFIX_TOKENS = {
     "radio": 10,
     "tipsv2": 2,
 }
-STAGES = {"dinov3_convnext", "convnext", "convnextv2", "timm_convnext", "timm_resnet", "open_clip_convnext"}
-WHOLE = {"siglip": "SiglipModel", "siglip2": "Siglip2Model", "clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "aimv2": "Aimv2Model"}
+STAGES = {
+    "dinov3_convnext",
+    "convnext",
+    "convnextv2",
+    "timm_convnext",
+    "timm_resnet",
+    "open_clip_convnext",
+}
+WHOLE = {
+    "siglip": "SiglipModel",
+    "siglip2": "Siglip2Model",
+    "clip": "CLIPModel",
+    "metaclip_2": "MetaClip2Model",
+    "aimv2": "Aimv2Model",
+}
 
 
 @pytest.fixture(scope="module")
 def encoders():
     made = {}
-    return lambda family: made.setdefault(family, load_encoder(f"tiny:{family}")) if family not in made else made[family]
+    return lambda family: (
+        made.setdefault(family, load_encoder(f"tiny:{family}"))
+        if family not in made
+        else made[family]
+    )
 
 
 def pixels_for(encoder, batch=3, size=None):
-    return torch.randn(batch, 3, *(size or encoder.transform.size), generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        batch, 3, *(size or encoder.transform.size), generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -63,7 +82,10 @@ def test_shapes_and_grid(encoders, family):
     height, width = encoder.transform.size
     features = encoder(pixels_for(encoder))
     by_hand = (height // encoder.stride, width // encoder.stride)
-    assert features.patch_map.shape == (3, encoder.width, *by_hand) and encoder.grid(height, width) == by_hand
+    assert (
+        features.patch_map.shape == (3, encoder.width, *by_hand)
+        and encoder.grid(height, width) == by_hand
+    )
     assert (features.cls is not None) == (family in CLS)
     assert (features.pooled is None) == (family in NO_POOLED) == (encoder.pooled_width is None)
     if features.pooled is not None:
@@ -95,7 +117,9 @@ def test_patches_are_where_they_are_in_the_image(encoders, family):
     changed = pixels.clone()
     side = encoder.transform.size[0] // 4
     changed[..., :side, -side:] += 3
-    difference = (encoder(changed, [layer]).patch_map - encoder(pixels, [layer]).patch_map).norm(dim=1)[0]
+    difference = (encoder(changed, [layer]).patch_map - encoder(pixels, [layer]).patch_map).norm(
+        dim=1
+    )[0]
     row, column = divmod(int(difference.argmax()), difference.shape[1])
     assert row < difference.shape[0] / 2 and column >= difference.shape[1] / 2
 
@@ -108,7 +132,11 @@ def test_other_sizes(encoders, family):
         with pytest.raises(UserError, match=f"{height} x {width}|size"):
             encoder(pixels_for(encoder, 1, (height, width)))
     else:
-        assert encoder(pixels_for(encoder, 1, (height, width))).patch_map.shape[-2:] == (2, 3) == encoder.grid(height, width)
+        assert (
+            encoder(pixels_for(encoder, 1, (height, width))).patch_map.shape[-2:]
+            == (2, 3)
+            == encoder.grid(height, width)
+        )
         with pytest.raises(UserError, match="no multiple of the stride"):
             encoder(pixels_for(encoder, 1, (height + 1, width)))
 
@@ -118,7 +146,10 @@ def test_layers(encoders, family):
     encoder = encoders(family)
     pixels = pixels_for(encoder, 2)
     together = encoder(pixels, [1, -1])
-    assert [layer.number for layer in together.layers] == [1, encoder.num_layers] and together.patch_map is together.layers[-1].patch_map
+    assert [layer.number for layer in together.layers] == [
+        1,
+        encoder.num_layers,
+    ] and together.patch_map is together.layers[-1].patch_map
     for number in (1, encoder.num_layers):
         alone = encoder(pixels, [number])
         expected = next(layer for layer in together.layers if layer.number == number)
@@ -138,8 +169,12 @@ def test_the_norm_can_be_left_out(encoders, family):
     for number in (2, normed.num_layers):
         lengths = normed(pixels, [number]).patch_map.norm(dim=1)
         assert normed(pixels, [number]).normalised and not raw(pixels, [number]).normalised
-        assert not torch.allclose(raw(pixels, [number]).patch_map, normed(pixels, [number]).patch_map)
-        torch.testing.assert_close(lengths, torch.full_like(lengths, lengths.mean().item()), rtol=0.02, atol=0)
+        assert not torch.allclose(
+            raw(pixels, [number]).patch_map, normed(pixels, [number]).patch_map
+        )
+        torch.testing.assert_close(
+            lengths, torch.full_like(lengths, lengths.mean().item()), rtol=0.02, atol=0
+        )
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -149,7 +184,9 @@ def test_saved_and_loaded_it_is_bit_for_bit_the_same(encoders, family, tmp_path)
     loaded = load_encoder(tmp_path / "encoder")
     pixels = pixels_for(encoder)
     assert torch.equal(encoder(pixels).patch_map, loaded(pixels).patch_map)
-    assert encoder.pooled_width is None or torch.equal(encoder(pixels).pooled, loaded(pixels).pooled)
+    assert encoder.pooled_width is None or torch.equal(
+        encoder(pixels).pooled, loaded(pixels).pooled
+    )
     with pytest.raises(UserError, match="not empty"):
         save_encoder(encoder, tmp_path / "encoder")
 
@@ -161,7 +198,9 @@ def test_the_config_alone_makes_the_same_shape(encoders, family):
     with torch.device("meta"):
         built = build_encoder(config)
     assert all(parameter.device.type == "meta" for parameter in built.parameters())
-    assert {name: value.shape for name, value in built.state_dict().items()} == {n: v.shape for n, v in encoder.state_dict().items()}
+    assert {name: value.shape for name, value in built.state_dict().items()} == {
+        n: v.shape for n, v in encoder.state_dict().items()
+    }
     assert built.transform == encoder.transform
 
 
@@ -193,7 +232,10 @@ def test_frozen_means_no_gradient_and_no_growth(encoders, family):
 def test_unfrozen_it_trains(family):
     encoder = load_encoder(f"tiny:{family}", frozen=False).train()
     encoder(pixels_for(encoder)).patch_map.square().mean().backward()
-    assert sum(parameter.grad is not None for parameter in encoder.parameters()) > len(list(encoder.parameters())) / 3
+    assert (
+        sum(parameter.grad is not None for parameter in encoder.parameters())
+        > len(list(encoder.parameters())) / 3
+    )
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -210,7 +252,9 @@ def test_compiled(encoders, family):
     encoder = load_encoder(f"tiny:{family}")
     pixels = pixels_for(encoder)
     compiled = torch.compile(encoder, backend="aot_eager")
-    torch.testing.assert_close(compiled(pixels).patch_map, encoder(pixels).patch_map, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        compiled(pixels).patch_map, encoder(pixels).patch_map, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("family", sorted(PREFIX_TOKENS))
@@ -221,19 +265,33 @@ def test_against_the_bare_model_of_transformers(encoders, family):
         pytest.skip("takes patches; the test below compares it with its image processor")
     pixels = pixels_for(encoder, 2)
     captured = {}
-    blocks = next(module for module in encoder.model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == 4)
+    blocks = next(
+        module
+        for module in encoder.model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == 4
+    )
 
     def keep(number):
-        return lambda module, args, output: captured.update({number: output[0] if isinstance(output, tuple) else output})
+        return lambda module, args, output: captured.update(
+            {number: output[0] if isinstance(output, tuple) else output}
+        )
 
-    handles = [block.register_forward_hook(keep(number)) for number, block in enumerate(blocks, start=1)]
+    handles = [
+        block.register_forward_hook(keep(number)) for number, block in enumerate(blocks, start=1)
+    ]
     features = encoder(pixels, [2, 4])
     for handle in handles:
         handle.remove()
     for layer in features.layers:
-        norm = getattr(encoder.model, encoder.family.norm) if encoder.family.norm else torch.nn.Identity()
+        norm = (
+            getattr(encoder.model, encoder.family.norm)
+            if encoder.family.norm
+            else torch.nn.Identity()
+        )
         tokens = norm(captured[layer.number])[:, PREFIX_TOKENS[family] :]
-        torch.testing.assert_close(layer.patch_map.flatten(2).transpose(1, 2), tokens, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            layer.patch_map.flatten(2).transpose(1, 2), tokens, rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("family", ["internvl", "radio"])
@@ -246,7 +304,9 @@ def test_radio_pools_its_summary_and_normalises_pixels_itself(encoders):
     pixels = pixels_for(encoder, 2)
     assert encoder.pooled_width == 2 * encoder.width
     assert torch.equal(encoder(pixels).pooled, encoder.model(pixels).summary)
-    torch.testing.assert_close(encoder(pixels).patch_map.flatten(2).mT, encoder.model(pixels).features)
+    torch.testing.assert_close(
+        encoder(pixels).patch_map.flatten(2).mT, encoder.model(pixels).features
+    )
 
 
 def test_the_tower_of_tipsv2(encoders, tmp_path):
@@ -254,7 +314,13 @@ def test_the_tower_of_tipsv2(encoders, tmp_path):
     import transformers
 
     tower = encoders("tipsv2")
-    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 99}
+    text = {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 99,
+    }
     config = transformers.Tipsv2Config(vision_config=tower.model.config.to_dict(), text_config=text)
     whole = transformers.Tipsv2Model(config)
     whole.vision_model.load_state_dict(tower.model.state_dict())
@@ -272,17 +338,28 @@ def test_radio_in_the_layout_of_its_checkpoints(encoders, tmp_path):
     tower = encoders("radio")
     tower.model.save_pretrained(tmp_path)
     size = {"height": 64, "width": 64}
-    transformers.CLIPImageProcessor(size=size, do_center_crop=False, do_normalize=False).save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(
+        size=size, do_center_crop=False, do_normalize=False
+    ).save_pretrained(tmp_path)
     loaded, pixels = load_encoder(tmp_path), pixels_for(tower, 2)
-    assert torch.equal(loaded(pixels).patch_map, tower(pixels).patch_map) and loaded.transform.std == (1.0,)
+    assert torch.equal(
+        loaded(pixels).patch_map, tower(pixels).patch_map
+    ) and loaded.transform.std == (1.0,)
 
 
 @pytest.mark.parametrize("family", sorted(STAGES))
 def test_stages_have_their_own_widths_and_grids(encoders, family):
     encoder = encoders(family)
     layers = encoder(pixels_for(encoder, 1), range(1, encoder.num_layers + 1)).layers
-    widths, rows = [layer.patch_map.shape[1] for layer in layers], [layer.patch_map.shape[2] for layer in layers]
-    assert widths == sorted(widths) and rows == sorted(rows, reverse=True) and rows[-1] * encoder.stride == encoder.transform.size[0]
+    widths, rows = (
+        [layer.patch_map.shape[1] for layer in layers],
+        [layer.patch_map.shape[2] for layer in layers],
+    )
+    assert (
+        widths == sorted(widths)
+        and rows == sorted(rows, reverse=True)
+        and rows[-1] * encoder.stride == encoder.transform.size[0]
+    )
     assert not any(layer.normalised for layer in layers[:-1])
 
 
@@ -304,8 +381,16 @@ def test_the_tower_of_a_whole_image_text_model(encoders, family, tmp_path):
 
     tower = encoders(family)
     model_class = getattr(transformers, WHOLE[family])
-    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 99}
-    config = model_class.config_class(vision_config=tower.model.config.to_dict(), text_config={**text, "projection_size": 64})
+    text = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 99,
+    }
+    config = model_class.config_class(
+        vision_config=tower.model.config.to_dict(), text_config={**text, "projection_size": 64}
+    )
     whole = model_class(config)
     whole.vision_model.load_state_dict(tower.model.state_dict(), strict=True)
     whole.save_pretrained(tmp_path)
@@ -313,7 +398,9 @@ def test_the_tower_of_a_whole_image_text_model(encoders, family, tmp_path):
     loaded = load_encoder(tmp_path)
     assert isinstance(loaded, TransformersEncoder) and loaded.transform.fit == "crop"
     pixels = pixels_for(tower, 2)
-    torch.testing.assert_close(loaded(pixels).patch_map, tower(pixels).patch_map, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        loaded(pixels).patch_map, tower(pixels).patch_map, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("class_name", ["InternVLModel", "InternVLForConditionalGeneration"])
@@ -329,15 +416,21 @@ def test_the_tower_of_a_vision_language_model(encoders, class_name, tmp_path, ca
         "num_key_value_heads": 2,
         "vocab_size": 99,
     }
-    config = transformers.InternVLConfig(vision_config=tower.model.config.to_dict(), text_config={**text, "intermediate_size": 32})
+    config = transformers.InternVLConfig(
+        vision_config=tower.model.config.to_dict(), text_config={**text, "intermediate_size": 32}
+    )
     whole = getattr(transformers, class_name)(config)
     getattr(whole, "model", whole).vision_tower.load_state_dict(tower.model.state_dict())
     whole.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     capfd.readouterr()
     loaded = load_encoder(tmp_path)
-    assert torch.equal(loaded(pixels_for(tower, 2)).patch_map, tower(pixels_for(tower, 2)).patch_map)
-    assert "UNEXPECTED" not in "".join(capfd.readouterr())  # the language model's weights are no news
+    assert torch.equal(
+        loaded(pixels_for(tower, 2)).patch_map, tower(pixels_for(tower, 2)).patch_map
+    )
+    assert "UNEXPECTED" not in "".join(
+        capfd.readouterr()
+    )  # the language model's weights are no news
 
 
 PROCESSOR = {
@@ -356,4 +449,7 @@ def test_a_reload_in_a_fresh_process_needs_no_network(runs, encoders, tmp_path):
     save_encoder(encoders("siglip"), tmp_path / "encoder")
     code = "import sys, torch\nfrom encoders import load_encoder\nprint([load_encoder(sys.argv[1])(torch.ones(1, 3, 64, 64)).patch_map.double().sum().item()])"
     printed = runs.finish(runs.start_plain(code, tmp_path / "encoder", project=True))
-    assert str([encoders("siglip")(torch.ones(1, 3, 64, 64)).patch_map.double().sum().item()]) in printed
+    assert (
+        str([encoders("siglip")(torch.ones(1, 3, 64, 64)).patch_map.double().sum().item()])
+        in printed
+    )

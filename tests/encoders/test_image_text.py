@@ -16,12 +16,23 @@ from encoders.image_text import TEXT_TOWERS, load_image_text
 from vision_core.errors import UserError
 
 TEXTS = ["a photo of a cat.", "a photo of the big red fire truck.", "dog"]
-CLASSES = {"siglip": "SiglipModel", "siglip2": "Siglip2Model", "clip": "CLIPModel", "metaclip_2": "MetaClip2Model"}
+CLASSES = {
+    "siglip": "SiglipModel",
+    "siglip2": "Siglip2Model",
+    "clip": "CLIPModel",
+    "metaclip_2": "MetaClip2Model",
+}
 PROCESSORS = {
     "siglip": ("SiglipImageProcessor", {"size": {"height": 64, "width": 64}}),
     "siglip2": ("Siglip2ImageProcessor", {"patch_size": 8, "max_num_patches": 64}),
-    "clip": ("CLIPImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
-    "metaclip_2": ("CLIPImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
+    "clip": (
+        "CLIPImageProcessor",
+        {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
+    ),
+    "metaclip_2": (
+        "CLIPImageProcessor",
+        {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
+    ),
 }
 FAMILIES = sorted(CLASSES)
 LENGTH = 16
@@ -33,14 +44,25 @@ def train_tokenizer(family):
     if family == "siglip2":
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
-        tokenizer.train_from_iterator(words, trainers.BpeTrainer(special_tokens=["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]))
+        tokenizer.train_from_iterator(
+            words,
+            trainers.BpeTrainer(special_tokens=["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]),
+        )
         trained = json.loads(tokenizer.to_str())["model"]
-        return transformers.Siglip2Tokenizer(vocab=trained["vocab"], merges=[tuple(merge) for merge in trained["merges"]])
+        return transformers.Siglip2Tokenizer(
+            vocab=trained["vocab"], merges=[tuple(merge) for merge in trained["merges"]]
+        )
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.train_from_iterator(words, trainers.WordLevelTrainer(special_tokens=["<pad>", "<unk>", "<bos>", "<eos>"]))
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 3)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
+    tokenizer.train_from_iterator(
+        words, trainers.WordLevelTrainer(special_tokens=["<pad>", "<unk>", "<bos>", "<eos>"])
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
+    )
 
 
 def write_checkpoint(family, folder):
@@ -77,7 +99,9 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(scope="module")
 def published(checkpoints):
     """The library's own model of a family."""
-    return lambda family: getattr(transformers, CLASSES[family]).from_pretrained(checkpoints(family)).eval()
+    return lambda family: (
+        getattr(transformers, CLASSES[family]).from_pretrained(checkpoints(family)).eval()
+    )
 
 
 def pixels(count=2, side=64):
@@ -94,37 +118,70 @@ def test_vectors_have_length_one_and_the_same_width(checkpoints, family):
     images, texts = model.encode_images(pixels()), model.encode_texts(TEXTS)
     assert images.shape[0] == 2 and texts.shape[0] == 3 and images.shape[1] == texts.shape[1]
     for rows in (images, texts):
-        assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-5) and not rows.requires_grad
+        assert (
+            torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-5)
+            and not rows.requires_grad
+        )
         assert (rows[0] - rows[1]).norm() > 0.01
-    assert model.transform.size == (64, 64) and model.transform.fit == ("squash" if "siglip" in family else "crop")
-    assert not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
+    assert model.transform.size == (64, 64) and model.transform.fit == (
+        "squash" if "siglip" in family else "crop"
+    )
+    assert (
+        not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
+    )
 
 
 @pytest.mark.parametrize("family", ["siglip", "clip", "metaclip_2"])
 def test_images_are_those_of_transformers(checkpoints, published, family):
     expected = published(family).get_image_features(pixels()).pooler_output
-    torch.testing.assert_close(load_image_text(checkpoints(family)).encode_images(pixels()), unit(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        load_image_text(checkpoints(family)).encode_images(pixels()),
+        unit(expected),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_naflex_images_are_those_of_its_processor(checkpoints, published):
-    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    said = transformers.Siglip2ImageProcessor.from_pretrained(checkpoints("siglip2"))(list(images), return_tensors="pt")
+    images = torch.randint(
+        0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    said = transformers.Siglip2ImageProcessor.from_pretrained(checkpoints("siglip2"))(
+        list(images), return_tensors="pt"
+    )
     assert said["spatial_shapes"].tolist() == [[8, 8]] * 2
     model = load_image_text(checkpoints("siglip2"))
     expected = published("siglip2").get_image_features(**said).pooler_output
-    torch.testing.assert_close(model.encode_images(model.transform(images)), unit(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.encode_images(model.transform(images)), unit(expected), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_texts_are_those_of_transformers(checkpoints, published, family):
     tokenizer = train_tokenizer(family)
     if TEXT_TOWERS[family].padded:
-        tokens = tokenizer(TEXTS, padding="max_length", padding_side="right", max_length=LENGTH, return_tensors="pt")
+        tokens = tokenizer(
+            TEXTS,
+            padding="max_length",
+            padding_side="right",
+            max_length=LENGTH,
+            return_tensors="pt",
+        )
         expected = published(family).get_text_features(tokens["input_ids"]).pooler_output
     else:
         tokens = tokenizer(TEXTS, padding=True, return_tensors="pt")
-        expected = published(family).get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
-    torch.testing.assert_close(load_image_text(checkpoints(family)).encode_texts(TEXTS), unit(expected), rtol=1e-4, atol=1e-5)
+        expected = (
+            published(family)
+            .get_text_features(tokens["input_ids"], tokens["attention_mask"])
+            .pooler_output
+        )
+    torch.testing.assert_close(
+        load_image_text(checkpoints(family)).encode_texts(TEXTS),
+        unit(expected),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,27 +190,35 @@ def test_a_text_does_not_depend_on_its_batch(checkpoints, family):
     together = model.encode_texts(TEXTS)
     alone = torch.cat([model.encode_texts([text]) for text in TEXTS])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.encode_texts(TEXTS, batch_size=2), together, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.encode_texts(TEXTS, batch_size=2), together, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_upper_case_matters_only_where_it_was_trained(checkpoints, family):
     model = load_image_text(checkpoints(family))
-    same = torch.allclose(model.encode_texts(["A Photo of Dog"]), model.encode_texts(["a photo of dog"]), atol=1e-5)
+    same = torch.allclose(
+        model.encode_texts(["A Photo of Dog"]), model.encode_texts(["a photo of dog"]), atol=1e-5
+    )
     assert same == TEXT_TOWERS[family].padded
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_long_texts_are_cut(checkpoints, family):
     model = load_image_text(checkpoints(family))
-    assert torch.allclose(model.encode_texts(["cat " * 500]), model.encode_texts(["cat " * LENGTH]), atol=1e-5)
+    assert torch.allclose(
+        model.encode_texts(["cat " * 500]), model.encode_texts(["cat " * LENGTH]), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_transformers(checkpoints, published, family):
     reference, model = published(family), load_image_text(checkpoints(family))
     assert model.logit_scale == pytest.approx(reference.logit_scale.exp().item())
-    assert model.logit_bias == (reference.logit_bias.item() if hasattr(reference, "logit_bias") else 0)
+    assert model.logit_bias == (
+        reference.logit_bias.item() if hasattr(reference, "logit_bias") else 0
+    )
 
 
 def test_other_sizes_are_interpolated_or_refused(checkpoints):
@@ -164,7 +229,10 @@ def test_other_sizes_are_interpolated_or_refused(checkpoints):
 
 
 def test_bfloat16(checkpoints):
-    exact, half = (load_image_text(checkpoints("siglip"), dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, half = (
+        load_image_text(checkpoints("siglip"), dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     assert half.dtype == torch.bfloat16 and half.encode_images(pixels()).dtype == torch.float32
     assert ((half.encode_images(pixels()) * exact.encode_images(pixels())).sum(1) > 0.99).all()
     assert ((half.encode_texts(TEXTS) * exact.encode_texts(TEXTS)).sum(1) > 0.99).all()
@@ -173,7 +241,8 @@ def test_bfloat16(checkpoints):
 def test_encoders_without_a_text_tower(tmp_path, checkpoints):
     transformers.Dinov2Config().save_pretrained(tmp_path)
     with pytest.raises(
-        UserError, match="is a dinov2, which has no text tower; those that have one: siglip, siglip2, clip, metaclip_2, open_clip"
+        UserError,
+        match="is a dinov2, which has no text tower; those that have one: siglip, siglip2, clip, metaclip_2, open_clip",
     ):
         load_image_text(tmp_path)
     for text in ("timm:vit_base_patch16_224", "raw_pixels", "hf:", "open_clip:ViT-B-32"):
@@ -185,7 +254,10 @@ def test_encoders_without_a_text_tower(tmp_path, checkpoints):
     ("missing", "message"),
     [
         ("config.json", "a folder of weights without config.json"),
-        ("tokenizer*", "has a tokenizer of 2 tokens for a text tower of 19; add its tokenizer.json"),
+        (
+            "tokenizer*",
+            "has a tokenizer of 2 tokens for a text tower of 19; add its tokenizer.json",
+        ),
         ("preprocessor_config.json", "no image processor"),
     ],
 )
@@ -201,7 +273,11 @@ def test_a_checkpoint_without_some_weights(tmp_path):
     """The vision tower alone under a config that promises both: nothing may be left to chance."""
     write_checkpoint("clip", tmp_path)
     model = transformers.CLIPModel.from_pretrained(tmp_path)
-    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("text_model.")}
+    weights = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith("text_model.")
+    }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks \d+ weights of a CLIPModel, such as text_model"):
         load_image_text(tmp_path)
@@ -226,12 +302,21 @@ def test_open_clip_is_that_of_the_library(tiny_open_clip):
     model = load_image_text(source)
     tokens = open_clip.get_tokenizer("tiny-clip")(TEXTS)
     with torch.no_grad():
-        torch.testing.assert_close(model.encode_images(pixels()), reference.encode_image(pixels(), normalize=True))
-        torch.testing.assert_close(model.encode_texts(TEXTS), reference.encode_text(tokens, normalize=True))
+        torch.testing.assert_close(
+            model.encode_images(pixels()), reference.encode_image(pixels(), normalize=True)
+        )
+        torch.testing.assert_close(
+            model.encode_texts(TEXTS), reference.encode_text(tokens, normalize=True)
+        )
         logits, _ = reference.get_logits(pixels(), tokens)
-    ours = model.logit_scale * model.encode_images(pixels()) @ model.encode_texts(TEXTS).T + model.logit_bias
+    ours = (
+        model.logit_scale * model.encode_images(pixels()) @ model.encode_texts(TEXTS).T
+        + model.logit_bias
+    )
     torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
-    assert model.transform.size == (64, 64) and model.transform.mean == open_clip.OPENAI_DATASET_MEAN
+    assert (
+        model.transform.size == (64, 64) and model.transform.mean == open_clip.OPENAI_DATASET_MEAN
+    )
 
 
 def test_open_clip_in_bfloat16(tiny_open_clip):

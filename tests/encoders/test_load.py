@@ -20,7 +20,14 @@ def run_folder(tmp_path_factory):
     """What pretraining leaves: config, weights, image processor."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    config = Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, patch_size=8, image_size=32, layerscale_value=1e-5)
+    config = Dinov2Config(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        patch_size=8,
+        image_size=32,
+        layerscale_value=1e-5,
+    )
     Dinov2Model(config).save_pretrained(folder)
     save_image_processor(folder, (32, 32), [0.4] * 3, [0.2] * 3, PUBLISHED_MARGIN)
     return folder
@@ -28,14 +35,19 @@ def run_folder(tmp_path_factory):
 
 def test_a_run_of_pretraining(run_folder):
     encoder = load_encoder(run_folder)
-    assert encoder.transform == ImageTransform((32, 32), (0.4,) * 3, (0.2,) * 3, "crop", 37 / 32, preprocess="published")
+    assert encoder.transform == ImageTransform(
+        (32, 32), (0.4,) * 3, (0.2,) * 3, "crop", 37 / 32, preprocess="published"
+    )
     assert not encoder.untrained and encoder.name == str(run_folder) and encoder.stride == 8
     assert load_encoder(run_folder, image_size=48).transform.size == (48, 48)
     assert load_encoder(run_folder, image_size=(48, 64)).transform.size == (48, 64)
 
 
 def test_its_architecture_untrained(run_folder):
-    trained, first, again, other = (load_encoder(run_folder), *(load_encoder(f"untrained:{run_folder}", seed=seed) for seed in (0, 0, 1)))
+    trained, first, again, other = (
+        load_encoder(run_folder),
+        *(load_encoder(f"untrained:{run_folder}", seed=seed) for seed in (0, 0, 1)),
+    )
     assert first.untrained and first.model.config.layerscale_value == 1.0
     pixels = torch.randn(1, 3, 32, 32)
     assert torch.equal(first(pixels).patch_map, again(pixels).patch_map)
@@ -54,15 +66,24 @@ def test_random_weights_leave_the_callers_random_numbers_alone():
 def test_frozen_or_not(run_folder):
     assert not any(parameter.requires_grad for parameter in load_encoder(run_folder).parameters())
     open_one = load_encoder(run_folder, frozen=False)
-    assert all(parameter.requires_grad for parameter in open_one.parameters()) and open_one.train().training
+    assert (
+        all(parameter.requires_grad for parameter in open_one.parameters())
+        and open_one.train().training
+    )
 
 
 def test_positions_can_be_antialiased(run_folder):
     pixels = torch.randn(1, 3, 16, 16)
-    first, second = (load_encoder(run_folder, position_antialias=choice)(pixels).patch_map for choice in (False, True))
+    first, second = (
+        load_encoder(run_folder, position_antialias=choice)(pixels).patch_map
+        for choice in (False, True)
+    )
     assert not torch.allclose(first, second)
     config = load_encoder(run_folder, position_antialias=True).config()
-    assert EncoderConfig.from_dict(config.to_dict()) == config and build_encoder(config).position_antialias is True
+    assert (
+        EncoderConfig.from_dict(config.to_dict()) == config
+        and build_encoder(config).position_antialias is True
+    )
 
 
 PROCESSORS = [
@@ -82,17 +103,25 @@ def test_the_transform_gives_the_processors_pixels(name, shape):
 
     processor = getattr(transformers, name)()
     transform = transform_from_processor(processor)
-    rows, columns = torch.meshgrid(torch.linspace(0, 9, shape[0]), torch.linspace(0, 7, shape[1]), indexing="ij")
-    image = torch.stack([rows.sin(), columns.cos(), (rows * columns).sin()]).mul(100).add(128).byte()
+    rows, columns = torch.meshgrid(
+        torch.linspace(0, 9, shape[0]), torch.linspace(0, 7, shape[1]), indexing="ij"
+    )
+    image = (
+        torch.stack([rows.sin(), columns.cos(), (rows * columns).sin()]).mul(100).add(128).byte()
+    )
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     ours = transform([image])
     assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().mean() < 5e-3  # both round to 8 bits after the resize, not always at the same place
+    assert (
+        ours - theirs
+    ).abs().mean() < 5e-3  # both round to 8 bits after the resize, not always at the same place
 
 
 def test_a_processor_of_another_kind():
     with pytest.raises(UserError, match="longest_edge.* not understood"):
-        transform_from_processor(AutoLike({"size": {"longest_edge": 500}, "image_mean": [0.5], "image_std": [0.5]}))
+        transform_from_processor(
+            AutoLike({"size": {"longest_edge": 500}, "image_mean": [0.5], "image_std": [0.5]})
+        )
 
 
 class AutoLike:
@@ -108,7 +137,10 @@ class AutoLike:
         ("tiny:dinov4", "the families are dinov2"),
         ("timm:vit_smal_patch14_dinov2", "did you mean vit_small_patch14_dinov2"),
         ("open_clip:ViT-B-33/openai", "did you mean ViT-B-32"),
-        ("open_clip:ViT-B-32/laion2b_s34b_b79", "has no weights laion2b_s34b_b79 for ViT-B-32; did you mean laion2b_s34b_b79k"),
+        (
+            "open_clip:ViT-B-32/laion2b_s34b_b79",
+            "has no weights laion2b_s34b_b79 for ViT-B-32; did you mean laion2b_s34b_b79k",
+        ),
         ("open_clip:ViT-B-32", "names no weights"),
         ("hf:facebook/dinov2-smal", "cannot be loaded.*nearest: hf:facebook/dinov2-small"),
         ("dinov2_pth:absent.pth", "cannot be read as weights"),
@@ -125,12 +157,20 @@ def test_unknown_names(source, said, monkeypatch):
 
 
 def test_names_are_checked_without_their_weights(run_folder, tmp_path):
-    for source in ("raw_pixels", "tiny:siglip", "timm:vit_small_patch14_dinov2", "open_clip:ViT-B-32/laion2b_s34b_b79k", str(run_folder)):
+    for source in (
+        "raw_pixels",
+        "tiny:siglip",
+        "timm:vit_small_patch14_dinov2",
+        "open_clip:ViT-B-32/laion2b_s34b_b79k",
+        str(run_folder),
+    ):
         assert check_source(source) is None
     (tmp_path / "config.json").write_text((run_folder / "config.json").read_text())
     with pytest.raises(UserError, match="has a config but no weights"):
         check_source(str(tmp_path))
-    (tmp_path / "preprocessor_config.json").write_text((run_folder / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(
+        (run_folder / "preprocessor_config.json").read_text()
+    )
     assert check_source(f"untrained:{tmp_path}") is None
 
 
@@ -140,7 +180,9 @@ def test_folders_that_hold_no_encoder(run_folder, tmp_path):
     (tmp_path / "config.json").write_text((run_folder / "config.json").read_text())
     with pytest.raises(UserError, match="has a config but no weights"):
         load_encoder(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes((run_folder / "model.safetensors").read_bytes()[:5000])
+    (tmp_path / "model.safetensors").write_bytes(
+        (run_folder / "model.safetensors").read_bytes()[:5000]
+    )
     with pytest.raises(UserError, match="cannot be loaded"):
         load_encoder(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((run_folder / "model.safetensors").read_bytes())
@@ -159,7 +201,9 @@ def test_a_checkpoint_without_some_weights(run_folder, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["layernorm.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="lacks 1 weights of a Dinov2Model, such as layernorm.weight"):
+    with pytest.raises(
+        UserError, match="lacks 1 weights of a Dinov2Model, such as layernorm.weight"
+    ):
         load_encoder(tmp_path)
 
 
@@ -184,14 +228,22 @@ def test_sizes_layers_and_channels_that_do_not_fit(run_folder):
         load_encoder(run_folder, image_size=50)
     with pytest.raises(UserError, match="layers 3 do not exist; it has 1 to 2"):
         load_encoder(run_folder, layers=[3])
-    with pytest.raises(UserError, match=r"pixel_values must be \[batch, 3, height, width\], not \[1, 4, 32, 32\]"):
+    with pytest.raises(
+        UserError, match=r"pixel_values must be \[batch, 3, height, width\], not \[1, 4, 32, 32\]"
+    ):
         load_encoder(run_folder)(torch.zeros(1, 4, 32, 32))
     with pytest.raises(UserError, match="trained for 64 x 64 pixels and takes no other size"):
         load_encoder("tiny:aimv2", image_size=128)
     with pytest.raises(UserError, match="position_antialias is for"):
         load_encoder("tiny:timm_vit", position_antialias=True)
-    with pytest.raises(UserError, match="position_antialias is for dinov2 and dinov2_with_registers, not siglip"):
-        build_encoder(EncoderConfig(**{**load_encoder("tiny:siglip").config().__dict__, "position_antialias": True}))
+    with pytest.raises(
+        UserError, match="position_antialias is for dinov2 and dinov2_with_registers, not siglip"
+    ):
+        build_encoder(
+            EncoderConfig(
+                **{**load_encoder("tiny:siglip").config().__dict__, "position_antialias": True}
+            )
+        )
 
 
 def test_a_native_size_that_is_no_multiple_of_the_patch():
@@ -208,8 +260,12 @@ def test_a_native_size_that_is_no_multiple_of_the_patch():
         "image_size": 62,
         "patch_size": 14,
     }
-    encoder = TransformersEncoder(SiglipVisionModel(SiglipVisionConfig(**shape)), ImageTransform((62, 62)))
-    assert encoder(torch.zeros(1, 3, 62, 62)).patch_map.shape == (1, 24, 4, 4) and encoder.grid(62, 62) == (4, 4)
+    encoder = TransformersEncoder(
+        SiglipVisionModel(SiglipVisionConfig(**shape)), ImageTransform((62, 62))
+    )
+    assert encoder(torch.zeros(1, 3, 62, 62)).patch_map.shape == (1, 24, 4, 4) and encoder.grid(
+        62, 62
+    ) == (4, 4)
     with pytest.raises(UserError, match="a height of 63 is no multiple of the stride 14; use 56"):
         encoder(torch.zeros(1, 3, 63, 62))
     with pytest.raises(UserError, match="layers 3 do not exist"):
@@ -217,7 +273,10 @@ def test_a_native_size_that_is_no_multiple_of_the_patch():
 
 
 def test_names():
-    assert "hf:google/siglip-base-patch16-224" in list_encoders("*siglip*") and len(list_encoders()) > 1500
+    assert (
+        "hf:google/siglip-base-patch16-224" in list_encoders("*siglip*")
+        and len(list_encoders()) > 1500
+    )
     assert all("dinov2" in name.lower() for name in list_encoders("*DINOv2*"))
     assert list_encoders("nothing like this") == []
     assert "hf:facebook/dinov2-large" in nearest_encoders("facebook/dinov2_large")
@@ -228,11 +287,16 @@ def test_the_processor_of_a_run_is_read_back(run_folder):
     processor = AutoImageProcessor.from_pretrained(run_folder, trust_remote_code=False)
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
     theirs = processor(image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(load_encoder(run_folder).transform([image]), theirs, rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        load_encoder(run_folder).transform([image]), theirs, rtol=0, atol=2e-5
+    )
 
 
 def test_repositories_with_code_of_their_own_get_the_line_that_works(tmp_path):
-    own_code = {"AutoConfig": "configuration_intern_vit.InternVisionConfig", "AutoModel": "modeling_intern_vit.InternVisionModel"}
+    own_code = {
+        "AutoConfig": "configuration_intern_vit.InternVisionConfig",
+        "AutoModel": "modeling_intern_vit.InternVisionModel",
+    }
     cases = {
         "intern_vit_6b": "hf:OpenGVLab/InternVL3-1B-hf",
         "internvl_chat": "the folder of the same name that ends in -hf",
@@ -240,15 +304,21 @@ def test_repositories_with_code_of_their_own_get_the_line_that_works(tmp_path):
         "somebodys_own": "in transformers' own format, or as timm:NAME",
     }
     for model_type, cure in cases.items():
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "auto_map": own_code}))
+        (tmp_path / "config.json").write_text(
+            json.dumps({"model_type": model_type, "auto_map": own_code})
+        )
         (tmp_path / "model.safetensors").write_bytes(b"")
-        with pytest.raises(UserError, match=f"needs code of its own .*which is never run here; .*{cure}"):
+        with pytest.raises(
+            UserError, match=f"needs code of its own .*which is never run here; .*{cure}"
+        ):
             load_encoder(tmp_path)
 
 
 def test_files_that_are_named_without_their_kind(tmp_path):
     (tmp_path / "dinov2_vits14_pretrain.pth").write_bytes(b"")
-    with pytest.raises(UserError, match=r"is a file; write dinov2_pth:.*dinov2_vits14_pretrain.pth for a DINOv2"):
+    with pytest.raises(
+        UserError, match=r"is a file; write dinov2_pth:.*dinov2_vits14_pretrain.pth for a DINOv2"
+    ):
         load_encoder(tmp_path / "dinov2_vits14_pretrain.pth")
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(UserError, match="is a folder of open_clip; write open_clip:MODEL/"):

@@ -60,13 +60,17 @@ def _nothing_left(runs):
 @pytest.fixture(scope="session")
 def start(runs, config):
     """start(folder, *options) -> Run, forked."""
-    return lambda folder, *options: runs.start(SCRIPT, "--config", config, "--output_dir", folder, *options)
+    return lambda folder, *options: runs.start(
+        SCRIPT, "--config", config, "--output_dir", folder, *options
+    )
 
 
 @pytest.fixture(scope="session")
 def start_two(runs, config):
     """start_two(folder, *options) -> two Runs, the ranks of one job, forked."""
-    return lambda folder, *options: runs.start_two(SCRIPT, "--config", config, "--output_dir", folder, *options)
+    return lambda folder, *options: runs.start_two(
+        SCRIPT, "--config", config, "--output_dir", folder, *options
+    )
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +79,16 @@ def launch(runs, config):
     environment = {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
 
     def launch(launcher: list[str], folder: Path, *options):
-        return runs.launch(launcher, SCRIPT, "--config", config, "--output_dir", folder, *options, environment=environment)
+        return runs.launch(
+            launcher,
+            SCRIPT,
+            "--config",
+            config,
+            "--output_dir",
+            folder,
+            *options,
+            environment=environment,
+        )
 
     return launch
 
@@ -88,7 +101,9 @@ def same(last_step):
         assert metrics(ours) == metrics(theirs)
         newest = f"checkpoint-{last_step(theirs)}"
         for name in ("model", "heads", "student", "optimizer"):
-            ours_file, theirs_file = (folder / newest / f"{name}.safetensors" for folder in (ours, theirs))
+            ours_file, theirs_file = (
+                folder / newest / f"{name}.safetensors" for folder in (ours, theirs)
+            )
             assert ours_file.read_bytes() == theirs_file.read_bytes(), name
             assert all(tensor.isfinite().all() for tensor in load_file(ours_file).values()), name
 
@@ -120,15 +135,38 @@ def talk(runs, tmp_path_factory):
     """talk(folder, *options) -> Run of `recipes/sva_sft.py` on a small untrained model, forked; `talk.arguments(folder, *options)` are its options."""
     given = tmp_path_factory.mktemp("talk")
     rows = [
-        {"conversations": [{"from": "human", "value": f"question {n}"}, {"from": "gpt", "value": "yes " * [9, 5][n % 2]}]}
+        {
+            "conversations": [
+                {"from": "human", "value": f"question {n}"},
+                {"from": "gpt", "value": "yes " * [9, 5][n % 2]},
+            ]
+        }
         for n in range(16)
     ]
     (given / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    write_small_default(given / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
+    write_small_default(
+        given / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0
+    )
 
     def arguments(folder: Path, *options) -> list:
-        data = ["--init_from", given / "model", "--conversations", f"llava:{given / 'text.jsonl'}", "--eval_conversations", "[]"]
-        steps = ["--per_device_train_batch_size", 4, "--learning_rate", 1e-3, "--logging_steps", 1, "--save_total_limit", 1]
+        data = [
+            "--init_from",
+            given / "model",
+            "--conversations",
+            f"llava:{given / 'text.jsonl'}",
+            "--eval_conversations",
+            "[]",
+        ]
+        steps = [
+            "--per_device_train_batch_size",
+            4,
+            "--learning_rate",
+            1e-3,
+            "--logging_steps",
+            1,
+            "--save_total_limit",
+            1,
+        ]
         return ["recipes/sva_sft.py", *data, *steps, "--output_dir", folder, *options]
 
     def start(folder: Path, *options):

@@ -16,9 +16,24 @@ import pytest
 from vision_core.runs.checkpoints import list_checkpoints, verify_checkpoint
 
 ROOT = Path(__file__).parents[2]
-EARLY, KILL, SAVE, WORKER, LAUNCHER = "before the first checkpoint", "kill", "inside a save", "a data worker", "the launcher"
+EARLY, KILL, SAVE, WORKER, LAUNCHER = (
+    "before the first checkpoint",
+    "kill",
+    "inside a save",
+    "a data worker",
+    "the launcher",
+)
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
-COMMON = ("--max_steps", 60, "--save_steps", 4, "--logging_steps", 1, "--per_device_train_batch_size", 4)
+COMMON = (
+    "--max_steps",
+    60,
+    "--save_steps",
+    4,
+    "--logging_steps",
+    1,
+    "--per_device_train_batch_size",
+    4,
+)
 SCENES = ("--dataset", "scenes?size=64&count=40", "--eval_dataset", "none")
 KINDS = {
     "mae": (EARLY, KILL, SAVE, "SIGTERM", "SIGUSR1", LAUNCHER, WORKER),
@@ -41,10 +56,20 @@ def command(config, talk, tmp_path):
         if name in ("mae", "siglip"):
             return (f"pretrain/{name}.py", *SCENES, *COMMON, *workers(name), "--output_dir", folder)
         if name == "dinov2":
-            return ("pretrain/dinov2.py", "--config", config, "--save_steps", 4, "--output_dir", folder)
+            return (
+                "pretrain/dinov2.py",
+                "--config",
+                config,
+                "--save_steps",
+                4,
+                "--output_dir",
+                folder,
+            )
         more = ["--max_steps", 40, "--save_steps", 4, *workers(name)]
         if "ZeRO" in name:
-            (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": int(name[-1])}}))
+            (tmp_path / "zero.json").write_text(
+                json.dumps({"zero_optimization": {"stage": int(name[-1])}})
+            )
             more += ["--deepspeed", tmp_path / "zero.json"]
         script, *options = talk.arguments(folder, *more)
         return ("recipes/sva_align.py" if name == "align" else script, *options)
@@ -62,7 +87,9 @@ def losses(folder: Path) -> list[tuple]:
 
 
 def partial_ones(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint-*") if verify_checkpoint(path) is not None] + list(folder.glob(".tmp-*"))
+    return [
+        path for path in folder.glob("checkpoint-*") if verify_checkpoint(path) is not None
+    ] + list(folder.glob(".tmp-*"))
 
 
 def hurt(run, kind, last_step, generator) -> None:
@@ -74,7 +101,12 @@ def hurt(run, kind, last_step, generator) -> None:
         run.wait_for_step(last_step(run.folder) + generator.randint(2, 5))
     if kind == SAVE:
         whole = set(list_checkpoints(run.folder))
-        run.wait_until(lambda: set(run.folder.glob("checkpoint-*")) - whole or list(run.folder.glob(f".tmp-*-{run.pid}")))
+        run.wait_until(
+            lambda: (
+                set(run.folder.glob("checkpoint-*")) - whole
+                or list(run.folder.glob(f".tmp-*-{run.pid}"))
+            )
+        )
     assert run.poll() is None
     if kind.startswith("SIG"):
         os.kill(run.pid, getattr(signal, kind))
@@ -86,7 +118,9 @@ def hurt(run, kind, last_step, generator) -> None:
         os.kill(run.pid, signal.SIGKILL)
         deadline = time.monotonic() + 20
         while run.poll() is None or run.processes():
-            assert time.monotonic() < deadline, "something is alive 20 s after kill -9 of its launcher"
+            assert time.monotonic() < deadline, (
+                "something is alive 20 s after kill -9 of its launcher"
+            )
             time.sleep(0.02)
     else:
         run.kill()
@@ -99,7 +133,11 @@ def test_mixed_kills_leave_the_run_bit_for_bit_as_it_was(runs, command, last_ste
     again, torn = (*command(name, folder), *AUTO), 0
     for kind in KINDS[name]:
         if kind == LAUNCHER:
-            run = runs.launch(ACCELERATE, *again, environment={"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)})
+            run = runs.launch(
+                ACCELERATE,
+                *again,
+                environment={"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+            )
         else:
             run = runs.start(*again)
         hurt(run, kind, last_step, generator)
@@ -130,23 +168,35 @@ def test_mixed_kills_of_an_evaluation_change_no_answer(runs, talk, tmp_path):
     runs.finish(runs.start(*arguments, "--output_dir", whole))
     for count in ANSWERS_BEFORE_A_KILL:
         run = runs.start(*arguments, "--output_dir", folder, *AUTO)
-        run.wait_until(lambda count=count: (folder / "unfinished.json").exists() and kept_answers(folder) >= count)
+        run.wait_until(
+            lambda count=count: (
+                (folder / "unfinished.json").exists() and kept_answers(folder) >= count
+            )
+        )
         run.kill()
         assert not (folder / "results.json").exists()
     runs.finish(runs.start(*arguments, "--output_dir", folder, *AUTO))
     assert results(folder) == results(whole)
     assert (folder / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
     assert not (folder / "partial").exists() and not (folder / "unfinished.json").exists()
-    print(f"evaluate_vlm: {len(ANSWERS_BEFORE_A_KILL)} kills, 0 answers differ, nothing partial is left")
+    print(
+        f"evaluate_vlm: {len(ANSWERS_BEFORE_A_KILL)} kills, 0 answers differ, nothing partial is left"
+    )
 
 
 def kept_answers(folder: Path) -> int:
-    return sum(len(path.read_text().splitlines()) for path in folder.glob("partial/answers-*.jsonl"))
+    return sum(
+        len(path.read_text().splitlines()) for path in folder.glob("partial/answers-*.jsonl")
+    )
 
 
 def results(folder: Path) -> dict:
     """results.json without what the two commands say differently."""
     report = json.loads((folder / "results.json").read_text())
     return report | {
-        "arguments": {name: value for name, value in report["arguments"].items() if name not in ("output_dir", "resume_from_checkpoint")}
+        "arguments": {
+            name: value
+            for name, value in report["arguments"].items()
+            if name not in ("output_dir", "resume_from_checkpoint")
+        }
     }

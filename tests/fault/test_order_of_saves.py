@@ -15,7 +15,18 @@ import pytest
 STRACE = shutil.which("strace")
 pytestmark = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 WRITES = ("write", "writev", "pwrite64", "ftruncate", "sendfile", "fsync", "fdatasync")
-CALLS = (*WRITES, "openat", "copy_file_range", "mkdir", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir")
+CALLS = (
+    *WRITES,
+    "openat",
+    "copy_file_range",
+    "mkdir",
+    "rename",
+    "renameat",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+)
 LINE = re.compile(r"(\d+) +(.*)")
 OPENED = re.compile(r"\d+<([^>]*)>")
 QUOTED = re.compile(r'(?:<([^>]*)>, )?"([^"]*)"')
@@ -30,7 +41,21 @@ def trace(runs, tmp_path_factory):
 
     def trace(start) -> list[tuple[str, ...]]:
         log = tmp_path_factory.mktemp("strace") / "calls"
-        command = [STRACE, "-f", "-y", "-s", "0", "-e", "signal=none", "-e", f"trace={','.join(CALLS)}", "-o", str(log), "-p", str(server)]
+        command = [
+            STRACE,
+            "-f",
+            "-y",
+            "-s",
+            "0",
+            "-e",
+            "signal=none",
+            "-e",
+            f"trace={','.join(CALLS)}",
+            "-o",
+            str(log),
+            "-p",
+            str(server),
+        ]
         tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         attached = tracer.stderr.readline()
         if "attached" not in attached:
@@ -75,7 +100,13 @@ class Disk:
     """`unsynced`: files whose content, and folders whose names, a power cut could take. `shown`: renames into the run's folder, in order."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.unsynced, self.shown, self.existing, self.last_written = str(root), set(), [], set(), ""
+        self.root, self.unsynced, self.shown, self.existing, self.last_written = (
+            str(root),
+            set(),
+            [],
+            set(),
+            "",
+        )
 
     def play(self, call: tuple[str, ...]) -> None:
         name, path, *others = call
@@ -119,11 +150,15 @@ class Disk:
 
     def look_at_removal(self, path: str) -> None:
         if self.is_checkpoint(path):
-            assert self.root not in self.unsynced, f"{path} goes before the name of the new one is on the disk"
+            assert self.root not in self.unsynced, (
+                f"{path} goes before the name of the new one is on the disk"
+            )
 
     def look_at_write(self, path: str) -> None:
         first = Path(path).relative_to(self.root).parts[:1]
-        assert not (first and self.is_checkpoint(f"{self.root}/{first[0]}")), f"{path} is written after the checkpoint was shown"
+        assert not (first and self.is_checkpoint(f"{self.root}/{first[0]}")), (
+            f"{path} is written after the checkpoint was shown"
+        )
 
     def is_checkpoint(self, path: str) -> bool:
         return re.fullmatch(rf"{re.escape(self.root)}/checkpoint-\d+", path) is not None
@@ -141,10 +176,21 @@ STEPS = ("--max_steps", 2, "--save_steps", 1)
 
 
 @pytest.mark.parametrize("trainer", ["dinov2", "siglip", "sft", "zero2", "lora"])
-def test_nothing_is_shown_before_it_is_on_the_disk_and_nothing_old_goes_before(trainer, trace, runs, start, talk, tmp_path):
+def test_nothing_is_shown_before_it_is_on_the_disk_and_nothing_old_goes_before(
+    trainer, trace, runs, start, talk, tmp_path
+):
     folder = tmp_path / "run"
     ways = {
-        "dinov2": lambda: start(folder, *STEPS, "--warmup_steps", 0, "--save_total_limit", 1, "--dataloader_num_workers", 0),
+        "dinov2": lambda: start(
+            folder,
+            *STEPS,
+            "--warmup_steps",
+            0,
+            "--save_total_limit",
+            1,
+            "--dataloader_num_workers",
+            0,
+        ),
         "siglip": lambda: runs.start("pretrain/siglip.py", *SMALL, *STEPS, "--output_dir", folder),
         "sft": lambda: talk(folder, *STEPS),
         "zero2": lambda: talk(folder, *STEPS, "--deepspeed", ROOT / "recipes/zero/zero2.json"),
@@ -153,13 +199,24 @@ def test_nothing_is_shown_before_it_is_on_the_disk_and_nothing_old_goes_before(t
     began, disk = time.monotonic(), Disk(folder)
     for call in trace(ways[trainer]):
         disk.play(call)
-    assert [name for name in disk.shown if name.startswith("checkpoint-")] == ["checkpoint-1", "checkpoint-2"]
+    assert [name for name in disk.shown if name.startswith("checkpoint-")] == [
+        "checkpoint-1",
+        "checkpoint-2",
+    ]
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
     (end, *before) = reversed(disk.shown)
     assert end == "finished.json" and disk.unsynced == set()
-    weights = [name for name in before if not name.startswith("checkpoint-") and name.endswith(".safetensors")]
+    weights = [
+        name
+        for name in before
+        if not name.startswith("checkpoint-") and name.endswith(".safetensors")
+    ]
     assert "model.safetensors" in weights
-    if trainer != "dinov2":  # which draws its figures and writes its card behind the weights, at every save
+    if (
+        trainer != "dinov2"
+    ):  # which draws its figures and writes its card behind the weights, at every save
         assert before[: len(weights)] == weights, "of what is published the weights are last"
-    assert list(folder.glob("global_step*")) == [] and (trainer != "zero2" or list((folder / "checkpoint-2").glob("global_step*")))
+    assert list(folder.glob("global_step*")) == [] and (
+        trainer != "zero2" or list((folder / "checkpoint-2").glob("global_step*"))
+    )
     print(f"{trainer}: {len(disk.shown)} names shown, {time.monotonic() - began:.1f} s")

@@ -28,11 +28,15 @@ def gone(run) -> bool:
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_sigterm_to_the_launcher_saves_and_leaves_nobody(runs, launch, start, whole, same, last_step, tmp_path, name):
+def test_sigterm_to_the_launcher_saves_and_leaves_nobody(
+    runs, launch, start, whole, same, last_step, tmp_path, name
+):
     if name == "deepspeed" and not Path(LAUNCHERS[name][0]).exists():
         pytest.skip("deepspeed is not installed; pip install -e '.[recipes]'")
     folder = tmp_path / "run"
-    run = launch([*runs.deepspeed(1), "--no_local_rank"] if name == "deepspeed" else LAUNCHERS[name], folder)
+    run = launch(
+        [*runs.deepspeed(1), "--no_local_rank"] if name == "deepspeed" else LAUNCHERS[name], folder
+    )
     run.wait_for_step(7)
     os.kill(run.pid, signal.SIGTERM)
     told = time.monotonic()
@@ -60,12 +64,16 @@ def test_sigusr1_to_the_launcher_saves_and_leaves_nobody(launch, last_step, tmp_
     status = run.wait(20)
     assert gone(run)
     print(f"{name}: status {status}, saved and gone {time.monotonic() - told:.1f} s after SIGUSR1")
-    assert (status == -signal.SIGUSR1) == (name in LAUNCHERS) and f"step {last_step(folder)} of 2000 is saved" in run.printed
+    assert (status == -signal.SIGUSR1) == (
+        name in LAUNCHERS
+    ) and f"step {last_step(folder)} of 2000 is saved" in run.printed
     print(*[line for line in run.printed.splitlines() if "told to stop" in line][-1:])
     assert (folder / f"checkpoint-{last_step(folder)}").is_dir()
 
 
-def test_a_signal_to_the_whole_session_finds_the_data_workers_alive(start, whole, same, last_step, tmp_path):
+def test_a_signal_to_the_whole_session_finds_the_data_workers_alive(
+    start, whole, same, last_step, tmp_path
+):
     """A scheduler, or Ctrl-C, signals the workers too; the step in progress still gets its batch. The shell's status is told."""
     folder = tmp_path / "run"
     for number, status in ((signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)):
@@ -94,7 +102,9 @@ def test_a_second_sigterm_does_not_cut_the_save(start, last_step, tmp_path):
     os.kill(run.pid, signal.SIGTERM)
     run.wait_until(lambda: any((tmp_path / "run").glob(f".tmp-*-{run.pid}")))
     os.kill(run.pid, signal.SIGTERM)
-    assert any((tmp_path / "run").glob(f".tmp-*-{run.pid}")), "the second signal must come while the save is being written"
+    assert any((tmp_path / "run").glob(f".tmp-*-{run.pid}")), (
+        "the second signal must come while the save is being written"
+    )
     assert run.wait(20) == 143
     assert verify_checkpoint(tmp_path / "run" / f"checkpoint-{last_step(tmp_path / 'run')}") is None
 
@@ -112,7 +122,9 @@ def test_kill_9_takes_the_data_workers_along(start, tmp_path):
     assert gone(run)
 
 
-def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(runs, launch, start_two, same, last_step, tmp_path):
+def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(
+    runs, launch, start_two, same, last_step, tmp_path
+):
     """SIGTERM to torchrun, to one rank alone, and kill -9 of a rank; against a run of two ranks that nothing happened to."""
     whole, folder = tmp_path / "whole", tmp_path / "run"
     runs.finish(*start_two(whole, *TWO_RANKS))

@@ -6,7 +6,12 @@ from fusion.chat_templates import CHAT_TEMPLATES, chat_template_for, named_templ
 from fusion.tiny import tiny_tokenizer
 from vision_core.errors import UserError
 
-TALK = [("user", "<image>\nWhat is it?"), ("assistant", "A cat."), ("user", "Sure?"), ("assistant", "Yes.")]
+TALK = [
+    ("user", "<image>\nWhat is it?"),
+    ("assistant", "A cat."),
+    ("user", "Sure?"),
+    ("assistant", "Yes."),
+]
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -32,7 +37,9 @@ def headers(system, talk, asked):
 def rendered(name, talk, asked):
     messages = [{"role": role, "content": said} for role, said in talk]
     template = chat_template_for(CHAT_TEMPLATES[name], tiny_tokenizer())
-    return tiny_tokenizer().apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=asked)
+    return tiny_tokenizer().apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=asked
+    )
 
 
 @pytest.mark.parametrize("system", [None, "Answer in French."])
@@ -44,25 +51,45 @@ def test_published_prompts(turns, system):
     cambrian = rendered("cambrian_llama3", given, asked)
     own = cambrian.partition("system<|end_header_id|>")[2].partition("<|eot_id|>")[0]
     assert cambrian == headers(system or own, talk, asked)
-    chatml = "".join(f"<|im_start|>{role}\n{said}<|im_end|>" for role, said in talk) + "<|im_start|>assistant\n" * asked
+    chatml = (
+        "".join(f"<|im_start|>{role}\n{said}<|im_end|>" for role, said in talk)
+        + "<|im_start|>assistant\n" * asked
+    )
     assert rendered("cambrian_chatml", given, asked).endswith("<|im_end|>" + chatml)
-    phi = "".join(f"\n<|{role}|>\n{said}<|end|>" for role, said in talk) + "\n<|assistant|>\n" * asked
-    assert rendered("cambrian_phi3", given, asked) == f"<|system|>\n{system or 'You are a helpful AI assistant.'}<|end|>{phi}"
+    phi = (
+        "".join(f"\n<|{role}|>\n{said}<|end|>" for role, said in talk) + "\n<|assistant|>\n" * asked
+    )
+    assert (
+        rendered("cambrian_phi3", given, asked)
+        == f"<|system|>\n{system or 'You are a helpful AI assistant.'}<|end|>{phi}"
+    )
 
 
 def test_cambrians_own_words():
     """The 8B's were written with line breaks and four spaces, and trained with them; the 34B's were not."""
     broken = rendered("cambrian_llama3", TALK[:1], False)
     flat = rendered("cambrian_chatml", TALK[:1], False)
-    assert "trained by NYU Vision X. \n    As a multimodal AI" in broken and "open-ended questions. <|eot_id|>" in broken
-    assert "trained by NYU Vision X. As a multimodal AI" in flat and "open-ended questions.<|im_end|>" in flat
-    words = [text.partition("You are")[2].partition("<|e" if text is broken else "<|im_end")[0].split() for text in (broken, flat)]
+    assert (
+        "trained by NYU Vision X. \n    As a multimodal AI" in broken
+        and "open-ended questions. <|eot_id|>" in broken
+    )
+    assert (
+        "trained by NYU Vision X. As a multimodal AI" in flat
+        and "open-ended questions.<|im_end|>" in flat
+    )
+    words = [
+        text.partition("You are")[2].partition("<|e" if text is broken else "<|im_end")[0].split()
+        for text in (broken, flat)
+    ]
     assert words[0] == words[1]
 
 
 def test_named_templates_and_files(tmp_path):
     (tmp_path / "own.jinja").write_text("{{ messages }}")
-    assert named_template("plain") == CHAT_TEMPLATES["plain"] and named_template(str(tmp_path / "own.jinja")) == "{{ messages }}"
+    assert (
+        named_template("plain") == CHAT_TEMPLATES["plain"]
+        and named_template(str(tmp_path / "own.jinja")) == "{{ messages }}"
+    )
     with pytest.raises(UserError, match="no chat template 'vicuna'; known: plain, vicuna_v1"):
         named_template("vicuna")
     with pytest.raises(UserError, match="cannot be read"):

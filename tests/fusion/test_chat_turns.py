@@ -36,7 +36,10 @@ def assembled(template, tokens):
 
 def test_generation_stops_where_training_ends_answers(tmp_path):
     model, processor = assembled(CHATML, ["<|im_start|>", "<|im_end|>"])
-    end, eos = processor.tokenizer.convert_tokens_to_ids("<|im_end|>"), processor.tokenizer.eos_token_id
+    end, eos = (
+        processor.tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        processor.tokenizer.eos_token_id,
+    )
     assert stop_token_ids(processor) == [end] and model.generation_config.eos_token_id == [eos, end]
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -51,7 +54,9 @@ def test_generation_stops_where_training_ends_answers(tmp_path):
     if logits[end] < 0:
         with torch.no_grad():
             again.get_output_embeddings().weight[end] *= -1
-    assert again.generate(**prompt, max_new_tokens=9, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist() == [end]
+    assert again.generate(**prompt, max_new_tokens=9, do_sample=False)[
+        0, prompt["input_ids"].shape[1] :
+    ].tolist() == [end]
 
 
 def test_stops_are_added_to_those_there_are():
@@ -70,25 +75,40 @@ def test_stops_are_added_to_those_there_are():
         config.eos_token_id = known
         add_stops(config, processor)
         assert config.eos_token_id == after
-    assert processor.decode([end], skip_special_tokens=True) == ""  # though it was added as an ordinary token
+    assert (
+        processor.decode([end], skip_special_tokens=True) == ""
+    )  # though it was added as an ordinary token
 
 
 def test_a_template_that_wants_a_system_turn():
-    wants = "{%- if messages[0]['role'] != 'system' -%}{{ raise_exception('system first') }}{%- endif -%}" + CHATML
+    wants = (
+        "{%- if messages[0]['role'] != 'system' -%}{{ raise_exception('system first') }}{%- endif -%}"
+        + CHATML
+    )
     model, processor = assembled(wants, ["<|im_start|>", "<|im_end|>"])
-    assert stop_token_ids(processor)[0] in model.generation_config.eos_token_id and answer_in(processor, "yes<|im_end|>") == "yes"
+    assert (
+        stop_token_ids(processor)[0] in model.generation_config.eos_token_id
+        and answer_in(processor, "yes<|im_end|>") == "yes"
+    )
 
 
 def test_a_template_under_which_nothing_can_be_learnt_is_said():
-    with pytest.warns(UserWarning, match="no answer can be learnt under this chat template: .* drops"):
-        assembled("{%- for message in messages -%}{{ message['content'] | upper }}{%- endfor -%}", [])
+    with pytest.warns(
+        UserWarning, match="no answer can be learnt under this chat template: .* drops"
+    ):
+        assembled(
+            "{%- for message in messages -%}{{ message['content'] | upper }}{%- endfor -%}", []
+        )
 
 
 def test_an_answer_with_the_end_in_it_is_refused():
     processor = assembled(CHATML, ["<|im_start|>", "<|im_end|>"])[1]
     for text in ("a<|im_end|>\n<|im_start|>user\nb", "<s>old</s> new", "see <image>"):
         turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
-        with pytest.raises(ChatTemplateError, match="turn 2 contains .* a token of its own; write it in other words"):
+        with pytest.raises(
+            ChatTemplateError,
+            match="turn 2 contains .* a token of its own; write it in other words",
+        ):
             render_chat(processor, turns)
 
 
@@ -104,7 +124,10 @@ def test_a_saved_llama_tokenizer_reads_as_before(tmp_path):
     _, processor = assemble_vlm(vision, model, tokenizer)
     processor.save_pretrained(tmp_path)
     text = "<s>a b</s>a"
-    assert AutoProcessor.from_pretrained(tmp_path)(text=text)["input_ids"] == processor(text=text)["input_ids"]
+    assert (
+        AutoProcessor.from_pretrained(tmp_path)(text=text)["input_ids"]
+        == processor(text=text)["input_ids"]
+    )
 
 
 def test_tokenizers_that_cannot_serve_are_refused():
@@ -113,7 +136,10 @@ def test_tokenizers_that_cannot_serve_are_refused():
 
     model, _ = tiny_language_model("llama")
     vision, _ = fuse_encoders(["tiny:dinov2"], hidden_size=64, connector="mlp", grid=8)
-    with pytest.raises(UserError, match="ByT5Tokenizer does not tell where .* use a tokenizer with a tokenizer.json"):
+    with pytest.raises(
+        UserError,
+        match="ByT5Tokenizer does not tell where .* use a tokenizer with a tokenizer.json",
+    ):
         assemble_vlm(vision, model, ByT5Tokenizer())
 
 
@@ -127,20 +153,37 @@ def test_tokenizers_that_cannot_serve_are_refused():
         (THINKING, True, "<think>\nyes or no", ""),
         (THINKING, True, "no<|im_end|>", "no"),
         (CHANNELS, False, "<|channel|>final<|message|>yes<|return|>", "yes"),
-        (CHANNELS, True, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>", "yes"),
+        (
+            CHANNELS,
+            True,
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>",
+            "yes",
+        ),
         (CHANNELS, True, "<|channel|>analysis<|message|>hm", ""),
         (CHANNELS, False, "<|channel|>analysis<|message|>hm", ""),
     ],
 )
 def test_the_answer_in_what_was_generated(template, thinking, generated, answer):
-    names = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|start|>", "<|end|>", "<|return|>", "<|channel|>", "<|message|>"]
+    names = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<think>",
+        "</think>",
+        "<|start|>",
+        "<|end|>",
+        "<|return|>",
+        "<|channel|>",
+        "<|message|>",
+    ]
     processor = assembled(template, names)[1]
     assert answer_in(processor, generated, thinking) == answer
 
 
 def test_named_chat_templates_of_a_language_model(tmp_path):
     """transformers keeps several as a dict; the one called default is used, all take images."""
-    model, processor = assembled({"default": CHATML, "shout": CHATML.replace("user", "USER")}, ["<|im_start|>", "<|im_end|>"])
+    model, processor = assembled(
+        {"default": CHATML, "shout": CHATML.replace("user", "USER")}, ["<|im_start|>", "<|im_end|>"]
+    )
     processor.save_pretrained(tmp_path)
     shown = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "hi"}]}]
     for each in (processor, AutoProcessor.from_pretrained(tmp_path)):

@@ -24,7 +24,10 @@ def layer(prefix, query_width, windowed):
     """Published tensors of a sampler layer, as the specs list them."""
     shapes = {"proj_context.weight": (WIDTH, WIDTH), "proj_in.weight": (WIDTH, query_width + WIDTH)}
     shapes |= {"norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
-    shapes |= {"proj_out.linear_1.weight": (WIDTH, WIDTH), "proj_out.linear_2.weight": (query_width, WIDTH)}
+    shapes |= {
+        "proj_out.linear_1.weight": (WIDTH, WIDTH),
+        "proj_out.linear_2.weight": (query_width, WIDTH),
+    }
     for part in ("q_proj", "k_proj_0", "v_proj_0", "k_proj_1", "v_proj_1"):
         shapes |= {
             f"cross_attn.{part}.0.weight": (WIDTH,),
@@ -42,25 +45,39 @@ def published(tmp_path):
     for name, family in (("one", "tiny:dinov2"), ("two", "tiny:clip")):
         save_encoder(load_encoder(family), tmp_path / name)
     language_model, tokenizer = tiny_language_model()
-    shapes = {f"model.mm_projector_aux_{i}.{j}.weight": (WIDTH, 64 if j == 0 else WIDTH) for i in (0, 1) for j in (0, 2)}
+    shapes = {
+        f"model.mm_projector_aux_{i}.{j}.weight": (WIDTH, 64 if j == 0 else WIDTH)
+        for i in (0, 1)
+        for j in (0, 2)
+    }
     shapes |= {f"model.mm_projector_aux_{i}.{j}.bias": (WIDTH,) for i in (0, 1) for j in (0, 2, 3)}
     shapes |= {f"model.mm_projector_aux_{i}.3.weight": (WIDTH,) for i in (0, 1)}
-    shapes |= {"model.mm_projector.0.weight": (HIDDEN, WIDTH), "model.mm_projector.0.bias": (HIDDEN,)}
-    shapes |= {"model.mm_projector.2.weight": (HIDDEN, HIDDEN), "model.mm_projector.2.bias": (HIDDEN,)}
+    shapes |= {
+        "model.mm_projector.0.weight": (HIDDEN, WIDTH),
+        "model.mm_projector.0.bias": (HIDDEN,),
+    }
+    shapes |= {
+        "model.mm_projector.2.weight": (HIDDEN, HIDDEN),
+        "model.mm_projector.2.bias": (HIDDEN,),
+    }
     shapes |= {"model.vision_query": (1, WIDTH), "model.image_newline": (HIDDEN,)}
     for depth in range(3):
         shapes |= layer(f"model.vision_sampler_0.layers.{depth}", WIDTH, {1: 2})
     for index in range(2):
         shapes |= layer(f"model.vision_sampler_layers.{index}.layers.0", HIDDEN, {1: 2})
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    tensors = {
+        name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()
+    }
     tensors |= {name: tensor.contiguous() for name, tensor in language_model.state_dict().items()}
     folder = tmp_path / "cambrian"
     folder.mkdir()
     names = sorted(tensors)
     for part, chosen in enumerate((names[::2], names[1::2])):
         save_file(
-            {name: tensors[name] for name in chosen}, folder / f"model-0000{part + 1}-of-00002.safetensors", metadata={"format": "pt"}
+            {name: tensors[name] for name in chosen},
+            folder / f"model-0000{part + 1}-of-00002.safetensors",
+            metadata={"format": "pt"},
         )
     config = language_model.config.to_dict() | {
         "model_type": "cambrian_llama", "architectures": ["CambrianLlamaForCausalLM"], "image_token_len": GRID**2, "query_num_list": [GRID**2],
@@ -78,9 +95,13 @@ def test_every_tensor_finds_its_place(published, references, pictures):
     state = model.state_dict()
     grids = (GRID, (GRID,), (4, 8))
     for name, tensor in tensors.items():
-        is_language = name.startswith(("model.embed_tokens", "model.layers", "model.norm", "lm_head"))
+        is_language = name.startswith(
+            ("model.embed_tokens", "model.layers", "model.norm", "lm_head")
+        )
         ours = state[f"language_model.{name}" if is_language else new_name(name, *grids)]
-        assert torch.equal(ours[: len(tensor)], tensor), name  # the embeddings have a row more, for <image>
+        assert torch.equal(ours[: len(tensor)], tensor), (
+            name
+        )  # the embeddings have a row more, for <image>
     assert model.config.sva_layers == [0, 3]
     assert model.config.vision_config.mask_rule == "published"
     # what the tensors mean: the connector on a square image against the published formula
@@ -91,11 +112,16 @@ def test_every_tensor_finds_its_place(published, references, pictures):
     maps = [
         resized_map(encoder(pixels), side)[0].double().numpy()
         for encoder, pixels, side in zip(
-            model.vision_model.encoders, processor.image_processor.views(inputs["pixel_values"]), (4, 8), strict=True
+            model.vision_model.encoders,
+            processor.image_processor.views(inputs["pixel_values"]),
+            (4, 8),
+            strict=True,
         )
     ]
     valid = [torch.ones(side, side).numpy() for side in (4, 8)]
-    expected = torch.from_numpy(references[1](weights, maps, valid, GRID, (GRID,), depth=3, num_heads=16))
+    expected = torch.from_numpy(
+        references[1](weights, maps, valid, GRID, (GRID,), depth=3, num_heads=16)
+    )
     image = model.vision_model.encode(**inputs)[0]
     tokens = image.tokens[image.cells].double()
     assert (tokens - expected).norm() / expected.norm() < 1e-5
@@ -104,7 +130,14 @@ def test_every_tensor_finds_its_place(published, references, pictures):
 def test_the_command(runs, published, tmp_path, pictures):
     folder, _, encoders = published
     arguments = ("--checkpoint", folder, "--encoders", *encoders, "--output_dir", tmp_path / "ours")
-    runs.finish(runs.launch([sys.executable, "-m"], "fusion.convert_cambrian", *arguments, environment={"PYTHONPATH": str(ROOT)}))
+    runs.finish(
+        runs.launch(
+            [sys.executable, "-m"],
+            "fusion.convert_cambrian",
+            *arguments,
+            environment={"PYTHONPATH": str(ROOT)},
+        )
+    )
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours")
     processor = AutoProcessor.from_pretrained(tmp_path / "ours")
     inputs = processor(text=["<image> what"], images=pictures[:1], return_tensors="pt")
@@ -128,13 +161,19 @@ def test_what_does_not_fit_is_refused(published, tmp_path):
     file = folder / "model-00001-of-00002.safetensors"
     kept = load_file(file)
     for kind in ("vision_sampler", "model.layers"):
-        gone = {name: tensor for name, tensor in kept.items() if name != next(each for each in sorted(kept) if kind in each)}
+        gone = {
+            name: tensor
+            for name, tensor in kept.items()
+            if name != next(each for each in sorted(kept) if kind in each)
+        }
         save_file(gone, file, metadata={"format": "pt"})
         with pytest.raises(UserError, match=r"the checkpoint has no .*\(1 in all\)"):
             convert(folder, encoders)
     config = json.loads((folder / "config.json").read_text())
     save_file(kept, file, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != "connector_depth"}))
+    (folder / "config.json").write_text(
+        json.dumps({name: value for name, value in config.items() if name != "connector_depth"})
+    )
     with pytest.raises(UserError, match="does not say connector_depth"):
         convert(folder, encoders)
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))

@@ -53,7 +53,9 @@ def test_a_prompt_in_chunks_of_any_size(model_and_processor, pictures):
     for beams in (1, 2):
         whole = model.generate(**inputs, **GREEDY, num_beams=beams)
         for size in (1, 5, 7, 1000):
-            assert torch.equal(model.generate(**inputs, **GREEDY, num_beams=beams, prefill_chunk_size=size), whole)
+            assert torch.equal(
+                model.generate(**inputs, **GREEDY, num_beams=beams, prefill_chunk_size=size), whole
+            )
 
 
 @pytest.mark.filterwarnings("error:var")
@@ -61,23 +63,37 @@ def test_a_chunk_sees_its_own_windows(fused_vlm, pictures):
     """Logits behind a prompt in chunks, which greedy tokens would hide."""
     model, processor = fused_vlm
     inputs = several_images(processor, pictures)
-    options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True, "do_sample": False}
+    options = {
+        "max_new_tokens": 1,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "do_sample": False,
+    }
     whole = model.generate(**inputs, **options).logits[0]
     for size in (1, 3, 11):
-        assert (model.generate(**inputs, **options, prefill_chunk_size=size).logits[0] - whole).abs().max() < 1e-5
+        assert (
+            model.generate(**inputs, **options, prefill_chunk_size=size).logits[0] - whole
+        ).abs().max() < 1e-5
 
 
 def test_assisted_generation_is_greedy(model_and_processor, pictures):
     model, processor = model_and_processor
     inputs = one_image(processor, pictures)
-    assistant, _ = tiny_language_model(seed=3, tokenizer=processor.tokenizer, num_hidden_layers=2, hidden_size=32)
+    assistant, _ = tiny_language_model(
+        seed=3, tokenizer=processor.tokenizer, num_hidden_layers=2, hidden_size=32
+    )
     alone = model.generate(**inputs, **GREEDY)
     assert torch.equal(model.generate(**inputs, **GREEDY, assistant_model=assistant), alone)
     assert torch.equal(model.generate(**inputs, **GREEDY, prompt_lookup_num_tokens=3), alone)
 
 
 def chat(picture, text):
-    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}],
+        }
+    ]
 
 
 def test_pipeline_in_batches(model_and_processor, pictures):
@@ -88,12 +104,16 @@ def test_pipeline_in_batches(model_and_processor, pictures):
     options = {"return_full_text": False, "generate_kwargs": GREEDY}
     together = generator(text=messages, batch_size=3, **options)
     alone = [generator(text=each, **options) for each in messages]
-    assert [each[0]["generated_text"] for each in together] == [each[0]["generated_text"] for each in alone]
+    assert [each[0]["generated_text"] for each in together] == [
+        each[0]["generated_text"] for each in alone
+    ]
     texts = [f"<image> {text}" for text in asked]
     plain = generator(images=pictures[:3], text=texts, **options)
     inputs = processor(text=texts, images=pictures[:3], return_tensors="pt", padding=True)
     answers = model.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
-    assert [each["generated_text"] for each in plain] == processor.batch_decode(answers, skip_special_tokens=True)
+    assert [each["generated_text"] for each in plain] == processor.batch_decode(
+        answers, skip_special_tokens=True
+    )
 
 
 def test_pipeline_from_a_folder(fused_vlm, pictures, tmp_path):
@@ -115,23 +135,39 @@ DEVICE_MAPS = [
 
 
 def loaded_on(folder, device_map, aside, **options):
-    return AutoModelForImageTextToText.from_pretrained(folder, device_map=device_map, offload_folder=aside, **options).eval()
+    return AutoModelForImageTextToText.from_pretrained(
+        folder, device_map=device_map, offload_folder=aside, **options
+    ).eval()
 
 
 @pytest.mark.parametrize("device_map", DEVICE_MAPS, ids=str)
 @pytest.mark.parametrize("connector", ["sva", "resampler"])
 def test_weights_on_disk(fused, vlm, pictures, tmp_path, device_map, connector):
     """timm's and open_clip's encoders, the aggregator's layers and the resampler's compute with weights of modules that they do not call."""
-    encoders = ("tiny:dinov2", "tiny:timm_siglip") if connector == "sva" else ("tiny:siglip", "tiny:open_clip_vit")
-    options = {} if connector == "sva" else {"connector_options": {"width": 16, "num_heads": 4, "num_queries": 5}}
+    encoders = (
+        ("tiny:dinov2", "tiny:timm_siglip")
+        if connector == "sva"
+        else ("tiny:siglip", "tiny:open_clip_vit")
+    )
+    options = (
+        {}
+        if connector == "sva"
+        else {"connector_options": {"width": 16, "num_heads": 4, "num_queries": 5}}
+    )
     layers = {} if connector == "sva" else {"num_sva_layers": 0}
     model, processor = vlm(vision=fused(connector, encoders=encoders, **options), **layers)
     model.save_pretrained(tmp_path / "model")
     inputs = several_images(processor, pictures)
-    known = {part: place for part, place in device_map.items() if not part or len(list(getattr(model, part).parameters()))}
+    known = {
+        part: place
+        for part, place in device_map.items()
+        if not part or len(list(getattr(model, part).parameters()))
+    }
     placed = loaded_on(tmp_path / "model", known, tmp_path / "aside")
     with torch.no_grad():
-        torch.testing.assert_close(placed(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            placed(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5
+        )
     assert torch.equal(placed.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
 
 
@@ -143,11 +179,17 @@ def test_automatic_device_map(model_and_processor, pictures, tmp_path):
     placed = loaded_on(tmp_path / "model", "auto", tmp_path / "aside", max_memory={"cpu": memory})
     assert set(placed.hf_device_map.values()) == {"cpu", "disk"}
     whole = tuple(placed._no_split_modules)
-    split = [name for name, each in placed.named_modules() if type(each).__name__ in whole and is_split(name, placed.hf_device_map)]
+    split = [
+        name
+        for name, each in placed.named_modules()
+        if type(each).__name__ in whole and is_split(name, placed.hf_device_map)
+    ]
     assert not split
     inputs = several_images(processor, pictures)
     with torch.no_grad():
-        torch.testing.assert_close(placed(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            placed(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5
+        )
     assert torch.equal(placed.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
 
 
@@ -185,7 +227,9 @@ def test_an_images_token_is_never_said(talks_of_images, pictures, options):
     model, processor = talks_of_images
     single = "prompt_lookup_num_tokens" in options
     inputs = one_image(processor, pictures) if single else several_images(processor, pictures)
-    said = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, **options)[:, inputs["input_ids"].shape[1] :]
+    said = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, **options)[
+        :, inputs["input_ids"].shape[1] :
+    ]
     assert said.shape[1] == 6 and model.config.image_token_id not in said
     assert model.generation_config.suppress_tokens is None, "what is saved says nothing of this"
 
@@ -195,8 +239,12 @@ def test_an_assistant_that_talks_of_images(talks_of_images, pictures):
     inputs = one_image(processor, pictures)
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     alone = model.generate(**inputs, **options)
-    assert torch.equal(model.generate(**inputs, **options, assistant_model=model.language_model), alone)
-    with pytest.raises(UserError, match="a fused model cannot be one; pass assistant_model=its.language_model"):
+    assert torch.equal(
+        model.generate(**inputs, **options, assistant_model=model.language_model), alone
+    )
+    with pytest.raises(
+        UserError, match="a fused model cannot be one; pass assistant_model=its.language_model"
+    ):
         model.generate(**inputs, **options, assistant_model=model)
 
 
@@ -209,7 +257,9 @@ def test_a_stray_image_token_behind_a_prompt_is_a_token_like_any_other(fused_vlm
         cache = model(**inputs, use_cache=True).past_key_values
         logits = model(input_ids=stray, past_key_values=cache, attention_mask=mask).logits
     assert torch.isfinite(logits).all()
-    without = {name: value for name, value in inputs.items() if name not in ("pixel_values", "image_sizes")}
+    without = {
+        name: value for name, value in inputs.items() if name not in ("pixel_values", "image_sizes")
+    }
     with pytest.raises(UserError, match="places for image tokens and 0 images"):
         model.generate(**without, **GREEDY)
 
@@ -218,7 +268,10 @@ def test_rows_of_images_are_cut_like_tensors(fused_vlm):
     """Every row of several images, in any order, has the token, and each cell the windows, that it had."""
     model, processor = fused_vlm
     generator = np.random.default_rng(1)
-    pictures = [Image.fromarray(generator.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in [(60, 80), (90, 30)]]
+    pictures = [
+        Image.fromarray(generator.integers(0, 256, (*shape, 3), dtype=np.uint8))
+        for shape in [(60, 80), (90, 30)]
+    ]
     with torch.no_grad():
         images = model.get_image_features(**processor.image_processor(pictures)).pooler_output
     joined = torch.cat([image.reshape(-1, image.shape[-1]) for image in images])
@@ -232,7 +285,9 @@ def test_rows_of_images_are_cut_like_tensors(fused_vlm):
         image, number = windows[cell]
         for ours, theirs in zip(part.windows.tokens, image.windows.tokens, strict=True):
             assert torch.equal(ours[place], theirs[number])
-        assert torch.equal(part.windows.context[part.windows.image[place]], image.windows.context[0])
+        assert torch.equal(
+            part.windows.context[part.windows.image[place]], image.windows.context[0]
+        )
 
 
 def test_layers_are_found_with_and_without_the_head(fused_vlm):
@@ -242,7 +297,9 @@ def test_layers_are_found_with_and_without_the_head(fused_vlm):
 
 def test_a_fused_model_is_no_language_model_of_another(fused, fused_vlm):
     model, processor = fused_vlm
-    with pytest.raises(UserError, match="is a fused vision-language model itself; name a language model"):
+    with pytest.raises(
+        UserError, match="is a fused vision-language model itself; name a language model"
+    ):
         assemble_vlm(fused()[0], model, processor.tokenizer)
 
 
@@ -251,11 +308,24 @@ def test_distributed_data_parallel_on_a_loaded_model(runs, vlm, tiny_llava, tmp_
     for name, (model, processor) in {"fused": vlm(), "llava": tiny_llava()}.items():
         model.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)
-    wanted = [f"plain:{tmp_path / 'fused'}", f"text:{tmp_path / 'fused'}", f"text:{tmp_path / 'llava'}"]
+    wanted = [
+        f"plain:{tmp_path / 'fused'}",
+        f"text:{tmp_path / 'fused'}",
+        f"text:{tmp_path / 'llava'}",
+    ]
     torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
     worker = Path(__file__).with_name("two_process_worker.py")
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    runs.finish(runs.launch(torchrun, worker, tmp_path / "result.json", *wanted, environment=environment, folder=tmp_path))
+    runs.finish(
+        runs.launch(
+            torchrun,
+            worker,
+            tmp_path / "result.json",
+            *wanted,
+            environment=environment,
+            folder=tmp_path,
+        )
+    )
     results = json.loads((tmp_path / "result.json").read_text())
     assert list(results) == wanted
     for result in results.values():

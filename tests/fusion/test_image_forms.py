@@ -33,7 +33,9 @@ TRANSFORMS = [
 
 def pillow(image: Image.Image | np.ndarray, format: str, **options) -> bytes:
     stream = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, format, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(
+        stream, format, **options
+    )
     return stream.getvalue()
 
 
@@ -58,7 +60,11 @@ def turned(image: Image.Image | np.ndarray, format: str, orientation: int, **opt
 
 
 def animated(format: str, **options) -> bytes:
-    frames = [COLOUR, COLOUR.transpose(Image.Transpose.ROTATE_180), Image.new("RGB", COLOUR.size, "red")]
+    frames = [
+        COLOUR,
+        COLOUR.transpose(Image.Transpose.ROTATE_180),
+        Image.new("RGB", COLOUR.size, "red"),
+    ]
     return pillow(frames[0], format, save_all=True, append_images=frames[1:], **options)
 
 
@@ -66,12 +72,19 @@ def colour_png_16() -> bytes:
     """Pillow writes none: PNG specification, colour type 2, 16 bits, no filter."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     height, width = COLOUR_16.shape[:2]
     rows = b"".join(b"\0" + row.tobytes() for row in COLOUR_16.astype(">u2"))
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 PALETTE = COLOUR.quantize(16)
@@ -79,7 +92,9 @@ FILES = {
     "jpeg": pillow(COLOUR, "JPEG"),
     "jpeg_grey": pillow(GREY, "JPEG"),
     "jpeg_cmyk": pillow(COLOUR.convert("CMYK"), "JPEG"),
-    "jpeg_of_a_phone": pillow(COLOUR, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 24), "red")]),
+    "jpeg_of_a_phone": pillow(
+        COLOUR, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 24), "red")]
+    ),
     "png": pillow(COLOUR, "PNG"),
     "png_alpha": pillow(np.dstack([VALUES, GREY]), "PNG"),
     "png_transparent_colour": pillow(COLOUR, "PNG", transparency=tuple(VALUES[3, 3].tolist())),
@@ -105,11 +120,19 @@ FILES = {
     "tiff_palette_alpha": pillow(PALETTE.convert("PA"), "TIFF"),
     "tiff_ycbcr": pillow(COLOUR.convert("YCbCr"), "TIFF"),
     "tiff_cmyk": pillow(COLOUR.convert("CMYK"), "TIFF"),
-    "tiff_pages_of_channels": tiff(VALUES.transpose(2, 0, 1), photometric="minisblack", metadata=None),
-    "tiff_imagej_channels": tiff(COLOUR_16.transpose(2, 0, 1), imagej=True, metadata={"axes": "CYX"}),
-    "tiff_ome_channels": tiff(COLOUR_16.transpose(2, 0, 1), ome=True, photometric="minisblack", metadata={"axes": "CYX"}),
+    "tiff_pages_of_channels": tiff(
+        VALUES.transpose(2, 0, 1), photometric="minisblack", metadata=None
+    ),
+    "tiff_imagej_channels": tiff(
+        COLOUR_16.transpose(2, 0, 1), imagej=True, metadata={"axes": "CYX"}
+    ),
+    "tiff_ome_channels": tiff(
+        COLOUR_16.transpose(2, 0, 1), ome=True, photometric="minisblack", metadata={"axes": "CYX"}
+    ),
     "tiff_planes": tiff(VALUES.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
-    "tiff_planes_16": tiff(COLOUR_16.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
+    "tiff_planes_16": tiff(
+        COLOUR_16.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"
+    ),
     "tiff_overviews": tiff_with_overview(),
     "tiff_grey_16": tiff(GREY_16, photometric="minisblack"),
     "tiff_grey_16_big_endian": tiff(GREY_16, photometric="minisblack", byteorder=">"),
@@ -117,31 +140,71 @@ FILES = {
     "tiff_colour_16": tiff(COLOUR_16, photometric="rgb"),
     "tiff_white_is_zero": tiff(255 - GREY, photometric="miniswhite"),
     "tiff_white_is_zero_16": tiff(65535 - GREY_16, photometric="miniswhite"),
-    "tiff_white_is_zero_16_zlib": tiff(65535 - GREY_16, photometric="miniswhite", compression="zlib"),
+    "tiff_white_is_zero_16_zlib": tiff(
+        65535 - GREY_16, photometric="miniswhite", compression="zlib"
+    ),
     "tiff_imagej": tiff(GREY, imagej=True),
     "tiff_imagej_16": tiff(GREY_16, imagej=True),
     "tiff_ome": tiff(VALUES, ome=True, photometric="rgb"),
     "tiff_ome_16": tiff(GREY_16, ome=True, photometric="minisblack"),
 }
 FILES |= {f"jpeg_turned_{number}": turned(COLOUR, "JPEG", number) for number in range(1, 9)}
-FILES |= {f"png_palette_turned_{number}": turned(PALETTE, "PNG", number, transparency=3) for number in (3, 6)}
-FILES |= {f"webp_turned_{number}": turned(COLOUR, "WEBP", number, lossless=True) for number in (2, 8)}
-FILES |= {f"tiff_turned_{number}": turned(COLOUR, "TIFF", number, compression="tiff_lzw") for number in (5, 6)}
-FILES |= {"tiff_grey_16_turned": turned(GREY_16, "TIFF", 6), "tiff_grey_turned": turned(GREY, "TIFF", 8)}
+FILES |= {
+    f"png_palette_turned_{number}": turned(PALETTE, "PNG", number, transparency=3)
+    for number in (3, 6)
+}
+FILES |= {
+    f"webp_turned_{number}": turned(COLOUR, "WEBP", number, lossless=True) for number in (2, 8)
+}
+FILES |= {
+    f"tiff_turned_{number}": turned(COLOUR, "TIFF", number, compression="tiff_lzw")
+    for number in (5, 6)
+}
+FILES |= {
+    "tiff_grey_16_turned": turned(GREY_16, "TIFF", 6),
+    "tiff_grey_turned": turned(GREY, "TIFF", 8),
+}
 
 # what was written, where no decoder comes between it and the pixels
 ARRAYS = {
-    **dict.fromkeys(("png", "webp", "bmp", "tiff", "tiff_lzw", "tiff_ome", "webp_animated", "apng"), VALUES),
+    **dict.fromkeys(
+        ("png", "webp", "bmp", "tiff", "tiff_lzw", "tiff_ome", "webp_animated", "apng"), VALUES
+    ),
     **dict.fromkeys(("tiff_pages_of_channels", "tiff_planes", "tiff_overviews"), VALUES),
     **dict.fromkeys(("png_grey", "tiff_imagej", "tiff_white_is_zero"), GREY),
-    **dict.fromkeys(("png_grey_16", "tiff_grey_16", "tiff_grey_16_big_endian", "tiff_grey_16_lzw", "tiff_imagej_16"), GREY_16),
-    **dict.fromkeys(("tiff_ome_16", "tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib"), GREY_16),
-    **dict.fromkeys(("png_colour_16", "tiff_colour_16", "tiff_imagej_channels", "tiff_ome_channels", "tiff_planes_16"), COLOUR_16),
+    **dict.fromkeys(
+        (
+            "png_grey_16",
+            "tiff_grey_16",
+            "tiff_grey_16_big_endian",
+            "tiff_grey_16_lzw",
+            "tiff_imagej_16",
+        ),
+        GREY_16,
+    ),
+    **dict.fromkeys(
+        ("tiff_ome_16", "tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib"), GREY_16
+    ),
+    **dict.fromkeys(
+        (
+            "png_colour_16",
+            "tiff_colour_16",
+            "tiff_imagej_channels",
+            "tiff_ome_channels",
+            "tiff_planes_16",
+        ),
+        COLOUR_16,
+    ),
 }
 # What Pillow 13 copies is another image: the copy does not say that white is zero, where Pillow maps a file into memory it
 # takes rows for columns, it has the first of several pages, and of planes of 16 bits it makes noise.
 NO_COPIES = {
-    *("tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib", "tiff_grey_16_turned", "tiff_grey_turned"),
+    *(
+        "tiff_white_is_zero_16",
+        "tiff_white_is_zero_16_zlib",
+        "tiff_grey_16_turned",
+        "tiff_grey_turned",
+    ),
     *("tiff_pages_of_channels", "tiff_imagej_channels", "tiff_ome_channels", "tiff_planes_16"),
 }
 
@@ -170,13 +233,20 @@ OF_FILES = {
     "opened": opened,
     "loaded": loaded,
 }
-OF_COPIES = {"copy": lambda path: opened(path).copy(), "set_upright": lambda path: ImageOps.exif_transpose(opened(path))}
+OF_COPIES = {
+    "copy": lambda path: opened(path).copy(),
+    "set_upright": lambda path: ImageOps.exif_transpose(opened(path)),
+}
 OF_ARRAYS = {
     "array": lambda values: values,
-    "array_channels_first": lambda values: np.ascontiguousarray(np.atleast_3d(values).transpose(2, 0, 1)),
+    "array_channels_first": lambda values: np.ascontiguousarray(
+        np.atleast_3d(values).transpose(2, 0, 1)
+    ),
     "array_channels_last": np.atleast_3d,
     "tensor": torch.from_numpy,
-    "tensor_channels_first": lambda values: torch.from_numpy(np.atleast_3d(values)).permute(2, 0, 1),
+    "tensor_channels_first": lambda values: torch.from_numpy(np.atleast_3d(values)).permute(
+        2, 0, 1
+    ),
 }
 CELLS = [
     *[(name, form) for name in FILES for form in OF_FILES],
@@ -210,7 +280,11 @@ def test_pixels_equal_trainings(folder, processor, trained, name, form):
     """Pixels: 0 differences over the image fixtures, and none in what the processor makes of them."""
 
     def given():
-        return OF_ARRAYS[form](ARRAYS[name]) if form in OF_ARRAYS else (OF_FILES | OF_COPIES)[form](folder / name)
+        return (
+            OF_ARRAYS[form](ARRAYS[name])
+            if form in OF_ARRAYS
+            else (OF_FILES | OF_COPIES)[form](folder / name)
+        )
 
     pixels, pixel_values = trained[name]
     image = image_tensor(given())
@@ -241,19 +315,28 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_values_of_no_known_scale_are_refused_in_every_form(tmp_path, processor, name, form):
     (tmp_path / name).write_bytes(REFUSED[name])
-    with pytest.raises(UserError, match=r"unsupported_mode .*save it as grey of 8 or 16 bits, or as RGB"):
+    with pytest.raises(
+        UserError, match=r"unsupported_mode .*save it as grey of 8 or 16 bits, or as RGB"
+    ):
         processor(OF_FILES[form](tmp_path / name))
 
 
 @pytest.mark.parametrize("form", OF_FILES)
 def test_the_first_of_several_pages_is_no_picture(tmp_path, processor, form):
-    (tmp_path / "pages").write_bytes(tiff(np.stack([VALUES, 255 - VALUES]), photometric="rgb", metadata=None))
-    with pytest.raises(UserError, match="several_images pages=2.; it holds more than one image: save each as a file of its own"):
+    (tmp_path / "pages").write_bytes(
+        tiff(np.stack([VALUES, 255 - VALUES]), photometric="rgb", metadata=None)
+    )
+    with pytest.raises(
+        UserError,
+        match="several_images pages=2.; it holds more than one image: save each as a file of its own",
+    ):
         processor(OF_FILES[form](tmp_path / "pages"))
 
 
 def test_a_page_that_a_user_turned_to_is_taken(tmp_path):
-    (tmp_path / "pages.tiff").write_bytes(tiff(np.stack([VALUES, 255 - VALUES]), photometric="rgb", metadata=None))
+    (tmp_path / "pages.tiff").write_bytes(
+        tiff(np.stack([VALUES, 255 - VALUES]), photometric="rgb", metadata=None)
+    )
     picture = Image.open(tmp_path / "pages.tiff")
     picture.seek(1)
     for given in (picture, picture.copy()):
@@ -270,15 +353,30 @@ def model_and_processor(vlm):
     return vlm()
 
 
-CHAT_FORMS = {"path": "path", "text": "url", "file_url": "url", "data_url": "url", "base64": "base64", "opened": "image", "bytes": "image"}
+CHAT_FORMS = {
+    "path": "path",
+    "text": "url",
+    "file_url": "url",
+    "data_url": "url",
+    "base64": "base64",
+    "opened": "image",
+    "bytes": "image",
+}
 
 
 @pytest.mark.parametrize("form", CHAT_FORMS)
-@pytest.mark.parametrize("name", ["jpeg_turned_6", "png_grey_16", "tiff_white_is_zero_16", "png_palette_turned_6"])
+@pytest.mark.parametrize(
+    "name", ["jpeg_turned_6", "png_grey_16", "tiff_white_is_zero_16", "png_palette_turned_6"]
+)
 def test_images_within_chat_messages(folder, model_and_processor, form, name):
     processor = model_and_processor[1]
     turns = chat(OF_FILES[form](folder / name), CHAT_FORMS[form])
-    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
+    options = {
+        "tokenize": True,
+        "return_dict": True,
+        "add_generation_prompt": True,
+        "return_tensors": "pt",
+    }
     inputs = processor.apply_chat_template(turns, **options)
     expected = processor.image_processor(decode_image(FILES[name]))
     assert inputs["image_sizes"].tolist() == expected["image_sizes"].tolist()
@@ -289,7 +387,9 @@ def test_the_pipeline_sees_a_chats_image_as_training_does(folder, model_and_proc
     model, processor = model_and_processor
     seen = []
     generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda **inputs: seen.append(inputs) or generate(**inputs))
+    monkeypatch.setattr(
+        model, "generate", lambda **inputs: seen.append(inputs) or generate(**inputs)
+    )
     ask = pipeline("image-text-to-text", model=model, processor=processor)
     ask(text=chat(str(folder / "png_grey_16"), "url"), max_new_tokens=2)
     expected = processor.image_processor(decode_image(FILES["png_grey_16"]))["pixel_values"]
@@ -299,12 +399,20 @@ def test_the_pipeline_sees_a_chats_image_as_training_does(folder, model_and_proc
 def test_lists_and_batches_of_images(processor):
     batch = np.stack([VALUES, 255 - VALUES])
     expected = processor([VALUES, 255 - VALUES])["pixel_values"]
-    for several in (batch, torch.from_numpy(batch), [[batch[0]], [batch[1]]], [batch], (batch[0], batch[1])):
+    for several in (
+        batch,
+        torch.from_numpy(batch),
+        [[batch[0]], [batch[1]]],
+        [batch],
+        (batch[0], batch[1]),
+    ):
         assert all(map(torch.equal, processor(several)["pixel_values"], expected))
 
 
 def test_nothing_is_downloaded(processor, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
     for url in ("http://127.0.0.1:9/cat.png", "HTTPS://example.org/cat.png"):
-        with pytest.raises(UserError, match="cat.png is not downloaded here; fetch it yourself and give its bytes"):
+        with pytest.raises(
+            UserError, match="cat.png is not downloaded here; fetch it yourself and give its bytes"
+        ):
             processor(url)

@@ -19,14 +19,18 @@ TRANSFORMS = [
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("height", "width"), [(60, 80), (90, 30), (64, 64), (20, 200), (1, 1), (31, 20)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(60, 80), (90, 30), (64, 64), (20, 200), (1, 1), (31, 20)]
+)
 def test_padding_after_the_long_side_is_resized_is_padding_before(height, width, mode):
     """Exactly so without the rounding of uint8 pictures between two passes."""
     image = torch.randint(0, 256, (3, height, width)).float()
     transform = ImageTransform((32, 32), (0.1, 0.5, 0.9), (1.0,) * 3, interpolation=mode)
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
-    padded = V.pad(image, [left, top, side - width - left, side - height - top], fill=[25, 127, 229])
+    padded = V.pad(
+        image, [left, top, side - width - left, side - height - top], fill=[25, 127, 229]
+    )
     expected = V.resize(padded, [32, 32], interpolation=InterpolationMode(mode), antialias=True)
     view = fitted_view(image, transform, "pad")
     assert view.shape == (3, 32, 32)
@@ -44,7 +48,12 @@ def test_pixels_of_every_encoder_have_its_own_size_mean_and_std(pictures):
     assert [tuple(each.shape) for each in views] == [(5, 3, 32, 32), (5, 3, 48, 48)]
     assert batch["image_sizes"].tolist() == [[60, 80], [90, 30], [64, 64], [20, 64], [1, 1]]
     raw = torch.from_numpy(np.array(pictures[2])).permute(2, 0, 1)
-    expected = V.resize(raw, [48, 48], interpolation=InterpolationMode.BILINEAR, antialias=True).float() / 255 * 2 - 1
+    expected = (
+        V.resize(raw, [48, 48], interpolation=InterpolationMode.BILINEAR, antialias=True).float()
+        / 255
+        * 2
+        - 1
+    )
     assert torch.allclose(views[1][2], expected, atol=1e-6)
     border = views[0][0][:, 0]  # the mean colour, but for rounding to whole levels
     assert border.abs().max() < 1 / 255 / 0.2
@@ -62,7 +71,9 @@ def test_all_kinds_of_images_are_taken(pictures):
 
 
 def test_saved_and_loaded(tmp_path, pictures):
-    processor = FusionImageProcessor(TRANSFORMS, fit="squash", mask_rule="published", grid=6, tokens_per_cell=2, newline=False)
+    processor = FusionImageProcessor(
+        TRANSFORMS, fit="squash", mask_rule="published", grid=6, tokens_per_cell=2, newline=False
+    )
     processor.save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert isinstance(loaded, FusionImageProcessor)
@@ -73,7 +84,10 @@ def test_saved_and_loaded(tmp_path, pictures):
 def test_numbers_of_tokens():
     assert FusionImageProcessor(TRANSFORMS, grid=24).num_tokens(480, 640) == 18 * 25
     assert FusionImageProcessor(TRANSFORMS, grid=24).num_tokens(1, 30) == 25
-    assert FusionImageProcessor(TRANSFORMS, grid=24, newline=False, tokens_per_cell=3).num_tokens(7, 7) == 24 * 24 * 3
+    assert (
+        FusionImageProcessor(TRANSFORMS, grid=24, newline=False, tokens_per_cell=3).num_tokens(7, 7)
+        == 24 * 24 * 3
+    )
     assert FusionImageProcessor(TRANSFORMS, fixed_tokens=9).num_tokens(480, 640) == 9
 
 
@@ -82,7 +96,11 @@ def test_numbers_of_tokens():
     [
         ([], {}, "no images were given"),
         ([np.zeros((5, 5, 3))], {}, "float64; give PIL images or uint8"),
-        ([Image.new("RGB", (4, 4))], {"do_resize": False}, "do_resize: this processor takes no options"),
+        (
+            [Image.new("RGB", (4, 4))],
+            {"do_resize": False},
+            "do_resize: this processor takes no options",
+        ),
         ([Image.new("RGB", (4, 4))], {"return_tensors": "np"}, "use 'pt'"),
     ],
 )
@@ -92,5 +110,8 @@ def test_bad_input(images, options, message):
 
 
 def test_pixels_of_other_encoders_are_refused():
-    with pytest.raises(UserError, match=r"has 27 numbers for each image, and the encoders see 3 x 32 x 32, 3 x 48 x 48, which are 9984"):
+    with pytest.raises(
+        UserError,
+        match=r"has 27 numbers for each image, and the encoders see 3 x 32 x 32, 3 x 48 x 48, which are 9984",
+    ):
         FusionImageProcessor(TRANSFORMS).views(torch.zeros(2, 27))

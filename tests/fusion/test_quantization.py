@@ -13,12 +13,18 @@ def test_only_the_language_model_is_quantised(tmp_path, vlm, pictures, bits):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     model, processor = vlm()
     model.save_pretrained(tmp_path)
-    quantised = AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=quantization_config(bits))
+    quantised = AutoModelForImageTextToText.from_pretrained(
+        tmp_path, quantization_config=quantization_config(bits)
+    )
     kinds = {}
     for name, module in quantised.named_modules():
         if isinstance(module, torch.nn.Linear):
             kinds.setdefault(name.split(".")[0], set()).add(type(module) is torch.nn.Linear)
-    assert kinds == {"vision_model": {True}, "vision_sampler_layers": {True}, "language_model": {True, False}}  # its head stays
+    assert kinds == {
+        "vision_model": {True},
+        "vision_sampler_layers": {True},
+        "language_model": {True, False},
+    }  # its head stays
     inputs = processor(text=["<image> what"], images=pictures[:1], return_tensors="pt")
     with torch.no_grad():
         difference = (quantised(**inputs).logits - model(**inputs).logits).abs().max()

@@ -38,7 +38,12 @@ def test_families_that_scale_their_logits(family):
     model, tokenizer = _of(family, **sizes)
     ids, labels, mask = batch(len(tokenizer))
     own = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-    torch.testing.assert_close(supervised_loss(model, labels, chunk=5, input_ids=ids, attention_mask=mask), own, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        supervised_loss(model, labels, chunk=5, input_ids=ids, attention_mask=mask),
+        own,
+        rtol=1e-6,
+        atol=0,
+    )
 
 
 def test_against_a_slow_loop_in_float64():
@@ -46,7 +51,12 @@ def test_against_a_slow_loop_in_float64():
     model.double()
     ids, labels, mask = batch(len(tokenizer))
     logits = model(input_ids=ids, attention_mask=mask).logits
-    terms = [-logits[b, t].log_softmax(-1)[labels[b, t + 1]] for b in range(3) for t in range(ids.shape[1] - 1) if labels[b, t + 1] != -100]
+    terms = [
+        -logits[b, t].log_softmax(-1)[labels[b, t + 1]]
+        for b in range(3)
+        for t in range(ids.shape[1] - 1)
+        if labels[b, t + 1] != -100
+    ]
     # the sum is taken in float32
     loss = supervised_loss(model, labels, chunk=4, input_ids=ids, attention_mask=mask)
     torch.testing.assert_close(loss.double(), torch.stack(terms).mean(), rtol=1e-6, atol=0)
@@ -55,7 +65,10 @@ def test_against_a_slow_loop_in_float64():
 def test_number_of_items_of_a_step_divides():
     model, tokenizer = tiny_language_model("llama")
     ids, labels, mask = batch(len(tokenizer))
-    loss, of_step = (supervised_loss(model, labels, number, input_ids=ids, attention_mask=mask) for number in (None, torch.tensor(500)))
+    loss, of_step = (
+        supervised_loss(model, labels, number, input_ids=ids, attention_mask=mask)
+        for number in (None, torch.tensor(500))
+    )
     torch.testing.assert_close(of_step * 500, loss * (labels[:, 1:] != -100).sum())
 
 
@@ -64,7 +77,9 @@ def test_nothing_learnt_is_zero_with_gradients():
     ids, labels, mask = batch(len(tokenizer), learnt_share=0.0)
     loss = supervised_loss(model, labels, input_ids=ids, attention_mask=mask)
     loss.backward()
-    assert loss == 0 and all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+    assert loss == 0 and all(
+        parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters()
+    )
 
 
 def test_logits_of_other_positions_are_not_computed():
@@ -109,6 +124,14 @@ def _of(family, **sizes):
     from fusion.tiny import SIZES, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
-    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **SIZES, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer),
+        **SIZES,
+        **sizes,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval(), tokenizer

@@ -13,13 +13,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fusion  # noqa: F401 - registers the models
 
-TEXTS = [["what is <image> here", "<image><image> side by side"], ["a dog <image>", "<image> and a cat"]]  # of each process
+TEXTS = [
+    ["what is <image> here", "<image><image> side by side"],
+    ["a dog <image>", "<image> and a cat"],
+]  # of each process
 
 
 def batch_of(processor, texts, seed):
     generator = np.random.default_rng(seed)
     count = "".join(texts).count("<image>")
-    pictures = [Image.fromarray(generator.integers(0, 256, (40, 20 + 10 * number, 3), dtype=np.uint8)) for number in range(count)]
+    pictures = [
+        Image.fromarray(generator.integers(0, 256, (40, 20 + 10 * number, 3), dtype=np.uint8))
+        for number in range(count)
+    ]
     batch = processor(text=texts, images=pictures or None, return_tensors="pt", padding=True)
     hidden = (batch["attention_mask"] == 0) | (batch["input_ids"] == processor.image_token_id)
     return batch | {"labels": batch["input_ids"].masked_fill(hidden, -100)}
@@ -41,7 +47,9 @@ def two_steps(folder: str, kind: str) -> dict[str, list[float]]:
         optimizer.zero_grad()
         losses.append(loss.item())
     sums = [None, None]
-    dist.all_gather_object(sums, sum(each.double().abs().sum().item() for each in whole.parameters()))
+    dist.all_gather_object(
+        sums, sum(each.double().abs().sum().item() for each in whole.parameters())
+    )
     return {"losses": losses, "sums": sums}
 
 

@@ -12,7 +12,14 @@ from pretrain.crop_groups import draw_kept_crops, forward_crop_groups
 def small_backbone(registers: int, swiglu: bool = False):
     torch.manual_seed(0)
     backbone = build_backbone(
-        48, 3, 3, patch_size=4, image_size=32, num_register_tokens=registers, use_swiglu_ffn=swiglu, layerscale_value=1.0
+        48,
+        3,
+        3,
+        patch_size=4,
+        image_size=32,
+        num_register_tokens=registers,
+        use_swiglu_ffn=swiglu,
+        layerscale_value=1.0,
     )
     with torch.no_grad():
         for parameter in backbone.parameters():
@@ -22,17 +29,23 @@ def small_backbone(registers: int, swiglu: bool = False):
 
 def crops_and_masks(dtype=torch.float32):
     torch.manual_seed(1)
-    crops = [torch.randn(shape).to(dtype) for shape in ((6, 3, 32, 32), (10, 3, 16, 16), (3, 3, 8, 24))]
+    crops = [
+        torch.randn(shape).to(dtype) for shape in ((6, 3, 32, 32), (10, 3, 16, 16), (3, 3, 8, 24))
+    ]
     return crops, [torch.rand(6, 64) < 0.3, None, torch.rand(3, 12) < 0.5]
 
 
 def separate_forward(backbone, crops, mask, kept):
     """One group alone, layer by layer, every branch computed for all crops and then kept or not."""
     tokens = backbone.embeddings(crops, bool_masked_pos=mask)
-    for layer, (attention_rows, feed_forward_rows) in zip(backbone.encoder.layer, kept, strict=True):
+    for layer, (attention_rows, feed_forward_rows) in zip(
+        backbone.encoder.layer, kept, strict=True
+    ):
         attended, _ = layer.attention(layer.norm1(tokens))
         tokens = tokens + keep(layer.layer_scale1(attended), attention_rows)
-        tokens = tokens + keep(layer.layer_scale2(layer.mlp(layer.norm2(tokens))), feed_forward_rows)
+        tokens = tokens + keep(
+            layer.layer_scale2(layer.mlp(layer.norm2(tokens))), feed_forward_rows
+        )
     return backbone.layernorm(tokens)
 
 
@@ -47,10 +60,15 @@ def relative_difference(left, right):
 
 
 def gradients(backbone, outputs):
-    weights = [torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output) for output in outputs]
+    weights = [
+        torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+        for output in outputs
+    ]
     loss = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
     # the softmax does not see a bias of the keys: its gradient is 0 in exact arithmetic and only rounding here
-    parameters = [value for name, value in backbone.named_parameters() if not name.endswith("k_proj.bias")]
+    parameters = [
+        value for name, value in backbone.named_parameters() if not name.endswith("k_proj.bias")
+    ]
     return torch.autograd.grad(loss, parameters)
 
 
@@ -59,9 +77,16 @@ def assert_same(backbone, together, alone):
     exact = together[0].dtype == torch.float64
     left, right = gradients(backbone, together), gradients(backbone, alone)
     if not exact:
-        left, right = ([torch.cat([gradient.flatten() for gradient in side])] for side in (left, right))
-    differences = [relative_difference(*pair) for pair in zip([*together, *left], [*alone, *right], strict=True)]
-    print(f"largest relative difference {max(differences):.1e}")  # docs/results.md reads it from pytest -rP
+        left, right = (
+            [torch.cat([gradient.flatten() for gradient in side])] for side in (left, right)
+        )
+    differences = [
+        relative_difference(*pair)
+        for pair in zip([*together, *left], [*alone, *right], strict=True)
+    ]
+    print(
+        f"largest relative difference {max(differences):.1e}"
+    )  # docs/results.md reads it from pytest -rP
     assert max(differences) < (1e-10 if exact else 1e-5)
 
 
@@ -72,7 +97,10 @@ def assert_same(backbone, together, alone):
 def test_equals_the_models_own_forward(registers, swiglu, recompute, dtype):
     backbone, (groups, masks) = small_backbone(registers, swiglu).to(dtype), crops_and_masks(dtype)
     together = forward_crop_groups(backbone, groups, masks, recompute=recompute)
-    alone = [backbone(crops, bool_masked_pos=mask).last_hidden_state for crops, mask in zip(groups, masks, strict=True)]
+    alone = [
+        backbone(crops, bool_masked_pos=mask).last_hidden_state
+        for crops, mask in zip(groups, masks, strict=True)
+    ]
     assert_same(backbone, together, alone)
 
 
@@ -93,7 +121,9 @@ def test_dropped_crops_cost_nothing():
     """The feed-forward layer sees 60 % of the tokens at a drop path rate of 0.4."""
     backbone, (groups, masks) = small_backbone(0), crops_and_masks()
     seen = []
-    backbone.encoder.layer[0].mlp.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    backbone.encoder.layer[0].mlp.register_forward_hook(
+        lambda module, inputs, output: seen.append(len(inputs[0]))
+    )
     forward_crop_groups(backbone, groups[:2], masks[:2], draw_kept_crops(3, [6, 10], 0.4))
     assert seen == [3 * 65 + 6 * 17]
 
@@ -108,5 +138,8 @@ def test_kept_rows_are_the_published_number_and_differ_between_branches():
 
 def test_works_on_a_copy_as_the_teacher_does():
     backbone, (groups, _) = small_backbone(1), crops_and_masks()
-    left, right = forward_crop_groups(copy.deepcopy(backbone), groups), forward_crop_groups(backbone, groups)
+    left, right = (
+        forward_crop_groups(copy.deepcopy(backbone), groups),
+        forward_crop_groups(backbone, groups),
+    )
     assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))

@@ -63,7 +63,14 @@ def run(config):
 
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ("images_per_second", "data_wait")} for line in lines]
+    return [
+        {
+            name: value
+            for name, value in line.items()
+            if name not in ("images_per_second", "data_wait")
+        }
+        for line in lines
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +81,22 @@ def whole(tmp_path_factory, run):
 
 
 def test_the_folder_is_what_was_promised(whole):
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "heads.safetensors", "README.md", "config.yaml"):
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "heads.safetensors",
+        "README.md",
+        "config.yaml",
+    ):
         assert (whole / name).is_file(), name
     for name in ("loss", "health", "knn", "attention", "pca"):
         with Image.open(whole / "figures" / f"{name}.png") as picture:
             assert min(picture.size) > 100
-    assert sorted(path.name for path in whole.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+    assert sorted(path.name for path in whole.glob("checkpoint-*")) == [
+        "checkpoint-10",
+        "checkpoint-12",
+    ]
     assert [line["step"] for line in metrics(whole) if "loss" in line] == [3, 6, 9, 12]
     assert [line["step"] for line in metrics(whole) if "knn_cls" in line] == [6, 12]
     heads = load_file(whole / "heads.safetensors")
@@ -110,10 +127,16 @@ def test_resumed_is_uninterrupted_bit_for_bit(run, whole, tmp_path, step):
     run("--output_dir", folder, "--resume_from_checkpoint", "true", "--save_total_limit", 10)
     assert metrics(folder) == metrics(whole)
     for name in ("model", "heads"):
-        assert (folder / f"{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes()
+        assert (folder / f"{name}.safetensors").read_bytes() == (
+            whole / f"{name}.safetensors"
+        ).read_bytes()
     for name in ("student", "optimizer"):
-        ours, theirs = (load_file(path / "checkpoint-12" / f"{name}.safetensors") for path in (folder, whole))
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+        ours, theirs = (
+            load_file(path / "checkpoint-12" / f"{name}.safetensors") for path in (folder, whole)
+        )
+        assert ours.keys() == theirs.keys() and all(
+            torch.equal(ours[key], theirs[key]) for key in ours
+        )
 
 
 @pytest.mark.parametrize("save_steps", [5, 3])
@@ -151,14 +174,28 @@ def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume
     run("--output_dir", tmp_path / "run", *options, "--resume_from_checkpoint", "true")
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     for name in ("student", "optimizer", "heads", "model"):
-        ours, theirs = (tmp_path / each / "checkpoint-6" / f"{name}.safetensors" for each in ("run", "whole"))
+        ours, theirs = (
+            tmp_path / each / "checkpoint-6" / f"{name}.safetensors" for each in ("run", "whole")
+        )
         assert ours.read_bytes() == theirs.read_bytes(), name
-    ours, theirs = (json.loads((tmp_path / each / "checkpoint-6" / "training_state.json").read_text()) for each in ("run", "whole"))
+    ours, theirs = (
+        json.loads((tmp_path / each / "checkpoint-6" / "training_state.json").read_text())
+        for each in ("run", "whole")
+    )
     assert ours["bad_images"] == theirs["bad_images"]
 
 
 def test_init_from_takes_weights_and_heads(run, whole, tmp_path, capsys):
-    run("--output_dir", tmp_path / "run", "--init_from", whole, "--max_steps", 3, "--report_to", "tensorboard")
+    run(
+        "--output_dir",
+        tmp_path / "run",
+        "--init_from",
+        whole,
+        "--max_steps",
+        3,
+        "--report_to",
+        "tensorboard",
+    )
     assert "heads loaded too" in capsys.readouterr().out
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
 
@@ -166,8 +203,20 @@ def test_init_from_takes_weights_and_heads(run, whole, tmp_path, capsys):
 def test_it_runs_uninstalled_from_another_folder_through_two_processes(runs, config, tmp_path):
     torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
     environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": ""}
-    extra = ("--output_dir", "run", "--max_steps", 4, "--koleo_gather", "--gradient_accumulation_steps", 2)
-    runs.finish(runs.launch(torchrun, "pretrain/dinov2.py", config, *extra, environment=environment, folder=tmp_path))
+    extra = (
+        "--output_dir",
+        "run",
+        "--max_steps",
+        4,
+        "--koleo_gather",
+        "--gradient_accumulation_steps",
+        2,
+    )
+    runs.finish(
+        runs.launch(
+            torchrun, "pretrain/dinov2.py", config, *extra, environment=environment, folder=tmp_path
+        )
+    )
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert metrics(tmp_path / "run")[-1]["step"] == 4
 
@@ -176,7 +225,11 @@ def test_dry_run_shows_and_writes_nothing(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("--dry_run")
     shown = capsys.readouterr().out
-    assert "global_crops  [16, 3, 32, 32]" in shown and "nothing is written" in shown and not list(tmp_path.iterdir())
+    assert (
+        "global_crops  [16, 3, 32, 32]" in shown
+        and "nothing is written" in shown
+        and not list(tmp_path.iterdir())
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +253,9 @@ def test_a_mistake_is_seen_by_a_dry_run_and_leaves_no_folder(runs, config, tmp_p
 def test_wrong_weights_are_named_before_the_images_that_judge_are_read(run, tmp_path, extra):
     """None of these images can be read, which would be said first."""
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_dinov2"}))
+    (tmp_path / "other" / "config.json").write_text(
+        json.dumps({"architecture": "vit_small_patch14_dinov2"})
+    )
     for number in range(40):
         path = tmp_path / "images" / f"class{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +268,9 @@ def test_wrong_weights_are_named_before_the_images_that_judge_are_read(run, tmp_
 
 
 def test_a_dry_run_sees_a_used_folder(runs, config, whole):
-    assert "is not empty" in runs.error("pretrain/dinov2.py", config, "--output_dir", whole, "--dry_run")
+    assert "is not empty" in runs.error(
+        "pretrain/dinov2.py", config, "--output_dir", whole, "--dry_run"
+    )
 
 
 def test_non_finite_losses_never_reach_the_weights(run, tmp_path, monkeypatch):
@@ -230,7 +287,11 @@ def test_non_finite_losses_never_reach_the_weights(run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not finite for 3 steps in a row, the last is step 9"):
         run("--output_dir", folder, "--save_steps", 6)
     skipped = [line for line in metrics(folder) if line.get("skipped")]
-    assert [line["step"] for line in skipped] == [7, 8, 9] and skipped[0]["loss"] == "nan" and len(skipped[0]["ids"]) == 8
+    assert (
+        [line["step"] for line in skipped] == [7, 8, 9]
+        and skipped[0]["loss"] == "nan"
+        and len(skipped[0]["ids"]) == 8
+    )
     for name in ("student", "optimizer", "heads", "model"):
         before, after = (folder / f"checkpoint-{step}" / f"{name}.safetensors" for step in (6, 9))
         assert before.read_bytes() == after.read_bytes(), f"the skipped steps have changed {name}"
@@ -241,25 +302,36 @@ def test_multi_band_images_train(run, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for number in range(20):
-        np.save(images / f"{number}.npy", np.random.default_rng(number).random((5, 24, 30), dtype=np.float32))
+        np.save(
+            images / f"{number}.npy",
+            np.random.default_rng(number).random((5, 24, 30), dtype=np.float32),
+        )
     run(
         "--dataset", images, "--eval_dataset", "none", "--output_dir", tmp_path / "run", "--max_steps", 3, "--num_channels", 5,
         "--image_mean", *[0.5] * 5, "--image_std", *[0.3] * 5, "--global_crop_size", 16, 32,
     )  # fmt: skip
-    assert load_file(tmp_path / "run" / "model.safetensors")["embeddings.patch_embeddings.projection.weight"].shape == (32, 5, 8, 8)
+    assert load_file(tmp_path / "run" / "model.safetensors")[
+        "embeddings.patch_embeddings.projection.weight"
+    ].shape == (32, 5, 8, 8)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--learning_rat", "1"], "learning_rate"),
-        (["--global_crop_size", "33"], "global_crop_size=33 is no multiple of patch_size=8; the next ones are 32 and 40"),
+        (
+            ["--global_crop_size", "33"],
+            "global_crop_size=33 is no multiple of patch_size=8; the next ones are 32 and 40",
+        ),
         (["--global_crop_scale", "0.9", "0.3"], "global_crop_scale"),
         (["--max_steps", "2"], "warmup_steps=2 is not below max_steps=2"),
         (["--num_prototypes", "0"], "num_prototypes=0: it must be above 0"),
         (["--dino_loss_weight", "0", "--ibot_loss_weight", "0"], "nothing is learned"),
         (["--num_channels", "4"], "image_mean has 3 values, num_channels is 4"),
-        (["--per_device_train_batch_size", "100"], "has 64 images, fewer than the global batch of 100|64 images.*global batch of 100"),
+        (
+            ["--per_device_train_batch_size", "100"],
+            "has 64 images, fewer than the global batch of 100|64 images.*global batch of 100",
+        ),
         (["--dataset", "parquett:x"], "parquet"),
         (["--dataset", "folder:/nowhere"], "/nowhere"),
         (["--output_dir", "/dev/null/x"], "/dev/null"),
@@ -279,11 +351,15 @@ def test_the_folder_of_another_run_is_refused_with_the_two_commands(run, whole):
 
 
 def test_the_two_core_recipe_is_the_default_job():
-    named = parse_arguments(DINOv2Arguments, [str(ROOT / "pretrain" / "configs" / "scenes_2_cores.yaml")])
+    named = parse_arguments(
+        DINOv2Arguments, [str(ROOT / "pretrain" / "configs" / "scenes_2_cores.yaml")]
+    )
     assert named == DINOv2Arguments(name="scenes")
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "pretrain" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "pretrain" / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_recipe_parses_and_is_possible(recipe):
     check_arguments(parse_arguments(DINOv2Arguments, [str(recipe)]))
     assert recipe.read_text().startswith("# ")

@@ -15,10 +15,15 @@ from vision_core.errors import UserError
 
 def tiny(registers=0, **settings):
     torch.manual_seed(0)
-    return build_backbone(32, 3, 2, patch_size=4, image_size=16, num_register_tokens=registers, **settings)
+    return build_backbone(
+        32, 3, 2, patch_size=4, image_size=16, num_register_tokens=registers, **settings
+    )
 
 
-@pytest.mark.parametrize(("prototypes", "bottleneck", "millions"), [(65_536, 256, 23.7), (131_072, 384, 57.5), (131_072, 256, 40.5)])
+@pytest.mark.parametrize(
+    ("prototypes", "bottleneck", "millions"),
+    [(65_536, 256, 23.7), (131_072, 384, 57.5), (131_072, 256, 40.5)],
+)
 def test_head_sizes_of_the_large_models(prototypes, bottleneck, millions):
     with torch.device("meta"):
         head = ProjectionHead(1024, prototypes, 2048, bottleneck)
@@ -37,7 +42,9 @@ def test_head_is_its_formula():
     expected = hidden / hidden.norm(dim=1, keepdim=True) @ rows.T
     torch.testing.assert_close(head(tokens), expected)
     assert weight.original0.eq(1).all() and weight.original0.requires_grad
-    assert not ProjectionHead(8, 10, 16, 4, train_weight_g=False).last_layer.parametrizations.weight.original0.requires_grad
+    assert not ProjectionHead(
+        8, 10, 16, 4, train_weight_g=False
+    ).last_layer.parametrizations.weight.original0.requires_grad
     assert torch.equal(copy.deepcopy(head)(tokens), head(tokens))
     assert head(torch.zeros(0, 8)).shape == (0, 10)
 
@@ -45,7 +52,11 @@ def test_head_is_its_formula():
 @pytest.mark.parametrize(("width", "hidden"), [(1024, 2736), (1536, 4096)])
 def test_swiglu_width(width, hidden):
     with torch.device("meta"):
-        model = Dinov2Model(Dinov2Config(hidden_size=width, num_hidden_layers=1, num_attention_heads=16, use_swiglu_ffn=True))
+        model = Dinov2Model(
+            Dinov2Config(
+                hidden_size=width, num_hidden_layers=1, num_attention_heads=16, use_swiglu_ffn=True
+            )
+        )
     assert model.encoder.layer[0].mlp.gate_proj.out_features == hidden
 
 
@@ -59,7 +70,10 @@ def test_published_initialisation():
     assert embeddings.position_embeddings.std().item() == pytest.approx(0.02, rel=0.1)
     layer = backbone.encoder.layer[0]
     assert layer.layer_scale1.lambda1.eq(1e-5).all()
-    assert layer.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1) and layer.mlp.fc1.bias.abs().max() == 0
+    assert (
+        layer.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        and layer.mlp.fc1.bias.abs().max() == 0
+    )
     # the convolution keeps PyTorch's own: uniform within 1 / sqrt(fan in) = 1 / sqrt(48)
     assert 0.13 < embeddings.patch_embeddings.projection.weight.abs().max() <= 48**-0.5
 
@@ -76,12 +90,22 @@ def test_groups_follow_the_published_rules():
         return group["lr_multiplier"], group["wd_multiplier"], group["is_last_layer"]
 
     embeddings, layer = backbone.embeddings, backbone.encoder.layer[1]
-    for token in (embeddings.cls_token, embeddings.mask_token, embeddings.position_embeddings, embeddings.register_tokens):
+    for token in (
+        embeddings.cls_token,
+        embeddings.mask_token,
+        embeddings.position_embeddings,
+        embeddings.register_tokens,
+    ):
         assert rule(token) == (0.5**4, 1.0, False)
     assert rule(embeddings.patch_embeddings.projection.weight) == (0.5**4 * 0.2, 1.0, False)
     assert rule(embeddings.patch_embeddings.projection.bias) == (0.5**4 * 0.2, 0.0, False)
     assert rule(layer.mlp.fc1.weight) == (0.5**2, 1.0, False)
-    for undecayed in (layer.mlp.fc1.bias, layer.norm1.weight, layer.norm1.bias, layer.layer_scale1.lambda1):
+    for undecayed in (
+        layer.mlp.fc1.bias,
+        layer.norm1.weight,
+        layer.norm1.bias,
+        layer.layer_scale1.lambda1,
+    ):
         assert rule(undecayed) == (0.5**2, 0.0, False)
     assert rule(backbone.layernorm.weight) == (1.0, 0.0, False)
     assert rule(head.mlp[0].weight) == (1.0, 1.0, False)
@@ -89,7 +113,11 @@ def test_groups_follow_the_published_rules():
         assert rule(norm_and_direction) == (1.0, 1.0, True)
     optimizer = torch.optim.AdamW(groups, lr=0.0)
     apply_schedules(optimizer, 1e-3, 0.0, 0.1)
-    assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups if group["is_last_layer"]} == {(0.0, 0.1)}
+    assert {
+        (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        if group["is_last_layer"]
+    } == {(0.0, 0.1)}
 
 
 def test_each_module_is_clipped_by_its_own_norm():
@@ -97,7 +125,9 @@ def test_each_module_is_clipped_by_its_own_norm():
     left.weight.grad, right.weight.grad = torch.full((3, 3), 10.0), torch.full((3, 3), 0.1)
     norms = clip_per_module({"left": left, "right": right}, 3.0)
     assert norms["left"].item() == pytest.approx(30) and norms["right"].item() == pytest.approx(0.3)
-    assert left.weight.grad.norm().item() == pytest.approx(3, rel=1e-4) and right.weight.grad.norm().item() == pytest.approx(0.3)
+    assert left.weight.grad.norm().item() == pytest.approx(
+        3, rel=1e-4
+    ) and right.weight.grad.norm().item() == pytest.approx(0.3)
 
 
 def test_weights_of_another_grid_are_resized_and_other_shapes_refused(tmp_path):
@@ -107,7 +137,9 @@ def test_weights_of_another_grid_are_resized_and_other_shapes_refused(tmp_path):
     larger = build_backbone(32, 3, 2, patch_size=4, image_size=32)
     lines = load_backbone_weights(larger, str(tmp_path))
     assert "resized from 4 x 4 to 8 x 8" in lines[1]
-    assert torch.equal(larger.encoder.layer[0].mlp.fc1.weight, donor.encoder.layer[0].mlp.fc1.weight)
+    assert torch.equal(
+        larger.encoder.layer[0].mlp.fc1.weight, donor.encoder.layer[0].mlp.fc1.weight
+    )
     wider = build_backbone(64, 3, 2, patch_size=4, image_size=16)
     with pytest.raises(UserError, match="do not fit"):
         load_backbone_weights(wider, str(tmp_path))

@@ -20,7 +20,16 @@ SHAPE = {"patch_size": 14, "image_size": 70}
 def backbone(registers=0, channels=3, side=70, heads=2, **settings):
     torch.manual_seed(1)
     shape = {**SHAPE, "image_size": side}
-    built = build_backbone(128, 3, heads, num_register_tokens=registers, num_channels=channels, register_init_std=0.1, **shape, **settings)
+    built = build_backbone(
+        128,
+        3,
+        heads,
+        num_register_tokens=registers,
+        num_channels=channels,
+        register_init_std=0.1,
+        **shape,
+        **settings,
+    )
     return built.eval()
 
 
@@ -39,7 +48,10 @@ def prefixed(state, prefix):
     return {f"{prefix}{name}": value for name, value in state.items()}
 
 
-HEADS = {"dino_head.mlp.0.weight": torch.zeros(2, 2), "dino_head.last_layer.weight_v": torch.zeros(2, 2)}
+HEADS = {
+    "dino_head.mlp.0.weight": torch.zeros(2, 2),
+    "dino_head.last_layer.weight_v": torch.zeros(2, 2),
+}
 OTHER = {"student.backbone.cls_token": torch.zeros(1, 1, 128)}
 DUMPS = {
     "published": lambda state: state,
@@ -49,8 +61,14 @@ DUMPS = {
         "optimizer": {"state": {}, "param_groups": []},
         "iteration": 7,
     },
-    "two wrappers": lambda state: {"model": prefixed(prefixed(state, "backbone.module."), "_orig_mod.module.teacher.")},
-    "DINO": lambda state: {"student": {"x": torch.zeros(1)}, "teacher": prefixed(state, "module.backbone."), "epoch": 3},
+    "two wrappers": lambda state: {
+        "model": prefixed(prefixed(state, "backbone.module."), "_orig_mod.module.teacher.")
+    },
+    "DINO": lambda state: {
+        "student": {"x": torch.zeros(1)},
+        "teacher": prefixed(state, "module.backbone."),
+        "epoch": 3,
+    },
 }
 
 
@@ -63,11 +81,16 @@ def test_a_file_of_facebookresearch(name, registers, chunks, tmp_path):
     run, pixels = backbone(registers), torch.randn(2, 3, 70, 70)
     lines = load_backbone_weights(run, f"dinov2_pth:{tmp_path / 'weights.pth'}")
     assert (features(run, pixels) - model(pixels)).abs().max() < 1e-4
-    assert f"{len(run.state_dict())} backbone tensors loaded" in lines[0] and "0 resized, 0 fresh" in lines[0]
+    assert (
+        f"{len(run.state_dict())} backbone tensors loaded" in lines[0]
+        and "0 resized, 0 fresh" in lines[0]
+    )
     heads = [line for line in lines if "unused" in line and "dino_head" in line]
     assert len(heads) == (2 if name in ("teacher_checkpoint.pth", "training state") else 0)
     loaded = load_encoder(f"dinov2_pth:{tmp_path / 'weights.pth'}", image_size=70)
-    assert (loaded(pixels).patch_map.flatten(2).mT - model(pixels)[:, 1 + registers :]).abs().max() < 1e-4
+    assert (
+        loaded(pixels).patch_map.flatten(2).mT - model(pixels)[:, 1 + registers :]
+    ).abs().max() < 1e-4
 
 
 def test_a_path_alone_a_folder_hf_and_a_saved_encoder(tmp_path, monkeypatch):
@@ -91,8 +114,13 @@ def test_other_channels_see_a_grey_picture_as_before(channels, tmp_path):
     run = backbone(channels=channels)
     lines = load_backbone_weights(run, str(tmp_path / "weights.pth"))
     grey = torch.randn(2, 1, 70, 70)
-    assert (features(run, grey.expand(-1, channels, -1, -1)) - model(grey.expand(-1, 3, -1, -1))).abs().max() < 1e-4
-    assert any(f"from 3 to {channels} channels: each has the mean over the 3, times 3 / {channels}" in line for line in lines)
+    assert (
+        features(run, grey.expand(-1, channels, -1, -1)) - model(grey.expand(-1, 3, -1, -1))
+    ).abs().max() < 1e-4
+    assert any(
+        f"from 3 to {channels} channels: each has the mean over the 3, times 3 / {channels}" in line
+        for line in lines
+    )
     assert "1 resized" in lines[0]
 
 
@@ -122,15 +150,22 @@ def test_another_number_of_registers_is_said(theirs, ours, tmp_path):
     elif not ours:
         assert "unused: embeddings.register_tokens, 1 tensor" in said
     else:
-        assert f"the first {min(theirs, ours)} of {theirs} are taken, {max(ours - theirs, 0)} start afresh" in said
+        assert (
+            f"the first {min(theirs, ours)} of {theirs} are taken, {max(ours - theirs, 0)} start afresh"
+            in said
+        )
         assert torch.equal(run.embeddings.register_tokens[:, :2], model.register_tokens[:, :2])
         assert torch.equal(run.embeddings.register_tokens[:, theirs:], own[:, theirs:])
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     torch.save(published().state_dict(), tmp_path / "weights.pth")
-    Dinov2Model(Dinov2Config(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, **SHAPE)).save_pretrained(tmp_path / "heads")
-    ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)).save_pretrained(tmp_path / "vit")
+    Dinov2Model(
+        Dinov2Config(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, **SHAPE)
+    ).save_pretrained(tmp_path / "heads")
+    ViTModel(
+        ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(tmp_path / "vit")
     save_encoder(load_encoder("tiny:siglip"), tmp_path / "siglip")
     run = backbone()
     before = {name: value.clone() for name, value in run.state_dict().items()}
@@ -148,7 +183,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     with pytest.raises(UserError, match="tensors do not fit"):  # a layer too few
         load_backbone_weights(build_backbone(128, 2, 2, **SHAPE), str(tmp_path / "weights.pth"))
     with pytest.raises(UserError, match=r"1 tensors do not fit.*patch_embeddings"):
-        load_backbone_weights(build_backbone(128, 3, 2, patch_size=7, image_size=35), str(tmp_path / "weights.pth"))
+        load_backbone_weights(
+            build_backbone(128, 3, 2, patch_size=7, image_size=35), str(tmp_path / "weights.pth")
+        )
     assert all(torch.equal(value, before[name]) for name, value in run.state_dict().items())
 
 
@@ -168,7 +205,9 @@ def test_a_run_with_the_published_offset_trains_with_it():
     torch.testing.assert_close(ours, model.positions(3, 4), rtol=1e-5, atol=1e-6)
     teacher = copy.deepcopy(run)  # as SelfDistillation makes it: it must resample its own positions
     teacher.embeddings.position_embeddings.data.zero_()
-    assert not teacher.embeddings.interpolate_pos_encoding(torch.zeros(1, 1 + 12, 128), 42, 56).any()
+    assert not teacher.embeddings.interpolate_pos_encoding(
+        torch.zeros(1, 1 + 12, 128), 42, 56
+    ).any()
     assert run.config.position_offset == 0.1
     assert TransformersEncoder(run, ImageTransform((42, 56))).position_offset == 0.1
 
@@ -177,14 +216,23 @@ def test_a_run_with_the_published_offset_trains_with_it():
     ("files", "said"),
     [
         (
-            {"config.json": '{"architecture": "vit_small_patch14_dinov2"}', "model.safetensors": ""},
+            {
+                "config.json": '{"architecture": "vit_small_patch14_dinov2"}',
+                "model.safetensors": "",
+            },
             "is a checkpoint of timm, whose weights",
         ),
-        ({"open_clip_config.json": "{}", "open_clip_model.safetensors": ""}, "is a checkpoint of open_clip, whose weights"),
+        (
+            {"open_clip_config.json": "{}", "open_clip_model.safetensors": ""},
+            "is a checkpoint of open_clip, whose weights",
+        ),
     ],
 )
 def test_a_folder_of_another_library_is_told_by_its_name(tmp_path, files, said):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"^init_from=.* {said} have other names; give .* hf:facebook/dinov2-small, .* dinov2_pth:FILE$"):
+    with pytest.raises(
+        UserError,
+        match=f"^init_from=.* {said} have other names; give .* hf:facebook/dinov2-small, .* dinov2_pth:FILE$",
+    ):
         load_backbone_weights(backbone(), str(tmp_path))

@@ -49,9 +49,14 @@ def test_ibot_loss_is_its_loop(weighting):
     weights = masked_token_weights(masks)
     assert weights.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
     teacher, student = probabilities(4, 6), logits(4, 6)
-    per_crop = [sum(cross_entropy(teacher[m], student[m]) for m in range(3)) / 3, cross_entropy(teacher[3], student[3])]
+    per_crop = [
+        sum(cross_entropy(teacher[m], student[m]) for m in range(3)) / 3,
+        cross_entropy(teacher[3], student[3]),
+    ]
     expected = sum(per_crop) / (4 if weighting == "published" else 2)
-    assert ibot_loss(student, teacher, weights, 4, weighting=weighting).item() == pytest.approx(expected, rel=1e-5)
+    assert ibot_loss(student, teacher, weights, 4, weighting=weighting).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_ibot_without_masks_is_zero_and_connected():
@@ -62,10 +67,16 @@ def test_ibot_without_masks_is_zero_and_connected():
 
 
 def koleo_loop(features):
-    rows = [[value / math.sqrt(sum(v * v for v in row)) for value in row] for row in features.double().tolist()]
+    rows = [
+        [value / math.sqrt(sum(v * v for v in row)) for value in row]
+        for row in features.double().tolist()
+    ]
     total = 0.0
     for i, row in enumerate(rows):
-        dots = [-1.0 if i == j else sum(a * b for a, b in zip(row, other, strict=True)) for j, other in enumerate(rows)]
+        dots = [
+            -1.0 if i == j else sum(a * b for a, b in zip(row, other, strict=True))
+            for j, other in enumerate(rows)
+        ]
         nearest = rows[dots.index(max(dots))]
         distance = math.sqrt(sum((a - b + 1e-8) ** 2 for a, b in zip(row, nearest, strict=True)))
         total -= math.log(distance + 1e-8)
@@ -152,5 +163,7 @@ def test_uniform_outputs_give_the_specs_losses(prototypes):
     assert across.item() == pytest.approx(2 / 18 * log_k, rel=1e-5)
     masks = torch.zeros(6, 4, dtype=torch.bool)
     masks[:3, :2] = True
-    patches = ibot_loss(torch.zeros(6, prototypes), uniform.flatten(0, 1), masked_token_weights(masks), 6)
+    patches = ibot_loss(
+        torch.zeros(6, prototypes), uniform.flatten(0, 1), masked_token_weights(masks), 6
+    )
     assert patches.item() == pytest.approx(0.5 * log_k, rel=1e-5)

@@ -29,27 +29,49 @@ def whole(mae):
 
 @pytest.fixture
 def tiny():
-    return start(MaeArguments(image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2))
+    return start(
+        MaeArguments(
+            image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
+        )
+    )
 
 
 def test_the_loss_is_that_of_the_paper(tiny):
     """Mean over hidden patches of the mean squared error to the patch's pixels less their mean, over their deviation; loops in float64."""
     model, processor = tiny
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8, generator=generator) for _ in range(3)]
+    images = [
+        torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8, generator=generator) for _ in range(3)
+    ]
     batch = collate(
-        processor.image_mean, processor.image_std, [masked_crop(32, 16, 0, image, 0, index) for index, image in enumerate(images)]
+        processor.image_mean,
+        processor.image_std,
+        [masked_crop(32, 16, 0, image, 0, index) for index, image in enumerate(images)],
     )
     with torch.no_grad():
         output = model(**batch)
     errors = []
-    for pixels, noise, guesses in zip(batch["pixel_values"].double(), batch["noise"], output.logits.double(), strict=True):
-        hidden = noise.argsort()[4:].tolist()  # a quarter of 16 patches is seen, those of the lowest noise
+    for pixels, noise, guesses in zip(
+        batch["pixel_values"].double(), batch["noise"], output.logits.double(), strict=True
+    ):
+        hidden = noise.argsort()[
+            4:
+        ].tolist()  # a quarter of 16 patches is seen, those of the lowest noise
         for patch in hidden:
             row, column = divmod(patch, 4)
-            target = pixels[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].permute(1, 2, 0).flatten()
+            target = (
+                pixels[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+                .permute(1, 2, 0)
+                .flatten()
+            )
             target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
-            errors.append(sum((guess - wanted) ** 2 for guess, wanted in zip(guesses[patch].tolist(), target.tolist(), strict=True)) / 192)
+            errors.append(
+                sum(
+                    (guess - wanted) ** 2
+                    for guess, wanted in zip(guesses[patch].tolist(), target.tolist(), strict=True)
+                )
+                / 192
+            )
     assert len(errors) == 3 * 12
     assert output.loss.item() == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
@@ -57,17 +79,27 @@ def test_the_loss_is_that_of_the_paper(tiny):
 def test_a_crop_is_a_function_of_seed_epoch_and_image():
     image = torch.arange(3 * 40 * 48).reshape(3, 40, 48).remainder(256).to(torch.uint8)
     first, again = masked_crop(32, 16, 0, image, 1, 7), masked_crop(32, 16, 0, image, 1, 7)
-    assert first["view"].shape == (3, 32, 32) and all(torch.equal(first[name], again[name]) for name in first)
+    assert first["view"].shape == (3, 32, 32) and all(
+        torch.equal(first[name], again[name]) for name in first
+    )
     for other in ((1, 1, 7), (0, 2, 7), (0, 1, 8)):
-        assert not torch.equal(masked_crop(32, 16, other[0], image, *other[1:])["noise"], first["noise"])
+        assert not torch.equal(
+            masked_crop(32, 16, other[0], image, *other[1:])["noise"], first["noise"]
+        )
 
 
 def test_a_new_model_starts_as_published(tiny):
     """transformers alone leaves positions and tokens at zero."""
     model = tiny[0]
     embeddings, decoder = model.vit.embeddings, model.decoder
-    assert torch.equal(embeddings.position_embeddings, sincos_positions(16, 32)) and not embeddings.position_embeddings.requires_grad
-    assert torch.equal(decoder.decoder_pos_embed, sincos_positions(16, 16)) and not decoder.decoder_pos_embed.requires_grad
+    assert (
+        torch.equal(embeddings.position_embeddings, sincos_positions(16, 32))
+        and not embeddings.position_embeddings.requires_grad
+    )
+    assert (
+        torch.equal(decoder.decoder_pos_embed, sincos_positions(16, 16))
+        and not decoder.decoder_pos_embed.requires_grad
+    )
     for token in (embeddings.cls_token, decoder.mask_token):
         assert 0.01 < token.std() < 0.04
     for matrix in (
@@ -84,7 +116,12 @@ def test_positions_are_the_formula():
     assert torch.equal(positions[0], torch.zeros(8).double())
     for patch in range(9):
         row, column = divmod(patch, 3)
-        expected = [f(place * 10000 ** (-k / 2)) for place in (column, row) for f in (np.sin, np.cos) for k in range(2)]
+        expected = [
+            f(place * 10000 ** (-k / 2))
+            for place in (column, row)
+            for f in (np.sin, np.cos)
+            for k in range(2)
+        ]
         np.testing.assert_allclose(positions[1 + patch], expected, atol=1e-7)
 
 
@@ -98,23 +135,39 @@ def test_it_loads_everywhere_and_means_the_same(whole, picture, snippet):
     """The card's code, AutoModel and this project's encoder: the same tokens, in their places, of a whole image."""
     names = snippet(whole / "README.md", picture)
     encoder = load_encoder(whole)
-    pixels = AutoImageProcessor.from_pretrained(whole)(Image.open(picture).convert("RGB"), return_tensors="pt")["pixel_values"]
+    pixels = AutoImageProcessor.from_pretrained(whole)(
+        Image.open(picture).convert("RGB"), return_tensors="pt"
+    )["pixel_values"]
     features = encoder(pixels)
     assert names["tokens"].shape == (1, 17, 32)
     torch.testing.assert_close(features.pooled, names["tokens"][:, 0])
-    torch.testing.assert_close(features.patch_map.flatten(2).transpose(1, 2), names["tokens"][:, 1:])
+    torch.testing.assert_close(
+        features.patch_map.flatten(2).transpose(1, 2), names["tokens"][:, 1:]
+    )
     assert AutoModel.from_pretrained(whole).config.mask_ratio == 0.75
     assert encoder.transform.interpolation == "bicubic" and paradigm(encoder) == "reconstruction"
-    assert torch.equal(ViTMAEForPreTraining.from_pretrained(whole).decoder.decoder_pos_embed, sincos_positions(16, 16))
+    assert torch.equal(
+        ViTMAEForPreTraining.from_pretrained(whole).decoder.decoder_pos_embed,
+        sincos_positions(16, 16),
+    )
     assert not list(whole.glob("*.bin"))
 
 
 def test_accumulated_batches_are_one(mae, whole, logged, tmp_path):
     """With a data worker, too: the mean over batches, not their sum."""
-    options = ("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2, "--dataloader_num_workers", 1)
+    options = (
+        "--per_device_train_batch_size",
+        4,
+        "--gradient_accumulation_steps",
+        2,
+        "--dataloader_num_workers",
+        1,
+    )
     mae.finish(tmp_path / "run", *options, "--eval_dataset", "none")
     for name in ("loss", "grad_norm"):
-        torch.testing.assert_close(logged(tmp_path / "run", name), logged(whole, name), rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            logged(tmp_path / "run", name), logged(whole, name), rtol=1e-4, atol=0
+        )
 
 
 def test_mistakes_are_one_line(mae, picture, tmp_path):
@@ -134,7 +187,13 @@ def test_mistakes_are_one_line(mae, picture, tmp_path):
 
 def test_a_run_of_other_sizes_is_not_resumed(mae, whole, tmp_path):
     assert "--output_dir" in mae.error(whole)
-    again = (shutil.copytree(whole, tmp_path / "again"), "--resume_from_checkpoint", "true", "--max_steps", 20)
+    again = (
+        shutil.copytree(whole, tmp_path / "again"),
+        "--resume_from_checkpoint",
+        "true",
+        "--max_steps",
+        20,
+    )
     assert "--resume_from_checkpoint" in mae.error(*again, "--num_hidden_layers", 3)
     assert "has more weights than the run's model" in mae.error(*again, "--num_hidden_layers", 1)
     assert "weights of a vit_mae of this size" in mae.error(*again, "--hidden_size", 64)
@@ -156,7 +215,11 @@ def test_crops_are_turned_where_that_is_asked_for():
     for index in range(40):
         view = masked_crop(32, 16, 0, image, 0, index, Poses(0.0, 0.0, True))["view"][0]
         down, right = view.diff(dim=0).mean().item(), view.diff(dim=1).mean().item()
-        ways.add((round(down), round(right)) if max(abs(down), abs(right)) < 0.5 else (down > 0.1, down < -0.1, right > 0.1, right < -0.1))
+        ways.add(
+            (round(down), round(right))
+            if max(abs(down), abs(right)) < 0.5
+            else (down > 0.1, down < -0.1, right > 0.1, right < -0.1)
+        )
     assert len(ways) == 4
     with pytest.raises(UserError, match="--vertical_flip_probability 2.0 must lie between 0 and 1"):
         MaeArguments(vertical_flip_probability=2.0)

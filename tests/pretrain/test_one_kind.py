@@ -29,16 +29,22 @@ def folder(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     for number in range(6):
-        Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{'ab'[number % 2]}/{number}.png")
+        Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+            tmp_path / f"{'ab'[number % 2]}/{number}.png"
+        )
     for number in range(3):
         values = random.uniform(0, 2999, (40, 40, 3)).astype(np.float32)
-        tifffile.imwrite(tmp_path / f"{'ab'[number % 2]}/float{number}.tif", values, photometric="rgb")
+        tifffile.imwrite(
+            tmp_path / f"{'ab'[number % 2]}/float{number}.tif", values, photometric="rgb"
+        )
     return tmp_path
 
 
 def crops_of(source):
     masks = StepMasks((4, 4), 9, 0, 0.5, (0.1, 0.5), True)
-    multicrop = MultiCrop((32, 32), (16, 16), 1, **CROPS, known_range=source.pixel_options.scale is not None)
+    multicrop = MultiCrop(
+        (32, 32), (16, 16), 1, **CROPS, known_range=source.pixel_options.scale is not None
+    )
     return list(make_loader(source, multicrop, masks, BatchLayout(9, 1, 1, 0), 0, 0, 1, 0))
 
 
@@ -48,7 +54,15 @@ def knn_of(source):
 
 def features_of(source, folder, resampler="tensor"):
     transform = ImageTransform((32, 32), preprocess="published", resampler=resampler)
-    return cached_features(load_encoder("tiny:dinov2"), source, vector_features, "vectors", folder, transform=transform, batch_size=2)
+    return cached_features(
+        load_encoder("tiny:dinov2"),
+        source,
+        vector_features,
+        "vectors",
+        folder,
+        transform=transform,
+        batch_size=2,
+    )
 
 
 def drawn_from(source):
@@ -59,8 +73,12 @@ def drawn_from(source):
 USES = {
     "k-NN": lambda source, folder: knn_of(source),
     "features": features_of,
-    "features of views that are floats": lambda source, folder: features_of(source, folder, "tensor_float"),
-    "batches": lambda source, folder: list(unreadable_left_out(source, list(range(len(source))), TRANSFORM, 2, False, print)),
+    "features of views that are floats": lambda source, folder: features_of(
+        source, folder, "tensor_float"
+    ),
+    "batches": lambda source, folder: list(
+        unreadable_left_out(source, list(range(len(source))), TRANSFORM, 2, False, print)
+    ),
     "health": lambda source, folder: draw_probes(source, (32, 32), 0),
     "DINOv2": lambda source, folder: crops_of(source),
     "SigLIP and MAE": lambda source, folder: drawn_from(source),
@@ -71,7 +89,8 @@ USES = {
 def test_two_kinds_are_refused_and_one_scale_makes_them_one(folder, tmp_path_factory, use):
     cache = tmp_path_factory.mktemp("cache")
     with pytest.raises(
-        UserError, match=r"^the data mixes pictures of 8 bits \(.*\.png\) and numbers .*float\d\.tif\); give \?scale="
+        UserError,
+        match=r"^the data mixes pictures of 8 bits \(.*\.png\) and numbers .*float\d\.tif\); give \?scale=",
     ) as refused:
         USES[use](open_source(f"folder:{folder}"), cache)
     assert "\n" not in str(refused.value)

@@ -69,7 +69,11 @@ def write_images(folder: Path, count: int, channels: int = 3) -> Path:
 def command(script: str, given: dict, *edit) -> tuple:
     """Words for `runs`, with `edit` in place of what is given; a list's values are a tuple."""
     options = given | dict(zip(edit[::2], edit[1::2], strict=True))
-    return script, *(word for name, value in options.items() for word in (name, *(value if isinstance(value, tuple) else (value,))))
+    return script, *(
+        word
+        for name, value in options.items()
+        for word in (name, *(value if isinstance(value, tuple) else (value,)))
+    )
 
 
 class Finished:
@@ -84,7 +88,12 @@ class Finished:
 
     def command(self, *edit, folder: Path | None = None):
         images = f"folder:{self.images}"
-        given = {"--config": self.config, "--dataset": images, "--eval_dataset": "none", "--output_dir": folder or self.folder}
+        given = {
+            "--config": self.config,
+            "--dataset": images,
+            "--eval_dataset": "none",
+            "--output_dir": folder or self.folder,
+        }
         return command(self.script, given, *edit)
 
     def refused(self, *edit, folder: Path | None = None) -> str:
@@ -97,7 +106,13 @@ class Finished:
         return line
 
     def goes_on(self, folder: Path, *edit) -> str:
-        return self.runs.finish(self.runs.start(*self.command("--resume_from_checkpoint", folder / "checkpoint-2", *edit, folder=folder)))
+        return self.runs.finish(
+            self.runs.start(
+                *self.command(
+                    "--resume_from_checkpoint", folder / "checkpoint-2", *edit, folder=folder
+                )
+            )
+        )
 
 
 @pytest.fixture(scope="module", params=["dinov2", "mae", "siglip"])
@@ -141,12 +156,16 @@ def test_a_refused_resume_changes_nothing(finished, tmp_path):
         line = finished.refused(*edit)
         assert said in line, line
         print(f"refused, tree unchanged: {' '.join(map(str, edit))}: {line}")
-    print(f"{finished.script}: {len(edits)} of {len(edits)} edits refused, names, bytes and times of the folder are equal before and after")
+    print(
+        f"{finished.script}: {len(edits)} of {len(edits)} edits refused, names, bytes and times of the folder are equal before and after"
+    )
     assert len(edits) >= (20 if "dinov2" in finished.script else 15)
 
 
 @pytest.mark.timeout(300)
-def test_data_that_cannot_be_read_and_damaged_folders_are_refused_with_nothing_changed(finished, tmp_path):
+def test_data_that_cannot_be_read_and_damaged_folders_are_refused_with_nothing_changed(
+    finished, tmp_path
+):
     unreadable = tmp_path / "unreadable"
     unreadable.mkdir()
     for number in range(24):
@@ -155,9 +174,15 @@ def test_data_that_cannot_be_read_and_damaged_folders_are_refused_with_nothing_c
     line = finished.refused("--dataset", f"folder:{unreadable}", "--max_steps", 6)
     assert "unreadable" in line or "cannot be read" in line, line
     damaged = Path(shutil.copytree(finished.folder, tmp_path / "damaged"))
-    config, named = damaged / "checkpoint-2" / "config.json", ("--resume_from_checkpoint", damaged / "checkpoint-2")
+    config, named = (
+        damaged / "checkpoint-2" / "config.json",
+        ("--resume_from_checkpoint", damaged / "checkpoint-2"),
+    )
     whole = config.read_bytes()
-    for content, said in ((whole + b" ", "bytes instead of"), (whole[:-1] + b" ", "config.json has other content than was written")):
+    for content, said in (
+        (whole + b" ", "bytes instead of"),
+        (whole[:-1] + b" ", "config.json has other content than was written"),
+    ):
         config.write_bytes(content)
         assert said in finished.refused(*named, folder=damaged)
     (damaged / ".lock").unlink()
@@ -196,7 +221,9 @@ def test_a_dry_run_refuses_what_the_run_would(finished, tmp_path):
     images = Path(shutil.copytree(finished.images, tmp_path / "images"))
     (images / "000.png").unlink()
     fewer = (*rehearsed, "--dataset", f"folder:{images}")
-    assert "1 images fewer (23 instead of 24)" in finished.refused(*fewer, "--changed_data", "refuse")
+    assert "1 images fewer (23 instead of 24)" in finished.refused(
+        *fewer, "--changed_data", "refuse"
+    )
     before = tree(finished.folder)
     printed = finished.runs.finish(finished.runs.start(*finished.command(*RESUME, *fewer)))
     assert "1 images fewer (23 instead of 24)" in printed and "nothing is written" in printed
@@ -206,12 +233,22 @@ def test_a_dry_run_refuses_what_the_run_would(finished, tmp_path):
 @pytest.mark.timeout(300)
 def test_changed_data_is_told_in_one_line_or_refused(finished, tmp_path):
     """Added, removed, renamed, replaced; a copy elsewhere is the same."""
-    images, run = Path(shutil.copytree(finished.images, tmp_path / "images")), Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    images, run = (
+        Path(shutil.copytree(finished.images, tmp_path / "images")),
+        Path(shutil.copytree(finished.folder, tmp_path / "run")),
+    )
     here = ("--dataset", f"folder:{images}")
     assert "the data has changed" not in finished.goes_on(run, *here)
 
     def refused_and_told(change: str) -> None:
-        line = finished.refused("--changed_data", "refuse", *here, "--resume_from_checkpoint", run / "checkpoint-2", folder=run)
+        line = finished.refused(
+            "--changed_data",
+            "refuse",
+            *here,
+            "--resume_from_checkpoint",
+            run / "checkpoint-2",
+            folder=run,
+        )
         assert change in line and "--changed_data note" in line, line
         assert change in finished.goes_on(run, *here)
 
@@ -221,9 +258,17 @@ def test_changed_data_is_told_in_one_line_or_refused(finished, tmp_path):
     refused_and_told("the same number, other names or sizes")
     (images / "100.png").unlink()
     refused_and_told("dataset has 1 images fewer (23 instead of 24)")
-    shutil.copyfile(finished.images / "001.png", images / "001.png")  # now, and not when the others were
+    shutil.copyfile(
+        finished.images / "001.png", images / "001.png"
+    )  # now, and not when the others were
     refused_and_told("the same names and sizes, written anew since")
-    facts = json.loads((run / "checkpoint-4" / ("training_state.json" if "dinov2" in finished.script else "resume_facts.json")).read_text())
+    facts = json.loads(
+        (
+            run
+            / "checkpoint-4"
+            / ("training_state.json" if "dinov2" in finished.script else "resume_facts.json")
+        ).read_text()
+    )
     assert [each["count"] for each in facts["data"]] == [24]
 
 
@@ -231,16 +276,26 @@ def test_changed_data_is_told_in_one_line_or_refused(finished, tmp_path):
 def test_siglip_is_refused_too(runs, tmp_path):
     config, folder = tmp_path / "tiny.yaml", tmp_path / "run"
     config.write_text(OTHERS)
-    given = {"--config": config, "--dataset": "scenes?size=32&count=40", "--eval_dataset": "none", "--output_dir": folder}
+    given = {
+        "--config": config,
+        "--dataset": "scenes?size=32&count=40",
+        "--eval_dataset": "none",
+        "--output_dir": folder,
+    }
     runs.finish(runs.start(*command("pretrain/siglip.py", given)))
     before = tree(folder)
     for edit, said in (
         (("--hidden_size", 48), "--hidden_size was 32 and is 48"),
         (("--num_attention_heads", 4), "num_attention_heads is 2 in the checkpoint and 4"),
         (("--max_steps", 3, "--warmup_steps", 0), "has had 4 steps"),
-        (("--changed_data", "refuse", "--dataset", "scenes?size=32&count=44"), "4 images more (44 instead of 40)"),
+        (
+            ("--changed_data", "refuse", "--dataset", "scenes?size=32&count=44"),
+            "4 images more (44 instead of 40)",
+        ),
     ):
         line = runs.error(*command("pretrain/siglip.py", given, *RESUME, *edit))
         assert said in line and tree(folder) == before, line
     more = ("--dataset", "scenes?size=32&count=44", "--max_steps", 5)
-    assert "4 images more (44 instead of 40)" in runs.finish(runs.start(*command("pretrain/siglip.py", given, *RESUME, *more)))
+    assert "4 images more (44 instead of 40)" in runs.finish(
+        runs.start(*command("pretrain/siglip.py", given, *RESUME, *more))
+    )

@@ -10,9 +10,15 @@ from vision_core.errors import UserError
 
 
 def cosine_loop(base, final, total, warmup, start):
-    values = [start + (base - start) * i / (warmup - 1) for i in range(warmup)] if warmup > 1 else [start] * warmup
+    values = (
+        [start + (base - start) * i / (warmup - 1) for i in range(warmup)]
+        if warmup > 1
+        else [start] * warmup
+    )
     n = total - warmup
-    return values + [final + 0.5 * (base - final) * (1 + math.cos(math.pi * i / n)) for i in range(n)]
+    return values + [
+        final + 0.5 * (base - final) * (1 + math.cos(math.pi * i / n)) for i in range(n)
+    ]
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(50, 0), (50, 10), (50, 50), (7, 2)])
@@ -30,7 +36,11 @@ def test_published_short_recipe():
     assert cosine_schedule(0.04, 0.4, 125_000)[0] == pytest.approx(0.04, rel=1e-12)
     assert cosine_schedule(0.992, 1, 125_000)[0] == pytest.approx(0.992, rel=1e-12)
     temperature = linear_warmup(0.04, 0.07, 37_500, 125_000)
-    assert len(temperature) == 125_000 and temperature[0] == 0.04 and temperature[37_499] == temperature[-1] == 0.07
+    assert (
+        len(temperature) == 125_000
+        and temperature[0] == 0.04
+        and temperature[37_499] == temperature[-1] == 0.07
+    )
 
 
 def test_scaling_rules_and_freezing():

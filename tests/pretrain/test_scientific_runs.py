@@ -44,7 +44,12 @@ def plates(tmp_path_factory):
     """Grey of 12 bits in 16, two classes."""
     folder = tmp_path_factory.mktemp("plates")
     for number in range(24):
-        values = np.random.default_rng(number).gamma(3, 300 + 20 * number, (64, 80)).clip(0, 4095).astype(np.uint16)
+        values = (
+            np.random.default_rng(number)
+            .gamma(3, 300 + 20 * number, (64, 80))
+            .clip(0, 4095)
+            .astype(np.uint16)
+        )
         (folder / "ab"[number % 2]).mkdir(exist_ok=True)
         tifffile.imwrite(folder / "ab"[number % 2] / f"{number}.tif", values)
     return folder
@@ -71,7 +76,9 @@ def scaled(run, plates, tmp_path_factory):
 
 def reading(folder):
     """The options with which a run has read its images."""
-    return json.loads((folder / "checkpoint-2" / "training_state.json").read_text())["pixel_options"]
+    return json.loads((folder / "checkpoint-2" / "training_state.json").read_text())[
+        "pixel_options"
+    ]
 
 
 def test_the_card_feeds_the_encoder_as_training_did(scaled, plates):
@@ -80,23 +87,34 @@ def test_the_card_feeds_the_encoder_as_training_did(scaled, plates):
     assert f"folder:path/to/images?{reading(scaled)}" in card
     code = card[card.index("```python\n") + 10 :].partition("```")[0]
     names: dict = {}
-    exec(code.replace("path/to/this/folder", str(scaled)).replace("path/to/images", str(plates)), names)
+    exec(
+        code.replace("path/to/this/folder", str(scaled)).replace("path/to/images", str(plates)),
+        names,
+    )
     image = open_source(f"folder:{plates}?scale=auto")[0].image
     expected = ImageTransform((32, 32), margin=PUBLISHED_MARGIN)([image])
     assert image.dtype == torch.float32 and len(image.unique()) > 500
     torch.testing.assert_close(names["inputs"]["pixel_values"], expected, rtol=0, atol=2e-3)
-    assert names["tokens"].shape[-1] == 32 and not AutoImageProcessor.from_pretrained(scaled).do_rescale
+    assert (
+        names["tokens"].shape[-1] == 32
+        and not AutoImageProcessor.from_pretrained(scaled).do_rescale
+    )
 
 
 def test_a_run_says_its_range_and_how_to_judge_it(run, plates, tmp_path, capsys):
     run("--dataset", plates, "--output_dir", tmp_path / "plain", "--max_steps", 2)
     said = capsys.readouterr().out
-    assert "note            values use " in said and "of their full scale 0 to 65,535" in said and "add ?scale=" in said
+    assert (
+        "note            values use " in said
+        and "of their full scale 0 to 65,535" in said
+        and "add ?scale=" in said
+    )
     run("--dataset", f"folder:{plates}?scale=4095", "--output_dir", tmp_path / "scaled")
     said = capsys.readouterr().out
     assert (
         "full scale" not in said
-        and "pixels          read with scale=4095; judge this encoder on images that are read with the same" in said
+        and "pixels          read with scale=4095; judge this encoder on images that are read with the same"
+        in said
     )
 
 
@@ -110,17 +128,38 @@ def test_images_that_are_judged_in_a_run_are_read_with_the_scale_that_was_learnt
     for path in plates.glob("*/*.tif"):
         (brighter / path.parent.name).mkdir(parents=True, exist_ok=True)
         tifffile.imwrite(brighter / path.parent.name / path.name, tifffile.imread(path) * 3)
-    args = DINOv2Arguments(dataset=f"folder:{plates}?scale=auto", eval_dataset=f"folder:{brighter}?scale=auto", knn_k=1, knn_num_queries=8)
+    args = DINOv2Arguments(
+        dataset=f"folder:{plates}?scale=auto",
+        eval_dataset=f"folder:{brighter}?scale=auto",
+        knn_k=1,
+        knn_num_queries=8,
+    )
     source = open_source(args.dataset)
     benchmark = dinov2.build_benchmark(args, source, True)
-    assert benchmark.queries.images.mean() > 1.5 * benchmark.bank.images.mean()  # with a scale of their own they would be equal
+    assert (
+        benchmark.queries.images.mean() > 1.5 * benchmark.bank.images.mean()
+    )  # with a scale of their own they would be equal
 
 
-def test_a_resumed_run_whose_images_are_read_otherwise_says_so(run, scaled, plates, tmp_path, capsys):
+def test_a_resumed_run_whose_images_are_read_otherwise_says_so(
+    run, scaled, plates, tmp_path, capsys
+):
     folder = tmp_path / "run"
     shutil.copytree(scaled, folder)
-    run("--dataset", f"folder:{plates}?scale=2000", "--output_dir", folder, "--resume_from_checkpoint", "true", "--max_steps", 3)
-    assert f"images were read with {reading(scaled)} and are read with scale=2000: other pixels" in capsys.readouterr().out
+    run(
+        "--dataset",
+        f"folder:{plates}?scale=2000",
+        "--output_dir",
+        folder,
+        "--resume_from_checkpoint",
+        "true",
+        "--max_steps",
+        3,
+    )
+    assert (
+        f"images were read with {reading(scaled)} and are read with scale=2000: other pixels"
+        in capsys.readouterr().out
+    )
 
 
 def test_crops_take_three_bands_for_colours_only_where_black_and_white_are_known(plates):
@@ -132,9 +171,28 @@ def test_crops_take_three_bands_for_colours_only_where_black_and_white_are_known
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"stain_strength": 0.1, "num_channels": 4, "image_mean": [0.0] * 4, "image_std": [1.0] * 4}, "stain_strength=0.1 needs RGB"),
-        ({"channel_drop_probability": 0.1, "num_channels": 1, "image_mean": [0.0], "image_std": [1.0]}, "needs several channels"),
-        ({"vertical_flip_probability": 1.5}, "vertical_flip_probability=1.5: it must lie between 0 and 1"),
+        (
+            {
+                "stain_strength": 0.1,
+                "num_channels": 4,
+                "image_mean": [0.0] * 4,
+                "image_std": [1.0] * 4,
+            },
+            "stain_strength=0.1 needs RGB",
+        ),
+        (
+            {
+                "channel_drop_probability": 0.1,
+                "num_channels": 1,
+                "image_mean": [0.0],
+                "image_std": [1.0],
+            },
+            "needs several channels",
+        ),
+        (
+            {"vertical_flip_probability": 1.5},
+            "vertical_flip_probability=1.5: it must lie between 0 and 1",
+        ),
         ({"solarize_probability": -1.0}, "solarize_probability=-1.0: it must lie between 0 and 1"),
         ({"band_jitter_strength": -1.0}, "band_jitter_strength=-1.0: it must not be below 0"),
     ],
@@ -151,7 +209,11 @@ def test_options_reach_the_crops():
     )  # fmt: skip
     crops = build_multicrop(args, open_source("scenes"))
     assert crops.poses == (0.1, 0.2, True) and crops.global_crops[1].solarize_probability == 0.3
-    assert (crops.band_jitter_strength, crops.channel_drop_probability, crops.stain_strength) == (0.4, 0.5, 0.6)
+    assert (crops.band_jitter_strength, crops.channel_drop_probability, crops.stain_strength) == (
+        0.4,
+        0.5,
+        0.6,
+    )
 
 
 @pytest.mark.parametrize("name", ["mae", "siglip"])
@@ -162,13 +224,19 @@ def test_other_methods_feed_scaled_images_once(name):
     source.pixel_options = PixelOptions(Scale("values", 0.0, 4095.0))
     if name == "mae":
         processor = fitted_processor(mae.start(mae.MaeArguments(image_size=32))[1], source)
-        fed = mae.collate(processor.image_mean, processor.image_std, [{"view": values, "noise": torch.rand(16)}])["pixel_values"]
+        fed = mae.collate(
+            processor.image_mean, processor.image_std, [{"view": values, "noise": torch.rand(16)}]
+        )["pixel_values"]
     else:
-        processor = fitted_processor(siglip.SiglipImageProcessor(size={"height": 32, "width": 32}), source)
+        processor = fitted_processor(
+            siglip.SiglipImageProcessor(size={"height": 32, "width": 32}), source
+        )
         fed = processor([values], return_tensors="pt")["pixel_values"]
     mean, std = (torch.tensor(figures).view(-1, 1, 1) for figures in normalisation(processor))
     torch.testing.assert_close(fed[0], (values - mean) / std, rtol=0, atol=1e-5)
-    published = processor([values], return_tensors="pt", input_data_format="channels_first")["pixel_values"]
+    published = processor([values], return_tensors="pt", input_data_format="channels_first")[
+        "pixel_values"
+    ]
     torch.testing.assert_close(published[0], fed[0], rtol=0, atol=1e-5)
 
 
@@ -177,7 +245,10 @@ def test_cards_of_other_methods_feed_scaled_images(name):
     """And a processor of another run is set both ways."""
     loading = {"mae": mae, "siglip": siglip}[name].LOADING
     card = feeding(loading, 3, PixelOptions(Scale("values", 0.0, 4095.0)), True)
-    assert "load_image" not in card and 'open_source("folder:path/to/images?scale=4095", num_channels=3)[0].image' in card
+    assert (
+        "load_image" not in card
+        and 'open_source("folder:path/to/images?scale=4095", num_channels=3)[0].image' in card
+    )
     assert feeding(loading, 3, PixelOptions(), False) == loading
     processor = siglip.SiglipImageProcessor(size={"height": 32, "width": 32}, do_rescale=False)
     assert fitted_processor(processor, open_source("scenes")).do_rescale
@@ -194,12 +265,18 @@ def test_three_bands_of_floats_are_published_as_numbers(run, tmp_path, capsys):
     assert not said["do_rescale"] and not said["do_convert_rgb"]
     assert "load_image" not in (tmp_path / "run" / "README.md").read_text()
     (crops,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("crops")]
-    assert "colour strength" not in crops and "solarize 0," in crops and "left out, they need RGB of a known range" in crops
+    assert (
+        "colour strength" not in crops
+        and "solarize 0," in crops
+        and "left out, they need RGB of a known range" in crops
+    )
 
 
 def test_an_encoder_of_a_scaled_run_reads_files_as_training_did(scaled, plates):
     encoder = load_encoder(scaled)
     path = next(plates.glob("a/*.tif"))
     source = open_source(f"folder:{plates}?scale=auto")
-    (index,) = [number for number in range(len(source)) if source.id_of(number).endswith(f"a/{path.name}")]
+    (index,) = [
+        number for number in range(len(source)) if source.id_of(number).endswith(f"a/{path.name}")
+    ]
     torch.testing.assert_close(encoder.transform(path), encoder.transform(source[index].image))

@@ -11,22 +11,36 @@ from pretrain.run.build import build_schedules
 from vision_core.errors import UserError
 from vision_core.trainer.run_trainer import check_warmup
 
-SCENES = ("--dataset", "scenes?size=64&count=24", "--per_device_train_batch_size", 4, "--logging_steps", 1)
+SCENES = (
+    "--dataset",
+    "scenes?size=64&count=24",
+    "--per_device_train_batch_size",
+    4,
+    "--logging_steps",
+    1,
+)
 SCRIPTS = {
-    "dinov2": ("pretrain/dinov2.py", (*SCENES, "--eval_dataset", "none", "--dataloader_num_workers", 0)),
+    "dinov2": (
+        "pretrain/dinov2.py",
+        (*SCENES, "--eval_dataset", "none", "--dataloader_num_workers", 0),
+    ),
     "mae": ("pretrain/mae.py", (*SCENES, "--eval_dataset", "none")),
     "siglip": ("pretrain/siglip.py", (*SCENES, "--eval_dataset", "none")),
 }
 
 
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (2, 0), (9, 0), (100, 10), (500, 50), (920, 50), (625_000, 50)])
+@pytest.mark.parametrize(
+    ("steps", "warmup"), [(1, 0), (2, 0), (9, 0), (100, 10), (500, 50), (920, 50), (625_000, 50)]
+)
 def test_an_unset_warm_up_fits(steps, warmup):
     args = DINOv2Arguments(max_steps=steps)
     check_arguments(args)
     assert args.warmup_steps == warmup and len(build_schedules(args, 64)["learning_rate"]) == steps
 
 
-@pytest.mark.parametrize("name", ["warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps"])
+@pytest.mark.parametrize(
+    "name", ["warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps"]
+)
 def test_a_beginning_that_was_given_and_does_not_end_is_refused(name):
     with pytest.raises(UserError, match=rf"{name}=2 is not below max_steps=2; .*--{name} 0"):
         check_arguments(DINOv2Arguments(max_steps=2, **{name: 2}))
@@ -34,10 +48,14 @@ def test_a_beginning_that_was_given_and_does_not_end_is_refused(name):
 
 
 def test_all_that_does_not_end_is_said_at_once():
-    args = DINOv2Arguments(max_steps=2, warmup_steps=100, warmup_teacher_temp_steps=30, freeze_last_layer_steps=12)
+    args = DINOv2Arguments(
+        max_steps=2, warmup_steps=100, warmup_teacher_temp_steps=30, freeze_last_layer_steps=12
+    )
     with pytest.raises(UserError) as refused:
         check_arguments(args)
-    assert "add --warmup_steps 0 --warmup_teacher_temp_steps 0 --freeze_last_layer_steps 0" in str(refused.value)
+    assert "add --warmup_steps 0 --warmup_teacher_temp_steps 0 --freeze_last_layer_steps 0" in str(
+        refused.value
+    )
 
 
 def test_a_batch_larger_than_the_data_is_refused_with_the_largest_that_fits():
@@ -67,8 +85,13 @@ def test_a_run_of_one_step_learns(runs, name, tmp_path):
     script, options = SCRIPTS[name]
     runs.finish(runs.start(script, *options, "--max_steps", 1, "--output_dir", tmp_path / "run"))
     assert metrics(tmp_path / "run")[1]["learning_rate"] > 0
-    refused = runs.error(script, *options, "--max_steps", 2, "--warmup_steps", 7, "--output_dir", tmp_path / "other")
-    assert "--warmup_steps 7 is not below the run's 2 steps" in refused and not (tmp_path / "other").exists()
+    refused = runs.error(
+        script, *options, "--max_steps", 2, "--warmup_steps", 7, "--output_dir", tmp_path / "other"
+    )
+    assert (
+        "--warmup_steps 7 is not below the run's 2 steps" in refused
+        and not (tmp_path / "other").exists()
+    )
 
 
 @pytest.mark.timeout(200)
@@ -80,14 +103,27 @@ def test_a_finished_run_goes_on_with_the_schedule_of_more_steps(runs, name, tmp_
     runs.finish(runs.start(script, *given, "--max_steps", 8, "--output_dir", whole))
     runs.finish(runs.start(script, *given, "--max_steps", 4, "--output_dir", longer))
     short = metrics(longer)
-    on = ("--config", longer / "config.yaml", "--max_steps", 8, "--output_dir", longer, "--resume_from_checkpoint", "true")
+    on = (
+        "--config",
+        longer / "config.yaml",
+        "--max_steps",
+        8,
+        "--output_dir",
+        longer,
+        "--resume_from_checkpoint",
+        "true",
+    )
     runs.finish(runs.start(script, *on))
     planned, found = metrics(whole), metrics(longer)
     assert sorted(found) == list(range(1, 9))
     for step in range(1, 9):
         expected = short[step] if step <= 4 else planned[step]
-        assert found[step]["learning_rate"] == pytest.approx(expected["learning_rate"], rel=1e-6), step
-    assert found[5]["learning_rate"] > 2 * found[4]["learning_rate"]  # it jumps up, as docs/pretraining.md says
+        assert found[step]["learning_rate"] == pytest.approx(expected["learning_rate"], rel=1e-6), (
+            step
+        )
+    assert (
+        found[5]["learning_rate"] > 2 * found[4]["learning_rate"]
+    )  # it jumps up, as docs/pretraining.md says
     assert yaml.safe_load((longer / "config.yaml").read_text())["max_steps"] == 8
     assert (longer / "checkpoint-8").is_dir()
 
@@ -96,10 +132,33 @@ def test_a_finished_run_goes_on_with_the_schedule_of_more_steps(runs, name, tmp_
 def test_a_resumed_run_has_the_learning_rate_that_it_is_given(runs, tmp_path):
     """transformers takes it from the checkpoint, while the line of a loss that is no number advises a smaller one."""
     script, options = SCRIPTS["mae"]
-    given = (*options, "--lr_scheduler_type", "constant", "--warmup_steps", 0, "--save_steps", 2, "--output_dir", tmp_path / "run")
+    given = (
+        *options,
+        "--lr_scheduler_type",
+        "constant",
+        "--warmup_steps",
+        0,
+        "--save_steps",
+        2,
+        "--output_dir",
+        tmp_path / "run",
+    )
     runs.finish(runs.start(script, *given, "--max_steps", 2, "--learning_rate", 1e-3))
-    runs.finish(runs.start(script, *given, "--max_steps", 4, "--learning_rate", 1e-5, "--resume_from_checkpoint", "true"))
-    assert [line["learning_rate"] for line in metrics(tmp_path / "run").values()] == pytest.approx([1e-3, 1e-3, 1e-5, 1e-5])
+    runs.finish(
+        runs.start(
+            script,
+            *given,
+            "--max_steps",
+            4,
+            "--learning_rate",
+            1e-5,
+            "--resume_from_checkpoint",
+            "true",
+        )
+    )
+    assert [line["learning_rate"] for line in metrics(tmp_path / "run").values()] == pytest.approx(
+        [1e-3, 1e-3, 1e-5, 1e-5]
+    )
 
 
 @pytest.mark.timeout(200)
@@ -107,8 +166,36 @@ def test_a_resumed_run_logs_and_saves_as_often_as_it_now_says(runs, tmp_path):
     """transformers takes these numbers from the checkpoint and says nothing."""
     script, options = SCRIPTS["mae"]
     folder = tmp_path / "run"
-    runs.finish(runs.start(script, *options[:-4], "--eval_dataset", "none", "--logging_steps", 2, "--max_steps", 2, "--output_dir", folder))
-    more = ("--logging_steps", 1, "--save_steps", 1, "--max_steps", 5, "--save_total_limit", "none", "--resume_from_checkpoint", "true")
-    runs.finish(runs.start(script, *options[:-4], "--eval_dataset", "none", *more, "--output_dir", folder))
+    runs.finish(
+        runs.start(
+            script,
+            *options[:-4],
+            "--eval_dataset",
+            "none",
+            "--logging_steps",
+            2,
+            "--max_steps",
+            2,
+            "--output_dir",
+            folder,
+        )
+    )
+    more = (
+        "--logging_steps",
+        1,
+        "--save_steps",
+        1,
+        "--max_steps",
+        5,
+        "--save_total_limit",
+        "none",
+        "--resume_from_checkpoint",
+        "true",
+    )
+    runs.finish(
+        runs.start(script, *options[:-4], "--eval_dataset", "none", *more, "--output_dir", folder)
+    )
     assert sorted(metrics(folder)) == [2, 3, 4, 5]
-    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in (2, 3, 4, 5)]
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
+        f"checkpoint-{step}" for step in (2, 3, 4, 5)
+    ]

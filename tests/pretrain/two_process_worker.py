@@ -21,7 +21,9 @@ IMAGES, LOCAL = 8, 2
 def share(tensor, views, rank, world):
     """This process's images of a crop-major tensor."""
     per_process = IMAGES // world
-    return tensor.unflatten(0, (views, IMAGES))[:, rank * per_process : (rank + 1) * per_process].flatten(0, 1)
+    return tensor.unflatten(0, (views, IMAGES))[
+        :, rank * per_process : (rank + 1) * per_process
+    ].flatten(0, 1)
 
 
 def main(output: str, centering: str) -> None:
@@ -32,7 +34,9 @@ def main(output: str, centering: str) -> None:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
-    backbone = build_backbone(32, 2, 2, patch_size=4, image_size=16, num_register_tokens=1, layerscale_value=1.0)
+    backbone = build_backbone(
+        32, 2, 2, patch_size=4, image_size=16, num_register_tokens=1, layerscale_value=1.0
+    )
     method = SelfDistillation(
         backbone,
         ProjectionHead(32, 24, 16, 8),

@@ -21,7 +21,13 @@ from fusion.chat_templates import CHAT_TEMPLATES, chat_template_for
 from fusion.tiny import tiny_tokenizer
 from fusion.training.small_default import write_small_default
 
-SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8, "image_size": 32}
+SHAPE = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "patch_size": 8,
+    "image_size": 32,
+}
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +35,12 @@ def save_run():
     def save(folder, channels=3):
         """What a run of pretraining leaves."""
         torch.manual_seed(0)
-        Dinov2Model(Dinov2Config(**SHAPE, num_channels=channels, layerscale_value=0.5)).save_pretrained(folder)
-        save_image_processor(folder, (32, 32), [0.5] * channels, [0.25] * channels, PUBLISHED_MARGIN)
+        Dinov2Model(
+            Dinov2Config(**SHAPE, num_channels=channels, layerscale_value=0.5)
+        ).save_pretrained(folder)
+        save_image_processor(
+            folder, (32, 32), [0.5] * channels, [0.25] * channels, PUBLISHED_MARGIN
+        )
         return folder
 
     return save
@@ -59,13 +69,24 @@ def colours(tmp_path_factory):
             pixels[:, 24:] += 60
             mask = np.zeros((40, 48), np.uint8)
             mask[:, 24:] = 1
-            row = {"image": png(pixels), "mask": png(mask), "depth": png((1000 + 2000 * mask.astype(np.uint16)).astype(np.uint16))}
+            row = {
+                "image": png(pixels),
+                "mask": png(mask),
+                "depth": png((1000 + 2000 * mask.astype(np.uint16)).astype(np.uint16)),
+            }
             rows.append(
-                row | {"label": index % 3, "image_id": f"{part}{index}", "target_image_id": f"train{index}" if part == "test" else ""}
+                row
+                | {
+                    "label": index % 3,
+                    "image_id": f"{part}{index}",
+                    "target_image_id": f"train{index}" if part == "test" else "",
+                }
             )
         if part == "train":
             rows[11]["image"]["bytes"] = rows[11]["image"]["bytes"][:300]
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{part}-00000-of-00001.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(rows), folder / f"{part}-00000-of-00001.parquet"
+        )
     return folder
 
 
@@ -81,7 +102,9 @@ def template_named():
         if name in CHAT_TEMPLATES:
             return CHAT_TEMPLATES[name]
         folders = (Path(__file__).parent / "layouts", Path(trl.__file__).parent / "chat_templates")
-        return next(path for path in (folder / f"{name}.jinja" for folder in folders) if path.is_file()).read_text()
+        return next(
+            path for path in (folder / f"{name}.jinja" for folder in folders) if path.is_file()
+        ).read_text()
 
     trl = pytest.importorskip("trl", reason="trl ships the chat templates")
     return read
@@ -106,7 +129,9 @@ def chat_processor():
         if tokenizer is None:
             tokenizer = tiny_tokenizer()
             tokens = own_tokens(template) if tokens is None else tokens
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False
+        )
         tokenizer.add_tokens(list(tokens or ()))
         return FusionProcessor(image_processor, tokenizer, chat_template_for(template, tokenizer))
 
@@ -118,11 +143,18 @@ def text_talk(tmp_path_factory):
     """A folder with an untrained `model`, and `text.jsonl`: rows without images whose answers have 40 and 6 learnt tokens in turn."""
     folder = tmp_path_factory.mktemp("talk")
     rows = [
-        {"conversations": [{"from": "human", "value": f"question {n}"}, {"from": "gpt", "value": "yes " * [39, 5][n % 2]}]}
+        {
+            "conversations": [
+                {"from": "human", "value": f"question {n}"},
+                {"from": "gpt", "value": "yes " * [39, 5][n % 2]},
+            ]
+        }
         for n in range(16)
     ]
     (folder / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
+    write_small_default(
+        folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0
+    )
     return folder
 
 
@@ -149,7 +181,10 @@ def talk_options(text_talk):
 def load_states(path):
     """A file of DeepSpeed's, of a run of this test: the classes that it names are let through one by one."""
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    classes = [getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+    classes = [
+        getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+        for name in names
+    ]
     with torch.serialization.safe_globals(classes):
         return torch.load(path, weights_only=True, map_location="cpu")
 
@@ -158,15 +193,18 @@ def check_zero_states(checkpoint, stage, processes):
     """What DeepSpeed left: optimizer states of this stage, a part of them for each of so many processes, and each part a part only."""
     (folder,) = checkpoint.glob("global_step*")
     names = sorted(path.name for path in folder.iterdir())
-    sharded = {name for name in names if re.fullmatch(r"zero_pp_rank_\d+_mp_rank_00_model_states.pt", name)}
+    sharded = {
+        name for name in names if re.fullmatch(r"zero_pp_rank_\d+_mp_rank_00_model_states.pt", name)
+    }
     assert len(sharded) == (processes if stage == 3 else 0), names
     states = [name for name in names if name.endswith("_optim_states.pt")]
     if stage == 0:
         assert not states and "mp_rank_00_model_states.pt" in names, names
         return
-    assert [re.fullmatch(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states.pt", name).group(2) for name in states] == [
-        str(rank) for rank in range(processes)
-    ], names
+    assert [
+        re.fullmatch(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states.pt", name).group(2)
+        for name in states
+    ] == [str(rank) for rank in range(processes)], names
     parts = []
     for name in states:
         held = load_states(folder / name)["optimizer_state_dict"]
@@ -189,25 +227,60 @@ def zero_left():
 
 SCENES = "scenes?size=64&count=24"
 SMALL_STEP = ("--max_steps", 2, "--per_device_train_batch_size", 4)
-TALK = ("--conversations", "scenes?count=8", "--eval_conversations", "[]", "--max_steps", 2, "--per_device_train_batch_size", 2)
-JUDGE = ("--dataset", "scenes?count=40", "--max_train_images", 16, "--max_test_images", 8, "--tasks", "knn", "--cache_dir", "cache")
+TALK = (
+    "--conversations",
+    "scenes?count=8",
+    "--eval_conversations",
+    "[]",
+    "--max_steps",
+    2,
+    "--per_device_train_batch_size",
+    2,
+)
+JUDGE = (
+    "--dataset",
+    "scenes?count=40",
+    "--max_train_images",
+    16,
+    "--max_test_images",
+    8,
+    "--tasks",
+    "knn",
+    "--cache_dir",
+    "cache",
+)
 SMALL_SVA = ("--grid", 4, "--connector_width", 16, "--connector_heads", 4, "--connector_depth", 1)
 JUDGED_AT_THE_END = (
     "--eval_dataset", "scenes?size=64&split=held_out&count=60", "--knn_bank_size", 40, "--knn_num_queries", 20, "--knn_k", 3,
 )  # fmt: skip
 # folder -> script and options, each as short as it can be, with defaults for all that a short run could trip over
 PROGRAMS = {
-    "dinov2": ("pretrain/dinov2.py", ("--dataset", SCENES, *JUDGED_AT_THE_END, "--dataloader_num_workers", 0, *SMALL_STEP)),
-    "siglip": ("pretrain/siglip.py", ("--dataset", SCENES, "--eval_dataset", "scenes?count=8&split=held_out", *SMALL_STEP)),
+    "dinov2": (
+        "pretrain/dinov2.py",
+        ("--dataset", SCENES, *JUDGED_AT_THE_END, "--dataloader_num_workers", 0, *SMALL_STEP),
+    ),
+    "siglip": (
+        "pretrain/siglip.py",
+        ("--dataset", SCENES, "--eval_dataset", "scenes?count=8&split=held_out", *SMALL_STEP),
+    ),
     "mae": ("pretrain/mae.py", ("--dataset", SCENES, "--eval_dataset", "none", *SMALL_STEP)),
     "fused": ("fusion/fuse.py", ("--hidden_size", 64, *SMALL_SVA)),
-    "vlm": ("fusion/fuse.py", ("--language_model", "tiny:llama", "--num_sva_layers", 1, *SMALL_SVA)),
+    "vlm": (
+        "fusion/fuse.py",
+        ("--language_model", "tiny:llama", "--num_sva_layers", 1, *SMALL_SVA),
+    ),
     "align": ("recipes/sva_align.py", ("--init_from", "vlm", *TALK)),
     "sft": ("recipes/sva_sft.py", ("--init_from", "align", *TALK)),
     "lora": ("recipes/sva_sft.py", ("--init_from", "align", "--lora_rank", 2, *TALK)),
     "evaluation": ("recipes/evaluate_encoder.py", ("--encoder", "dinov2", *JUDGE)),
-    "comparison": ("recipes/compare_encoders.py", ("--encoders", "dinov2", "--datasets", *JUDGE[1:])),
-    "vlm_evaluation": ("recipes/evaluate_vlm.py", ("--model", "sft", "--tasks", "scenes?count=4", "--limit", 2)),
+    "comparison": (
+        "recipes/compare_encoders.py",
+        ("--encoders", "dinov2", "--datasets", *JUDGE[1:]),
+    ),
+    "vlm_evaluation": (
+        "recipes/evaluate_vlm.py",
+        ("--model", "sft", "--tasks", "scenes?count=4", "--limit", 2),
+    ),
     "language_model": ("recipes/small_language_model.py", ("--conversations", "scenes?count=8")),
 }
 
@@ -223,7 +296,16 @@ def made(runs, tmp_path_factory):
     """A folder with a real run of every program, by the names of `programs`; and with `saved` (of save_encoder), `images`, `empty` and `tokenizer`."""
     root = tmp_path_factory.mktemp("made")
     for name, (script, options) in PROGRAMS.items():
-        runs.finish(runs.start(script, *options, "--output_dir", name, folder=root, environment={"XDG_CACHE_HOME": str(root)}))
+        runs.finish(
+            runs.start(
+                script,
+                *options,
+                "--output_dir",
+                name,
+                folder=root,
+                environment={"XDG_CACHE_HOME": str(root)},
+            )
+        )
     save_encoder(load_encoder("tiny:siglip"), root / "saved")
     (root / "empty").mkdir()
     (root / "images" / "cats").mkdir(parents=True)

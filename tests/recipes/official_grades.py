@@ -55,8 +55,16 @@ def mmvp(row: dict[str, Any]) -> float:
 
 
 def cv_bench(row: dict[str, Any]) -> float:
-    document = {"answer": f"({row['expected']})", "idx": 0, "type": "2D", "task": "Count", "source": "COCO"}
-    result = lmms_eval_module("tasks.cv_bench.utils").cv_bench_process_results(document, [row["given"]])
+    document = {
+        "answer": f"({row['expected']})",
+        "idx": 0,
+        "type": "2D",
+        "task": "Count",
+        "source": "COCO",
+    }
+    result = lmms_eval_module("tasks.cv_bench.utils").cv_bench_process_results(
+        document, [row["given"]]
+    )
     return float(result["cv_bench_acc"]["is_correct"])
 
 
@@ -64,31 +72,51 @@ def mmbench(row: dict[str, Any]) -> float:
     import pandas
 
     evaluator = lmms_eval_module("tasks.mmbench.mmbench_evals").MMBench_Evaluator()
-    choices = {letter: choice or None for letter, choice in zip("ABCD", [*row["choices"], *[None] * 4], strict=False)}
+    choices = {
+        letter: choice or None
+        for letter, choice in zip("ABCD", [*row["choices"], *[None] * 4], strict=False)
+    }
     table = pandas.DataFrame([{"index": 1, "prediction": row["given"], **choices}])
     return float(evaluator.eval_sub_data(table, {1: row["expected"]}, static_only=True))
 
 
 def people(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"answer": answer, "answer_id": number} for number, answer in enumerate(row["expected"])]
+    return [
+        {"answer": answer, "answer_id": number} for number, answer in enumerate(row["expected"])
+    ]
 
 
 def vqa(row: dict[str, Any]) -> float:
     document = {"answers": people(row), "question_id": 0}
-    return lmms_eval_module("tasks.vqav2.utils").vqav2_process_results(document, [row["given"]])["exact_match"]
+    return lmms_eval_module("tasks.vqav2.utils").vqav2_process_results(document, [row["given"]])[
+        "exact_match"
+    ]
 
 
 def textvqa(row: dict[str, Any]) -> float:
     document = {"answers": list(row["expected"]), "question_id": 0}
-    return lmms_eval_module("tasks.textvqa.utils").textvqa_process_results(document, [row["given"]])["exact_match"]
+    return lmms_eval_module("tasks.textvqa.utils").textvqa_process_results(
+        document, [row["given"]]
+    )["exact_match"]
 
 
 def gqa(row: dict[str, Any]) -> float:
     match = lmms_eval_module("api.metrics").exact_match_hf_evaluate
-    return float(match([row["given"]], [row["expected"]], ignore_case=True, ignore_punctuation=True)["exact_match"])
+    return float(
+        match([row["given"]], [row["expected"]], ignore_case=True, ignore_punctuation=True)[
+            "exact_match"
+        ]
+    )
 
 
-GRADES = {"mmvp": mmvp, "cv_bench": cv_bench, "mmbench": mmbench, "vqa": vqa, "textvqa": textvqa, "gqa": gqa}
+GRADES = {
+    "mmvp": mmvp,
+    "cv_bench": cv_bench,
+    "mmbench": mmbench,
+    "vqa": vqa,
+    "textvqa": textvqa,
+    "gqa": gqa,
+}
 
 
 def lmms_eval_grades(benchmark: str, rows: list[dict[str, Any]]) -> list[float]:
@@ -103,12 +131,23 @@ def pope(evaluation: Path, rows: list[dict[str, Any]]) -> tuple[list[float], dic
         "labels": "\n".join(json.dumps({"label": row["expected"]}) for row in rows),
     }
     source = evaluation.read_text(encoding="utf-8")
-    source = source.replace("ans_file = ''", "ans_file = 'answers'").replace("label_file = ''", "label_file = 'labels'")
+    source = source.replace("ans_file = ''", "ans_file = 'answers'").replace(
+        "label_file = ''", "label_file = 'labels'"
+    )
     names: dict[str, Any] = {"open": lambda name, mode: io.StringIO(files[name])}
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(source, str(evaluation), "exec"), names)
-    grades = [float(said["answer"] == row["expected"]) for said, row in zip(names["answers"], rows, strict=True)]
-    figures = {"accuracy": "acc", "F1": "f1", "precision": "precision", "recall": "recall", "yes ratio": "yes_ratio"}
+    grades = [
+        float(said["answer"] == row["expected"])
+        for said, row in zip(names["answers"], rows, strict=True)
+    ]
+    figures = {
+        "accuracy": "acc",
+        "F1": "f1",
+        "precision": "precision",
+        "recall": "recall",
+        "yes ratio": "yes_ratio",
+    }
     return grades, {name: round(100 * names[variable], 9) for name, variable in figures.items()}
 
 
@@ -117,14 +156,20 @@ def write(cases: dict[str, Any], file: Path) -> None:
     parts = []
     for benchmark, case in cases.items():
         rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in case["answers"])
-        others = "".join(f' "{name}": {json.dumps(value)},\n' for name, value in case.items() if name != "answers")
+        others = "".join(
+            f' "{name}": {json.dumps(value)},\n'
+            for name, value in case.items()
+            if name != "answers"
+        )
         parts.append(f'"{benchmark}": {{\n{others} "answers": [\n{rows}\n ]\n}}')
     file.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pope_evaluation", type=Path, help="its own evaluate.py; default: POPE's grades stay")
+    parser.add_argument(
+        "--pope_evaluation", type=Path, help="its own evaluate.py; default: POPE's grades stay"
+    )
     parser.add_argument("--output", type=Path, default=FILE)
     args = parser.parse_args()
     cases = load()

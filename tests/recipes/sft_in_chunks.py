@@ -28,7 +28,8 @@ class ReportingTrainer(VlmTrainer):
                 "micro batch": engine.train_micro_batch_size_per_gpu(),
                 "optimizer": type(engine.basic_optimizer).__name__,
                 "processes": engine.dp_world_size,
-                "own share": sum(getattr(weight, "ds_tensor", weight).numel() for weight in weights) / numbers,
+                "own share": sum(getattr(weight, "ds_tensor", weight).numel() for weight in weights)
+                / numbers,
                 "held between steps": sum(weight.numel() for weight in weights) / numbers,
             }
             print("engine:", figures)

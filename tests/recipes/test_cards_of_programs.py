@@ -29,14 +29,19 @@ def section(text: str, name: str) -> str:
 
 
 def python_of(text: str, folder: str) -> str:
-    return "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)).replace("path/to/this/folder", folder)
+    return "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)).replace(
+        "path/to/this/folder", folder
+    )
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CARDS)
 def test_the_hub_reads_a_card(made, name):
     fields = metadata_load(made / name / "README.md")
-    assert fields["library_name"] == ("vision-encoder-fusion" if name == "saved" else "transformers") and fields["tags"]
+    assert (
+        fields["library_name"] == ("vision-encoder-fusion" if name == "saved" else "transformers")
+        and fields["tags"]
+    )
     read = ModelCard.load(made / name / "README.md")
     assert read.data.pipeline_tag == fields["pipeline_tag"] and read.text.lstrip().startswith("# ")
 
@@ -50,7 +55,13 @@ def test_a_card_says_what_a_reader_compares_first(made, name):
         r"\| code \| vision-encoder-fusion.*, Apache-2.0 \|",
     ):
         assert re.search(what, text), what
-    for what in ("| image sizes | ", "| hardware | ", "| libraries | torch ", "transformers ", "Licence of the "):
+    for what in (
+        "| image sizes | ",
+        "| hardware | ",
+        "| libraries | torch ",
+        "transformers ",
+        "Licence of the ",
+    ):
         assert what in text, what
     assert len(section(text, "Limits").split()) > 8
     if name in TRAINED:
@@ -71,9 +82,16 @@ def test_a_model_below_its_references_is_said_to_be(made):
         description = "bank 40, queries 20"
 
     references = {"raw_pixels": 33.7, "colour_histogram": 5.0, "untrained": 17.6}
-    said = " ".join(judged(DINOv2Arguments(), references, {"cls": 10.0, "patch_mean": 12.0}, Benchmark()))
-    assert "Its k-NN of 12.0 % is not above raw pixels (33.7 %) and untrained (17.6 %)" in said and "histogram" not in said
-    assert "not above" not in " ".join(judged(DINOv2Arguments(), references, {"cls": 55.0}, Benchmark()))
+    said = " ".join(
+        judged(DINOv2Arguments(), references, {"cls": 10.0, "patch_mean": 12.0}, Benchmark())
+    )
+    assert (
+        "Its k-NN of 12.0 % is not above raw pixels (33.7 %) and untrained (17.6 %)" in said
+        and "histogram" not in said
+    )
+    assert "not above" not in " ".join(
+        judged(DINOv2Arguments(), references, {"cls": 55.0}, Benchmark())
+    )
     assert "Nothing was measured" in " ".join(judged(DINOv2Arguments(), {}, {}, None))
 
 
@@ -86,10 +104,20 @@ def test_the_command_of_a_card_starts_the_run_again(runs, made, programs, name):
     launcher, script, options = re.fullmatch(
         r"(accelerate launch|python) (\S+) (--config .*)", " ".join(command_of(card(made / name)))
     ).groups()
-    assert launcher == ("python" if programs[name][0].startswith("recipes") else "accelerate launch")
-    assert Path(script) == ROOT / programs[name][0] or (made / script).resolve() == ROOT / programs[name][0]
-    printed = runs.finish(runs.start(programs[name][0], *shlex.split(options), "--dry_run", "true", folder=made))
-    assert "nothing is trained, nothing is written" in printed and not (made / f"{name}-again").exists()
+    assert launcher == (
+        "python" if programs[name][0].startswith("recipes") else "accelerate launch"
+    )
+    assert (
+        Path(script) == ROOT / programs[name][0]
+        or (made / script).resolve() == ROOT / programs[name][0]
+    )
+    printed = runs.finish(
+        runs.start(programs[name][0], *shlex.split(options), "--dry_run", "true", folder=made)
+    )
+    assert (
+        "nothing is trained, nothing is written" in printed
+        and not (made / f"{name}-again").exists()
+    )
 
 
 def test_it_starts_as_it_is_typed(runs, made):
@@ -111,24 +139,35 @@ def test_the_command_of_a_fused_model_makes_it_again(runs, made, name):
     python, option, module, *options = command_of(card(made / name))
     assert (python, option, module) == ("python", "-m", "fusion.fuse")
     runs.finish(runs.start("fusion/fuse.py", *options, folder=made))
-    weights = [(made / folder / "model.safetensors").read_bytes() for folder in (name, f"{name}-again")]
+    weights = [
+        (made / folder / "model.safetensors").read_bytes() for folder in (name, f"{name}-again")
+    ]
     shutil.rmtree(made / f"{name}-again")
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("name", ["dinov2", "siglip", "mae", "fused", "vlm", "sft", "lora", "saved"])
+@pytest.mark.parametrize(
+    "name", ["dinov2", "siglip", "mae", "fused", "vlm", "sft", "lora", "saved"]
+)
 def test_the_lines_of_a_card_run(runs, made, tmp_path, name):
     Image.new("RGB", (40, 30), "orange").save(tmp_path / "image.jpg")
     (tmp_path / "model").symlink_to(made / name)
     lines = python_of(card(made / name), "model")
     printed = runs.finish(runs.start_plain(lines, project=True, folder=tmp_path))
     if name in ("vlm", "sft", "lora"):
-        assert lines.count("apply_chat_template(") == 2 and printed.count("['") + printed.count('["') >= 1  # one conversation, and several
+        assert (
+            lines.count("apply_chat_template(") == 2
+            and printed.count("['") + printed.count('["') >= 1
+        )  # one conversation, and several
 
 
 def test_the_docs_ask_a_trained_model(runs, made, tmp_path):
     page = (ROOT / "docs" / "fine_tuning.md").read_text(encoding="utf-8")
-    (lines,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "apply_chat_template" in code]
+    (lines,) = [
+        code
+        for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if "apply_chat_template" in code
+    ]
     Image.new("RGB", (40, 30), "orange").save(tmp_path / "image.jpg")
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "sft").symlink_to(made / "sft")
@@ -149,7 +188,10 @@ for auto in {autos}:
     except Exception as error:
         print(auto, "raised", type(error).__name__, " ".join(str(error).split()))
 """
-AUTOS = {"fused": ("AutoImageProcessor", "AutoModel"), "sft": ("AutoProcessor", "AutoModelForImageTextToText")}
+AUTOS = {
+    "fused": ("AutoImageProcessor", "AutoModel"),
+    "sft": ("AutoProcessor", "AutoModelForImageTextToText"),
+}
 AUTOS |= {"lora": AUTOS["sft"], "sft/checkpoint-2": AUTOS["sft"]}
 
 
@@ -162,16 +204,25 @@ def test_without_the_import_nothing_is_loaded_in_silence(runs, made, tmp_path, n
     def said(trust):
         code = LOAD.format(autos=AUTOS[name], trust=trust)
         printed = runs.finish(runs.start_plain(code, project=importable, folder=tmp_path))
-        return re.findall(r"Auto\w+ (?:gave|raised) .*", printed)  # behind a question, which nobody is there to answer
+        return re.findall(
+            r"Auto\w+ (?:gave|raised) .*", printed
+        )  # behind a question, which nobody is there to answer
 
     for trust in (False, None):
         lines = said(trust)
-        assert len(lines) == 2 and all("raised" in line and "trust_remote_code=True" in line for line in lines), lines
+        assert len(lines) == 2 and all(
+            "raised" in line and "trust_remote_code=True" in line for line in lines
+        ), lines
     lines = said(True)
     if importable:
-        assert [line.split()[1] for line in lines] == ["gave", "gave"] and all("Fus" in line for line in lines), lines
+        assert [line.split()[1] for line in lines] == ["gave", "gave"] and all(
+            "Fus" in line for line in lines
+        ), lines
     else:
-        assert all("pip install vision-encoder-fusion, then add the line `import fusion`" in line for line in lines), lines
+        assert all(
+            "pip install vision-encoder-fusion, then add the line `import fusion`" in line
+            for line in lines
+        ), lines
 
 
 def test_a_model_that_the_stub_loaded_is_saved_without_copies_of_our_code(runs, made, tmp_path):

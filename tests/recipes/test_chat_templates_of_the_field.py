@@ -14,10 +14,16 @@ from fusion.conversations.conversation import BadRow, Conversation, Message
 from fusion.conversations.tokens import IGNORED, chat_messages, tokenise
 
 trl = pytest.importorskip("trl", reason="trl ships the chat templates")
-SHIPPED = {path.stem: path.read_text() for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))}
+SHIPPED = {
+    path.stem: path.read_text()
+    for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+}
 
 # The layouts of templates that trl has not, as their model cards describe them.
-OTHERS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "layouts").glob("*.jinja"))}
+OTHERS = {
+    path.stem: path.read_text()
+    for path in sorted((Path(__file__).parent / "layouts").glob("*.jinja"))
+}
 TEMPLATES = SHIPPED | OTHERS | CHAT_TEMPLATES
 
 REAL = Path(os.environ.get("REAL_TOKENIZERS", "absent"))
@@ -38,7 +44,13 @@ ROWS = {
     "space before": [user("what?"), said("\n A cat.")],
     "as the question": [user("yes"), said("yes"), user("yes"), said("yes\n")],
     "empty system": [Message("system", ""), user("what?"), said("that")],
-    "two turns": [Message("system", "be brief"), user("what?"), said(" one"), user("and?"), said("two\n\n")],
+    "two turns": [
+        Message("system", "be brief"),
+        user("what?"),
+        said(" one"),
+        user("and?"),
+        said("two\n\n"),
+    ],
     "thoughts": [user("is it?"), said("yes", "well, perhaps")],
 }
 
@@ -51,7 +63,9 @@ def learnt_stretches(tokenised, processor):
         elif current:
             stretches.append(current)
             current = []
-    return [processor.tokenizer.decode(each) for each in stretches], [each[-1] for each in stretches]
+    return [processor.tokenizer.decode(each) for each in stretches], [
+        each[-1] for each in stretches
+    ]
 
 
 def check(processor, messages):
@@ -63,9 +77,15 @@ def check(processor, messages):
         return str(error)
     texts, ends = learnt_stretches(tokenised, processor)
     first = next(number for number, message in enumerate(messages) if message.role == "assistant")
-    prompt = render_prompt(processor, chat_messages(messages[:first]), thinking=any(message.thoughts for message in messages))
+    prompt = render_prompt(
+        processor,
+        chat_messages(messages[:first]),
+        thinking=any(message.thoughts for message in messages),
+    )
     asked = processor(text=prompt)["input_ids"][0]
-    assert tokenised.input_ids[: len(asked)] == asked, "the first answer stands behind the prompt that asks for it"
+    assert tokenised.input_ids[: len(asked)] == asked, (
+        "the first answer stands behind the prompt that asks for it"
+    )
     answers = [message for message in messages if message.role == "assistant"]
     assert len(texts) == len(answers)
     for text, end, answer in zip(texts, ends, answers, strict=True):
@@ -79,10 +99,16 @@ def check(processor, messages):
 def test_each_answer_has_a_learnt_end_or_its_row_is_refused(name, chat_processor):
     processor = chat_processor(TEMPLATES[name])
     refused = {kind: check(processor, messages) for kind, messages in ROWS.items()}
-    wants_parts = name.startswith(("idefics3", "llava_next", "smolvlm"))  # of vision-language models, whose messages are no texts
+    wants_parts = name.startswith(
+        ("idefics3", "llava_next", "smolvlm")
+    )  # of vision-language models, whose messages are no texts
     no_system = name.startswith("gemma") and not name.startswith(("gemma3", "gemma4"))
     for kind, reason in refused.items():
-        if kind != "thoughts" and not wants_parts and not (no_system and ROWS[kind][0].role == "system"):
+        if (
+            kind != "thoughts"
+            and not wants_parts
+            and not (no_system and ROWS[kind][0].role == "system")
+        ):
             assert reason is None, f"{name}, {kind}: {reason}"
 
 
@@ -90,7 +116,10 @@ def test_each_answer_has_a_learnt_end_or_its_row_is_refused(name, chat_processor
     ("name", "written"),
     [
         ("deepseek_r1_distill", "well, perhaps\n</think>\n\nyes"),
-        ("gptoss", "<|channel|>analysis<|message|>well, perhaps<|end|><|start|>assistant<|channel|>final<|message|>yes"),
+        (
+            "gptoss",
+            "<|channel|>analysis<|message|>well, perhaps<|end|><|start|>assistant<|channel|>final<|message|>yes",
+        ),
         ("qwen3", "<think>\nwell, perhaps\n</think>\n\nyes"),
         ("qwen3_5_think", "well, perhaps\n</think>\n\nyes"),
         ("qwen3_6", "well, perhaps\n</think>\n\nyes"),
@@ -118,7 +147,14 @@ def test_what_follows_an_earlier_answer_is_learnt_as_the_stop_of_a_last_one(chat
     processor = chat_processor(SHIPPED["gptoss"])
     tokenised = tokenise(Conversation("row 1", tuple(ROWS["two turns"])), processor, 2**20)
     end, stop = processor.tokenizer.convert_tokens_to_ids(["<|end|>", "<|return|>"])
-    given, learnt = ([token for token, label in zip(tokenised.input_ids, tokenised.labels, strict=True) if label == stop], stop)
+    given, learnt = (
+        [
+            token
+            for token, label in zip(tokenised.input_ids, tokenised.labels, strict=True)
+            if label == stop
+        ],
+        stop,
+    )
     assert given == [end, stop] and stop_token_ids(processor) == [learnt]
 
 
@@ -126,7 +162,9 @@ def test_an_end_that_is_no_token_is_refused(chat_processor):
     """ChatML under a tokenizer that has not got its tokens: no token could stop generation."""
     processor = chat_processor(OTHERS["chatml"], [])
     assert "generation would never stop" in check(processor, ROWS["plain"])
-    assert check(chat_processor(OTHERS["chatml"], ["<|im_end|>"]), ROWS["plain"]) is None  # an ordinary token, added by name
+    assert (
+        check(chat_processor(OTHERS["chatml"], ["<|im_end|>"]), ROWS["plain"]) is None
+    )  # an ordinary token, added by name
 
 
 def test_ends_with_a_tokenizer_that_eats_the_space_behind_them(chat_processor):
@@ -140,7 +178,8 @@ def test_ends_with_a_tokenizer_that_eats_the_space_behind_them(chat_processor):
 
 
 @pytest.mark.skipif(
-    not REAL.is_dir(), reason="REAL_TOKENIZERS names no folder with tokenizers that packages ship; docs/fine_tuning.md says how to get some"
+    not REAL.is_dir(),
+    reason="REAL_TOKENIZERS names no folder with tokenizers that packages ship; docs/fine_tuning.md says how to get some",
 )
 @pytest.mark.parametrize(
     ("folder", "template"),
@@ -151,16 +190,29 @@ def test_ends_with_a_tokenizer_that_eats_the_space_behind_them(chat_processor):
     ],
 )  # fmt: skip
 def test_real_tokenizers(folder, template, chat_processor, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(REAL / folder / "package" / "models", trust_remote_code=False)
-    processor = chat_processor(TEMPLATES[template] if template else tokenizer.chat_template, tokenizer=tokenizer)
-    refused = {kind: check(processor, messages) for kind, messages in ROWS.items() if kind != "thoughts"}
+    tokenizer = AutoTokenizer.from_pretrained(
+        REAL / folder / "package" / "models", trust_remote_code=False
+    )
+    processor = chat_processor(
+        TEMPLATES[template] if template else tokenizer.chat_template, tokenizer=tokenizer
+    )
+    refused = {
+        kind: check(processor, messages) for kind, messages in ROWS.items() if kind != "thoughts"
+    }
     assert set(refused.values()) == {None}, refused
-    shown = Conversation("row 1", (user("<image>\nwhat?"), said("that")), (torch.zeros(3, 64, 64, dtype=torch.uint8),))
+    shown = Conversation(
+        "row 1",
+        (user("<image>\nwhat?"), said("that")),
+        (torch.zeros(3, 64, 64, dtype=torch.uint8),),
+    )
     prompt = processor.apply_chat_template(
         [
             {
                 "role": "user",
-                "content": [{"type": "image", "image": torch.zeros(64, 64, 3, dtype=torch.uint8)}, {"type": "text", "text": "what?"}],
+                "content": [
+                    {"type": "image", "image": torch.zeros(64, 64, 3, dtype=torch.uint8)},
+                    {"type": "text", "text": "what?"},
+                ],
             }
         ],
         add_generation_prompt=True,
@@ -172,4 +224,7 @@ def test_real_tokenizers(folder, template, chat_processor, tmp_path):
     processor.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=False)
     assert tokenise(shown, again, 2**20) == tokenise(shown, processor, 2**20)
-    assert tokenizer("x")["input_ids"][0] != tokenizer.bos_token_id or prompt[0] == tokenizer.bos_token_id
+    assert (
+        tokenizer("x")["input_ids"][0] != tokenizer.bos_token_id
+        or prompt[0] == tokenizer.bos_token_id
+    )

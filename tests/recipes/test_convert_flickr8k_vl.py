@@ -19,7 +19,9 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "flickr8k_vl"
 
 def row(name, seed):
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(stream, "JPEG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(
+        stream, "JPEG"
+    )
     return {
         "image": {"bytes": stream.getvalue(), "path": None},
         "image_id": name,
@@ -35,13 +37,26 @@ def test_all_kinds_become_rows(runs, tmp_path):
         table = pyarrow.Table.from_pylist([row("1.jpg", 1), row("../2.jpg", 0)])
         pyarrow.parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
     arguments = ("--source", tmp_path, "--output_dir", tmp_path / "out")
-    assert "4 caption, 2 match, 2 entailment, 1 vqa" in runs.finish(runs.launch([sys.executable], SCRIPT, *arguments))
-    assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"1.jpg", "2.jpg"} and not (
-        tmp_path / "out" / "2.jpg"
-    ).exists()
+    assert "4 caption, 2 match, 2 entailment, 1 vqa" in runs.finish(
+        runs.launch([sys.executable], SCRIPT, *arguments)
+    )
+    assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {
+        "1.jpg",
+        "2.jpg",
+    } and not (tmp_path / "out" / "2.jpg").exists()
     source = open_conversations(f"llava:{tmp_path}/out/train.jsonl?images={tmp_path}/out/images")
     answers = [source[number].messages[1].text for number in range(len(source))]
-    assert answers == ["A dog .", "A brown dog .", "no", "true", "a dog", "A dog .", "A brown dog .", "no", "true"]
+    assert answers == [
+        "A dog .",
+        "A brown dog .",
+        "no",
+        "true",
+        "a dog",
+        "A dog .",
+        "A brown dog .",
+        "no",
+        "true",
+    ]
     assert "not empty" in runs.error(SCRIPT, *arguments)
     assert runs.error(SCRIPT, "--source", tmp_path / "out", "--output_dir", tmp_path / "x")
 

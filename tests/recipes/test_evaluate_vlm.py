@@ -35,7 +35,9 @@ SCRIPT = "recipes/evaluate_vlm.py"
 
 def png(seed=0):
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(stream, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(
+        stream, "PNG"
+    )
     return stream.getvalue()
 
 
@@ -64,25 +66,36 @@ def test_cv_bench_and_its_mean(folder):
     ]  # fmt: skip
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "test.parquet")
     task = open_task(f"cv_bench:{folder}/test.parquet")
-    assert task.prompted(task.questions[0]).splitlines()[1:3] == ["(A) one", "(B) two"] and chance(task) == 50
+    assert (
+        task.prompted(task.questions[0]).splitlines()[1:3] == ["(A) one", "(B) two"]
+        and chance(task) == 50
+    )
     assert tuple(task.questions[3].images()[0].shape) == (3, 40, 48)
     score = graded(task, ["A", "A", "A", "(B) two"])
     assert score.groups == {"ADE20K": (100.0, 1), "COCO": (50.0, 2), "Omni3D": (100.0, 1)}
     assert score.score == ((100 + 50) / 2 + 100) / 2
-    assert score.error == pytest.approx(100 * 0.25 * 0.5 / 2**0.5)  # only COCO's two questions, a quarter of the figure, differ
+    assert score.error == pytest.approx(
+        100 * 0.25 * 0.5 / 2**0.5
+    )  # only COCO's two questions, a quarter of the figure, differ
 
 
 def test_chance_and_error_are_of_the_figure_that_is_weighted(folder):
     """By the published formula, from chances by group; and the error against many sets of answers drawn at random."""
     counts = {"ADE20K": (40, 5), "COCO": (10, 4), "Omni3D": (20, 2)}
     questions = [
-        Question("", "", ("A",), list, tuple("vwxyz"[:choices]), group) for group, (count, choices) in counts.items() for _ in range(count)
+        Question("", "", ("A",), list, tuple("vwxyz"[:choices]), group)
+        for group, (count, choices) in counts.items()
+        for _ in range(count)
     ]
-    task = replace(open_task("scenes?count=1"), questions=questions, grade=letter, weights=cv_bench_weights)
+    task = replace(
+        open_task("scenes?count=1"), questions=questions, grade=letter, weights=cv_bench_weights
+    )
     assert chance(task) == pytest.approx(((20 + 25) / 2 + 50) / 2)
     generator = np.random.default_rng(0)
     scores = [graded(task, generator.choice(["A", "B"], len(questions))) for _ in range(400)]
-    assert np.mean([each.error for each in scores]) == pytest.approx(np.std([each.score for each in scores]), rel=0.1)
+    assert np.mean([each.error for each in scores]) == pytest.approx(
+        np.std([each.score for each in scores]), rel=0.1
+    )
 
 
 def test_mmvp_counts_pairs(folder):
@@ -92,7 +105,12 @@ def test_mmvp_counts_pairs(folder):
     with (folder / "mmvp" / "Questions.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["Index", "Question", "Options", "Correct Answer"])
-        rows.writerows([[number, "open?", "(a) Open (b) Closed", "(a)" if number % 2 else "(b)"] for number in range(1, 5)])
+        rows.writerows(
+            [
+                [number, "open?", "(a) Open (b) Closed", "(a)" if number % 2 else "(b)"]
+                for number in range(1, 5)
+            ]
+        )
     task = open_task(f"mmvp:{folder / 'mmvp'}")
     assert task.questions[0].choices == ("Open", "Closed") and task.questions[1].expected == ("B",)
     score = graded(task, ["(a)", "b", "Open", "(a)"])
@@ -104,15 +122,32 @@ def test_pope_gqa_vqa_and_captions(folder):
         {"question_id": 1, "image": "1.jpg", "text": "Is there\u2028a dog?", "label": "yes"},
         {"image": "2.jpg", "text": "A cat?", "label": "no"},
     ]
-    (folder / "pope.json").write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n")
+    (folder / "pope.json").write_text(
+        "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n"
+    )
     task = open_task(f"pope:{folder / 'pope.json'}")
-    assert graded(task, ["Yes, there is.", "yes"]).score == 50 and task.questions[0].text == "Is there\u2028a dog?"
-    (folder / "gqa.json").write_text(json.dumps({"07": {"question": "Colour?", "answer": "red", "imageId": "3"}}))
+    assert (
+        graded(task, ["Yes, there is.", "yes"]).score == 50
+        and task.questions[0].text == "Is there\u2028a dog?"
+    )
+    (folder / "gqa.json").write_text(
+        json.dumps({"07": {"question": "Colour?", "answer": "red", "imageId": "3"}})
+    )
     assert graded(open_task(f"gqa:{folder / 'gqa.json'}?images={folder}"), ["Red."]).score == 100
     (folder / "vqa.json").write_text(
-        json.dumps([{"question": "Colour?", "image": "1.jpg", "answers": [{"answer": "red"}] * 3 + ["blue"] * 7}])
+        json.dumps(
+            [
+                {
+                    "question": "Colour?",
+                    "image": "1.jpg",
+                    "answers": [{"answer": "red"}] * 3 + ["blue"] * 7,
+                }
+            ]
+        )
     )
-    assert graded(open_task(f"vqa:{folder / 'vqa.json'}"), ["red"]).score == pytest.approx(100 * (3 * 2 / 3 + 7) / 10)
+    assert graded(open_task(f"vqa:{folder / 'vqa.json'}"), ["red"]).score == pytest.approx(
+        100 * (3 * 2 / 3 + 7) / 10
+    )
     notes = [
         {"image_id": 1, "caption": "a dog runs"},
         {"image_id": 1, "caption": "the dog"},
@@ -121,19 +156,28 @@ def test_pope_gqa_vqa_and_captions(folder):
     images = [{"id": number, "file_name": f"{number}.jpg"} for number in (1, 2, 3)]
     (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
     task = open_task(f"captions:{folder / 'captions.json'}")
-    assert len(task.questions) == 2 and graded(task, ["a dog runs", "two cars drive by"]).score > graded(task, ["two cars", "a dog"]).score
+    assert (
+        len(task.questions) == 2
+        and graded(task, ["a dog runs", "two cars drive by"]).score
+        > graded(task, ["two cars", "a dog"]).score
+    )
     assert chance(task) is None
 
 
 def test_mmbench_is_circular(folder):
     image = base64.b64encode(png()).decode()
     rows = [["index", "image", "question", "hint", "A", "B", "C", "answer", "category"]]
-    rows += [["7", image, "which?", "", "x", "y", "z", "A", "shape"], ["1000007", "7", "which?", "", "y", "z", "x", "C", "shape"]]
+    rows += [
+        ["7", image, "which?", "", "x", "y", "z", "A", "shape"],
+        ["1000007", "7", "which?", "", "y", "z", "x", "C", "shape"],
+    ]
     rows += [["8", image, "what?", "look\nhere", "x", "y", "", "B", "shape"]]
     with (folder / "mmbench.tsv").open("w", newline="") as file:
         csv.writer(file, delimiter="\t").writerows(rows)
     task = open_task(f"mmbench:{folder / 'mmbench.tsv'}")
-    assert [question.bundle for question in task.questions] == ["7", "7", "8"] and task.questions[2].text == "look\nhere what?"
+    assert [question.bundle for question in task.questions] == ["7", "7", "8"] and task.questions[
+        2
+    ].text == "look\nhere what?"
     assert tuple(task.questions[1].images()[0].shape) == (3, 40, 48)
     assert graded(task, ["A", "C", "A"]).score == 50 and graded(task, ["A", "A", "B"]).score == 50
     assert chance(task) == pytest.approx(100 * (1 / 9 + 1 / 2) / 2)
@@ -152,7 +196,9 @@ def test_bad_files_are_named(folder):
     (folder / "bad.json").write_text('{"image": "../x.jpg", "text": "x", "label": "yes"}')
     with pytest.raises(BadRow, match="line 1.*leads out"):
         open_task(f"pope:{folder / 'bad.json'}")
-    (folder / "bad.json").write_text('{"image": "9.jpg", "text": "x", "label": "yes"}\n{"image": "1.jpg", "text": "x"}')
+    (folder / "bad.json").write_text(
+        '{"image": "9.jpg", "text": "x", "label": "yes"}\n{"image": "1.jpg", "text": "x"}'
+    )
     with pytest.raises(BadRow, match="line 2: there is no 'label'"):
         open_task(f"pope:{folder / 'bad.json'}")
 
@@ -166,7 +212,9 @@ def test_baselines_show_no_image_and_those_of_others(model_folder, monkeypatch):
 
     def watched(model, processor, conversations, images, **generation):
         remaining = iter(images)
-        places = [sum(turn["content"].count("<image>") for turn in turns) for turns in conversations]
+        places = [
+            sum(turn["content"].count("<image>") for turn in turns) for turns in conversations
+        ]
         return [str(float(next(remaining).float().mean())) if count else "none" for count in places]
 
     monkeypatch.setattr(module, "replies", watched)
@@ -199,16 +247,22 @@ def test_a_conversation_is_asked_as_it_was_trained(model_folder, tmp_path, monke
     task = open_task(source)
     trained = tokenise(open_conversations(source)[0], processor, 2**20).input_ids
     seen = []
-    monkeypatch.setattr(type(model), "generate", lambda self, **inputs: seen.append(inputs) or inputs["input_ids"])
+    monkeypatch.setattr(
+        type(model), "generate", lambda self, **inputs: seen.append(inputs) or inputs["input_ids"]
+    )
     answer_and_score(model, processor, task, "images", batch_size=1)
     asked = seen[0]["input_ids"][0].tolist()
-    assert trained[: len(asked)] == asked and asked.count(processor.image_token_id) == 2 * processor.image_processor.num_tokens(40, 48)
+    assert trained[: len(asked)] == asked and asked.count(
+        processor.image_token_id
+    ) == 2 * processor.image_processor.num_tokens(40, 48)
     assert "Answer in French." in processor.decode(asked)
 
 
 def test_baselines_of_a_conversation_keep_its_turns(tmp_path):
     task = open_task(pictures_in_turns(tmp_path))
-    right, blind, wrong = (asked_question(task, 0, shown) for shown in ("images", "blind", "shuffled"))
+    right, blind, wrong = (
+        asked_question(task, 0, shown) for shown in ("images", "blind", "shuffled")
+    )
     assert [len(each.images) for each in (right, blind, wrong)] == [2, 0, 2]
     assert [turn.text for turn in blind.messages] == ["Answer in French.", "Is  or  brighter?"]
     assert (
@@ -220,7 +274,12 @@ def test_baselines_of_a_conversation_keep_its_turns(tmp_path):
 
 def test_an_answer_that_is_not_learnt_is_not_graded(tmp_path):
     turns = [("human", "a?"), ("gpt", "shown"), ("human", "b?"), ("gpt", "learnt")]
-    row = {"conversations": [{"from": who, "value": text, **({"weight": 0} if text == "shown" else {})} for who, text in turns]}
+    row = {
+        "conversations": [
+            {"from": who, "value": text, **({"weight": 0} if text == "shown" else {})}
+            for who, text in turns
+        ]
+    }
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     (question,) = questions_of(open_conversations(f"llava:{tmp_path / 'rows.jsonl'}"))
     assert question.expected == ("learnt",) and len(question.turns) == 3
@@ -230,7 +289,10 @@ def test_batched_answers_are_those_of_one_by_one(model_folder):
     model, processor = load_model(str(model_folder))
     task = open_task("scenes?count=5")
     with torch.no_grad():
-        one, several = (answer_and_score(model.eval(), processor, task, "images", size).answers for size in (1, 3))
+        one, several = (
+            answer_and_score(model.eval(), processor, task, "images", size).answers
+            for size in (1, 3)
+        )
     assert one == several
 
 
@@ -247,10 +309,20 @@ def test_the_sheet_shows_the_images():
 def test_command_alone_and_in_two_processes(runs, model_folder, tmp_path):
     torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
     for name, start in (("one", runs.start), ("two", partial(runs.launch, torchrun))):
-        arguments = ("--model", model_folder, "--tasks", "scenes?count=7&split=held_out", "--batch_size", 2)
+        arguments = (
+            "--model",
+            model_folder,
+            "--tasks",
+            "scenes?count=7&split=held_out",
+            "--batch_size",
+            2,
+        )
         printed = runs.finish(start(SCRIPT, *arguments, "--output_dir", tmp_path / name))
         assert "wrong images" in printed and "grader last_word" in printed
-    one, two = ([json.loads(line) for line in (tmp_path / name / "answers.jsonl").read_text().splitlines()] for name in ("one", "two"))
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "answers.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
     assert one == two and len(one) == 7 and {"blind", "shuffled", "images"} <= one[0].keys()
     assert json.loads((tmp_path / "one" / "results.json").read_text())["tasks"]
     assert Image.open(tmp_path / "one" / "figures" / "0.png").width > 300
@@ -259,16 +331,24 @@ def test_command_alone_and_in_two_processes(runs, model_folder, tmp_path):
 def test_mistakes_are_said_before_anything_is_loaded(runs, model_folder):
     assert "sva_sft.py" in runs.error(SCRIPT)
     assert "holds no model" in runs.error(SCRIPT, "--model", "absent")
-    assert "each once" in runs.error(SCRIPT, "--model", model_folder, "--tasks", "scenes?count=2", "scenes?count=2")
+    assert "each once" in runs.error(
+        SCRIPT, "--model", model_folder, "--tasks", "scenes?count=2", "scenes?count=2"
+    )
     assert "--limit 0 is not possible" in runs.error(SCRIPT, "--model", model_folder, "--limit", 0)
 
 
 def test_tasks_of_one_benchmark_are_kept_apart(runs, model_folder, tmp_path):
     """As POPE's three parts are."""
-    lines = [{"image": "1.jpg", "text": "Is there a dog?", "label": label} for label in ("yes", "no")]
+    lines = [
+        {"image": "1.jpg", "text": "Is there a dog?", "label": label} for label in ("yes", "no")
+    ]
     (tmp_path / "1.jpg").write_bytes(png())
     texts = [f"pope:{tmp_path / name}.json" for name in ("random", "popular")]
     for name, line in zip(("random", "popular"), lines, strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(line))
-    runs.finish(runs.start(SCRIPT, "--model", model_folder, "--tasks", *texts, "--output_dir", tmp_path / "judged"))
+    runs.finish(
+        runs.start(
+            SCRIPT, "--model", model_folder, "--tasks", *texts, "--output_dir", tmp_path / "judged"
+        )
+    )
     assert list(json.loads((tmp_path / "judged" / "results.json").read_text())["tasks"]) == texts

@@ -45,11 +45,23 @@ ENCODERS = {"encoder", "saved_encoder"}
 FUSED = {"fusion_vlm"}
 # what reads a folder -> the kinds that it reads, or about which it has a sentence of its own
 LOADERS = {
-    "evaluate_encoder.py, compare_encoders.py, fuse --encoders": (lambda folder: load_encoder(folder), ENCODERS),
-    "sva_align.py, sva_sft.py, evaluate_vlm.py, check_conversations.py": (lambda folder: check_model_folder(str(folder)), FUSED),
+    "evaluate_encoder.py, compare_encoders.py, fuse --encoders": (
+        lambda folder: load_encoder(folder),
+        ENCODERS,
+    ),
+    "sva_align.py, sva_sft.py, evaluate_vlm.py, check_conversations.py": (
+        lambda folder: check_model_folder(str(folder)),
+        FUSED,
+    ),
     "fuse --language_model": (lambda folder: load_language_model(str(folder)), {"language_model"}),
-    "dinov2.py --init_from": (lambda folder: load_backbone_weights(backbone(), str(folder)), ENCODERS),
-    "siglip.py, mae.py --init_from": (lambda folder: load_whole(siglip_model(), str(folder)), {"encoder"}),
+    "dinov2.py --init_from": (
+        lambda folder: load_backbone_weights(backbone(), str(folder)),
+        ENCODERS,
+    ),
+    "siglip.py, mae.py --init_from": (
+        lambda folder: load_whole(siglip_model(), str(folder)),
+        {"encoder"},
+    ),
     "convert_cambrian --checkpoint": (lambda folder: read_config(folder), {"language_model"}),
     "zero_shot": (lambda folder: load_image_text(folder), {"encoder"}),
 }
@@ -75,7 +87,9 @@ def test_a_folder_has_a_kind(made, name):
 @pytest.mark.parametrize(("loader", "name"), list(itertools.product(LOADERS, KINDS)))
 def test_every_loader_says_what_a_folder_of_something_else_is(made, loader, name):
     load, understood = LOADERS[loader]
-    if KINDS[name][0] in understood or (KINDS[name][0] == "absent" and "check" not in loader):  # an absent one may be a name on the Hub
+    if KINDS[name][0] in understood or (
+        KINDS[name][0] == "absent" and "check" not in loader
+    ):  # an absent one may be a name on the Hub
         return
     with pytest.raises(UserError) as refused:
         load(made / name)
@@ -86,39 +100,87 @@ def test_every_loader_says_what_a_folder_of_something_else_is(made, loader, name
 @pytest.mark.parametrize(
     ("script", "options", "said"),
     [
-        ("recipes/evaluate_vlm.py", ("--model", "dinov2"), "recipes/evaluate_encoder.py --encoder dinov2"),
-        ("recipes/evaluate_encoder.py", ("--encoder", "sft", "--dataset", "scenes?count=40"), "recipes/evaluate_vlm.py --model sft"),
-        ("recipes/compare_encoders.py", ("--encoders", "evaluation", "--datasets", "scenes?count=40"), "name what it judged: dinov2"),
-        ("recipes/sva_sft.py", ("--init_from", "dinov2"), "python -m fusion.fuse --encoders dinov2"),
-        ("recipes/sva_sft.py", ("--init_from", "lora/adapter"), "name lora, which holds the merged model"),
+        (
+            "recipes/evaluate_vlm.py",
+            ("--model", "dinov2"),
+            "recipes/evaluate_encoder.py --encoder dinov2",
+        ),
+        (
+            "recipes/evaluate_encoder.py",
+            ("--encoder", "sft", "--dataset", "scenes?count=40"),
+            "recipes/evaluate_vlm.py --model sft",
+        ),
+        (
+            "recipes/compare_encoders.py",
+            ("--encoders", "evaluation", "--datasets", "scenes?count=40"),
+            "name what it judged: dinov2",
+        ),
+        (
+            "recipes/sva_sft.py",
+            ("--init_from", "dinov2"),
+            "python -m fusion.fuse --encoders dinov2",
+        ),
+        (
+            "recipes/sva_sft.py",
+            ("--init_from", "lora/adapter"),
+            "name lora, which holds the merged model",
+        ),
         (
             "pretrain/dinov2.py",
-            ("--init_from", "fused", "--dataset", "scenes?size=64&count=64", "--eval_dataset", "none"),
+            (
+                "--init_from",
+                "fused",
+                "--dataset",
+                "scenes?size=64&count=64",
+                "--eval_dataset",
+                "none",
+            ),
             "a fused vision encoder",
         ),
-        ("pretrain/mae.py", ("--init_from", "images", "--dataset", "scenes?count=64", "--eval_dataset", "none"), "--dataset folder:images"),
+        (
+            "pretrain/mae.py",
+            ("--init_from", "images", "--dataset", "scenes?count=64", "--eval_dataset", "none"),
+            "--dataset folder:images",
+        ),
         ("fusion/fuse.py", ("--encoders", "sft", "tiny:siglip"), "not an encoder"),
-        ("fusion/fuse.py", ("--language_model", "dinov2", "--encoders", "tiny:siglip"), "not a language model"),
-        ("recipes/check_conversations.py", ("--model", "empty", "--conversations", "scenes?count=4"), "an empty folder"),
+        (
+            "fusion/fuse.py",
+            ("--language_model", "dinov2", "--encoders", "tiny:siglip"),
+            "not a language model",
+        ),
+        (
+            "recipes/check_conversations.py",
+            ("--model", "empty", "--conversations", "scenes?count=4"),
+            "an empty folder",
+        ),
     ],
 )
 def test_programs_say_it_in_one_line(runs, made, script, options, said):
     assert said in runs.error(script, *options, folder=made)
 
 
-OTHERS = {"pretrain/dinov2.py": "sft", "pretrain/mae.py": "siglip", "pretrain/siglip.py": "dinov2", "recipes/sva_sft.py": "align"}
+OTHERS = {
+    "pretrain/dinov2.py": "sft",
+    "pretrain/mae.py": "siglip",
+    "pretrain/siglip.py": "dinov2",
+    "recipes/sva_sft.py": "align",
+}
 
 
 @pytest.mark.parametrize("script", OTHERS)
 def test_a_run_of_another_program_is_not_resumed_and_keeps_its_config(runs, made, programs, script):
     folder = OTHERS[script]
     before = {path.name: path.read_bytes() for path in (made / folder).glob("*.yaml")}
-    said = runs.error(script, "--output_dir", folder, "--resume_from_checkpoint", "true", folder=made)
+    said = runs.error(
+        script, "--output_dir", folder, "--resume_from_checkpoint", "true", folder=made
+    )
     assert f"{folder} is a run of {programs[folder][0]}, not of {script}" in said
     assert {path.name: path.read_bytes() for path in (made / folder).glob("*.yaml")} == before
 
 
-@pytest.mark.parametrize("name", ["fused", "evaluation", "comparison", "vlm_evaluation", "language_model", "mae"])
+@pytest.mark.parametrize(
+    "name", ["fused", "evaluation", "comparison", "vlm_evaluation", "language_model", "mae"]
+)
 def test_a_full_folder_is_refused_with_advice_that_the_program_takes(runs, made, programs, name):
     """Before anything is built: the encoder and the data that are named are not there."""
     script, options = programs[name]

@@ -11,7 +11,11 @@ from fusion.evaluation.kept_answers import KeptAnswers, header_of, model_fingerp
 from fusion.training.models import load_model
 from fusion.training.small_default import write_small_default
 
-VLM, ENCODER, COMPARE = "recipes/evaluate_vlm.py", "recipes/evaluate_encoder.py", "recipes/compare_encoders.py"
+VLM, ENCODER, COMPARE = (
+    "recipes/evaluate_vlm.py",
+    "recipes/evaluate_encoder.py",
+    "recipes/compare_encoders.py",
+)
 AUTO = ("--resume_from_checkpoint", "auto")
 TEXTS = ["what colour is the largest object?", "tell me yes or no"]
 
@@ -37,13 +41,27 @@ def results(folder):
 
 
 def kept_lines(folder):
-    return [line for path in sorted((folder / "partial").glob("answers-*.jsonl")) for line in path.read_text().splitlines()]
+    return [
+        line
+        for path in sorted((folder / "partial").glob("answers-*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_evaluation_of_a_vlm_goes_on_and_gives_the_same_bytes(runs, model_folder, tmp_path):
+def test_a_killed_evaluation_of_a_vlm_goes_on_and_gives_the_same_bytes(
+    runs, model_folder, tmp_path
+):
     """Killed after the first lines; killed again, with a torn last line; begun by two processes and ended by one."""
-    arguments = ("--model", model_folder, "--tasks", "scenes?count=9&split=held_out", "--batch_size", 2, *AUTO)
+    arguments = (
+        "--model",
+        model_folder,
+        "--tasks",
+        "scenes?count=9&split=held_out",
+        "--batch_size",
+        2,
+        *AUTO,
+    )
     whole, hurt, two = (tmp_path / name for name in ("whole", "hurt", "two"))
     runs.finish(runs.start(VLM, *arguments, "--output_dir", whole))
     for lines in (2, 12):
@@ -78,15 +96,29 @@ def test_kept_answers_are_those_of_one_model_task_and_image(model, model_folder,
     for cut in (0, 1, 100, len(answers) // 2, len(answers) - 1, len(answers)):
         (tmp_path / "answers-0000.jsonl").write_bytes(answers[:cut])
         kept = KeptAnswers(tmp_path, header)
-        assert len(kept) == max(len(answers[:cut].splitlines()) - 1 - (0 < cut < len(answers) - 1), 0)
+        assert len(kept) == max(
+            len(answers[:cut].splitlines()) - 1 - (0 < cut < len(answers) - 1), 0
+        )
         assert answer_and_score(*model, task, "images", 2, kept=kept) == score
     asked = [asked_question(task, number, "images") for number in (0, 1)]
     assert KeptAnswers(tmp_path, header).rows("images", (0, 1), asked) is not None
     assert KeptAnswers(tmp_path, header).rows("images", (0, 1), asked[::-1]) is None  # other images
     assert KeptAnswers(tmp_path, header).rows("blind", (0, 1), asked) is None
-    for other in (header_of("another model", task, 2, 0), header_of(header["model"], task, 3, 0), header_of(header["model"], task, 2, 8)):
+    for other in (
+        header_of("another model", task, 2, 0),
+        header_of(header["model"], task, 3, 0),
+        header_of(header["model"], task, 2, 8),
+    ):
         assert len(KeptAnswers(tmp_path, other)) == 0
-    assert len(KeptAnswers(tmp_path, header_of(header["model"], open_task("scenes?count=4&split=held_out"), 2, 0))) == 0
+    assert (
+        len(
+            KeptAnswers(
+                tmp_path,
+                header_of(header["model"], open_task("scenes?count=4&split=held_out"), 2, 0),
+            )
+        )
+        == 0
+    )
 
 
 def test_a_model_is_known_by_every_byte_of_its_files(model_folder, tmp_path):
@@ -94,7 +126,9 @@ def test_a_model_is_known_by_every_byte_of_its_files(model_folder, tmp_path):
     known = {model_fingerprint(folder, "cpu"), model_fingerprint(folder, "cuda")}
     (folder / "README.md").write_text("changed")
     assert len(known) == 2 and model_fingerprint(folder, "cpu") in known
-    for number, name in enumerate(("model.safetensors", "config.json", "tokenizer.json", "processor_config.json"), 3):
+    for number, name in enumerate(
+        ("model.safetensors", "config.json", "tokenizer.json", "processor_config.json"), 3
+    ):
         data = bytearray((folder / name).read_bytes())
         data[-2] ^= 1
         (folder / name).write_bytes(data)
@@ -107,9 +141,25 @@ TASKS = ("knn", "linear", "segmentation", "depth", "emergent_segmentation")
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("script", "options"), [(ENCODER, ("--encoder", "--dataset")), (COMPARE, ("--encoders", "--datasets"))])
-def test_a_killed_evaluation_of_encoders_runs_only_what_is_missing(runs, encoder, colours, tmp_path, script, options):
-    arguments = (options[0], encoder, options[1], colours, "--tasks", *TASKS, *QUICK, "--cache_dir", tmp_path / "cache", *AUTO)
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [(ENCODER, ("--encoder", "--dataset")), (COMPARE, ("--encoders", "--datasets"))],
+)
+def test_a_killed_evaluation_of_encoders_runs_only_what_is_missing(
+    runs, encoder, colours, tmp_path, script, options
+):
+    arguments = (
+        options[0],
+        encoder,
+        options[1],
+        colours,
+        "--tasks",
+        *TASKS,
+        *QUICK,
+        "--cache_dir",
+        tmp_path / "cache",
+        *AUTO,
+    )
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
     runs.finish(runs.start(script, *arguments, "--output_dir", whole))
     for number in (1, 3):
@@ -126,6 +176,10 @@ def test_a_killed_evaluation_of_encoders_runs_only_what_is_missing(runs, encoder
         if path.suffix in (".png", ".md", ".jsonl"):
             assert path.read_bytes() == (hurt / path.relative_to(whole)).read_bytes(), path
     assert "all is done" in runs.finish(runs.start(script, *arguments, "--output_dir", hurt))
-    said = runs.error(script, *(21 if word == 20 else word for word in arguments), "--output_dir", hurt)
+    said = runs.error(
+        script, *(21 if word == 20 else word for word in arguments), "--output_dir", hurt
+    )
     assert "linear_iterations 20 there and 21 here, dense_iterations 20 there and 21 here" in said
-    assert "names a checkpoint, and" in runs.error(script, *arguments[:-1], "true", "--output_dir", hurt)
+    assert "names a checkpoint, and" in runs.error(
+        script, *arguments[:-1], "true", "--output_dir", hurt
+    )

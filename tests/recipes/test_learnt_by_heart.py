@@ -45,7 +45,10 @@ def made_untrained(template, tokens):
     tokenizer.add_tokens(tokens)
     tokenizer.chat_template = template
     vision, _ = fuse_encoders(
-        ["tiny:dinov2"], hidden_size=64, connector="resampler", connector_options={"num_queries": 4, "width": 64, "num_heads": 4}
+        ["tiny:dinov2"],
+        hidden_size=64,
+        connector="resampler",
+        connector_options={"num_queries": 4, "width": 64, "num_heads": 4},
     )
     return assemble_vlm(vision, model, tokenizer)
 
@@ -90,16 +93,31 @@ def test_two_rows_are_answered_as_they_were_learnt(name, rows, untrained, monkey
 def test_the_programs_do_so_too(rows, untrained, runs, tmp_path):
     """A base model whose only stop was its end of text, with a ChatML template: SFT, then evaluation, as commands."""
     model, processor = untrained("chatml")
-    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id  # as checkpoints have it that were fused before
+    model.generation_config.eos_token_id = (
+        processor.tokenizer.eos_token_id
+    )  # as checkpoints have it that were fused before
     model.save_pretrained(tmp_path / "fused")
     processor.save_pretrained(tmp_path / "fused")
     given = {
         "init_from": tmp_path / "fused", "conversations": rows, "eval_conversations": "[]", "max_steps": 120, "learning_rate": 3e-3,
         "lr_scheduler_type": "constant", "per_device_train_batch_size": 2, "output_dir": tmp_path / "sft",
     }  # fmt: skip
-    runs.finish(runs.start("recipes/sva_sft.py", *(str(text) for name, value in given.items() for text in (f"--{name}", value))))
+    runs.finish(
+        runs.start(
+            "recipes/sva_sft.py",
+            *(str(text) for name, value in given.items() for text in (f"--{name}", value)),
+        )
+    )
     printed = runs.finish(
-        runs.start("recipes/evaluate_vlm.py", "--model", tmp_path / "sft", "--tasks", rows, "--output_dir", tmp_path / "judged")
+        runs.start(
+            "recipes/evaluate_vlm.py",
+            "--model",
+            tmp_path / "sft",
+            "--tasks",
+            rows,
+            "--output_dir",
+            tmp_path / "judged",
+        )
     )
     assert re.search(r"all \(2\) *\| *100.0", printed), printed
     trained, processor = load_model(str(tmp_path / "sft"))

@@ -48,29 +48,45 @@ def model():
 def processor(request, chat_processor, template_named, tokens_of):
     """With a tokenizer that adds BOS by itself, as Llama's, Mistral's and Gemma's do."""
     tokenizer = tiny_tokenizer()
-    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
     template = template_named(request.param)
     return chat_processor(template, tokens_of(template), tokenizer)
 
 
 def as_parts(messages, picture):
     """As a user of transformers writes it."""
-    shown = [{"type": "image", "image": picture}, {"type": "text", "text": messages[0].text.removeprefix("<image>\n")}]
-    return [{"role": "user", "content": shown}, *({"role": each.role, "content": each.text} for each in messages[1:])]
+    shown = [
+        {"type": "image", "image": picture},
+        {"type": "text", "text": messages[0].text.removeprefix("<image>\n")},
+    ]
+    return [
+        {"role": "user", "content": shown},
+        *({"role": each.role, "content": each.text} for each in messages[1:]),
+    ]
 
 
 def test_every_path_asks_with_the_ids_of_training(processor, model, monkeypatch):
     image = torch.from_numpy(PICTURE).permute(2, 0, 1)
-    trained = tokenise(Conversation("row 1", (*HISTORY, Message("assistant", "yes")), (image,)), processor, 2**20).input_ids
+    trained = tokenise(
+        Conversation("row 1", (*HISTORY, Message("assistant", "yes")), (image,)), processor, 2**20
+    ).input_ids
     asked = as_parts(HISTORY, PICTURE)
 
-    call = processor.apply_chat_template([asked], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    call = processor.apply_chat_template(
+        [asked], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
     by_call = call["input_ids"][0].tolist()
     text = processor.apply_chat_template(asked, add_generation_prompt=True)
     by_hand = processor(text=[text], images=[PICTURE], return_tensors="pt")["input_ids"][0].tolist()
-    by_pipeline = pipeline("image-text-to-text", model=model, processor=processor).preprocess(Chat(asked))
+    by_pipeline = pipeline("image-text-to-text", model=model, processor=processor).preprocess(
+        Chat(asked)
+    )
     seen = {}
-    monkeypatch.setattr(type(model), "generate", lambda self, **inputs: seen.update(inputs) or inputs["input_ids"])
+    monkeypatch.setattr(
+        type(model), "generate", lambda self, **inputs: seen.update(inputs) or inputs["input_ids"]
+    )
     replies(model, processor, [chat_messages(HISTORY)], [image])
 
     assert trained[: len(by_call)] == by_call
@@ -86,13 +102,20 @@ def test_every_path_asks_with_the_ids_of_training(processor, model, monkeypatch)
 
 def test_a_text_gets_bos_once(chat_processor):
     tokenizer = tiny_tokenizer()
-    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     processor = chat_processor(CHAT_TEMPLATES["plain"], (), tokenizer)
     plain, begun, bare = (
-        processor(text=text, **more)["input_ids"][0] for text, more in (("hi", {}), ("<s>hi", {}), ("hi", {"add_special_tokens": False}))
+        processor(text=text, **more)["input_ids"][0]
+        for text, more in (("hi", {}), ("<s>hi", {}), ("hi", {"add_special_tokens": False}))
     )
     assert plain == begun == [1, *bare]  # and no end, which would close a prompt
 
 
 def test_the_card_shows_the_call_that_is_tested():
-    assert "processor.apply_chat_template(" in VLM_SNIPPET and "tokenize=True" in VLM_SNIPPET and 'convert("RGB")' not in VLM_SNIPPET
+    assert (
+        "processor.apply_chat_template(" in VLM_SNIPPET
+        and "tokenize=True" in VLM_SNIPPET
+        and 'convert("RGB")' not in VLM_SNIPPET
+    )

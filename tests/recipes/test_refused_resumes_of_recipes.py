@@ -31,14 +31,26 @@ def tree(folder: Path) -> str:
 def given(tmp_path_factory):
     """Rows with an image each, and a small model."""
     folder = tmp_path_factory.mktemp("given")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / "a.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(
+        folder / "a.png"
+    )
     rows = [
-        {"image": "a.png", "conversations": [{"from": "human", "value": f"<image>\nquestion {n}"}, {"from": "gpt", "value": f"answer {n}"}]}
+        {
+            "image": "a.png",
+            "conversations": [
+                {"from": "human", "value": f"<image>\nquestion {n}"},
+                {"from": "gpt", "value": f"answer {n}"},
+            ],
+        }
         for n in range(12)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
-    write_small_default(folder / "other", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=1)
+    write_small_default(
+        folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0
+    )
+    write_small_default(
+        folder / "other", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=1
+    )
     return folder
 
 
@@ -63,7 +75,9 @@ class Finished:
 
     def command(self, *edit) -> tuple:
         options = self.options | dict(zip(edit[::2], edit[1::2], strict=True))
-        return self.script, *(word for name, value in options.items() if value is not None for word in (name, value))
+        return self.script, *(
+            word for name, value in options.items() if value is not None for word in (name, value)
+        )
 
     def refused(self, said: str, *edit) -> None:
         before = tree(self.folder)
@@ -72,12 +86,18 @@ class Finished:
         assert said in line and len(line) <= MOST_CHARACTERS, line
 
     def goes_on(self, *edit) -> str:
-        return self.runs.finish(self.runs.start(*self.command("--resume_from_checkpoint", self.folder / "checkpoint-2", *edit)))
+        return self.runs.finish(
+            self.runs.start(
+                *self.command("--resume_from_checkpoint", self.folder / "checkpoint-2", *edit)
+            )
+        )
 
 
 def test_a_refused_resume_changes_nothing_whole(runs, given, tmp_path):
     run = Finished(runs, given, tmp_path / "run")
-    run.refused("a run that goes on has the weights of its checkpoint", "--init_from", given / "other")
+    run.refused(
+        "a run that goes on has the weights of its checkpoint", "--init_from", given / "other"
+    )
     run.refused("a run that goes on has the weights of its checkpoint", "--init_from", None)
     printed = runs.finish(runs.start(*run.command(*RESUME, "--init_from", None)), expect=2)
     assert "stand-ins are made" not in printed, printed  # they learn for minutes
@@ -86,7 +106,11 @@ def test_a_refused_resume_changes_nothing_whole(runs, given, tmp_path):
     run.refused("is not there", "--conversations", "llava:nowhere.jsonl")
     run.refused("is not there", "--eval_conversations", "llava:nowhere.jsonl")
     run.refused("has had 4 steps, and the run ends after 3", "--max_steps", 3)
-    run.refused("was saved without --deepspeed, and this run is under ZeRO stage 1 or 2", "--deepspeed", ZERO / "zero2.json")
+    run.refused(
+        "was saved without --deepspeed, and this run is under ZeRO stage 1 or 2",
+        "--deepspeed",
+        ZERO / "zero2.json",
+    )
     broken = tmp_path / "broken.jsonl"
     broken.write_text("{\n" * 12)
     # with steps left to do: a run that has none reads no row
@@ -116,12 +140,16 @@ def test_a_refused_resume_changes_nothing_lora(runs, given, tmp_path):
     run = Finished(runs, given, tmp_path / "run", lora_rank=2)
     run.refused("r of LoRA is 2 in the checkpoint and 4", "--lora_rank", 4)
     run.refused("it holds an adapter of LoRA", "--lora_rank", 0)
-    run.refused("a run that goes on has the weights of its checkpoint", "--init_from", given / "other")
+    run.refused(
+        "a run that goes on has the weights of its checkpoint", "--init_from", given / "other"
+    )
     expected = load_file(run.folder / "model.safetensors")
     moved = Path(shutil.copytree(given / "model", tmp_path / "elsewhere"))
     assert "init_from" in run.goes_on("--init_from", moved)
     found = load_file(run.folder / "model.safetensors")
-    assert found.keys() == expected.keys() and all((found[name] == expected[name]).all() for name in found)
+    assert found.keys() == expected.keys() and all(
+        (found[name] == expected[name]).all() for name in found
+    )
 
 
 def test_a_refused_resume_changes_nothing_zero(runs, given, tmp_path):
@@ -148,7 +176,13 @@ def test_changed_rows_are_told_in_one_line_or_refused(runs, given, tmp_path):
         (text.replace("answer 3", "answer three"), "the same number, other names or sizes"),
     ):
         rows.write_text(content)
-        run.refused(change, "--changed_data", "refuse", "--resume_from_checkpoint", run.folder / "checkpoint-2")
+        run.refused(
+            change,
+            "--changed_data",
+            "refuse",
+            "--resume_from_checkpoint",
+            run.folder / "checkpoint-2",
+        )
         assert change in run.goes_on()
         rows.write_text(text)
     run = Finished(runs, given, tmp_path / "again", script=ALIGN, conversations=f"llava:{rows}")

@@ -25,7 +25,9 @@ def written(folder, variant, seed, right):
     (judged / "results.json").write_text(json.dumps({"tasks": {TASK: task}}))
     rows = [{"images": "red" if at % 2 else "", "points": float(at % 2)} for at in range(24)]
     (judged / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    metrics = [{"step": step, "loss": 3.0 / step} for step in range(1, 6)] + [{"step": 5, "train_runtime": 9.0}]
+    metrics = [{"step": step, "loss": 3.0 / step} for step in range(1, 6)] + [
+        {"step": 5, "train_runtime": 9.0}
+    ]
     (sft / "metrics.jsonl").write_text("\n".join(map(json.dumps, metrics)) + "\n")
 
 
@@ -37,17 +39,24 @@ def test_the_page(runs, tmp_path):
     printed = runs.finish(runs.launch([sys.executable], SCRIPT, *arguments))
     page = (tmp_path / "report" / "README.md").read_text()
     spread = f"60.0 ± {statistics.stdev((50.0, 60.0, 70.0)):.1f}"
-    assert re.search(rf"\| sva \| 3 \| {re.escape(spread)} \|", page) and re.search(r"\| siglip \| 3 \| 30\.0 ± 5\.0 \|", page)
+    assert re.search(rf"\| sva \| 3 \| {re.escape(spread)} \|", page) and re.search(
+        r"\| siglip \| 3 \| 30\.0 ± 5\.0 \|", page
+    )
     assert "sva blind | 3 | 10.0 ± 0.0" in page and "| sva | 3 |" in printed
     question = open_task(TASK).questions[2]
-    assert f"| 2 | {question.text} | {question.expected[0]} | ~~(nothing)~~ | ~~(nothing)~~ |" in page
+    assert (
+        f"| 2 | {question.text} | {question.expected[0]} | ~~(nothing)~~ | ~~(nothing)~~ |" in page
+    )
     for picture in re.findall(r"\]\((figures/\w+\.png)\)", page):
         assert (tmp_path / "report" / picture).stat().st_size > 2000
     assert page.count("![") == 3
 
 
 def test_means_are_over_kinds():
-    groups = {kind: float(number) for number, kind in enumerate(kind for kinds in KINDS.values() for kind in kinds)}
+    groups = {
+        kind: float(number)
+        for number, kind in enumerate(kind for kinds in KINDS.values() for kind in kinds)
+    }
     assert with_means(groups) == groups | {"what": 1.0, "where": 5.0, "all": 3.5}
 
 

@@ -18,36 +18,77 @@ def engine(printed):
 
 
 @pytest.mark.timeout(300)
-def test_processes_with_different_numbers_of_chunks_are_one(runs, logged, weights, zero_left, talk_options, tmp_path):
+def test_processes_with_different_numbers_of_chunks_are_one(
+    runs, logged, weights, zero_left, talk_options, tmp_path
+):
     """Two processes under ZeRO-3, 40 and 6 learnt tokens at a chunk of 8, and two batches to a step."""
     runs.finish(runs.start(SFT, *talk_options(tmp_path / "one", per_device_train_batch_size=4)))
     config = ROOT / "recipes" / "zero" / "zero3.json"
-    sharded = talk_options(tmp_path / "two", per_device_train_batch_size=1, gradient_accumulation_steps=2, deepspeed=config, save_steps=2)
+    sharded = talk_options(
+        tmp_path / "two",
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        deepspeed=config,
+        save_steps=2,
+    )
     printed = runs.finish(*runs.start_two(SFT, *sharded), seconds=280)
     said = engine(printed)
-    assert said["stage"] == 3 and said["processes"] == 2 and said["own share"] == pytest.approx(0.5, abs=0.01)
+    assert (
+        said["stage"] == 3
+        and said["processes"] == 2
+        and said["own share"] == pytest.approx(0.5, abs=0.01)
+    )
     assert said["held between steps"] < 0.1, "only small parameters are kept whole"
     zero_left(tmp_path / "two", stage=3, processes=2)
-    torch.testing.assert_close(logged(tmp_path / "two"), logged(tmp_path / "one"), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        logged(tmp_path / "two"), logged(tmp_path / "one"), rtol=1e-4, atol=0
+    )
     expected, got = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert expected.keys() == got.keys()
-    assert all((got[name] - tensor).norm() <= 1e-3 * tensor.norm() for name, tensor in expected.items())
+    assert all(
+        (got[name] - tensor).norm() <= 1e-3 * tensor.norm() for name, tensor in expected.items()
+    )
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_file_that_says_nothing_but_the_stage_follows_the_options(stage, runs, weights, zero_left, text_talk, talk_options, tmp_path):
+def test_a_file_that_says_nothing_but_the_stage_follows_the_options(
+    stage, runs, weights, zero_left, text_talk, talk_options, tmp_path
+):
     """DeepSpeed by itself would clip at 1.0, in float32, after every batch, and save no weights of ZeRO-3."""
     config = tmp_path / "zero.json"
     config.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-    chosen = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_grad_norm": 0.05, "bf16": "true", "max_steps": 2}
-    said = engine(runs.finish(runs.start(SFT, *talk_options(tmp_path / "run", deepspeed=config, **chosen)), seconds=280))
+    chosen = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 0.05,
+        "bf16": "true",
+        "max_steps": 2,
+    }
+    said = engine(
+        runs.finish(
+            runs.start(SFT, *talk_options(tmp_path / "run", deepspeed=config, **chosen)),
+            seconds=280,
+        )
+    )
     sharding = {name: said.pop(name) for name in ("processes", "own share", "held between steps")}
-    assert said == {"stage": stage, "clipping": 0.05, "bf16": True, "accumulation": 2, "micro batch": 2, "optimizer": "AdamW"}
+    assert said == {
+        "stage": stage,
+        "clipping": 0.05,
+        "bf16": True,
+        "accumulation": 2,
+        "micro batch": 2,
+        "optimizer": "AdamW",
+    }
     assert sharding["processes"] == 1 and sharding["own share"] == 1
     zero_left(tmp_path / "run", stage, processes=1)
-    before, after = (sum(tensor.numel() for tensor in weights(folder).values()) for folder in (text_talk / "model", tmp_path / "run"))
-    assert before == after  # by their number: transformers renames some of them when it saves what it has loaded
+    before, after = (
+        sum(tensor.numel() for tensor in weights(folder).values())
+        for folder in (text_talk / "model", tmp_path / "run")
+    )
+    assert (
+        before == after
+    )  # by their number: transformers renames some of them when it saves what it has loaded
 
 
 def test_where_accelerate_would_leave_deepspeed_out(runs, talk_options, tmp_path):

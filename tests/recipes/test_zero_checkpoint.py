@@ -26,7 +26,11 @@ CHOSEN = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "s
 
 
 def config(stage, bf16=False):
-    return None if stage is None else {"zero_optimization": {"stage": stage}, "bf16": {"enabled": bf16}}
+    return (
+        None
+        if stage is None
+        else {"zero_optimization": {"stage": stage}, "bf16": {"enabled": bf16}}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,11 @@ def half_way(two, tmp_path):
 
 
 def contents(folder):
-    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).digest() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): hashlib.sha256(path.read_bytes()).digest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,9 @@ def contents(folder):
         (2, {}, "is without --deepspeed"),
     ],
 )
-def test_another_layout_is_refused_and_nothing_changes(processes, changed, said, runs, talk_options, half_way):
+def test_another_layout_is_refused_and_nothing_changes(
+    processes, changed, said, runs, talk_options, half_way
+):
     """Without the refusal the last one trains on with moments of zero, and the others end in DeepSpeed's tracebacks."""
     before = contents(half_way)
     words = [SFT, *talk_options(half_way, **CHOSEN | changed), "--resume_from_checkpoint", "true"]
@@ -72,22 +82,36 @@ def test_another_layout_is_refused_and_nothing_changes(processes, changed, said,
     saved = f"{half_way / 'checkpoint-2'} was saved under ZeRO stage 1 or 2 by 2 processes with --bf16 false"
     assert len(lines) == 1 and saved in lines[0]
     assert said in lines[0] and "Traceback" not in printed
-    assert {path: content for path, content in contents(half_way).items() if path.name != ".lock"} == before
+    assert {
+        path: content for path, content in contents(half_way).items() if path.name != ".lock"
+    } == before
 
 
-def test_stages_1_and_2_go_on_from_each_other(runs, logged, weights, zero_left, talk_options, two, half_way):
+def test_stages_1_and_2_go_on_from_each_other(
+    runs, logged, weights, zero_left, talk_options, two, half_way
+):
     words = talk_options(half_way, deepspeed=SHIPPED[1], **CHOSEN)
     runs.finish(*runs.start_two(SFT, *words, "--resume_from_checkpoint", "true"))
     zero_left(half_way, stage=1, processes=2)
     torch.testing.assert_close(logged(half_way), logged(two), rtol=1e-6, atol=0)
     expected, got = weights(two), weights(half_way)
-    assert all((got[name] - tensor).norm() <= 1e-6 * tensor.norm() for name, tensor in expected.items())
+    assert all(
+        (got[name] - tensor).norm() <= 1e-6 * tensor.norm() for name, tensor in expected.items()
+    )
 
 
 # the names that deepspeed 0.19.8 gave in runs of each stage, below global_step2
 STATES = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
-WHOLE, SHARDS = "mp_rank_00_model_states.pt", [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in (0, 1)]
-FILES = {None: [], 0: [WHOLE], 2: [WHOLE, *STATES], 3: [*SHARDS, *(f"bf16_{name}" for name in STATES)]}
+WHOLE, SHARDS = (
+    "mp_rank_00_model_states.pt",
+    [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in (0, 1)],
+)
+FILES = {
+    None: [],
+    0: [WHOLE],
+    2: [WHOLE, *STATES],
+    3: [*SHARDS, *(f"bf16_{name}" for name in STATES)],
+}
 
 
 def checkpoint_of(stage, folder, bf16=False):

@@ -9,7 +9,12 @@ from vision_core.errors import UserError
 from vision_core.trainer.zero_config import zero_config
 from vision_core.trainer.zero_names import check_names, names_deepspeed_asks_for
 
-OPTIONS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0, "bf16": False}
+OPTIONS = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_grad_norm": 1.0,
+    "bf16": False,
+}
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "zero").glob("*.json"))
 
 
@@ -32,7 +37,11 @@ def test_shipped_ones_pass(file):
 @pytest.mark.parametrize(
     ("changes", "zero", "said"),
     [
-        ({"gradient_cliping": 1.0}, {}, "'gradient_cliping', which DeepSpeed .*; did you mean gradient_clipping\\?"),
+        (
+            {"gradient_cliping": 1.0},
+            {},
+            "'gradient_cliping', which DeepSpeed .*; did you mean gradient_clipping\\?",
+        ),
         ({"train_micro_batch_size": 4}, {}, "did you mean train_micro_batch_size_per_gpu\\?"),
         ({"zero_optimisation": {"stage": 3}}, {}, "did you mean zero_optimization\\?"),
         ({"qwertz": 1}, {}, "'qwertz', .* take it out of the file"),
@@ -50,9 +59,21 @@ def test_shipped_ones_pass(file):
         ),
         ({}, {"reduce_bucket_size": -1}, "reduce_bucket_size = -1, which DeepSpeed refuses"),
         ({}, {"overlap_comm": "perhaps"}, "overlap_comm = 'perhaps', which DeepSpeed refuses"),
-        ({"elasticity": {"enabled": True}}, {}, "refused by DeepSpeed: Elastic training has been removed"),
-        ({"bf16": {"enabled": "auto", "enabeld": True}}, {}, "enabeld = True, which DeepSpeed refuses"),
-        ({"checkpoint": {"tag_validation": "perhaps"}}, {}, "refused by DeepSpeed: .*tag_validation"),
+        (
+            {"elasticity": {"enabled": True}},
+            {},
+            "refused by DeepSpeed: Elastic training has been removed",
+        ),
+        (
+            {"bf16": {"enabled": "auto", "enabeld": True}},
+            {},
+            "enabeld = True, which DeepSpeed refuses",
+        ),
+        (
+            {"checkpoint": {"tag_validation": "perhaps"}},
+            {},
+            "refused by DeepSpeed: .*tag_validation",
+        ),
     ],
 )
 def test_what_deepspeed_would_not_read_is_named(changes, zero, said, tmp_path):
@@ -103,7 +124,9 @@ def test_the_names_are_deepspeeds_own():
 def test_a_key_that_stands_twice(tmp_path):
     """JSON takes the last one without a word."""
     file = tmp_path / "zero.json"
-    file.write_text('{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0, "gradient_clipping": 0.5}')
+    file.write_text(
+        '{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0, "gradient_clipping": 0.5}'
+    )
     with pytest.raises(UserError, match="has the key 'gradient_clipping' twice; keep one"):
         zero_config(file, OPTIONS, 2)
 

@@ -25,7 +25,10 @@ def killed_inside_a_save(runs, start, folder):
     """Starts the run until a kill of everything has hit a save behind the first one."""
     for attempt in range(ATTEMPTS):
         processes = start(folder, "--resume_from_checkpoint", "true" if attempt else "none")
-        processes[0].wait_until(lambda: any(folder.glob("checkpoint-*/MANIFEST.json")) and is_saving(folder), seconds=200)
+        processes[0].wait_until(
+            lambda: any(folder.glob("checkpoint-*/MANIFEST.json")) and is_saving(folder),
+            seconds=200,
+        )
         runs.kill(*processes)
         if is_saving(folder):
             return
@@ -60,7 +63,9 @@ def test_two_processes_are_one_and_a_kill_inside_a_save_changes_no_bit(
     def start(folder, *more):
         words = [*talk_options(folder, **sharded), *more]
         if way == "launched":
-            return [runs.launch(runs.deepspeed(), SFT, *words, environment={"DS_ACCELERATOR": "cpu"})]
+            return [
+                runs.launch(runs.deepspeed(), SFT, *words, environment={"DS_ACCELERATOR": "cpu"})
+            ]
         return runs.start_two(SFT, *words)
 
     one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
@@ -68,7 +73,9 @@ def test_two_processes_are_one_and_a_kill_inside_a_save_changes_no_bit(
     runs.finish(*runs.start_two(SFT, *talk_options(two, **sharded)), seconds=280)
     zero_left(two, stage, processes=2)
     torch.testing.assert_close(logged(two), logged(one), rtol=1e-4, atol=0)
-    print(f"ZeRO {stage}, {way}: losses of two processes and of one differ by {(logged(two) / logged(one) - 1).abs().max():.1e}")
+    print(
+        f"ZeRO {stage}, {way}: losses of two processes and of one differ by {(logged(two) / logged(one) - 1).abs().max():.1e}"
+    )
 
     killed_inside_a_save(runs, start, killed)
     resumed = talk_options(killed, **sharded), "--resume_from_checkpoint", "true"
@@ -76,4 +83,6 @@ def test_two_processes_are_one_and_a_kill_inside_a_save_changes_no_bit(
     zero_left(killed, stage, processes=2)
     assert torch.equal(logged(killed), logged(two)) and len(logged(two)) == 6
     expected, got = weights(two), weights(killed)
-    assert expected.keys() == got.keys() and all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert expected.keys() == got.keys() and all(
+        torch.equal(got[name], tensor) for name, tensor in expected.items()
+    )

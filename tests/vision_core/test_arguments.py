@@ -17,7 +17,9 @@ from vision_core.errors import UserError
 
 @dataclass
 class Sample:
-    dataset: str = option("scenes", "Where the images come from: one string names a source.", "data")
+    dataset: str = option(
+        "scenes", "Where the images come from: one string names a source.", "data"
+    )
     image_size: int = option(32, "Side of a global crop in pixels.", "data")
     crop_scale: list[float] = option([0.32, 1.0], "Area of a global crop.", "data")
     names: list[str] = option([], "Names.", "data")
@@ -26,7 +28,9 @@ class Sample:
     weight_decay: float = option(0.04, "", "optimization")
     weight_decay_end: float = option(0.4, "", "optimization")
     max_steps: int | None = option(None, "Stop here.", "optimization")
-    center_method: Literal["softmax", "sinkhorn"] = option("softmax", "How targets are centered.", "method")
+    center_method: Literal["softmax", "sinkhorn"] = option(
+        "softmax", "How targets are centered.", "method"
+    )
     num_registers: Literal[0, 4] = option(0, "Registers.", "method")
     gather_koleo: bool = option(False, "Over all processes.", "method")
     report_to: list[Literal["tensorboard", "wandb"]] | None = option(None, "Trackers.", "run")
@@ -184,7 +188,9 @@ def test_yaml_that_is_not_text(tmp_path):
 
 def test_yaml_tags_are_never_followed(tmp_path):
     marker = tmp_path / "made"
-    assert "dataset" in refusal([yaml_file(tmp_path, f"dataset: !!python/object/apply:os.system ['touch {marker}']")])
+    assert "dataset" in refusal(
+        [yaml_file(tmp_path, f"dataset: !!python/object/apply:os.system ['touch {marker}']")]
+    )
     assert not marker.exists()
 
 
@@ -222,14 +228,25 @@ def test_every_misspelt_key_is_refused_on_both_surfaces_with_the_right_suggestio
     "arguments",
     [
         Sample(),
-        Sample(learning_rate=1e-6, weight_decay=float("inf"), crop_scale=[1e-6, 1e22, -0.0], max_steps=10**12),
+        Sample(
+            learning_rate=1e-6,
+            weight_decay=float("inf"),
+            crop_scale=[1e-6, 1e22, -0.0],
+            max_steps=10**12,
+        ),
         Sample(
             learning_rate=0.1 + 0.2,
             max_steps=None,
             report_to=[],
             names=["none", "true", "5e-4", "", "a, b", "[x]", "~", "1_0"],
         ),
-        Sample(resume_from_checkpoint="none", dataset="None", report_to=["wandb"], gather_koleo=True, num_registers=4),
+        Sample(
+            resume_from_checkpoint="none",
+            dataset="None",
+            report_to=["wandb"],
+            gather_koleo=True,
+            num_registers=4,
+        ),
         Sample(
             resume_from_checkpoint="",
             dataset="null",
@@ -244,7 +261,9 @@ def test_every_misspelt_key_is_refused_on_both_surfaces_with_the_right_suggestio
 def test_yaml_round_trip(tmp_path, arguments):
     again = parse_arguments(Sample, [yaml_file(tmp_path, arguments_to_yaml(arguments))])
     assert again == arguments
-    assert [type(getattr(again, item.name)) for item in fields(Sample)] == [type(getattr(arguments, item.name)) for item in fields(Sample)]
+    assert [type(getattr(again, item.name)) for item in fields(Sample)] == [
+        type(getattr(arguments, item.name)) for item in fields(Sample)
+    ]
 
 
 def test_random_round_trips(tmp_path):
@@ -253,8 +272,13 @@ def test_random_round_trips(tmp_path):
     for _ in range(100):
         text = ["".join(generator.choices(alphabet, k=generator.randrange(8))) for _ in range(4)]
         number = generator.uniform(-1, 1) * 10.0 ** generator.randrange(-300, 300)
-        arguments = Sample(dataset=text[0], names=text[1:3], resume_from_checkpoint=text[3], learning_rate=number)
-        assert parse_arguments(Sample, [yaml_file(tmp_path, arguments_to_yaml(arguments))]) == arguments
+        arguments = Sample(
+            dataset=text[0], names=text[1:3], resume_from_checkpoint=text[3], learning_rate=number
+        )
+        assert (
+            parse_arguments(Sample, [yaml_file(tmp_path, arguments_to_yaml(arguments))])
+            == arguments
+        )
 
 
 def test_help_shows_groups_types_and_defaults_and_exits_0(capsys):
@@ -262,7 +286,10 @@ def test_help_shows_groups_types_and_defaults_and_exits_0(capsys):
         parse_arguments(Sample, ["--image_size", "x", "--help"], "Pretrain an encoder.")
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    positions = [text.index(f"\n{group}:\n") for group in ("data", "optimization", "method", "run", "options")]
+    positions = [
+        text.index(f"\n{group}:\n")
+        for group in ("data", "optimization", "method", "run", "options")
+    ]
     assert positions == sorted(positions)
     assert "Pretrain an encoder." in text
     assert "--learning_rate  a number  (default 0.001)\n      Peak of the schedule." in text
@@ -293,7 +320,9 @@ def test_option_without_a_default_is_required():
         parse_arguments(Required, [])
 
 
-@pytest.mark.parametrize("kind", [tuple[float, float], dict, Sample, list, int | str, list[list[int]], list[int | None]])
+@pytest.mark.parametrize(
+    "kind", [tuple[float, float], dict, Sample, list, int | str, list[list[int]], list[int | None]]
+)
 def test_types_that_cannot_be_read_are_a_programming_error(kind):
     Wrong = dataclass(type("Wrong", (), {"__annotations__": {"value": kind}}))
     with pytest.raises(TypeError, match="Wrong.value"):

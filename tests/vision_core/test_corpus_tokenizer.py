@@ -2,7 +2,11 @@ from transformers import AutoTokenizer
 
 from vision_core.corpus_tokenizer import SPECIAL_TOKENS, VOCABULARY, corpus_tokenizer
 
-TEXTS = [f"a {colour} {thing} on a plain backdrop" for colour in ("red", "green", "blue") for thing in ("cup", "fish", "house")] * 20
+TEXTS = [
+    f"a {colour} {thing} on a plain backdrop"
+    for colour in ("red", "green", "blue")
+    for thing in ("cup", "fish", "house")
+] * 20
 
 
 def test_any_text_comes_back():
@@ -27,7 +31,13 @@ def test_special_tokens_are_never_cut():
 
 def test_the_same_texts_give_the_same_tokenizer_and_a_folder_keeps_it(tmp_path):
     first, second = (
-        corpus_tokenizer(TEXTS, chat_template="{{ messages }}", model_max_length=7, model_input_names=["input_ids"]) for _ in range(2)
+        corpus_tokenizer(
+            TEXTS,
+            chat_template="{{ messages }}",
+            model_max_length=7,
+            model_input_names=["input_ids"],
+        )
+        for _ in range(2)
     )
     assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
     first.save_pretrained(tmp_path)

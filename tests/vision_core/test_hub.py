@@ -17,7 +17,9 @@ from vision_core.errors import UserError
 from vision_core.hub import hub_or_cache
 from vision_core.images.open_source import open_source
 
-SECONDS = 12  # an import of timm or datasets on a busy machine; the libraries' retries take 25 to 47
+SECONDS = (
+    12  # an import of timm or datasets on a busy machine; the libraries' retries take 25 to 47
+)
 
 
 @pytest.fixture
@@ -61,7 +63,10 @@ def test_a_name_that_is_nowhere_is_refused_once_and_at_once(no_network, capfd, l
         load(name)
     assert time.monotonic() - began < SECONDS
     said = str(refused.value)
-    assert "is not in the cache, and there is no network (127.0.0.1 cannot be reached)" in said and name.removeprefix("untrained:") in said
+    assert (
+        "is not in the cache, and there is no network (127.0.0.1 cannot be reached)" in said
+        and name.removeprefix("untrained:") in said
+    )
     assert "Retrying" not in capfd.readouterr().err and constants.HF_HUB_OFFLINE is False
 
 
@@ -74,7 +79,13 @@ def test_what_is_in_the_cache_is_loaded(no_network, tmp_path, monkeypatch):
     from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 
     side = encoder.transform.size
-    save_image_processor(repository / "snapshots" / commit, side, encoder.transform.mean, encoder.transform.std, PUBLISHED_MARGIN)
+    save_image_processor(
+        repository / "snapshots" / commit,
+        side,
+        encoder.transform.mean,
+        encoder.transform.std,
+        PUBLISHED_MARGIN,
+    )
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

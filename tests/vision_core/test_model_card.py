@@ -17,7 +17,10 @@ CARD = {
     "summary": "A ViT trained without labels.",
     "training_command": "accelerate launch pretrain/dinov2.py --max_steps 10",
     "data": "Drawn scenes.",
-    "results": [{"features": "CLS | mean", "k-NN": 0.123456, "k": 20}, {"features": "raw\npixels", "k-NN": 0.3}],
+    "results": [
+        {"features": "CLS | mean", "k-NN": 0.123456, "k": 20},
+        {"features": "raw\npixels", "k-NN": 0.3},
+    ],
     "settings": {"learning_rate": 5e-4, "crop_scale": [0.32, 1.0], "max_steps": None},
     "note": "Not run at scale.",
 }
@@ -39,7 +42,9 @@ def test_front_matter_is_what_the_hub_reads(tmp_path):
         "tags": ["dinov2", "yes: no"],
     }
     assert fields == expected
-    assert text.split("---\n", 2)[2].startswith("\n# A small encoder\n\nA ViT trained without labels.\n")
+    assert text.split("---\n", 2)[2].startswith(
+        "\n# A small encoder\n\nA ViT trained without labels.\n"
+    )
 
 
 def test_tables(tmp_path):
@@ -50,13 +55,21 @@ def test_tables(tmp_path):
         "| CLS \\| mean | 0.1235 | 20 |",
         "| raw pixels | 0.3 |  |",
     ]
-    assert "| learning_rate | 0.0005 |" in lines and "| crop_scale | [0.32, 1.0] |" in lines and "| max_steps | None |" in lines
+    assert (
+        "| learning_rate | 0.0005 |" in lines
+        and "| crop_scale | [0.32, 1.0] |" in lines
+        and "| max_steps | None |" in lines
+    )
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
     assert cells == [4] * 4 + [3] * 5
 
 
 def test_everything_that_was_given_is_in_the_card(tmp_path):
-    text = card(tmp_path, results_command="python -m recipes.evaluate_encoder X", pictures={"Loss": "figures/loss.png"})
+    text = card(
+        tmp_path,
+        results_command="python -m recipes.evaluate_encoder X",
+        pictures={"Loss": "figures/loss.png"},
+    )
     for part in (
         "```bash\naccelerate launch",
         "Drawn scenes.",
@@ -76,7 +89,12 @@ def test_a_card_without_measurements_says_so(tmp_path):
 
 def test_the_loading_snippet_is_python_that_names_the_auto_classes():
     tree = ast.parse(LOADING_SNIPPET.removeprefix("```python\n").removesuffix("```"))
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     assert names == {"load_image", "AutoImageProcessor", "AutoModel"}
 
 
@@ -85,10 +103,14 @@ def test_the_loading_snippet_runs(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     from PIL import Image
 
-    config = transformers.Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
     folder = tmp_path / "path/to/this/folder"
     transformers.Dinov2Model(config).save_pretrained(folder)
-    processor = transformers.BitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor = transformers.BitImageProcessor(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    )
     processor.save_pretrained(folder)
     Image.new("RGB", (40, 30)).save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
@@ -104,5 +126,7 @@ def test_the_snippet_opens_an_image_as_training_does(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.jpg", exif=turned)
     opened = re.search(r"processor\((load_image\(.*?\)), return_tensors", LOADING_SNIPPET)[1]
-    image = eval(opened.replace("image.jpg", str(tmp_path / "image.jpg")), {"load_image": load_image})
+    image = eval(
+        opened.replace("image.jpg", str(tmp_path / "image.jpg")), {"load_image": load_image}
+    )
     assert torch.equal(pil_to_tensor(image), decode_image((tmp_path / "image.jpg").read_bytes()))

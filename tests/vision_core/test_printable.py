@@ -21,7 +21,13 @@ HOSTILE = "a\x1b[2J\x9b31m\r\nb\u2028c\u202egpj\u200b\udcff\x7f"
 def test_no_character_that_is_not_shown_is_left():
     every = "".join(map(chr, range(0x110000)))
     left = printable(every)
-    assert {unicodedata.category(character) for character in left} & {"Cc", "Cf", "Cs", "Zl", "Zp"} == set()
+    assert {unicodedata.category(character) for character in left} & {
+        "Cc",
+        "Cf",
+        "Cs",
+        "Zl",
+        "Zp",
+    } == set()
     assert printable("Zoë, 猫 and a 🐈.png") == "Zoë, 猫 and a 🐈.png"
 
 
@@ -38,10 +44,20 @@ def test_a_long_value_loses_its_middle():
 def test_a_message_keeps_what_where_and_cure():
     """File, row and cure stay, however long the values between them are, with and without spaces."""
     for number in range(200):
-        path, value, words = "/data/" + "p" * (number * 40), "v" * (number * 30), "w " * (number * 7)
-        line = fitted(f"error: {path}/rows.jsonl, line 17: the image '{words}{value}' leads out of {path}; give paths inside it")
+        path, value, words = (
+            "/data/" + "p" * (number * 40),
+            "v" * (number * 30),
+            "w " * (number * 7),
+        )
+        line = fitted(
+            f"error: {path}/rows.jsonl, line 17: the image '{words}{value}' leads out of {path}; give paths inside it"
+        )
         assert len(line) <= 300
-        assert line.startswith("error: /data/") and "/rows.jsonl, line 17" in line and line.endswith("; give paths inside it")
+        assert (
+            line.startswith("error: /data/")
+            and "/rows.jsonl, line 17" in line
+            and line.endswith("; give paths inside it")
+        )
 
 
 def test_a_message_that_is_short_stays_as_it_is():
@@ -51,13 +67,18 @@ def test_a_message_that_is_short_stays_as_it_is():
 
 def test_a_message_of_nothing_but_words_is_cut_in_its_middle():
     line = fitted("no image " * 100 + "was found; give another folder")
-    assert len(line) <= 300 and line.startswith("no image") and line.endswith("; give another folder")
+    assert (
+        len(line) <= 300 and line.startswith("no image") and line.endswith("; give another folder")
+    )
     assert len(fitted("; " + "cure " * 1000)) <= 300
 
 
 def test_every_error_is_printable_from_its_birth():
     assert str(UserError(HOSTILE)).isprintable()
-    assert UnreadableImage(HOSTILE).reason.isprintable() and len(UnreadableImage("x" * 999).reason) <= 200
+    assert (
+        UnreadableImage(HOSTILE).reason.isprintable()
+        and len(UnreadableImage("x" * 999).reason) <= 200
+    )
     assert Stopped(143, HOSTILE).line.isprintable()
     assert first_line(OSError("\x1b" * 1000 + "\n")).isprintable()
 
@@ -96,7 +117,11 @@ def test_names_in_another_encoding_are_read_kept_and_shown(tmp_path):
     folder.mkdir(parents=True)
     Image.new("RGB", (16, 16)).save(folder / os.fsdecode(b"\xff.png"))
     (tmp_path / "data" / "list.txt").write_bytes(b"Zo\xeb/\xff.png\n")
-    for source in (open_source(f"folder:{folder}"), open_source(f"list:{tmp_path}/data/list.txt"), open_source(f"{tmp_path}/data")):
+    for source in (
+        open_source(f"folder:{folder}"),
+        open_source(f"list:{tmp_path}/data/list.txt"),
+        open_source(f"{tmp_path}/data"),
+    ):
         assert source[0].image.shape == (3, 16, 16) and source.description.isprintable()
 
     @dataclass
@@ -115,7 +140,10 @@ def test_warnings_of_a_run_and_names_of_sources(tmp_path, capsys):
         (tmp_path / "data" / name).mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / "0.png")
     source = open_source(f"folder:{tmp_path}/data")
-    assert source.class_names == [r"\x1b[31mred", r"gpj.\u202eexe"] and source.description.isprintable()
+    assert (
+        source.class_names == [r"\x1b[31mred", r"gpj.\u202eexe"]
+        and source.description.isprintable()
+    )
     RunFolder.open(str(tmp_path / "run"), "run", "a: 1\n").close()
     (tmp_path / "run" / "checkpoint-1").mkdir()
     with pytest.raises(UserError):
@@ -131,4 +159,8 @@ def test_a_card_holds_no_control_characters_and_no_code_that_ends_early(tmp_path
         results=[{"task": HOSTILE, "value": 1.0}], settings=settings, note="n", pictures={HOSTILE: "a.png"},
     )  # fmt: skip
     text = (tmp_path / "README.md").read_text()
-    assert text.replace("\n", "").isprintable() and text.count("```") == 4 and code == "`folder:'a'\\x1b\\n`"
+    assert (
+        text.replace("\n", "").isprintable()
+        and text.count("```") == 4
+        and code == "`folder:'a'\\x1b\\n`"
+    )

@@ -11,7 +11,9 @@ def test_same_names_same_seed_in_another_process():
     """Python's own hash of text differs from process to process; this one must not."""
     code = "from vision_core.randomness import seed_of; print(seed_of(7, 'crops', 3, 11))"
     root = Path(__file__).resolve().parents[2]
-    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert int(result.stdout) == seed_of(7, "crops", 3, 11)
 
 

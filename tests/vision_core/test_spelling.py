@@ -16,7 +16,10 @@ PROGRAMS = {
     "dinov2": DINOv2Arguments, "siglip": SiglipArguments, "mae": MaeArguments, "align": AlignArguments, "sft": SftArguments,
     "evaluate": EvaluateArguments, "compare": CompareArguments, "fuse": FuseArguments,
 }  # fmt: skip
-OPTIONS = {name: [field.name for field in dataclasses.fields(program)] for name, program in PROGRAMS.items()}
+OPTIONS = {
+    name: [field.name for field in dataclasses.fields(program)]
+    for name, program in PROGRAMS.items()
+}
 TRAINERS = ("dinov2", "siglip", "mae", "align", "sft")
 IMAGES = ("dinov2", "siglip", "mae")
 
@@ -25,7 +28,11 @@ IMAGES = ("dinov2", "siglip", "mae")
     ("keys", "programs", "ours"),
     [
         ("lr base_lr learning-rate learning_rat LR", TRAINERS, "learning_rate"),
-        ("bs batch_size batch train_batch_size per_gpu_train_batch_size", TRAINERS, "per_device_train_batch_size"),
+        (
+            "bs batch_size batch train_batch_size per_gpu_train_batch_size",
+            TRAINERS,
+            "per_device_train_batch_size",
+        ),
         ("bs batch", ("evaluate", "compare"), "batch_size"),
         ("epochs epoch num_epochs", ("siglip", "mae", "align", "sft"), "num_train_epochs"),
         ("steps num_steps total_steps iterations max_iters", TRAINERS, "max_steps"),
@@ -63,10 +70,15 @@ def test_what_other_trainers_call_it_is_answered_with_our_word(keys, programs, o
 def test_a_program_that_counts_steps_says_how_epochs_become_steps():
     for key in ("epochs", "num_train_epochs", "max_epochs"):
         cure = cure_for(key, OPTIONS["dinov2"])
-        assert "max_steps = epochs x images / images of a step" in cure and "per_device_train_batch_size" in cure
+        assert (
+            "max_steps = epochs x images / images of a step" in cure
+            and "per_device_train_batch_size" in cure
+        )
 
 
-@pytest.mark.parametrize("key", ["lr", "epochs", "wandb", "warmup", "foo", "x", "optimizer", "num_gpus"])
+@pytest.mark.parametrize(
+    "key", ["lr", "epochs", "wandb", "warmup", "foo", "x", "optimizer", "num_gpus"]
+)
 def test_a_program_without_such_an_option_names_no_other_one(key):
     assert cure_for(key, OPTIONS["fuse"]) == "--help lists the options"
 
@@ -84,7 +96,9 @@ def test_a_program_without_such_an_option_names_no_other_one(key):
 )
 def test_otherwise_the_words_and_their_beginnings_decide(key, ours):
     """Not a few letters in common: `lr` was taken for blur, `batch_size` for patch_size."""
-    assert cure_for(key, OPTIONS["dinov2"]) == (f"did you mean {ours}?" if ours else "--help lists the options")
+    assert cure_for(key, OPTIONS["dinov2"]) == (
+        f"did you mean {ours}?" if ours else "--help lists the options"
+    )
 
 
 def test_every_name_of_ours_in_the_table_is_an_option_of_a_program():
@@ -93,5 +107,7 @@ def test_every_name_of_ours_in_the_table_is_an_option_of_a_program():
     from recipes.evaluate_vlm import EvaluateVlmArguments
 
     others = (CheckArguments, ConvertArguments, ConvertCambrianArguments, EvaluateVlmArguments)
-    known = {name for names in OPTIONS.values() for name in names} | {field.name for each in others for field in dataclasses.fields(each)}
+    known = {name for names in OPTIONS.values() for name in names} | {
+        field.name for each in others for field in dataclasses.fields(each)
+    }
     assert {name for ours, _ in MEANINGS for name in ours.split()} <= known

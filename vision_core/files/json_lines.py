@@ -28,7 +28,9 @@ class JsonLines:
             self._write_waiting()
         except OSError as error:
             if len(self._waiting) == 1:
-                self._warn(f"{self.path} cannot be written ({error.strerror}); lines wait in memory until it can")
+                self._warn(
+                    f"{self.path} cannot be written ({error.strerror}); lines wait in memory until it can"
+                )
 
     def sync(self) -> None:
         """Write what waits, and bring all lines to the disk. Raises OSError."""
@@ -52,7 +54,9 @@ class JsonLines:
     def _text(self) -> str:
         if not self.path.exists():
             return ""
-        data = read_bytes(self.path, str(self.path), "take it out of the run's folder", most_bytes=MAX_BYTES)
+        data = read_bytes(
+            self.path, str(self.path), "take it out of the run's folder", most_bytes=MAX_BYTES
+        )
         return data.decode("utf-8", errors="replace")
 
     def move_others(self, wanted: Callable[[dict[str, Any]], bool], others: Path) -> None:

@@ -19,7 +19,9 @@ FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
 FILE = os.O_RDONLY | os.O_NONBLOCK
 
 
-def read_regular_file(path: str | os.PathLike, *roots: str, most_bytes: int = MAX_FILE_BYTES) -> bytes:
+def read_regular_file(
+    path: str | os.PathLike, *roots: str, most_bytes: int = MAX_FILE_BYTES
+) -> bytes:
     """The bytes of a regular file.
 
     Args:
@@ -56,14 +58,18 @@ def _opened(path: str | os.PathLike, roots: tuple[str, ...], buffering: int) -> 
         raise UnreadableImage("cannot_be_opened") from None
     # by an opener, so that the file has its path as its name, which some readers ask for
     file = open(path, "rb", buffering=buffering, opener=lambda *_: descriptor)  # noqa: SIM115, the caller closes it
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # it has been replaced since it was looked at
+    if not stat.S_ISREG(
+        os.fstat(descriptor).st_mode
+    ):  # it has been replaced since it was looked at
         file.close()
         raise UnreadableImage("not_a_regular_file")
     return file
 
 
 def _open_anywhere(path: str | os.PathLike) -> int:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for a writer, and opening a device may already act on it
+    if not stat.S_ISREG(
+        os.stat(path).st_mode
+    ):  # a pipe would wait for a writer, and opening a device may already act on it
         raise UnreadableImage("not_a_regular_file")
     return os.open(path, FILE)
 
@@ -86,7 +92,12 @@ def _open_inside(path: str, roots: tuple[str, ...]) -> int:
 
 def _is_plain(path: str) -> bool:
     """Whether no part of a path is empty, `.` or `..`: what begins with a folder's name then lies in it, if there is no link."""
-    return "//" not in path and "/./" not in path and "/../" not in path and not path.endswith(("/", "/.", "/.."))
+    return (
+        "//" not in path
+        and "/./" not in path
+        and "/../" not in path
+        and not path.endswith(("/", "/.", "/.."))
+    )
 
 
 def _root_of(path: str, roots: tuple[str, ...]) -> str | None:
@@ -163,7 +174,9 @@ def files_matching(kind: str, pattern: str, extension: str) -> list[str]:
         pattern = os.path.join(glob.escape(pattern), f"*{extension}")
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
     if not paths:
-        raise UserError(f"no file matches {kind}:{pattern}; check the path and quote the pattern for the shell")
+        raise UserError(
+            f"no file matches {kind}:{pattern}; check the path and quote the pattern for the shell"
+        )
     for path in paths:
         if not os.path.isfile(path):
             raise UserError(f"{path} is not a regular file; leave it out of {kind}:{pattern}")
@@ -179,7 +192,9 @@ def refuse_special_files(place: str | os.PathLike, at_any_depth: bool = False) -
         for name in sorted(names):
             path = os.path.join(folder, name)
             if os.path.exists(path) and not os.path.isfile(path):
-                raise UserError(f"{path} is a pipe, a socket or a device, which is not read; take it out of the folder")
+                raise UserError(
+                    f"{path} is a pipe, a socket or a device, which is not read; take it out of the folder"
+                )
         if not at_any_depth:
             folders.clear()
 
@@ -190,7 +205,9 @@ def files_fingerprint(paths: Iterable[str], *options: object) -> str:
     for path in paths:
         try:
             status = os.stat(path)
-            digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode("utf-8", "surrogateescape"))
+            digest.update(
+                repr((path, status.st_size, status.st_mtime_ns)).encode("utf-8", "surrogateescape")
+            )
         except OSError:
             digest.update(repr((path, "missing")).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

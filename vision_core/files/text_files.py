@@ -29,7 +29,9 @@ class UnreadableText(UserError):
     """A file that is missing, is no regular file, is too large, or holds no text."""
 
 
-def read_bytes(path: str | os.PathLike, name: str, cure: str, *roots: str, most_bytes: int = MAX_TEXT_BYTES) -> bytes:
+def read_bytes(
+    path: str | os.PathLike, name: str, cure: str, *roots: str, most_bytes: int = MAX_TEXT_BYTES
+) -> bytes:
     """The bytes of a regular file; `roots` as for `read_regular_file`. name, cure: how a message begins and ends.
 
     Raises:
@@ -38,15 +40,25 @@ def read_bytes(path: str | os.PathLike, name: str, cure: str, *roots: str, most_
     try:
         return read_regular_file(path, *roots, most_bytes=most_bytes)
     except UnreadableImage as error:
-        raise UnreadableText(f"{name} cannot be read: {_in_words(error.reason, path, most_bytes)}; {cure}") from None
+        raise UnreadableText(
+            f"{name} cannot be read: {_in_words(error.reason, path, most_bytes)}; {cure}"
+        ) from None
 
 
-def read_text(path: str | os.PathLike, name: str, cure: str, encoding: str = "utf-8", most_bytes: int = MAX_TEXT_BYTES) -> str:
+def read_text(
+    path: str | os.PathLike,
+    name: str,
+    cure: str,
+    encoding: str = "utf-8",
+    most_bytes: int = MAX_TEXT_BYTES,
+) -> str:
     """The text of a regular file. Raises UnreadableText."""
     try:
         return read_bytes(path, name, cure, most_bytes=most_bytes).decode(encoding)
     except UnicodeDecodeError as error:
-        raise UnreadableText(f"{name} cannot be read: it is not text in UTF-8 (byte {error.start:,}); {cure}") from None
+        raise UnreadableText(
+            f"{name} cannot be read: it is not text in UTF-8 (byte {error.start:,}); {cure}"
+        ) from None
 
 
 def open_bytes(path: str | os.PathLike, name: str, cure: str) -> BinaryIO:
@@ -54,7 +66,9 @@ def open_bytes(path: str | os.PathLike, name: str, cure: str) -> BinaryIO:
     try:
         return open_regular_file(path)
     except UnreadableImage as error:
-        raise UnreadableText(f"{name} cannot be read: {_in_words(error.reason, path, 0)}; {cure}") from None
+        raise UnreadableText(
+            f"{name} cannot be read: {_in_words(error.reason, path, 0)}; {cure}"
+        ) from None
 
 
 def check_openable(path: str | os.PathLike, name: str, cure: str) -> None:
@@ -81,7 +95,9 @@ def parse_json(
     except UserError:
         raise
     except RecursionError:
-        raise refusal(f"{name}: the JSON is nested too deeply, as no JSON of data is; {cure}") from None
+        raise refusal(
+            f"{name}: the JSON is nested too deeply, as no JSON of data is; {cure}"
+        ) from None
     except ValueError as error:
         raise refusal(f"{name}: no JSON ({first_line(error)}); {cure}") from None
     if most_depth is not None and is_deep(value, most_depth):
@@ -93,7 +109,12 @@ def is_deep(value: Any, most: int = MAX_DEPTH) -> bool:
     """Whether lists and dicts stand in each other more than `most` deep, found without recursion."""
     level: list[Any] = [value]
     for _ in range(most):
-        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
+        level = [
+            child
+            for parent in level
+            for child in _children(parent)
+            if isinstance(child, dict | list)
+        ]
         if not level:
             return False
     return True
@@ -114,8 +135,13 @@ def _read_yaml(text: str, name: str, cure: str, read: Callable[..., Any]) -> Any
         _bound_yaml(yaml.parse(text, Loader=yaml.SafeLoader), name, cure)
         return read(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}; {cure}") from None
-    except (ValueError, RecursionError) as error:  # a date without such a day, a number of five thousand digits
+        raise UserError(
+            f"{name} is not valid YAML: {' '.join(str(error).split())}; {cure}"
+        ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a date without such a day, a number of five thousand digits
         if isinstance(error, UserError):
             raise
         raise UserError(f"{name} is not valid YAML: {first_line(error)}; {cure}") from None
@@ -124,7 +150,9 @@ def _read_yaml(text: str, name: str, cure: str, read: Callable[..., Any]) -> Any
 def _bound_yaml(events: Iterable[yaml.Event], name: str, cure: str) -> None:
     """Count depth and values from the events, which come one by one and build nothing."""
     anchored: dict[str, int] = {}
-    opened: list[tuple[str | None, int]] = []  # (anchor, values before it) of each list and mapping that is open
+    opened: list[
+        tuple[str | None, int]
+    ] = []  # (anchor, values before it) of each list and mapping that is open
     count = 0
     for event in events:
         if isinstance(event, yaml.CollectionStartEvent):
@@ -138,9 +166,13 @@ def _bound_yaml(events: Iterable[yaml.Event], name: str, cure: str) -> None:
             _note(anchored, event.anchor, 1)
         count += isinstance(event, yaml.NodeEvent)
         if len(opened) > MAX_DEPTH:
-            raise UserError(f"{name} is nested too deeply, more than {MAX_DEPTH} fold in line {event.start_mark.line + 1}; {cure}")
+            raise UserError(
+                f"{name} is nested too deeply, more than {MAX_DEPTH} fold in line {event.start_mark.line + 1}; {cure}"
+            )
         if count > MAX_YAML_VALUES:
-            raise UserError(f"{name} holds more than {MAX_YAML_VALUES:,} values, what its aliases stand for counted; {cure}")
+            raise UserError(
+                f"{name} holds more than {MAX_YAML_VALUES:,} values, what its aliases stand for counted; {cure}"
+            )
 
 
 def _note(anchored: dict[str, int], anchor: str | None, count: int) -> None:
@@ -169,14 +201,22 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-FINITE = {"parse_constant": _refuse_constant, "parse_float": _finite_number, "parse_int": _whole_number}
+FINITE = {
+    "parse_constant": _refuse_constant,
+    "parse_float": _finite_number,
+    "parse_int": _whole_number,
+}
 
 
 def _in_words(reason: str, path: str | os.PathLike, most_bytes: int) -> str:
     if reason == "missing":
         return "No such file or directory"
     if reason == "not_a_regular_file":
-        return "it is a folder" if os.path.isdir(path) else "it is a pipe, a socket or a device, not a regular file"
+        return (
+            "it is a folder"
+            if os.path.isdir(path)
+            else "it is a pipe, a socket or a device, not a regular file"
+        )
     if reason == "file_too_large":
         return f"it has more than {most_bytes:,} bytes"
     if reason == "outside_the_data_folder":

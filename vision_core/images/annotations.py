@@ -40,7 +40,12 @@ class Annotations:
     @property
     def names(self) -> frozenset[str]:
         """Which of mask, depth, captions, copy_of there are."""
-        there = {"mask": self.masks, "depth": self.depths, "captions": self.read_captions, "copy_of": self.read_copy_of}
+        there = {
+            "mask": self.masks,
+            "depth": self.depths,
+            "captions": self.read_captions,
+            "copy_of": self.read_copy_of,
+        }
         return frozenset(name for name, value in there.items() if value is not None)
 
     def mask(self, index: int) -> Tensor:
@@ -71,12 +76,20 @@ class Annotations:
     @cached_property
     def image_ids(self) -> list[str] | None:
         """The images' own names, or None."""
-        return None if self.read_image_ids is None else [row[0] if row else "" for row in _rows(self.read_image_ids())]
+        return (
+            None
+            if self.read_image_ids is None
+            else [row[0] if row else "" for row in _rows(self.read_image_ids())]
+        )
 
     @cached_property
     def copy_of(self) -> list[str] | None:
         """For every image the id of the one from which it was made, empty where there is none; or None."""
-        return None if self.read_copy_of is None else [row[0] if row else "" for row in _rows(self.read_copy_of())]
+        return (
+            None
+            if self.read_copy_of is None
+            else [row[0] if row else "" for row in _rows(self.read_copy_of())]
+        )
 
     @cached_property
     def _captions(self) -> list[list[str]]:
@@ -92,9 +105,15 @@ class Annotations:
             what, _, found = error.reason.partition(" ")
             if what not in ("not_numbers", "unsupported_mode"):
                 raise
-            raise UserError(f"{kind} {source.id_of(index)} is stored as {found}; save it as PNG with one channel of 8 or 16 bits") from None
-        if self.images.num_channels == 3:  # files of other bands have no header that is read by itself
-            size = picture_size(self.images.read_bytes(index), self.images.pixel_options, self.images.part_of(index))
+            raise UserError(
+                f"{kind} {source.id_of(index)} is stored as {found}; save it as PNG with one channel of 8 or 16 bits"
+            ) from None
+        if (
+            self.images.num_channels == 3
+        ):  # files of other bands have no header that is read by itself
+            size = picture_size(
+                self.images.read_bytes(index), self.images.pixel_options, self.images.part_of(index)
+            )
             _check_shape(values.shape, size, f"{kind} {source.id_of(index)}")
         return values
 
@@ -114,7 +133,9 @@ def make_annotations(
     """
     for option, needed, kind in (("ignore", masks, "mask"), ("depth_scale", depths, "depth")):
         if option in options and needed is None:
-            raise UserError(f"{images.description}: {option} needs a {kind} for each image; name them by {kind}=WHERE")
+            raise UserError(
+                f"{images.description}: {option} needs a {kind} for each image; name them by {kind}=WHERE"
+            )
     if all(part is None for part in (masks, depths, captions, image_ids, copy_of)):
         return None
     ignore, scale = _ignore(options.get("ignore")), _scale(options.get("depth_scale"))
@@ -127,7 +148,11 @@ def holds_texts(arrow_type) -> bool:
 
     if types.is_list(arrow_type) or types.is_large_list(arrow_type):
         arrow_type = arrow_type.value_type
-    return types.is_string(arrow_type) or types.is_large_string(arrow_type) or types.is_integer(arrow_type)
+    return (
+        types.is_string(arrow_type)
+        or types.is_large_string(arrow_type)
+        or types.is_integer(arrow_type)
+    )
 
 
 def _rows(values: list) -> list[list[str]]:
@@ -138,7 +163,10 @@ def _rows(values: list) -> list[list[str]]:
 def _check_shape(found: tuple[int, int], image: tuple[int, int], name: str) -> None:
     """Refuse what is not the image made larger or smaller, but for rounding to whole pixels."""
     height, width = found
-    if abs(width - image[1] * height / image[0]) > 1 and abs(height - image[0] * width / image[1]) > 1:
+    if (
+        abs(width - image[1] * height / image[0]) > 1
+        and abs(height - image[0] * width / image[1]) > 1
+    ):
         raise UserError(
             f"{name} is {height} x {width} pixels (height x width) and its image {image[0]} x {image[1]}; "
             "give one that shows the whole image in the same proportions"
@@ -146,14 +174,18 @@ def _check_shape(found: tuple[int, int], image: tuple[int, int], name: str) -> N
 
 
 def _missing(images: EncodedImageSource, kind: str) -> UserError:
-    return UserError(f"{images.description}: no {kind} is known; name where it is by {kind}=WHERE, or another data set")
+    return UserError(
+        f"{images.description}: no {kind} is known; name where it is by {kind}=WHERE, or another data set"
+    )
 
 
 def _ignore(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(int(value) for value in text.split(",")) if text else ()
     except ValueError:
-        raise UserError(f"ignore={text} is not possible; give mask values such as ignore=0 or ignore=11,12") from None
+        raise UserError(
+            f"ignore={text} is not possible; give mask values such as ignore=0 or ignore=11,12"
+        ) from None
 
 
 def _scale(text: str | None) -> float:
@@ -162,5 +194,7 @@ def _scale(text: str | None) -> float:
     except ValueError:
         scale = 0.0
     if not 0 < scale < float("inf"):
-        raise UserError(f"depth_scale={text} is not possible; give units per metre, such as 1000 for millimetres")
+        raise UserError(
+            f"depth_scale={text} is not possible; give units per metre, such as 1000 for millimetres"
+        )
     return scale

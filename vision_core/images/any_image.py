@@ -61,7 +61,9 @@ def image_tensor(image: Any, num_channels: int = COLOUR) -> Tensor:
     )
 
 
-def file_tensor(image: Any, num_channels: int = COLOUR, options: PixelOptions = AS_STORED, pictures: bool = True) -> Tensor:
+def file_tensor(
+    image: Any, num_channels: int = COLOUR, options: PixelOptions = AS_STORED, pictures: bool = True
+) -> Tensor:
     """`[C, H, W]` of a path, bytes or text: `decode_image` of the file with `options`, uint8 or float32.
 
     pictures: three bands of floats without a known range are refused, as in `image_tensor`. Raises UserError as that does.
@@ -73,12 +75,16 @@ def file_tensor(image: Any, num_channels: int = COLOUR, options: PixelOptions = 
     return _decoded(data, name, num_channels, options, pictures and options.scale is None)
 
 
-def _decoded(data: bytes, name: str, num_channels: int, options: PixelOptions, pictures: bool) -> Tensor:
+def _decoded(
+    data: bytes, name: str, num_channels: int, options: PixelOptions, pictures: bool
+) -> Tensor:
     try:
         image = decode_image(data, options.file_channels(num_channels), options)
         return _levels_of_file(image, name) if num_channels == COLOUR and pictures else image
     except UnreadableImage as error:
-        raise UserError(f"{name} cannot be decoded ({error.reason}); {cure(error.reason)}") from None
+        raise UserError(
+            f"{name} cannot be decoded ({error.reason}); {cure(error.reason)}"
+        ) from None
 
 
 def _levels_of_file(image: Tensor, name: str) -> Tensor:
@@ -92,7 +98,9 @@ def _levels_of_file(image: Tensor, name: str) -> Tensor:
 def _of_text(text: str) -> tuple[bytes, str]:
     scheme = text[:8].lower()
     if scheme.startswith(("http://", "https://")):
-        raise UserError(f"{text[:300]} is not downloaded here; fetch it yourself and give its bytes, such as httpx.get(url).content")
+        raise UserError(
+            f"{text[:300]} is not downloaded here; fetch it yourself and give its bytes, such as httpx.get(url).content"
+        )
     if scheme.startswith("data:"):
         return _of_data_url(text)
     if scheme.startswith("file:"):
@@ -108,7 +116,9 @@ def _of_data_url(url: str) -> tuple[bytes, str]:
     header, _, content = url.partition(",")
     data = _from_base64(unquote(content)) if header.endswith(";base64") else None
     if data is None:
-        raise UserError("an image is given as a data URL that is not in base64; write data:image/png;base64, and then the encoded file")
+        raise UserError(
+            "an image is given as a data URL that is not in base64; write data:image/png;base64, and then the encoded file"
+        )
     return data, "an image given as a data URL"
 
 
@@ -124,7 +134,9 @@ def _of_file(path: str) -> tuple[bytes, str]:
     try:
         data = read_regular_file(path)
     except UnreadableImage as error:
-        raise UserError(f"{path[:300]} cannot be read ({error.reason}); {cure(error.reason)}") from None
+        raise UserError(
+            f"{path[:300]} cannot be read ({error.reason}); {cure(error.reason)}"
+        ) from None
     return data, path
 
 
@@ -145,7 +157,12 @@ def _of_array(image: np.ndarray) -> Tensor:
 
 
 def _of_tensor(image: Tensor) -> Tensor:
-    if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == COLOUR and image.numel():
+    if (
+        image.dtype == torch.uint8
+        and image.ndim == 3
+        and image.shape[0] == COLOUR
+        and image.numel()
+    ):
         return image.cpu().contiguous()
     _check_type(str(image.dtype).removeprefix("torch."))
     return _levels(image.cpu().numpy(), TORCH_CHANNEL_AXES)
@@ -168,7 +185,9 @@ def _check_type(name: str) -> None:
         way = "for values of 0 to 1 take (image * 255).round()"
     else:
         way = "where all values are 0 to 255, convert them to uint8"
-    raise UserError(f"an image has values of type {name}; give PIL images or uint8 arrays of 0 to 255: {way}")
+    raise UserError(
+        f"an image has values of type {name}; give PIL images or uint8 arrays of 0 to 255: {way}"
+    )
 
 
 def _channels_first(values: np.ndarray, channel_axes: tuple[int, int]) -> np.ndarray:

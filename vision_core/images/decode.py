@@ -41,7 +41,9 @@ NUMBER_FORMATS = {"PNG", "TIFF"}  # the others change numbers, or have none
 IMAGE_WIDTH_TAG, IMAGE_LENGTH_TAG = 256, 257  # TIFF 6.0
 
 
-def decode_image(data: bytes, num_channels: int = 3, options: PixelOptions = AS_STORED, part: int | None = None) -> Tensor:
+def decode_image(
+    data: bytes, num_channels: int = 3, options: PixelOptions = AS_STORED, part: int | None = None
+) -> Tensor:
     """Encoded bytes to `[C, H, W]`; see `read_stored` and `to_pixels`, which this is.
 
     Sizes are checked in the header, before any pixel is decoded. EXIF orientation is applied, alpha dropped, the first frame of an
@@ -56,7 +58,9 @@ def decode_image(data: bytes, num_channels: int = 3, options: PixelOptions = AS_
     return _guarded(lambda: _decode(data, num_channels, options, part), data)
 
 
-def read_stored(data: bytes, num_channels: int = 3, options: PixelOptions = AS_STORED, part: int | None = None) -> Stored:
+def read_stored(
+    data: bytes, num_channels: int = 3, options: PixelOptions = AS_STORED, part: int | None = None
+) -> Stored:
     """The numbers of an image as its file has them, with what is missing among them. Raises as `decode_image` does.
 
     Args:
@@ -101,7 +105,9 @@ def is_picture(data: bytes) -> bool:
     return format_of(data) is not None
 
 
-def picture_size(data: bytes, options: PixelOptions = AS_STORED, part: int | None = None) -> tuple[int, int]:
+def picture_size(
+    data: bytes, options: PixelOptions = AS_STORED, part: int | None = None
+) -> tuple[int, int]:
     """Height and width of the upright image of three channels; from its header where Pillow reads it. Raises as `decode_image` does."""
     return _guarded(lambda: _upright_size(data, options, part), data)
 
@@ -112,17 +118,23 @@ def _guarded(read: Callable[[], Result], data: bytes) -> Result:
             return read()
     except (UnreadableImage, UserError):
         raise
-    except Exception as error:  # the decoders raise a dozen types on bad bytes, none of which may end a run
+    except (
+        Exception
+    ) as error:  # the decoders raise a dozen types on bad bytes, none of which may end a run
         raise UnreadableImage(_reason(error, data)) from None
 
 
 def _decode(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Tensor:
     data = inflated(data)
-    as_documented = options.scale is None and options.nodata is None and options.bands is None and part is None
+    as_documented = (
+        options.scale is None and options.nodata is None and options.bands is None and part is None
+    )
     picture = _plain_picture(data, num_channels, options.max_pixels) if as_documented else None
     if picture is not None:
         return pictures.pixels_of(picture, num_channels)
-    return to_pixels(_read(data, num_channels, options, part), options.image_channels(num_channels), options)
+    return to_pixels(
+        _read(data, num_channels, options, part), options.image_channels(num_channels), options
+    )
 
 
 def _plain_picture(data: bytes, num_channels: int, max_pixels: int) -> Image.Image | None:
@@ -194,7 +206,9 @@ def _numbers(data: bytes, max_pixels: int) -> Tensor:
         raise UnreadableImage(f"not_numbers {header.format}")
     if header.mode in pictures.EIGHT_BIT_MODES - {"1", "L", "P"}:
         raise UnreadableImage(f"not_numbers {header.mode}")
-    stored = header.tile[0].args if header.tile else "L"  # of Pillow's raw decoder, such as L;4; for TIFF the first of several
+    stored = (
+        header.tile[0].args if header.tile else "L"
+    )  # of Pillow's raw decoder, such as L;4; for TIFF the first of several
     stored = stored if isinstance(stored, str) else stored[0]
     if header.mode == "L" and stored != "L":
         raise UnreadableImage(f"not_numbers {stored}")
@@ -226,4 +240,8 @@ def _reason(error: Exception, data: bytes) -> str:
 
 def _short_webp(data: bytes) -> bool:
     """Whether a WebP file ends before the length in its RIFF header; Pillow's error does not tell."""
-    return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little")
+    return (
+        data[:4] == b"RIFF"
+        and data[8:12] == b"WEBP"
+        and len(data) < 8 + int.from_bytes(data[4:8], "little")
+    )

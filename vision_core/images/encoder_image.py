@@ -26,7 +26,12 @@ from vision_core.images.pixel_options import AS_STORED, PixelOptions
 OVERSHOOT = 0.2
 
 
-def encoder_images(images: Any, num_channels: int = COLOUR, pictures: bool = True, options: PixelOptions = AS_STORED) -> list[Tensor]:
+def encoder_images(
+    images: Any,
+    num_channels: int = COLOUR,
+    pictures: bool = True,
+    options: PixelOptions = AS_STORED,
+) -> list[Tensor]:
     """One image or several as a list of `[C, H, W]`; an array or tensor with four axes is a batch of images.
 
     pictures: whether an encoder of 3 channels sees pictures, whose floats are 0 to 1; False takes floats as they are.
@@ -40,13 +45,18 @@ def encoder_images(images: Any, num_channels: int = COLOUR, pictures: bool = Tru
         return [encoder_image(images, num_channels, pictures, options)]
     if isinstance(images, bytearray | memoryview | Image.Image):
         return [encoder_image(images, num_channels, pictures, options)]
-    taken = [_numbered(number, image, num_channels, pictures, options) for number, image in enumerate(images, start=1)]
+    taken = [
+        _numbered(number, image, num_channels, pictures, options)
+        for number, image in enumerate(images, start=1)
+    ]
     if not taken:
         raise UserError("there is no image in the list; give at least one")
     return taken
 
 
-def encoder_image(image: Any, num_channels: int = COLOUR, pictures: bool = True, options: PixelOptions = AS_STORED) -> Tensor:
+def encoder_image(
+    image: Any, num_channels: int = COLOUR, pictures: bool = True, options: PixelOptions = AS_STORED
+) -> Tensor:
     """`[C, H, W]` of one image, uint8 or float32, on the CPU; `pictures` as in `encoder_images`.
 
     | image | 3 channels | another number of channels |
@@ -73,7 +83,9 @@ def encoder_image(image: Any, num_channels: int = COLOUR, pictures: bool = True,
     return image_tensor(image, num_channels)
 
 
-def _numbered(number: int, image: Any, num_channels: int, pictures: bool, options: PixelOptions) -> Tensor:
+def _numbered(
+    number: int, image: Any, num_channels: int, pictures: bool, options: PixelOptions
+) -> Tensor:
     try:
         return encoder_image(image, num_channels, pictures, options)
     except UserError as error:
@@ -120,7 +132,9 @@ def _channels_first(values: Tensor, axes: tuple[int, int], num_channels: int) ->
     if values.ndim == 3:
         axis = next((axis for axis in axes if values.shape[axis] in wanted), None)
     if axis is None or planes.ndim != 3 or not planes.numel():
-        shapes = f"[{num_channels}, H, W] or [H, W, {num_channels}]" + (" or [H, W]" if GREY in wanted else "")
+        shapes = f"[{num_channels}, H, W] or [H, W, {num_channels}]" + (
+            " or [H, W]" if GREY in wanted else ""
+        )
         raise UserError(
             f"an image has the shape {list(values.shape)}; this encoder takes {shapes}, "
             "of an image with alpha the first three channels, and several images as a list"
@@ -132,13 +146,21 @@ def _channels_first(values: Tensor, axes: tuple[int, int], num_channels: int) ->
 def _check_values(planes: Tensor, pictures: bool) -> None:
     low, high = (value.item() for value in planes.aminmax())
     if not np.isfinite(low + high):
-        raise UserError("an image has values that are not finite; fill them in, for example with the band's mean")
+        raise UserError(
+            "an image has values that are not finite; fill them in, for example with the band's mean"
+        )
     if not pictures or (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
         return
     cure = "normalised pixels go to the encoder itself, without transform"
     if low >= 0:
-        cure = "for values of 0 to 255 divide by 255" if high <= 256 else "divide by the value of white"
-    raise UserError(f"a float image has values from {low:.4g} to {high:.4g}, and pictures are 0 to 1 here; {cure}")
+        cure = (
+            "for values of 0 to 255 divide by 255"
+            if high <= 256
+            else "divide by the value of white"
+        )
+    raise UserError(
+        f"a float image has values from {low:.4g} to {high:.4g}, and pictures are 0 to 1 here; {cure}"
+    )
 
 
 def _of_picture(picture: Image.Image, num_channels: int) -> Tensor:

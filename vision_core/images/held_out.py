@@ -31,7 +31,11 @@ class SourcePart(ImageSource):
         self.class_names, self.names_from_texts = source.class_names, source.names_from_texts
         self.labels = chosen(source.labels, self.indices)
         self.multi_labels = chosen(source.multi_labels, self.indices)
-        self.annotations = None if source.annotations is None else _AnnotationsOfPart(source.annotations, self.indices)
+        self.annotations = (
+            None
+            if source.annotations is None
+            else _AnnotationsOfPart(source.annotations, self.indices)
+        )
         self.num_channels, self.pixel_options = source.num_channels, source.pixel_options
 
     @property
@@ -101,11 +105,15 @@ def hold_out(source: ImageSource, seed: int, most: int = MOST_HELD_OUT) -> Sourc
     kept = [index for index in range(len(source)) if index not in held_out]
     count = f"{len(held_out):,} of them"
     part = SourcePart(source, kept, f"{source.description}; {count} are held out of training")
-    part.held_out = SourcePart(source, sorted(held_out), f"{count} held out of training, of {source.description}")
+    part.held_out = SourcePart(
+        source, sorted(held_out), f"{count} held out of training, of {source.description}"
+    )
     return part
 
 
-def draw_files(source: ImageSource, order: Sequence[int], count: int, largest: int, keep_classes: bool = False) -> set[int]:
+def draw_files(
+    source: ImageSource, order: Sequence[int], count: int, largest: int, keep_classes: bool = False
+) -> set[int]:
     """The images of whole files, `count` at most; where no file is that small, those of the smallest one with `largest` images at most.
 
     order: all images of the source, as they are drawn; a file is drawn with its first image.
@@ -123,7 +131,11 @@ def draw_files(source: ImageSource, order: Sequence[int], count: int, largest: i
             left.subtract(source.labels[index] for index in images if left)
             drawn.update(images)
     if count and not drawn:
-        possible = (images for images in images_of.values() if len(images) <= largest and _keeps_classes(images, source.labels, left))
+        possible = (
+            images
+            for images in images_of.values()
+            if len(images) <= largest and _keeps_classes(images, source.labels, left)
+        )
         drawn.update(min(possible, key=len, default=()))
     return drawn
 

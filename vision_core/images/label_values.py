@@ -36,7 +36,13 @@ class Labels:
         return f", no labels: {self.why_none}" if self.why_none else ""
 
 
-def read_labels(values: list, column: str, asked_for: bool, names: list[str] | None = None, texts_are_classes: bool = False) -> Labels:
+def read_labels(
+    values: list,
+    column: str,
+    asked_for: bool,
+    names: list[str] | None = None,
+    texts_are_classes: bool = False,
+) -> Labels:
     """The values of `column`, one for each image: numbers, texts, or lists of either.
 
     Whole numbers, also as floats, are class numbers; of texts each is a class, numbered in sorted order. Lists hold the classes of an
@@ -82,11 +88,18 @@ def _of_texts(values: list, column: str, texts_are_classes: bool) -> Labels:
 
 
 def _of_lists(values: list, column: str, names: list[str] | None) -> Labels:
-    rows = [list(value) if isinstance(value, list | tuple) else [] if value is None else [value] for value in values]
+    rows = [
+        list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+        for value in values
+    ]
     if any(isinstance(item, str) for row in rows for item in row):
         texts = [[str(item) for item in row] for row in rows]
         names = sorted({text for row in texts for text in row})
-        return Labels(multi_labels=[sorted(set(_numbered(row, names))) for row in texts], class_names=names, from_texts=True)
+        return Labels(
+            multi_labels=[sorted(set(_numbered(row, names))) for row in texts],
+            class_names=names,
+            from_texts=True,
+        )
     numbers = [[_whole_number(item, column) for item in row] for row in rows]
     missing = sum(number is None or number < 0 for row in numbers for number in row)
     _check_missing(missing, values, column)
@@ -98,7 +111,11 @@ def _of_lists(values: list, column: str, names: list[str] | None) -> Labels:
 def _are_marks(rows: list[list[int]]) -> bool:
     """A list of class numbers holds none of them twice; a row of marks, of three classes or more, always does."""
     one_length = len({len(row) for row in rows}) == 1
-    return one_length and all(set(row) <= {0, 1} for row in rows) and any(len(set(row)) < len(row) for row in rows)
+    return (
+        one_length
+        and all(set(row) <= {0, 1} for row in rows)
+        and any(len(set(row)) < len(row) for row in rows)
+    )
 
 
 def _whole_number(value: Any, column: str) -> int | None:
@@ -123,19 +140,34 @@ def _numbered(texts: list[str], names: list[str]) -> list[int]:
 
 def _check_missing(missing: int, values: list, column: str) -> None:
     if missing:
-        raise UserError(f"column {column!r}: {missing} of {len(values)} labels are missing or negative; name another column")
+        raise UserError(
+            f"column {column!r}: {missing} of {len(values)} labels are missing or negative; name another column"
+        )
 
 
 def may_hold_labels(arrow_type: Any) -> bool:
     """Whether a column of this pyarrow type holds numbers, texts or lists of them, told without reading it."""
     from pyarrow import types
 
-    if types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type):
+    if (
+        types.is_list(arrow_type)
+        or types.is_large_list(arrow_type)
+        or types.is_fixed_size_list(arrow_type)
+    ):
         arrow_type = arrow_type.value_type
     if types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
-    is_number = types.is_integer(arrow_type) or types.is_boolean(arrow_type) or types.is_floating(arrow_type)
-    return is_number or types.is_string(arrow_type) or types.is_large_string(arrow_type) or types.is_null(arrow_type)
+    is_number = (
+        types.is_integer(arrow_type)
+        or types.is_boolean(arrow_type)
+        or types.is_floating(arrow_type)
+    )
+    return (
+        is_number
+        or types.is_string(arrow_type)
+        or types.is_large_string(arrow_type)
+        or types.is_null(arrow_type)
+    )
 
 
 def label_column(types: dict[str, Any], wanted: str | None) -> str | None:
@@ -144,6 +176,8 @@ def label_column(types: dict[str, Any], wanted: str | None) -> str | None:
     Raises UserError where the wanted column holds something else.
     """
     if wanted is not None and not may_hold_labels(types[wanted]):
-        raise UserError(f"column {wanted!r} holds no whole numbers, texts or lists of them; name another by ?label=COLUMN")
+        raise UserError(
+            f"column {wanted!r} holds no whole numbers, texts or lists of them; name another by ?label=COLUMN"
+        )
     usual = (name for name in USUAL_LABELS if name in types and may_hold_labels(types[name]))
     return wanted or next(usual, None)

@@ -20,13 +20,25 @@ KINDS = {
     "folder": (*BESIDE_IMAGES, *LINKS_AND_TILES, *PIXEL_OPTIONS),
     "list": ("root", *LINKS_AND_TILES, *PIXEL_OPTIONS),
     "parquet": ("image", "label", *IN_COLUMNS, *PIXEL_OPTIONS),
-    "hf": ("split", "image", "label", "revision", "streaming", "shuffle_buffer", "follow_links", *IN_COLUMNS, *PIXEL_OPTIONS),
+    "hf": (
+        "split",
+        "image",
+        "label",
+        "revision",
+        "streaming",
+        "shuffle_buffer",
+        "follow_links",
+        *IN_COLUMNS,
+        *PIXEL_OPTIONS,
+    ),
     "wds": ("image", "label", *BESIDE_IMAGES, "captions", *PIXEL_OPTIONS),
     "scenes": ("size", "count", "seed", "split"),
 }
 
 
-def open_source(text: str, num_channels: int = 3, auto_scale: Scale | None = None) -> ImageSource | ImageStream:
+def open_source(
+    text: str, num_channels: int = 3, auto_scale: Scale | None = None
+) -> ImageSource | ImageStream:
     """Open the source that `text` names; its images have `num_channels`. auto_scale: what `?scale=auto` stands for, by default what is
     usual among this source's own images; for images that are judged it is the scale of those that were learnt from.
 
@@ -37,7 +49,9 @@ def open_source(text: str, num_channels: int = 3, auto_scale: Scale | None = Non
     """
     kind, where, options = parse_source(text)
     if num_channels < 1 or (kind == "scenes" and num_channels != 3):
-        raise UserError(f"dataset {text!r}: num_channels={num_channels} is not possible; use 3, or for files 1 and more")
+        raise UserError(
+            f"dataset {text!r}: num_channels={num_channels} is not possible; use 3, or for files 1 and more"
+        )
     pixel_options, options = take_pixel_options(text, options)
     if pixel_options.bands is not None and len(pixel_options.bands) != num_channels:
         raise UserError(
@@ -59,7 +73,9 @@ def _set_automatic_scale(text: str, source: ImageSource | ImageStream, given: Sc
     if given is not None and given.kind == "values":
         scale, origin = given, "as the images that were learnt from"
     elif isinstance(source, ImageStream):
-        raise UserError(f"dataset {text!r}: scale=auto needs samples, which a stream has not; give scale=LOW,HIGH")
+        raise UserError(
+            f"dataset {text!r}: scale=auto needs samples, which a stream has not; give scale=LOW,HIGH"
+        )
     else:
         scale, count = automatic_scale(source, text)
         origin = f"from {count:,} images"
@@ -67,7 +83,9 @@ def _set_automatic_scale(text: str, source: ImageSource | ImageStream, given: Sc
     source.description += f", scale=auto: {scale.low:,.6g} to {scale.high:,.6g} {origin}"
 
 
-def _open(kind: str, where: str, num_channels: int, options: dict[str, str]) -> ImageSource | ImageStream:
+def _open(
+    kind: str, where: str, num_channels: int, options: dict[str, str]
+) -> ImageSource | ImageStream:
     if kind == "scenes":
         from vision_core.images.sources.scenes import open_scenes
 
@@ -102,9 +120,13 @@ def parse_source(text: str) -> tuple[str, str, dict[str, str]]:
     elif not colon or (kind not in KINDS and os.path.exists(head)):
         kind, where = "folder", head
     if kind not in KINDS:
-        raise UserError(f"dataset {text!r}: unknown kind {kind!r}{_hint(kind, KINDS)}; known: {', '.join(KINDS)}")
+        raise UserError(
+            f"dataset {text!r}: unknown kind {kind!r}{_hint(kind, KINDS)}; known: {', '.join(KINDS)}"
+        )
     if "?" in where and kind not in ("parquet", "wds", "folder"):
-        raise UserError(f"dataset {text!r}: an option is written name=value, several are joined by &")
+        raise UserError(
+            f"dataset {text!r}: an option is written name=value, several are joined by &"
+        )
     if not where and kind != "scenes":
         raise UserError(f"dataset {text!r} names no data; write {kind}:WHERE")
     return kind, where, _parse_options(text, kind, tail)
@@ -116,7 +138,9 @@ def _parse_options(text: str, kind: str, tail: str) -> dict[str, str]:
         key, equals, value = item.partition("=")
         if key not in KINDS[kind]:
             known = ", ".join(KINDS[kind]) or "none"
-            raise UserError(f"dataset {text!r}: unknown option {key!r}{_hint(key, KINDS[kind])}; options of {kind}: {known}")
+            raise UserError(
+                f"dataset {text!r}: unknown option {key!r}{_hint(key, KINDS[kind])}; options of {kind}: {known}"
+            )
         if not value or key in options:
             problem = "is given twice" if key in options else "has no value"
             raise UserError(f"dataset {text!r}: option {key!r} {problem}; write {key}=VALUE once")

@@ -89,7 +89,11 @@ def scale_text(scale: Scale) -> str:
         return scale.kind
     if scale.kind == "percentiles":
         return f"p{_shortest(scale.low)},p{_shortest(scale.high)}"
-    return _shortest(scale.high) if scale.low == 0 else f"{_shortest(scale.low)},{_shortest(scale.high)}"
+    return (
+        _shortest(scale.high)
+        if scale.low == 0
+        else f"{_shortest(scale.low)},{_shortest(scale.high)}"
+    )
 
 
 def _shortest(number: float) -> str:
@@ -100,7 +104,10 @@ def _shortest(number: float) -> str:
 def _bands(text: str, value: str) -> tuple[tuple[int, ...], int]:
     """`4,3,2/12` as ((4, 3, 2), 12)."""
     chosen, _, total = value.partition("/")
-    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in (*chosen.split(","), total)]
+    numbers = [
+        int(part) if part.isascii() and part.isdigit() else 0
+        for part in (*chosen.split(","), total)
+    ]
     bands, bands_of = tuple(numbers[:-1]), numbers[-1]
     if min(bands) < 1 or max(bands) > bands_of or len(set(bands)) < len(bands):
         raise UserError(
@@ -115,9 +122,15 @@ def _scale(text: str, value: str) -> Scale:
         return Scale(value)
     parts = value.split(",")
     percentiles = all(part.startswith("p") for part in parts)
-    numbers = [_number(text, "scale", part.removeprefix("p") if percentiles else part) for part in parts]
+    numbers = [
+        _number(text, "scale", part.removeprefix("p") if percentiles else part) for part in parts
+    ]
     low, high = numbers if len(numbers) == 2 else (0.0, numbers[0])
-    possible = len(parts) <= 2 and low < high and (not percentiles or (len(parts) == 2 and low >= 0 and high <= 100))
+    possible = (
+        len(parts) <= 2
+        and low < high
+        and (not percentiles or (len(parts) == 2 and low >= 0 and high <= 100))
+    )
     if not possible:
         raise UserError(
             f"dataset {text!r}: scale={value} is not possible; give the value of white (4095), of black and white (-1000,400), "
@@ -128,7 +141,9 @@ def _scale(text: str, value: str) -> Scale:
 
 def _max_pixels(text: str, value: str) -> int:
     if not (value.isascii() and value.isdigit() and 0 < int(value) <= MOST_PIXELS):
-        raise UserError(f"dataset {text!r}: max_pixels={value} is not possible; give a whole number up to {MOST_PIXELS:,}")
+        raise UserError(
+            f"dataset {text!r}: max_pixels={value} is not possible; give a whole number up to {MOST_PIXELS:,}"
+        )
     return int(value)
 
 
@@ -136,4 +151,6 @@ def _number(text: str, name: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise UserError(f"dataset {text!r}: {name}={value} is no number; write {name}=NUMBER") from None
+        raise UserError(
+            f"dataset {text!r}: {name}={value} is no number; write {name}=NUMBER"
+        ) from None

@@ -29,11 +29,17 @@ def automatic_scale(source: ImageSource, name: str, count: int = AUTO_IMAGES) ->
     if not sample.images and not sample.unreadable:
         return Scale("values", *EIGHT_BITS), count
     if not sample.images:
-        reasons = ", ".join(f"{reason} ({number})" for reason, number in sample.unreadable.most_common(3))
-        raise UserError(f"dataset {name!r}: scale=auto found no readable image among {count}: {reasons}; give scale=LOW,HIGH")
+        reasons = ", ".join(
+            f"{reason} ({number})" for reason, number in sample.unreadable.most_common(3)
+        )
+        raise UserError(
+            f"dataset {name!r}: scale=auto found no readable image among {count}: {reasons}; give scale=LOW,HIGH"
+        )
     low, high = usual_range(sample)
     if not low < high:
-        raise UserError(f"dataset {name!r}: scale=auto found no range, its values are {low:g}; give scale=LOW,HIGH")
+        raise UserError(
+            f"dataset {name!r}: scale=auto found no range, its values are {low:g}; give scale=LOW,HIGH"
+        )
     return Scale("values", low, high), sample.images
 
 
@@ -42,7 +48,9 @@ def usual_range(sample: StoredSample) -> tuple[float, float]:
     99.9 percentile, with 6 digits. Of pictures of 8 bits it is 0 to 255."""
     if set(sample.types) <= {"bool", "uint8"}:
         return EIGHT_BITS
-    low, high = (float(f"{value:.6g}") for value in sample.percentiles((LOWEST_PERCENT, HIGHEST_PERCENT)))
+    low, high = (
+        float(f"{value:.6g}") for value in sample.percentiles((LOWEST_PERCENT, HIGHEST_PERCENT))
+    )
     return min(low, 0.0), high
 
 
@@ -95,7 +103,8 @@ def range_notes(
 
 def _all_eight_bit(source: ImageSource) -> bool:
     return source.pixel_options.nodata is None and all(
-        is_eight_bit(stored) and stored.missing is None for stored in first_images(source, FIRST_IMAGES)
+        is_eight_bit(stored) and stored.missing is None
+        for stored in first_images(source, FIRST_IMAGES)
     )
 
 
@@ -126,12 +135,28 @@ def _no_colours_note(source: ImageSource, sample: StoredSample, num_channels: in
     )
 
 
-def _mean_note(source: ImageSource, sample: StoredSample, image_mean: Sequence[float], image_std: Sequence[float], is_trained: bool) -> str:
+def _mean_note(
+    source: ImageSource,
+    sample: StoredSample,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    is_trained: bool,
+) -> str:
     """Where values that stay as they are lie far from what they are normalised by."""
-    if source.pixel_options.scale is not None or full_scale_of(sample) is not None or len(sample.bands) != len(image_mean):
+    if (
+        source.pixel_options.scale is not None
+        or full_scale_of(sample) is not None
+        or len(sample.bands) != len(image_mean)
+    ):
         return ""
-    cure = "read them as the encoder's training did, by ?scale=LOW,HIGH" if is_trained else "set both as pretrain/data_stats.py proposes"
-    for number, (band, mean, std) in enumerate(zip(sample.bands, image_mean, image_std, strict=True), start=1):
+    cure = (
+        "read them as the encoder's training did, by ?scale=LOW,HIGH"
+        if is_trained
+        else "set both as pretrain/data_stats.py proposes"
+    )
+    for number, (band, mean, std) in enumerate(
+        zip(sample.bands, image_mean, image_std, strict=True), start=1
+    ):
         if not band.count:
             continue
         spread = band.std / std
@@ -145,7 +170,11 @@ def _mean_note(source: ImageSource, sample: StoredSample, image_mean: Sequence[f
 
 def _missing_note(sample: StoredSample) -> str:
     share = sample.missing_share
-    return f"{share:.2%} of the values are missing (nodata or NaN); each is replaced by its band's mean over the image" if share else ""
+    return (
+        f"{share:.2%} of the values are missing (nodata or NaN); each is replaced by its band's mean over the image"
+        if share
+        else ""
+    )
 
 
 def _types(sample: StoredSample) -> str:

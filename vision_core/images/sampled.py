@@ -60,13 +60,19 @@ class StoredSample:
             if self.bits is not None:
                 self.bits[number] |= int(np.bitwise_or.reduce(band, axis=None))
             grid = (slice(None, None, step), slice(None, None, step))
-            self.kept[number].append(band[grid].ravel() if there is None else band[grid][there[grid]])
+            self.kept[number].append(
+                band[grid].ravel() if there is None else band[grid][there[grid]]
+            )
 
     def percentiles(self, shares: Sequence[float], band: int | None = None) -> list[float]:
         """The values below which these percent of a band's values lie, linearly between two of them; without a band, of all bands together."""
         chosen = self.kept if band is None else [self.kept[band]]
         values = [part for parts in chosen for part in parts if part.size]
-        return [float("nan")] * len(shares) if not values else np.percentile(np.concatenate(values), shares).tolist()
+        return (
+            [float("nan")] * len(shares)
+            if not values
+            else np.percentile(np.concatenate(values), shares).tolist()
+        )
 
     @property
     def missing_share(self) -> float:
@@ -101,7 +107,10 @@ class BandStatistics:
         self.squares += squares + difference**2 * self.count * count / total
         self.mean += difference * count / total
         self.count = total
-        self.least, self.greatest = min(self.least, float(values.min())), max(self.greatest, float(values.max()))
+        self.least, self.greatest = (
+            min(self.least, float(values.min())),
+            max(self.greatest, float(values.max())),
+        )
 
     @property
     def std(self) -> float:
@@ -115,7 +124,11 @@ def sample_indices(length: int, count: int) -> list[int]:
 
 
 def sample_stored(
-    source: ImageSource, count: int, seconds: float = float("inf"), progress: Any = iter, eight_bit: bool = True
+    source: ImageSource,
+    count: int,
+    seconds: float = float("inf"),
+    progress: Any = iter,
+    eight_bit: bool = True,
 ) -> StoredSample:
     """Up to `count` images of a source, in a fixed seeded order; no new one is begun after `seconds`.
 
@@ -138,7 +151,9 @@ def sample_stored(
 
 def stored_of(source: ImageSource, index: int) -> Stored:
     """The numbers of image `index`, in as many channels as the source's images have. Raises UnreadableImage."""
-    return in_channels(source.stored(index), source.pixel_options.image_channels(source.num_channels))
+    return in_channels(
+        source.stored(index), source.pixel_options.image_channels(source.num_channels)
+    )
 
 
 def in_channels(stored: Stored, num_channels: int) -> Stored:
@@ -152,7 +167,11 @@ def in_channels(stored: Stored, num_channels: int) -> Stored:
         return stored._replace(values=np.broadcast_to(values, shape), missing=repeated)
     grey = np.tensordot(LUMINANCE, values.astype(np.float64), axes=1)[None]
     grey = np.rint(grey).astype(values.dtype) if values.dtype.kind in "biu" else grey
-    return stored._replace(values=grey, missing=None if missing is None else missing.any(0, keepdims=True), is_colour=False)
+    return stored._replace(
+        values=grey,
+        missing=None if missing is None else missing.any(0, keepdims=True),
+        is_colour=False,
+    )
 
 
 def is_eight_bit(stored: Stored) -> bool:

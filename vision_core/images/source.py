@@ -117,14 +117,20 @@ class EncodedImageSource(ImageSource):
         return None
 
     def stored(self, index: int) -> Stored:
-        return read_stored(self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index))
+        return read_stored(
+            self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index)
+        )
 
     def __getitem__(self, index: int) -> ImageRecord:
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        image = decode_image(self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index))
-        return ImageRecord(self.id_of(index), image, None if self.labels is None else self.labels[index])
+        image = decode_image(
+            self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index)
+        )
+        return ImageRecord(
+            self.id_of(index), image, None if self.labels is None else self.labels[index]
+        )
 
 
 class ImageStream(ABC):
@@ -138,7 +144,9 @@ class ImageStream(ABC):
         return self.description, ""
 
     @abstractmethod
-    def records(self, rank: int, world_size: int, epoch: int, start: Place | None = None) -> Iterator[ImageRecord | UnreadableSample]:
+    def records(
+        self, rank: int, world_size: int, epoch: int, start: Place | None = None
+    ) -> Iterator[ImageRecord | UnreadableSample]:
         """One pass over this process's share (in a data worker: that worker's), shuffled by `epoch`.
 
         `start` is the `place` of a record that the same reader gave in a pass of the same number: it goes on behind that one.

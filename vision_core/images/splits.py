@@ -20,7 +20,10 @@ NAMES = {
     "train": ("train", "database"),
     "test": ("test", "queries", "held_out", "validation", "val"),
 }
-SCENES = {"train": {"split": "train", "count": "10000"}, "test": {"split": "held_out", "count": "2000"}}
+SCENES = {
+    "train": {"split": "train", "count": "10000"},
+    "test": {"split": "held_out", "count": "2000"},
+}
 PARQUET_NAMES = f"{SPLIT}[-.]*parquet"  # train.parquet and train-00000-of-00001.parquet, but not train_notes.parquet
 
 
@@ -58,7 +61,9 @@ def _candidates(text: str, part: str) -> list[str]:
     folder, mark, tail = text.removeprefix("folder:").partition("?")
     if os.path.isdir(folder):
         parquet = f"{glob.escape(folder)}/{PARQUET_NAMES}"
-        is_parquet = any(glob.glob(parquet.replace(SPLIT, name)) for names in NAMES.values() for name in names)
+        is_parquet = any(
+            glob.glob(parquet.replace(SPLIT, name)) for names in NAMES.values() for name in names
+        )
         where = f"parquet:{parquet}" if is_parquet else f"folder:{folder}/{SPLIT}"
         return [f"{where}{mark}{tail}".replace(SPLIT, name) for name in NAMES[part]]
     kind, _, options = parse_source(text)
@@ -89,14 +94,22 @@ def _may_exist(text: str) -> bool:
     kind, where, options = parse_source(text)
     if kind == "scenes":
         return options.get("split") in SCENE_SPLITS
-    patterns = [where] if kind != "wds" else [each for part in where.split("::") for each in expand_braces(part)]
-    return kind == "hf" or any(os.path.exists(each) or glob.glob(each, recursive=True) for each in patterns)
+    patterns = (
+        [where]
+        if kind != "wds"
+        else [each for part in where.split("::") for each in expand_braces(part)]
+    )
+    return kind == "hf" or any(
+        os.path.exists(each) or glob.glob(each, recursive=True) for each in patterns
+    )
 
 
 def _open(text: str, num_channels: int, auto_scale: Scale | None = None) -> ImageSource:
     source = open_source(text, num_channels, auto_scale)
     if not isinstance(source, ImageSource):
-        raise UserError(f"{text} is a stream; evaluation needs a source with an index: leave out streaming=true")
+        raise UserError(
+            f"{text} is a stream; evaluation needs a source with an index: leave out streaming=true"
+        )
     return source
 
 
@@ -106,15 +119,23 @@ def _scenes(options: dict[str, str]) -> str:
 
 def _number_alike(train: ImageSource, test: ImageSource) -> None:
     """Where classes are texts, each part has numbered its own: the test images take the numbers of the training images."""
-    if not (train.names_from_texts and test.names_from_texts) or train.class_names == test.class_names:
+    if (
+        not (train.names_from_texts and test.names_from_texts)
+        or train.class_names == test.class_names
+    ):
         return
     new = sorted(set(test.class_names) - set(train.class_names))
     if new:
-        raise UserError(f"{len(new)} classes of the test images, such as {new[0]!r}, have no training image; name parts of one data set")
+        raise UserError(
+            f"{len(new)} classes of the test images, such as {new[0]!r}, have no training image; name parts of one data set"
+        )
     if test.labels is not None:
         test.labels = renumbered(test.labels, test.class_names, train.class_names)
     if test.multi_labels is not None:
-        test.multi_labels = [sorted(renumbered(row, test.class_names, train.class_names)) for row in test.multi_labels]
+        test.multi_labels = [
+            sorted(renumbered(row, test.class_names, train.class_names))
+            for row in test.multi_labels
+        ]
     test.class_names = train.class_names
 
 
@@ -133,4 +154,6 @@ def _check_labels(train: ImageSource, test: ImageSource) -> None:
     new = sorted(set(test.labels) - set(train.labels))
     if new:
         name = test.class_names[new[0]] if test.class_names else new[0]
-        raise UserError(f"{len(new)} labels of the test images, such as {name}, have no training image; name parts of one data set")
+        raise UserError(
+            f"{len(new)} labels of the test images, such as {name}, have no training image; name parts of one data set"
+        )

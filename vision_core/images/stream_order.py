@@ -37,10 +37,14 @@ def share_of(dataset: Any, rank: int, world_size: int, worker: int, workers: int
     if worker >= share.num_shards:
         return None
     share = share.shard(workers, worker, contiguous=False)
-    return share if shards_for_all else split_dataset_by_node(share, rank=rank, world_size=world_size)
+    return (
+        share if shards_for_all else split_dataset_by_node(share, rank=rank, world_size=world_size)
+    )
 
 
-def shuffled_rows(rows: Any, block_size: int, names: tuple, start: Place | None = None) -> Iterator[PlacedRow]:
+def shuffled_rows(
+    rows: Any, block_size: int, names: tuple, start: Place | None = None
+) -> Iterator[PlacedRow]:
     """The rows of a `datasets.IterableDataset`, each once: `block_size` of them are read, then given in an order drawn from (names, block).
 
     A shuffle buffer of `datasets` is lost with the process: what is in it comes from anywhere before, and `state_dict` does not hold it. A

@@ -64,7 +64,9 @@ def mean_over_processes(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     if world_size() == 1:
         return {name: value.detach() for name, value in values.items()}
-    packed = all_reduce_sum(torch.stack([value.float() for value in values.values()])) / world_size()
+    packed = (
+        all_reduce_sum(torch.stack([value.float() for value in values.values()])) / world_size()
+    )
     return dict(zip(values, packed, strict=True))
 
 
@@ -146,7 +148,10 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
         ctx.num_rows = len(tensor)
-        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        parts = [
+            torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            for _ in range(world_size())
+        ]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
@@ -162,7 +167,11 @@ def _is_distributed() -> bool:
 
 def _collective_device() -> torch.device:
     """Where a tensor must lie for the process group to reduce it: NCCL takes none on the CPU."""
-    return torch.device("cpu") if "cpu:" in dist.get_backend_config() else torch.accelerator.current_accelerator()
+    return (
+        torch.device("cpu")
+        if "cpu:" in dist.get_backend_config()
+        else torch.accelerator.current_accelerator()
+    )
 
 
 def share_cores() -> None:
@@ -171,14 +180,25 @@ def share_cores() -> None:
     deepspeed starts every process on all cores, where they wait for each other forty times as long as they compute; and accelerate, which takes a process
     of deepspeed's for the only one here, gives each all cores again where the variable is not set. So it is set.
     """
-    if processes_here() > 1 and "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+    if (
+        processes_here() > 1
+        and "OMP_NUM_THREADS" not in os.environ
+        and not torch.cuda.is_available()
+    ):
         os.environ["OMP_NUM_THREADS"] = str(own_cores())
         torch.set_num_threads(own_cores())
 
 
 def processes_here() -> int:
     """Processes of this run on this machine, as torchrun and accelerate, deepspeed, or a launcher that knows of one machine says it."""
-    return next((int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE") if name in os.environ), 1)
+    return next(
+        (
+            int(os.environ[name])
+            for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+            if name in os.environ
+        ),
+        1,
+    )
 
 
 def set_cpu_threads(threads: int | None) -> None:
@@ -189,7 +209,9 @@ def set_cpu_threads(threads: int | None) -> None:
 
 def own_cores() -> int:
     """This process's share of the cores, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(cores // processes_here(), 1)
 
 

@@ -29,7 +29,9 @@ from vision_core.processes.distributed import (
 
 STATUS = 2
 LOOK_SECONDS = 0.5
-GRACE_SECONDS = 2.0  # in which a process may come to an error of its own: what all meet alike, all say
+GRACE_SECONDS = (
+    2.0  # in which a process may come to an error of its own: what all meet alike, all say
+)
 PATIENCE_SECONDS = 6.0  # of the one that failed, for the others to hear it
 CONNECT_SECONDS = 60
 LEAVE_SECONDS = 2.0
@@ -56,7 +58,11 @@ class Peers:
 
     def __init__(self, store: dist.Store, processes: int) -> None:
         self.store, self.processes = store, processes
-        self.is_failing, self.is_leaving, self.is_over = threading.Event(), threading.Event(), threading.Event()
+        self.is_failing, self.is_leaving, self.is_over = (
+            threading.Event(),
+            threading.Event(),
+            threading.Event(),
+        )
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
         # a thread that wakes up in a Python that is being taken down would end it by a signal
@@ -127,5 +133,7 @@ def _shared_store() -> dist.Store | None:
     port = int(broadcast_text(str(store.port if store else 0)))
     with suppress(RuntimeError):
         if port and not is_main_process():
-            store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+            store = dist.TCPStore(
+                host, port, is_master=False, wait_for_workers=False, timeout=timeout
+            )
     return store

@@ -36,7 +36,9 @@ def repeat_behind_launchers(line: str) -> None:
         pid, started = launchers_above()[-1]
         command = [sys.executable, "-I", "-S", __file__, str(pid), started, line]
         with suppress(OSError):  # no memory, no process: the line has been said once
-            left_behind = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+            left_behind = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+            )
             # it has to watch before the launcher learns of our end
             select.select([left_behind.stdout], [], [], READY_SECONDS)
 

@@ -12,7 +12,12 @@ from pathlib import Path
 # Programs that start a training script as their child. `accelerate launch` with one process and `deepspeed` on one machine die of
 # SIGTERM without telling the script, which would train on unseen.
 LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed"}
-LAUNCHER_MODULES = {"accelerate.commands.launch", "torch.distributed.run", "deepspeed.launcher.launch", "deepspeed.launcher.runner"}
+LAUNCHER_MODULES = {
+    "accelerate.commands.launch",
+    "torch.distributed.run",
+    "deepspeed.launcher.launch",
+    "deepspeed.launcher.runner",
+}
 
 
 @cache

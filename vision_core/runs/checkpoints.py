@@ -30,7 +30,9 @@ class CheckpointNotWritten(UserError):
     """A save failed, usually on a full disk. Nothing partial is left, earlier checkpoints are whole: try it again."""
 
 
-def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int | None) -> Path:
+def write_checkpoint(
+    root: Path, step: int, write: Callable[[Path], None], keep: int | None
+) -> Path:
     """Let `write(folder)` fill a folder and show it as `root/checkpoint-<step>`, whole, by one rename.
 
     Then the checkpoints of earlier steps go, except the newest `keep` with this one counted (None keeps all). A
@@ -89,7 +91,9 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointNotWritten(_failure_text(target.parent, target, reason_of(error), 0)) from error
+        raise CheckpointNotWritten(
+            _failure_text(target.parent, target, reason_of(error), 0)
+        ) from error
 
 
 def verify_checkpoint(folder: Path) -> str | None:
@@ -101,7 +105,11 @@ def verify_checkpoint(folder: Path) -> str | None:
         try:
             status = (folder / name).stat()
             size = status.st_size
-            if not stat.S_ISREG(status.st_mode) or ".." in Path(name).parts or Path(name).is_absolute():
+            if (
+                not stat.S_ISREG(status.st_mode)
+                or ".." in Path(name).parts
+                or Path(name).is_absolute()
+            ):
                 return f"{name} is no file of the folder"
             if size != expected["size"]:
                 return f"{name} has {size} bytes instead of {expected['size']}"
@@ -125,7 +133,10 @@ def checkpoint_step(folder: Path) -> int:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Every `checkpoint-<step>` folder in `root`, whole or not, by rising step."""
-    return sorted((path for path in root.glob("checkpoint-*") if _step_in_name(path) is not None), key=_step_in_name)
+    return sorted(
+        (path for path in root.glob("checkpoint-*") if _step_in_name(path) is not None),
+        key=_step_in_name,
+    )
 
 
 def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
@@ -169,7 +180,9 @@ def replace_files(source: Path, root: Path, names: list[str]) -> None:
             _replace(aside, target)
         except OSError as error:
             remove(aside)
-            raise CheckpointNotWritten(_failure_text(root, target, reason_of(error), folder_size(source / name))) from error
+            raise CheckpointNotWritten(
+                _failure_text(root, target, reason_of(error), folder_size(source / name))
+            ) from error
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -191,7 +204,10 @@ def seal_folder(folder: Path, step: int = 0) -> None:
     for path in paths:
         if path.is_file():
             sync(path)
-            files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.relative_to(folder).as_posix()] = {
+                "size": path.stat().st_size,
+                "sha256": _sha256(path),
+            }
     (folder / MANIFEST).write_text(_manifest_text(step, files), encoding="utf-8")
     for path in [folder / MANIFEST, *(path for path in paths if path.is_dir()), folder]:
         sync(path)
@@ -244,7 +260,9 @@ def _read_manifest(folder: Path) -> dict[str, Any] | str:
     try:
         text = _manifest_bytes(folder).decode("utf-8")
         manifest = json.loads(text)
-        is_intact = text == _manifest_text(manifest["step"], manifest["files"]) and _is_of_files(manifest)
+        is_intact = text == _manifest_text(manifest["step"], manifest["files"]) and _is_of_files(
+            manifest
+        )
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except OSError as error:
@@ -271,7 +289,10 @@ def _is_of_files(manifest: dict[str, Any]) -> bool:
     """Whether the entries are of the kinds that `seal_folder` writes."""
     entries = manifest["files"]
     step_is_number = isinstance(manifest["step"], int)
-    return step_is_number and all(isinstance(each["size"], int) and isinstance(each["sha256"], str) for each in entries.values())
+    return step_is_number and all(
+        isinstance(each["size"], int) and isinstance(each["sha256"], str)
+        for each in entries.values()
+    )
 
 
 def set_aside(folder: Path, name: str) -> bool:
@@ -286,7 +307,11 @@ def set_aside(folder: Path, name: str) -> bool:
 
 def remove_damaged(root: Path) -> list[str]:
     """Remove the damaged checkpoints among those that were set aside, and return their names. Call it when a newer one stands."""
-    damaged = [path for path in sorted(root.glob("set-aside-*-checkpoint-*")) if path.is_dir() and not (path / MANIFEST).exists()]
+    damaged = [
+        path
+        for path in sorted(root.glob("set-aside-*-checkpoint-*"))
+        if path.is_dir() and not (path / MANIFEST).exists()
+    ]
     for path in damaged:
         remove(path)
     return [path.name for path in damaged]

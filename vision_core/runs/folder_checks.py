@@ -19,7 +19,11 @@ from vision_core.runs.folder_kinds import UNFINISHED_WORK, folder_kind
 from vision_core.runs.folder_lock import refuse_in_use
 
 RESUME_KEY = "resume_from_checkpoint"
-HOW_IT_IS_RUN = (RESUME_KEY, "changed_data", "grace_seconds")  # say how a run starts and stops, not what it is
+HOW_IT_IS_RUN = (
+    RESUME_KEY,
+    "changed_data",
+    "grace_seconds",
+)  # say how a run starts and stops, not what it is
 AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
 FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
 PROGRAM_LINE = "# options of "  # begins the first line of a config.yaml, which names its program
@@ -29,7 +33,11 @@ LITTER = (".lock", "config.yaml", "unfinished.json", "bad_samples.jsonl")
 
 
 def check_folder(
-    output_dir: str | None, name: str, resume: bool | str | None = None, program: str = "", can_resume: bool = True
+    output_dir: str | None,
+    name: str,
+    resume: bool | str | None = None,
+    program: str = "",
+    can_resume: bool = True,
 ) -> Path | None:
     """The checkpoint that `RunFolder.open` would take up, None for a new run. Raises UserError where it would, before minutes are spent.
 
@@ -50,11 +58,15 @@ def check_folder(
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "cannot be written to" if there.is_dir() else "is a file"
-        raise UserError(f"output folder {path} cannot be used: {there} {problem}; give another --output_dir")
+        raise UserError(
+            f"output folder {path} cannot be used: {there} {problem}; give another --output_dir"
+        )
     return None
 
 
-def check_program(output_dir: str | None, name: str, resume: bool | str | None, program: str) -> None:
+def check_program(
+    output_dir: str | None, name: str, resume: bool | str | None, program: str
+) -> None:
     """Raise UserError where a run is to be resumed that is not there, in use, of another program, or in a folder that cannot be written.
 
     Looks at names, rights, the lock and config.yaml, and changes nothing: for before minutes are spent.
@@ -75,14 +87,18 @@ def check_program(output_dir: str | None, name: str, resume: bool | str | None, 
         checkpoint_to_resume(path, wanted, warn_on_stderr)
 
 
-def end_if_all_is_done(output_dir: str | None, config_yaml: str, resume: bool | str | None, program: str) -> None:
+def end_if_all_is_done(
+    output_dir: str | None, config_yaml: str, resume: bool | str | None, program: str
+) -> None:
     """Raise AllDone where `--resume_from_checkpoint auto` finds the finished run of the same program and options. Looks at two small files."""
     path = Path(output_dir or "")
     if resume_word(resume) != AUTO or output_dir is None or not (path / FINISHED).is_file():
         return
     refuse_other_program(path, program)
     if not changed_keys(read_config(path), config_yaml):
-        raise AllDone(f"all is done: {path} holds the finished run of this command; another --output_dir starts a new one")
+        raise AllDone(
+            f"all is done: {path} holds the finished run of this command; another --output_dir starts a new one"
+        )
 
 
 def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path | None:
@@ -90,7 +106,11 @@ def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path 
     wanted = resume_word(resume)
     if wanted in (None, "true", AUTO):
         root = Path(output_dir or "")
-        return checkpoints.newest_checkpoint(root, lambda _: None) if wanted and output_dir and root.is_dir() else None
+        return (
+            checkpoints.newest_checkpoint(root, lambda _: None)
+            if wanted and output_dir and root.is_dir()
+            else None
+        )
     return Path(wanted) if Path(wanted).is_dir() else None
 
 
@@ -115,7 +135,9 @@ def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:
 
 def holds_nothing(path: Path) -> bool:
     """Whether a folder is empty, or holds nothing but what a start of one of these programs left that had done nothing yet."""
-    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".tmp-")} - {".lock"}
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".tmp-")} - {
+        ".lock"
+    }
     return not names or (names <= set(LITTER) and read_config(path).startswith(PROGRAM_LINE))
 
 
@@ -161,14 +183,18 @@ def folder_to_resume(output_dir: str | None, name: str, resume: str) -> Path:
                 f"that run, or start a new one from its weights with --init_from"
             )
         if not os.path.isdir(resume):
-            raise UserError(f"--{RESUME_KEY} {resume}: no such folder; give a checkpoint-<step> folder, or true for the newest")
+            raise UserError(
+                f"--{RESUME_KEY} {resume}: no such folder; give a checkpoint-<step> folder, or true for the newest"
+            )
         return Path(resume).parent if output_dir is None else Path(output_dir)
     if output_dir is None:
         numbers = run_numbers(Path("outputs"), name)
         example = f"outputs/{name}-{max(numbers)}" if numbers else "FOLDER"
         raise UserError(f"--{RESUME_KEY} true needs to know the run: add --output_dir {example}")
     if not os.path.isdir(output_dir):
-        raise UserError(f"--{RESUME_KEY} true: there is no folder {output_dir}; leave the option out to start a new run there")
+        raise UserError(
+            f"--{RESUME_KEY} true: there is no folder {output_dir}; leave the option out to start a new run there"
+        )
     return Path(output_dir)
 
 
@@ -177,11 +203,15 @@ def checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) -
     if resume in ("true", AUTO):
         newest = checkpoints.newest_checkpoint(path, warn)
         if newest is None and resume == "true":
-            raise UserError(f"no whole checkpoint-<step> in {path}: start a new run with another --output_dir")
+            raise UserError(
+                f"no whole checkpoint-<step> in {path}: start a new run with another --output_dir"
+            )
         return newest
     reason = checkpoints.verify_checkpoint(Path(resume))
     if reason is not None:
-        raise UserError(f"--{RESUME_KEY} {resume} is no whole checkpoint: {reason}; `true` takes the newest whole one of its run")
+        raise UserError(
+            f"--{RESUME_KEY} {resume} is no whole checkpoint: {reason}; `true` takes the newest whole one of its run"
+        )
     return Path(resume)
 
 
@@ -213,7 +243,9 @@ def read_config(path: Path) -> str:
 def _read_mapping(text: str) -> dict[str, Any]:
     mapping = yaml_value(text, "config.yaml of the run", "mend it or move it away")
     if mapping is not None and not isinstance(mapping, dict):
-        raise UserError("config.yaml of the run must hold lines `key: value`: mend it or move it away")
+        raise UserError(
+            "config.yaml of the run must hold lines `key: value`: mend it or move it away"
+        )
     return mapping or {}
 
 
@@ -225,7 +257,9 @@ def run_numbers(root: Path, name: str) -> list[int]:
 def numbers_in(root: Path, pattern: str) -> list[int]:
     """The numbers in the names of `root` that match the whole pattern."""
     names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
-    return [int(match.group(1)) for match in (re.fullmatch(pattern, name) for name in names) if match]
+    return [
+        int(match.group(1)) for match in (re.fullmatch(pattern, name) for name in names) if match
+    ]
 
 
 def warn_on_stderr(text: str) -> None:

@@ -22,8 +22,13 @@ TABLE_SUFFIXES = (".parquet", ".tar", ".json", ".jsonl", ".csv")
 LOOKED_AT = 2000  # entries of a folder, at any depth, among which images are looked for
 NAMED = 3  # folders that a message names
 
-UNFINISHED_WORK = "unfinished_work"  # of a program that saves no checkpoints (vision_core/runs/work_folder.py)
-FUSED_VLM, FUSED_VISION = "fusion_vlm", "fused_vision"  # fusion's model types, as its folders have them in config.json
+UNFINISHED_WORK = (
+    "unfinished_work"  # of a program that saves no checkpoints (vision_core/runs/work_folder.py)
+)
+FUSED_VLM, FUSED_VISION = (
+    "fusion_vlm",
+    "fused_vision",
+)  # fusion's model types, as its folders have them in config.json
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,9 @@ class FolderKind:
     cure: str
 
 
-def refuse_folder(folder: str | Path, wanted: str, understood: Collection[str], lacks: str = "model") -> None:
+def refuse_folder(
+    folder: str | Path, wanted: str, understood: Collection[str], lacks: str = "model"
+) -> None:
     """Raise UserError where `folder` is not of a kind that the loader understands: what it is, and what to do with it.
 
     wanted: what the program needs, "an encoder". understood: names of kinds; those that nobody knows, "model" and "unknown", are for the loader itself to
@@ -59,7 +66,16 @@ def folder_kind(folder: Path) -> FolderKind:
     names = {entry.name for entry in folder.iterdir()} - {".lock"}
     if not names:
         return FolderKind("empty", False, "an empty folder", "name the folder of a model")
-    for question in (_unfinished_work, _adapter, _saved_encoder, _model, _report, _finished_work, _unfinished_run, _other_files):
+    for question in (
+        _unfinished_work,
+        _adapter,
+        _saved_encoder,
+        _model,
+        _report,
+        _finished_work,
+        _unfinished_run,
+        _other_files,
+    ):
         kind = question(folder, names)
         if kind is not None:
             return kind
@@ -82,7 +98,10 @@ def _adapter(folder: Path, names: set[str]) -> FolderKind | None:
         return None
     root = folder.absolute().parent
     merged = "config.json" in {entry.name for entry in root.iterdir()}
-    base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+    base = (
+        _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        or "its base model"
+    )
     cure = (
         f"name {folder.parent}, which holds the merged model"
         if merged
@@ -94,7 +113,9 @@ def _adapter(folder: Path, names: set[str]) -> FolderKind | None:
 def _saved_encoder(folder: Path, names: set[str]) -> FolderKind | None:
     if "encoder.json" not in names:
         return None
-    return FolderKind("saved_encoder", True, "an encoder that save_encoder wrote", _encoder_cure(folder))
+    return FolderKind(
+        "saved_encoder", True, "an encoder that save_encoder wrote", _encoder_cure(folder)
+    )
 
 
 def _encoder_cure(folder: Path) -> str:
@@ -108,7 +129,10 @@ def _model(folder: Path, names: set[str]) -> FolderKind | None:
     """By config.json: its model type, and where that tells nothing, by what its parts are."""
     if "open_clip_config.json" in names:
         return FolderKind(
-            "open_clip", True, "a checkpoint of open_clip", "name it open_clip:MODEL/FILE with its weights file (docs/encoders.md)"
+            "open_clip",
+            True,
+            "a checkpoint of open_clip",
+            "name it open_clip:MODEL/FILE with its weights file (docs/encoders.md)",
         )
     if "config.json" not in names:
         return None
@@ -117,27 +141,38 @@ def _model(folder: Path, names: set[str]) -> FolderKind | None:
     if kind is None and "architecture" in config:
         return FolderKind("timm", True, "a checkpoint of timm", _encoder_cure(folder))
     if kind == FUSED_VLM:
-        return FolderKind(kind, True, f"a fused vision-language model{_within(folder)}", _vlm_cure(folder))
+        return FolderKind(
+            kind, True, f"a fused vision-language model{_within(folder)}", _vlm_cure(folder)
+        )
     if kind == FUSED_VISION:
         cure = (
             f"`AutoModel.from_pretrained({str(folder)!r})` loads it after `import fusion`; name its encoders one by one, "
             "or fuse them again with --language_model for a vision-language model"
         )
-        return FolderKind(kind, True, "a fused vision encoder, several encoders behind a connector", cure)
+        return FolderKind(
+            kind, True, "a fused vision encoder, several encoders behind a connector", cure
+        )
     if str(kind).startswith("cambrian"):
         cure = f"`python -m fusion.convert_cambrian --checkpoint {folder} --output_dir NEW` converts it"
         return FolderKind("cambrian", True, f"a released Cambrian-1 of type {kind!r}", cure)
     if "vision_config" in config and "text_config" in config and _generates(config):
-        cure = (
-            "its parts are named one by one: the encoder by --encoders, the language model by --language_model of `python -m fusion.fuse`"
+        cure = "its parts are named one by one: the encoder by --encoders, the language model by --language_model of `python -m fusion.fuse`"
+        return FolderKind(
+            "other_vlm", True, f"a vision-language model of transformers of type {kind!r}", cure
         )
-        return FolderKind("other_vlm", True, f"a vision-language model of transformers of type {kind!r}", cure)
     if "vision_config" in config or {"patch_size", "image_size", "num_channels"} & set(config):
-        return FolderKind("encoder", True, f"a vision encoder of type {kind!r}{_within(folder)}", _encoder_cure(folder))
+        return FolderKind(
+            "encoder",
+            True,
+            f"a vision encoder of type {kind!r}{_within(folder)}",
+            _encoder_cure(folder),
+        )
     if "vocab_size" in config:
         cure = f"`python -m fusion.fuse --language_model {folder} --encoders NAME` makes a vision-language model of it"
         return FolderKind("language_model", True, f"a language model of type {kind!r}", cure)
-    return FolderKind("model", True, f"a model of type {kind!r}", "name a model that this program reads")
+    return FolderKind(
+        "model", True, f"a model of type {kind!r}", "name a model that this program reads"
+    )
 
 
 def _vlm_cure(folder: Path) -> str:
@@ -148,12 +183,17 @@ def _vlm_cure(folder: Path) -> str:
 
 
 def _generates(config: dict[str, Any]) -> bool:
-    return any(str(name).endswith(("ForConditionalGeneration", "ForCausalLM")) for name in config.get("architectures") or [])
+    return any(
+        str(name).endswith(("ForConditionalGeneration", "ForCausalLM"))
+        for name in config.get("architectures") or []
+    )
 
 
 def _within(folder: Path) -> str:
     """Of a checkpoint within a run, which run."""
-    is_checkpoint = re.fullmatch(r"checkpoint-\d+", folder.name) and (folder.parent / "config.yaml").is_file()
+    is_checkpoint = (
+        re.fullmatch(r"checkpoint-\d+", folder.name) and (folder.parent / "config.yaml").is_file()
+    )
     return f" (a checkpoint of the run {folder.parent})" if is_checkpoint else ""
 
 
@@ -165,12 +205,16 @@ def _report(folder: Path, names: set[str]) -> FolderKind | None:
     judged = config.get("model") or config.get("encoder") or config.get("encoders") or []
     listed = ", ".join(map(str, judged)) if isinstance(judged, list) else str(judged)
     what = "a comparison of encoders" if "encoders" in config else "the report of an evaluation"
-    return FolderKind("report", False, what, f"name what it judged: {listed}" if listed else "name what it judged")
+    return FolderKind(
+        "report", False, what, f"name what it judged: {listed}" if listed else "name what it judged"
+    )
 
 
 def _finished_work(folder: Path, names: set[str]) -> FolderKind | None:
     """Of a program that makes no model; one that makes one is known by its config.json."""
-    program = _read_json(folder / "finished.json").get("program") if "finished.json" in names else None
+    program = (
+        _read_json(folder / "finished.json").get("program") if "finished.json" in names else None
+    )
     if program is None:
         return None
     return FolderKind("work", False, f"what {program} has made", "name the folder of a model")
@@ -178,9 +222,15 @@ def _finished_work(folder: Path, names: set[str]) -> FolderKind | None:
 
 def _unfinished_run(folder: Path, names: set[str]) -> FolderKind | None:
     """A run without a model at its root, or a training state that no program loads as a model."""
-    if re.fullmatch(r"checkpoint-\d+", folder.name) and names & {"MANIFEST.json", "trainer_state.json", "training_state.json"}:
+    if re.fullmatch(r"checkpoint-\d+", folder.name) and names & {
+        "MANIFEST.json",
+        "trainer_state.json",
+        "training_state.json",
+    }:
         cure = f"name {folder.parent}, or continue that run: --output_dir {folder.parent} --resume_from_checkpoint true"
-        return FolderKind("checkpoint", False, f"the training state of the run {folder.parent}", cure)
+        return FolderKind(
+            "checkpoint", False, f"the training state of the run {folder.parent}", cure
+        )
     if "config.yaml" not in names:
         return None
     if any(re.fullmatch(r"checkpoint-\d+", name) for name in names):
@@ -191,27 +241,43 @@ def _unfinished_run(folder: Path, names: set[str]) -> FolderKind | None:
 
 def _other_files(folder: Path, names: set[str]) -> FolderKind | None:
     """Folders of models, a tokenizer, weights alone, images, tables."""
-    inside = sorted(name for name in names if (folder / name).is_dir() and _holds_model(folder / name))
+    inside = sorted(
+        name for name in names if (folder / name).is_dir() and _holds_model(folder / name)
+    )
     if inside:
         listed = ", ".join(str(folder / name) for name in inside[:NAMED])
         more = f" and {len(inside) - NAMED} more" if len(inside) > NAMED else ""
-        return FolderKind("parent", False, "a folder of other folders", f"name one of those in it: {listed}{more}")
+        return FolderKind(
+            "parent", False, "a folder of other folders", f"name one of those in it: {listed}{more}"
+        )
     if any(name.endswith((".safetensors", ".bin", ".pth", ".pt")) for name in names):
         cure = "put the checkpoint's config.json beside them, or name a file that is understood by itself (docs/encoders.md)"
         return FolderKind("weights", False, "a folder of weights without config.json", cure)
     if names & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
-        return FolderKind("tokenizer", False, "a tokenizer without a model", "name the folder of a whole model")
+        return FolderKind(
+            "tokenizer", False, "a tokenizer without a model", "name the folder of a whole model"
+        )
     if _has_file(folder, IMAGE_ENDINGS):
         return FolderKind(
-            "images", False, "a folder of images", f"--dataset folder:{folder} takes it as data; name the folder of a model here"
+            "images",
+            False,
+            "a folder of images",
+            f"--dataset folder:{folder} takes it as data; name the folder of a model here",
         )
     if _has_file(folder, TABLE_SUFFIXES):
-        return FolderKind("data", False, "a folder of data", "docs/data.md and docs/fine_tuning.md say how to name it as data")
+        return FolderKind(
+            "data",
+            False,
+            "a folder of data",
+            "docs/data.md and docs/fine_tuning.md say how to name it as data",
+        )
     return None
 
 
 def _holds_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "encoder.json", "adapter_config.json"))
+    return any(
+        (folder / name).is_file() for name in ("config.json", "encoder.json", "adapter_config.json")
+    )
 
 
 def _has_file(folder: Path, suffixes: tuple[str, ...]) -> bool:

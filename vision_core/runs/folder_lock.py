@@ -24,7 +24,9 @@ class FolderLock:
             was_there = self._path.exists()
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             self._hold(folder, warn)
-            if not _is_file(self._descriptor, self._path):  # the holder before has put it back, and another may have made it anew
+            if not _is_file(
+                self._descriptor, self._path
+            ):  # the holder before has put it back, and another may have made it anew
                 self.release()
         status = os.fstat(self._descriptor)
         self._before = os.pread(self._descriptor, status.st_size, 0) if was_there else None
@@ -59,7 +61,9 @@ class FolderLock:
             self.release()
             raise UserError(_in_use(folder, holder)) from None
         except OSError as error:
-            warn(f"{folder} cannot be locked on this file system ({error.strerror}): start no second run there")
+            warn(
+                f"{folder} cannot be locked on this file system ({error.strerror}): start no second run there"
+            )
 
     def _write(self, content: bytes) -> None:
         os.ftruncate(self._descriptor, 0)

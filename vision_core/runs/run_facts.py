@@ -27,7 +27,9 @@ def run_again(script: str, folder: Path, launcher: str = "python") -> str:
     script: `pretrain/mae.py`, or a module, `-m fusion.fuse`. launcher: of a run of one process; several are started as many again.
     """
     is_clone = (ROOT / "pyproject.toml").is_file()
-    module = script if script.startswith("-m ") else f"-m {script.removesuffix('.py').replace('/', '.')}"
+    module = (
+        script if script.startswith("-m ") else f"-m {script.removesuffix('.py').replace('/', '.')}"
+    )
     program = shlex.quote(_from_here(ROOT / script)) if is_clone and script != module else module
     where = _from_here(folder)
     options = shlex.join(["--config", f"{where}/config.yaml", "--output_dir", f"{where}-again"])
@@ -40,7 +42,11 @@ def _launcher(launcher: str) -> str:
     if processes == 1:
         return "python" if launcher == "deepspeed" else launcher
     if launcher == "deepspeed":
-        return f"deepspeed --num_nodes {processes // local} --num_gpus {local}" if processes > local else f"deepspeed --num_gpus {local}"
+        return (
+            f"deepspeed --num_nodes {processes // local} --num_gpus {local}"
+            if processes > local
+            else f"deepspeed --num_gpus {local}"
+        )
     nodes = f" --nnodes {processes // local}" if processes > local else ""
     on_cpu = "" if torch.cuda.is_available() else "ACCELERATE_USE_CPU=true "
     return f"{on_cpu}torchrun{nodes} --nproc-per-node {local}"
@@ -49,7 +55,11 @@ def _launcher(launcher: str) -> str:
 def _from_here(path: Path) -> str:
     """Relative to the working directory where it lies beneath it, as users type it."""
     absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+    return (
+        str(absolute.relative_to(Path.cwd()))
+        if absolute.is_relative_to(Path.cwd())
+        else str(absolute)
+    )
 
 
 def made_with() -> dict[str, str]:
@@ -95,7 +105,9 @@ def batch_text(per_device: int, accumulation: int) -> str:
 
 def millions(modules: Iterable[torch.nn.Module]) -> str:
     """Parameters, shared ones counted once: `0.8 M`."""
-    parameters = {id(parameter): parameter.numel() for module in modules for parameter in module.parameters()}
+    parameters = {
+        id(parameter): parameter.numel() for module in modules for parameter in module.parameters()
+    }
     return f"{sum(parameters.values()) / 1e6:.2f} M"
 
 

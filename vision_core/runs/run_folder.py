@@ -47,7 +47,13 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, lock: FolderLock, checkpoint: Path | None, warn: Callable[[str], None], config_yaml: str, is_old: bool
+        self,
+        path: Path,
+        lock: FolderLock,
+        checkpoint: Path | None,
+        warn: Callable[[str], None],
+        config_yaml: str,
+        is_old: bool,
     ) -> None:
         self.path = path
         self.checkpoint = checkpoint
@@ -56,12 +62,16 @@ class RunFolder:
         self.changes = changed_keys(read_config(path), config_yaml) if is_old else {}
         self._config_yaml = config_yaml
         self._has_begun = not is_old
-        self._waiting: list[tuple[JsonLines, dict[str, Any]]] = []  # lines of an old run that has not begun
+        self._waiting: list[
+            tuple[JsonLines, dict[str, Any]]
+        ] = []  # lines of an old run that has not begun
         self._lock = lock
         self._warn = warn
         self._metrics = JsonLines(path / "metrics.jsonl", warn)
         self._bad_samples = JsonLines(path / "bad_samples.jsonl", warn)
-        self.bad_sample_ids = {record["id"] for record in self._bad_samples.read() if "id" in record}
+        self.bad_sample_ids = {
+            record["id"] for record in self._bad_samples.read() if "id" in record
+        }
 
     @classmethod
     def open(
@@ -101,19 +111,35 @@ class RunFolder:
             return cls._open_old(output_dir, name, config_yaml, resume, warn, program, check)
         except OSError as error:
             path = error.filename or output_dir or "outputs"
-            raise UserError(f"output folder {path} cannot be used: {error.strerror}; give another --output_dir") from None
+            raise UserError(
+                f"output folder {path} cannot be used: {error.strerror}; give another --output_dir"
+            ) from None
 
     @classmethod
-    def _open_new(cls, output_dir: str | None, name: str, config_yaml: str, warn: Callable[[str], None], can_resume: bool) -> "RunFolder":
+    def _open_new(
+        cls,
+        output_dir: str | None,
+        name: str,
+        config_yaml: str,
+        warn: Callable[[str], None],
+        can_resume: bool,
+    ) -> "RunFolder":
         wanted = Path(output_dir) if output_dir is not None else Path("outputs", f"{name}-n")
         ours = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
         path = wanted if output_dir is not None else _next_free_folder(wanted.parent, name)
         ours = [path if folder == wanted else folder for folder in ours]
         path.mkdir(parents=True, exist_ok=True)
         for made in ours:
-            checkpoints.sync(made.parent)  # what is written below a name that a power cut takes is lost
-        refuse_used(path, name, can_resume)  # before the lock file, which would be litter in a folder of something else
-        ours = [*(each for each in (path / "config.yaml", path / ".lock") if not each.exists()), *ours]
+            checkpoints.sync(
+                made.parent
+            )  # what is written below a name that a power cut takes is lost
+        refuse_used(
+            path, name, can_resume
+        )  # before the lock file, which would be litter in a folder of something else
+        ours = [
+            *(each for each in (path / "config.yaml", path / ".lock") if not each.exists()),
+            *ours,
+        ]
         lock = FolderLock(path, warn)
         try:
             refuse_used(path, name, can_resume)  # again, because another run may have come and gone
@@ -167,7 +193,9 @@ class RunFolder:
             self._set_aside_later_checkpoints()
             self.truncate_metrics(self.step)
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}); make room or give yourself access to it") from None
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}); make room or give yourself access to it"
+            ) from None
         self._has_begun = True
         for lines, record in self._waiting:
             lines.append(record)
@@ -177,7 +205,9 @@ class RunFolder:
         """Mark the run as done: everything that it was to leave stands in its folder. The last call before `close`. Raises CheckpointNotWritten."""
         with checkpoints.writing(self.path / FINISHED):
             self.sync_lines()
-            checkpoints.write_text_atomically(self.path / FINISHED, json.dumps({"step": self.step}) + "\n")
+            checkpoints.write_text_atomically(
+                self.path / FINISHED, json.dumps({"step": self.step}) + "\n"
+            )
 
     def sync_lines(self) -> None:
         """Bring metrics.jsonl and bad_samples.jsonl to the disk: what a checkpoint knows of must be there when it is. Raises OSError."""
@@ -187,7 +217,9 @@ class RunFolder:
     def remove_damaged(self) -> None:
         """Remove the damaged checkpoints that were set aside, with a line for each. Call it when a newer whole one stands."""
         for name in checkpoints.remove_damaged(self.path):
-            self._warn(f"{self.path / name} was damaged and is removed: a newer whole checkpoint stands")
+            self._warn(
+                f"{self.path / name} was damaged and is removed: a newer whole checkpoint stands"
+            )
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl, safe from a kill at once. Non-finite numbers become "nan", "inf", "-inf"."""
@@ -203,7 +235,10 @@ class RunFolder:
 
     def truncate_metrics(self, after_step: int) -> None:
         """Move the lines of metrics.jsonl whose "step" is above `after_step` to metrics-set-aside.jsonl."""
-        self._metrics.move_others(lambda record: record.get("step", 0) <= after_step, self.path / "metrics-set-aside.jsonl")
+        self._metrics.move_others(
+            lambda record: record.get("step", 0) <= after_step,
+            self.path / "metrics-set-aside.jsonl",
+        )
 
     def _append(self, lines: JsonLines, record: dict[str, Any]) -> None:
         if self._has_begun:
@@ -225,10 +260,16 @@ class RunFolder:
         if not self.changes and config.exists():
             return
         if config.exists():
-            number = 1 + max((int(k) for k in numbers_in(self.path, r"config-(\d+)\.yaml")), default=0)
-            checkpoints.write_text_atomically(self.path / f"config-{number}.yaml", read_config(self.path))
+            number = 1 + max(
+                (int(k) for k in numbers_in(self.path, r"config-(\d+)\.yaml")), default=0
+            )
+            checkpoints.write_text_atomically(
+                self.path / f"config-{number}.yaml", read_config(self.path)
+            )
             listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in self.changes.items())
-            self._warn(f"resuming with a changed config: {listed}; the old one is kept as config-{number}.yaml")
+            self._warn(
+                f"resuming with a changed config: {listed}; the old one is kept as config-{number}.yaml"
+            )
         checkpoints.write_text_atomically(config, config_yaml)
 
     def _set_aside_later_checkpoints(self) -> None:
@@ -236,11 +277,18 @@ class RunFolder:
         for path in checkpoints.list_checkpoints(self.path):
             is_later = int(path.name.removeprefix("checkpoint-")) > self.step
             if is_later or not (path / checkpoints.MANIFEST).exists():
-                number = 1 + max((int(k) for k in numbers_in(self.path, rf"set-aside-(\d+)-{path.name}")), default=0)
+                number = 1 + max(
+                    (int(k) for k in numbers_in(self.path, rf"set-aside-(\d+)-{path.name}")),
+                    default=0,
+                )
                 name = f"set-aside-{number}-{path.name}"
                 is_damaged = checkpoints.set_aside(path, name)
                 what = "is damaged" if is_damaged else f"is whole and later than step {self.step}"
-                end = "to be removed once a newer one stands" if is_damaged else "which stays until you remove it"
+                end = (
+                    "to be removed once a newer one stands"
+                    if is_damaged
+                    else "which stays until you remove it"
+                )
                 self._warn(f"{path} {what}: now {name}, {end}")
 
 
@@ -259,7 +307,11 @@ def how_to_go_on(folder: Path | str) -> str:
 def _take_away(path: Path, ours: list[Path], process: int) -> None:
     """Remove what `process` has made for a new run in `path`, files and then folders, unless anything but a config and a lock stands there."""
     with suppress(OSError):
-        others = {entry.name for entry in path.iterdir()} - {"config.yaml", ".lock", "unfinished.json"}
+        others = {entry.name for entry in path.iterdir()} - {
+            "config.yaml",
+            ".lock",
+            "unfinished.json",
+        }
         if not others:
             (path / "unfinished.json").unlink(missing_ok=True)
         for made in ours if os.getpid() == process and not others else ():

@@ -37,14 +37,22 @@ from vision_core.runs.run_folder import RunFolder
 UNFINISHED = "unfinished.json"
 PARTIAL = "partial"
 ASIDE = ".tmp-work"  # `RunFolder.begin` removes what has such a name
-LAST = ("config.json", "encoder.json", "results.json")  # by these a folder is known: they come when all else is there
+LAST = (
+    "config.json",
+    "encoder.json",
+    "results.json",
+)  # by these a folder is known: they come when all else is there
 MOST_NAMED = 3  # options in a message
 MOST_LETTERS = 40  # of an option's value in a message
 
 
 def resume_option(group: str = "run") -> Any:
     """The option of every such program, as a field of its dataclass."""
-    return option(None, "auto: start, go on with what an earlier start left in --output_dir, or say that all is done", group)
+    return option(
+        None,
+        "auto: start, go on with what an earlier start left in --output_dir, or say that all is done",
+        group,
+    )
 
 
 def config_of(args: Any) -> str:
@@ -52,7 +60,9 @@ def config_of(args: Any) -> str:
     return arguments_to_yaml(replace(args, resume_from_checkpoint=None))
 
 
-def check_work(output_dir: str | None, name: str, config_yaml: str, resume: str | None, program: str) -> None:
+def check_work(
+    output_dir: str | None, name: str, config_yaml: str, resume: str | None, program: str
+) -> None:
     """Refuse, before anything is loaded, a folder that the program could not use. Looks at names and small files, and changes nothing.
 
     name: of the default folder, `outputs/<name>-<n>`. config_yaml: `config_of` the options. resume: as it was given. program: as config.yaml names it.
@@ -77,13 +87,22 @@ class WorkFolder:
         self._run, self._program = run, program
 
     @classmethod
-    def open(cls, output_dir: str | None, name: str, config_yaml: str, resume: str | None, program: str) -> "WorkFolder":
+    def open(
+        cls, output_dir: str | None, name: str, config_yaml: str, resume: str | None, program: str
+    ) -> "WorkFolder":
         """Start the work in a new folder, or go on with what is there; the arguments are those of `check_work`.
 
         Raises UserError, and AllDone where another start has just finished.
         """
         is_auto = _is_auto(resume, program)
-        run = RunFolder.open(output_dir, name, config_yaml, AUTO if is_auto else None, program=program, can_resume=False)
+        run = RunFolder.open(
+            output_dir,
+            name,
+            config_yaml,
+            AUTO if is_auto else None,
+            program=program,
+            can_resume=False,
+        )
         try:
             if run.is_old:
                 _compare(run.path, config_yaml)
@@ -128,7 +147,9 @@ class WorkFolder:
         self._run.close()
 
     def _mark(self, more: dict[str, Any] | None = None) -> None:
-        write_text_atomically(self.path / UNFINISHED, json.dumps({"program": self._program} | (more or {})) + "\n")
+        write_text_atomically(
+            self.path / UNFINISHED, json.dumps({"program": self._program} | (more or {})) + "\n"
+        )
 
 
 def _is_auto(resume: str | None, program: str) -> bool:
@@ -161,7 +182,10 @@ def _compare(path: Path, config_yaml: str) -> None:
 
 def _in_words(changes: dict[str, tuple[Any, Any]]) -> str:
     """The first differing options with the folder's value and that of the command, and how many more there are."""
-    named = [f"{name} {_short(old)} there and {_short(new)} here" for name, (old, new) in list(changes.items())[:MOST_NAMED]]
+    named = [
+        f"{name} {_short(old)} there and {_short(new)} here"
+        for name, (old, new) in list(changes.items())[:MOST_NAMED]
+    ]
     more = f" and {len(changes) - MOST_NAMED} more" if len(changes) > MOST_NAMED else ""
     return ", ".join(named) + more
 
@@ -182,7 +206,10 @@ def _read_finished(path: Path) -> dict[str, Any] | None:
 def _moved(aside: Path, path: Path) -> list[str]:
     """Bring all files of `aside` to the disk, then into `path`, those by which a folder is known last. Their names."""
     make_readable(aside)
-    files = sorted((each for each in aside.rglob("*") if not each.is_dir()), key=lambda each: (each.name in LAST, each))
+    files = sorted(
+        (each for each in aside.rglob("*") if not each.is_dir()),
+        key=lambda each: (each.name in LAST, each),
+    )
     for file in files:
         sync(file)
     names = [file.relative_to(aside).as_posix() for file in files]

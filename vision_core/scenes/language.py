@@ -79,7 +79,9 @@ def describe(objects: list[SceneObject]) -> list[str]:
     if len(objects) > 1:
         captions.append(f"{surfaces[0]} in front of {_listed(surfaces[1:])}")
     if same:
-        captions.append(f"{short} with {_counted(same, 'other ' + main.category)} of its kind behind it")
+        captions.append(
+            f"{short} with {_counted(same, 'other ' + main.category)} of its kind behind it"
+        )
     return captions
 
 
@@ -89,7 +91,14 @@ def question(objects: list[SceneObject], side: int, name: tuple[int | str, ...])
     questions = _what(objects, rng)
     same = [each.category for each in objects].count(objects[0].category)
     numbers = tuple(str(number) for number in range(1, MAX_COMPANIONS + 2))
-    questions.append(Question("count", f"How many objects of the kind '{objects[0].category}' are there?", str(same), numbers))
+    questions.append(
+        Question(
+            "count",
+            f"How many objects of the kind '{objects[0].category}' are there?",
+            str(same),
+            numbers,
+        )
+    )
     seen = [each for each in objects if each.area]
     if len(seen) < 2:
         return questions
@@ -97,7 +106,12 @@ def question(objects: list[SceneObject], side: int, name: tuple[int | str, ...])
     colours = tuple(each.colour for each in shuffled)
     nearest = min(shuffled, key=lambda each: each.depth).colour
     questions.append(
-        Question("nearest", f"Which object is the nearest: {_listed(['the ' + each for each in colours], 'or')} one?", nearest, colours)
+        Question(
+            "nearest",
+            f"Which object is the nearest: {_listed(['the ' + each for each in colours], 'or')} one?",
+            nearest,
+            colours,
+        )
     )
     return questions + _pair_questions(shuffled[0], shuffled[1], side)
 
@@ -107,7 +121,9 @@ def _what(objects: list[SceneObject], rng: np.random.Generator) -> list[Question
     return [
         Question("category", "What is the largest object?", main.category, CATEGORIES),
         Question("colour", "What colour is the largest object?", main.colour, COLOURS),
-        Question("texture", "What surface does the largest object have?", main.texture, tuple(TEXTURES)),
+        Question(
+            "texture", "What surface does the largest object have?", main.texture, tuple(TEXTURES)
+        ),
     ]
 
 
@@ -122,7 +138,11 @@ def _pair_questions(first: SceneObject, second: SceneObject, side: int) -> list[
     )
     return [
         Question(
-            kind, f"Is {one} {words} {other}?", "yes" if difference > 0 else "no", ("yes", "no"), (first.colour, here, second.colour, there)
+            kind,
+            f"Is {one} {words} {other}?",
+            "yes" if difference > 0 else "no",
+            ("yes", "no"),
+            (first.colour, here, second.colour, there),
         )
         for kind, words, difference, enough, (here, there) in differences
         if abs(difference) >= enough

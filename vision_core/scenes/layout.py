@@ -120,7 +120,11 @@ class Layout:
 def category_of(seed: int, split: str, index: int) -> int:
     """The category of a scene, without drawing it: every ten consecutive indices hold each category once, in a random order."""
     kinds = len(CATEGORIES)
-    return int(numpy_generator(seed, "scene_categories", split, index // kinds).permutation(kinds)[index % kinds])
+    return int(
+        numpy_generator(seed, "scene_categories", split, index // kinds).permutation(kinds)[
+            index % kinds
+        ]
+    )
 
 
 def draw_layout(seed: int, index: int, split: str) -> Layout:
@@ -128,16 +132,26 @@ def draw_layout(seed: int, index: int, split: str) -> Layout:
     rng = numpy_generator(seed, "scene", split, index)
     main_kind = category_of(seed, split, index)
     kinds = [main_kind] * (1 + rng.integers(MAX_COMPANIONS + 1))
-    kinds += [(main_kind + int(step)) % len(CATEGORIES) for step in rng.integers(1, len(CATEGORIES), rng.integers(MAX_DISTRACTORS + 1))]
+    kinds += [
+        (main_kind + int(step)) % len(CATEGORIES)
+        for step in rng.integers(1, len(CATEGORIES), rng.integers(MAX_DISTRACTORS + 1))
+    ]
     diameters = [rng.uniform(*MAIN_DIAMETER), *rng.uniform(*OTHER_DIAMETER, len(kinds) - 1)]
     centres = _places(rng, diameters)
     depths = _depths(rng, diameters)
     colours = rng.permutation(len(COLOURS))
-    objects = tuple(_placed(rng, *each) for each in zip(kinds, colours, centres, diameters, depths, strict=False))
+    objects = tuple(
+        _placed(rng, *each)
+        for each in zip(kinds, colours, centres, diameters, depths, strict=False)
+    )
     hue, lightness = rng.uniform(0.0, 360.0), rng.uniform(*BACKGROUND_LIGHTNESS)
     tones = (
         (lightness, rng.uniform(*BACKGROUND_CHROMA), hue),
-        (lightness + rng.uniform(-0.1, 0.1), rng.uniform(*BACKGROUND_CHROMA), hue + rng.uniform(-120.0, 120.0)),
+        (
+            lightness + rng.uniform(-0.1, 0.1),
+            rng.uniform(*BACKGROUND_CHROMA),
+            hue + rng.uniform(-120.0, 120.0),
+        ),
     )
     return Layout(
         objects=objects,
@@ -181,7 +195,14 @@ def _depths(rng: np.random.Generator, diameters: list[float]) -> list[float]:
     return [float(depth) for depth in depths]
 
 
-def _placed(rng: np.random.Generator, kind: int, colour: int, centre: tuple[float, float], diameter: float, depth: float) -> Placed:
+def _placed(
+    rng: np.random.Generator,
+    kind: int,
+    colour: int,
+    centre: tuple[float, float],
+    diameter: float,
+    depth: float,
+) -> Placed:
     own = rng.random() < OWN_TEXTURE_SHARE
     choices = TEXTURES_OF_KIND[CATEGORIES[kind]] if own else tuple(TEXTURES)
     texture = choices[rng.integers(len(choices))]
@@ -200,7 +221,10 @@ def _placed(rng: np.random.Generator, kind: int, colour: int, centre: tuple[floa
         texture_rotation=float(np.deg2rad(TEXTURE_ROTATION) * (2 * uniform[5] - 1)),
         texture_offset=(float(uniform[6]), float(uniform[7])),
         lightness=float(0.14 * (uniform[8] - 0.5)),
-        tone_step=float((TONE_STEP[0] + uniform[9] * (TONE_STEP[1] - TONE_STEP[0])) * (1 if rng.random() < 0.5 else -1)),
+        tone_step=float(
+            (TONE_STEP[0] + uniform[9] * (TONE_STEP[1] - TONE_STEP[0]))
+            * (1 if rng.random() < 0.5 else -1)
+        ),
         hue_shift=float(14.0 * (uniform[10] - 0.5)),
         tilt=(float(0.6 * (uniform[11] - 0.5)), float(0.6 * (rng.random() - 0.5))),
     )

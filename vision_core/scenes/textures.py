@@ -41,7 +41,10 @@ def checked(u: Array, v: Array, pixel: float, noise: Array) -> Array:
 
 
 def tartan(u: Array, v: Array, pixel: float, noise: Array) -> Array:
-    across, down = soft_inside(_off_centre(0.7 * u) - 0.22, pixel), soft_inside(_off_centre(0.7 * v) - 0.22, pixel)
+    across, down = (
+        soft_inside(_off_centre(0.7 * u) - 0.22, pixel),
+        soft_inside(_off_centre(0.7 * v) - 0.22, pixel),
+    )
     return 0.5 * (across + down)
 
 

@@ -8,7 +8,13 @@ from vision_core.errors import UserError
 from vision_core.processes.launchers import is_first_launched
 from vision_core.runs.folder_checks import check_folder, check_program, end_if_all_is_done
 
-COUNTS = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps")
+COUNTS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+)
 
 
 @dataclass
@@ -25,9 +31,13 @@ class TrainerOptions:
     weight_decay: float = option(0.0, "of matrices", "optimisation")
     max_grad_norm: float = option(1.0, "gradients are clipped to it", "optimisation")
     bf16: bool = option(False, "mixed precision", "memory")
-    fp16: bool = option(False, "mixed precision with a loss scale, on GPUs without bfloat16 (V100, T4)", "memory")
+    fp16: bool = option(
+        False, "mixed precision with a loss scale, on GPUs without bfloat16 (V100, T4)", "memory"
+    )
     logging_steps: float = option(10, "steps between lines of the log", "run")
-    eval_steps: float = option(100, "steps between measurements of the loss on held-out data", "run")
+    eval_steps: float = option(
+        100, "steps between measurements of the loss on held-out data", "run"
+    )
     save_steps: float = option(500, "steps between checkpoints", "run")
     save_total_limit: int | None = option(2, "checkpoints that are kept", "run")
     dataloader_num_workers: int = option(0, "processes that read data", "run")
@@ -39,12 +49,18 @@ class TrainerOptions:
         "run",
     )
     changed_data: Literal["note", "refuse"] = option(
-        "note", "what a run that goes on does about data added, removed or written anew since its checkpoint", "run"
+        "note",
+        "what a run that goes on does about data added, removed or written anew since its checkpoint",
+        "run",
     )
     grace_seconds: float = option(
-        30.0, "how long the scheduler lets a run live after its signal: a step that leaves too little of it for a save is broken off", "run"
+        30.0,
+        "how long the scheduler lets a run live after its signal: a step that leaves too little of it for a save is broken off",
+        "run",
     )
-    dry_run: bool = option(False, "look at everything, say what the run would be, train and write nothing", "run")
+    dry_run: bool = option(
+        False, "look at everything, say what the run would be, train and write nothing", "run"
+    )
 
 
 def check_counts(options: TrainerOptions) -> None:
@@ -62,7 +78,9 @@ def check_output(name: str, program: str, options: TrainerOptions) -> None:
     before another one looks. A checkpoint, which takes long to verify, is looked at when it is resumed.
     """
     check_counts(options)
-    end_if_all_is_done(options.output_dir, config_of(options), options.resume_from_checkpoint, program)
+    end_if_all_is_done(
+        options.output_dir, config_of(options), options.resume_from_checkpoint, program
+    )
     check_program(options.output_dir, name, options.resume_from_checkpoint, program)
     if is_first_launched() and not options.resume_from_checkpoint:
         check_folder(options.output_dir, name, program=program)

@@ -51,7 +51,11 @@ def course(trainer: RunTrainer, batches: int) -> list[str]:
         f"steps            {steps:,}",
         f"epochs           {steps * a_step / len(trainer.train_dataset):.3g}",
     ]
-    return lines if trainer.eval_dataset is None else [*lines, f"held-out rows    {len(trainer.eval_dataset):,}"]
+    return (
+        lines
+        if trainer.eval_dataset is None
+        else [*lines, f"held-out rows    {len(trainer.eval_dataset):,}"]
+    )
 
 
 def number_of_batches(trainer: RunTrainer) -> int:
@@ -80,11 +84,14 @@ def trained_parts(trainer: RunTrainer) -> list[str]:
     """A line for every part of the model and learning rate: its parameters, and how many are frozen."""
     sizes: dict[tuple[str, float | None], int] = defaultdict(int)
     for name, parameter in trainer.model.named_parameters():
-        if "original_module" not in name.split("."):  # LoRA keeps one of each module that trains whole, and does not use it
+        if "original_module" not in name.split(
+            "."
+        ):  # LoRA keeps one of each module that trains whole, and does not use it
             rate = trainer.rate_of(name) if parameter.requires_grad else None
             sizes[part_of(name), rate] += number_of_elements(parameter)
     return ["what trains:"] + [
-        f"  {part:<36}{size:15,} parameters, {'frozen' if rate is None else f'at {rate:g}'}" for (part, rate), size in sizes.items()
+        f"  {part:<36}{size:15,} parameters, {'frozen' if rate is None else f'at {rate:g}'}"
+        for (part, rate), size in sizes.items()
     ]
 
 

@@ -30,7 +30,10 @@ from vision_core.runs.run_folder import RunFolder
 
 FACTS = "resume_facts.json"
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # as the Trainer calls them
-SAMPLES, SAMPLE_BYTES = 64, 2**16  # of each file of weights: all of a small one, and enough of a large one to tell it from another
+SAMPLES, SAMPLE_BYTES = (
+    64,
+    2**16,
+)  # of each file of weights: all of a small one, and enough of a large one to tell it from another
 Changes = Mapping[str, tuple[Any, Any]]
 
 
@@ -49,13 +52,20 @@ def names_of_states(model: nn.Module, optimizer: Any) -> list[str]:
     """The names of the parameters in the order in which `optimizer.state_dict()` numbers them; [] where it holds other tensors, as ZeRO's does."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return [names[id(parameter)] for parameter in held] if all(id(parameter) in names for parameter in held) else []
+    return (
+        [names[id(parameter)] for parameter in held]
+        if all(id(parameter) in names for parameter in held)
+        else []
+    )
 
 
 def whole_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Of all that `state_dict` has, once each where weights are tied; whole also where ZeRO-3 has left this process empty ones."""
     tied = getattr(model, "all_tied_weights_keys", {})
-    parameters = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in model.named_parameters()}
+    parameters = {
+        name: getattr(parameter, "ds_shape", parameter.shape)
+        for name, parameter in model.named_parameters()
+    }
     everything = {name: tensor.shape for name, tensor in model.state_dict().items()} | parameters
     return {name: tuple(shape) for name, shape in everything.items() if name not in tied}
 
@@ -65,7 +75,11 @@ def refuse_other_weights(checkpoint: Path, model: nn.Module, changes: Changes) -
     adapter = checkpoint / "adapter_config.json"
     ours = getattr(model, "peft_config", {}).get("default")
     if adapter.is_file() != (ours is not None):
-        holds, has = ("an adapter of LoRA", "none") if adapter.is_file() else ("a whole model", "an adapter of LoRA")
+        holds, has = (
+            ("an adapter of LoRA", "none")
+            if adapter.is_file()
+            else ("a whole model", "an adapter of LoRA")
+        )
         refuse_misfit(checkpoint, f"it holds {holds} and this run's model has {has}", changes)
     if ours is not None:
         theirs = json.loads(adapter.read_text(encoding="utf-8"))
@@ -77,10 +91,22 @@ def refuse_other_weights(checkpoint: Path, model: nn.Module, changes: Changes) -
     if saved is not None:
         own = whole_shapes(model)
         common = saved.keys() & own.keys()
-        refuse_misfit(checkpoint, misfit_of_shapes({name: saved[name] for name in common}, {name: own[name] for name in common}), changes)
+        refuse_misfit(
+            checkpoint,
+            misfit_of_shapes(
+                {name: saved[name] for name in common}, {name: own[name] for name in common}
+            ),
+            changes,
+        )
 
 
-def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, model: nn.Module, names: Sequence[str], changes: Changes) -> None:
+def load_optimizer(
+    checkpoint: Path,
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    names: Sequence[str],
+    changes: Changes,
+) -> None:
     """The states of `checkpoint`, each for the parameter of its name, under this run's groups and their options.
 
     names: of the checkpoint's states in the order of their numbers, [] for an older checkpoint, whose order must be this run's. The library's own
@@ -94,16 +120,30 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, model: nn
     if len(of_file) != len(numbers):
         misfit = f"its optimizer has states of {len(numbers)} parameters, and {len(of_file)} train"
         refuse_misfit(checkpoint, misfit, changes)
-    by_name = {name: saved["state"].get(number) for name, number in zip(of_file, numbers, strict=True)}
+    by_name = {
+        name: saved["state"].get(number) for name, number in zip(of_file, numbers, strict=True)
+    }
     if wrong := misfit_of_names(by_name, own_names):
-        raise UserError(f"{checkpoint} was trained in other parts: {wrong}; {cure_of(checkpoint, changes)}")
+        raise UserError(
+            f"{checkpoint} was trained in other parts: {wrong}; {cure_of(checkpoint, changes)}"
+        )
     own = optimizer.state_dict()
     held = dict(model.named_parameters())
-    states = {number: by_name[name] for number, name in enumerate(own_names) if by_name[name] is not None}
+    states = {
+        number: by_name[name] for number, name in enumerate(own_names) if by_name[name] is not None
+    }
     for number, state in states.items():
         name = own_names[number]
-        moments = {f"{key} of {name}": tuple(value.shape) for key, value in state.items() if torch.is_tensor(value) and value.ndim}
-        refuse_misfit(checkpoint, misfit_of_shapes(moments, dict.fromkeys(moments, tuple(held[name].shape))), changes)
+        moments = {
+            f"{key} of {name}": tuple(value.shape)
+            for key, value in state.items()
+            if torch.is_tensor(value) and value.ndim
+        }
+        refuse_misfit(
+            checkpoint,
+            misfit_of_shapes(moments, dict.fromkeys(moments, tuple(held[name].shape))),
+            changes,
+        )
     optimizer.load_state_dict({"state": states, "param_groups": own["param_groups"]})
 
 
@@ -141,7 +181,10 @@ def state_of_start(init_from: str | None) -> str:
 
 
 def look_at_start(
-    run: RunFolder | None, data: Sequence[DataFacts], init_from: str | None = None, changed_data: ChangedData = "note"
+    run: RunFolder | None,
+    data: Sequence[DataFacts],
+    init_from: str | None = None,
+    changed_data: ChangedData = "note",
 ) -> dict[str, Any]:
     """Facts of the run for its checkpoints, held against those of the checkpoint from which it goes on. Prints what has changed.
 
@@ -167,7 +210,17 @@ def taken_up(checkpoint: str | None, changes: Changes) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         if checkpoint is None:
             raise
-        raise UserError(f"{checkpoint} cannot be taken up ({first_line(error)[:150]}); {cure_of(checkpoint, changes)}") from None
+        raise UserError(
+            f"{checkpoint} cannot be taken up ({first_line(error)[:150]}); {cure_of(checkpoint, changes)}"
+        ) from None

@@ -84,7 +84,10 @@ def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> 
 
 
 def open_run(
-    options: TrainerOptions, name: str, program: str = "", check: Callable[[Path], None] | None = None
+    options: TrainerOptions,
+    name: str,
+    program: str = "",
+    check: Callable[[Path], None] | None = None,
 ) -> tuple[RunFolder | None, str, str]:
     """The run's folder, held by the main process; its path and the checkpoint to go on from, or "", the same on every process.
 
@@ -93,7 +96,9 @@ def open_run(
     run = None
     if is_main_process():
         resume = options.resume_from_checkpoint
-        run = RunFolder.open(options.output_dir, name, config_of(options), resume, program=program, check=check)
+        run = RunFolder.open(
+            options.output_dir, name, config_of(options), resume, program=program, check=check
+        )
     path = broadcast_text(str(run.path) if run else "")
     return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
@@ -106,24 +111,36 @@ class RunTrainer(SavingTrainer):
     facts: of the run, for its checkpoints (`trainer_resume.look_at_start`).
     """
 
-    def __init__(self, *args: Any, sampler: Sampler | None = None, facts: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        sampler: Sampler | None = None,
+        facts: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.sampler, self.facts = sampler, dict(facts or {})
         self._has_begun = False
         self._told: StopWhenTold | None = None
-        self._step_end: tuple[Any, ...] = ()  # what a step that is broken off has changed, as it was
+        self._step_end: tuple[
+            Any, ...
+        ] = ()  # what a step that is broken off has changed, as it was
 
     def train_until_told(self, stop: StopRequest, checkpoint: str) -> None:
         """All steps from `checkpoint`, or from the start where it is "". Leaves by SystemExit, its last step saved, once told to stop."""
         if checkpoint:
             self.look_at(Path(checkpoint))
         # DeepSpeed's engine counts micro-batches itself, also in its checkpoints
-        self._told = told = StopWhenTold(stop, self.args.gradient_accumulation_steps > 1 and not self.is_deepspeed_enabled)
+        self._told = told = StopWhenTold(
+            stop, self.args.gradient_accumulation_steps > 1 and not self.is_deepspeed_enabled
+        )
         progress = Progress()
         self.remove_callback(PrinterCallback)
         self.add_callback(TellEpoch())
         self.add_callback(TellSteps())
-        self.add_callback(WatchTimes(stop))  # a step's time is measured before the processes agree on it
+        self.add_callback(
+            WatchTimes(stop)
+        )  # a step's time is measured before the processes agree on it
         self.add_callback(told)
         self.add_callback(progress)
         try:
@@ -159,11 +176,19 @@ class RunTrainer(SavingTrainer):
 
     def samples_of_a_step(self) -> int:
         """Over all processes and accumulated batches."""
-        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return (
+            self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size
+        )
 
     def write_beside(self, folder: Path) -> None:
         """What a resume asks of a checkpoint and the Trainer does not write, before `folder` is sealed."""
-        own = {"seed": self.args.seed, "samples of a step": self.samples_of_a_step(), "processes": self.args.world_size}
+        own = {
+            "seed": self.args.seed,
+            "samples of a step": self.samples_of_a_step(),
+            "processes": self.args.world_size,
+        }
         names = names_of_states(self.model, self.optimizer)
         write_facts(folder, {**self.facts, **own, "optimizer": names})
 
@@ -171,10 +196,16 @@ class RunTrainer(SavingTrainer):
         """The highest learning rate of the parameter of this name, where it trains."""
         return self.args.learning_rate
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, None]:
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, None, None]:
         """The loss of a batch that is not trained on."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, self._prepare_inputs(inputs)).detach().mean(), None, None
+            return (
+                self.compute_loss(model, self._prepare_inputs(inputs)).detach().mean(),
+                None,
+                None,
+            )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's; {} and no line in the log where it was broken off because the run was told to stop."""
@@ -183,18 +214,24 @@ class RunTrainer(SavingTrainer):
         except EvaluationBrokenOff:
             return {}
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
         """The Trainer's own; a warm-up that was given in steps must end within the run, one given as a share leaves a run of one step its rate."""
         option = "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
         refuse_fewer_steps("the checkpoint", self.state.global_step, num_training_steps, option)
         check_warmup(self.args.warmup_steps, num_training_steps)
         if self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
-            self.args.warmup_steps = 0  # transformers rounds a share up, and the only step would have the rate 0
+            self.args.warmup_steps = (
+                0  # transformers rounds a share up, and the only step would have the rate 0
+            )
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The checkpoint's states, by the names of parameters, under this run's rates, which the Trainer would take from the checkpoint."""
-        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate may have put its own around it
+        scheduler = getattr(
+            self.lr_scheduler, "scheduler", self.lr_scheduler
+        )  # accelerate may have put its own around it
         rates = list(getattr(scheduler, "base_lrs", ()))
         if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -205,14 +242,20 @@ class RunTrainer(SavingTrainer):
         if checkpoint is not None and isinstance(scheduler, LambdaLR):
             follow_schedule(scheduler, rates)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         with taken_up(resume_from_checkpoint, self.changes):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
         """DeepSpeed loads its states in here."""
         with taken_up(resume_from_checkpoint, self.changes):
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of a step; once the first of them are there, the run begins."""
@@ -226,7 +269,9 @@ class RunTrainer(SavingTrainer):
             return
         self._has_begun = True
         if self.eval_dataset is not None:
-            _ = self.eval_dataset[0]  # or what is wrong with held-out data would be found after many steps
+            _ = self.eval_dataset[
+                0
+            ]  # or what is wrong with held-out data would be found after many steps
         wait_for_all()
         if self.run is not None:
             self.run.begin()
@@ -262,7 +307,9 @@ class RunTrainer(SavingTrainer):
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """Data workers leave signals to this process, which needs them until it has saved."""
         loader = super()._get_dataloader(*args, **kwargs)
-        inner = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper hands attributes on, and does not take them
+        inner = getattr(
+            loader, "base_dataloader", loader
+        )  # accelerate's wrapper hands attributes on, and does not take them
         inner.worker_init_fn = partial(start_worker, inner.worker_init_fn)
         return loader
 
@@ -274,7 +321,9 @@ class RunTrainer(SavingTrainer):
         tied = set(getattr(self.model, "all_tied_weights_keys", {}))
         wrong = sorted([*(set(load_result.missing_keys) - tied), *load_result.unexpected_keys])
         if wrong:
-            raise UserError(f"the checkpoint is of another model: {len(wrong)} tensors are missing or too many, first {wrong[:3]}")
+            raise UserError(
+                f"the checkpoint is of another model: {len(wrong)} tensors are missing or too many, first {wrong[:3]}"
+            )
 
     def write_model(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """ZeRO-3 gathers tied weights once for each of their names; they are saved once, as by all others."""
@@ -318,7 +367,9 @@ class TellEpoch(TrainerCallback):
     accelerate's wrappers, and the rest of a later epoch would be that of the first.
     """
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
         batches = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
@@ -357,10 +408,14 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+    ) -> None:
         if self.bar is not None and "loss" in logs:
             show_loss(self.bar, logs["loss"])
-        measured = [f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in self.SHOWN if name in logs]
+        measured = [
+            f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in self.SHOWN if name in logs
+        ]
         if self.bar is not None and measured:
             say_above(f"step {state.global_step}: {', '.join(measured)}")
 

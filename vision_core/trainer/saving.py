@@ -52,7 +52,9 @@ class SavingTrainer(Trainer):
     run: on the main process, the folder that the run holds. keep: whole checkpoints that stay, None for all.
     """
 
-    def __init__(self, *args: Any, run: RunFolder | None = None, keep: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, run: RunFolder | None = None, keep: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.run, self.keep = run, keep
         self._aside: Path | None = None  # where a save is being written
@@ -88,7 +90,9 @@ class SavingTrainer(Trainer):
     def write_beside(self, folder: Path) -> None:
         """What a subclass adds to a checkpoint, by the main process, between the Trainer's files and the manifest."""
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
         """The other processes may be on their way into a collective, where an error raised here would leave them."""
         with self._kept_for_all(*WRITE_ERRORS):
             self.write_model(output_dir or self.args.output_dir, state_dict)
@@ -103,11 +107,15 @@ class SavingTrainer(Trainer):
         problem = self._write_checkpoint(model, trial)
         self._failed_saves = self._failed_saves + 1 if problem else 0
         self._saved_step = self._saved_step if problem else self.state.global_step
-        is_needed = self.control.should_training_stop  # by the last step, or because the run was told to stop
+        is_needed = (
+            self.control.should_training_stop
+        )  # by the last step, or because the run was told to stop
         if problem and (is_needed or self._failed_saves == MAX_FAILED_SAVES_IN_A_ROW):
             raise UserError(problem)
         if problem and is_main_process():
-            say_above(f"warning: {problem}. The run goes on and tries again {self.state.save_steps:g} steps later")
+            say_above(
+                f"warning: {problem}. The run goes on and tries again {self.state.save_steps:g} steps later"
+            )
 
     def _write_checkpoint(self, model: nn.Module, trial: Any) -> str:
         """`checkpoint-<step>`, whole, or the reason why there is none, the same on all processes."""
@@ -169,7 +177,9 @@ class SavingTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         engine, writer = self.model_wrapped, self.model_wrapped.checkpoint_engine
-        engine.checkpoint_engine = WriterWithoutErrors(writer, partial(self._kept_for_all, *WRITE_ERRORS))
+        engine.checkpoint_engine = WriterWithoutErrors(
+            writer, partial(self._kept_for_all, *WRITE_ERRORS)
+        )
         try:
             super()._save_optimizer_and_scheduler(output_dir)
         except WRITE_ERRORS as error:
@@ -204,7 +214,9 @@ class SavingTrainer(Trainer):
         reason = next(filter(None, gather_objects(reason_of(mine) if mine else "")), "")
         if not reason:
             return ""
-        return broadcast_text(str(not_written(aside, target, reason, self._needed_bytes)) if is_main_process() else "")
+        return broadcast_text(
+            str(not_written(aside, target, reason, self._needed_bytes)) if is_main_process() else ""
+        )
 
     def _do_or_end(self, aside: Path, target: Path, part: Callable[[], None]) -> None:
         _end_if(self._do(aside, target, part), target)
@@ -237,8 +249,13 @@ class WriterWithoutErrors:
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of a model's weights, without those of LoRA's frozen base, which no checkpoint holds. Of what ZeRO-3 has sharded, all."""
     is_adapter = hasattr(model, "peft_config")
-    saved = [parameter for parameter in model.parameters() if parameter.requires_grad or not is_adapter]
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size() for parameter in saved)
+    saved = [
+        parameter for parameter in model.parameters() if parameter.requires_grad or not is_adapter
+    ]
+    return sum(
+        getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        for parameter in saved
+    )
 
 
 def _lift(folder: Path) -> None:

@@ -39,7 +39,9 @@ class StopWhenTold(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stop.agreed_at_step_end(self.can_break_off):
             self._leave(control)
-            control.should_evaluate = control.should_evaluate and state.global_step == state.max_steps
+            control.should_evaluate = (
+                control.should_evaluate and state.global_step == state.max_steps
+            )
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Raises EvaluationBrokenOff. Every process has as many batches as any other, so that all ask at the same place."""
@@ -75,7 +77,11 @@ class WatchTimes(TrainerCallback):
 
 def random_states() -> dict[str, Any]:
     """Of all generators that transformers' Trainer keeps in a checkpoint on CPUs and NVIDIA's GPUs."""
-    states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.random.get_rng_state()}
+    states = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.random.get_rng_state(),
+    }
     return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
 
 

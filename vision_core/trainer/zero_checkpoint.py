@@ -39,7 +39,11 @@ class StatesLayout:
     bf16: bool | None = None
 
     def __str__(self) -> str:
-        shared = "" if self.processes is None else f" by {self.processes} process{'es' * (self.processes > 1)}"
+        shared = (
+            ""
+            if self.processes is None
+            else f" by {self.processes} process{'es' * (self.processes > 1)}"
+        )
         precision = "" if self.bf16 is None else f" with --bf16 {str(self.bf16).lower()}"
         return f"{self.kind}{shared}{precision}"
 
@@ -51,7 +55,9 @@ def refuse_other_layout(checkpoint: Path, zero: dict[str, Any] | None, processes
     """
     saved, wanted = saved_layout(checkpoint), wanted_layout(zero, processes)
     if saved != wanted:
-        raise UserError(f"{checkpoint} was saved {saved}, and this run is {wanted}; give those of the checkpoint, or start a new run")
+        raise UserError(
+            f"{checkpoint} was saved {saved}, and this run is {wanted}; give those of the checkpoint, or start a new run"
+        )
 
 
 def wanted_layout(zero: dict[str, Any] | None, processes: int) -> StatesLayout:

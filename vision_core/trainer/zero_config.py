@@ -55,7 +55,9 @@ def zero_config(file: Path, options: Mapping[str, Any], world_size: int) -> Conf
     for name, (value, reason) in FIXED.items():
         written = value_of(config, name)
         if written not in (None, "auto", value):
-            raise UserError(f"--deepspeed {file} says {name} = {written}, but {reason}; take it out of the file")
+            raise UserError(
+                f"--deepspeed {file} says {name} = {written}, but {reason}; take it out of the file"
+            )
     for name, (option, value) in expected(options, world_size).items():
         written = value_of(config, name)
         if written not in (None, "auto", value):
@@ -84,7 +86,9 @@ def read_config(file: Path) -> Config:
     text = read_text(file, name, cure, most_bytes=MAX_CONFIG_BYTES)
     config = parse_json(text, name, cure, finite=True, pairs=partial(without_twins, file))
     if not isinstance(config, dict) or "zero_optimization" not in config:
-        raise UserError(f"--deepspeed {file} has no `zero_optimization`; take one of recipes/zero as a pattern")
+        raise UserError(
+            f"--deepspeed {file} has no `zero_optimization`; take one of recipes/zero as a pattern"
+        )
     zero = config["zero_optimization"]
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
@@ -93,7 +97,9 @@ def read_config(file: Path) -> Config:
         )
     for name in ("bf16", "data_types"):
         if not isinstance(config.get(name, {}), dict):
-            raise UserError(f'--deepspeed {file} says {name} = {config[name]}, which must be a section, as {{"enabled": "auto"}}')
+            raise UserError(
+                f'--deepspeed {file} says {name} = {config[name]}, which must be a section, as {{"enabled": "auto"}}'
+            )
     return config
 
 
@@ -112,12 +118,17 @@ def refuse_section(file: Path, config: Config, name: str, reason: str) -> None:
     given = config.pop(name, None)
     is_off = isinstance(given, dict) and given.get("enabled") in (False, "auto")
     if given and not is_off:
-        raise UserError(f"--deepspeed {file} has a section {name!r}, but {reason}; take the section out")
+        raise UserError(
+            f"--deepspeed {file} has a section {name!r}, but {reason}; take the section out"
+        )
 
 
 def expected(options: Mapping[str, Any], world_size: int) -> dict[str, tuple[str, Any]]:
     """What the options say of DeepSpeed's keys: name -> (which option says so, its value)."""
-    batch, accumulation = options["per_device_train_batch_size"], options["gradient_accumulation_steps"]
+    batch, accumulation = (
+        options["per_device_train_batch_size"],
+        options["gradient_accumulation_steps"],
+    )
     return {
         "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", batch),
         "gradient_accumulation_steps": ("gradient_accumulation_steps", accumulation),

@@ -18,7 +18,10 @@ from vision_core.spelling import nearest_name
 from vision_core.trainer.zero_config import FIXED, OURS, Config, read_config
 
 ZERO = "zero_optimization"
-SIZES = ("train_batch_size", "gradient_accumulation_steps")  # which depend on processes that have not joined yet
+SIZES = (
+    "train_batch_size",
+    "gradient_accumulation_steps",
+)  # which depend on processes that have not joined yet
 SMALLEST = {"train_micro_batch_size_per_gpu": 1, ZERO: {"stage": 0}}
 READ_ELSEWHERE = ("data_parallel_size",)  # by deepspeed.initialize
 
@@ -31,7 +34,9 @@ def check_names(file: Path, config: Config) -> None:
     try:
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     except ImportError as error:
-        raise UserError(f"--deepspeed needs deepspeed ({first_line(error)}); pip install -e '.[recipes]'") from None
+        raise UserError(
+            f"--deepspeed needs deepspeed ({first_line(error)}); pip install -e '.[recipes]'"
+        ) from None
     written = read_config(file)
     refuse_unknown(file, written, names_deepspeed_asks_for(), "")
     refuse_unknown_in_section(file, written[ZERO], DeepSpeedZeroConfig, ZERO)
@@ -44,27 +49,37 @@ def names_deepspeed_asks_for() -> set[str]:
 
     asked = AskedConfig(SMALLEST)
     DeepSpeedConfig(asked)
-    return asked.names | OURS.keys() | {name.partition(".")[0] for name in FIXED} | set(READ_ELSEWHERE)
+    return (
+        asked.names | OURS.keys() | {name.partition(".")[0] for name in FIXED} | set(READ_ELSEWHERE)
+    )
 
 
-def refuse_unknown(file: Path, written: Mapping[str, Any], known: Collection[str], section: str) -> None:
+def refuse_unknown(
+    file: Path, written: Mapping[str, Any], known: Collection[str], section: str
+) -> None:
     """Raises UserError for the first key of a section, "" for the top, that is not known."""
     for key in written:
         if key not in known:
             meant = nearest_name(key, known)
             cure = f"did you mean {meant}?" if meant else "take it out of the file"
             where = f" in {section}" if section else ""
-            raise UserError(f"--deepspeed {file} has a key {key!r}{where}, which DeepSpeed does not know and would not read; {cure}")
+            raise UserError(
+                f"--deepspeed {file} has a key {key!r}{where}, which DeepSpeed does not know and would not read; {cure}"
+            )
 
 
-def refuse_unknown_in_section(file: Path, written: Mapping[str, Any], model: Any, section: str) -> None:
+def refuse_unknown_in_section(
+    file: Path, written: Mapping[str, Any], model: Any, section: str
+) -> None:
     """The same for a section of which DeepSpeed has a pydantic model, and for the sections in it."""
     fields = model.model_fields
     by_name = fields | {field.alias: field for field in fields.values() if field.alias}
     refuse_unknown(file, written, by_name, section)
     for key, value in written.items():
         annotation = by_name[key].annotation
-        inner = [kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields")]
+        inner = [
+            kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields")
+        ]
         if inner and isinstance(value, Mapping):
             refuse_unknown_in_section(file, value, inner[0], f"{section}.{key}")
 
@@ -75,13 +90,19 @@ def refuse_values(file: Path, config: Config) -> None:
     from pydantic import ValidationError
 
     try:
-        DeepSpeedConfig(copy.deepcopy({name: value for name, value in config.items() if name not in SIZES}))
+        DeepSpeedConfig(
+            copy.deepcopy({name: value for name, value in config.items() if name not in SIZES})
+        )
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or error.title
-        raise UserError(f"--deepspeed {file} says {where} = {first['input']!r}, which DeepSpeed refuses: {first['msg']}") from None
+        raise UserError(
+            f"--deepspeed {file} says {where} = {first['input']!r}, which DeepSpeed refuses: {first['msg']}"
+        ) from None
     except (DeepSpeedConfigError, AssertionError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"--deepspeed {file} is refused by DeepSpeed: {first_line(error)}") from None
+        raise UserError(
+            f"--deepspeed {file} is refused by DeepSpeed: {first_line(error)}"
+        ) from None
 
 
 class AskedConfig(dict):

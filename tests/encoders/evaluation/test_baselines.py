@@ -36,10 +36,17 @@ def test_white_belongs_to_the_last_bin():
 
 def test_any_scale_becomes_zero_to_one():
     bytes_ = torch.tensor([0, 51, 255, 255], dtype=torch.uint8).view(1, 1, 2, 2)
-    assert torch.allclose(to_unit_range(bytes_, *channel_range(bytes_)).flatten(), torch.tensor([0.0, 0.2, 1.0, 1.0]))
+    assert torch.allclose(
+        to_unit_range(bytes_, *channel_range(bytes_)).flatten(), torch.tensor([0.0, 0.2, 1.0, 1.0])
+    )
     bands = torch.stack([torch.linspace(-3, 5, 9), torch.linspace(1000, 1800, 9)]).view(1, 2, 3, 3)
     low, high = channel_range(bands)
     expected = torch.linspace(0, 1, 9).view(3, 3).expand(1, 2, 3, 3)
     assert torch.allclose(to_unit_range(bands, low, high), expected, atol=1e-6)
-    assert to_unit_range(bands * 2, low, high).max() == 1 and to_unit_range(bands - 5, low, high).min() == 0
-    assert torch.isfinite(to_unit_range(torch.full((1, 1, 2, 2), 7.0), *channel_range(torch.full((1, 1, 2, 2), 7.0)))).all()
+    assert (
+        to_unit_range(bands * 2, low, high).max() == 1
+        and to_unit_range(bands - 5, low, high).min() == 0
+    )
+    assert torch.isfinite(
+        to_unit_range(torch.full((1, 1, 2, 2), 7.0), *channel_range(torch.full((1, 1, 2, 2), 7.0)))
+    ).all()

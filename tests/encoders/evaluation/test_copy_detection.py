@@ -42,16 +42,24 @@ def test_gem_of_negative_and_half_precision_maps():
 
 def test_descriptors_stand_side_by_side():
     cls, patch_gem = random_rows(4, 3), random_rows(4, 5)
-    assert torch.equal(copy_descriptors(cls.half(), patch_gem), torch.cat([cls.half().float(), patch_gem], dim=1))
+    assert torch.equal(
+        copy_descriptors(cls.half(), patch_gem), torch.cat([cls.half().float(), patch_gem], dim=1)
+    )
 
 
 def test_whitening_is_that_of_scikit_learn():
     rows, others = random_rows(300, 6) @ random_rows(6, 6, seed=1) + 3, random_rows(20, 6, seed=2)
     ours = learn_whitening(rows)(others).double()
-    reference = torch.from_numpy(PCA(whiten=True).fit(rows.double().numpy()).transform(others.double().numpy()))
+    reference = torch.from_numpy(
+        PCA(whiten=True).fit(rows.double().numpy()).transform(others.double().numpy())
+    )
     # directions come in another order and sign, and scikit-learn divides by n - 1: cosines are the same
-    unit_ours, unit_reference = (torch.nn.functional.normalize(each, dim=1) for each in (ours, reference))
-    torch.testing.assert_close(unit_ours @ unit_ours.T, unit_reference @ unit_reference.T, rtol=0, atol=1e-5)
+    unit_ours, unit_reference = (
+        torch.nn.functional.normalize(each, dim=1) for each in (ours, reference)
+    )
+    torch.testing.assert_close(
+        unit_ours @ unit_ours.T, unit_reference @ unit_reference.T, rtol=0, atol=1e-5
+    )
 
 
 def test_whitened_rows_have_variance_one_and_no_correlation():
@@ -92,7 +100,9 @@ def test_scores_are_those_of_scikit_learn():
     first = np.mean([bool(positives[row, similarity[row].argmax()]) for row in rows])
     assert scores["mAP"] == pytest.approx(100 * expected)
     assert scores["recall@1"] == pytest.approx(100 * first)
-    assert scores["micro_AP"] == pytest.approx(100 * average_precision_score(positives.flatten(), similarity.flatten()))
+    assert scores["micro_AP"] == pytest.approx(
+        100 * average_precision_score(positives.flatten(), similarity.flatten())
+    )
     assert scores["queries"] == len(rows)
 
 
@@ -107,7 +117,10 @@ def test_micro_ap_wants_one_threshold_for_all():
 def album(noise, count=30, width=16):
     """Originals and distractors, then a copy of every original by two transforms."""
     originals, distractors = random_rows(count, width), random_rows(count, width, seed=1)
-    made = [originals + noise[name] * random_rows(count, width, seed=2 + row) for row, name in enumerate(noise)]
+    made = [
+        originals + noise[name] * random_rows(count, width, seed=2 + row)
+        for row, name in enumerate(noise)
+    ]
     ids = (
         [f"original {n}" for n in range(count)]
         + [f"other {n}" for n in range(count)]
@@ -136,7 +149,9 @@ def test_copies_search_the_database_alone():
 def test_the_order_of_the_images_does_not_matter():
     features, ids, copy_of, _ = album({"crop": 1.0})
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(9)).tolist()
-    mixed = copy_detection(features[order], [ids[row] for row in order], [copy_of[row] for row in order])
+    mixed = copy_detection(
+        features[order], [ids[row] for row in order], [copy_of[row] for row in order]
+    )
     assert mixed["all"] == pytest.approx(copy_detection(features, ids, copy_of)["all"])
 
 
@@ -155,9 +170,14 @@ def test_a_collapsed_encoder_finds_nothing():
 def test_whitening_undoes_a_loud_direction():
     """One direction that says nothing of the image drowns all others, until the whitening makes it one among many."""
     features, ids, copy_of, _ = album({"crop": 0.5})
-    loud = features + torch.cat([100 * random_rows(len(ids), 1, seed=8), torch.zeros(len(ids), 15)], dim=1)
+    loud = features + torch.cat(
+        [100 * random_rows(len(ids), 1, seed=8), torch.zeros(len(ids), 15)], dim=1
+    )
     plain, whitened = loud, learn_whitening(loud[:60])(loud)
-    assert copy_detection(whitened, ids, copy_of)["all"]["mAP"] > 2 * copy_detection(plain, ids, copy_of)["all"]["mAP"]
+    assert (
+        copy_detection(whitened, ids, copy_of)["all"]["mAP"]
+        > 2 * copy_detection(plain, ids, copy_of)["all"]["mAP"]
+    )
 
 
 def test_bad_input():
@@ -168,7 +188,9 @@ def test_bad_input():
         copy_detection(features, ids, copy_of, transforms[:1])
     with pytest.raises(UserError, match="has original 1 twice"):
         copy_detection(features, ["original 1", *ids[1:]], copy_of)
-    with pytest.raises(UserError, match="crop 29 is a copy of nobody, which is not in the database"):
+    with pytest.raises(
+        UserError, match="crop 29 is a copy of nobody, which is not in the database"
+    ):
         copy_detection(features, ids, [*copy_of[:-1], "nobody"])
     with pytest.raises(UserError, match="crop 29 is a copy of crop 3, which is a copy itself"):
         copy_detection(features, ids, [*copy_of[:-1], "crop 3"])

@@ -45,7 +45,10 @@ def test_scale_does_not_matter_and_rounding_keeps_no_patch_more():
 def test_jaccard_is_that_of_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     predicted, masks = (torch.rand(5, 9, 11, generator=generator) < 0.4 for _ in range(2))
-    expected = [jaccard_score(truth.flatten(), said.flatten()) for truth, said in zip(masks, predicted, strict=True)]
+    expected = [
+        jaccard_score(truth.flatten(), said.flatten())
+        for truth, said in zip(masks, predicted, strict=True)
+    ]
     assert jaccard(predicted, masks).tolist() == pytest.approx(expected)
     assert math.isnan(jaccard(torch.zeros(2, 2).bool(), torch.zeros(2, 2).bool()))
 
@@ -62,7 +65,10 @@ def test_the_result_is_that_of_a_plain_loop():
     attention, masks = softmax_maps(4, 3, 6, 6), squares(4, 24)
     best, means, heads = [], [], [[], [], []]
     for maps, mask in zip(attention, masks, strict=True):
-        upsampled = [each.repeat_interleave(4, 0).repeat_interleave(4, 1) for each in (*keep_mass(maps), keep_mass(maps.mean(0)))]
+        upsampled = [
+            each.repeat_interleave(4, 0).repeat_interleave(4, 1)
+            for each in (*keep_mass(maps), keep_mass(maps.mean(0)))
+        ]
         scores = [100 * jaccard_score(mask.flatten(), each.flatten()) for each in upsampled]
         for head, score in enumerate(scores[:-1]):
             heads[head].append(score)
@@ -73,7 +79,9 @@ def test_the_result_is_that_of_a_plain_loop():
     assert result.mean_attention == pytest.approx(sum(means) / 4)
     assert result.heads == pytest.approx([sum(each) / 4 for each in heads])
     assert result.best_head >= max(result.heads) and (result.images, result.left_out) == (4, 0)
-    assert result.whole_image == pytest.approx(100 * sum(mask.double().mean().item() for mask in masks) / 4)
+    assert result.whole_image == pytest.approx(
+        100 * sum(mask.double().mean().item() for mask in masks) / 4
+    )
 
 
 def test_attention_on_the_object_alone_is_perfect_and_the_oracle_finds_its_head():
@@ -93,13 +101,17 @@ def test_masks_of_any_size_take_the_nearest_patch():
         mask = rows[:, None] & columns
         mask[0, 0] = True
         expected = rows[:, None] & columns
-        assert emergent_jaccard(attention, [mask]).best_head == pytest.approx(100 * jaccard(expected, mask).item())
+        assert emergent_jaccard(attention, [mask]).best_head == pytest.approx(
+            100 * jaccard(expected, mask).item()
+        )
 
 
 def test_chance_is_what_random_attention_reaches():
     """Uniform attention with an unpredictable order of patches: a random choice of 60 %."""
     masks = squares(1, 40) * 300
-    ramp = torch.ones(1600) + 1e-4 * torch.rand(300, 1600, generator=torch.Generator().manual_seed(0))
+    ramp = torch.ones(1600) + 1e-4 * torch.rand(
+        300, 1600, generator=torch.Generator().manual_seed(0)
+    )
     result = emergent_jaccard(ramp.view(300, 1, 40, 40), masks)
     assert result.best_head == pytest.approx(result.chance, rel=0.02)
 
@@ -112,7 +124,9 @@ def test_pixels_that_count_nowhere_do_not_count():
     mask[0], predicted = 255, keep_mass(attention[0])
     assert predicted[:, 0].any(1).sum() > 4
     result = emergent_jaccard(attention, [mask])
-    assert result.heads == pytest.approx([100 * jaccard(each[1:], mask[1:] != 0).item() for each in predicted])
+    assert result.heads == pytest.approx(
+        [100 * jaccard(each[1:], mask[1:] != 0).item() for each in predicted]
+    )
     assert result.whole_image == pytest.approx(100 * 4 / 12)
 
 

@@ -24,7 +24,10 @@ from vision_core.unreadable import UnreadableImage
 @pytest.fixture
 def source(memory_source):
     generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(0, 256, (3, 70 + index, 64), dtype=torch.uint8, generator=generator) for index in range(11)]
+    images = [
+        torch.randint(0, 256, (3, 70 + index, 64), dtype=torch.uint8, generator=generator)
+        for index in range(11)
+    ]
     images[4] = None
     return memory_source(images, [0, 1] * 5 + [0])
 
@@ -43,20 +46,30 @@ class Counted:
 def test_stored_is_computed_and_the_second_time_read(source, tmp_path):
     encoder, compute = load_encoder("tiny:dinov2"), Counted()
     stored = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=3)
-    assert stored.kept.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10] and stored.unreadable == 1 and compute.images == 10
+    assert (
+        stored.kept.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
+        and stored.unreadable == 1
+        and compute.images == 10
+    )
     again = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=5)
     assert compute.images == 10
-    by_hand = vector_features(encoder, encoder.transform([source[int(index)].image for index in stored.kept]))
+    by_hand = vector_features(
+        encoder, encoder.transform([source[int(index)].image for index in stored.kept])
+    )
     assert set(stored.names) == set(by_hand)
     for name, expected in by_hand.items():
         torch.testing.assert_close(again.load(name), expected, rtol=1e-4, atol=1e-5)
-        assert torch.equal(torch.stack([again.rows(name)[row] for row in range(10)]), stored.load(name))
+        assert torch.equal(
+            torch.stack([again.rows(name)[row] for row in range(10)]), stored.load(name)
+        )
 
 
 def test_the_cache_remembers_what_could_not_be_read_and_what_was_seen(source, tmp_path):
     encoder = load_encoder("tiny:dinov2")
     for _ in range(2):  # computed, then read
-        stored = cached_features(encoder, source, vector_features, "vectors", tmp_path, batch_size=3)
+        stored = cached_features(
+            encoder, source, vector_features, "vectors", tmp_path, batch_size=3
+        )
         assert stored.reasons == {4: "broken"} and "contents" not in stored.names
         views = [encoder.transform.view(source[int(index)].image) for index in stored.kept]
         assert torch.equal(stored.contents, torch.stack([content_hash(view) for view in views]))
@@ -74,7 +87,9 @@ def test_what_can_be_read_now_is_computed_anew(source, tmp_path):
     assert stored.unreadable == 0 and stored.reasons == {} and compute.images == 10 + 11
 
 
-def test_an_image_that_is_unreadable_for_another_reason_now_has_that_reason(source, tmp_path, monkeypatch):
+def test_an_image_that_is_unreadable_for_another_reason_now_has_that_reason(
+    source, tmp_path, monkeypatch
+):
     """A link out of the folder is followed now, and what it leads to is cut short."""
     encoder = load_encoder("tiny:dinov2")
     cached_features(encoder, source, vector_features, "vectors", tmp_path)
@@ -86,7 +101,9 @@ def test_an_image_that_is_unreadable_for_another_reason_now_has_that_reason(sour
         return plain(self, index)
 
     monkeypatch.setattr(type(source), "__getitem__", cut_short)
-    assert cached_features(encoder, source, vector_features, "vectors", tmp_path).reasons == {4: "truncated"}
+    assert cached_features(encoder, source, vector_features, "vectors", tmp_path).reasons == {
+        4: "truncated"
+    }
 
 
 def test_links_that_are_followed_now_are_read_with_the_same_cache(tmp_path):
@@ -101,15 +118,26 @@ def test_links_that_are_followed_now_are_read_with_the_same_cache(tmp_path):
     encoder = load_encoder("tiny:dinov2")
     for options, unreadable in (("", 3), ("?follow_links=true", 0)):
         source = open_source(f"folder:{tmp_path}/data{options}")
-        assert cached_features(encoder, source, vector_features, "vectors", tmp_path / "cache").unreadable == unreadable
+        assert (
+            cached_features(
+                encoder, source, vector_features, "vectors", tmp_path / "cache"
+            ).unreadable
+            == unreadable
+        )
 
 
 def test_small_shards_are_the_whole(source, tmp_path, monkeypatch):
     encoder = load_encoder("tiny:dinov2")
-    whole = cached_features(encoder, source, vector_features, "vectors", tmp_path / "a", batch_size=2)
+    whole = cached_features(
+        encoder, source, vector_features, "vectors", tmp_path / "a", batch_size=2
+    )
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
     cut = cached_features(encoder, source, vector_features, "vectors", tmp_path / "b", batch_size=2)
-    assert len(cut.shards) == 6 and torch.equal(cut.load("pooled"), whole.load("pooled")) and torch.equal(cut.kept, whole.kept)
+    assert (
+        len(cut.shards) == 6
+        and torch.equal(cut.load("pooled"), whole.load("pooled"))
+        and torch.equal(cut.kept, whole.kept)
+    )
 
 
 def test_other_model_data_transform_or_features_are_other_entries(source, memory_source, tmp_path):
@@ -140,7 +168,9 @@ def test_the_fingerprint_is_of_the_weights_not_of_the_name(tmp_path):
     save_encoder(encoder, tmp_path / "copy")
     assert encoder_fingerprint(encoder) == encoder_fingerprint(load_encoder(tmp_path / "copy"))
     assert encoder_fingerprint(encoder) != encoder_fingerprint(load_encoder("tiny:dinov2", seed=1))
-    assert encoder_fingerprint(encoder) != encoder_fingerprint(load_encoder("tiny:dinov2", dtype=torch.bfloat16))
+    assert encoder_fingerprint(encoder) != encoder_fingerprint(
+        load_encoder("tiny:dinov2", dtype=torch.bfloat16)
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "emptied", "of another entry", "missing"])
@@ -164,7 +194,9 @@ def test_a_damaged_entry_is_not_read(source, tmp_path, damage):
         (other,) = set(tmp_path.iterdir()) - {folder}
         shutil.copy(next(other.glob("*.safetensors")), shard)
     before = compute.images
-    assert torch.equal(cached_features(encoder, source, compute, "vectors", tmp_path).load("pooled"), expected)
+    assert torch.equal(
+        cached_features(encoder, source, compute, "vectors", tmp_path).load("pooled"), expected
+    )
     assert compute.images == before + 10
 
 
@@ -183,15 +215,26 @@ def test_nothing_is_left_of_features_that_are_not_finite(source, tmp_path):
 
 def test_no_readable_image(memory_source, tmp_path):
     with pytest.raises(UserError, match="none of 2 images of images in memory could be read"):
-        cached_features(load_encoder("tiny:dinov2"), memory_source([None, None], [0, 1]), vector_features, "vectors", tmp_path)
+        cached_features(
+            load_encoder("tiny:dinov2"),
+            memory_source([None, None], [0, 1]),
+            vector_features,
+            "vectors",
+            tmp_path,
+        )
 
 
 def test_a_full_disk_is_one_line(source, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"was not written: File too large; it needs 0.0 MB, and .* are free.* by --cache_dir"):
-            cached_features(load_encoder("tiny:dinov2"), source, vector_features, "vectors", tmp_path)
+        with pytest.raises(
+            UserError,
+            match=r"was not written: File too large; it needs 0.0 MB, and .* are free.* by --cache_dir",
+        ):
+            cached_features(
+                load_encoder("tiny:dinov2"), source, vector_features, "vectors", tmp_path
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
@@ -200,9 +243,12 @@ def test_a_full_disk_is_one_line(source, tmp_path):
 def test_features_that_have_no_room_are_told_before_the_first_forward(source, tmp_path):
     compute = Counted()
     with pytest.raises(
-        UserError, match=r"has no room for features of tiny:dinov2 for 11 images: they need 11,000,000.0 GB, and .* make room"
+        UserError,
+        match=r"has no room for features of tiny:dinov2 for 11 images: they need 11,000,000.0 GB, and .* make room",
     ):
-        cached_features(load_encoder("tiny:dinov2"), source, compute, "vectors", tmp_path, image_bytes=10**15)
+        cached_features(
+            load_encoder("tiny:dinov2"), source, compute, "vectors", tmp_path, image_bytes=10**15
+        )
     assert compute.images == 0 and list(tmp_path.iterdir()) == []
 
 
@@ -224,7 +270,9 @@ def test_only_the_damaged_shards_are_computed_again(source, tmp_path, monkeypatc
     """Of six shards one is flipped, one emptied, one cut; one has another's place; and there is one too many."""
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
     encoder, compute = load_encoder("tiny:dinov2"), Counted()
-    expected = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=2).load_all()
+    expected = cached_features(
+        encoder, source, compute, "vectors", tmp_path, batch_size=2
+    ).load_all()
     shards = shards_of(tmp_path)
     content = bytearray(shards[0].read_bytes())
     content[len(content) // 2] ^= 0x80
@@ -235,11 +283,17 @@ def test_only_the_damaged_shards_are_computed_again(source, tmp_path, monkeypatc
     shutil.copy(shards[5], shards[5].with_name("000000011-000000012.safetensors"))
     compute.images = 0
     again = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=2)
-    assert compute.images == 8 and "5 files were not what was written; their features are computed again" in capsys.readouterr().err
+    assert (
+        compute.images == 8
+        and "5 files were not what was written; their features are computed again"
+        in capsys.readouterr().err
+    )
     for name, value in expected.items():
         torch.testing.assert_close(again.load(name), value, rtol=1e-4, atol=1e-5)
     assert again.kept.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10] and shards_of(tmp_path) == shards
-    cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=3)  # in shards that other batches have cut
+    cached_features(
+        encoder, source, compute, "vectors", tmp_path, batch_size=3
+    )  # in shards that other batches have cut
     assert compute.images == 8 and capsys.readouterr().err == ""
 
 
@@ -255,7 +309,10 @@ def test_damage_under_a_reader_is_one_line(source, tmp_path):
     for content, others in ((flipped, True), (good[: offset + 5], False), (b"", False)):
         shard.write_bytes(content)
         for read in (lambda: rows[0], lambda: stored.load("pooled")):
-            with pytest.raises(UserError, match="does not hold the features that were written: .*; start the evaluation again"):
+            with pytest.raises(
+                UserError,
+                match="does not hold the features that were written: .*; start the evaluation again",
+            ):
                 read()
         if others:
             assert rows[1].isfinite().all()
@@ -286,7 +343,9 @@ def test_litter_is_removed_at_the_next_start(source, tmp_path):
         folder.mkdir()
     os.utime(old, (time.time() - 2 * 86400,) * 2)
     cached_features(encoder, source, vector_features, "vectors", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([fresh.name, shard.parent.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [fresh.name, shard.parent.name]
+    )
     assert os.listdir(shard.parent) == [shard.name]
 
 
@@ -298,7 +357,9 @@ def test_a_file_written_anew_is_noticed_by_name_size_or_time(tmp_path):
     for colour, seconds in (("red", 1), ("blue", 2)):
         Image.new("RGB", (32, 32), colour).save(path)
         os.utime(path, (seconds, seconds))
-        cached_features(encoder, open_source(f"folder:{tmp_path}/data"), compute, "vectors", tmp_path / "cache")
+        cached_features(
+            encoder, open_source(f"folder:{tmp_path}/data"), compute, "vectors", tmp_path / "cache"
+        )
     assert compute.images == 2 and len(list((tmp_path / "cache").iterdir())) == 2
 
 
@@ -323,7 +384,12 @@ def test_a_killed_fill_goes_on_and_two_runs_fill_one_entry_together(runs, tmp_pa
     small = "import time\nfrom encoders.evaluation import feature_cache\nfeature_cache.SHARD_BYTES = 1\n"
     script.write_text(small + WORKER)
     slow = tmp_path / "slow.py"
-    slow.write_text(small + WORKER.replace("vector_features, ", "lambda *given: time.sleep(0.5) or vector_features(*given), "))
+    slow.write_text(
+        small
+        + WORKER.replace(
+            "vector_features, ", "lambda *given: time.sleep(0.5) or vector_features(*given), "
+        )
+    )
     killed = runs.start(slow, tmp_path / "cache")
     killed.wait_until(lambda: len(shards_of(tmp_path / "cache")) == 2)
     runs.kill(killed)
@@ -334,7 +400,9 @@ def test_a_killed_fill_goes_on_and_two_runs_fill_one_entry_together(runs, tmp_pa
     said = [re.search(r"rows (\d+) (\S+) (\d+)", job.printed).groups() for job in jobs]
     assert {each[0] for each in said} == {"13"} and {each[2] for each in said} == {"4"}
     assert float(said[0][1]) == pytest.approx(float(said[2][1]), rel=1e-5) == float(said[1][1])
-    assert all(path.stat().st_mtime_ns == written for path, written in there.items())  # nothing is computed twice
+    assert all(
+        path.stat().st_mtime_ns == written for path, written in there.items()
+    )  # nothing is computed twice
     (entry,) = (tmp_path / "cache").iterdir()
     assert len(os.listdir(entry)) == 4
 
@@ -344,6 +412,12 @@ def test_two_processes_give_what_one_gives(runs, tmp_path):
     script.write_text(WORKER)
     jobs = [*runs.start_two(script, tmp_path / "two"), runs.start(script, tmp_path / "one")]
     runs.finish(*jobs)
-    said = [line.split() for job in jobs for line in job.printed.splitlines() if line.startswith("rows")]
-    assert [line[1] for line in said] == ["13"] * 3 and [line[3] for line in said] == ["2", "2", "1"]
+    said = [
+        line.split() for job in jobs for line in job.printed.splitlines() if line.startswith("rows")
+    ]
+    assert [line[1] for line in said] == ["13"] * 3 and [line[3] for line in said] == [
+        "2",
+        "2",
+        "1",
+    ]
     assert float(said[0][2]) == float(said[1][2]) == pytest.approx(float(said[2][2]), rel=1e-5)

@@ -8,13 +8,19 @@ from vision_core.errors import UserError
 def blobs(count, seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
-    return torch.nn.functional.one_hot(labels, 3).float() + 0.5 * torch.randn(count, 3, generator=generator), labels
+    return torch.nn.functional.one_hot(labels, 3).float() + 0.5 * torch.randn(
+        count, 3, generator=generator
+    ), labels
 
 
 def test_more_shots_are_better_and_the_spread_is_told():
     results = few_shot(*blobs(90, 0), *blobs(300, 1))
     for table in results.values():
-        assert list(table) == [1, 2, 5, 10] and table[10][0] > table[1][0] > 34 and all(spread >= 0 for _, spread in table.values())
+        assert (
+            list(table) == [1, 2, 5, 10]
+            and table[10][0] > table[1][0] > 34
+            and all(spread >= 0 for _, spread in table.values())
+        )
     assert results == few_shot(*blobs(90, 0), *blobs(300, 1))
 
 

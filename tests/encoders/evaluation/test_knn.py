@@ -23,12 +23,16 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 10.0), (200, 0.5)])
+@pytest.mark.parametrize(
+    ("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 10.0), (200, 0.5)]
+)
 def test_predictions_are_those_of_scikit_learn(k, temperature):
     bank, labels = clusters(600, 7, 16, seed=0)
     queries, _ = clusters(300, 7, 16, seed=1)
     # for unit vectors |a - b|^2 = 2 - 2 a.b
-    reference = KNeighborsClassifier(k, weights=lambda distance: np.exp((1 - distance**2 / 2) / temperature), algorithm="brute")
+    reference = KNeighborsClassifier(
+        k, weights=lambda distance: np.exp((1 - distance**2 / 2) / temperature), algorithm="brute"
+    )
     expected = reference.fit(unit(bank), labels.numpy()).predict(unit(queries))
     predicted = knn_predict(bank, labels, queries, k, temperature, chunk=64)
     assert predicted.tolist() == expected.tolist()
@@ -39,7 +43,13 @@ def test_predictions_are_those_of_a_plain_loop():
     queries, _ = clusters(40, 4, 8, seed=1)
     expected = []
     for query in unit(queries):
-        similarities = sorted(((float(query @ row), int(label)) for row, label in zip(unit(bank), labels, strict=True)), reverse=True)
+        similarities = sorted(
+            (
+                (float(query @ row), int(label))
+                for row, label in zip(unit(bank), labels, strict=True)
+            ),
+            reverse=True,
+        )
         votes = [0.0] * 4
         for similarity, label in similarities[:9]:
             votes[label] += math.exp(similarity / 0.07)
@@ -54,8 +64,16 @@ def unit_row(row):
 
 def by_the_docstring(bank, labels, query, k, temperature=0.07):
     """What the loop in `knn_predict`'s docstring answers."""
-    loop = textwrap.dedent(knn_predict.__doc__.split("For one query this is")[1].split("`chunk` queries")[0])
-    names = {"bank": bank.tolist(), "bank_labels": labels.tolist(), "query": query.tolist(), "k": k, "temperature": temperature}
+    loop = textwrap.dedent(
+        knn_predict.__doc__.split("For one query this is")[1].split("`chunk` queries")[0]
+    )
+    names = {
+        "bank": bank.tolist(),
+        "bank_labels": labels.tolist(),
+        "query": query.tolist(),
+        "k": k,
+        "temperature": temperature,
+    }
     names |= {"math": math, "unit": unit_row}
     exec(loop, names)
     return names["answer"]
@@ -81,7 +99,9 @@ def test_of_equal_votes_at_equal_distance_the_lowest_class_wins_in_both_function
     bank, labels, query = torch.eye(4), torch.tensor(order), torch.ones(1, 4)
     assert knn_predict(bank, labels, query, k=4).item() == 0
     assert knn_accuracies(bank, labels, query, torch.tensor([0]), ks=(4,))[4]["top1"] == 100
-    assert knn_predict(bank, labels, query, k=1).item() == order[0], "the first of the bank is the nearest"
+    assert knn_predict(bank, labels, query, k=1).item() == order[0], (
+        "the first of the bank is the nearest"
+    )
 
 
 def test_of_equal_votes_the_class_with_the_nearest_image_wins():
@@ -97,9 +117,14 @@ def test_neither_float_noise_nor_the_banks_size_decides():
     labels = torch.arange(18) % 6
     turn = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
     expected = knn_predict(bank, labels, queries, k=7)
-    assert torch.equal(knn_predict(bank.double() @ turn, labels, queries.double() @ turn, k=7), expected)
+    assert torch.equal(
+        knn_predict(bank.double() @ turn, labels, queries.double() @ turn, k=7), expected
+    )
     far = torch.cat([bank, -torch.ones(4000, 6)])
-    assert torch.equal(knn_predict(far, torch.cat([labels, torch.zeros(4000, dtype=torch.long)]), queries, k=7), expected)
+    assert torch.equal(
+        knn_predict(far, torch.cat([labels, torch.zeros(4000, dtype=torch.long)]), queries, k=7),
+        expected,
+    )
 
 
 def test_weights_count():
@@ -120,7 +145,9 @@ def test_length_and_chunks_do_not_matter():
 def test_accuracy_is_percent_and_unknown_classes_are_errors():
     bank, labels = clusters(100, 3, 8, seed=0)
     assert knn_accuracy(bank, labels, bank, labels, k=1) == 100.0
-    assert knn_accuracy(bank, labels, bank[:4], torch.tensor([*labels[:3].tolist(), 17]), k=1) == 75.0
+    assert (
+        knn_accuracy(bank, labels, bank[:4], torch.tensor([*labels[:3].tolist(), 17]), k=1) == 75.0
+    )
 
 
 def test_tiny_temperatures_stay_finite():
@@ -157,21 +184,38 @@ def test_speed():
 
 def test_accuracies_of_every_k_are_scikit_learns():
     generator = torch.Generator().manual_seed(3)
-    bank, queries = torch.randn(300, 8, generator=generator), torch.randn(80, 8, generator=generator)
+    bank, queries = (
+        torch.randn(300, 8, generator=generator),
+        torch.randn(80, 8, generator=generator),
+    )
     labels, query_labels = torch.arange(300) % 7, torch.arange(80) % 7
     accuracies = knn_accuracies(bank, labels, queries, query_labels, ks=(1, 10, 20, 1000))
     assert list(accuracies) == [1, 10, 20]
     for k, scores in accuracies.items():
         # scikit-learn gives distances 1 - cosine; exp((1 - d) / T) overflows nothing here
-        classifier = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)).fit(bank.double().numpy(), labels)
-        assert scores["top1"] == pytest.approx(100 * classifier.score(queries.double().numpy(), query_labels), abs=1e-9)
+        classifier = KNeighborsClassifier(
+            k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
+        ).fit(bank.double().numpy(), labels)
+        assert scores["top1"] == pytest.approx(
+            100 * classifier.score(queries.double().numpy(), query_labels), abs=1e-9
+        )
         assert scores["top1"] == pytest.approx(knn_accuracy(bank, labels, queries, query_labels, k))
         shares = classifier.predict_proba(queries.double().numpy())
         best = np.argsort(-shares, axis=1, kind="stable")[:, :5]
-        hits = [(row == label) & (shares[i, row] > 0) for i, (row, label) in enumerate(zip(best, query_labels.tolist(), strict=True))]
-        assert scores["top5"] == pytest.approx(100 * np.mean([hit.any() for hit in hits]), abs=1.3)  # ties at the fifth place
+        hits = [
+            (row == label) & (shares[i, row] > 0)
+            for i, (row, label) in enumerate(zip(best, query_labels.tolist(), strict=True))
+        ]
+        assert scores["top5"] == pytest.approx(
+            100 * np.mean([hit.any() for hit in hits]), abs=1.3
+        )  # ties at the fifth place
 
 
 def test_a_bank_of_one_class():
     with pytest.raises(UserError, match="one label, so there is nothing to tell apart"):
-        knn_accuracies(torch.randn(9, 3), torch.ones(9, dtype=torch.long), torch.randn(2, 3), torch.ones(2, dtype=torch.long))
+        knn_accuracies(
+            torch.randn(9, 3),
+            torch.ones(9, dtype=torch.long),
+            torch.randn(2, 3),
+            torch.ones(2, dtype=torch.long),
+        )

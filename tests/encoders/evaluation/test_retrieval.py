@@ -41,7 +41,9 @@ def test_average_precision_is_that_of_scikit_learn():
 
 def test_the_trapezoidal_one_is_the_area():
     relevant = torch.rand(20, 50, generator=torch.Generator().manual_seed(1)) < 0.2
-    assert trapezoidal_average_precision(relevant).tolist() == pytest.approx([trapezoids(row) for row in relevant.tolist()])
+    assert trapezoidal_average_precision(relevant).tolist() == pytest.approx(
+        [trapezoids(row) for row in relevant.tolist()]
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
@@ -49,28 +51,44 @@ def test_one_relevant_item(rank):
     relevant = torch.zeros(9, dtype=torch.bool)
     relevant[rank - 1] = True
     assert average_precision(relevant).item() == 1 / rank
-    assert trapezoidal_average_precision(relevant).item() == (1 if rank == 1 else pytest.approx(1 / (2 * rank)))
+    assert trapezoidal_average_precision(relevant).item() == (
+        1 if rank == 1 else pytest.approx(1 / (2 * rank))
+    )
 
 
 def test_nothing_relevant_is_not_a_number():
     nothing = torch.zeros(5, dtype=torch.bool)
-    assert math.isnan(average_precision(nothing)) and math.isnan(trapezoidal_average_precision(nothing))
+    assert math.isnan(average_precision(nothing)) and math.isnan(
+        trapezoidal_average_precision(nothing)
+    )
 
 
 def test_ties_count_against():
     relevant = torch.tensor([True, False, True, False])
-    assert rank_relevance(torch.tensor([1.0, 1.0, 2.0, 0.0]), relevant).tolist() == [True, False, True, False]
+    assert rank_relevance(torch.tensor([1.0, 1.0, 2.0, 0.0]), relevant).tolist() == [
+        True,
+        False,
+        True,
+        False,
+    ]
     assert rank_relevance(torch.zeros(4), relevant).tolist() == [False, False, True, True]
 
 
 def test_label_retrieval_is_that_of_scikit_learn_query_by_query():
-    features, labels = random_features(60, 0), torch.randint(6, (60,), generator=torch.Generator().manual_seed(1))
+    features, labels = (
+        random_features(60, 0),
+        torch.randint(6, (60,), generator=torch.Generator().manual_seed(1)),
+    )
     labels[7] = 99
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     expected = []
     for query in (index for index in range(60) if index != 7):
         others = [index for index in range(60) if index != query]
-        expected.append(average_precision_score(labels[others] == labels[query], (unit[others] @ unit[query]).numpy()))
+        expected.append(
+            average_precision_score(
+                labels[others] == labels[query], (unit[others] @ unit[query]).numpy()
+            )
+        )
     scores = label_retrieval(features * 5, labels, chunk=13)
     assert scores["mAP"] == pytest.approx(100 * sum(expected) / 59)
     assert (scores["queries"], scores["queries_left_out"]) == (59, 1)
@@ -81,7 +99,9 @@ def test_the_query_never_finds_itself():
     """Two images of each class that are opposite to one another: the other one comes last; with itself in the ranking AP would be higher."""
     angles = torch.arange(6) * math.pi / 3
     features = torch.stack([angles.cos(), angles.sin()], dim=1)
-    assert label_retrieval(features, torch.tensor([0, 1, 2, 0, 1, 2]))["mAP"] == pytest.approx(100 / 5)
+    assert label_retrieval(features, torch.tensor([0, 1, 2, 0, 1, 2]))["mAP"] == pytest.approx(
+        100 / 5
+    )
 
 
 def test_a_collapsed_encoder_is_last():
@@ -112,12 +132,18 @@ IGNORED = {"easy": ("hard", "junk"), "medium": ("junk",), "hard": ("easy", "junk
 @pytest.mark.parametrize("setup", ["easy", "medium", "hard"])
 def test_the_revisited_protocol_is_that_of_a_plain_loop(setup):
     queries, features = random_features(3, 3), random_features(30, 4)
-    unit_queries, unit = (torch.nn.functional.normalize(rows.double(), dim=1) for rows in (queries, features))
+    unit_queries, unit = (
+        torch.nn.functional.normalize(rows.double(), dim=1) for rows in (queries, features)
+    )
     precisions, at = [], {1: [], 5: [], 10: []}
     for query, entry in zip(unit_queries, GND, strict=True):
         positive = {index for name in POSITIVE[setup] for index in entry[name]}
         ignored = {index for name in IGNORED[setup] for index in entry[name]}
-        ranking = [index for index in sorted(range(30), key=lambda index: -float(query @ unit[index])) if index not in ignored]
+        ranking = [
+            index
+            for index in sorted(range(30), key=lambda index: -float(query @ unit[index]))
+            if index not in ignored
+        ]
         relevant = [index in positive for index in ranking]
         if not positive:
             continue
@@ -144,7 +170,9 @@ def test_what_is_ignored_moves_no_rank():
 
 def test_precision_stops_at_the_last_relevant_one():
     relevant = torch.tensor([True, True, False, True, False, False])
-    assert [precision_at(relevant, k) for k in (1, 3, 5, 10)] == pytest.approx([1, 2 / 3, 3 / 4, 3 / 4])
+    assert [precision_at(relevant, k) for k in (1, 3, 5, 10)] == pytest.approx(
+        [1, 2 / 3, 3 / 4, 3 / 4]
+    )
 
 
 def test_the_revisited_protocol_refuses_bad_input():
@@ -170,7 +198,11 @@ def write(tmp_path):
 
 def ground_truth(**changes):
     entry = {"easy": [0, 3], "hard": [5], "junk": [1], "bbx": [1.0, 2.0, 3.0, 4.0]}
-    values = {"imlist": [f"image_{number}" for number in range(6)], "qimlist": ["q"], "gnd": [entry | changes.pop("entry", {})]}
+    values = {
+        "imlist": [f"image_{number}" for number in range(6)],
+        "qimlist": ["q"],
+        "gnd": [entry | changes.pop("entry", {})],
+    }
     return values | changes
 
 
@@ -178,7 +210,12 @@ def test_ground_truth_is_read(write):
     truth = read_ground_truth(write(ground_truth()))
     assert truth.imlist[5] == "image_5" and truth.qimlist == ("q",)
     assert truth.gnd == ({"easy": (0, 3), "hard": (5,), "junk": (1,)},)
-    assert revisited_retrieval(random_features(1, 0), random_features(6, 1), truth.gnd)["hard"]["queries"] == 1
+    assert (
+        revisited_retrieval(random_features(1, 0), random_features(6, 1), truth.gnd)["hard"][
+            "queries"
+        ]
+        == 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,17 @@ def problem(count=12, classes=4, width=8, seed=0, factor=6):
     """Maps whose features say the class of their patch, and masks of `factor` pixels a patch with an ignored margin."""
     generator = torch.Generator().manual_seed(seed)
     patches = torch.randint(classes, (count, *GRID), generator=generator)
-    maps = torch.eye(width)[patches].permute(0, 3, 1, 2) + 0.1 * torch.randn(count, width, *GRID, generator=generator)
-    masks = F.interpolate(patches[:, None].float(), scale_factor=factor, mode="nearest-exact")[:, 0].long()
+    maps = torch.eye(width)[patches].permute(0, 3, 1, 2) + 0.1 * torch.randn(
+        count, width, *GRID, generator=generator
+    )
+    masks = F.interpolate(patches[:, None].float(), scale_factor=factor, mode="nearest-exact")[
+        :, 0
+    ].long()
     # a label changes over a pixel or two when logits are interpolated
-    borders = F.max_pool2d(masks[:, None].float(), 3, 1, 1)[:, 0] != -F.max_pool2d(-masks[:, None].float(), 3, 1, 1)[:, 0]
+    borders = (
+        F.max_pool2d(masks[:, None].float(), 3, 1, 1)[:, 0]
+        != -F.max_pool2d(-masks[:, None].float(), 3, 1, 1)[:, 0]
+    )
     masks[borders] = 255
     return maps.half(), list(masks)
 
@@ -50,7 +57,10 @@ def test_what_the_maps_determine_is_learnt():
 def test_masks_have_sizes_of_their_own():
     maps, masks = problem()
     stretched = [
-        F.interpolate(mask[None, None].float(), (31 + number, 60), mode="nearest-exact")[0, 0].long() for number, mask in enumerate(masks)
+        F.interpolate(mask[None, None].float(), (31 + number, 60), mode="nearest-exact")[
+            0, 0
+        ].long()
+        for number, mask in enumerate(masks)
     ]
     result = linear_segmentation(maps, stretched, maps, stretched, num_classes=4, iterations=600)
     assert result.miou > 90 and result.predictions[3].shape == (34, 60)
@@ -65,7 +75,9 @@ def test_rows_from_disk_and_seeds():
             return super().__getitem__(index)
 
     def run(maps, seed):
-        result = linear_segmentation(maps, train[1], *test, num_classes=4, iterations=4, batch_size=5, seed=seed)
+        result = linear_segmentation(
+            maps, train[1], *test, num_classes=4, iterations=4, batch_size=5, seed=seed
+        )
         return torch.stack(result.predictions)
 
     before = torch.random.get_rng_state()
@@ -80,16 +92,27 @@ def test_rows_from_disk_and_seeds():
 def test_scores_are_those_of_scikit_learn_and_torchmetrics():
     generator = torch.Generator().manual_seed(0)
     truths = [torch.randint(5, (9 + number, 11), generator=generator) for number in range(6)]
-    guesses = [torch.where(torch.rand(truth.shape, generator=generator) < 0.6, truth, torch.randint(5, truth.shape)) for truth in truths]
+    guesses = [
+        torch.where(
+            torch.rand(truth.shape, generator=generator) < 0.6, truth, torch.randint(5, truth.shape)
+        )
+        for truth in truths
+    ]
     for truth in truths:
         truth[torch.rand(truth.shape, generator=generator) < 0.2] = 255
-    confusion = sum(confusion_matrix(guess, truth, 7) for guess, truth in zip(guesses, truths, strict=True))
+    confusion = sum(
+        confusion_matrix(guess, truth, 7) for guess, truth in zip(guesses, truths, strict=True)
+    )
     miou, ious, accuracy = segmentation_scores(confusion)
-    truth, guess = (torch.cat([each.flatten() for each in all_]).numpy() for all_ in (truths, guesses))
+    truth, guess = (
+        torch.cat([each.flatten() for each in all_]).numpy() for all_ in (truths, guesses)
+    )
     guess, truth = guess[truth != 255], truth[truth != 255]
     assert np.array_equal(confusion[:5, :5].numpy(), sklearn_confusion(truth, guess))
     assert np.allclose(ious[:5], 100 * jaccard_score(truth, guess, average=None))
-    assert ious[5:] == (None, None) and math.isclose(miou, 100 * jaccard_score(truth, guess, average="macro"))
+    assert ious[5:] == (None, None) and math.isclose(
+        miou, 100 * jaccard_score(truth, guess, average="macro")
+    )
     assert math.isclose(accuracy, 100 * accuracy_score(truth, guess))
     classification = pytest.importorskip("torchmetrics.classification")
     metric = classification.MulticlassJaccardIndex(7, average="macro", ignore_index=255)
@@ -101,7 +124,12 @@ def test_scores_are_those_of_scikit_learn_and_torchmetrics():
 def test_a_class_that_is_only_predicted_counts():
     confusion = confusion_matrix(torch.tensor([0, 0, 2, 1]), torch.tensor([0, 0, 0, 1]), 4)
     miou, ious, accuracy = segmentation_scores(confusion)
-    assert ious[2] == 0 and ious[3] is None and math.isclose(miou, 100 * (2 / 3 + 1 + 0) / 3) and accuracy == 75
+    assert (
+        ious[2] == 0
+        and ious[3] is None
+        and math.isclose(miou, 100 * (2 / 3 + 1 + 0) / 3)
+        and accuracy == 75
+    )
 
 
 def test_miou_is_of_the_set_not_of_the_images():
@@ -110,14 +138,18 @@ def test_miou_is_of_the_set_not_of_the_images():
     each = [confusion_matrix(guess, truth, 2) for guess, truth in zip(guesses, truths, strict=True)]
     per_image = sum(segmentation_scores(confusion)[0] for confusion in each) / 2
     whole = segmentation_scores(each[0] + each[1])[0]
-    assert math.isclose(per_image, 100 * (1 + 0.25) / 2) and math.isclose(whole, 100 * (10 / 11 + 1 / 2) / 2)
+    assert math.isclose(per_image, 100 * (1 + 0.25) / 2) and math.isclose(
+        whole, 100 * (10 / 11 + 1 / 2) / 2
+    )
 
 
 def test_loss_is_that_of_a_loop_and_ignored_pixels_change_nothing():
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     masks = torch.randint(3, (2, 8, 10), dtype=torch.uint8)
     masks[0, :4], masks[1, :, 7:] = 255, 255
-    upsampled = F.interpolate(logits, (8, 10), mode="bilinear", align_corners=False).detach().numpy()
+    upsampled = (
+        F.interpolate(logits, (8, 10), mode="bilinear", align_corners=False).detach().numpy()
+    )
     terms = [
         math.log(sum(math.exp(value) for value in upsampled[image, :, row, column]))
         - upsampled[image, masks[image, row, column], row, column]
@@ -147,26 +179,48 @@ def test_batches_walk_through_epochs():
     batches = list(shuffled_batches(10, 4, 5, seed=3))
     flat = sum(batches, [])
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10)) and flat[:10] != flat[10:]
-    assert list(shuffled_batches(10, 4, 5, seed=3)) == batches != list(shuffled_batches(10, 4, 5, seed=4))
+    assert (
+        list(shuffled_batches(10, 4, 5, seed=3))
+        == batches
+        != list(shuffled_batches(10, 4, 5, seed=4))
+    )
     assert sorted(next(shuffled_batches(3, 16, 1, seed=0))) == [0, 1, 2]
 
 
 def test_one_cycle():
     rates = [one_cycle(step, 1000, 0.1) for step in range(1000)]
-    assert math.isclose(rates[0], 0.01) and rates[:90] == sorted(rates[:90]) and rates[100:] == sorted(rates[100:], reverse=True)
+    assert (
+        math.isclose(rates[0], 0.01)
+        and rates[:90] == sorted(rates[:90])
+        and rates[100:] == sorted(rates[100:], reverse=True)
+    )
     assert max(rates) < 1 and rates[-1] < 1e-5
 
 
 def test_training_targets_take_the_nearest_pixel():
     mask = torch.arange(24).view(4, 6)
-    assert torch.equal(training_targets([mask], (2, 3), torch.uint8)[0], mask.byte())  # not more than the mask has
-    assert training_targets([mask], (1, 1), torch.uint8)[0, 0].tolist() == [0, 2, 3, 5]  # centres 0.25, 1.75, 3.25, 4.75
-    assert torch.equal(training_targets([mask, torch.full((8, 8), 255)], (2, 3), torch.uint8)[1], torch.full((4, 6), 255).byte())
+    assert torch.equal(
+        training_targets([mask], (2, 3), torch.uint8)[0], mask.byte()
+    )  # not more than the mask has
+    assert training_targets([mask], (1, 1), torch.uint8)[0, 0].tolist() == [
+        0,
+        2,
+        3,
+        5,
+    ]  # centres 0.25, 1.75, 3.25, 4.75
+    assert torch.equal(
+        training_targets([mask, torch.full((8, 8), 255)], (2, 3), torch.uint8)[1],
+        torch.full((4, 6), 255).byte(),
+    )
 
 
 def test_label_picture():
     pixels = np.asarray(label_picture(torch.arange(256).view(16, 16), 255)).reshape(-1, 3)
-    assert len(np.unique(pixels, axis=0)) == 256 and pixels[255].tolist() == [0, 0, 0] and pixels[:255].max(1).min() > 60
+    assert (
+        len(np.unique(pixels, axis=0)) == 256
+        and pixels[255].tolist() == [0, 0, 0]
+        and pixels[:255].max(1).min() > 60
+    )
     assert np.array_equal(np.asarray(label_picture(torch.arange(3)[None], 3))[0], pixels[:3])
 
 
@@ -188,7 +242,8 @@ def test_bad_input():
         wrong[2][5, 5] = value
         others = [mask.clamp_max(2) if classes == 3 else mask for mask in masks]
         with pytest.raises(
-            UserError, match=f"mask of training image 2 holds the value {value}, but the classes are 0 to {classes - 1}.*ignore="
+            UserError,
+            match=f"mask of training image 2 holds the value {value}, but the classes are 0 to {classes - 1}.*ignore=",
         ):
             run(maps, [*others[:2], wrong[2], others[3]], maps, others, classes=classes)
         with pytest.raises(UserError, match=f"mask of test image 2 holds the value {value}"):

@@ -23,18 +23,27 @@ def test_above_the_share_it_stops_and_one_image_is_forgiven(bad, images, share, 
     if not stops:
         return check_share(samples(bad), images, share, "test images")
     with pytest.raises(
-        UserError, match=f"{bad} of {images:,} test images could not be read, more than max_bad_fraction={share:g}: 0.png"
+        UserError,
+        match=f"{bad} of {images:,} test images could not be read, more than max_bad_fraction={share:g}: 0.png",
     ) as said:
         check_share(samples(bad), images, share, "test images")
     assert "\n" not in str(said.value) and "raise --max_bad_fraction" in str(said.value)
 
 
 @pytest.mark.parametrize(
-    "reason", ["outside_the_data_folder", "mask outside_the_data_folder, depth truncated", "depth outside_the_data_folder"]
+    "reason",
+    [
+        "outside_the_data_folder",
+        "mask outside_the_data_folder, depth truncated",
+        "depth outside_the_data_folder",
+    ],
 )
 def test_the_cure_of_the_first_reason_is_said(reason):
     bad = [UnreadableSample(f"{number}.png", reason) for number in range(3)]
-    with pytest.raises(UserError, match="add .follow_links=true to the source.*; or remove them, or raise --max_bad_fraction"):
+    with pytest.raises(
+        UserError,
+        match="add .follow_links=true to the source.*; or remove them, or raise --max_bad_fraction",
+    ):
         check_share(bad, 9, 0.01, "test images")
 
 
@@ -53,7 +62,12 @@ def test_the_same_pixels_in_another_file_are_the_same_picture():
     pixels = np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8)
     png = content_hash(encoded(pixels, "PNG"))
     assert png.shape == (2,) and png.dtype == torch.int64
-    for kind, options in (("PNG", {"compress_level": 0}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {})):
+    for kind, options in (
+        ("PNG", {"compress_level": 0}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("TIFF", {}),
+    ):
         assert torch.equal(content_hash(encoded(pixels, kind, **options)), png), kind
     assert not torch.equal(content_hash(encoded(pixels, "JPEG")), png)
     pixels[3, 4, 1] ^= 1
@@ -64,7 +78,9 @@ def test_shape_and_type_are_part_of_the_content():
     image = torch.zeros(1, 4, 6, dtype=torch.uint8)
     others = [image.reshape(1, 6, 4), image.reshape(3, 4, 2), torch.zeros(1, 1, 6)]
     assert all(not torch.equal(content_hash(image), content_hash(other)) for other in others)
-    assert torch.equal(content_hash(image.expand(3, 4, 6)), content_hash(image.repeat(3, 1, 1))), "strides are not"
+    assert torch.equal(content_hash(image.expand(3, 4, 6)), content_hash(image.repeat(3, 1, 1))), (
+        "strides are not"
+    )
 
 
 def test_what_is_found():

@@ -29,16 +29,29 @@ def test_principal_scores_are_those_of_scikit_learn():
 
 def test_few_rows_leave_components_empty():
     scores = principal_scores(torch.randn(2, 5), 3)
-    assert scores.shape == (2, 3) and torch.isfinite(scores).all() and torch.equal(scores[:, 2], torch.zeros(2))
+    assert (
+        scores.shape == (2, 3)
+        and torch.isfinite(scores).all()
+        and torch.equal(scores[:, 2], torch.zeros(2))
+    )
 
 
 def test_patch_pca_is_joint_and_in_place():
-    maps = torch.randn(5, 24, 2, 4, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 25)[None, :, None, None]
+    maps = (
+        torch.randn(5, 24, 2, 4, generator=torch.Generator().manual_seed(0))
+        * torch.arange(1, 25)[None, :, None, None]
+    )
     shown = patch_pca(maps)
     assert shown.shape == (5, 3, 2, 4) and shown.min() == 0 and shown.max() == 1
-    scores = PCA(3).fit_transform(maps.flatten(2).transpose(1, 2).flatten(0, 1).double().numpy()).reshape(5, 2, 4, 3)
+    scores = (
+        PCA(3)
+        .fit_transform(maps.flatten(2).transpose(1, 2).flatten(0, 1).double().numpy())
+        .reshape(5, 2, 4, 3)
+    )
     for component in range(3):
-        inside = (shown[:, component] > 0) & (shown[:, component] < 1)  # beyond the 1st and 99th percentile it is clipped
+        inside = (shown[:, component] > 0) & (
+            shown[:, component] < 1
+        )  # beyond the 1st and 99th percentile it is clipped
         ours, theirs = shown[:, component][inside].numpy(), scores[..., component][inside]
         assert abs(np.corrcoef(ours, theirs)[0, 1]) > 0.9999
     assert torch.equal(patch_pca(maps), shown)
@@ -47,17 +60,28 @@ def test_patch_pca_is_joint_and_in_place():
 def test_the_chosen_patch_is_most_like_itself():
     maps = torch.randn(3, 16, 4, 6)
     likeness = cosine_maps(maps, (2, 5))
-    assert likeness.shape == (3, 4, 6) and (likeness[:, 2, 5] > 0.9999).all() and likeness.max() <= 1.0001
+    assert (
+        likeness.shape == (3, 4, 6)
+        and (likeness[:, 2, 5] > 0.9999).all()
+        and likeness.max() <= 1.0001
+    )
     expected = torch.nn.functional.cosine_similarity(maps[1, :, 2, 5], maps[1, :, 0, 3], dim=0)
     torch.testing.assert_close(likeness[1, 0, 3], expected)
-    with pytest.raises(UserError, match="patch 4 0 is outside the grid; rows are 0 to 3, columns 0 to 5"):
+    with pytest.raises(
+        UserError, match="patch 4 0 is outside the grid; rows are 0 to 3, columns 0 to 5"
+    ):
         cosine_maps(maps, (4, 0))
 
 
 def test_pictures_are_readable_and_aligned(tiny_model):
-    encoder, images = TransformersEncoder(tiny_model(2), ImageTransform((32, 64))), torch.rand(4, 3, 32, 64)
+    encoder, images = (
+        TransformersEncoder(tiny_model(2), ImageTransform((32, 64))),
+        torch.rand(4, 3, 32, 64),
+    )
     attention = attention_picture(encoder, images, images)
-    assert attention.width == 6 * 320 + 5 * 4 and attention.height >= 4 * 160  # the image, three heads, their mean, what is kept of it
+    assert (
+        attention.width == 6 * 320 + 5 * 4 and attention.height >= 4 * 160
+    )  # the image, three heads, their mean, what is kept of it
     pca = pca_picture(encoder, images, images)
     assert pca.width == 4 * 320 + 3 * 4 and pca.height == 2 * 160 + 4
     cosine = np.asarray(cosine_picture(encoder, images, images, (1, 2))).astype(int)

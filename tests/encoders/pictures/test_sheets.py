@@ -9,10 +9,22 @@ def test_a_contact_sheet_gives_every_picture_its_place():
     red, blue = Image.new("RGB", (50, 20), "red"), Image.new("RGB", (30, 40), "blue")
     sheet = contact_sheet([[red, blue], [blue]])
     assert sheet.size == (50 + 4 + 30, 40 + 4 + 40)
-    assert sheet.getpixel((49, 19)) == (255, 0, 0) and sheet.getpixel((54, 39)) == (0, 0, 255) and sheet.getpixel((0, 44)) == (0, 0, 255)
-    assert sheet.getpixel((51, 10)) == (255, 255, 255) and sheet.getpixel((54, 44)) == (255, 255, 255)
+    assert (
+        sheet.getpixel((49, 19)) == (255, 0, 0)
+        and sheet.getpixel((54, 39)) == (0, 0, 255)
+        and sheet.getpixel((0, 44)) == (0, 0, 255)
+    )
+    assert sheet.getpixel((51, 10)) == (255, 255, 255) and sheet.getpixel((54, 44)) == (
+        255,
+        255,
+        255,
+    )
     captioned = np.asarray(contact_sheet([[red, blue]], ["one", "two"]))
-    assert captioned.shape == (60, 84, 3) and (captioned[:20, :40] == 0).any() and (captioned[:20, 54:] == 0).any()
+    assert (
+        captioned.shape == (60, 84, 3)
+        and (captioned[:20, :40] == 0).any()
+        and (captioned[:20, 54:] == 0).any()
+    )
 
 
 def test_heat_runs_from_dark_to_light():

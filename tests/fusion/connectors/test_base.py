@@ -30,7 +30,10 @@ def make(name, newline=True):
     widths, grids, options = CASES[name]
     torch.manual_seed(0)
     connector = build_connector(name, widths, grids, HIDDEN, GRID, newline=newline, **options)
-    return connector, [torch.randn(len(SIZES), width, side, side) for width, side in zip(widths, grids, strict=True)]
+    return connector, [
+        torch.randn(len(SIZES), width, side, side)
+        for width, side in zip(widths, grids, strict=True)
+    ]
 
 
 def test_every_connector_is_here():
@@ -43,10 +46,14 @@ def test_tokens_of_an_image_are_as_many_as_its_cells(name, newline):
     connector, maps = make(name, newline)
     layout = ImageLayout(SIZES)
     for image, box in zip(connector.encode(maps, layout), layout.boxes(GRID), strict=True):
-        expected = connector.fixed_tokens or num_image_tokens(box, connector.tokens_per_cell, newline)
+        expected = connector.fixed_tokens or num_image_tokens(
+            box, connector.tokens_per_cell, newline
+        )
         assert image.tokens.shape == (expected, HIDDEN)
         assert image.cells.shape == (expected,)
-        assert int((~image.cells).sum()) == (box.rows if newline and not connector.fixed_tokens else 0)
+        assert int((~image.cells).sum()) == (
+            box.rows if newline and not connector.fixed_tokens else 0
+        )
         assert (image.windows is not None) == (name == "sva")
 
 
@@ -55,7 +62,9 @@ def test_a_batch_gives_what_single_images_give(name):
     connector, maps = make(name)
     together = connector.encode(maps, ImageLayout(SIZES))
     for index, size in enumerate(SIZES):
-        alone = connector.encode([each[index : index + 1] for each in maps], ImageLayout((size,)))[0]
+        alone = connector.encode([each[index : index + 1] for each in maps], ImageLayout((size,)))[
+            0
+        ]
         assert torch.allclose(alone.tokens, together[index].tokens, atol=1e-6)
 
 
@@ -63,12 +72,20 @@ def test_a_batch_gives_what_single_images_give(name):
 def test_everything_learns(name):
     connector, maps = make(name)
     maps = [each.requires_grad_() for each in maps]
-    torch.cat([image.tokens for image in connector.encode(maps, ImageLayout(SIZES))]).square().sum().backward()
+    torch.cat(
+        [image.tokens for image in connector.encode(maps, ImageLayout(SIZES))]
+    ).square().sum().backward()
     assert all(each.grad.abs().sum() > 0 for each in maps)
-    assert [name for name, each in connector.named_parameters() if each.grad is None or not each.grad.abs().sum() > 0] == []
+    assert [
+        name
+        for name, each in connector.named_parameters()
+        if each.grad is None or not each.grad.abs().sum() > 0
+    ] == []
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"sva"}))  # whose global context is published with the padding in it
+@pytest.mark.parametrize(
+    "name", sorted(set(CASES) - {"sva"})
+)  # whose global context is published with the padding in it
 def test_padding_changes_nothing(name):
     connector, maps = make(name)
     layout = ImageLayout(SIZES)
@@ -78,7 +95,9 @@ def test_padding_changes_nothing(name):
     for each in maps:
         side = each.shape[-1]
         mask = layout.mask(grid or side)
-        mask = mask.repeat_interleave(side // mask.shape[-1], 1).repeat_interleave(side // mask.shape[-1], 2)
+        mask = mask.repeat_interleave(side // mask.shape[-1], 1).repeat_interleave(
+            side // mask.shape[-1], 2
+        )
         each.add_(torch.randn(each.shape) * ~mask[:, None])
     for one, other in zip(before, connector.encode(maps, layout), strict=True):
         assert torch.allclose(one.tokens, other.tokens, atol=1e-6)
@@ -104,7 +123,9 @@ def test_published_sizes():
     ]:
         with torch.device("meta"):
             connector = build_connector(name, widths, grids, 4096, 24, newline=False, **options)
-        assert sum(each.numel() for each in connector.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+        assert sum(each.numel() for each in connector.parameters()) / 1e6 == pytest.approx(
+            millions, abs=0.05
+        )
     with torch.device("meta"):
         shuffle = build_connector("pixel_shuffle", (768,), (32,), 960, 8, newline=False)
     assert sum(each.numel() for each in shuffle.parameters()) == 12288 * 960
@@ -132,5 +153,9 @@ def test_bad_input(name, widths, grids, options, message):
 
 def test_constructors_are_alike():
     for connector in CONNECTORS.values():
-        positional = [each.name for each in inspect.signature(connector).parameters.values() if each.kind == each.POSITIONAL_OR_KEYWORD]
+        positional = [
+            each.name
+            for each in inspect.signature(connector).parameters.values()
+            if each.kind == each.POSITIONAL_OR_KEYWORD
+        ]
         assert positional == ["encoder_widths", "encoder_grids", "hidden_size", "grid"]

@@ -30,16 +30,32 @@ def published(layer):
     for name in ("proj_context", "proj_in"):
         out[f"{name}.weight"] = getattr(layer, name).weight
     out |= {"norm.weight": layer.norm.weight, "norm.bias": layer.norm.bias}
-    out |= {"proj_out.linear_1.weight": layer.proj_out[0].weight, "proj_out.linear_2.weight": layer.proj_out[2].weight}
-    out |= {"cross_attn.q_proj.0.weight": attention.q_norm.weight, "cross_attn.q_proj.0.bias": attention.q_norm.bias}
-    out |= {"cross_attn.q_proj.1.weight": attention.q_proj.weight, "cross_attn.o_proj.weight": attention.o_proj.weight}
+    out |= {
+        "proj_out.linear_1.weight": layer.proj_out[0].weight,
+        "proj_out.linear_2.weight": layer.proj_out[2].weight,
+    }
+    out |= {
+        "cross_attn.q_proj.0.weight": attention.q_norm.weight,
+        "cross_attn.q_proj.0.bias": attention.q_norm.bias,
+    }
+    out |= {
+        "cross_attn.q_proj.1.weight": attention.q_proj.weight,
+        "cross_attn.o_proj.weight": attention.o_proj.weight,
+    }
     positions = iter(layer.positions)
     for i, size in enumerate(attention.window_sizes):
         for letter, norms, projections in (
             ("k", attention.k_norms, attention.k_projs),
-            ("v", attention.k_norms if attention.shared_norms else attention.v_norms, attention.v_projs),
+            (
+                "v",
+                attention.k_norms if attention.shared_norms else attention.v_norms,
+                attention.v_projs,
+            ),
         ):
-            out[f"cross_attn.{letter}_proj_{i}.0.weight"], out[f"cross_attn.{letter}_proj_{i}.0.bias"] = norms[i].weight, norms[i].bias
+            (
+                out[f"cross_attn.{letter}_proj_{i}.0.weight"],
+                out[f"cross_attn.{letter}_proj_{i}.0.bias"],
+            ) = norms[i].weight, norms[i].bias
             out[f"cross_attn.{letter}_proj_{i}.1.weight"] = projections[i].weight
         if size > 1:
             out[f"pos_embed_{i}"] = next(positions)
@@ -48,13 +64,19 @@ def published(layer):
 
 @pytest.mark.parametrize("path", ["plain", "fast"])
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize(("sizes", "masked"), [((1,), False), ((1, 1, 1, 16), False), ((4, 1, 9), True), ((16,), True), ((4, 4), True)])
+@pytest.mark.parametrize(
+    ("sizes", "masked"),
+    [((1,), False), ((1, 1, 1, 16), False), ((4, 1, 9), True), ((16,), True), ((4, 4), True)],
+)
 def test_the_layer_is_the_published_formula(references, shaken, path, shared, sizes, masked):
     layer, windows, queries = make(sizes, shaken, masked, shared_norms=shared)
     weights = published(layer)
     expected = []
     for n, query in enumerate(queries.double().numpy()):
-        known = [[True] * size if mask is None else mask[n].tolist() for mask, size in zip(windows.masks, sizes, strict=True)]
+        known = [
+            [True] * size if mask is None else mask[n].tolist()
+            for mask, size in zip(windows.masks, sizes, strict=True)
+        ]
         of_encoders = [tokens[n].double().numpy() for tokens in windows.tokens]
         context = windows.context[windows.image[n]].double().numpy()
         expected.append(references[0](weights, query, context, of_encoders, known, HEADS))
@@ -71,8 +93,15 @@ def test_the_paths_agree_forward_and_backward(shaken, masked, constant_query):
     results = []
     for path in ("plain", "fast"):
         twin = copy.deepcopy(layer)
-        leaves = [tensor.clone().requires_grad_() for tensor in (queries, windows.context, *windows.tokens)]
-        output = twin(leaves[0], VisionWindows(tuple(leaves[2:]), windows.masks, leaves[1], windows.image), path)
+        leaves = [
+            tensor.clone().requires_grad_()
+            for tensor in (queries, windows.context, *windows.tokens)
+        ]
+        output = twin(
+            leaves[0],
+            VisionWindows(tuple(leaves[2:]), windows.masks, leaves[1], windows.image),
+            path,
+        )
         output.square().sum().backward()
         results.append([output.detach(), *(leaf.grad for leaf in (*leaves, *twin.parameters()))])
     for plain, fast in zip(*results, strict=True):
@@ -84,8 +113,15 @@ def test_a_query_is_changed_by_its_own_windows_context_and_query_only(shaken, pa
     layer, windows, queries = make((1, 4), shaken)
 
     def changed(tokens=None, context=None, queries=queries):
-        other = VisionWindows(tokens or windows.tokens, windows.masks, windows.context if context is None else context, windows.image)
-        difference = (layer(queries, other, path) - layer(queries_before, windows, path)).abs().amax(1)
+        other = VisionWindows(
+            tokens or windows.tokens,
+            windows.masks,
+            windows.context if context is None else context,
+            windows.image,
+        )
+        difference = (
+            (layer(queries, other, path) - layer(queries_before, windows, path)).abs().amax(1)
+        )
         return (difference > 1e-6).tolist()
 
     queries_before = queries
@@ -108,7 +144,13 @@ def test_masked_tokens_change_nothing(shaken):
     other = windows.tokens[1].clone()
     other[hidden] = torch.randn(int(hidden.sum()), WIDTH) * 9
     for path in ("plain", "fast"):
-        result = layer(queries, VisionWindows((windows.tokens[0], other), windows.masks, windows.context, windows.image), path)
+        result = layer(
+            queries,
+            VisionWindows(
+                (windows.tokens[0], other), windows.masks, windows.context, windows.image
+            ),
+            path,
+        )
         assert torch.allclose(result, layer(queries, windows, path), atol=1e-6)
 
 
@@ -131,7 +173,9 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(shaken):
         leaves = [tensor.clone().requires_grad_() for tensor in windows.tokens]
         counter = Counter()
         with torch.autograd.graph.saved_tensors_hooks(counter.count, lambda tensor: tensor):
-            output = twin(queries, VisionWindows(tuple(leaves), windows.masks, windows.context, windows.image))
+            output = twin(
+                queries, VisionWindows(tuple(leaves), windows.masks, windows.context, windows.image)
+            )
         output.square().sum().backward()
         kept.append(counter.values)
         gradients.append([leaf.grad for leaf in (*leaves, *twin.parameters())])
@@ -165,7 +209,11 @@ def test_half_precision_stays_near_single(shaken):
     half = layer.bfloat16()
     tokens = tuple(tokens.bfloat16() for tokens in windows.tokens)
     for path in ("plain", "fast"):
-        result = half(queries.bfloat16(), VisionWindows(tokens, windows.masks, windows.context.bfloat16(), windows.image), path)
+        result = half(
+            queries.bfloat16(),
+            VisionWindows(tokens, windows.masks, windows.context.bfloat16(), windows.image),
+            path,
+        )
         assert result.dtype == torch.bfloat16
         assert (result.float() - single).norm() / single.norm() < 0.02
 
@@ -178,7 +226,9 @@ def test_windows_split_by_image_and_join_again(shaken):
     joined = VisionWindows.join(parts)
     assert torch.equal(joined.image, windows.image)
     assert torch.equal(joined.context, windows.context)
-    assert all(torch.equal(one, other) for one, other in zip(joined.tokens, windows.tokens, strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(joined.tokens, windows.tokens, strict=True)
+    )
     assert joined.masks[0] is None
     assert joined.masks[1][:2].all()
     assert torch.equal(joined.masks[1][2:], windows.masks[1][2:])

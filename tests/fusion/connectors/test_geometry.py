@@ -8,7 +8,19 @@ import torch
 from fusion.connectors.geometry import ImageLayout, image_box
 from vision_core.errors import UserError
 
-SIZES = [(60, 80), (80, 60), (1, 1), (1, 30), (30, 1), (480, 640), (333, 1000), (999, 1000), (1000, 999), (7, 5), (64, 64)]
+SIZES = [
+    (60, 80),
+    (80, 60),
+    (1, 1),
+    (1, 30),
+    (30, 1),
+    (480, 640),
+    (333, 1000),
+    (999, 1000),
+    (1000, 999),
+    (7, 5),
+    (64, 64),
+]
 
 
 @pytest.mark.parametrize("grid", [1, 2, 3, 8, 24, 96])

@@ -48,30 +48,69 @@ def roles(conversation):
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 def test_llava(name, tmp_path, images):
     rows = [
-        {"image": "1.png", "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "that"}]},
+        {
+            "image": "1.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nwhat?"},
+                {"from": "gpt", "value": "that"},
+            ],
+        },
         {"conversations": [{"from": "system", "value": "be brief"}, *TURNS, *TURNS]},
         {"image": ["0.png", "2.png"], "conversations": TURNS},
-        {"images": None, "image": "1.png", "conversations": TURNS, "messages": None},  # as tables with both columns are written
+        {
+            "images": None,
+            "image": "1.png",
+            "conversations": TURNS,
+            "messages": None,
+        },  # as tables with both columns are written
     ]
     source = open_conversations(f"llava:{written(tmp_path, rows, name)}?images={images}")
     one, none, two, nulls = (source[row] for row in range(4))
-    assert len(source) == 4 and len(nulls.images) == 1 and roles(one) == [("user", "<image>\nwhat?"), ("assistant", "that")]
+    assert (
+        len(source) == 4
+        and len(nulls.images) == 1
+        and roles(one) == [("user", "<image>\nwhat?"), ("assistant", "that")]
+    )
     assert torch.equal(one.images[0], torch.from_numpy(picture(9, 1)).permute(2, 0, 1))
-    assert [message.role for message in none.messages] == ["system", "user", "assistant", "user", "assistant"] and not none.images
+    assert [message.role for message in none.messages] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ] and not none.images
     assert [tuple(image.shape) for image in two.images] == [(3, 8, 10), (3, 10, 12)]
-    assert two.messages[0].text == "<image>\n<image>\nwhat?"  # a row whose text has no place shows its images first
+    assert (
+        two.messages[0].text == "<image>\n<image>\nwhat?"
+    )  # a row whose text has no place shows its images first
 
 
 def test_messages_of_parts(tmp_path, images):
-    content = [{"type": "text", "text": "first"}, {"type": "image"}, {"type": "text", "text": "which?"}]
-    rows = [{"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "that"}], "images": ["0.png"]}]
-    assert roles(open_conversations(f"messages:{written(tmp_path, rows)}?images={images}")[0])[0] == ("user", "first<image>\nwhich?")
+    content = [
+        {"type": "text", "text": "first"},
+        {"type": "image"},
+        {"type": "text", "text": "which?"},
+    ]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": content},
+                {"role": "assistant", "content": "that"},
+            ],
+            "images": ["0.png"],
+        }
+    ]
+    assert roles(open_conversations(f"messages:{written(tmp_path, rows)}?images={images}")[0])[
+        0
+    ] == ("user", "first<image>\nwhich?")
 
 
 def test_parquet_and_a_folder_of_it(tmp_path):
     struct = {"bytes": png(picture()), "path": None}
     turns = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "that"}]
-    table = pyarrow.Table.from_pylist([{"messages": turns, "images": [struct, struct]}, {"messages": turns, "images": []}])
+    table = pyarrow.Table.from_pylist(
+        [{"messages": turns, "images": [struct, struct]}, {"messages": turns, "images": []}]
+    )
     pyarrow.parquet.write_table(table, tmp_path / "train-0.parquet")
     for text in (f"parquet:{tmp_path}/*.parquet", f"hf:{tmp_path}"):
         source = open_conversations(text)
@@ -83,17 +122,35 @@ def test_lines_are_read_by_their_offset(tmp_path):
     """Blank lines count as lines, long and non-ASCII ones are whole, and a row is found without those before it."""
     file = tmp_path / "rows.jsonl"
     answers = ["ü" * 3, "x" * 100_000, "last"]
-    lines = [json.dumps({"conversations": [TURNS[0], {"from": "gpt", "value": answer}]}, ensure_ascii=False) for answer in answers]
+    lines = [
+        json.dumps(
+            {"conversations": [TURNS[0], {"from": "gpt", "value": answer}]}, ensure_ascii=False
+        )
+        for answer in answers
+    ]
     file.write_text(f"\n{lines[0]}\n\n\n{lines[1]}\n{lines[2]}", encoding="utf-8")
     source = open_conversations(f"llava:{file}")
-    assert [source[row].messages[1].text for row in (2, 0, 1)] == [answers[2], answers[0], answers[1]]
+    assert [source[row].messages[1].text for row in (2, 0, 1)] == [
+        answers[2],
+        answers[0],
+        answers[1],
+    ]
     assert [source.where(row) for row in range(3)] == [f"{file}, line {line}" for line in (2, 5, 6)]
 
 
 def test_scenes_ask_all_kinds():
     source = open_conversations("scenes?count=60")
     kinds = {source[row].kind for row in range(60)}
-    assert kinds == {"category", "colour", "texture", "count", "nearest", "left_of", "above", "depth_order"}
+    assert kinds == {
+        "category",
+        "colour",
+        "texture",
+        "count",
+        "nearest",
+        "left_of",
+        "above",
+        "depth_order",
+    }
     assert roles(source[3]) == roles(open_conversations("scenes?count=4")[3])
 
 
@@ -102,20 +159,40 @@ BAD = {
     "speaker": ({"conversations": [{"from": "narrator", "value": "x"}]}, "narrator"),
     "order": ({"conversations": TURNS[::-1]}, "take turns"),
     "no answer": ({"conversations": TURNS[:1]}, "last"),
-    "empty answer": ({"conversations": [TURNS[0], {"from": "gpt", "value": "  "}]}, "turn 2 is empty"),
+    "empty answer": (
+        {"conversations": [TURNS[0], {"from": "gpt", "value": "  "}]},
+        "turn 2 is empty",
+    ),
     "late system": ({"conversations": [*TURNS, {"from": "system", "value": "x"}]}, "goes first"),
     "places": (
-        {"conversations": [{"from": "human", "value": "<image><image>"}, TURNS[1]], "image": "0.png"},
+        {
+            "conversations": [{"from": "human", "value": "<image><image>"}, TURNS[1]],
+            "image": "0.png",
+        },
         "2 <image> and the row has 1 images",
     ),
-    "place without an image": ({"conversations": [{"from": "human", "value": "<image>"}, TURNS[1]]}, "0 images"),
-    "image in an answer": ({"conversations": [TURNS[0], {"from": "gpt", "value": "<image>"}], "image": "0.png"}, "shown by the user"),
+    "place without an image": (
+        {"conversations": [{"from": "human", "value": "<image>"}, TURNS[1]]},
+        "0 images",
+    ),
+    "image in an answer": (
+        {"conversations": [TURNS[0], {"from": "gpt", "value": "<image>"}], "image": "0.png"},
+        "shown by the user",
+    ),
     "missing file": ({"conversations": TURNS, "image": "9.png"}, "9.png cannot be read"),
     "way out": ({"conversations": TURNS, "image": "../rows.json"}, "leads out of the image folder"),
     "absolute": ({"conversations": TURNS, "image": "/etc/passwd"}, "leads out of the image folder"),
     "no image": ({"conversations": TURNS, "image": "bad.png"}, "cannot be decoded"),
     "no path": ({"conversations": TURNS, "image": 7}, "not a path"),
-    "unknown part": ({"messages": [{"role": "user", "content": [{"type": "video"}]}, {"role": "assistant", "content": "x"}]}, "video"),
+    "unknown part": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "video"}]},
+                {"role": "assistant", "content": "x"},
+            ]
+        },
+        "video",
+    ),
     "no object": ([1], "not an object"),
 }
 
@@ -167,7 +244,9 @@ def test_sources_that_cannot_be_opened(text, said):
         open_conversations(text)
 
 
-@pytest.mark.parametrize(("content", "said"), [("{}", "not a list"), ("[", "no JSON"), ("[]", "no rows")])
+@pytest.mark.parametrize(
+    ("content", "said"), [("{}", "not a list"), ("[", "no JSON"), ("[]", "no rows")]
+)
 def test_files_that_are_no_lists(content, said, tmp_path):
     (tmp_path / "rows.json").write_text(content)
     with pytest.raises(UserError, match=said):

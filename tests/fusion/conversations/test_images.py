@@ -30,7 +30,9 @@ LONG = "A" * 50_000
 
 def png(seed=0):
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (9, 12, 3), dtype=np.uint8)).save(stream, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (9, 12, 3), dtype=np.uint8)).save(
+        stream, "PNG"
+    )
     return stream.getvalue()
 
 
@@ -86,9 +88,19 @@ def test_data_urls(folder):
         broken_up = data_url().replace("+", "%2B").replace("/", "%2F").replace("image%2F", "image/")
         assert same(reader.read(broken_up, "image 1", WHERE))
         assert same(reader.read("\n".join([data_url()[:40], data_url()[40:]]), "image 1", WHERE))
-        for url in ("data:", f"data:,{LONG}", f"data:text/plain;base64,{LONG}", f"data:image/png,{LONG}", f"data:image/png;base64;{LONG}"):
+        for url in (
+            "data:",
+            f"data:,{LONG}",
+            f"data:text/plain;base64,{LONG}",
+            f"data:image/png,{LONG}",
+            f"data:image/png;base64;{LONG}",
+        ):
             assert "not data:image/...;base64" in refusal(reader, url)
-        for url in (f"data:image/png;base64,{LONG}!", f"data:image/png;base64,{LONG}A", "data:image/png;base64,ü"):
+        for url in (
+            f"data:image/png;base64,{LONG}!",
+            f"data:image/png;base64,{LONG}A",
+            "data:image/png;base64,ü",
+        ):
             assert "base64 is damaged" in refusal(reader, url)
         assert "cannot be decoded" in refusal(reader, f"data:image/png;base64,{LONG}")
 
@@ -109,7 +121,11 @@ def test_data_urls(folder):
 )
 def test_no_way_leads_out_of_the_folder(folder, name):
     assert "leads out of the image folder" in refusal(ImageReader(folder), name)
-    assert "leads out of the image folder" in refusal(ImageReader(folder), {"path": name, "bytes": None}) or not name
+    assert (
+        "leads out of the image folder"
+        in refusal(ImageReader(folder), {"path": name, "bytes": None})
+        or not name
+    )
 
 
 def test_a_folder_whose_name_begins_like_the_images_folder(folder):
@@ -147,8 +163,13 @@ def test_images_that_cannot_be_had(folder, given, said):
 
 
 def floats(format):
-    stream, values = io.BytesIO(), np.random.default_rng(0).uniform(0, 2999, (16, 16, 3)).astype(np.float32)
-    np.save(stream, values) if format == "npy" else tifffile.imwrite(stream, values, photometric="rgb")
+    stream, values = (
+        io.BytesIO(),
+        np.random.default_rng(0).uniform(0, 2999, (16, 16, 3)).astype(np.float32),
+    )
+    np.save(stream, values) if format == "npy" else tifffile.imwrite(
+        stream, values, photometric="rgb"
+    )
     return stream.getvalue()
 
 
@@ -163,7 +184,10 @@ def test_numbers_of_no_known_range_are_no_picture(folder, format):
 
 def rows_about(folder, name, options=""):
     """The source of one conversation about an image."""
-    row = {"image": name, "conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "that"}]}
+    row = {
+        "image": name,
+        "conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "that"}],
+    }
     (folder.parent / "rows.jsonl").write_text(json.dumps(row))
     return open_conversations(f"llava:{folder.parent}/rows.jsonl?images={folder}{options}")
 
@@ -173,7 +197,10 @@ def test_linked_folders_are_followed_where_the_source_says_so(folder, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk" / "a.png").write_bytes(png(3))
     (folder / "coco").symlink_to(tmp_path / "disk")
-    with pytest.raises(BadRow, match="leads out of the image folder .* by a link; add follow_links=true to the options of the source"):
+    with pytest.raises(
+        BadRow,
+        match="leads out of the image folder .* by a link; add follow_links=true to the options of the source",
+    ):
         rows_about(folder, "coco/a.png")[0]
     assert same(rows_about(folder, "coco/a.png", "&follow_links=true")[0].images[0], 3)
     assert same(rows_about(folder, "link.png", "&follow_links=true")[0].images[0])
@@ -181,14 +208,19 @@ def test_linked_folders_are_followed_where_the_source_says_so(folder, tmp_path):
         rows_about(folder, "coco/a.png", "&follow_links=yes")
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "file:///etc/passwd", "coco/../../secret.png"])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/passwd", "file:///etc/passwd", "coco/../../secret.png"]
+)
 def test_a_row_itself_never_leads_out_of_the_folder(folder, name):
     with pytest.raises(BadRow, match="leads out of the image folder .*; give paths inside it"):
         rows_about(folder, name, "&follow_links=true")[0]
 
 
 def test_the_largest_image_is_what_the_source_says(folder):
-    with pytest.raises(BadRow, match=r"a.png cannot be decoded \(too_large\); make it smaller, or add max_pixels=NUMBER"):
+    with pytest.raises(
+        BadRow,
+        match=r"a.png cannot be decoded \(too_large\); make it smaller, or add max_pixels=NUMBER",
+    ):
         rows_about(folder, "a.png", "&max_pixels=107")[0]
     assert same(rows_about(folder, "a.png", "&max_pixels=108")[0].images[0])
     with pytest.raises(UserError, match="max_pixels=many is not possible"):
@@ -202,37 +234,67 @@ def test_a_pipe_does_not_hang(folder):
 
 
 def test_a_path_in_a_table_needs_a_folder(folder, tmp_path):
-    assert "name the folder of a.png by images=" in refusal(ImageReader(None), {"bytes": None, "path": "a.png"})
+    assert "name the folder of a.png by images=" in refusal(
+        ImageReader(None), {"bytes": None, "path": "a.png"}
+    )
     turns = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "that"}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns, "image": "a.png"}]), tmp_path / "rows.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"messages": turns, "image": "a.png"}]),
+        tmp_path / "rows.parquet",
+    )
     with pytest.raises(BadRow, match="rows.parquet, row 1: image 1 is not in the table"):
         open_conversations(f"parquet:{tmp_path}/rows.parquet")[0]
     assert same(open_conversations(f"parquet:{tmp_path}/rows.parquet?images={folder}")[0].images[0])
-    assert same(next(iter(open_stream(f"parquet:{tmp_path}/rows.parquet?images={folder}&stream=true"))).images[0])
+    assert same(
+        next(
+            iter(open_stream(f"parquet:{tmp_path}/rows.parquet?images={folder}&stream=true"))
+        ).images[0]
+    )
 
 
 def test_images_anywhere_in_a_table_that_datasets_would_decode(tmp_path):
     """The features say Image, at the top and within the parts of a turn; none is decoded to something that has no bytes."""
-    part = {"type": datasets.Value("string"), "text": datasets.Value("string"), "image": datasets.Image()}
+    part = {
+        "type": datasets.Value("string"),
+        "text": datasets.Value("string"),
+        "image": datasets.Image(),
+    }
     turn = {"role": datasets.Value("string"), "content": datasets.List(part)}
-    content = [{"type": "image", "text": None, "image": {"bytes": png(1), "path": None}}, {"type": "text", "text": "what?", "image": None}]
+    content = [
+        {"type": "image", "text": None, "image": {"bytes": png(1), "path": None}},
+        {"type": "text", "text": "what?", "image": None},
+    ]
     answer = [{"type": "text", "text": "that", "image": None}]
     row = {
-        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}],
+        "messages": [
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": answer},
+        ],
         "jpg": {"bytes": png(2), "path": None},
     }
-    table = datasets.Dataset.from_list([row], features=datasets.Features({"messages": datasets.List(turn), "jpg": datasets.Image()}))
+    table = datasets.Dataset.from_list(
+        [row],
+        features=datasets.Features({"messages": datasets.List(turn), "jpg": datasets.Image()}),
+    )
     table.to_parquet(tmp_path / "rows.parquet")
     for source in (
         open_conversations(f"parquet:{tmp_path}/rows.parquet"),
         list(open_stream(f"parquet:{tmp_path}/rows.parquet?stream=true")),
     ):
-        assert same(source[0].images[0], 1) and source[0].messages[0].text == "<image>\nwhat?" and source[0].messages[1].text == "that"
+        assert (
+            same(source[0].images[0], 1)
+            and source[0].messages[0].text == "<image>\nwhat?"
+            and source[0].messages[1].text == "that"
+        )
     finevision = {"images": [png(1), png(2)], "texts": [{"user": "what?", "assistant": "that"}]}
     of_texts = {"user": datasets.Value("string"), "assistant": datasets.Value("string")}
-    features = datasets.Features({"images": datasets.List(datasets.Image()), "texts": datasets.List(of_texts)})
+    features = datasets.Features(
+        {"images": datasets.List(datasets.Image()), "texts": datasets.List(of_texts)}
+    )
     (tmp_path / "folder").mkdir()
-    datasets.Dataset.from_list([finevision], features=features).to_parquet(tmp_path / "folder" / "train-00000-of-00001.parquet")
+    datasets.Dataset.from_list([finevision], features=features).to_parquet(
+        tmp_path / "folder" / "train-00000-of-00001.parquet"
+    )
     conversation = open_conversations(f"hf:{tmp_path}/folder")[0]
     assert [same(image, seed) for seed, image in enumerate(conversation.images, 1)] == [True, True]
     assert conversation.messages[0].text == "<image>\n<image>\nwhat?"
@@ -286,17 +348,26 @@ def address(monkeypatch):
 
 def test_addresses_are_fetched_on_request_alone(address, tmp_path):
     turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "that"}]
-    (tmp_path / "rows.json").write_text(json.dumps([{"conversations": turns, "image": f"{address}/a.png"}]))
-    with pytest.raises(BadRow, match="row 1: image 1 is at http.*; download it, or .* by \\?http=true"):
+    (tmp_path / "rows.json").write_text(
+        json.dumps([{"conversations": turns, "image": f"{address}/a.png"}])
+    )
+    with pytest.raises(
+        BadRow, match="row 1: image 1 is at http.*; download it, or .* by \\?http=true"
+    ):
         open_conversations(f"llava:{tmp_path}/rows.json")[0]
-    assert same(open_conversations(f"llava:{tmp_path}/rows.json?http=true")[0].images[0], len("/a.png"))
+    assert same(
+        open_conversations(f"llava:{tmp_path}/rows.json?http=true")[0].images[0], len("/a.png")
+    )
     assert "?http=true" in refusal(ImageReader(None), "HTTPS://x/" + LONG)
 
 
 def test_addresses(address):
     reader = ImageReader(None, http=True)
     assert same(reader.read(f"{address}/redirect", "image 1", WHERE), len("/a.png"))
-    assert same(reader.read(f"{address}/a b ü.png?x=1&y=%20", "image 1", WHERE), len("/a%20b%20%C3%BC.png?x=1&y=%20"))
+    assert same(
+        reader.read(f"{address}/a b ü.png?x=1&y=%20", "image 1", WHERE),
+        len("/a%20b%20%C3%BC.png?x=1&y=%20"),
+    )
 
 
 def test_addresses_that_give_nothing(address, monkeypatch):
@@ -308,7 +379,14 @@ def test_addresses_that_give_nothing(address, monkeypatch):
         ("cut.png", "cannot be "),
     ):
         assert said in refusal(reader, f"{address}/{path}")
-    for url in ("http://", "http://[::1", "https://127.0.0.1:1/a.png", "http://127.0.0.1:99999999/", "http://a b/", "http://\ud800/"):
+    for url in (
+        "http://",
+        "http://[::1",
+        "https://127.0.0.1:1/a.png",
+        "http://127.0.0.1:99999999/",
+        "http://a b/",
+        "http://\ud800/",
+    ):
         assert "cannot be fetched" in refusal(reader, url)
     monkeypatch.setattr(conversation_images, "MAX_DOWNLOAD_BYTES", 2**20)
     assert "more than 1 MiB" in refusal(reader, f"{address}/large.png")

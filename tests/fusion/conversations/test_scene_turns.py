@@ -23,7 +23,10 @@ def place(scene: Scene, colour: str) -> list[str]:
     """Column and row of an object's middle among 8, and its distance in whole metres, by looking at the masks."""
     (number,) = (number for number, each in enumerate(scene.objects, 1) if each.colour == colour)
     rows, columns = np.nonzero((scene.masks == number).numpy())
-    column, row = (min(int((each.min() + each.max() + 1) / 2 * 8 / len(scene.masks)), 7) for each in (columns, rows))
+    column, row = (
+        min(int((each.min() + each.max() + 1) / 2 * 8 / len(scene.masks)), 7)
+        for each in (columns, rows)
+    )
     return ["abcdefgh"[column], str(row + 1), METRES[round(scene.objects[number - 1].depth)]]
 
 
@@ -40,7 +43,9 @@ def test_every_question_and_of_every_second_scene_what_and_where():
         for each in told:
             colour, texture, category, *where = each.answer.split()
             assert colour in each.text.split()
-            assert (texture, category) in {(known.texture, known.category) for known in scene.objects if known.colour == colour}
+            assert (texture, category) in {
+                (known.texture, known.category) for known in scene.objects if known.colour == colour
+            }
             assert where == place(scene, colour)
         orders.add(told[0].answer.split()[0] == scene.objects[0].colour)
     assert orders == {True, False}, "the main object is not always the first"
@@ -55,10 +60,16 @@ def test_comparisons_are_read_off_aloud():
             if question.kind not in READ_OFF:
                 continue
             one, first, other, second, answer = question.answer.split()
-            assert [one, other] == [named.split()[0] for named in re.findall(r"the (\w+ \w+)", question.text)]
-            assert [first, second] == [place(scene, colour)[READ_OFF[question.kind]] for colour in (one, other)]
+            assert [one, other] == [
+                named.split()[0] for named in re.findall(r"the (\w+ \w+)", question.text)
+            ]
+            assert [first, second] == [
+                place(scene, colour)[READ_OFF[question.kind]] for colour in (one, other)
+            ]
             if first != second:
-                numbers = [METRES.index(each) if each in METRES else ord(each) for each in (first, second)]
+                numbers = [
+                    METRES.index(each) if each in METRES else ord(each) for each in (first, second)
+                ]
                 assert answer == ("yes" if numbers[0] < numbers[1] else "no")
                 differing += 1
             kinds.add(question.kind)
@@ -67,12 +78,17 @@ def test_comparisons_are_read_off_aloud():
 
 def test_one_question_goes_through_the_kinds():
     scene = draw_scene(2, 5)
-    kinds = [scene_turns(scene, index, "one", np.random.default_rng(0))[0].kind for index in range(len(scene.questions))]
+    kinds = [
+        scene_turns(scene, index, "one", np.random.default_rng(0))[0].kind
+        for index in range(len(scene.questions))
+    ]
     assert kinds == [each.kind for each in scene.questions]
 
 
 def test_the_object_of_a_cell_has_most_of_its_pixels():
-    masks = torch.from_numpy(np.random.default_rng(1).choice([0, 0, 0, 0, 0, 0, 0, 1, 2, 3], (24, 24)).astype(np.uint8))
+    masks = torch.from_numpy(
+        np.random.default_rng(1).choice([0, 0, 0, 0, 0, 0, 0, 1, 2, 3], (24, 24)).astype(np.uint8)
+    )
     found = object_of_cells(masks, 6, 4)
     for cell in range(36):
         row, column = divmod(cell, 6)
@@ -103,6 +119,11 @@ def test_words_of_cells_are_of_what_covers_them(grid):
             number = int(object_of_cells(scene.masks, grid, 9)[cell])
             if number:
                 seen = scene.objects[number - 1]
-                assert list(said) == [seen.colour, seen.texture, seen.category, *place(scene, seen.colour)]
+                assert list(said) == [
+                    seen.colour,
+                    seen.texture,
+                    seen.category,
+                    *place(scene, seen.colour),
+                ]
             else:
                 assert said == BACKDROP

@@ -35,7 +35,10 @@ from vision_core.errors import UserError
 from vision_core.images.decode import decode_image
 
 ROOT = Path(__file__).resolve().parents[2]
-needs_lmms_eval = pytest.mark.skipif(importlib.util.find_spec("lmms_eval") is None, reason='lmms-eval is missing: pip install -e ".[lmms]"')
+needs_lmms_eval = pytest.mark.skipif(
+    importlib.util.find_spec("lmms_eval") is None,
+    reason='lmms-eval is missing: pip install -e ".[lmms]"',
+)
 QUESTIONS = ["which colour?", "what is in both?", "how many?", "is it red or blue?", "what else?"]
 ROUNDS = [2, 1, 3, 2, 1]
 
@@ -81,7 +84,9 @@ metric_list:
 
 
 def picture(seed, size=(48, 40), mode="RGB"):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    ).convert(mode)
 
 
 def pictures(number):
@@ -92,10 +97,19 @@ def pictures(number):
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    vision_model, _ = fuse_encoders(small_encoders(2), hidden_size=128, connector_options={"width": 96, "num_heads": 4, "depth": 2}, seed=2)
-    tokenizer = corpus_tokenizer([*QUESTIONS, "a red dot", "blue", "two", "one"], ROLES, CHAT_TEMPLATE)
+    vision_model, _ = fuse_encoders(
+        small_encoders(2),
+        hidden_size=128,
+        connector_options={"width": 96, "num_heads": 4, "depth": 2},
+        seed=2,
+    )
+    tokenizer = corpus_tokenizer(
+        [*QUESTIONS, "a red dot", "blue", "two", "one"], ROLES, CHAT_TEMPLATE
+    )
     language_model, _ = tiny_language_model("qwen3", 2, tokenizer, **LANGUAGE_MODEL)
-    for part in assemble_vlm(vision_model, language_model, tokenizer, num_sva_layers=2, sva_stride=2, seed=2):
+    for part in assemble_vlm(
+        vision_model, language_model, tokenizer, num_sva_layers=2, sva_stride=2, seed=2
+    ):
         part.save_pretrained(folder)
     return folder
 
@@ -118,7 +132,9 @@ def tasks(fused, tmp_path_factory):
         for number, (question, rounds) in enumerate(zip(QUESTIONS, ROUNDS, strict=True))
     ]
     columns = {"question": Value("string"), "answer": Value("int64"), "rounds": Value("int64")}
-    Dataset.from_list(rows, Features(columns | {"images": List(ImageFeature())})).to_parquet(folder / "data.parquet")
+    Dataset.from_list(rows, Features(columns | {"images": List(ImageFeature())})).to_parquet(
+        folder / "data.parquet"
+    )
     (folder / "utils.py").write_text(UTILS)
     stops = f", until: ['{a_stop(own_answers(fused))}', 'never said']"
     for name, output_type, to_text, more in (
@@ -126,26 +142,68 @@ def tasks(fused, tmp_path_factory):
         ("small_stops", "generate_until", "to_text", stops),
         ("small_rounds", "generate_until_multi_round", "to_round", ""),
     ):
-        text = TASK.format(name=name, data=folder / "data.parquet", output_type=output_type, to_text=to_text, more=more)
+        text = TASK.format(
+            name=name,
+            data=folder / "data.parquet",
+            output_type=output_type,
+            to_text=to_text,
+            more=more,
+        )
         (folder / f"{name}.yaml").write_text(text)
     return folder
 
 
 def run_lmms_eval(tasks, model_folder, output, names, processes):
     """lmms-eval's command; the samples that it writes, by task, in the order of the documents."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "lmms_eval"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "lmms_eval",
+    ]
     command = torchrun if processes > 1 else [Path(sys.executable).parent / "lmms-eval"]
-    command = [*command, "--model", "fusion_vlm", "--model_args", f"pretrained={model_folder}", "--tasks", names]
-    command += ["--include_path", tasks, "--batch_size", "2", "--log_samples", "--output_path", output]
+    command = [
+        *command,
+        "--model",
+        "fusion_vlm",
+        "--model_args",
+        f"pretrained={model_folder}",
+        "--tasks",
+        names,
+    ]
+    command += [
+        "--include_path",
+        tasks,
+        "--batch_size",
+        "2",
+        "--log_samples",
+        "--output_path",
+        output,
+    ]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(output.parent / "cache"), "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
-    done = subprocess.run([*map(str, command)], env=environment, cwd=output.parent, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0 and "Error during evaluation" not in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+    done = subprocess.run(
+        [*map(str, command)],
+        env=environment,
+        cwd=output.parent,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0 and "Error during evaluation" not in done.stdout, (
+        done.stdout[-3000:] + done.stderr[-3000:]
+    )
     samples = {}
     for name in names.split(","):
         (file,) = output.rglob(f"*_samples_{name}.jsonl")
-        samples[name] = sorted(map(json.loads, file.read_text().splitlines()), key=lambda row: row["doc_id"])
+        samples[name] = sorted(
+            map(json.loads, file.read_text().splitlines()), key=lambda row: row["doc_id"]
+        )
     return samples
 
 
@@ -155,27 +213,44 @@ def said(samples):
 
 def a_stop(texts):
     """A letter in the middle of the answer with the most of them."""
-    return next(letter for letter in max(texts, key=lambda text: len(set(text)))[1:] if letter.isalnum())
+    return next(
+        letter for letter in max(texts, key=lambda text: len(set(text)))[1:] if letter.isalnum()
+    )
 
 
 def answers(model, processor, texts, images, max_new_tokens):
     """Greedy answers to questions behind their images."""
-    asked = [[{"role": "user", "content": "<image>\n" * len(shown) + text}] for text, shown in zip(texts, images, strict=True)]
+    asked = [
+        [{"role": "user", "content": "<image>\n" * len(shown) + text}]
+        for text, shown in zip(texts, images, strict=True)
+    ]
     flat = [image for shown in images for image in shown]
     return replies(model, processor, asked, flat, max_new_tokens=max_new_tokens, do_sample=False)
 
 
 def own_answers(fused):
-    return answers(*fused, QUESTIONS, [[pixels(image) for image in pictures(number)] for number in range(5)], 6)
+    return answers(
+        *fused, QUESTIONS, [[pixels(image) for image in pictures(number)] for number in range(5)], 6
+    )
 
 
 @needs_lmms_eval
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_command_gets_our_answers(fused, tasks, model_folder, tmp_path, processes):
-    samples = run_lmms_eval(tasks, model_folder, tmp_path / "out", "small_answers,small_stops,small_rounds", processes=processes)
+    samples = run_lmms_eval(
+        tasks,
+        model_folder,
+        tmp_path / "out",
+        "small_answers,small_stops,small_rounds",
+        processes=processes,
+    )
     ours = own_answers(fused)
     assert len(set(ours)) > 1 and said(samples["small_answers"]) == ours
-    assert said(samples["small_stops"]) == [text.partition(a_stop(ours))[0].strip() for text in ours] != ours
+    assert (
+        said(samples["small_stops"])
+        == [text.partition(a_stop(ours))[0].strip() for text in ours]
+        != ours
+    )
     assert said(samples["small_rounds"]) == own_rounds(fused)
 
 
@@ -203,7 +278,9 @@ def test_the_real_classes(model_folder):
         chat.create_from_arg_string(f"pretrained={model_folder}", {"batch_size": "auto"})
     with pytest.raises(UserError, match="holds no model"):
         chat.create_from_arg_string("pretrained=nothing", {"batch_size": "2"})
-    lm = chat.create_from_arg_string(f"pretrained={model_folder},max_new_tokens=5", {"batch_size": "2", "device": "cpu"})
+    lm = chat.create_from_arg_string(
+        f"pretrained={model_folder},max_new_tokens=5", {"batch_size": "2", "device": "cpu"}
+    )
     assert (lm.batch_size, lm.max_new_tokens, lm.rank, lm.world_size) == (2, 5, 0, 1)
     with pytest.raises(UserError, match="leave it out"):
         lm.loglikelihood([])
@@ -218,16 +295,36 @@ def test_requests_with_different_options_come_back_in_order(fused, model_folder)
     instance = importlib.import_module("lmms_eval.api.instance").Instance
     lm = adapter.FusionVlm(str(model_folder), batch_size=3, device="cpu", max_new_tokens=6)
     lm.task_dict = {"t": {"test": QUESTIONS}}
-    options = [{}, {"max_new_tokens": 1}, {}, {"do_sample": True, "temperature": 0.7}, {"max_new_tokens": 1}]
+    options = [
+        {},
+        {"max_new_tokens": 1},
+        {},
+        {"do_sample": True, "temperature": 0.7},
+        {"max_new_tokens": 1},
+    ]
     requests = [
-        instance("generate_until", ("", asked_of, chosen, number, "t", "test"), 0, {"task": "t", "doc_id": number, "repeats": 1})
+        instance(
+            "generate_until",
+            ("", asked_of, chosen, number, "t", "test"),
+            0,
+            {"task": "t", "doc_id": number, "repeats": 1},
+        )
         for number, chosen in enumerate(options)
     ]
     given = lm.generate_until(requests)
     long, short = (answers(*fused, QUESTIONS, [[]] * 5, length) for length in (6, 1))
     assert [given[number] for number in (0, 1, 2, 4)] == [long[0], short[1], long[2], short[4]]
     with pytest.raises(ValueError, match="skip_special"):
-        lm.generate_until([instance("generate_until", ("", asked_of, {"skip_special": 1}, 0, "t", "test"), 0, requests[0].metadata)])
+        lm.generate_until(
+            [
+                instance(
+                    "generate_until",
+                    ("", asked_of, {"skip_special": 1}, 0, "t", "test"),
+                    0,
+                    requests[0].metadata,
+                )
+            ]
+        )
 
 
 def asked_of(document):
@@ -235,7 +332,9 @@ def asked_of(document):
 
 
 def test_entry_point_names_a_function_that_needs_no_lmms_eval_to_import():
-    entry = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]["lmms_eval.models"]
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "entry-points"
+    ]["lmms_eval.models"]
     module, name = entry["fusion_vlm"].split(":")
     assert callable(getattr(importlib.import_module(module), name))
 
@@ -244,12 +343,30 @@ def test_messages_become_turns_with_images_at_their_places():
     one, other = picture(1), picture(2, (20, 30))
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "be short"}]},
-        {"role": "user", "content": [{"type": "image", "url": one}, {"type": "text", "text": "first"}, {"type": "image", "url": other}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "url": one},
+                {"type": "text", "text": "first"},
+                {"type": "image", "url": other},
+            ],
+        },
         {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
-        {"role": "user", "content": [{"type": "image", "url": other}, {"type": "text", "text": "and <image> then?"}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "url": other},
+                {"type": "text", "text": "and <image> then?"},
+            ],
+        },
     ]
     turns, images = read_messages(messages)
-    assert [turn["content"] for turn in turns] == ["be short", "<image>\nfirst<image>\n", "yes", "and <image> then?"]
+    assert [turn["content"] for turn in turns] == [
+        "be short",
+        "<image>\nfirst<image>\n",
+        "yes",
+        "and <image> then?",
+    ]
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
     assert [tuple(image.shape) for image in images] == [(3, 40, 48), (3, 30, 20), (3, 30, 20)]
 
@@ -259,7 +376,9 @@ def test_messages_that_cannot_be_shown_are_refused():
     with pytest.raises(UserError, match="the task shows video"):
         read_messages([{"role": "user", "content": [{"type": "video", "url": "x.mp4"}]}])
     with pytest.raises(UserError, match="1 images belong to a text with 2 <image>"):
-        read_messages([{"role": "user", "content": [image, {"type": "text", "text": "<image> or <image>?"}]}])
+        read_messages(
+            [{"role": "user", "content": [image, {"type": "text", "text": "<image> or <image>?"}]}]
+        )
     with pytest.raises(UserError, match=r"absent.png cannot be read"):
         pixels("absent.png")
 
@@ -267,7 +386,9 @@ def test_messages_that_cannot_be_shown_are_refused():
 def test_pictures_of_any_mode_and_files_are_the_same_pixels(tmp_path):
     picture(1).save(tmp_path / "x.png")
     whole = pixels(picture(1))
-    assert torch.equal(pixels(str(tmp_path / "x.png")), whole) and torch.equal(pixels(picture(1, mode="RGBA")), whole)
+    assert torch.equal(pixels(str(tmp_path / "x.png")), whole) and torch.equal(
+        pixels(picture(1, mode="RGBA")), whole
+    )
     grey = pixels(picture(1, mode="L"))
     assert grey.dtype == torch.uint8 and torch.equal(grey[0], grey[2])
 
@@ -280,7 +401,9 @@ def test_a_tasks_pictures_are_those_of_training(tmp_path):
     Image.fromarray(ramp).save(tmp_path / "grey.png")
     for path in (tmp_path / "turned.jpg", tmp_path / "grey.png"):
         expected = decode_image(path.read_bytes())
-        assert torch.equal(pixels(Image.open(path)), expected) and torch.equal(pixels(str(path)), expected)
+        assert torch.equal(pixels(Image.open(path)), expected) and torch.equal(
+            pixels(str(path)), expected
+        )
 
 
 def test_replies_to_turns_are_those_of_one_by_one(fused):
@@ -302,11 +425,27 @@ def test_replies_to_turns_are_those_of_one_by_one(fused):
     ("options", "until", "generation"),
     [
         ({}, [], {"max_new_tokens": 9, "do_sample": False}),
-        ({"max_new_tokens": 4, "temperature": 0.0, "top_p": None, "until": ["\n\n"]}, [], {"max_new_tokens": 4, "do_sample": False}),
-        ({"temperature": 0.2, "top_p": 0.9, "do_sample": False, "num_beams": 2}, [], {"num_beams": 2, "do_sample": False}),
-        ({"temperature": 0.2, "top_p": 0.9}, [], {"temperature": 0.2, "top_p": 0.9, "do_sample": True}),
+        (
+            {"max_new_tokens": 4, "temperature": 0.0, "top_p": None, "until": ["\n\n"]},
+            [],
+            {"max_new_tokens": 4, "do_sample": False},
+        ),
+        (
+            {"temperature": 0.2, "top_p": 0.9, "do_sample": False, "num_beams": 2},
+            [],
+            {"num_beams": 2, "do_sample": False},
+        ),
+        (
+            {"temperature": 0.2, "top_p": 0.9},
+            [],
+            {"temperature": 0.2, "top_p": 0.9, "do_sample": True},
+        ),
         ({"temperature": 0, "do_sample": True, "until": "Q:"}, ["Q:"], {"do_sample": False}),
-        ({"do_sample": True, "until": ["Q:", "\n\n", ""], "image_aspect_ratio": "pad"}, ["Q:", "\n\n"], {"do_sample": True}),
+        (
+            {"do_sample": True, "until": ["Q:", "\n\n", ""], "image_aspect_ratio": "pad"},
+            ["Q:", "\n\n"],
+            {"do_sample": True},
+        ),
     ],
 )
 def test_generation_options(options, until, generation):
@@ -314,7 +453,10 @@ def test_generation_options(options, until, generation):
 
 
 def test_an_answer_ends_at_the_first_stop():
-    assert up_to_a_stop("red Q: and\n\nmore", ["\n\n", "Q:"]) == "red" and up_to_a_stop(" red ", []) == "red"
+    assert (
+        up_to_a_stop("red Q: and\n\nmore", ["\n\n", "Q:"]) == "red"
+        and up_to_a_stop(" red ", []) == "red"
+    )
 
 
 def test_batches_hold_requests_with_the_same_options():
@@ -327,7 +469,11 @@ def test_a_task_ends_the_rounds_and_may_replace_the_answers():
         if round_idx is None:
             return ["first"]
         seen.append((round_idx, previous_output, previous_round_info))
-        return (None, True, ["kept", *previous_output], None) if round_idx == 2 else (["next"], False, None, "note")
+        return (
+            (None, True, ["kept", *previous_output], None)
+            if round_idx == 2
+            else (["next"], False, None, "note")
+        )
 
     seen = []
     talk = Talk(to_messages, {})

@@ -70,14 +70,24 @@ def test_dropped_channels_leave_one_and_have_their_probability():
     drawn = [random_dropped_channels(4, 0.3) for _ in range(2000)]
     assert sum(bool(channels) for channels in drawn) / 2000 == pytest.approx(0.3, abs=0.04)
     sizes = [len(channels) for channels in drawn if channels]
-    assert {sizes.count(size) / len(sizes) > 0.25 for size in (1, 2, 3)} == {True} and max(sizes) == 3
+    assert {sizes.count(size) / len(sizes) > 0.25 for size in (1, 2, 3)} == {True} and max(
+        sizes
+    ) == 3
     assert {channel for channels in drawn for channel in channels} == {0, 1, 2, 3}
     assert random_dropped_channels(1, 1.0) == []
 
 
 def test_all_crops_of_an_image_lose_the_same_channels():
     """A lost channel is its mean: 0 after normalisation."""
-    crops = MultiCrop((16, 16), (8, 8), 2, blur="none", mean=MEAN.tolist(), std=STD.tolist(), channel_drop_probability=1.0)
+    crops = MultiCrop(
+        (16, 16),
+        (8, 8),
+        2,
+        blur="none",
+        mean=MEAN.tolist(),
+        std=STD.tolist(),
+        channel_drop_probability=1.0,
+    )
     for seed in range(10):
         torch.manual_seed(seed)
         lost = [tuple((view == 0).all(-1).all(-1).tolist()) for view in sum(crops(bands()), [])]
@@ -85,7 +95,20 @@ def test_all_crops_of_an_image_lose_the_same_channels():
 
 
 def test_what_is_on_is_said():
-    crops = MultiCrop((16, 16), (8, 8), 1, mean=[0.0] * 4, std=[1.0] * 4, poses=Poses(0.5, 0.5, True), band_jitter_strength=0.5)
+    crops = MultiCrop(
+        (16, 16),
+        (8, 8),
+        1,
+        mean=[0.0] * 4,
+        std=[1.0] * 4,
+        poses=Poses(0.5, 0.5, True),
+        band_jitter_strength=0.5,
+    )
     said = crops.describe()
-    for part in ("band jitter 0.5", "vertical flip 0.5", "quarter turns", "left out, they need RGB: hue, saturation, grayscale, stains"):
+    for part in (
+        "band jitter 0.5",
+        "vertical flip 0.5",
+        "quarter turns",
+        "left out, they need RGB: hue, saturation, grayscale, stains",
+    ):
         assert part in said

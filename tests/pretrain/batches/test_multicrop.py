@@ -17,7 +17,9 @@ from pretrain.batches.multicrop import (
 
 
 def picture(height=60, width=80):
-    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])
@@ -28,7 +30,9 @@ def test_shapes_and_the_same_seed_gives_the_same_crops(size):
     torch.rand(7)
     torch.manual_seed(5)
     second = crops(picture())
-    assert [crop.shape for crop in first[0]] == [(3, *size)] * 2 and [crop.shape for crop in first[1]] == [(3, 16, 8)] * 3
+    assert [crop.shape for crop in first[0]] == [(3, *size)] * 2 and [
+        crop.shape for crop in first[1]
+    ] == [(3, 16, 8)] * 3
     for left, right in zip(sum(first, []), sum(second, []), strict=True):
         assert torch.equal(left, right)
     assert not torch.equal(first[0][0], first[0][1])
@@ -36,11 +40,16 @@ def test_shapes_and_the_same_seed_gives_the_same_crops(size):
 
 def test_a_grey_image_is_normalised():
     """Only brightness moves a uniform grey; hue, saturation, contrast, crop and blur leave it."""
-    crops = MultiCrop((16, 16), (8, 8), 2, blur="paper", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    crops = MultiCrop(
+        (16, 16), (8, 8), 2, blur="paper", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+    )
     values = []
     for seed in range(30):
         torch.manual_seed(seed)
-        values += [(crop.mean() * 0.25 + 0.5).item() for crop in crops(torch.full((3, 20, 20), 100, dtype=torch.uint8))[1]]
+        values += [
+            (crop.mean() * 0.25 + 0.5).item()
+            for crop in crops(torch.full((3, 20, 20), 100, dtype=torch.uint8))[1]
+        ]
     assert 255 * min(values) > 100 * 0.58 and 255 * max(values) < 100 * 1.42
     assert sum(abs(255 * value - 100) < 1.01 for value in values) >= 5  # the fifth without jitter
 
@@ -48,12 +57,16 @@ def test_a_grey_image_is_normalised():
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
 def test_blur_is_torchvisions(sigma):
     view = torch.rand(3, 24, 40)
-    torch.testing.assert_close(gaussian_blur(view, sigma), V.gaussian_blur(view, [9, 9], [sigma, sigma]), rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        gaussian_blur(view, sigma), V.gaussian_blur(view, [9, 9], [sigma, sigma]), rtol=0, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4])
 def test_blur_of_crops_smaller_than_its_kernel_keeps_a_flat_picture_flat(side):
-    torch.testing.assert_close(gaussian_blur(torch.full((3, side, side), 0.7), 2.0), torch.full((3, side, side), 0.7))
+    torch.testing.assert_close(
+        gaussian_blur(torch.full((3, side, side), 0.7), 2.0), torch.full((3, side, side), 0.7)
+    )
 
 
 def test_boxes_follow_the_published_distribution():
@@ -66,13 +79,20 @@ def test_boxes_follow_the_published_distribution():
         aspects.append(width / height)
     assert min(areas) > 0.04 and max(areas) < 0.33 and min(aspects) > 0.74 and max(aspects) < 1.35
     assert sum(areas) / 2000 == pytest.approx(0.185, abs=0.01)
-    theirs = [v2.RandomResizedCrop(8, scale=(0.05, 0.32)).make_params([torch.empty(3, 300, 400)]) for _ in range(2000)]
-    assert sum(p["height"] * p["width"] for p in theirs) / 2000 / 120_000 == pytest.approx(sum(areas) / 2000, abs=0.01)
+    theirs = [
+        v2.RandomResizedCrop(8, scale=(0.05, 0.32)).make_params([torch.empty(3, 300, 400)])
+        for _ in range(2000)
+    ]
+    assert sum(p["height"] * p["width"] for p in theirs) / 2000 / 120_000 == pytest.approx(
+        sum(areas) / 2000, abs=0.01
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1000), (1000, 3), (1, 1)])
 def test_thin_images_work(shape):
-    assert all(crop.shape == (3, 16, 16) for crop in MultiCrop((16, 16), (8, 8), 0)(picture(*shape))[0])
+    assert all(
+        crop.shape == (3, 16, 16) for crop in MultiCrop((16, 16), (8, 8), 0)(picture(*shape))[0]
+    )
 
 
 def test_probabilities_of_jitter_and_grayscale():
@@ -85,7 +105,11 @@ def test_probabilities_of_jitter_and_grayscale():
 
 
 def test_blur_probabilities_have_names():
-    assert BLUR_PROBABILITY["official"] == (0.0, 0.9, 0.5) and BLUR_PROBABILITY["paper"] == (1.0, 0.1, 0.5)
+    assert BLUR_PROBABILITY["official"] == (0.0, 0.9, 0.5) and BLUR_PROBABILITY["paper"] == (
+        1.0,
+        0.1,
+        0.5,
+    )
 
 
 def test_multi_band_images_keep_their_channels_and_say_what_is_left_out():
@@ -100,11 +124,16 @@ def published_crop(picture, size, scale, blur_probability, solarize_probability,
     is_rgb = len(mean) == 3
     height, width = V.get_size(picture)
     box = random_box(height, width, scale)
-    view = V.resized_crop(picture, *box, list(size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    view = V.resized_crop(
+        picture, *box, list(size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+    )
     view = V.horizontal_flip(view) if torch.rand(()) < 0.5 else view
     if is_rgb:
         if torch.rand(()) < 0.8:
-            draws = [low + torch.rand(()).item() * (high - low) for low, high in ((0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1))]
+            draws = [
+                low + torch.rand(()).item() * (high - low)
+                for low, high in ((0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1))
+            ]
             changes = (V.adjust_brightness, V.adjust_contrast, V.adjust_saturation, V.adjust_hue)
             for number in torch.randperm(4).tolist():
                 view = changes[number](view, draws[number])
@@ -121,11 +150,17 @@ def published_crop(picture, size, scale, blur_probability, solarize_probability,
 @pytest.mark.parametrize("channels", [3, 5])
 def test_seeds_give_the_crops_that_they_always_gave(channels):
     """With the default options, bit for bit, and no draw more or fewer."""
-    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if channels == 3 else ([0.2] * 5, [0.5] * 5)
+    mean, std = (
+        ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if channels == 3 else ([0.2] * 5, [0.5] * 5)
+    )
     crops = MultiCrop((32, 32), (16, 16), 2, mean=mean, std=std)
     image = picture(50, 70) if channels == 3 else torch.rand(5, 50, 70)
     source = V.to_pil_image(image) if channels == 3 else image
-    kinds = [((32, 32), (0.32, 1.0), 0.0, 0.0), ((32, 32), (0.32, 1.0), 0.9, 0.2), *[((16, 16), (0.05, 0.32), 0.5, 0.0)] * 2]
+    kinds = [
+        ((32, 32), (0.32, 1.0), 0.0, 0.0),
+        ((32, 32), (0.32, 1.0), 0.9, 0.2),
+        *[((16, 16), (0.05, 0.32), 0.5, 0.0)] * 2,
+    ]
     for seed in range(20):
         torch.manual_seed(seed)
         ours = [*sum(crops(image), []), torch.rand(1)]
@@ -151,7 +186,17 @@ UNFLIPPED = Poses(0.0)
 
 def plain_crops(size, poses=UNFLIPPED):
     """Crops of numbers that nothing changes but box, flips and turns."""
-    return MultiCrop(size, (16, 16), 0, (0.1, 0.3), blur="none", mean=[0.0] * 3, std=[1.0] * 3, poses=poses, known_range=False)
+    return MultiCrop(
+        size,
+        (16, 16),
+        0,
+        (0.1, 0.3),
+        blur="none",
+        mean=[0.0] * 3,
+        std=[1.0] * 3,
+        poses=poses,
+        known_range=False,
+    )
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 64), (96, 32)])
@@ -186,28 +231,48 @@ def test_a_picture_and_its_turn_on_the_screen_agree():
         torch.manual_seed(seed)
         as_tensor = random_view(picture(40, 40), (16, 24), (0.5, 1.0), Poses(0.5, 0.5, True))
         torch.manual_seed(seed)
-        as_picture = V.pil_to_tensor(random_view(V.to_pil_image(picture(40, 40)), (16, 24), (0.5, 1.0), Poses(0.5, 0.5, True)))
+        as_picture = V.pil_to_tensor(
+            random_view(
+                V.to_pil_image(picture(40, 40)), (16, 24), (0.5, 1.0), Poses(0.5, 0.5, True)
+            )
+        )
         assert (as_tensor.int() - as_picture.int()).abs().max() <= 2
 
 
 def test_flips_have_their_probabilities():
     torch.manual_seed(0)
-    flipped = sum(slopes(plain_crops((32, 32), Poses(0.0, 0.25))(ramps(100, 100))[0][0])[0, 0].item() < 0 for _ in range(200)) / 200
-    mirrored = sum(slopes(plain_crops((32, 32))(ramps(100, 100))[0][0])[1, 1].item() < 0 for _ in range(50))
+    flipped = (
+        sum(
+            slopes(plain_crops((32, 32), Poses(0.0, 0.25))(ramps(100, 100))[0][0])[0, 0].item() < 0
+            for _ in range(200)
+        )
+        / 200
+    )
+    mirrored = sum(
+        slopes(plain_crops((32, 32))(ramps(100, 100))[0][0])[1, 1].item() < 0 for _ in range(50)
+    )
     assert flipped == pytest.approx(0.25, abs=0.09) and mirrored == 0
 
 
 def test_float_pictures_keep_their_levels():
     """12 bits of a microscope, with `?scale=4095`: 8-bit colours would leave 256 of them."""
     levels = torch.arange(128 * 128).remainder(4096).reshape(128, 128).float() / 4095
-    crops = MultiCrop((128, 128), (64, 64), 0, (1.0, 1.0), blur="none", mean=[0.0] * 3, std=[1.0] * 3)
+    crops = MultiCrop(
+        (128, 128), (64, 64), 0, (1.0, 1.0), blur="none", mean=[0.0] * 3, std=[1.0] * 3
+    )
     torch.manual_seed(0)
     for crop in crops(levels.expand(3, -1, -1))[0]:
-        assert len(crop[0].mul(4095 * 4).round().unique()) >= 4000 and crop.min() >= 0 and crop.max() <= 1
+        assert (
+            len(crop[0].mul(4095 * 4).round().unique()) >= 4000
+            and crop.min() >= 0
+            and crop.max() <= 1
+        )
 
 
 def test_float_pictures_get_the_augmentations_of_8_bit_ones():
-    crops = MultiCrop((32, 32), (16, 16), 2, blur="paper", mean=[0.0] * 3, std=[1.0] * 3, stain_strength=0.1)
+    crops = MultiCrop(
+        (32, 32), (16, 16), 2, blur="paper", mean=[0.0] * 3, std=[1.0] * 3, stain_strength=0.1
+    )
     smooth = V.resize(picture(8, 8), [60, 80], antialias=True)
     for seed in range(20):
         torch.manual_seed(seed)
@@ -215,18 +280,33 @@ def test_float_pictures_get_the_augmentations_of_8_bit_ones():
         torch.manual_seed(seed)
         for left, right in zip(eight_bit, sum(crops(smooth.float() / 255), []), strict=True):
             # where a value is nearly the threshold of solarize, rounding decides
-            assert (left - right).abs().median() < 0.01 and ((left - right).abs() > 0.04).float().mean() < 0.05
+            assert (left - right).abs().median() < 0.01 and (
+                (left - right).abs() > 0.04
+            ).float().mean() < 0.05
 
 
 def test_without_colour_strength_no_colour_changes():
     torch.manual_seed(0)
     source = V.to_pil_image(picture(8, 8))
-    assert all(torch.equal(V.pil_to_tensor(random_colours(source, 0.0, 0.0)), picture(8, 8)) for _ in range(20))
+    assert all(
+        torch.equal(V.pil_to_tensor(random_colours(source, 0.0, 0.0)), picture(8, 8))
+        for _ in range(20)
+    )
 
 
 def test_bands_of_unknown_units_are_not_taken_for_colours():
     """Three bands in kelvin: nothing is clipped to 0..1."""
-    crops = MultiCrop((16, 16), (8, 8), 1, (1.0, 1.0), (1.0, 1.0), "none", mean=[290.0] * 3, std=[10.0] * 3, known_range=False)
+    crops = MultiCrop(
+        (16, 16),
+        (8, 8),
+        1,
+        (1.0, 1.0),
+        (1.0, 1.0),
+        "none",
+        mean=[290.0] * 3,
+        std=[10.0] * 3,
+        known_range=False,
+    )
     image = torch.stack([torch.linspace(280, 300, 1600).reshape(40, 40)] * 3)
     for seed in range(10):
         torch.manual_seed(seed)

@@ -19,7 +19,12 @@ def tissue():
 
 
 @pytest.mark.parametrize(
-    "alpha, beta", [((1.2, 0.8, 1.0), (0.0, 0.0, 0.0)), ((1.0, 1.0, 1.0), (0.1, 0.05, 0.2)), ((0.9, 1.1, 1.2), (0.05, 0.1, 0.0))]
+    "alpha, beta",
+    [
+        ((1.2, 0.8, 1.0), (0.0, 0.0, 0.0)),
+        ((1.0, 1.0, 1.0), (0.1, 0.05, 0.2)),
+        ((0.9, 1.1, 1.2), (0.05, 0.1, 0.0)),
+    ],
 )
 def test_changed_stains_are_scikit_images(alpha, beta):
     view = tissue()
@@ -32,12 +37,16 @@ def test_changed_stains_are_scikit_images(alpha, beta):
 def test_no_change_leaves_every_colour_as_it_is():
     """Also those that no mixture of the stains has, such as green and white."""
     view = torch.rand(3, 20, 20).clamp(min=1e-5)
-    torch.testing.assert_close(change_stains(view, torch.ones(3), torch.zeros(3)), view, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        change_stains(view, torch.ones(3), torch.zeros(3)), view, rtol=0, atol=1e-5
+    )
 
 
 def test_jitter_is_a_function_of_the_seed_and_stays_in_range():
     torch.manual_seed(3)
     first = random_stains(tissue(), 0.2)
     torch.manual_seed(3)
-    assert torch.equal(first, random_stains(tissue(), 0.2)) and not torch.equal(first, random_stains(tissue(), 0.2))
+    assert torch.equal(first, random_stains(tissue(), 0.2)) and not torch.equal(
+        first, random_stains(tissue(), 0.2)
+    )
     assert first.min() >= 0 and first.max() <= 1 and (first - tissue()).abs().mean() < 0.3

@@ -50,7 +50,9 @@ def folder(tmp_path_factory) -> Path:
     features = datasets.Features({"image": datasets.Image()})
     for file in range(3):
         images = [{"bytes": encoded(9 * file + row), "path": None} for row in range(9)]
-        datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(folder / f"train-{file:05}-of-00003.parquet")
+        datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(
+            folder / f"train-{file:05}-of-00003.parquet"
+        )
     return folder
 
 
@@ -58,7 +60,9 @@ def encoded(number: int) -> bytes:
     if number == 11:
         return b"broken"
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(stream, "PNG")
+    Image.fromarray(
+        np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    ).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -85,7 +89,9 @@ def take(batches, places: StreamPlaces, count: int) -> list[dict]:
 
 
 @pytest.mark.parametrize(("workers", "processes"), [(0, 1), (2, 1), (2, 2)])
-def test_a_stopped_reader_goes_on_as_if_it_had_not(folder, monkeypatch, workers: int, processes: int) -> None:
+def test_a_stopped_reader_goes_on_as_if_it_had_not(
+    folder, monkeypatch, workers: int, processes: int
+) -> None:
     """Stopped twice, within and behind rounds of the readers and passes over the data; everything in the batches is equal."""
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     layouts = [BatchLayout(2, 2, processes, rank) for rank in range(processes)]
@@ -94,40 +100,72 @@ def test_a_stopped_reader_goes_on_as_if_it_had_not(folder, monkeypatch, workers:
     for start, stop in ((0, 3), (3, 16), (16, 26)):
         runs = [begin(folder, layout, workers, states) for layout in layouts]
         for rank, (batches, places) in enumerate(runs):
-            for ours, theirs in zip(take(batches, places, stop - start), whole[rank][start:stop], strict=True):
+            for ours, theirs in zip(
+                take(batches, places, stop - start), whole[rank][start:stop], strict=True
+            ):
                 assert ours["ids"] == theirs["ids"] and ours["bad"] == theirs["bad"]
-                assert all(torch.equal(ours[key], theirs[key]) for key in ("global_crops", "local_crops", "masks"))
+                assert all(
+                    torch.equal(ours[key], theirs[key])
+                    for key in ("global_crops", "local_crops", "masks")
+                )
         states = json.loads(json.dumps([places.state_dict() for _, places in runs]))
-    assert len({name for batches in whole for batch in batches for name in batch["ids"]}) == 52 * processes, "an image came twice"
+    assert (
+        len({name for batches in whole for batch in batches for name in batch["ids"]})
+        == 52 * processes
+    ), "an image came twice"
 
 
 def test_other_readers_begin_a_new_pass_and_say_so(folder) -> None:
     _, places = begin(folder, BatchLayout(2, 1, 1, 0), 0)
     places.look_at({"place": None})
     assert places.state_dict() is None
-    assert ["holds no place in the stream, which begins a new pass" in line for line in places.load_state_dict(None)] == [True]
+    assert [
+        "holds no place in the stream, which begins a new pass" in line
+        for line in places.load_state_dict(None)
+    ] == [True]
     take(*(run := begin(folder, BatchLayout(2, 1, 1, 0), 0)), 2)
     later = StreamPlaces("stream of hf:other", BatchLayout(4, 1, 1, 0), 2, 7)
     (line,) = later.load_state_dict([run[1].state_dict()])
-    for said in ("dataset was stream of hf:", "dataloader_num_workers was 1 and is 2", "per_device_train_batch_size was 2 and is 4"):
+    for said in (
+        "dataset was stream of hf:",
+        "dataloader_num_workers was 1 and is 2",
+        "per_device_train_batch_size was 2 and is 4",
+    ):
         assert said in line
-    assert line.endswith("the stream begins a new pass; with what was before it goes on where it stopped")
+    assert line.endswith(
+        "the stream begins a new pass; with what was before it goes on where it stopped"
+    )
     assert later.began == 7 and later.readers == {} and later.ahead == 0
 
 
 def lines(folder: Path) -> list[dict]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ("images_per_second", "data_wait")} for line in found]
+    return [
+        {
+            name: value
+            for name, value in line.items()
+            if name not in ("images_per_second", "data_wait")
+        }
+        for line in found
+    ]
 
 
 @pytest.mark.slow
 def test_a_killed_run_on_a_stream_is_in_the_end_as_one_that_was_not(runs, folder, tmp_path) -> None:
     """kill -9 at step 12, two data workers; all losses and the weights are equal. 64 images: two passes and a half."""
-    (tmp_path / "config.yaml").write_text(f"dataset: hf:{folder}?streaming=true&shuffle_buffer=5\nmax_bad_fraction: 1.0\n{OPTIONS}")
+    (tmp_path / "config.yaml").write_text(
+        f"dataset: hf:{folder}?streaming=true&shuffle_buffer=5\nmax_bad_fraction: 1.0\n{OPTIONS}"
+    )
     environment = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
 
     def start(name: str, *options):
-        arguments = ("--config", tmp_path / "config.yaml", "--output_dir", tmp_path / name, *options)
+        arguments = (
+            "--config",
+            tmp_path / "config.yaml",
+            "--output_dir",
+            tmp_path / name,
+            *options,
+        )
         return runs.start("pretrain/dinov2.py", *arguments, environment=environment)
 
     killed = start("killed")
@@ -154,9 +192,15 @@ def test_batches_of_a_step_that_is_broken_off_are_forgotten():
 
 
 @pytest.mark.parametrize(
-    "dataset", ["wds:{shards}/*.tar", pytest.param("hf:{folder}?streaming=true&shuffle_buffer=5", marks=pytest.mark.slow)]
+    "dataset",
+    [
+        "wds:{shards}/*.tar",
+        pytest.param("hf:{folder}?streaming=true&shuffle_buffer=5", marks=pytest.mark.slow),
+    ],
 )
-def test_two_processes_break_a_step_off_together_and_the_resume_is_exact(runs, folder, tmp_path, dataset) -> None:
+def test_two_processes_break_a_step_off_together_and_the_resume_is_exact(
+    runs, folder, tmp_path, dataset
+) -> None:
     """The second alone is told to stop, with the second of three micro-batches of step 4, where a save would not fit into the grace time."""
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard}.tar", "w") as file:
@@ -166,19 +210,41 @@ def test_two_processes_break_a_step_off_together_and_the_resume_is_exact(runs, f
                 file.addfile(member, io.BytesIO(encoded(number)))
     dataset = dataset.format(shards=tmp_path, folder=folder)
     (tmp_path / "config.yaml").write_text(f"dataset: {dataset}\nmax_bad_fraction: 1.0\n{OPTIONS}")
-    several = ("--gradient_accumulation_steps", 3, "--per_device_train_batch_size", 2, "--dataloader_num_workers", 1, "--max_steps", 6)
+    several = (
+        "--gradient_accumulation_steps",
+        3,
+        "--per_device_train_batch_size",
+        2,
+        "--dataloader_num_workers",
+        1,
+        "--max_steps",
+        6,
+    )
     worker = Path(__file__).with_name("broken_off_worker.py")
 
     def finish(name: str, number: int, *options, expect: int = 0) -> str:
-        arguments = (3, number, "--config", tmp_path / "config.yaml", "--output_dir", tmp_path / name, *several, *options)
+        arguments = (
+            3,
+            number,
+            "--config",
+            tmp_path / "config.yaml",
+            "--output_dir",
+            tmp_path / name,
+            *several,
+            *options,
+        )
         return runs.finish(*runs.start_two(worker, *arguments), expect=expect)
 
     finish("whole", -1)
-    assert "told to stop: step 3 of 6 is saved" in finish("hurt", 1, "--grace_seconds", 0.0001, expect=143)
+    assert "told to stop: step 3 of 6 is saved" in finish(
+        "hurt", 1, "--grace_seconds", 0.0001, expect=143
+    )
     finish("hurt", -1, "--resume_from_checkpoint", "true")
     assert lines(tmp_path / "hurt") == lines(tmp_path / "whole")
     ours, theirs = (tmp_path / name / "checkpoint-6" for name in ("hurt", "whole"))
     for name in ("student", "optimizer", "heads", "model"):
-        assert (ours / f"{name}.safetensors").read_bytes() == (theirs / f"{name}.safetensors").read_bytes(), name
+        assert (ours / f"{name}.safetensors").read_bytes() == (
+            theirs / f"{name}.safetensors"
+        ).read_bytes(), name
     states = [json.loads((each / "training_state.json").read_text()) for each in (ours, theirs)]
     assert states[0]["bad_images"] == states[1]["bad_images"] and states[0]["bad_images"]["bad"] > 0

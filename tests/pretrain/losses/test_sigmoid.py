@@ -37,24 +37,39 @@ def towers() -> list[Tensor]:
 
 def loss_of(images: Tensor, texts: Tensor, parameters: list[Tensor]) -> Tensor:
     of_images, of_texts, scale, bias = parameters
-    return sigmoid_loss(normalize(images @ of_images, dim=1), normalize(texts @ of_texts, dim=1), scale, bias)
+    return sigmoid_loss(
+        normalize(images @ of_images, dim=1), normalize(texts @ of_texts, dim=1), scale, bias
+    )
 
 
 def test_it_is_the_formula():
-    images, texts = (normalize(each @ matrix, dim=1) for each, matrix in zip(inputs(), towers(), strict=False))
+    images, texts = (
+        normalize(each @ matrix, dim=1) for each, matrix in zip(inputs(), towers(), strict=False)
+    )
     for scale, bias in ((math.log(10), -10.0), (0.3, 1.5)):
         scale, bias = torch.tensor([scale]).double(), torch.tensor([bias]).double()
-        assert math.isclose(sigmoid_loss(images, texts, scale, bias).item(), loop(images, texts, scale, bias), rel_tol=1e-12)
+        assert math.isclose(
+            sigmoid_loss(images, texts, scale, bias).item(),
+            loop(images, texts, scale, bias),
+            rel_tol=1e-12,
+        )
 
 
 def test_the_published_start_says_no_to_every_pair():
     """Temperature 10 and bias -10: the loss of vectors that know nothing is that of the pairs that match, 10 each, and of none else."""
     images, texts = torch.eye(4, 8), torch.eye(4, 8).roll(4, dims=1)
-    assert math.isclose(sigmoid_loss(images, texts, torch.tensor([math.log(10)]), torch.tensor([-10.0])).item(), 10.0, abs_tol=1e-3)
+    assert math.isclose(
+        sigmoid_loss(images, texts, torch.tensor([math.log(10)]), torch.tensor([-10.0])).item(),
+        10.0,
+        abs_tol=1e-3,
+    )
 
 
 def test_logits_are_whole_under_autocast():
-    images, texts = (normalize(each @ matrix, dim=1).float() for each, matrix in zip(inputs(), towers(), strict=False))
+    images, texts = (
+        normalize(each @ matrix, dim=1).float()
+        for each, matrix in zip(inputs(), towers(), strict=False)
+    )
     scale, bias = torch.tensor([math.log(10)]), torch.tensor([-10.0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = sigmoid_loss(images, texts, scale, bias)
@@ -76,7 +91,9 @@ def check_on_one_of_two_processes() -> None:
     expected = loss_of(images, texts, expected_parameters)
     expected.backward()
     assert not torch.allclose(loss, expected, rtol=1e-3)
-    for ours, theirs in zip(averaged, [*(each.grad for each in expected_parameters), expected], strict=True):
+    for ours, theirs in zip(
+        averaged, [*(each.grad for each in expected_parameters), expected], strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -93,7 +110,9 @@ def test_a_gradient_that_stays_on_its_process_would_be_noticed(monkeypatch):
     for process in range(2):
         half = slice(PAIRS // 2 * process, PAIRS // 2 * (process + 1))
         monkeypatch.setattr("pretrain.losses.sigmoid.rank", lambda process=process: process)
-        gathered = lambda own, process=process: torch.cat([own, others[1]] if process == 0 else [others[0], own])  # noqa: E731
+        gathered = lambda own, process=process: torch.cat(
+            [own, others[1]] if process == 0 else [others[0], own]
+        )  # noqa: E731
         monkeypatch.setattr("pretrain.losses.sigmoid.gather_rows", gathered)
         losses.append(loss_of(images[half], texts[half], parts))
         losses[-1].backward()

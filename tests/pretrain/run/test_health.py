@@ -27,7 +27,9 @@ HEALTHY = {
 
 
 def test_target_figures_are_the_formulas():
-    targets = torch.softmax(torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 1)
+    targets = torch.softmax(
+        torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 1
+    )
     targets[0] = torch.tensor([0, 1, 0, 0, 0])
 
     def entropy(row):
@@ -48,20 +50,31 @@ def test_feature_figures_are_the_formulas():
     for d in range(4):
         mean = sum(row[d] for row in rows) / 9
         stds.append(math.sqrt(sum((row[d] - mean) ** 2 for row in rows) / 9))
-    cosines = [sum(a * b for a, b in zip(rows[i], rows[j], strict=True)) for i in range(9) for j in range(9) if i != j]
+    cosines = [
+        sum(a * b for a, b in zip(rows[i], rows[j], strict=True))
+        for i in range(9)
+        for j in range(9)
+        if i != j
+    ]
     values = torch.linalg.svdvals(features)
     shares = [float(value / values.sum()) + 1e-7 for value in values]
     figures = feature_figures(features)
     assert figures["feature_spread"] == pytest.approx(sum(stds) / 4 * 2, rel=1e-9)
     assert figures["feature_cosine"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-9)
-    assert figures["rankme"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), rel=1e-9)
+    assert figures["rankme"] == pytest.approx(
+        math.exp(-sum(p * math.log(p) for p in shares)), rel=1e-9
+    )
 
 
 def test_known_features_have_known_figures():
     """Independent ones fill the sphere; a constant with a little noise has one dimension; eight clusters have eight."""
     generator = torch.Generator().manual_seed(0)
     even = feature_figures(torch.randn(512, 192, generator=generator))
-    assert even["feature_spread"] == pytest.approx(1, abs=0.01) and abs(even["feature_cosine"]) < 0.01 and even["rankme"] > 170
+    assert (
+        even["feature_spread"] == pytest.approx(1, abs=0.01)
+        and abs(even["feature_cosine"]) < 0.01
+        and even["rankme"] > 170
+    )
     same = feature_figures(torch.ones(512, 192) + 1e-3 * torch.randn(512, 192, generator=generator))
     assert same["feature_spread"] < 0.02 and same["feature_cosine"] > 0.999 and same["rankme"] < 1.2
     centres = torch.randn(8, 192, generator=generator).repeat(64, 1)
@@ -80,7 +93,9 @@ def test_too_few_probes_are_no_crash(rows):
 
 def small_method(centering="softmax"):
     torch.manual_seed(0)
-    backbone = build_backbone(16, 1, 2, patch_size=4, image_size=8, num_channels=3, layerscale_value=1.0)
+    backbone = build_backbone(
+        16, 1, 2, patch_size=4, image_size=8, num_channels=3, layerscale_value=1.0
+    )
     return SelfDistillation(backbone, ProjectionHead(16, 12, 16, 8), centering=centering)
 
 
@@ -155,7 +170,9 @@ def test_a_healthy_course_raises_no_alarm():
 def test_each_sickness_is_told_once_when_it_has_lasted(name):
     watch = HealthWatch(100, quiet_steps=20)
     told = course(watch, 20, 8, SICK[name])
-    first = 8 + CHECKS_IN_A_ROW - 1 + (name == "teacher")  # a teacher stands still from the second look on
+    first = (
+        8 + CHECKS_IN_A_ROW - 1 + (name == "teacher")
+    )  # a teacher stands still from the second look on
     assert told == {10 * first: [name]}
     assert "\n" not in MEANINGS[name](HEALTHY | SICK[name])
 
@@ -165,7 +182,10 @@ def test_growing_alike_is_an_alarm_and_being_alike_from_the_start_is_none():
     assert course(watch, 10, 1, {"feature_cosine": 0.97}) == {}
     watch, told = HealthWatch(100, quiet_steps=0), []
     for check in range(6):
-        told += watch.look_at(check + 1, HEALTHY | {"teacher_sum": float(check), "feature_cosine": 0.9 + 0.015 * check})
+        told += watch.look_at(
+            check + 1,
+            HEALTHY | {"teacher_sum": float(check), "feature_cosine": 0.9 + 0.015 * check},
+        )
     assert told == ["features"]
 
 
@@ -179,6 +199,8 @@ def test_a_resumed_watch_says_the_same():
     told = course(first, 8, 8, SICK["features"])
     second.load_state_dict(first.state_dict())
     for check in range(9, 21):
-        alarms = second.look_at(10 * check, HEALTHY | {"teacher_sum": float(check)} | SICK["features"])
+        alarms = second.look_at(
+            10 * check, HEALTHY | {"teacher_sum": float(check)} | SICK["features"]
+        )
         told |= {10 * check: alarms} if alarms else {}
     assert told == whole != {}

@@ -59,7 +59,14 @@ def whole(tmp_path_factory, run):
 
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ("images_per_second", "data_wait")} for line in lines]
+    return [
+        {
+            name: value
+            for name, value in line.items()
+            if name not in ("images_per_second", "data_wait")
+        }
+        for line in lines
+    ]
 
 
 def state_of(folder, step):
@@ -69,7 +76,16 @@ def state_of(folder, step):
 def test_losses_features_and_targets_stay_float32():
     """Under autocast to float16: what the docstring promises, and gradients of float32 weights."""
     torch.manual_seed(0)
-    backbone = build_backbone(32, 2, 2, patch_size=8, image_size=32, num_channels=3, layerscale_value=1.0, initializer_range=0.08)
+    backbone = build_backbone(
+        32,
+        2,
+        2,
+        patch_size=8,
+        image_size=32,
+        num_channels=3,
+        layerscale_value=1.0,
+        initializer_range=0.08,
+    )
     method = SelfDistillation(backbone, ProjectionHead(32, 24, 32, 16), centering="sinkhorn_knopp")
     masks = torch.zeros(8, 16, dtype=torch.bool)
     masks[:, :4] = True
@@ -83,16 +99,27 @@ def test_losses_features_and_targets_stay_float32():
     exact = method(**batch, teacher_temp=0.04)
     seen = {}
     for name, module in backbone.named_modules():
-        module.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output}))
+        module.register_forward_hook(
+            lambda module, args, output, name=name: seen.update({name: output})
+        )
     with torch.autocast("cpu", torch.float16):
         losses = method(**batch, teacher_temp=0.04)
-        targets, patches = method.teacher_targets(batch["global_crops"], batch["mask_indices"], 0.04)
+        targets, patches = method.teacher_targets(
+            batch["global_crops"], batch["mask_indices"], 0.04
+        )
     assert {value.dtype for value in (*losses.values(), targets, patches)} == {torch.float32}
-    assert seen["encoder.layer.0.mlp.fc1"].dtype == torch.float16 and seen["layernorm"].dtype == torch.float32
+    assert (
+        seen["encoder.layer.0.mlp.fc1"].dtype == torch.float16
+        and seen["layernorm"].dtype == torch.float32
+    )
     for name, value in losses.items():
         assert value.item() == pytest.approx(exact[name].item(), rel=5e-3), name
     losses["loss"].backward()
-    assert all(parameter.grad.dtype == torch.float32 for parameter in method.student.parameters() if parameter.grad is not None)
+    assert all(
+        parameter.grad.dtype == torch.float32
+        for parameter in method.student.parameters()
+        if parameter.grad is not None
+    )
 
 
 def test_more_overflows_in_a_row_than_may_be_skipped_lower_the_scale_and_training_goes_on(whole):
@@ -100,10 +127,14 @@ def test_more_overflows_in_a_row_than_may_be_skipped_lower_the_scale_and_trainin
     lines = metrics(whole)
     skipped = [line for line in lines if line.get("skipped")]
     assert len(skipped) > dinov2.MAX_SKIPPED_IN_A_ROW
-    assert [line["loss_scale"] for line in skipped] == [65536 / 2**number for number in range(1, len(skipped) + 1)]
+    assert [line["loss_scale"] for line in skipped] == [
+        65536 / 2**number for number in range(1, len(skipped) + 1)
+    ]
     taken = [line for line in lines if "dino_global_loss" in line]
     assert [line["step"] for line in skipped + taken] == list(range(1, 17)) and len(taken) > 2
-    assert all(torch.isfinite(tensor).all() for tensor in load_file(whole / "model.safetensors").values())
+    assert all(
+        torch.isfinite(tensor).all() for tensor in load_file(whole / "model.safetensors").values()
+    )
     scaler = state_of(whole, 16)["loss_scaler"]
     assert scaler["scale"] == skipped[-1]["loss_scale"] and scaler["_growth_tracker"] == len(taken)
 
@@ -115,7 +146,10 @@ def test_resumed_is_uninterrupted_bit_for_bit(run, whole, tmp_path):
         shutil.rmtree(folder / f"checkpoint-{step}")
     run("--output_dir", folder, "--resume_from_checkpoint", "true")
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert metrics(folder) == metrics(whole) and state_of(folder, 16)["loss_scaler"] == state_of(whole, 16)["loss_scaler"]
+    assert (
+        metrics(folder) == metrics(whole)
+        and state_of(folder, 16)["loss_scaler"] == state_of(whole, 16)["loss_scaler"]
+    )
 
 
 def test_a_checkpoint_without_a_scale_loads():
@@ -135,7 +169,9 @@ def test_gradients_that_no_scale_cures_end_the_run(run, tmp_path, monkeypatch):
     def steep(self, *args, **kwargs):
         losses = plain(self, *args, **kwargs)
         bias = self.student["dino_head"].mlp[0].bias
-        return losses | {"loss": losses["loss"] + (bias - bias.detach()).abs().sqrt().sum()}  # finite, its gradient is not
+        return losses | {
+            "loss": losses["loss"] + (bias - bias.detach()).abs().sqrt().sum()
+        }  # finite, its gradient is not
 
     monkeypatch.setattr(SelfDistillation, "forward", steep)
     with pytest.raises(UserError, match="not finite for 3 steps in a row, the last is step 19"):

@@ -49,7 +49,11 @@ def test_what_is_read_is_what_was_written(tmp_path):
     for name, offset in sealed.offsets.items():
         as_bytes = TENSORS[name].flatten().view(torch.uint8).numpy().tobytes()
         assert content[offset : offset + len(as_bytes)] == as_bytes
-    assert len(content) <= sealed_bytes(sum(tensor.nbytes for tensor in TENSORS.values())) <= len(content) + 4096 + 1024
+    assert (
+        len(content)
+        <= sealed_bytes(sum(tensor.nbytes for tensor in TENSORS.values()))
+        <= len(content) + 4096 + 1024
+    )
     assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == [path.name]
     umask = os.umask(0)
     os.umask(umask)
@@ -63,7 +67,9 @@ def test_no_bit_and_no_length_goes_unnoticed(tmp_path):
     damaged = [content[:length] for length in range(len(content))]
     for place in range(len(content)):
         for bit in range(8):
-            damaged.append(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            damaged.append(
+                content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+            )
     for each in damaged:
         path.write_bytes(each)
         with pytest.raises((DamagedTensors, NotSealed)):

@@ -68,10 +68,15 @@ def test_columns_by_their_usual_names(parquet_file, arrays, kind, monkeypatch):
     if kind == "hf":
         datasets = pytest.importorskip("datasets")
         dataset = datasets.load_dataset(
-            "parquet", data_files=str(parquet_file), split="train", cache_dir=str(parquet_file.parent / "cache")
+            "parquet",
+            data_files=str(parquet_file),
+            split="train",
+            cache_dir=str(parquet_file.parent / "cache"),
         )
         dataset = (
-            dataset.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image()).cast_column("depth", datasets.Image())
+            dataset.cast_column("image", datasets.Image())
+            .cast_column("mask", datasets.Image())
+            .cast_column("depth", datasets.Image())
         )
         monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: dataset)
         source = open_source("hf:some/name?ignore=5&depth_scale=500")
@@ -83,7 +88,9 @@ def test_columns_by_their_usual_names(parquet_file, arrays, kind, monkeypatch):
         expected = torch.from_numpy(arrays[1][index].astype(np.int64))
         assert torch.equal(known.mask(index), torch.where(expected == 5, IGNORED, expected))
         assert torch.equal(known.foreground(index), (expected != 0) & (expected != 5))
-        torch.testing.assert_close(known.depth(index), torch.from_numpy(arrays[2][index].astype(np.float32)) / 500)
+        torch.testing.assert_close(
+            known.depth(index), torch.from_numpy(arrays[2][index].astype(np.float32)) / 500
+        )
     assert [known.captions(index) for index in range(4)] == [["a", "b"], ["c"], [], ["d"]]
     assert known.image_ids == ["1", "2", "3", "4"] and known.copy_of == ["2", "2", "3", "1"]
 
@@ -95,11 +102,15 @@ def test_a_folder_beside_the_images(arrays, tmp_path):
             Image.fromarray(arrays[part][index]).save(tmp_path / name / "a" / f"{index}.{ending}")
     source = open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks&depth={tmp_path}/depths")
     assert torch.equal(source.annotations.mask(2), torch.from_numpy(arrays[1][2].astype(np.int64)))
-    torch.testing.assert_close(source.annotations.depth(1), torch.from_numpy(arrays[2][1].astype(np.float32)) / 1000)
+    torch.testing.assert_close(
+        source.annotations.depth(1), torch.from_numpy(arrays[2][1].astype(np.float32)) / 1000
+    )
     (tmp_path / "masks/a/1.png").unlink()
     with pytest.raises(UserError, match=r"1 of 3 images have no mask, such as .*a/1.png"):
         open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks")
-    with pytest.raises(UserError, match="ignore needs a mask for each image; name them by mask=WHERE"):
+    with pytest.raises(
+        UserError, match="ignore needs a mask for each image; name them by mask=WHERE"
+    ):
         open_source(f"folder:{tmp_path}/images?ignore=3")
 
 
@@ -107,14 +118,22 @@ def test_annotations_go_to_a_data_worker(parquet_file):
     for text in (f"parquet:{parquet_file}", "scenes?size=32&count=3"):
         source = open_source(text)
         there = pickle.loads(pickle.dumps(source))
-        assert torch.equal(there.annotations.mask(1), source.annotations.mask(1)) and there.annotations.captions(0)
+        assert torch.equal(
+            there.annotations.mask(1), source.annotations.mask(1)
+        ) and there.annotations.captions(0)
 
 
 def test_nothing_beside_the_images_is_read_before_it_is_asked_for(parquet_file, monkeypatch):
     read = []
-    monkeypatch.setattr(parquet_source, "_read_column", lambda paths, column: read.append(column) or [["x"]] * 4)
+    monkeypatch.setattr(
+        parquet_source, "_read_column", lambda paths, column: read.append(column) or [["x"]] * 4
+    )
     known = open_source(f"parquet:{parquet_file}").annotations
-    assert known.names == {"mask", "depth", "captions", "copy_of"} and read == [] and known.masks._cache == {}
+    assert (
+        known.names == {"mask", "depth", "captions", "copy_of"}
+        and read == []
+        and known.masks._cache == {}
+    )
     assert known.captions(0) == known.captions(1) == ["x"] and read == ["captions"]
     known.mask(0)
     assert known.masks._cache != {}
@@ -122,17 +141,32 @@ def test_nothing_beside_the_images_is_read_before_it_is_asked_for(parquet_file, 
 
 def test_what_is_empty_is_kept_empty(arrays, tmp_path):
     images = structs([png(array) for array in arrays[0]])
-    columns = {"caption": ["a", None, "c", "d"], "image_id": ["p", "q", "r", "s"], "target_image_id": ["q", None, "q", "q"]}
+    columns = {
+        "caption": ["a", None, "c", "d"],
+        "image_id": ["p", "q", "r", "s"],
+        "target_image_id": ["q", None, "q", "q"],
+    }
     pyarrow.parquet.write_table(pyarrow.table({"image": images, **columns}), tmp_path / "x.parquet")
     known = open_source(f"parquet:{tmp_path}/x.parquet").annotations
-    assert [known.captions(index) for index in range(4)] == [["a"], [], ["c"], ["d"]] and known.copy_of == ["q", "", "q", "q"]
+    assert [known.captions(index) for index in range(4)] == [
+        ["a"],
+        [],
+        ["c"],
+        ["d"],
+    ] and known.copy_of == ["q", "", "q", "q"]
 
 
 def test_originals_have_names_without_being_copies(arrays, tmp_path):
     images = structs([png(array) for array in arrays[0]])
-    pyarrow.parquet.write_table(pyarrow.table({"image": images, "image_id": list("pqrs")}), tmp_path / "x.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": images, "image_id": list("pqrs")}), tmp_path / "x.parquet"
+    )
     source = open_source(f"parquet:{tmp_path}/x.parquet")
-    assert source.annotations.image_ids == list("pqrs") and source.annotations.copy_of is None and source.knows == set()
+    assert (
+        source.annotations.image_ids == list("pqrs")
+        and source.annotations.copy_of is None
+        and source.knows == set()
+    )
 
 
 def grey_png(bits, rows, size=None):
@@ -141,10 +175,17 @@ def grey_png(bits, rows, size=None):
     raw = b"".join(b"\0" + int(line, 2).to_bytes(len(line) // 8, "big") for line in lines)
 
     def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", *(size or (len(rows[0]), len(rows))), bits, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(raw))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_grey_that_pillow_would_spread_is_refused():
@@ -155,9 +196,14 @@ def test_grey_that_pillow_would_spread_is_refused():
             decode_values(grey_png(bits, rows))
 
 
-@pytest.mark.parametrize(("file_format", "mode"), [("PNG", "uint8"), ("PNG", "uint16"), ("TIFF", "uint8"), ("TIFF", "uint16")])
+@pytest.mark.parametrize(
+    ("file_format", "mode"),
+    [("PNG", "uint8"), ("PNG", "uint16"), ("TIFF", "uint8"), ("TIFF", "uint16")],
+)
 def test_numbers_come_back_exactly(file_format, mode):
-    values = np.random.default_rng(2).integers(0, np.iinfo(mode).max, (9, 11), dtype=mode, endpoint=True)
+    values = np.random.default_rng(2).integers(
+        0, np.iinfo(mode).max, (9, 11), dtype=mode, endpoint=True
+    )
     stream = io.BytesIO()
     Image.fromarray(values).save(stream, file_format)
     assert decode_values(stream.getvalue()).tolist() == values.tolist()
@@ -178,7 +224,10 @@ def test_a_bomb_is_refused_by_its_header():
 
 
 def test_masks_are_as_large_as_the_source_allows_its_images_to_be(tmp_path, monkeypatch):
-    assert decode_values(grey_png(1, [[0] * 8] * 8, size=(8, 8)), max_pixels=64).tolist() == [[0] * 8] * 8
+    assert (
+        decode_values(grey_png(1, [[0] * 8] * 8, size=(8, 8)), max_pixels=64).tolist()
+        == [[0] * 8] * 8
+    )
     with pytest.raises(UnreadableImage, match="too_large"):
         decode_values(grey_png(1, [[0] * 8] * 8), max_pixels=63)
     side = 8_008  # more than 64 million pixels
@@ -194,7 +243,9 @@ def test_masks_are_as_large_as_the_source_allows_its_images_to_be(tmp_path, monk
 def test_large_masks_of_tiff_that_pillow_does_not_read():
     tifffile = pytest.importorskip("tifffile")
     stream = io.BytesIO()
-    tifffile.imwrite(stream, np.full((16, 16), 5, np.uint16), photometric="minisblack", compression="zstd")
+    tifffile.imwrite(
+        stream, np.full((16, 16), 5, np.uint16), photometric="minisblack", compression="zstd"
+    )
     assert tiff.open_plain(stream.getvalue(), 256) is None
     assert decode_values(stream.getvalue(), max_pixels=256).tolist() == [[5] * 16] * 16
     with pytest.raises(UnreadableImage, match="too_large"):
@@ -202,14 +253,18 @@ def test_large_masks_of_tiff_that_pillow_does_not_read():
 
 
 def test_palette_indices_are_numbers_not_colours():
-    picture = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, 0).repeat(8, 1), "P")
+    picture = Image.fromarray(
+        np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, 0).repeat(8, 1), "P"
+    )
     picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     stream = io.BytesIO()
     picture.save(stream, "PNG")
     assert decode_values(stream.getvalue())[::8, ::8].tolist() == [[0, 1], [2, 1]]
 
 
-@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n broken", png(np.zeros((9, 9), np.uint8))[:40]])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x89PNG\r\n\x1a\n broken", png(np.zeros((9, 9), np.uint8))[:40]]
+)
 def test_bytes_that_are_no_picture(data):
     with pytest.raises(UnreadableImage):
         decode_values(data)
@@ -231,15 +286,26 @@ def test_what_does_not_fit_is_named(arrays, tmp_path):
 
     images = structs([png(array) for array in arrays[0]])
     colours = write("colours.parquet", image=images, mask=images)
-    with pytest.raises(UserError, match="colours.parquet:0 is stored as RGB; save it as PNG with one channel"):
+    with pytest.raises(
+        UserError, match="colours.parquet:0 is stored as RGB; save it as PNG with one channel"
+    ):
         open_source(colours).annotations.mask(0)
     large = write("large.parquet", image=images, mask=structs([png(array) for array in arrays[2]]))
-    with pytest.raises(UserError, match=r"large.parquet:0 holds the value \d+; class numbers are 0 to 254"):
+    with pytest.raises(
+        UserError, match=r"large.parquet:0 holds the value \d+; class numbers are 0 to 254"
+    ):
         open_source(large).annotations.mask(0)
-    cut = write("cut.parquet", image=images, mask=structs([png(array[:, :10]) for array in arrays[1]]))
-    with pytest.raises(UserError, match=r"cut.parquet:0 is 12 x 10 pixels \(height x width\) and its image 12 x 16; give one that shows"):
+    cut = write(
+        "cut.parquet", image=images, mask=structs([png(array[:, :10]) for array in arrays[1]])
+    )
+    with pytest.raises(
+        UserError,
+        match=r"cut.parquet:0 is 12 x 10 pixels \(height x width\) and its image 12 x 16; give one that shows",
+    ):
         open_source(cut).annotations.mask(0)
-    half = write("half.parquet", image=images, mask=structs([png(array[:9, :12]) for array in arrays[1]]))
+    half = write(
+        "half.parquet", image=images, mask=structs([png(array[:9, :12]) for array in arrays[1]])
+    )
     assert open_source(half).annotations.mask(0).shape == (9, 12)
     broken = write("broken.parquet", image=images, mask=structs([b"no picture"] * 4))
     with pytest.raises(UnreadableImage, match="not_an_image"):
@@ -247,8 +313,12 @@ def test_what_does_not_fit_is_named(arrays, tmp_path):
     for option in ("depth", "captions"):
         with pytest.raises(UserError, match=f"no {option} .*name where it is by {option}=WHERE"):
             getattr(open_source(half).annotations, option)(0)
-    numbers = write("numbers.parquet", image=images, label=[0, 1, 2, 3], share=[0.5] * 4, source=list("abcd"))
-    with pytest.raises(UserError, match="column 'label' holds no images; name another by mask=COLUMN"):
+    numbers = write(
+        "numbers.parquet", image=images, label=[0, 1, 2, 3], share=[0.5] * 4, source=list("abcd")
+    )
+    with pytest.raises(
+        UserError, match="column 'label' holds no images; name another by mask=COLUMN"
+    ):
         open_source(f"{numbers}?mask=label")
     with pytest.raises(UserError, match="column 'share' holds neither texts nor lists of texts"):
         open_source(f"{numbers}?captions=share")
@@ -262,7 +332,9 @@ def test_what_does_not_fit_is_named(arrays, tmp_path):
         open_source(f"{colours}?mask=masc")
     bare = write("bare.parquet", image=images)
     assert open_source(bare).annotations is None and open_source(bare).knows == set()
-    with pytest.raises(UserError, match="ignore needs a mask for each image; name them by mask=WHERE"):
+    with pytest.raises(
+        UserError, match="ignore needs a mask for each image; name them by mask=WHERE"
+    ):
         open_source(f"{bare}?ignore=1")
 
 
@@ -285,19 +357,38 @@ def test_a_mask_fits_the_upright_image(tmp_path):
 def test_columns_of_a_data_set_of_the_hub(arrays, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     images = structs([png(array) for array in arrays[0]])
-    columns = {"image": images, "mask": list("abcd"), "caption": ["a", None, "c", "d"], "share": [0.5] * 4, "source": list("abcd")}
-    features = {"image": datasets.Image(), **{name: datasets.Value("string") for name in ("mask", "caption", "source")}}
-    dataset = datasets.Dataset.from_dict(columns, features=datasets.Features({**features, "share": datasets.Value("float32")}))
+    columns = {
+        "image": images,
+        "mask": list("abcd"),
+        "caption": ["a", None, "c", "d"],
+        "share": [0.5] * 4,
+        "source": list("abcd"),
+    }
+    features = {
+        "image": datasets.Image(),
+        **{name: datasets.Value("string") for name in ("mask", "caption", "source")},
+    }
+    dataset = datasets.Dataset.from_dict(
+        columns, features=datasets.Features({**features, "share": datasets.Value("float32")})
+    )
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: dataset)
     source = open_source("hf:some/name")
-    assert source.knows == {"captions"} and [source.annotations.captions(row) for row in range(4)] == [["a"], [], ["c"], ["d"]]
+    assert source.knows == {"captions"} and [
+        source.annotations.captions(row) for row in range(4)
+    ] == [["a"], [], ["c"], ["d"]]
     for options, message in (
-        ("mask=mask", "column 'mask' holds no images besides the images; name another by .mask=COLUMN"),
+        (
+            "mask=mask",
+            "column 'mask' holds no images besides the images; name another by .mask=COLUMN",
+        ),
         ("captions=share", "column 'share' holds neither texts nor lists of texts"),
         ("copy_of=source", "copy_of=source needs a column image_id"),
         ("depth=dephts", "no column 'dephts'; name one of image, mask, caption"),
         ("ignore=1", "ignore needs a mask for each image"),
-        ("streaming=true&captions=caption", "captions needs an index, which a stream has not; leave out streaming=true"),
+        (
+            "streaming=true&captions=caption",
+            "captions needs an index, which a stream has not; leave out streaming=true",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             open_source(f"hf:some/name?{options}")
@@ -312,9 +403,9 @@ def test_scenes_know_everything():
         and torch.equal(known.depth(3), scene.depth)
         and known.captions(3) == scene.captions
     )
-    assert known.mask(3)[scene.masks == 1].unique().tolist() == [1 + scene.category] and known.mask(3)[
-        scene.masks == 0
-    ].unique().tolist() == [0]
+    assert known.mask(3)[scene.masks == 1].unique().tolist() == [1 + scene.category] and known.mask(
+        3
+    )[scene.masks == 0].unique().tolist() == [0]
     assert len(known.mask_names) > int(known.mask(3).max())
 
 
@@ -322,10 +413,18 @@ def test_fingerprints_change_with_the_data(parquet_file, tmp_path):
     copy = tmp_path / "x.parquet"
     copy.write_bytes(parquet_file.read_bytes())
     first = open_source(f"parquet:{copy}").fingerprint
-    assert first == open_source(f"parquet:{copy}").fingerprint != open_source(f"parquet:{copy}?image=mask").fingerprint
+    assert (
+        first
+        == open_source(f"parquet:{copy}").fingerprint
+        != open_source(f"parquet:{copy}?image=mask").fingerprint
+    )
     os.utime(copy, ns=(1, 1))
     assert open_source(f"parquet:{copy}").fingerprint != first
-    texts = {open_source(f"scenes?count={count}&seed={seed}").fingerprint for count in (3, 4) for seed in (0, 1)}
+    texts = {
+        open_source(f"scenes?count={count}&seed={seed}").fingerprint
+        for count in (3, 4)
+        for seed in (0, 1)
+    }
     assert len(texts) == 4
 
 

@@ -20,7 +20,9 @@ COLOUR = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 
 def encoded(image: np.ndarray | Image.Image, format: str = "PNG", **options) -> bytes:
     stream = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, format, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(
+        stream, format, **options
+    )
     return stream.getvalue()
 
 
@@ -32,14 +34,22 @@ def test_where_both_ends_could_be_channels_numpy_has_them_last_and_torch_first(s
     values = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     last, first = np.moveaxis(values, -1, 0), values
     for given, planes in ((values, last), (torch.from_numpy(values), first)):
-        assert np.array_equal(image_tensor(given).numpy(), np.broadcast_to(planes, (3, *planes.shape[1:])))
+        assert np.array_equal(
+            image_tensor(given).numpy(), np.broadcast_to(planes, (3, *planes.shape[1:]))
+        )
 
 
 def test_sixteen_bits_of_an_array_are_those_of_a_file():
     ramp = np.tile(np.arange(0, 65536, 32, dtype=np.uint16), (8, 1))
     from_file = image_tensor(encoded(ramp))
     exact = np.round(ramp[0] / 257)
-    for given in (ramp, ramp.astype(">u2"), torch.from_numpy(ramp), torch.from_numpy(ramp)[None], ramp[..., None]):
+    for given in (
+        ramp,
+        ramp.astype(">u2"),
+        torch.from_numpy(ramp),
+        torch.from_numpy(ramp)[None],
+        ramp[..., None],
+    ):
         assert torch.equal(image_tensor(given), from_file)
     assert np.array_equal(from_file[1, 3].numpy(), exact)
     assert np.array_equal(image_tensor(np.stack([ramp] * 3))[0, 0].numpy(), ramp[0] >> 8)
@@ -62,13 +72,19 @@ def test_an_image_in_memory_may_be_small_and_a_file_may_not():
     dot = np.zeros((1, 1, 3), dtype=np.uint8)
     for given in (dot, Image.fromarray(dot), torch.zeros(3, 1, 1, dtype=torch.uint8)):
         assert image_tensor(given).shape == (3, 1, 1)
-    with pytest.raises(UserError, match=r"bytes cannot be decoded \(too_small\); give a larger one: 8 pixels"):
+    with pytest.raises(
+        UserError, match=r"bytes cannot be decoded \(too_small\); give a larger one: 8 pixels"
+    ):
         image_tensor(encoded(dot))
 
 
 def test_a_frame_that_a_user_turned_to_is_the_one_taken():
     frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "lime", "blue")]
-    animation = Image.open(io.BytesIO(encoded(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:])))
+    animation = Image.open(
+        io.BytesIO(
+            encoded(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:])
+        )
+    )
     assert image_tensor(animation)[:, 0, 0].tolist() == [255, 0, 0]
     animation.seek(2)
     assert image_tensor(animation)[:, 0, 0].tolist() == [0, 0, 255]

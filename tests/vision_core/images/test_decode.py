@@ -21,7 +21,9 @@ SMOOTH = np.array(Image.fromarray(COLOUR).resize((96, 64), Image.Resampling.BICU
 
 def encode(picture: Image.Image | np.ndarray, format: str, **options) -> bytes:
     stream = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(stream, format, **options)
+    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(
+        stream, format, **options
+    )
     return stream.getvalue()
 
 
@@ -29,10 +31,17 @@ def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> b
     """A PNG written by hand, so that the header may say anything."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows, 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def bomb_png(side: int) -> bytes:
@@ -60,7 +69,9 @@ def reason(data: bytes, num_channels: int = 3) -> str:
 
 
 PICTURE = Image.fromarray(SMOOTH)
-HALVES = {format: encode(SMOOTH, format) for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
+HALVES = {
+    format: encode(SMOOTH, format) for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+}
 READABLE = {
     "jpeg": HALVES["JPEG"],
     "cmyk": encode(PICTURE.convert("CMYK"), "JPEG"),
@@ -108,8 +119,14 @@ def test_pictures_keep_their_means(name: str) -> None:
         (HALVES["PNG"][:20], "truncated"),
         (b"\xff\xd8\xff\xe0" + bytes(40), "corrupt"),
         (b"II*\0\xff\xff\xff\xff", "unsupported_tiff"),
-        (encode(Image.fromarray(SMOOTH[..., 0].astype(np.float32)), "TIFF"), "unsupported_mode float32"),
-        (encode(Image.fromarray(SMOOTH[..., 0].astype(np.int32)), "TIFF"), "unsupported_mode int32"),
+        (
+            encode(Image.fromarray(SMOOTH[..., 0].astype(np.float32)), "TIFF"),
+            "unsupported_mode float32",
+        ),
+        (
+            encode(Image.fromarray(SMOOTH[..., 0].astype(np.int32)), "TIFF"),
+            "unsupported_mode int32",
+        ),
         (encode(np.zeros((1, 1, 3), dtype=np.uint8), "PNG"), "too_small"),
         (encode(np.zeros((1, 10000, 3), dtype=np.uint8), "PNG"), "too_small"),
         (b"\x93NUMPY\x01\x00", "corrupt"),
@@ -164,7 +181,9 @@ def test_exif_orientation(orientation: int, format: str) -> None:
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_the_size_in_the_header_is_that_of_the_upright_picture(orientation: int, format: str) -> None:
+def test_the_size_in_the_header_is_that_of_the_upright_picture(
+    orientation: int, format: str
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(SMOOTH, format, exif=exif)
@@ -175,7 +194,11 @@ def test_orientation_six_of_sixteen_bit_grey_and_of_jpeg() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decode_image(encode(SMOOTH, "JPEG", exif=exif)).shape == (3, 96, 64)
-    assert decode_image(encode(SMOOTH[..., 0].astype(np.uint16) * 257, "PNG", exif=exif)).shape == (3, 96, 64)
+    assert decode_image(encode(SMOOTH[..., 0].astype(np.uint16) * 257, "PNG", exif=exif)).shape == (
+        3,
+        96,
+        64,
+    )
 
 
 def test_an_unreadable_exif_block_leaves_the_pixels() -> None:
@@ -186,8 +209,17 @@ def test_an_unreadable_exif_block_leaves_the_pixels() -> None:
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
 def test_an_animation_gives_its_first_frame(format: str) -> None:
     frames = [Image.new("RGB", (32, 24), colour) for colour in ("red", "green", "blue")]
-    data = encode(frames[0], format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {}))
-    assert torch.equal(decode_image(data), torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 24, 32))
+    data = encode(
+        frames[0],
+        format,
+        save_all=True,
+        append_images=frames[1:],
+        **({"lossless": True} if format == "WEBP" else {}),
+    )
+    assert torch.equal(
+        decode_image(data),
+        torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 24, 32),
+    )
 
 
 def resident_bytes() -> int:
@@ -206,7 +238,9 @@ BOMBS = {
 }
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident memory from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="reads the resident memory from /proc"
+)
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_by_their_header(name: str) -> None:
     decode_image(HALVES["PNG"]), decode_image(HALVES["GIF"]), decode_image(HALVES["WEBP"])
@@ -251,7 +285,9 @@ print(outcomes["read"], outcomes["refused"])
 
 
 def test_random_corruptions_raise_nothing_else_and_end_no_process() -> None:
-    done = subprocess.run([sys.executable, "-c", CORRUPTIONS], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", CORRUPTIONS], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     read, refused = map(int, done.stdout.split())
     assert read + refused == 480
@@ -264,12 +300,16 @@ def test_one_channel_is_luminance() -> None:
     assert image.dtype == torch.float32 and image.shape == (1, 64, 96)
     np.testing.assert_allclose(image[0].numpy(), reference, atol=1e-6)
     # ITU-R 601-2
-    np.testing.assert_allclose(image[0].numpy(), SMOOTH @ [0.299, 0.587, 0.114] / 255, atol=0.5 / 255 + 1e-3)
+    np.testing.assert_allclose(
+        image[0].numpy(), SMOOTH @ [0.299, 0.587, 0.114] / 255, atol=0.5 / 255 + 1e-3
+    )
 
 
 def test_one_channel_keeps_sixteen_bits() -> None:
     values = np.random.default_rng(2).integers(0, 65536, (16, 24), dtype=np.uint16)
-    np.testing.assert_allclose(decode_image(encode(values, "PNG"), 1)[0].numpy(), values / 65535, atol=1e-7)
+    np.testing.assert_allclose(
+        decode_image(encode(values, "PNG"), 1)[0].numpy(), values / 65535, atol=1e-7
+    )
 
 
 def test_pictures_have_no_five_channels() -> None:

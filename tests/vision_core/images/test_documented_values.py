@@ -23,7 +23,11 @@ DICE = np.random.default_rng(0)
 HEIGHT, WIDTH = 16, 24
 LOW, HIGH = 100, 4095
 ANYWHERE = rasterio.Affine(1, 0, 5, 0, -1, 50)
-COLUMNS = {"3 channels": (3, AS_STORED), "1 channel": (1, AS_STORED), "scaled": (3, PixelOptions(Scale("values", LOW, HIGH)))}
+COLUMNS = {
+    "3 channels": (3, AS_STORED),
+    "1 channel": (1, AS_STORED),
+    "scaled": (3, PixelOptions(Scale("values", LOW, HIGH))),
+}
 Made = tuple[bytes, np.ndarray]
 
 
@@ -39,7 +43,13 @@ def numbers(dtype: str, bands: int = 1, bits: int | None = None) -> np.ndarray:
 
 def geotiff(values: np.ndarray, **options) -> Made:
     """Written by rasterio, read by rasterio."""
-    sizes = {"count": len(values), "height": HEIGHT, "width": WIDTH, "dtype": values.dtype, "transform": ANYWHERE}
+    sizes = {
+        "count": len(values),
+        "height": HEIGHT,
+        "width": WIDTH,
+        "dtype": values.dtype,
+        "transform": ANYWHERE,
+    }
     with rasterio.MemoryFile() as memory:
         with memory.open(driver="GTiff", **sizes, **options) as file:
             file.write(values)
@@ -83,7 +93,9 @@ def palette_png() -> Made:
 def palette_tiff(nodata: bool) -> Made:
     colours = numbers("uint16", 3).reshape(3, -1)[:, :256]
     tags = [(42113, "s", 0, "-1", True)] if nodata else []
-    data, indices = tiff(numbers("uint8")[0], photometric="palette", colormap=colours, extratags=tags)
+    data, indices = tiff(
+        numbers("uint8")[0], photometric="palette", colormap=colours, extratags=tags
+    )
     return data, colours[:, indices[0]] >> 8
 
 
@@ -101,7 +113,9 @@ def npz(*arrays: np.ndarray) -> Made:
 
 BLACK, WHITE = {"photometric": "minisblack"}, {"photometric": "miniswhite"}
 PLANES = {"planarconfig": "separate"}
-SMOOTH = np.add.outer(np.arange(3) * 40, np.add.outer(np.arange(HEIGHT) * 3, np.arange(WIDTH) * 4)).astype(np.uint8)
+SMOOTH = np.add.outer(
+    np.arange(3) * 40, np.add.outer(np.arange(HEIGHT) * 3, np.arange(WIDTH) * 4)
+).astype(np.uint8)
 TILES = {"tiled": True, "blockxsize": 16, "blockysize": 16}
 
 ROWS: dict[str, Callable[[], Made]] = {
@@ -119,12 +133,16 @@ ROWS: dict[str, Callable[[], Made]] = {
     "TIFF | 4 | grey | ": lambda: geotiff(numbers("uint8", bits=4), nbits=4),
     "TIFF | 8 | grey | ": lambda: geotiff(numbers("uint8")),
     "TIFF | 8 | grey | white is zero": lambda: geotiff(numbers("uint8"), photometric="miniswhite"),
-    "TIFF | 8 | grey, alpha | ": lambda: tiff(last(numbers("uint8", 2)), extrasamples=["unassalpha"], **BLACK),
+    "TIFF | 8 | grey, alpha | ": lambda: tiff(
+        last(numbers("uint8", 2)), extrasamples=["unassalpha"], **BLACK
+    ),
     "TIFF | 8 | palette | ": lambda: palette_tiff(nodata=False),
     "TIFF | 8 | palette | with a nodata tag": lambda: palette_tiff(nodata=True),
     "TIFF | 8 | colour | by pixel": lambda: geotiff(numbers("uint8", 3), interleave="pixel"),
     "TIFF | 8 | colour | by band": lambda: geotiff(numbers("uint8", 3), interleave="band"),
-    "TIFF | 8 | colour | JPEG in tiles": lambda: geotiff(SMOOTH, compress="jpeg", photometric="ycbcr", interleave="pixel", **TILES),
+    "TIFF | 8 | colour | JPEG in tiles": lambda: geotiff(
+        SMOOTH, compress="jpeg", photometric="ycbcr", interleave="pixel", **TILES
+    ),
     "TIFF | 8 | colour | JPEG by band": lambda: geotiff(SMOOTH, compress="jpeg", interleave="band"),
     "TIFF | 8 | colour | WebP": lambda: geotiff(SMOOTH, compress="webp", interleave="pixel"),
     "TIFF | 8 | colour, alpha | by pixel": lambda: geotiff(numbers("uint8", 4), interleave="pixel"),
@@ -132,30 +150,56 @@ ROWS: dict[str, Callable[[], Made]] = {
     "TIFF | 8 | 2 | ": lambda: geotiff(numbers("uint8", 2)),
     "TIFF | 8 | 3 | ": lambda: geotiff(numbers("uint8", 3), photometric="minisblack"),
     "TIFF | 8 | 4 | ": lambda: geotiff(numbers("uint8", 4), alpha="no"),
-    "TIFF | 8 | CMYK by band | ": lambda: tiff(numbers("uint8", 4), photometric="separated", **PLANES),
+    "TIFF | 8 | CMYK by band | ": lambda: tiff(
+        numbers("uint8", 4), photometric="separated", **PLANES
+    ),
     "TIFF | 8 | CIE L\\*a\\*b\\* | ": lambda: tiff(last(numbers("uint8", 3)), photometric="cielab"),
     "TIFF | 10 | 3 | ": lambda: geotiff(numbers("uint16", 3, bits=10), nbits=10),
     "TIFF | 12 | grey | ": lambda: geotiff(numbers("uint16", bits=12), nbits=12),
     "TIFF | 16 | grey | ": lambda: geotiff(numbers("uint16")),
-    "TIFF | 16 | grey | big-endian, LZW": lambda: geotiff(numbers("uint16"), endianness="big", compress="lzw"),
-    "TIFF | 16 | grey | white is zero": lambda: geotiff(numbers("uint16"), photometric="miniswhite"),
-    "TIFF | 16 | grey | white is zero, big-endian": lambda: geotiff(numbers("uint16"), photometric="miniswhite", endianness="big"),
-    "TIFF | 16 | colour | by pixel": lambda: geotiff(numbers("uint16", 3), photometric="rgb", interleave="pixel"),
-    "TIFF | 16 | colour | by band": lambda: geotiff(numbers("uint16", 3), photometric="rgb", interleave="band"),
+    "TIFF | 16 | grey | big-endian, LZW": lambda: geotiff(
+        numbers("uint16"), endianness="big", compress="lzw"
+    ),
+    "TIFF | 16 | grey | white is zero": lambda: geotiff(
+        numbers("uint16"), photometric="miniswhite"
+    ),
+    "TIFF | 16 | grey | white is zero, big-endian": lambda: geotiff(
+        numbers("uint16"), photometric="miniswhite", endianness="big"
+    ),
+    "TIFF | 16 | colour | by pixel": lambda: geotiff(
+        numbers("uint16", 3), photometric="rgb", interleave="pixel"
+    ),
+    "TIFF | 16 | colour | by band": lambda: geotiff(
+        numbers("uint16", 3), photometric="rgb", interleave="band"
+    ),
     "TIFF | 16 | 3 | by pixel": lambda: geotiff(numbers("uint16", 3), interleave="pixel"),
     "TIFF | 16 | 3 | by band": lambda: geotiff(numbers("uint16", 3), interleave="band"),
-    "TIFF | 16 | 3 | tiles, LZW, predictor": lambda: geotiff(numbers("uint16", 3), compress="lzw", predictor=2, **TILES),
+    "TIFF | 16 | 3 | tiles, LZW, predictor": lambda: geotiff(
+        numbers("uint16", 3), compress="lzw", predictor=2, **TILES
+    ),
     "TIFF | 16 | 3 | BigTIFF, big-endian, deflate": lambda: geotiff(
         numbers("uint16", 3), compress="deflate", bigtiff="yes", endianness="big"
     ),
-    "TIFF | 16 | 4 | by band, LZW": lambda: geotiff(numbers("uint16", 4), interleave="band", compress="lzw"),
+    "TIFF | 16 | 4 | by band, LZW": lambda: geotiff(
+        numbers("uint16", 4), interleave="band", compress="lzw"
+    ),
     "TIFF | 16 | 3 pages | ": lambda: tiff(numbers("uint16", 3), metadata=None, **BLACK),
     "TIFF | 16 | 4 pages | ": lambda: tiff(numbers("uint16", 4), metadata=None, **BLACK),
-    "TIFF | 16 | 3 pages | ImageJ, CYX": lambda: tiff(numbers("uint16", 3), imagej=True, metadata={"axes": "CYX"}),
-    "TIFF | 16 | 3 pages | ImageJ, ZYX": lambda: tiff(numbers("uint16", 3), imagej=True, metadata={"axes": "ZYX"}),
-    "TIFF | 16 | 3 pages | OME, CYX": lambda: tiff(numbers("uint16", 3), ome=True, metadata={"axes": "CYX"}, **BLACK),
-    "TIFF | 16 | 3 pages | OME, TYX": lambda: tiff(numbers("uint16", 3), ome=True, metadata={"axes": "TYX"}, **BLACK),
-    "TIFF | 16 | 4 pages | OME, CYX": lambda: tiff(numbers("uint16", 4), ome=True, metadata={"axes": "CYX"}, **BLACK),
+    "TIFF | 16 | 3 pages | ImageJ, CYX": lambda: tiff(
+        numbers("uint16", 3), imagej=True, metadata={"axes": "CYX"}
+    ),
+    "TIFF | 16 | 3 pages | ImageJ, ZYX": lambda: tiff(
+        numbers("uint16", 3), imagej=True, metadata={"axes": "ZYX"}
+    ),
+    "TIFF | 16 | 3 pages | OME, CYX": lambda: tiff(
+        numbers("uint16", 3), ome=True, metadata={"axes": "CYX"}, **BLACK
+    ),
+    "TIFF | 16 | 3 pages | OME, TYX": lambda: tiff(
+        numbers("uint16", 3), ome=True, metadata={"axes": "TYX"}, **BLACK
+    ),
+    "TIFF | 16 | 4 pages | OME, CYX": lambda: tiff(
+        numbers("uint16", 4), ome=True, metadata={"axes": "CYX"}, **BLACK
+    ),
     "TIFF | int8 | 1 | ": lambda: geotiff(numbers("int8")),
     "TIFF | int16 | 1 | ": lambda: geotiff(numbers("int16")),
     "TIFF | int16 | 3 | ": lambda: geotiff(numbers("int16", 3)),
@@ -178,14 +222,18 @@ ROWS: dict[str, Callable[[], Made]] = {
     "NumPy | float32 | 3, H, W | ": lambda: npy(numbers("float32", 3)),
     "NumPy | int64 | 4, H, W | ": lambda: npy(numbers("int64", 4)),
     "NumPy | uint16 | 3, H, W | .npz": lambda: npz(numbers("uint16", 3)),
-    "NumPy | uint16 | 3, H, W | .npz of two arrays": lambda: npz(numbers("uint16", 3), numbers("uint16", 3)),
+    "NumPy | uint16 | 3, H, W | .npz of two arrays": lambda: npz(
+        numbers("uint16", 3), numbers("uint16", 3)
+    ),
 }
 
 
 def documented() -> dict[str, dict[str, str]]:
     """The cells of each row, by its first four."""
     table = PAGE.read_text().partition("| file | bits | bands | layout |")[2].partition("\n\n")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
+    ]
     return {" | ".join(row[:4]): dict(zip(COLUMNS, row[4:], strict=True)) for row in rows}
 
 
@@ -227,10 +275,19 @@ def test_a_row_is_what_the_decoder_does(row: str) -> None:
         is_uint8 = column == "3 channels" and not as_float
         expected = expected_of(formula, channels_first(values, row), num_channels)
         expected = expected.clip(0, 1) if column == "scaled" else expected
-        assert image.dtype == (torch.uint8 if is_uint8 else torch.float32) and image.shape == expected.shape, column
+        assert (
+            image.dtype == (torch.uint8 if is_uint8 else torch.float32)
+            and image.shape == expected.shape
+        ), column
         rounds_luminance = "y / 255" in formula and column == "1 channel"
         rounding = 0.5 if is_uint8 else (0.5 / 255 + 1e-3 if rounds_luminance else 0)
-        np.testing.assert_allclose(image.double().numpy(), expected.numpy(), rtol=1e-6, atol=rounding + 1e-6, err_msg=column)
+        np.testing.assert_allclose(
+            image.double().numpy(),
+            expected.numpy(),
+            rtol=1e-6,
+            atol=rounding + 1e-6,
+            err_msg=column,
+        )
 
 
 def test_the_examples_of_white_is_zero_and_of_int8() -> None:

@@ -20,8 +20,12 @@ def folder(tmp_path_factory):
             (root / kind / name).mkdir(parents=True)
         for index in range(count):
             number += 1
-            Image.fromarray(np.full((9, 9, 3), number, np.uint8)).save(root / "images" / name / f"{index:02d}.png")
-            Image.fromarray(np.full((9, 9), number, np.uint8)).save(root / "masks" / name / f"{index:02d}.png")
+            Image.fromarray(np.full((9, 9, 3), number, np.uint8)).save(
+                root / "images" / name / f"{index:02d}.png"
+            )
+            Image.fromarray(np.full((9, 9), number, np.uint8)).save(
+                root / "masks" / name / f"{index:02d}.png"
+            )
     return root
 
 
@@ -30,7 +34,11 @@ def test_both_parts_are_the_whole_and_a_function_of_the_seed(folder):
     part = hold_out(source, seed=0)
     assert len(part) == 55 and len(part.held_out) == 6
     assert sorted(part.indices + part.held_out.indices) == list(range(61))
-    assert hold_out(source, seed=0).held_out.indices == part.held_out.indices != hold_out(source, seed=1).held_out.indices
+    assert (
+        hold_out(source, seed=0).held_out.indices
+        == part.held_out.indices
+        != hold_out(source, seed=1).held_out.indices
+    )
     assert part.fingerprint == hold_out(source, seed=0).fingerprint != part.held_out.fingerprint
     assert part.description == f"{source.description}; 6 of them are held out of training"
     assert len(hold_out(source, seed=0, most=2).held_out) == 2
@@ -49,14 +57,19 @@ def test_images_names_labels_and_annotations_go_together(folder):
         assert each.knows == {"mask", "label"} and each.class_names == ["a", "b", "c"]
         for index in range(len(each)):
             record, number = each[index], each.indices[index] + 1
-            assert record.id == each.id_of(index) == source.id_of(number - 1) and record.label == each.labels[index]
+            assert (
+                record.id == each.id_of(index) == source.id_of(number - 1)
+                and record.label == each.labels[index]
+            )
             assert (record.image == number).all() and (each.annotations.mask(index) == number).all()
 
 
 def test_captions_and_no_labels():
     source = open_source("scenes?size=32&count=30")
     part = hold_out(source, seed=0)
-    assert part.held_out.annotations.captions(1) == source.annotations.captions(part.held_out.indices[1])
+    assert part.held_out.annotations.captions(1) == source.annotations.captions(
+        part.held_out.indices[1]
+    )
     source.labels = None
     assert len(hold_out(source, seed=0).held_out) == 3 and hold_out(source, seed=0).labels is None
 
@@ -67,7 +80,10 @@ def test_images_of_one_file_stay_on_one_side(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(12):
-            images = {f"{place:02}": generator.integers(0, 255, (9, 9), dtype=np.uint8) for place in range(5)}
+            images = {
+                f"{place:02}": generator.integers(0, 255, (9, 9), dtype=np.uint8)
+                for place in range(5)
+            }
             np.savez(tmp_path / name / f"{number}.npz", **images)
     source = open_source(f"folder:{tmp_path}")
     part = hold_out(source, seed=0)
@@ -79,10 +95,15 @@ def test_images_of_one_file_stay_on_one_side(tmp_path):
 @pytest.mark.parametrize(("files", "held_out"), [(6, 20), (3, 20), (2, 0), (1, 0)])
 def test_where_every_file_is_larger_than_a_tenth_one_of_them_is_held_out(tmp_path, files, held_out):
     for number in range(files):
-        np.savez(tmp_path / f"{number}.npz", **{f"{place:02}": np.full((9, 9), place, np.uint8) for place in range(20)})
+        np.savez(
+            tmp_path / f"{number}.npz",
+            **{f"{place:02}": np.full((9, 9), place, np.uint8) for place in range(20)},
+        )
     part = hold_out(open_source(f"folder:{tmp_path}"), seed=0)
     assert len(part.held_out) == held_out and len(part) == 20 * files - held_out
-    assert not {part.file_of(index) for index in range(len(part))} & {part.held_out.file_of(index) for index in range(held_out)}
+    assert not {part.file_of(index) for index in range(len(part))} & {
+        part.held_out.file_of(index) for index in range(held_out)
+    }
 
 
 def test_the_draw_of_images_that_are_files_is_that_of_earlier_versions(folder):
@@ -107,8 +128,12 @@ def test_many_tiles_of_few_slides_are_drawn_at_once(tmp_path):
             self.count += 1
             return super().__getitem__(index)
 
-    np.savez(tmp_path / "one.npz", **{str(place): np.zeros((9, 9), np.uint8) for place in range(300)})
-    np.savez(tmp_path / "two.npz", **{str(place): np.zeros((9, 9), np.uint8) for place in range(300)})
+    np.savez(
+        tmp_path / "one.npz", **{str(place): np.zeros((9, 9), np.uint8) for place in range(300)}
+    )
+    np.savez(
+        tmp_path / "two.npz", **{str(place): np.zeros((9, 9), np.uint8) for place in range(300)}
+    )
     source = open_source(f"folder:{tmp_path}")
     source.labels = Looked([0] * 600)
     assert not len(hold_out(source, seed=0).held_out) and source.labels.count <= 2 * 600

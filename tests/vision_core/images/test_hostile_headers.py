@@ -24,7 +24,9 @@ DAMAGES = 12
 
 def smooth(channels: int, side: int = 48, dtype: type = np.uint8, top: int = 255) -> np.ndarray:
     y, x = np.mgrid[:side, :side]
-    planes = [(np.sin(x / 7 + band) + np.cos(y / 9 - band) + 2) / 4 * top for band in range(channels)]
+    planes = [
+        (np.sin(x / 7 + band) + np.cos(y / 9 - band) + 2) / 4 * top for band in range(channels)
+    ]
     values = np.stack(planes, axis=-1).astype(dtype)
     return values[:, :, 0] if channels == 1 else values
 
@@ -57,7 +59,9 @@ def by_imagecodecs() -> dict[str, bytes]:
     import imagecodecs
 
     deep = {bands: smooth(bands, dtype=np.uint16, top=60_000) for bands in (2, 3, 4)}
-    return {f"png_16_bits_{bands}": imagecodecs.png_encode(values) for bands, values in deep.items()}
+    return {
+        f"png_16_bits_{bands}": imagecodecs.png_encode(values) for bands, values in deep.items()
+    }
 
 
 def by_tifffile() -> dict[str, bytes]:
@@ -71,7 +75,13 @@ def by_tifffile() -> dict[str, bytes]:
     grey = smooth(1, dtype=np.uint16, top=4000)
     return {
         "tiff_grey": written(grey),
-        "tiff_tiles": written(smooth(3, dtype=np.uint16), photometric="rgb", compression="deflate", tile=(16, 16), predictor=True),
+        "tiff_tiles": written(
+            smooth(3, dtype=np.uint16),
+            photometric="rgb",
+            compression="deflate",
+            tile=(16, 16),
+            predictor=True,
+        ),
         "tiff_zstd": written(smooth(3), photometric="rgb", compression="zstd", bigtiff=True),
         "tiff_imagej": written(np.stack([grey] * 3), imagej=True, metadata={"axes": "CYX"}),
         "tiff_ome": written(np.stack([grey] * 3), ome=True, metadata={"axes": "CYX"}),
@@ -84,7 +94,16 @@ def by_rasterio() -> dict[str, bytes]:
     values = smooth(3, dtype=np.uint16, top=4000).transpose(2, 0, 1)
     with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore")  # that the file is nowhere on earth
-        with memory.open(driver="GTiff", width=48, height=48, count=3, dtype="uint16", nodata=0, compress="lzw", interleave="band") as file:
+        with memory.open(
+            driver="GTiff",
+            width=48,
+            height=48,
+            count=3,
+            dtype="uint16",
+            nodata=0,
+            compress="lzw",
+            interleave="band",
+        ) as file:
             file.write(values)
         return {"tiff_rasterio": memory.read()}
 
@@ -94,12 +113,26 @@ def by_pydicom() -> dict[str, bytes]:
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = CTImageStorage, "1.2.3", ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = (
+        CTImageStorage,
+        "1.2.3",
+        ExplicitVRLittleEndian,
+    )
     scan = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    scan.SOPClassUID, scan.SOPInstanceUID, scan.PhotometricInterpretation, scan.SamplesPerPixel = CTImageStorage, "1.2.3", "MONOCHROME2", 1
+    scan.SOPClassUID, scan.SOPInstanceUID, scan.PhotometricInterpretation, scan.SamplesPerPixel = (
+        CTImageStorage,
+        "1.2.3",
+        "MONOCHROME2",
+        1,
+    )
     scan.Rows = scan.Columns = 48
     scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 16, 12, 11, 0
-    scan.RescaleSlope, scan.RescaleIntercept, scan.WindowCenter, scan.WindowWidth = 1, -1024, 40, 400
+    scan.RescaleSlope, scan.RescaleIntercept, scan.WindowCenter, scan.WindowWidth = (
+        1,
+        -1024,
+        40,
+        400,
+    )
     scan.PixelData = smooth(1, dtype=np.uint16, top=4000).tobytes()
     files = {}
     for name in ("dicom", "dicom_run_lengths"):
@@ -118,7 +151,9 @@ def by_others() -> dict[str, bytes]:
     import pillow_heif
     from astropy.io import fits
 
-    volume = nibabel.Nifti1Image(smooth(4, 32, np.int16, 4000), np.diag([-1, -1, 2, 1.0])).to_bytes()
+    volume = nibabel.Nifti1Image(
+        smooth(4, 32, np.int16, 4000), np.diag([-1, -1, 2, 1.0])
+    ).to_bytes()
     files = {
         "nifti": volume,
         "nifti_gz": gzip.compress(volume, mtime=0),
@@ -152,7 +187,13 @@ def damaged(data: bytes, dice: random.Random) -> bytes:
         place, width = dice.randrange(head), dice.choice([1, 2, 4, 8])
         old = bytes(content[place : place + width])
         flipped = bytes([old[0] ^ 1 << dice.randrange(8)]) + old[1:]
-        content[place : place + width] = [bytes(len(old)), b"\xff" * len(old), flipped, old[::-1], dice.randbytes(len(old))][way]
+        content[place : place + width] = [
+            bytes(len(old)),
+            b"\xff" * len(old),
+            flipped,
+            old[::-1],
+            dice.randbytes(len(old)),
+        ][way]
     return bytes(content)
 
 
@@ -189,13 +230,24 @@ def outcomes(folder: Path, files: dict[str, bytes], ways: str) -> dict[str, list
     for name, data in files.items():
         (folder / name).write_bytes(data)
     command = [sys.executable, "-c", READER, str(folder), ways]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, env={**os.environ, "PYTHONFAULTHANDLER": ""})
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "PYTHONFAULTHANDLER": ""},
+    )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, (done.returncode, lines[-1:], done.stderr[-500:])
     assert done.stderr == ""
     reasons: dict[str, list[str | None]] = {}
     for name, reason, seconds, megabytes in lines:
-        assert not (reason or "").startswith("OTHER") and seconds < MOST_SECONDS and megabytes < MOST_MEGABYTES, (
+        assert (
+            not (reason or "").startswith("OTHER")
+            and seconds < MOST_SECONDS
+            and megabytes < MOST_MEGABYTES
+        ), (
             name,
             reason,
             seconds,
@@ -205,18 +257,36 @@ def outcomes(folder: Path, files: dict[str, bytes], ways: str) -> dict[str, list
     return reasons
 
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory in /proc")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="measures memory in /proc"
+)
 
 
 def test_seeded_damage_of_every_format_is_an_image_or_a_reason(tmp_path: Path) -> None:
-    for package in ("imagecodecs", "tifffile", "rasterio", "pydicom", "nibabel", "astropy", "pillow_heif"):
+    for package in (
+        "imagecodecs",
+        "tifffile",
+        "rasterio",
+        "pydicom",
+        "nibabel",
+        "astropy",
+        "pillow_heif",
+    ):
         pytest.importorskip(package)
     files: dict[str, bytes] = {}
     for write in (by_pillow, by_imagecodecs, by_tifffile, by_rasterio, by_pydicom, by_others):
         files |= write()
-    cases = {f"{name}-{seed:02}": damaged(data, random.Random(f"{name} {seed}")) for name, data in files.items() for seed in range(DAMAGES)}
+    cases = {
+        f"{name}-{seed:02}": damaged(data, random.Random(f"{name} {seed}"))
+        for name, data in files.items()
+        for seed in range(DAMAGES)
+    }
     whole = outcomes(tmp_path / "whole", files, "all")
-    assert {(found[0] or "read").split()[0] for found in whole.values()} == {"read", "several_images", "unsupported_mode"}
+    assert {(found[0] or "read").split()[0] for found in whole.values()} == {
+        "read",
+        "several_images",
+        "unsupported_mode",
+    }
     reasons = outcomes(tmp_path / "cases", cases, "all")
     assert len(reasons) == len(cases) >= 380
     refused = sum(found[0] is not None for found in reasons.values())
@@ -225,7 +295,12 @@ def test_seeded_damage_of_every_format_is_an_image_or_a_reason(tmp_path: Path) -
 
 def with_chunk(data: bytes, kind: bytes, content: bytes, length: int | None = None) -> bytes:
     """A PNG with a chunk behind its header, whose length may lie."""
-    chunk = struct.pack(">I", len(content) if length is None else length) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    chunk = (
+        struct.pack(">I", len(content) if length is None else length)
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
     return data[:33] + chunk + data[33:]
 
 
@@ -277,7 +352,13 @@ def npz_of(data: bytes, size: int, packed: bytes) -> bytes:
 
 def tiff(*entries: tuple[int, int, int, int], next_page: int = 0, behind: bytes = b"") -> bytes:
     table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + struct.pack("<I", next_page) + behind
+    return (
+        b"II*\0\x08\0\0\0"
+        + struct.pack("<H", len(entries))
+        + table
+        + struct.pack("<I", next_page)
+        + behind
+    )
 
 
 def page(**changes: int) -> list[tuple[int, int, int, int]]:
@@ -292,20 +373,36 @@ def lies() -> dict[str, tuple[bytes, str]]:
     """Files whose headers promise what is not there, and how the reason begins."""
     picture = Image.fromarray(smooth(3))
     png, jpeg, gif, bmp = (saved(picture, format) for format in ("PNG", "JPEG", "GIF", "BMP"))
-    app = lambda marker, length: jpeg[:2] + b"\xff" + bytes([marker]) + struct.pack(">H", length) + b"x" * 20 + jpeg[2:]  # noqa: E731
+    app = lambda marker, length: (
+        jpeg[:2] + b"\xff" + bytes([marker]) + struct.pack(">H", length) + b"x" * 20 + jpeg[2:]
+    )  # noqa: E731
     gz = b"\x1f\x8b\x08\0\0\0\0\0\0\x03"
     dims = "'descr': '|u1', 'fortran_order': False, 'shape': "
     return {
         "png_no_size": (png[:16] + bytes(8) + png[24:], ""),
         "png_size_of_all": (png[:16] + b"\x7f\xff\xff\xff" * 2 + png[24:], ""),
         "png_chunk_beyond": (with_chunk(png, b"tEXt", b"a\0b", 2**31 - 1), ""),
-        "png_text_bomb": (with_chunk(png, b"zTXt", b"a\0\0" + zlib.compress(bytes(80 * 2**20), 9)), ""),
-        "png_profile_bomb": (with_chunk(png, b"iCCP", b"a\0\0" + zlib.compress(bytes(80 * 2**20), 9)), ""),
+        "png_text_bomb": (
+            with_chunk(png, b"zTXt", b"a\0\0" + zlib.compress(bytes(80 * 2**20), 9)),
+            "",
+        ),
+        "png_profile_bomb": (
+            with_chunk(png, b"iCCP", b"a\0\0" + zlib.compress(bytes(80 * 2**20), 9)),
+            "",
+        ),
         "png_no_pixels": (png[:33] + png[-12:], ""),
         "jpeg_exif_beyond": (app(0xE1, 65535), ""),
         "jpeg_profile_of_nothing": (app(0xE2, 2), ""),
-        "jpeg_no_size": (jpeg.replace(b"\xff\xc0\0\x11\x08\0\x30\0\x30", b"\xff\xc0\0\x11\x08\0\0\0\0", 1), ""),
-        "jpeg_size_of_all": (jpeg.replace(b"\xff\xc0\0\x11\x08\0\x30\0\x30", b"\xff\xc0\0\x11\x08\xff\xff\xff\xff", 1), "too_large"),
+        "jpeg_no_size": (
+            jpeg.replace(b"\xff\xc0\0\x11\x08\0\x30\0\x30", b"\xff\xc0\0\x11\x08\0\0\0\0", 1),
+            "",
+        ),
+        "jpeg_size_of_all": (
+            jpeg.replace(
+                b"\xff\xc0\0\x11\x08\0\x30\0\x30", b"\xff\xc0\0\x11\x08\xff\xff\xff\xff", 1
+            ),
+            "too_large",
+        ),
         "gif_size_of_all": (gif[:6] + b"\xff" * 4 + gif[10:], "too_large"),
         "gif_no_size": (gif[:6] + bytes(4) + gif[10:], "too_small"),
         "bmp_size_of_all": (bmp[:18] + b"\xff\xff\xff\x7f" * 2 + bmp[26:], ""),
@@ -313,17 +410,34 @@ def lies() -> dict[str, tuple[bytes, str]]:
         "bmp_offset_beyond": (bmp[:10] + b"\xff\xff\xff\x7f" + bmp[14:], ""),
         "webp_size_of_all": (b"RIFF\xff\xff\xff\x7fWEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff" * 6, ""),
         "tiff_page_of_itself": (tiff(*page(), next_page=8, behind=bytes(600)), ""),
-        "tiff_size_of_all": (tiff(*page(t256=2**31 - 1, t257=2**31 - 1), behind=bytes(600)), "too_large"),
+        "tiff_size_of_all": (
+            tiff(*page(t256=2**31 - 1, t257=2**31 - 1), behind=bytes(600)),
+            "too_large",
+        ),
         "tiff_no_size": (tiff(*page(t256=0, t257=0), behind=bytes(600)), ""),
         "tiff_strip_beyond": (tiff(*page(t273=2**31), behind=bytes(600)), ""),
         "tiff_strip_of_all": (tiff(*page(t279=2**32 - 1), behind=bytes(600)), ""),
         "tiff_many_samples": (tiff(*page(t277=65535), behind=bytes(600)), ""),
         "tiff_no_rows": (tiff(*page(t278=0), behind=bytes(600)), ""),
-        "tiff_strips_beyond": (tiff(*(page()[:5] + [(273, 4, 2**31, 200), (277, 4, 1, 1), (278, 4, 1, 1), (279, 4, 2**31, 200)])), ""),
-        "tiff_exif_of_itself": (tiff(*page(), (34665, 4, 1, 8), (330, 4, 1, 8), behind=bytes(600)), ""),
+        "tiff_strips_beyond": (
+            tiff(
+                *(
+                    page()[:5]
+                    + [(273, 4, 2**31, 200), (277, 4, 1, 1), (278, 4, 1, 1), (279, 4, 2**31, 200)]
+                )
+            ),
+            "",
+        ),
+        "tiff_exif_of_itself": (
+            tiff(*page(), (34665, 4, 1, 8), (330, 4, 1, 8), behind=bytes(600)),
+            "",
+        ),
         "tiff_description_of_all": (tiff(*page(), (270, 2, 2**32 - 1, 8), behind=bytes(600)), ""),
         "bigtiff_entries_of_all": (b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 60, ""),
-        "npy_objects": (npy("{'descr': '|O', 'fortran_order': False, 'shape': (16, 16)}"), "python_objects"),
+        "npy_objects": (
+            npy("{'descr': '|O', 'fortran_order': False, 'shape': (16, 16)}"),
+            "python_objects",
+        ),
         "npy_of_all": (npy(f"{{{dims}(4294967296, 4294967296)}}"), "too_large"),
         "npy_negative": (npy(f"{{{dims}(-16, 16)}}"), "too_small"),
         "npy_no_size": (npy(f"{{{dims}(0, 16)}}"), "too_small"),
@@ -331,7 +445,14 @@ def lies() -> dict[str, tuple[bytes, str]]:
         "npy_code": (npy("__import__('os').abort()"), "corrupt"),
         "npy_nested": (npy("(" * 20_000), "corrupt"),
         "npy_truth_values": (npy(f"{{{dims}(True, True)}}"), ""),
-        "npz_bomb": (npz_of(npy("{'descr': '<f8', 'fortran_order': False, 'shape': (8000, 8000)}"), 512_000_200, zeros(489)), "too_large"),
+        "npz_bomb": (
+            npz_of(
+                npy("{'descr': '<f8', 'fortran_order': False, 'shape': (8000, 8000)}"),
+                512_000_200,
+                zeros(489),
+            ),
+            "too_large",
+        ),
         "npz_of_nothing": (b"PK\x05\x06" + bytes(18), "not_an_image"),
         "nifti_of_all": (nifti_header((32767, 32767, 1)), "too_large"),
         "nifti_negative": (nifti_header((-5, 16, 16)), ""),
@@ -343,10 +464,18 @@ def lies() -> dict[str, tuple[bytes, str]]:
         "fits_of_all": (fits_header(NAXIS="2", NAXIS1="999999999", NAXIS2="999999999"), ""),
         "fits_negative": (fits_header(NAXIS="2", NAXIS1="-9", NAXIS2="16"), ""),
         "fits_many_axes": (fits_header(NAXIS="999"), ""),
-        "fits_without_end": (b"SIMPLE  =                    T".ljust(80) + b"COMMENT".ljust(80) * 5000, ""),
+        "fits_without_end": (
+            b"SIMPLE  =                    T".ljust(80) + b"COMMENT".ljust(80) * 5000,
+            "",
+        ),
         "dicom_nothing_behind": (bytes(128) + b"DICM", ""),
         "dicom_meta_of_all": (bytes(128) + b"DICM\x02\0\0\0UL\x04\0\xff\xff\xff\xff", ""),
-        "dicom_nested": (bytes(128) + b"DICM" + b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff" * 3000, ""),
+        "dicom_nested": (
+            bytes(128)
+            + b"DICM"
+            + b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff" * 3000,
+            "",
+        ),
         "heic_box_beyond": (b"\xff\xff\xff\xffftypheic" + bytes(200), ""),
         "avif_box_of_nothing": (b"\0\0\0\x1cftypavif" + bytes(200), ""),
     }
@@ -355,7 +484,13 @@ def lies() -> dict[str, tuple[bytes, str]]:
 # what lies beside the pixels does no harm to them
 HARMLESS = {
     *("jpeg_profile_of_nothing", "png_text_bomb", "png_profile_bomb", "bmp_negative_size"),
-    *("tiff_page_of_itself", "tiff_exif_of_itself", "tiff_description_of_all", "tiff_strip_of_all", "tiff_no_rows"),
+    *(
+        "tiff_page_of_itself",
+        "tiff_exif_of_itself",
+        "tiff_description_of_all",
+        "tiff_strip_of_all",
+        "tiff_no_rows",
+    ),
 }
 
 
@@ -371,7 +506,11 @@ def test_headers_that_lie_are_a_reason(tmp_path: Path) -> None:
     cases = lies()
     reasons = outcomes(tmp_path / "cases", {name: data for name, (data, _) in cases.items()}, "all")
     assert len(reasons) == len(cases) >= 50
-    wrong = {name: reasons[name] for name, (_, reason) in cases.items() if reason and not (reasons[name][0] or "").startswith(reason)}
+    wrong = {
+        name: reasons[name]
+        for name, (_, reason) in cases.items()
+        if reason and not (reasons[name][0] or "").startswith(reason)
+    }
     assert not wrong
     read = {name for name, found in reasons.items() if found[0] is None}
     assert read <= HARMLESS

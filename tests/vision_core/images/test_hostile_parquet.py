@@ -42,7 +42,14 @@ def images(count: int) -> list[dict]:
 
 
 GOOD = content(
-    pa.table({"image": images(ROWS), "label": range(ROWS), "texts": [["a"] * (row % 3) for row in range(ROWS)]}), row_group_size=GROUP
+    pa.table(
+        {
+            "image": images(ROWS),
+            "label": range(ROWS),
+            "texts": [["a"] * (row % 3) for row in range(ROWS)],
+        }
+    ),
+    row_group_size=GROUP,
 )
 FACTS = pyarrow.parquet.ParquetFile(io.BytesIO(GOOD)).metadata.row_group(0).column(0)
 
@@ -68,7 +75,9 @@ def lie(true: int, false: int, head: bytes = NEXT, which: int = 0) -> bytes:
     """The file with another number in its footer: occurrence `which` of field head and number."""
     footer = footer_of(GOOD)
     place = [found.start() for found in re.finditer(re.escape(head + number(true)), footer)][which]
-    return with_footer(footer[:place] + head + number(false) + footer[place + len(head + number(true)) :])
+    return with_footer(
+        footer[:place] + head + number(false) + footer[place + len(head + number(true)) :]
+    )
 
 
 def histogram_lie() -> bytes:
@@ -90,7 +99,10 @@ LIES = {
     "negative_rows": (lie(ROWS, -1), r"not possible \(-1\)"),
     "endless_rows": (lie(ROWS, 2**62), "its row groups 1,500"),
     "rows_of_a_group": (lie(GROUP, GROUP + 7, which=-1), "its footer counts"),
-    "values_fewer": (lie(GROUP, GROUP - 1), "counts 999 values in column 'image.bytes' of row group 0, which has 1,000 rows"),
+    "values_fewer": (
+        lie(GROUP, GROUP - 1),
+        "counts 999 values in column 'image.bytes' of row group 0, which has 1,000 rows",
+    ),
     "values_endless": (lie(GROUP, 2**60), "which has 1,000 rows"),
     "values_negative": (lie(GROUP, -GROUP), "not possible"),
     "packed_beyond": (lie(FACTS.total_compressed_size, 2**40), "outside of the file"),
@@ -101,8 +113,14 @@ LIES = {
     "page_in_the_mark": (lie(FACTS.data_page_offset, 2, NEXT_BUT_ONE), "outside of the file"),
     "dictionary_beyond": (lie(FACTS.dictionary_page_offset, 2**41, NEXT_BUT_ONE), None),
     "histogram": (histogram_lie(), "its footer has statistics of column .* that are not its own"),
-    "schema_of_more": (with_footer(footer_of(GOOD).replace(b"schema\x15\x06", b"schema\x15\x0a", 1)), "lacks columns"),
-    "schema_of_fewer": (with_footer(footer_of(GOOD).replace(b"schema\x15\x06", b"schema\x15\x02", 1)), "of no group"),
+    "schema_of_more": (
+        with_footer(footer_of(GOOD).replace(b"schema\x15\x06", b"schema\x15\x0a", 1)),
+        "lacks columns",
+    ),
+    "schema_of_fewer": (
+        with_footer(footer_of(GOOD).replace(b"schema\x15\x06", b"schema\x15\x02", 1)),
+        "of no group",
+    ),
     "nothing": (b"", "does not begin as one"),
     "mark_alone": (b"PAR1", "is missing"),
     "two_marks": (b"PAR1PAR1", "its footer has"),
@@ -112,7 +130,10 @@ LIES = {
     "cut_in_the_footer": (GOOD[:-900], "its end is missing"),
     "cut_in_the_pages": (GOOD[: len(GOOD) // 2], "its end is missing"),
     "front_cut": (GOOD[:4] + GOOD[400:], "outside of the file|cannot be read"),
-    "encrypted_footer": (b"PARE" + GOOD[4:-4] + b"PARE", "its footer is encrypted; write the table without"),
+    "encrypted_footer": (
+        b"PARE" + GOOD[4:-4] + b"PARE",
+        "its footer is encrypted; write the table without",
+    ),
     "footer_of_nothing": (GOOD[:-8] + bytes(4) + b"PAR1", "its footer has 0 bytes"),
     "footer_beyond": (GOOD[:-8] + b"\xff" * 4 + b"PAR1", "its footer has 4,294,967,295 bytes"),
     "footer_too_short": (GOOD[:-8] + struct.pack("<I", 9) + b"PAR1", "its footer"),
@@ -120,7 +141,10 @@ LIES = {
     "nested": (with_footer(b"\x1c" * 5000), "its footer is nested too deeply"),
     "nested_lists": (with_footer(b"\x19" * 5000), "its footer is nested too deeply"),
     "list_beyond": (with_footer(b"\x29\xf6\xff\xff\xff\xff\x0f"), "its footer ends too early"),
-    "long_number": (with_footer(b"\x16" + b"\xff" * 40), "its footer has a number that is too long"),
+    "long_number": (
+        with_footer(b"\x16" + b"\xff" * 40),
+        "its footer has a number that is too long",
+    ),
 }
 
 
@@ -151,11 +175,15 @@ OPENERS = {
 }
 
 
-@pytest.mark.parametrize("name", ["rows_of_the_file", "packed_beyond", "cut_at_the_end", "encrypted_footer", "histogram"])
+@pytest.mark.parametrize(
+    "name", ["rows_of_the_file", "packed_beyond", "cut_at_the_end", "encrypted_footer", "histogram"]
+)
 @pytest.mark.parametrize("opener", OPENERS)
 def test_every_way_in_checks_the_footer(tmp_path: Path, opener: str, name: str) -> None:
     (tmp_path / "b.parquet").write_bytes(LIES[name][0])
-    with pytest.raises(UserError, match=r"b\.parquet is not a readable parquet file: its ") as caught:
+    with pytest.raises(
+        UserError, match=r"b\.parquet is not a readable parquet file: its "
+    ) as caught:
         OPENERS[opener](tmp_path)
     line_of(caught)
 
@@ -183,7 +211,9 @@ TYPES = {
 @pytest.mark.parametrize("name", TYPES)
 def test_a_column_of_something_else_than_images(tmp_path: Path, name: str) -> None:
     values, message = TYPES[name]
-    pyarrow.parquet.write_table(pa.table({"image": values, "other": [b"x"]}), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(
+        pa.table({"image": values, "other": [b"x"]}), tmp_path / "a.parquet"
+    )
     with pytest.raises(UserError, match=message) as caught:
         open_source(f"parquet:{tmp_path}/a.parquet?image=image")
     assert len(line_of(caught)) - len(str(tmp_path)) < 200
@@ -192,7 +222,9 @@ def test_a_column_of_something_else_than_images(tmp_path: Path, name: str) -> No
 def test_files_that_hold_their_images_otherwise(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pa.table({"image": images(2)}), tmp_path / "a.parquet")
     pyarrow.parquet.write_table(pa.table({"image": [png()]}), tmp_path / "b.parquet")
-    with pytest.raises(UserError, match="b.parquet: column 'image' holds binary, unlike the files before it"):
+    with pytest.raises(
+        UserError, match="b.parquet: column 'image' holds binary, unlike the files before it"
+    ):
         open_source(f"parquet:{tmp_path}")
 
 
@@ -207,9 +239,13 @@ NOTES = [
 
 @pytest.mark.parametrize("note", [*NOTES, b"[" * 100_000])
 def test_a_note_of_datasets_that_is_none(tmp_path: Path, note: bytes) -> None:
-    table = pa.table({"image": images(2), "label": [0, 1]}).replace_schema_metadata({"huggingface": note})
+    table = pa.table({"image": images(2), "label": [0, 1]}).replace_schema_metadata(
+        {"huggingface": note}
+    )
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="a.parquet: the (note 'huggingface'|classes of column 'label')") as caught:
+    with pytest.raises(
+        UserError, match="a.parquet: the (note 'huggingface'|classes of column 'label')"
+    ) as caught:
         open_source(f"parquet:{tmp_path}/a.parquet")
     line_of(caught)
 
@@ -220,17 +256,26 @@ def test_damaged_pages_name_file_and_column(tmp_path: Path, codec: str) -> None:
     for column in ("image", "label"):
         table = pa.table({"image": images(3), "label": [3, 1, 2]})
         data = bytearray(content(table, compression=codec, use_dictionary=False))
-        facts = pyarrow.parquet.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(0 if column == "image" else 2)
+        facts = (
+            pyarrow.parquet.ParquetFile(io.BytesIO(data))
+            .metadata.row_group(0)
+            .column(0 if column == "image" else 2)
+        )
         data[facts.data_page_offset : facts.data_page_offset + 12] = b"\xff" * 12
         (tmp_path / "a.parquet").write_bytes(data)
-        with pytest.raises(UserError, match=rf"a\.parquet: column '{column}(\.bytes)?' cannot be read \(.*\); copy it again") as caught:
+        with pytest.raises(
+            UserError,
+            match=rf"a\.parquet: column '{column}(\.bytes)?' cannot be read \(.*\); copy it again",
+        ) as caught:
             open_source(f"parquet:{tmp_path}/a.parquet")
         line_of(caught)
 
 
 def test_texts_that_are_no_utf8(tmp_path: Path) -> None:
     texts = pa.array([b"\xff\xfe"]).view(pa.string())
-    pyarrow.parquet.write_table(pa.table({"image": images(1), "label": texts}), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(
+        pa.table({"image": images(1), "label": texts}), tmp_path / "a.parquet"
+    )
     with pytest.raises(UserError, match="column 'label' holds texts that are not in UTF-8"):
         open_source(f"parquet:{tmp_path}/a.parquet?label=label")
 
@@ -252,7 +297,10 @@ def test_the_footer_is_read_as_pyarrow_reads_it(name: str, tmp_path: Path) -> No
     expected = [metadata.row_group(position) for position in range(metadata.num_row_groups)]
     assert [group.rows for group in groups] == [group.num_rows for group in expected]
     columns = [[group.column(place) for place in range(group.num_columns)] for group in expected]
-    names = [[(column.path_in_schema, column.total_uncompressed_size) for column in row] for row in columns]
+    names = [
+        [(column.path_in_schema, column.total_uncompressed_size) for column in row]
+        for row in columns
+    ]
     assert [[tuple(chunk) for chunk in group.chunks] for group in groups] == names
 
 

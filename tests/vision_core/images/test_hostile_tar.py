@@ -29,7 +29,9 @@ def png(value: int) -> bytes:
     return stream.getvalue()
 
 
-def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, size: bytes | int | None = None) -> bytes:
+def member(
+    name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, size: bytes | int | None = None
+) -> bytes:
     """A header as `tarfile` writes it, its size another one where it lies, and the content in whole blocks."""
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, len(data) if not isinstance(size, int) else size
@@ -67,35 +69,74 @@ SIZE_LIES = {
 }
 REFUSED = {
     **{
-        name: (FIRST + member("1.png", png(1), size=size) + END, "size that is not possible|end of data")
+        name: (
+            FIRST + member("1.png", png(1), size=size) + END,
+            "size that is not possible|end of data",
+        )
         for name, size in SIZE_LIES.items()
     },
-    "size_into_the_next": (FIRST + member("1.png", png(1), size=5000) + LAST * 20 + END, r"is damaged at byte [\d,]+"),
+    "size_into_the_next": (
+        FIRST + member("1.png", png(1), size=5000) + LAST * 20 + END,
+        r"is damaged at byte [\d,]+",
+    ),
     "overlaps_the_end": (
         FIRST + member("1.png", png(1), size=100_000),
         "unexpected end of data in member '1.png', which has 100,000 bytes",
     ),
     "cut_in_a_header": (GOOD[: len(FIRST) + 300], "is damaged at byte 1,024"),
-    "checksum": (FIRST + LAST[:CHECKSUM] + b"0000001\0" + LAST[CHECKSUM + 8 :], "is damaged at byte 1,024"),
+    "checksum": (
+        FIRST + LAST[:CHECKSUM] + b"0000001\0" + LAST[CHECKSUM + 8 :],
+        "is damaged at byte 1,024",
+    ),
     "garbage_between": (FIRST + b"x" * BLOCK + LAST + END, "is damaged at byte 1,024"),
     "long_name_huge": (
         FIRST + member("n", b"a" * 2**21, tarfile.GNUTYPE_LONGNAME) + LAST,
         "the name of the member at byte 1,024 has 2,097,152",
     ),
-    "long_name_lies": (FIRST + member("n", b"a", tarfile.GNUTYPE_LONGNAME, 2**19) + LAST, "unexpected end of data in the name"),
-    "long_link_huge": (FIRST + member("n", b"", tarfile.GNUTYPE_LONGLINK, 2**40) + LAST, "the name of the member"),
-    "pax_huge": (FIRST + pax(b"", size=b"77777777777\0") + LAST, "the name of the member at byte 1,024 has 8,589,934,591 bytes"),
-    "pax_of_all_huge": (pax(b"", tarfile.XGLTYPE, b"00077777777\0") + FIRST, "the name of the member at byte 0"),
-    "pax_length_zero": (FIRST + pax(b"0 path=a\n") + LAST, "the records of pax at byte 1,024 have lengths"),
+    "long_name_lies": (
+        FIRST + member("n", b"a", tarfile.GNUTYPE_LONGNAME, 2**19) + LAST,
+        "unexpected end of data in the name",
+    ),
+    "long_link_huge": (
+        FIRST + member("n", b"", tarfile.GNUTYPE_LONGLINK, 2**40) + LAST,
+        "the name of the member",
+    ),
+    "pax_huge": (
+        FIRST + pax(b"", size=b"77777777777\0") + LAST,
+        "the name of the member at byte 1,024 has 8,589,934,591 bytes",
+    ),
+    "pax_of_all_huge": (
+        pax(b"", tarfile.XGLTYPE, b"00077777777\0") + FIRST,
+        "the name of the member at byte 0",
+    ),
+    "pax_length_zero": (
+        FIRST + pax(b"0 path=a\n") + LAST,
+        "the records of pax at byte 1,024 have lengths",
+    ),
     "pax_length_beyond": (FIRST + pax(b"99999 path=a\n") + LAST, "lengths that do not fit"),
     "pax_length_negative": (FIRST + pax(b"-9 path=a\n") + LAST, "lengths that do not fit"),
-    "pax_length_endless": (FIRST + pax(b"9" * 400 + b" path=a\n") + LAST, "lengths that do not fit"),
+    "pax_length_endless": (
+        FIRST + pax(b"9" * 400 + b" path=a\n") + LAST,
+        "lengths that do not fit",
+    ),
     "pax_without_equals": (FIRST + pax(b"8 path1\n") + LAST, "lengths that do not fit"),
     "pax_size_negative": (FIRST + pax(record("size", "-1")) + LAST, "size that is not possible"),
-    "pax_size_of_letters": (FIRST + pax(record("size", "many")) + LAST, "size that is not possible"),
-    "pax_size_endless": (FIRST + pax(record("size", "9" * 5000)) + LAST, "size that is not possible"),
-    "pax_size_beyond": (FIRST + pax(record("size", "1000000")) + LAST + END, "unexpected end of data in member '9.png'"),
-    "pax_size_into_the_next": (FIRST + pax(record("size", "700")) + LAST + LAST + END, "damaged at byte"),
+    "pax_size_of_letters": (
+        FIRST + pax(record("size", "many")) + LAST,
+        "size that is not possible",
+    ),
+    "pax_size_endless": (
+        FIRST + pax(record("size", "9" * 5000)) + LAST,
+        "size that is not possible",
+    ),
+    "pax_size_beyond": (
+        FIRST + pax(record("size", "1000000")) + LAST + END,
+        "unexpected end of data in member '9.png'",
+    ),
+    "pax_size_into_the_next": (
+        FIRST + pax(record("size", "700")) + LAST + LAST + END,
+        "damaged at byte",
+    ),
     "sparse_map_without_end": (
         FIRST + sealed(bytearray(member("1.png", b"", b"S")[:482] + b"\1" + bytes(29))),
         "in the map of sparse member",
@@ -155,22 +196,37 @@ KINDS = {
 def test_members_that_are_no_files_are_counted(tmp_path: Path, kind: str) -> None:
     """Whatever they say of their size."""
     has_content = kind in ("unknown", "volume")
-    odd = member("1.png", png(1) if has_content else b"", KINDS[kind], None if has_content else 12_345)
+    odd = member(
+        "1.png", png(1) if has_content else b"", KINDS[kind], None if has_content else 12_345
+    )
     (tmp_path / "s.tar").write_bytes(FIRST + odd + LAST + END)
     assert reasons(open_source(f"wds:{tmp_path}/s.tar")) == [None, "not_a_regular_file", None]
 
 
 def test_sparse_members_of_every_format_are_counted(tmp_path: Path) -> None:
     """As GNU tar writes them; one without a map too. What lies behind them is read."""
-    if shutil.which("tar") is None or "GNU" not in subprocess.run(["tar", "--version"], capture_output=True, text=True).stdout:
+    if (
+        shutil.which("tar") is None
+        or "GNU" not in subprocess.run(["tar", "--version"], capture_output=True, text=True).stdout
+    ):
         pytest.skip("no GNU tar")
     with (tmp_path / "1.png").open("wb") as file:
         for place in range(0, 40):
             file.seek(place * 2**16)
             file.write(b"x" * 100)
     (tmp_path / "2.png").write_bytes(png(2))
-    for options in ("--format=gnu", "--format=oldgnu", "--format=pax", "--sparse-version=0.0", "--sparse-version=0.1"):
-        subprocess.run(["tar", "--format=pax", options, "-S", "-cf", "s.tar", "1.png", "2.png"], cwd=tmp_path, check=True)
+    for options in (
+        "--format=gnu",
+        "--format=oldgnu",
+        "--format=pax",
+        "--sparse-version=0.0",
+        "--sparse-version=0.1",
+    ):
+        subprocess.run(
+            ["tar", "--format=pax", options, "-S", "-cf", "s.tar", "1.png", "2.png"],
+            cwd=tmp_path,
+            check=True,
+        )
         with tarfile.open(tmp_path / "s.tar") as tar:
             assert [info.issparse() for info in tar] == [True, False]
         assert reasons(open_source(f"wds:{tmp_path}/s.tar")) == ["not_a_regular_file", None]
@@ -194,7 +250,10 @@ def test_members_are_those_of_tarfile(tmp_path: Path, format: int) -> None:
         tar.addfile(info)
     with tarfile.open(tmp_path / "s.tar") as tar, (tmp_path / "s.tar").open("rb") as file:
         expected = [(info.name, info.offset_data, info.size, info.isreg()) for info in tar]
-        found = [(each.name, each.offset, each.size, each.isreg()) for each in read_headers(file, (tmp_path / "s.tar").stat().st_size)]
+        found = [
+            (each.name, each.offset, each.size, each.isreg())
+            for each in read_headers(file, (tmp_path / "s.tar").stat().st_size)
+        ]
     assert found == expected and len(found) == 8
 
 

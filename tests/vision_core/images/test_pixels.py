@@ -39,7 +39,13 @@ def encoded(values: np.ndarray, format: str = "PNG") -> bytes:
 
 
 def geotiff(values: np.ndarray, **written) -> bytes:
-    sizes = {"count": len(values), "height": values.shape[1], "width": values.shape[2], "dtype": values.dtype, "transform": ANYWHERE}
+    sizes = {
+        "count": len(values),
+        "height": values.shape[1],
+        "width": values.shape[2],
+        "dtype": values.dtype,
+        "transform": ANYWHERE,
+    }
     with rasterio.MemoryFile() as memory:
         with memory.open(driver="GTiff", **sizes, **written) as file:
             file.write(values)
@@ -54,11 +60,21 @@ def tiff(values: np.ndarray, **written) -> bytes:
 
 def reason(data: bytes, num_channels: int = 3, text: str | None = None) -> str:
     with pytest.raises(UnreadableImage) as caught:
-        decode_image(data, num_channels, options(text)) if text else decode_image(data, num_channels)
+        decode_image(data, num_channels, options(text)) if text else decode_image(
+            data, num_channels
+        )
     return caught.value.reason
 
 
-@pytest.mark.parametrize("data", [encoded(TWELVE_BITS), encoded(TWELVE_BITS, "TIFF"), geotiff(TWELVE_BITS[None]), npy(TWELVE_BITS)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(TWELVE_BITS),
+        encoded(TWELVE_BITS, "TIFF"),
+        geotiff(TWELVE_BITS[None]),
+        npy(TWELVE_BITS),
+    ],
+)
 def test_a_scale_keeps_the_grey_levels_of_twelve_bits_at_three_channels(data: bytes) -> None:
     scaled = decode_image(data, 3, options("scale=4095"))
     assert scaled.dtype == torch.float32 and scaled.shape == (3, 64, 64)
@@ -79,32 +95,48 @@ def test_percentiles_are_those_of_each_image(dtype: str) -> None:
     values = (DICE.gamma(2, 2000, (3, 40, 50))).clip(0, 60000).astype(dtype)
     low, high = np.percentile(values, [1, 99])
     scaled = decode_image(npy(values), 3, options("scale=p1,p99"))
-    np.testing.assert_allclose(scaled.numpy(), ((values.astype(np.float64) - low) / (high - low)).clip(0, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        scaled.numpy(), ((values.astype(np.float64) - low) / (high - low)).clip(0, 1), atol=1e-6
+    )
 
 
 def test_percentiles_do_not_count_what_is_missing() -> None:
     values = DICE.normal(1000, 100, (3, 40, 50)).astype(np.float32)
     holes = DICE.random(values.shape) < 0.4
     low, high = np.percentile(values[~holes], [2, 98])
-    scaled = decode_image(npy(np.where(holes, np.float32(-9999), values)), 3, options("scale=p2,p98&nodata=-9999"))
-    np.testing.assert_allclose(scaled.numpy()[~holes], ((values - low) / (high - low)).clip(0, 1)[~holes], atol=1e-5)
+    scaled = decode_image(
+        npy(np.where(holes, np.float32(-9999), values)), 3, options("scale=p2,p98&nodata=-9999")
+    )
+    np.testing.assert_allclose(
+        scaled.numpy()[~holes], ((values - low) / (high - low)).clip(0, 1)[~holes], atol=1e-5
+    )
 
 
 def test_an_image_of_one_value_has_no_percentiles_apart_and_is_black() -> None:
-    assert decode_image(npy(np.full((16, 16), 7, np.uint16)), 3, options("scale=p1,p99")).unique().tolist() == [0]
+    assert decode_image(
+        npy(np.full((16, 16), 7, np.uint16)), 3, options("scale=p1,p99")
+    ).unique().tolist() == [0]
 
 
 def test_the_full_scale_is_that_of_the_type() -> None:
     twelve = geotiff(TWELVE_BITS[None], nbits=12)
-    np.testing.assert_allclose(decode_image(twelve, 3, options("scale=full"))[0].numpy(), TWELVE_BITS / 4095, atol=1e-6)
+    np.testing.assert_allclose(
+        decode_image(twelve, 3, options("scale=full"))[0].numpy(), TWELVE_BITS / 4095, atol=1e-6
+    )
     signed = np.array([[-32768, 0, 32767]], np.int16).repeat(16, 0).repeat(4, 1)
-    assert decode_image(npy(signed), 3, options("scale=full"))[0, 0, ::4].tolist() == pytest.approx([0, 32768 / 65535, 1])
+    assert decode_image(npy(signed), 3, options("scale=full"))[0, 0, ::4].tolist() == pytest.approx(
+        [0, 32768 / 65535, 1]
+    )
     assert reason(npy(signed.astype(np.float32)), 3, "scale=full") == "no_full_scale float32"
 
 
 def test_pictures_of_eight_bits_keep_their_range_under_every_scale() -> None:
     for text in ("scale=4095", "scale=p1,p99", "scale=full", "scale=-5,7"):
-        for data in (encoded(COLOUR), geotiff(COLOUR.transpose(2, 0, 1)), geotiff(COLOUR.transpose(2, 0, 1), interleave="band")):
+        for data in (
+            encoded(COLOUR),
+            geotiff(COLOUR.transpose(2, 0, 1)),
+            geotiff(COLOUR.transpose(2, 0, 1), interleave="band"),
+        ):
             image = decode_image(data, 3, options(text))
             assert image.dtype == torch.float32
             np.testing.assert_allclose(image.numpy(), COLOUR.transpose(2, 0, 1) / 255, atol=1e-6)
@@ -112,20 +144,26 @@ def test_pictures_of_eight_bits_keep_their_range_under_every_scale() -> None:
 
 def test_white_stays_white_where_it_is_zero() -> None:
     data = tiff(TWELVE_BITS, photometric="miniswhite")
-    np.testing.assert_allclose(decode_image(data, 3, options("scale=4095"))[0].numpy(), 1 - TWELVE_BITS / 4095, atol=1e-6)
+    np.testing.assert_allclose(
+        decode_image(data, 3, options("scale=4095"))[0].numpy(), 1 - TWELVE_BITS / 4095, atol=1e-6
+    )
 
 
 def test_a_scaled_tiff_is_turned_as_the_same_picture_without_a_scale_is() -> None:
     values = DICE.integers(0, 65536, (3, 16, 24), dtype=np.uint16)
     for turn in range(1, 9):
-        data = tiff(values.transpose(1, 2, 0), photometric="rgb", extratags=[(274, "H", 1, turn, True)])
+        data = tiff(
+            values.transpose(1, 2, 0), photometric="rgb", extratags=[(274, "H", 1, turn, True)]
+        )
         scaled = decode_image(data, 3, options("scale=full"))
         assert torch.equal((scaled * 65535).round().int() >> 8, decode_image(data).int())
 
 
 BANDS = DICE.normal(500, 50, (4, 30, 40)).astype(np.float32)
 HOLES = DICE.random(BANDS.shape) < 0.2
-MEANS = np.array([band[~hole].mean(dtype=np.float64) for band, hole in zip(BANDS, HOLES, strict=True)])
+MEANS = np.array(
+    [band[~hole].mean(dtype=np.float64) for band, hole in zip(BANDS, HOLES, strict=True)]
+)
 FILLED = np.where(HOLES, MEANS[:, None, None], BANDS)
 
 
@@ -164,7 +202,11 @@ def test_nodata_of_whole_numbers() -> None:
     for data in (encoded(values.transpose(1, 2, 0)), npy(values), geotiff(values)):
         assert np.array_equal(decode_image(data).numpy(), values)
         assert np.array_equal(decode_image(data, 3, options("nodata=0")).numpy(), expected)
-    assert read_stored(geotiff(values, nodata=0)).missing.sum(axis=(1, 2)).tolist() == [0, 1, 9 * 32]
+    assert read_stored(geotiff(values, nodata=0)).missing.sum(axis=(1, 2)).tolist() == [
+        0,
+        1,
+        9 * 32,
+    ]
 
 
 def test_a_nodata_value_that_the_type_cannot_hold_marks_nothing() -> None:
@@ -214,13 +256,27 @@ def test_the_options_of_a_source_reach_the_decoder_and_its_fingerprint(tmp_path)
     (tmp_path / "a.png").write_bytes(encoded(TWELVE_BITS))
     texts = ["", "?scale=4095", "?scale=p1,p99", "?nodata=0", "?max_pixels=5000"]
     sources = [open_source(f"folder:{tmp_path}{text}") for text in texts]
-    assert torch.equal(sources[1][0].image, decode_image(encoded(TWELVE_BITS), 3, PixelOptions(Scale("values", 0, 4095))))
+    assert torch.equal(
+        sources[1][0].image,
+        decode_image(encoded(TWELVE_BITS), 3, PixelOptions(Scale("values", 0, 4095))),
+    )
     fingerprints = {source.fingerprint for source in [*sources, open_source(str(tmp_path), 1)]}
     assert len(fingerprints) == len(texts) + 1
     assert open_source(f"folder:{tmp_path}?scale=4095").fingerprint == sources[1].fingerprint
 
 
-@pytest.mark.parametrize("text", ["scale=4095,0", "scale=p99,p1", "scale=p1", "scale=p1,99", "scale=white", "nodata=none", "max_pixels=0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "scale=4095,0",
+        "scale=p99,p1",
+        "scale=p1",
+        "scale=p1,99",
+        "scale=white",
+        "nodata=none",
+        "max_pixels=0",
+    ],
+)
 def test_an_option_that_is_not_possible_is_named(text: str) -> None:
     with pytest.raises(UserError, match=text.partition("=")[0]):
         options(text)

@@ -27,7 +27,10 @@ PICTURE = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 def arrays(count, shape=(3, 24, 30), seed=0):
     generator = np.random.default_rng(seed)
-    return [generator.gamma(2.0, 300.0 + 50 * number, shape).astype(np.uint16) for number in range(count)]
+    return [
+        generator.gamma(2.0, 300.0 + 50 * number, shape).astype(np.uint16)
+        for number in range(count)
+    ]
 
 
 @pytest.fixture
@@ -56,9 +59,19 @@ def test_statistics_are_numpys_over_all_pixels(tmp_path):
     sample = sample_stored(open_source(f"folder:{tmp_path}", 3), 100)
     together = np.stack(images, 1).astype(np.float64).reshape(3, -1)
     for number, (band, values) in enumerate(zip(sample.bands, together, strict=True)):
-        assert (band.least, band.greatest, band.count, band.missing) == (values.min(), values.max(), values.size, 0)
-        assert band.mean == pytest.approx(values.mean(), rel=1e-12) and band.std == pytest.approx(values.std(), rel=1e-12)
-        assert sample.percentiles((0.1, 1, 50, 99), number) == np.percentile(values, (0.1, 1, 50, 99)).tolist()
+        assert (band.least, band.greatest, band.count, band.missing) == (
+            values.min(),
+            values.max(),
+            values.size,
+            0,
+        )
+        assert band.mean == pytest.approx(values.mean(), rel=1e-12) and band.std == pytest.approx(
+            values.std(), rel=1e-12
+        )
+        assert (
+            sample.percentiles((0.1, 1, 50, 99), number)
+            == np.percentile(values, (0.1, 1, 50, 99)).tolist()
+        )
         assert sample.bits[number] == np.bitwise_or.reduce(values.astype(np.uint16))
     assert sample.percentiles((1, 99.9)) == np.percentile(together, (1, 99.9)).tolist()
     assert sample.images == 12 and sample.sizes == {(24, 30): 12} and sample.types == {"uint16": 12}
@@ -70,15 +83,21 @@ def test_statistics_in_parts_lose_no_digits():
     band = BandStatistics()
     for part in values:
         band.add(part)
-    assert band.std == pytest.approx(values.std(), rel=1e-9) and band.mean == pytest.approx(values.mean(), rel=1e-15)
+    assert band.std == pytest.approx(values.std(), rel=1e-9) and band.mean == pytest.approx(
+        values.mean(), rel=1e-15
+    )
 
 
 def test_missing_values_are_counted_and_left_out(satellite):
     sample = sample_stored(open_source(f"folder:{satellite}", 4), 100)
-    values = np.concatenate([np.load(path).reshape(4, -1) for path in sorted(satellite.iterdir())], 1).astype(np.float64)
+    values = np.concatenate(
+        [np.load(path).reshape(4, -1) for path in sorted(satellite.iterdir())], 1
+    ).astype(np.float64)
     assert sample.missing_share == pytest.approx(0.1)
     for band, expected in zip(sample.bands, values, strict=True):
-        assert band.mean == pytest.approx(np.nanmean(expected), rel=1e-12) and band.std == pytest.approx(np.nanstd(expected), rel=1e-12)
+        assert band.mean == pytest.approx(
+            np.nanmean(expected), rel=1e-12
+        ) and band.std == pytest.approx(np.nanstd(expected), rel=1e-12)
 
 
 def test_large_images_are_measured_whole_and_their_percentiles_from_a_grid(tmp_path, monkeypatch):
@@ -87,12 +106,16 @@ def test_large_images_are_measured_whole_and_their_percentiles_from_a_grid(tmp_p
     np.save(tmp_path / "a.npy", values)
     sample = sample_stored(open_source(f"folder:{tmp_path}", 1), 10)
     assert sample.bands[0].mean == pytest.approx(values.mean(dtype=np.float64), rel=1e-12)
-    assert sample.kept[0][0].size <= 5000 and sample.percentiles((99,))[0] == pytest.approx(np.percentile(values, 99), rel=0.02)
+    assert sample.kept[0][0].size <= 5000 and sample.percentiles((99,))[0] == pytest.approx(
+        np.percentile(values, 99), rel=0.02
+    )
 
 
 def test_automatic_scale_is_its_rule_and_is_said(twelve_bits):
     source = open_source(f"folder:{twelve_bits}?scale=auto", 3)
-    values = np.concatenate([tifffile.imread(path).ravel() for path in twelve_bits.glob("[0-9].tif")])
+    values = np.concatenate(
+        [tifffile.imread(path).ravel() for path in twelve_bits.glob("[0-9].tif")]
+    )
     high = float(f"{np.percentile(values, 99.9):.6g}")
     assert source.pixel_options.scale == Scale("values", 0.0, high)
     assert source.description.endswith(f"scale=auto: 0 to {high:,.6g} from 10 images")
@@ -109,7 +132,11 @@ def test_automatic_scale_begins_below_0_where_values_do(satellite):
     scale, count = automatic_scale(open_source(f"folder:{satellite}", 4), "here")
     values = np.concatenate([np.load(path).ravel() for path in satellite.iterdir()])
     low, high = np.nanpercentile(values, (0.1, 99.9))
-    assert count == 6 and scale.low == pytest.approx(low, rel=1e-5) and scale.high == pytest.approx(high, rel=1e-5)
+    assert (
+        count == 6
+        and scale.low == pytest.approx(low, rel=1e-5)
+        and scale.high == pytest.approx(high, rel=1e-5)
+    )
 
 
 def test_pictures_of_8_bits_keep_their_range_and_do_not_count(twelve_bits):
@@ -133,7 +160,11 @@ def test_images_that_are_judged_are_read_as_those_that_were_learnt_from(tmp_path
 
 
 @pytest.mark.parametrize(
-    "fill, message", [(0, "scale=auto found no range, its values are 0; give scale=LOW,HIGH"), (None, "found no readable image among")]
+    "fill, message",
+    [
+        (0, "scale=auto found no range, its values are 0; give scale=LOW,HIGH"),
+        (None, "found no readable image among"),
+    ],
 )
 def test_where_there_is_no_range_it_is_one_line(tmp_path, fill, message):
     if fill is None:
@@ -148,15 +179,21 @@ def test_a_stream_has_no_samples(tmp_path):
     datasets = pytest.importorskip("datasets")
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")]}, features=features).to_parquet(str(tmp_path / "train.parquet"))
-    with pytest.raises(UserError, match="scale=auto needs samples, which a stream has not; give scale=LOW,HIGH"):
+    datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")]}, features=features).to_parquet(
+        str(tmp_path / "train.parquet")
+    )
+    with pytest.raises(
+        UserError, match="scale=auto needs samples, which a stream has not; give scale=LOW,HIGH"
+    ):
         open_source(f"hf:{tmp_path}?streaming=true&scale=auto")
 
 
 def test_bands_are_those_that_rasterio_counts(tmp_path):
     values = np.random.default_rng(0).integers(0, 60000, (6, 20, 24)).astype(np.uint16)
     path = tmp_path / "scene.tif"
-    with rasterio.open(path, "w", driver="GTiff", width=24, height=20, count=6, dtype="uint16") as file:
+    with rasterio.open(
+        path, "w", driver="GTiff", width=24, height=20, count=6, dtype="uint16"
+    ) as file:
         file.write(values)
     with rasterio.open(path) as file:
         expected = file.read([4, 3, 2]).astype(np.float64) / 65535
@@ -176,24 +213,37 @@ def test_bands_take_their_missing_values_with_them(tmp_path):
 
 def test_files_with_another_number_of_bands_are_unreadable():
     stream = io.BytesIO()
-    tifffile.imwrite(stream, np.zeros((4, 20, 24), np.uint16), photometric="minisblack", planarconfig="separate")
+    tifffile.imwrite(
+        stream, np.zeros((4, 20, 24), np.uint16), photometric="minisblack", planarconfig="separate"
+    )
     with pytest.raises(UnreadableImage, match="not_12_channels"):
         decode_image(stream.getvalue(), 12, PixelOptions(bands=(4, 3, 2), bands_of=12))
 
 
 @pytest.mark.parametrize("value", ["4,3,2", "4,3,2/3", "0,1/3", "1,1/3", "a/3", "1,2/", "/3"])
 def test_bands_that_are_not_possible_are_refused(value):
-    with pytest.raises(UserError, match="bands=.* is not possible; give different bands, counted from 1"):
+    with pytest.raises(
+        UserError, match="bands=.* is not possible; give different bands, counted from 1"
+    ):
         take_pixel_options("folder:x", {"bands": value})
 
 
 def test_bands_and_channels_must_be_equal(tmp_path):
-    with pytest.raises(UserError, match="3 bands are chosen, and num_channels is 5; make them equal"):
+    with pytest.raises(
+        UserError, match="3 bands are chosen, and num_channels is 5; make them equal"
+    ):
         open_source(f"folder:{tmp_path}?bands=4,3,2/12", 5)
 
 
 @pytest.mark.parametrize(
-    "text", ["scale=4095", "scale=-1000,400", "scale=p1,p99", "scale=full", "scale=0.1&nodata=-9999&bands=4,3,2/12&max_pixels=1000"]
+    "text",
+    [
+        "scale=4095",
+        "scale=-1000,400",
+        "scale=p1,p99",
+        "scale=full",
+        "scale=0.1&nodata=-9999&bands=4,3,2/12&max_pixels=1000",
+    ],
 )
 def test_pixel_options_as_text_read_back(text):
     options, others = take_pixel_options("x", dict(part.split("=") for part in text.split("&")))
@@ -202,28 +252,48 @@ def test_pixel_options_as_text_read_back(text):
 
 def test_a_run_says_where_images_are_nearly_black(twelve_bits):
     (note,) = range_notes(open_source(f"folder:{twelve_bits}", 1), 1, [0.03], [0.02])
-    assert note.startswith("values use 6.2% of their full scale 0 to 65,535") and "add ?scale=40" in note
+    assert (
+        note.startswith("values use 6.2% of their full scale 0 to 65,535")
+        and "add ?scale=40" in note
+    )
     assert range_notes(open_source(f"folder:{twelve_bits}?scale=4095", 1), 1, [0.5], [0.3]) == []
 
 
 def test_a_run_says_where_values_are_far_from_what_they_are_normalised_by(satellite):
     notes = range_notes(open_source(f"folder:{satellite}", 4), 4, [0.0] * 4, [1.0] * 4)
-    assert len(notes) == 2 and "values of band 1 have mean -12" in notes[0] and "set both as pretrain/data_stats.py proposes" in notes[0]
+    assert (
+        len(notes) == 2
+        and "values of band 1 have mean -12" in notes[0]
+        and "set both as pretrain/data_stats.py proposes" in notes[0]
+    )
     assert notes[1].startswith("10.00% of the values are missing (nodata or NaN)")
     assert len(range_notes(open_source(f"folder:{satellite}", 4), 4, [-12.0] * 4, [4.0] * 4)) == 1
 
 
 def test_a_run_says_that_three_bands_without_a_scale_are_no_colours(tmp_path):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(290, 10, (3, 20, 20)).astype(np.float32))
+    np.save(
+        tmp_path / "a.npy", np.random.default_rng(0).normal(290, 10, (3, 20, 20)).astype(np.float32)
+    )
     notes = range_notes(open_source(f"folder:{tmp_path}", 3), 3, *PICTURE)
-    assert "colour jitter, grayscale and solarize of RGB are left out" in notes[0] and "far from image_mean 0.485" in notes[1]
+    assert (
+        "colour jitter, grayscale and solarize of RGB are left out" in notes[0]
+        and "far from image_mean 0.485" in notes[1]
+    )
 
 
-def test_of_an_encoder_that_is_judged_neither_crops_nor_its_mean_can_be_chosen(tmp_path, twelve_bits):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(290, 10, (3, 20, 20)).astype(np.float32))
+def test_of_an_encoder_that_is_judged_neither_crops_nor_its_mean_can_be_chosen(
+    tmp_path, twelve_bits
+):
+    np.save(
+        tmp_path / "a.npy", np.random.default_rng(0).normal(290, 10, (3, 20, 20)).astype(np.float32)
+    )
     (note,) = range_notes(open_source(f"folder:{tmp_path}", 3), 3, *PICTURE, is_trained=True)
-    assert "far from image_mean 0.485" in note and note.endswith("read them as the encoder's training did, by ?scale=LOW,HIGH")
-    (note,) = range_notes(open_source(f"folder:{twelve_bits}", 1), 1, [0.03], [0.02], is_trained=True)
+    assert "far from image_mean 0.485" in note and note.endswith(
+        "read them as the encoder's training did, by ?scale=LOW,HIGH"
+    )
+    (note,) = range_notes(
+        open_source(f"folder:{twelve_bits}", 1), 1, [0.03], [0.02], is_trained=True
+    )
     assert "images are nearly black: add ?scale=40" in note
 
 
@@ -232,7 +302,9 @@ def test_pictures_scenes_and_streams_cost_nothing(tmp_path, monkeypatch):
         Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
     source, read = open_source(f"folder:{tmp_path}"), []
     plain = type(source).read_bytes
-    monkeypatch.setattr(type(source), "read_bytes", lambda self, index: read.append(index) or plain(self, index))
+    monkeypatch.setattr(
+        type(source), "read_bytes", lambda self, index: read.append(index) or plain(self, index)
+    )
     assert range_notes(source, 3, *PICTURE) == [] and len(read) <= 4
     assert range_notes(open_source("scenes?count=5"), 3, *PICTURE) == []
 
@@ -240,7 +312,11 @@ def test_pictures_scenes_and_streams_cost_nothing(tmp_path, monkeypatch):
 def test_a_grey_file_counts_for_three_channels_and_a_colour_for_one(tmp_path):
     Image.fromarray(np.full((16, 16), 100, np.uint8)).save(tmp_path / "a.png")
     Image.new("RGB", (16, 16), (10, 200, 30)).save(tmp_path / "b.png")
-    three, one = (sample_stored(open_source(f"folder:{tmp_path}", channels), 5) for channels in (3, 1))
+    three, one = (
+        sample_stored(open_source(f"folder:{tmp_path}", channels), 5) for channels in (3, 1)
+    )
     assert [band.mean for band in three.bands] == [55, 150, 65] and len(one.bands) == 1
-    assert one.bands[0].least == 100 and one.bands[0].greatest == round(0.299 * 10 + 0.587 * 200 + 0.114 * 30)
+    assert one.bands[0].least == 100 and one.bands[0].greatest == round(
+        0.299 * 10 + 0.587 * 200 + 0.114 * 30
+    )
     assert usual_range(three) == (0, 255)

@@ -25,7 +25,10 @@ def write(path, labels):
     pyarrow.parquet.write_table(pyarrow.table(rows), path)
 
 
-@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("database", "queries"), ("train", "val"), ("train", "held_out")])
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train", "test"), ("database", "queries"), ("train", "val"), ("train", "held_out")],
+)
 def test_a_folder_of_parquet_files(tmp_path, train, test):
     write(tmp_path / f"{train}-00000-of-00001.parquet", [0, 1, 1])
     write(tmp_path / f"{test}-00000-of-00001.parquet", [1])
@@ -75,14 +78,21 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     (tmp_path / "data").mkdir()
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
     for part, labels in (("train", [0, 1, 1]), ("validation", [1])):
         rows = {"image": [{"bytes": picture(), "path": None}] * len(labels), "label": labels}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"data/{part}-00000-of-00001.parquet")
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            tmp_path / f"data/{part}-00000-of-00001.parquet"
+        )
     splits = open_splits(f"hf:{tmp_path}/data?split={{split}}")
     assert (len(splits.train), len(splits.test)) == (3, 1)
     (tmp_path / "data/validation-00000-of-00001.parquet").unlink()
-    with pytest.raises(UserError, match=r"no test images: none of .*split=val exists \(.*split=val cannot be loaded: .*split"):
+    with pytest.raises(
+        UserError,
+        match=r"no test images: none of .*split=val exists \(.*split=val cannot be loaded: .*split",
+    ):
         open_splits(f"hf:{tmp_path}/data?split={{split}}")
     with pytest.raises(UserError, match="no column 'x'"):
         open_splits(f"hf:{tmp_path}/data?split={{split}}&label=x")
@@ -107,13 +117,22 @@ def test_options_are_kept(tmp_path):
 
 def test_scenes():
     splits = open_splits("scenes?size=32")
-    assert (len(splits.train), len(splits.test)) == (10000, 2000) and splits.test.split == "held_out" and splits.train.size == 32
+    assert (
+        (len(splits.train), len(splits.test)) == (10000, 2000)
+        and splits.test.split == "held_out"
+        and splits.train.size == 32
+    )
     assert open_splits("scenes?size=32&count=50&split={split}").test.split == "held_out"
-    assert (len(open_splits("scenes?count=50").train), len(open_splits("scenes?count=50").test)) == (50, 50)
+    assert (
+        len(open_splits("scenes?count=50").train),
+        len(open_splits("scenes?count=50").test),
+    ) == (50, 50)
 
 
 def test_what_is_wrong_is_said(tmp_path):
-    with pytest.raises(UserError, match="is one set of images; write {split} where the name of a split stands"):
+    with pytest.raises(
+        UserError, match="is one set of images; write {split} where the name of a split stands"
+    ):
         open_splits(f"parquet:{tmp_path}/x.parquet")
     with pytest.raises(UserError, match="no train images: none of .*train.* exists"):
         open_splits(str(tmp_path))
@@ -121,7 +140,9 @@ def test_what_is_wrong_is_said(tmp_path):
     with pytest.raises(UserError, match="no test images: none of .*test.*queries"):
         open_splits(str(tmp_path))
     write(tmp_path / "test.parquet", [0, 5])
-    with pytest.raises(UserError, match="1 labels of the test images, such as 5, have no training image"):
+    with pytest.raises(
+        UserError, match="1 labels of the test images, such as 5, have no training image"
+    ):
         open_splits(str(tmp_path))
 
 
@@ -134,7 +155,10 @@ def test_other_classes(tmp_path):
         open_splits(str(tmp_path))
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("cifar10", (40036, 8007)), ("camvid?ignore=11", (184, 62)), ("copydetect_bsds", (400, 560))])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("cifar10", (40036, 8007)), ("camvid?ignore=11", (184, 62)), ("copydetect_bsds", (400, 560))],
+)
 def test_real_data(name, sizes):
     if not DATA.is_dir():
         pytest.skip("../shared/data is not there")

@@ -37,7 +37,9 @@ def share(stream, rank: int, world_size: int, epoch: int, worker: int = 0, worke
 
 @pytest.mark.parametrize("block_size", [1, 4, 100])
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 1), (5, 1), (1, 3), (2, 2)])
-def test_going_on_is_as_never_having_stopped(shards, monkeypatch, world_size: int, workers: int, block_size: int) -> None:
+def test_going_on_is_as_never_having_stopped(
+    shards, monkeypatch, world_size: int, workers: int, block_size: int
+) -> None:
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     stream, total = shards
     seen = []
@@ -59,7 +61,11 @@ def test_a_block_is_shuffled_and_holds_rows_of_all_shards(shards, monkeypatch) -
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     stream, total = shards
     first, again = (
-        [row.row["number"] for row in islice(shuffled_rows(share(stream, 0, 1, epoch), 10, ("b", epoch)), 10)] for epoch in (1, 2)
+        [
+            row.row["number"]
+            for row in islice(shuffled_rows(share(stream, 0, 1, epoch), 10, ("b", epoch)), 10)
+        ]
+        for epoch in (1, 2)
     )
     assert first != again and first != sorted(first)
     if total > 9:  # five files, which take turns

@@ -32,7 +32,12 @@ ENDS = {
     "the end": ("pass", "run_script(main)", 0, ""),
     "an exit": ("sys.exit(3)", "run_script(main)", 3, ""),
     "Ctrl-C": ("raise KeyboardInterrupt", "run_script(main)", 130, "stopped by Ctrl-C\n"),
-    "a mistake in a program of one's own": ("raise UserError('no')", "main()", 1, "UserError: no\n"),
+    "a mistake in a program of one's own": (
+        "raise UserError('no')",
+        "main()",
+        1,
+        "UserError: no\n",
+    ),
     "the end of a program of one's own": ("pass", "main()", 0, ""),
 }
 
@@ -44,10 +49,17 @@ def test_no_worker_outlives_or_holds_up_its_program(end):
     code = PROGRAM.replace("END", last).replace("START", started)
     # a session of its own, so that whoever is left of it can be found
     program = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     )
     try:
-        _, stderr = program.communicate(timeout=60)  # a worker that was left would hold the pipe open
+        _, stderr = program.communicate(
+            timeout=60
+        )  # a worker that was left would hold the pipe open
     finally:
         left = processes_of(program.pid)
         for pid in left:
@@ -58,6 +70,8 @@ def test_no_worker_outlives_or_holds_up_its_program(end):
 def processes_of(session: int) -> list[int]:
     """Those that live, by the session's number in /proc/<pid>/stat."""
     stats = [
-        path.read_text().rpartition(")")[2].split() + [path.parent.name] for path in Path("/proc").glob("[0-9]*/stat") if path.exists()
+        path.read_text().rpartition(")")[2].split() + [path.parent.name]
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if path.exists()
     ]
     return [int(fields[-1]) for fields in stats if int(fields[3]) == session and fields[0] != "Z"]

@@ -27,7 +27,9 @@ def rows() -> torch.Tensor:
 
 
 def weight() -> torch.Tensor:
-    return torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    return torch.randn(
+        3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).requires_grad_()
 
 
 def loss_of(features: torch.Tensor) -> torch.Tensor:
@@ -73,7 +75,9 @@ def check_on_one_of_two_processes() -> None:
     assert torch.allclose(loss, expected, rtol=1e-12, atol=0)
     assert torch.allclose(averaged, expected_matrix.grad, rtol=1e-10, atol=1e-10)
 
-    scattered = torch.randn(3, 4).T.requires_grad_()  # not contiguous, and each process uses only the other's rows
+    scattered = torch.randn(
+        3, 4
+    ).T.requires_grad_()  # not contiguous, and each process uses only the other's rows
     other = gather_rows(scattered)[4 * (1 - process) : 4 * (1 - process) + 4]
     (other * (process + 1)).sum().backward()
     assert torch.equal(scattered.grad, torch.full((4, 3), float(2 - process)))
@@ -96,8 +100,14 @@ def test_without_a_process_group_nothing_changes():
     assert (rank(), world_size(), is_main_process()) == (0, 1, True)
     features = rows().requires_grad_()
     assert gather_rows(features) is features
-    assert torch.equal(all_reduce_sum(features), features) and not all_reduce_sum(features).requires_grad
-    assert torch.equal(all_reduce_max(features), features) and not all_reduce_max(features).requires_grad
+    assert (
+        torch.equal(all_reduce_sum(features), features)
+        and not all_reduce_sum(features).requires_grad
+    )
+    assert (
+        torch.equal(all_reduce_max(features), features)
+        and not all_reduce_max(features).requires_grad
+    )
     assert all_true(True) and not all_true(False)
     assert any_true(True, False) == [True, False]
     assert broadcast_text("here") == "here"

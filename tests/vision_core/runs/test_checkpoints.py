@@ -68,7 +68,11 @@ def test_steps_are_ordered_as_numbers_and_foreign_names_are_ignored(tmp_path):
     for foreign in ("checkpoint-best", "checkpoint-", "checkpoint-200x", "x-checkpoint-300"):
         (tmp_path / foreign).mkdir()
     (tmp_path / "checkpoint-500").write_text("a file")
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "checkpoint-9",
+        "checkpoint-20",
+        "checkpoint-100",
+    ]
     assert newest_checkpoint(tmp_path, no_warning).name == "checkpoint-100"
 
 
@@ -137,7 +141,9 @@ def test_every_single_bit_of_the_manifest_counts(tmp_path):
             assert MANIFEST in verify_checkpoint(path.parent), (position, bit)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{}", '{"step": 1, "files": 3}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "null", "{}", '{"step": 1, "files": 3}', "[" * 100_000]
+)
 def test_a_manifest_of_something_else_is_a_reason_not_a_crash(tmp_path, text):
     folder = save(tmp_path, 10)
     (folder / MANIFEST).write_text(text)
@@ -161,7 +167,9 @@ def test_safetensors_alone_would_not_notice_a_flipped_bit(tmp_path):
 
 def test_leftovers_are_cleaned_and_an_interrupted_replacement_is_finished(tmp_path):
     whole = save(tmp_path, 3)
-    whole.rename(tmp_path / ".tmp-3-123")  # killed after the old checkpoint-3 went aside, before the new one took its place
+    whole.rename(
+        tmp_path / ".tmp-3-123"
+    )  # killed after the old checkpoint-3 went aside, before the new one took its place
     (tmp_path / ".del-checkpoint-3-123").mkdir()
     (tmp_path / ".tmp-4-123").mkdir()
     write_files(tmp_path / ".tmp-4-123")
@@ -172,7 +180,13 @@ def test_leftovers_are_cleaned_and_an_interrupted_replacement_is_finished(tmp_pa
     assert verify_checkpoint(tmp_path / "checkpoint-3") is None
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing"),
+    ],
+)
 def test_a_failed_write_leaves_the_earlier_checkpoints_alone(tmp_path, error):
     save(tmp_path, 1, keep=1)
 
@@ -184,7 +198,11 @@ def test_a_failed_write_leaves_the_earlier_checkpoints_alone(tmp_path, error):
         write_checkpoint(tmp_path, 2, write, keep=1)
     message = str(caught.value)
     assert "\n" not in message
-    assert str(tmp_path / "checkpoint-2") in message and "at least 3.0 MB" in message and "MB are free" in message
+    assert (
+        str(tmp_path / "checkpoint-2") in message
+        and "at least 3.0 MB" in message
+        and "MB are free" in message
+    )
     assert (error.strerror if isinstance(error, OSError) else str(error)) in message
     assert caught.value.__cause__ is error
     assert names(tmp_path) == ["checkpoint-1"]
@@ -250,9 +268,15 @@ def test_real_write_errors_of_every_library(tmp_path):
         report_failed_saves(root, report)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     lines = report.read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["OSError", "SafetensorError", "RuntimeError"], lines
+    assert [line.split()[0] for line in lines] == ["OSError", "SafetensorError", "RuntimeError"], (
+        lines
+    )
     for line in lines:
-        assert "checkpoint-2 was not written" in line and "at least 2.0 MB" in line and "MB are free" in line
+        assert (
+            "checkpoint-2 was not written" in line
+            and "at least 2.0 MB" in line
+            and "MB are free" in line
+        )
         assert line.endswith("['checkpoint-1']")
     assert newest_checkpoint(root, no_warning) == root / "checkpoint-1"
 
@@ -264,7 +288,9 @@ def save_until_killed(root: Path, step: int, increment: int) -> None:
             write_checkpoint(
                 root,
                 step,
-                lambda folder: [(folder / f"{i}.bin").write_bytes(os.urandom(200_000)) for i in range(3)],
+                lambda folder: [
+                    (folder / f"{i}.bin").write_bytes(os.urandom(200_000)) for i in range(3)
+                ],
                 keep=1,
             )
             step += increment
@@ -298,7 +324,11 @@ def test_files_reach_the_disk_before_the_rename(tmp_path, monkeypatch):
     """Power loss: each file, the manifest and the folder are fsynced before the rename, the parent after it."""
     events = []
     fsync, rename = os.fsync, os.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))[1])
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))[1],
+    )
     monkeypatch.setattr(os, "rename", lambda a, b: (events.append("rename"), rename(a, b))[1])
     save(tmp_path, 1)
     aside = f".tmp-1-{os.getpid()}"
@@ -311,7 +341,11 @@ def test_replace_files_in_order_and_whole(tmp_path, monkeypatch):
     (root / "state.json").write_text("old")
     order = []
     replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(Path(b).relative_to(root).as_posix()), replace(a, b))[1])
+    monkeypatch.setattr(
+        os,
+        "replace",
+        lambda a, b: (order.append(Path(b).relative_to(root).as_posix()), replace(a, b))[1],
+    )
     replace_files(source, root, ["state.json", "heads/dino.bin", "model.safetensors"])
     assert order == ["state.json", "heads/dino.bin", "model.safetensors"]
     for name in order:

@@ -20,7 +20,9 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 def old_run() -> None:
     run = RunFolder.open("run", "dinov2", CONFIG)
     for step in (10, 20):
-        write_checkpoint(run.path, step, lambda aside: (aside / "state.bin").write_bytes(bytes(100)), keep=None)
+        write_checkpoint(
+            run.path, step, lambda aside: (aside / "state.bin").write_bytes(bytes(100)), keep=None
+        )
     run.close()
 
 
@@ -43,7 +45,14 @@ def test_changed_keys():
 def test_a_check_refuses_what_would_be_refused_and_makes_nothing():
     old_run()
     Path("file").touch()
-    for arguments in (("run",), ("file/run",), ("absent", True), (None, True), ("run", "run/checkpoint-7"), (None, "absent/checkpoint-7")):
+    for arguments in (
+        ("run",),
+        ("file/run",),
+        ("absent", True),
+        (None, True),
+        ("run", "run/checkpoint-7"),
+        (None, "absent/checkpoint-7"),
+    ):
         with pytest.raises(UserError) as checked:
             check_folder(arguments[0], "dinov2", *arguments[1:])
         assert str(checked.value)[:20] == refusal(*arguments)[:20]

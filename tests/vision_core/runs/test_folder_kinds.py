@@ -40,10 +40,18 @@ def folder(**files: str) -> Path:
 
 
 CONFIGS = {
-    "cambrian": ({"model_type": "cambrian_llama", "vocab_size": 9}, "fusion.convert_cambrian --checkpoint some"),
+    "cambrian": (
+        {"model_type": "cambrian_llama", "vocab_size": 9},
+        "fusion.convert_cambrian --checkpoint some",
+    ),
     "timm": ({"architecture": "vit_small_patch14_dinov2"}, "--encoder some"),
     "other_vlm": (
-        {"model_type": "llava", "vision_config": {}, "text_config": {}, "architectures": ["LlavaForConditionalGeneration"]},
+        {
+            "model_type": "llava",
+            "vision_config": {},
+            "text_config": {},
+            "architectures": ["LlavaForConditionalGeneration"],
+        },
         "one by one",
     ),
     "language_model": ({"model_type": "llama", "vocab_size": 9}, "--language_model some"),
@@ -65,7 +73,11 @@ def test_kinds_by_their_config(kind):
         ({"model_DOT_safetensors": ""}, "weights", "config.json beside"),
         ({"config_DOT_json": "{"}, "model", "None"),
         ({"config_DOT_yaml": "a: 1"}, "unfinished", "has saved nothing"),
-        ({"config_DOT_yaml": "a: 1", "checkpoint-3__MANIFEST_DOT_json": "{}"}, "unfinished", "has not published its model"),
+        (
+            {"config_DOT_yaml": "a: 1", "checkpoint-3__MANIFEST_DOT_json": "{}"},
+            "unfinished",
+            "has not published its model",
+        ),
         ({"results_DOT_json": "{}", "config_DOT_yaml": "encoders: [a, b]"}, "report", "a, b"),
         ({"notes_DOT_txt": ""}, "unknown", "without config.json"),
         ({"rows_DOT_jsonl": ""}, "data", "docs/data.md"),
@@ -87,7 +99,11 @@ def test_kinds_by_their_files(files, kind, said):
 def test_the_state_of_a_run_names_its_run():
     run_with_checkpoint()
     found = folder_kind(Path("run/checkpoint-3"))
-    assert found.name == "checkpoint" and "name run," in found.cure and "--output_dir run --resume_from_checkpoint true" in found.cure
+    assert (
+        found.name == "checkpoint"
+        and "name run," in found.cure
+        and "--output_dir run --resume_from_checkpoint true" in found.cure
+    )
 
 
 def test_permissions_are_given_and_never_taken():
@@ -101,16 +117,25 @@ def test_permissions_are_given_and_never_taken():
         make_readable(made)
     finally:
         os.umask(before)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in made.rglob("*") if not path.is_symlink()}
+    modes = {
+        path.name: stat.S_IMODE(path.stat().st_mode)
+        for path in made.rglob("*")
+        if not path.is_symlink()
+    }
     assert modes == {"a.bin": 0o644, "deep": 0o755, "b.bin": 0o644, "run.sh": 0o755}
 
 
 def test_advice_is_what_the_program_takes():
     run_with_checkpoint()
-    for call in (lambda: check_folder("run", "fused", can_resume=False), lambda: RunFolder.open("run", "fused", "", can_resume=False)):
+    for call in (
+        lambda: check_folder("run", "fused", can_resume=False),
+        lambda: RunFolder.open("run", "fused", "", can_resume=False),
+    ):
         with pytest.raises(UserError) as refused:
             call()
-        assert "--resume_from_checkpoint" not in str(refused.value) and "outputs/fused-<n>" in str(refused.value)
+        assert "--resume_from_checkpoint" not in str(refused.value) and "outputs/fused-<n>" in str(
+            refused.value
+        )
 
 
 def test_a_run_of_another_program_is_not_taken_up():
@@ -118,8 +143,15 @@ def test_a_run_of_another_program_is_not_taken_up():
     RunFolder.open("run", "mae", CONFIG, program=mine).close()
     save(Path("run"))
     before = (Path("run") / "config.yaml").read_text()
-    for call in (lambda: check_folder("run", "siglip", True, other), lambda: RunFolder.open("run", "siglip", CONFIG, True, program=other)):
-        with pytest.raises(UserError, match="run is a run of pretrain/mae.py, not of pretrain/siglip.py"):
+    for call in (
+        lambda: check_folder("run", "siglip", True, other),
+        lambda: RunFolder.open("run", "siglip", CONFIG, True, program=other),
+    ):
+        with pytest.raises(
+            UserError, match="run is a run of pretrain/mae.py, not of pretrain/siglip.py"
+        ):
             call()
-    assert (Path("run") / "config.yaml").read_text() == before and before == f"# options of {mine}\n{CONFIG}"
+    assert (
+        Path("run") / "config.yaml"
+    ).read_text() == before and before == f"# options of {mine}\n{CONFIG}"
     assert RunFolder.open("run", "mae", CONFIG, True, program=mine).changes == {}

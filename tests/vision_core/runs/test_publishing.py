@@ -11,7 +11,13 @@ import pytest
 from vision_core.runs.checkpoints import CheckpointNotWritten
 from vision_core.runs.publishing import published, published_whole
 
-NAMES = ["README.md", "adapter/adapter_model.safetensors", "config.json", "model.safetensors", "model.safetensors.index.json"]
+NAMES = [
+    "README.md",
+    "adapter/adapter_model.safetensors",
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+]
 
 
 def fill(folder, text):
@@ -21,7 +27,9 @@ def fill(folder, text):
 
 
 def names(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def test_files_are_put_in_place_weights_last_and_others_stay(tmp_path, monkeypatch):
@@ -29,7 +37,11 @@ def test_files_are_put_in_place_weights_last_and_others_stay(tmp_path, monkeypat
     with published(tmp_path) as aside:
         fill(aside, "old")
     order, replace = [], os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(b.relative_to(tmp_path).as_posix()), replace(a, b))[1])
+    monkeypatch.setattr(
+        os,
+        "replace",
+        lambda a, b: (order.append(b.relative_to(tmp_path).as_posix()), replace(a, b))[1],
+    )
     with published(tmp_path) as aside:
         fill(aside, "new")
     assert order == [NAMES[0], NAMES[2], NAMES[1], NAMES[3], NAMES[4]]
@@ -37,12 +49,21 @@ def test_files_are_put_in_place_weights_last_and_others_stay(tmp_path, monkeypat
     assert all((tmp_path / name).read_text() == "new" for name in NAMES)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Exception("No space left on device (os error 28)")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        Exception("No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk_is_one_line_and_the_old_files_stay(tmp_path, error):
     """tokenizers raises an error of no kind."""
     with published(tmp_path) as aside:
         fill(aside, "old")
-    refused = pytest.raises(CheckpointNotWritten, match=f"{re.escape(str(tmp_path))} was not written: No space left on device")
+    refused = pytest.raises(
+        CheckpointNotWritten,
+        match=f"{re.escape(str(tmp_path))} was not written: No space left on device",
+    )
     with refused as caught, published(tmp_path) as aside:
         (aside / "config.json").write_text("new")
         raise error

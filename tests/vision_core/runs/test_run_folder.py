@@ -29,7 +29,10 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def open_run(
-    output_dir: str | None = "run", resume: bool | str | None = None, config: str = CONFIG, warnings: list | None = None
+    output_dir: str | None = "run",
+    resume: bool | str | None = None,
+    config: str = CONFIG,
+    warnings: list | None = None,
 ) -> RunFolder:
     """A run that has begun."""
     warn = (warnings if warnings is not None else []).append
@@ -39,7 +42,9 @@ def open_run(
 
 
 def save(folder: Path, step: int) -> Path:
-    return write_checkpoint(folder, step, lambda aside: (aside / "state.bin").write_bytes(bytes(100)), keep=None)
+    return write_checkpoint(
+        folder, step, lambda aside: (aside / "state.bin").write_bytes(bytes(100)), keep=None
+    )
 
 
 def old_run(steps: tuple[int, ...] = (10, 20)) -> Path:
@@ -60,7 +65,9 @@ def refusal(*args, **kwargs) -> str:
 
 
 def metric_steps(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_default_folder_is_the_next_free_number():
@@ -78,7 +85,10 @@ def test_a_used_folder_is_refused_with_both_commands_and_left_as_it_was():
     Path("mine/letter.txt").write_text("dear")
     old_run()
     message = refusal("run")
-    assert "`--output_dir run --resume_from_checkpoint true`" in message and "`--output_dir OTHER`" in message
+    assert (
+        "`--output_dir run --resume_from_checkpoint true`" in message
+        and "`--output_dir OTHER`" in message
+    )
     message = refusal("mine")  # there is nothing to continue in it
     assert "--resume_from_checkpoint" not in message and "`--output_dir OTHER`" in message
     assert os.listdir("mine") == ["letter.txt"]
@@ -130,7 +140,9 @@ def test_resume_from_a_named_checkpoint_sets_later_ones_aside(output_dir):
     run.close()
     save(path, 20)
     again = open_run(output_dir, "run/checkpoint-10")
-    assert (path / "set-aside-1-checkpoint-20").is_dir() and (path / "set-aside-2-checkpoint-20").is_dir()
+    assert (path / "set-aside-1-checkpoint-20").is_dir() and (
+        path / "set-aside-2-checkpoint-20"
+    ).is_dir()
     again.close()
     assert open_run(resume="true").step == 10, "the course that was left does not come back"
 
@@ -180,10 +192,14 @@ def test_a_changed_config_is_listed_and_the_old_one_kept():
     run = open_run(resume=True, config=changed, warnings=warnings)
     assert run.changes == {"learning_rate": (0.001, 0.002), "seed": ("(absent)", 1)}
     assert "learning_rate 0.001 -> 0.002" in warnings[0] and "config-1.yaml" in warnings[0]
-    assert (path / "config-1.yaml").read_text() == CONFIG and (path / "config.yaml").read_text() == changed
+    assert (path / "config-1.yaml").read_text() == CONFIG and (
+        path / "config.yaml"
+    ).read_text() == changed
     run.close()
     open_run(resume=True).close()
-    assert (path / "config-2.yaml").read_text() == changed and (path / "config.yaml").read_text() == CONFIG
+    assert (path / "config-2.yaml").read_text() == changed and (
+        path / "config.yaml"
+    ).read_text() == CONFIG
 
 
 def fork(body) -> int:
@@ -250,8 +266,19 @@ def test_a_file_system_without_locks_is_a_warning(monkeypatch):
 def test_metrics_are_valid_json_and_exact():
     run = open_run()
     loss = 0.1 + 0.2
-    run.append_metrics({"step": 1, "loss": loss, "bad": [math.nan, math.inf, -math.inf], "name": "é\nx", "none": None, "flag": True})
-    run.append_metrics({"step": np.int64(2), "loss": torch.tensor(0.1), "parts": {"a": np.float32(math.nan)}})
+    run.append_metrics(
+        {
+            "step": 1,
+            "loss": loss,
+            "bad": [math.nan, math.inf, -math.inf],
+            "name": "é\nx",
+            "none": None,
+            "flag": True,
+        }
+    )
+    run.append_metrics(
+        {"step": np.int64(2), "loss": torch.tensor(0.1), "parts": {"a": np.float32(math.nan)}}
+    )
     lines = (run.path / "metrics.jsonl").read_text().split("\n")
     assert len(lines) == 3 and lines[2] == ""
 
@@ -260,7 +287,14 @@ def test_metrics_are_valid_json_and_exact():
 
     first, second = (json.loads(line, parse_constant=refuse) for line in lines[:2])
     words = ["nan", "inf", "-inf"]
-    assert first == {"step": 1, "loss": loss, "bad": words, "name": "é\nx", "none": None, "flag": True}
+    assert first == {
+        "step": 1,
+        "loss": loss,
+        "bad": words,
+        "name": "é\nx",
+        "none": None,
+        "flag": True,
+    }
     assert second == {"step": 2, "loss": float(np.float32(0.1)), "parts": {"a": "nan"}}
 
 
@@ -312,11 +346,18 @@ def test_bad_samples_are_named_once_also_across_a_resume():
     odd_name = os.fsdecode(b"bad\xff\n.jpg")
     path = old_run()
     run = open_run(resume=True)
-    assert [run.append_bad_sample(each, "truncated") for each in ("a.jpg", odd_name, "a.jpg")] == [True, True, False]
+    assert [run.append_bad_sample(each, "truncated") for each in ("a.jpg", odd_name, "a.jpg")] == [
+        True,
+        True,
+        False,
+    ]
     run.close()
     again = open_run(resume=True)
     assert again.bad_sample_ids == {"a.jpg", odd_name}
-    assert [again.append_bad_sample(each, "truncated") for each in (odd_name, "b.jpg")] == [False, True]
+    assert [again.append_bad_sample(each, "truncated") for each in (odd_name, "b.jpg")] == [
+        False,
+        True,
+    ]
     records = [json.loads(line) for line in (path / "bad_samples.jsonl").read_text().splitlines()]
     assert records == [{"id": each, "reason": "truncated"} for each in ("a.jpg", odd_name, "b.jpg")]
 
@@ -383,7 +424,11 @@ def open_auto(config: str = CONFIG) -> RunFolder:
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file but the lock, which names the process that holds the folder."""
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"}
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def test_opening_an_old_run_changes_nothing_until_it_begins():
@@ -396,7 +441,10 @@ def test_opening_an_old_run_changes_nothing_until_it_begins():
     assert tree(path) == before
     run.begin()
     assert metric_steps(path) == list(range(1, 12))
-    moved = [json.loads(line)["step"] for line in (path / "metrics-set-aside.jsonl").read_text().splitlines()]
+    moved = [
+        json.loads(line)["step"]
+        for line in (path / "metrics-set-aside.jsonl").read_text().splitlines()
+    ]
     assert moved == list(range(11, 26)), "what is cut from metrics.jsonl is kept"
     assert json.loads((path / "bad_samples.jsonl").read_text())["id"] == "a.jpg"
 
@@ -408,7 +456,9 @@ def test_auto_starts_goes_on_and_says_that_all_is_done(capsys):
     first.close()
     second = open_auto()  # killed before its first checkpoint
     second.begin()
-    assert (second.step, second.checkpoint, second.is_old) == (0, None, True) and metric_steps(second.path) == []
+    assert (second.step, second.checkpoint, second.is_old) == (0, None, True) and metric_steps(
+        second.path
+    ) == []
     save(second.path, 10)
     second.close()
     third = open_auto()

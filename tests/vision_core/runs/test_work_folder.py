@@ -14,7 +14,12 @@ from vision_core.runs.folder_kinds import folder_kind, refuse_folder
 from vision_core.runs.work_folder import WorkFolder, check_work, config_of, resume_option
 
 PROGRAM = "recipes/some.py"
-FILES = {"config.json": '{"model_type": "x", "vocab_size": 3}', "model.safetensors": "w" * 5000, "figures/a.png": "p", "README.md": "# x"}
+FILES = {
+    "config.json": '{"model_type": "x", "vocab_size": 3}',
+    "model.safetensors": "w" * 5000,
+    "figures/a.png": "p",
+    "README.md": "# x",
+}
 
 
 @dataclass
@@ -31,11 +36,15 @@ def in_tmp_path(tmp_path, monkeypatch):
 
 
 def opened(resume="auto", program=PROGRAM, output_dir="out", **options) -> WorkFolder:
-    return WorkFolder.open(output_dir, "some", config_of(Options(output_dir=output_dir, **options)), resume, program)
+    return WorkFolder.open(
+        output_dir, "some", config_of(Options(output_dir=output_dir, **options)), resume, program
+    )
 
 
 def check(resume="auto", program=PROGRAM, output_dir="out", **options) -> None:
-    check_work(output_dir, "some", config_of(Options(output_dir=output_dir, **options)), resume, program)
+    check_work(
+        output_dir, "some", config_of(Options(output_dir=output_dir, **options)), resume, program
+    )
 
 
 def write(folder: Path) -> None:
@@ -45,7 +54,10 @@ def write(folder: Path) -> None:
 
 
 def is_whole(folder: Path) -> bool:
-    return all((folder / name).is_file() and (folder / name).read_text() == text for name, text in FILES.items())
+    return all(
+        (folder / name).is_file() and (folder / name).read_text() == text
+        for name, text in FILES.items()
+    )
 
 
 def killed(work_at: int) -> bool:
@@ -73,13 +85,19 @@ def killed(work_at: int) -> bool:
 def test_the_same_command_starts_goes_on_and_says_that_all_is_done(tmp_path):
     check()
     opened().publish(write)
-    assert is_whole(Path("out")) and not list(Path("out").glob(".tmp-*")) and not Path("out/unfinished.json").exists()
+    assert (
+        is_whole(Path("out"))
+        and not list(Path("out").glob(".tmp-*"))
+        and not Path("out/unfinished.json").exists()
+    )
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
     for call in (check, opened):
         with pytest.raises(AllDone) as done:
             call()
         assert done.value.code == 0 and "all is done: out holds" in done.value.line
-    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.name != ".lock"}.items() <= before.items()
+    assert {
+        path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.name != ".lock"
+    }.items() <= before.items()
     with pytest.raises(AllDone):
         check(output_dir=str(tmp_path / "out"))  # the same folder by another path
 
@@ -93,7 +111,10 @@ def test_killed_in_front_of_every_rename_it_is_unfinished_and_the_same_command_f
         assert not (folder / "finished.json").exists()
         if (folder / "unfinished.json").exists():
             assert folder_kind(folder).name == "unfinished_work"
-            with pytest.raises(UserError, match="unfinished work of recipes/some.py; the same command with --output_dir out"):
+            with pytest.raises(
+                UserError,
+                match="unfinished work of recipes/some.py; the same command with --output_dir out",
+            ):
                 refuse_folder(folder, "an encoder", ("encoder", "model"))
         if any((folder / name).exists() for name in FILES):
             with pytest.raises(UserError, match="--resume_from_checkpoint auto"):
@@ -101,7 +122,11 @@ def test_killed_in_front_of_every_rename_it_is_unfinished_and_the_same_command_f
         else:
             check(resume=None)  # what did nothing yet stands in nobody's way
         opened().publish(write)
-        assert is_whole(folder) and folder_kind(folder).name == "language_model" and not list(folder.glob(".tmp-*"))
+        assert (
+            is_whole(folder)
+            and folder_kind(folder).name == "language_model"
+            and not list(folder.glob(".tmp-*"))
+        )
         os.system("rm -r out")
     assert kills >= 4 + len(FILES)
     assert is_whole(Path("out"))
@@ -114,14 +139,22 @@ def test_other_options_are_refused_and_named_and_nothing_changes():
         with pytest.raises(UserError) as refused:
             call(size=4, text="z")
         said = str(refused.value)
-        assert "size 3 there and 4 here" in said and "text yyy" in said and "another --output_dir" in said and len(said) <= 300
+        assert (
+            "size 3 there and 4 here" in said
+            and "text yyy" in said
+            and "another --output_dir" in said
+            and len(said) <= 300
+        )
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("resume", ["true", "out/checkpoint-3"])
 def test_only_auto_has_a_meaning_where_no_checkpoint_is_saved(resume):
     for call in (check, opened):
-        with pytest.raises(UserError, match=f"resume_from_checkpoint {resume} names a checkpoint, and {PROGRAM} saves none; .* auto"):
+        with pytest.raises(
+            UserError,
+            match=f"resume_from_checkpoint {resume} names a checkpoint, and {PROGRAM} saves none; .* auto",
+        ):
             call(resume=resume)
     assert not Path("out").exists()
 
@@ -165,7 +198,9 @@ def test_what_cannot_be_written_is_one_line_and_leaves_unfinished_work():
         raise OSError(28, "No space left on device")
 
     work = opened()
-    with pytest.raises(UserError, match="out was not written: No space left on device; .* MB are free; make room") as refused:
+    with pytest.raises(
+        UserError, match="out was not written: No space left on device; .* MB are free; make room"
+    ) as refused:
         work.publish(full)
     work.close()
     assert "\n" not in str(refused.value) and not list(Path("out").glob(".tmp-*"))
@@ -176,7 +211,9 @@ def test_what_cannot_be_written_is_one_line_and_leaves_unfinished_work():
 def test_what_a_refused_start_leaves_stands_in_nobodys_way():
     """The names of unreadable images stay to be read; the same command, mended, starts."""
     work = opened(resume=None)
-    (work.path / "bad_samples.jsonl").write_text(json.dumps({"id": "a", "reason": "corrupt"}) + "\n")
+    (work.path / "bad_samples.jsonl").write_text(
+        json.dumps({"id": "a", "reason": "corrupt"}) + "\n"
+    )
     work.close()
     check(resume=None, size=5)
     opened(resume=None, size=5).publish(write)

@@ -32,7 +32,11 @@ def scenes() -> list[Scene]:
 def test_a_scene_depends_on_seed_split_and_index_only():
     draw_scene(9, 9, 64)
     first, again = draw_scene(0, 5, 64), draw_scene(0, 5, 64)
-    assert torch.equal(first.image, again.image) and torch.equal(first.masks, again.masks) and torch.equal(first.depth, again.depth)
+    assert (
+        torch.equal(first.image, again.image)
+        and torch.equal(first.masks, again.masks)
+        and torch.equal(first.depth, again.depth)
+    )
     assert first.captions == again.captions and first.questions == again.questions
     others = (draw_scene(1, 5, 64), draw_scene(0, 6, 64), draw_scene(0, 5, 64, split="held_out"))
     assert all(not torch.equal(first.image, other.image) for other in others)
@@ -43,7 +47,12 @@ def test_another_process_draws_the_same_scene():
     code += "print(hashlib.sha256(s.image.numpy().tobytes() + s.depth.numpy().tobytes() + repr(s.questions).encode()).hexdigest())"
     digests = {
         subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": salt}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={"PYTHONHASHSEED": salt},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for salt in ("1", "2")
     }
@@ -80,7 +89,12 @@ def test_boxes_areas_and_depth_are_those_of_the_masks():
         assert masks.max() <= len(scene.objects)
         assert depth[masks == 0].min() > depth[masks > 0].max()
         for number, each in enumerate(scene.objects, start=1):
-            seen = [(row, column) for row in range(48) for column in range(48) if masks[row, column] == number]
+            seen = [
+                (row, column)
+                for row in range(48)
+                for column in range(48)
+                if masks[row, column] == number
+            ]
             assert each.area == len(seen)
             if seen:
                 rows, columns = zip(*seen, strict=True)
@@ -99,7 +113,9 @@ def test_nearly_every_object_is_visible():
     shares = []
     for scene in scenes()[:400]:
         for each, placed in zip(scene.objects, scene.layout.objects, strict=True):
-            whole = 0.5 * (placed.diameter / 2 * 48) ** 2  # the smallest shape has an area of more than 1.5 square radii
+            whole = (
+                0.5 * (placed.diameter / 2 * 48) ** 2
+            )  # the smallest shape has an area of more than 1.5 square radii
             shares.append(each.area > 0.5 * whole)
     assert np.mean(shares) > 0.98
 
@@ -107,7 +123,12 @@ def test_nearly_every_object_is_visible():
 def test_an_object_has_the_colour_it_is_said_to_have():
     """The nearest named hue to the mean colour of the main object's pixels, judged in a* b* like coordinates of the plain named colours."""
     names = list(COLOURS)
-    plain = np.array([_chroma_direction(oklch_to_rgb(light, chroma, hue)) for hue, light, chroma in NAMED_COLOURS.values()])
+    plain = np.array(
+        [
+            _chroma_direction(oklch_to_rgb(light, chroma, hue))
+            for hue, light, chroma in NAMED_COLOURS.values()
+        ]
+    )
     right = 0
     for scene in scenes()[:200]:
         pixels = scene.image.numpy()[:, scene.masks.numpy() == 1].mean(1) / 255
@@ -130,31 +151,53 @@ def test_categories_are_balanced_and_known_without_drawing():
 
 def test_every_texture_belongs_to_two_kinds():
     counts = Counter(texture for own in TEXTURES_OF_KIND.values() for texture in own)
-    assert set(TEXTURES_OF_KIND) == set(CATEGORIES) and counts == {texture: 2 for texture in TEXTURES}
-    pairs = [set(one) & set(other) for one in TEXTURES_OF_KIND.values() for other in TEXTURES_OF_KIND.values() if one != other]
+    assert set(TEXTURES_OF_KIND) == set(CATEGORIES) and counts == {
+        texture: 2 for texture in TEXTURES
+    }
+    pairs = [
+        set(one) & set(other)
+        for one in TEXTURES_OF_KIND.values()
+        for other in TEXTURES_OF_KIND.values()
+        if one != other
+    ]
     assert max(len(shared) for shared in pairs) == 1
 
 
 def test_a_habitat_belongs_to_one_kind_and_surrounds_it_nine_times_in_ten():
-    assert set(HABITAT_OF_KIND) == set(CATEGORIES) and len(set(HABITAT_OF_KIND.values())) == len(CATEGORIES)
+    assert set(HABITAT_OF_KIND) == set(CATEGORIES) and len(set(HABITAT_OF_KIND.values())) == len(
+        CATEGORIES
+    )
     assert set(HABITAT_OF_KIND.values()) <= set(TEXTURES)
-    at_home = [scene.layout.habitat.texture == HABITAT_OF_KIND[CATEGORIES[scene.category]] for scene in scenes()]
-    assert np.mean(at_home) == pytest.approx(0.91, abs=0.02)  # 0.9, and a tenth of the tenth that is drawn from all
+    at_home = [
+        scene.layout.habitat.texture == HABITAT_OF_KIND[CATEGORIES[scene.category]]
+        for scene in scenes()
+    ]
+    assert np.mean(at_home) == pytest.approx(
+        0.91, abs=0.02
+    )  # 0.9, and a tenth of the tenth that is drawn from all
 
 
 def test_the_habitat_is_drawn_on_the_backdrop(monkeypatch):
     patterned = [draw_scene(0, index, 96) for index in range(5)]
     monkeypatch.setattr(scene_layout, "HABITAT_CONTRAST", (0.0, 0.0))
-    for before, after in zip(patterned, (draw_scene(0, index, 96) for index in range(5)), strict=True):
+    for before, after in zip(
+        patterned, (draw_scene(0, index, 96) for index in range(5)), strict=True
+    ):
         assert torch.equal(before.masks, after.masks) and torch.equal(before.depth, after.depth)
         behind = before.masks == 0
-        assert before.image[:, behind].float().std(1).mean() > 1.5 * after.image[:, behind].float().std(1).mean()
+        assert (
+            before.image[:, behind].float().std(1).mean()
+            > 1.5 * after.image[:, behind].float().std(1).mean()
+        )
 
 
 def _answer_from_ground_truth(scene: Scene, kind: str, text: str) -> str:
     """Answers read off masks, depth and the objects' names, by looking at the pixels."""
     masks, depth = scene.masks.numpy(), scene.depth.numpy()
-    named = {f"the {each.colour} {each.category}": number for number, each in enumerate(scene.objects, start=1)}
+    named = {
+        f"the {each.colour} {each.category}": number
+        for number, each in enumerate(scene.objects, start=1)
+    }
     largest = scene.objects[int(np.bincount(masks[masks > 0]).argmax()) - 1]
     if kind in ("category", "colour", "texture"):
         return getattr(largest, kind)
@@ -163,11 +206,16 @@ def _answer_from_ground_truth(scene: Scene, kind: str, text: str) -> str:
     if kind == "nearest":
         return scene.objects[int(masks[np.unravel_index(depth.argmin(), depth.shape)]) - 1].colour
     words = {"left_of": " left of ", "above": " above ", "depth_order": " nearer than "}[kind]
-    first, second = (masks == named[name] for name in text.removeprefix("Is ").removesuffix("?").split(words))
+    first, second = (
+        masks == named[name] for name in text.removeprefix("Is ").removesuffix("?").split(words)
+    )
     if kind == "depth_order":
         return "yes" if depth[first].mean() < depth[second].mean() else "no"
     axis = 1 if kind == "left_of" else 0
-    middle = [(np.nonzero(mask)[axis].min() + np.nonzero(mask)[axis].max()) / 2 for mask in (first, second)]
+    middle = [
+        (np.nonzero(mask)[axis].min() + np.nonzero(mask)[axis].max()) / 2
+        for mask in (first, second)
+    ]
     return "yes" if middle[0] < middle[1] else "no"
 
 
@@ -175,10 +223,21 @@ def test_answers_follow_from_the_picture():
     kinds = Counter()
     for scene in scenes()[:400]:
         for question in scene.questions:
-            assert question.answer == _answer_from_ground_truth(scene, question.kind, question.text), question
+            assert question.answer == _answer_from_ground_truth(
+                scene, question.kind, question.text
+            ), question
             assert question.answer in question.choices
             kinds[question.kind] += 1
-    assert set(kinds) == {"category", "colour", "texture", "count", "nearest", "left_of", "above", "depth_order"}
+    assert set(kinds) == {
+        "category",
+        "colour",
+        "texture",
+        "count",
+        "nearest",
+        "left_of",
+        "above",
+        "depth_order",
+    }
     assert min(kinds.values()) > 200
 
 
@@ -187,7 +246,11 @@ def test_answers_cannot_be_guessed_without_looking():
     answers: dict[str, list[tuple[str, int]]] = {}
     for scene in scenes():
         for question in scene.questions:
-            answer = str(question.choices.index(question.answer)) if question.kind == "nearest" else question.answer
+            answer = (
+                str(question.choices.index(question.answer))
+                if question.kind == "nearest"
+                else question.answer
+            )
             answers.setdefault(question.kind, []).append((answer, len(question.choices)))
     for kind, given in answers.items():
         chance = np.mean([1 / choices for _, choices in given])
@@ -201,7 +264,9 @@ def test_named_objects_are_unique_and_captions_true():
         assert len(set(colours)) == len(colours)
         main = scene.objects[0]
         assert all(main.category in caption for caption in scene.captions)
-        assert any(f"{main.texture} {main.colour} {main.category}" in caption for caption in scene.captions)
+        assert any(
+            f"{main.texture} {main.colour} {main.category}" in caption for caption in scene.captions
+        )
         assert "  " not in "".join(scene.captions) and " a orange" not in " ".join(scene.captions)
 
 
@@ -210,7 +275,9 @@ def test_pixels_and_colours_do_not_give_the_category_away():
     images = torch.stack([scene.image for scene in scenes()]).float()
     labels = torch.tensor([scene.category for scene in scenes()])
     for features in (F.adaptive_avg_pool2d(images, 8).flatten(1), images.mean((2, 3))):
-        means = torch.stack([features[:1000][labels[:1000] == kind].mean(0) for kind in range(len(CATEGORIES))])
+        means = torch.stack(
+            [features[:1000][labels[:1000] == kind].mean(0) for kind in range(len(CATEGORIES))]
+        )
         right = (torch.cdist(features[1000:], means).argmin(1) == labels[1000:]).float().mean()
         assert right < 0.3
 
@@ -228,7 +295,11 @@ def test_shapes_have_similar_areas_and_stay_within_their_extent(name: str):
 @pytest.mark.parametrize("name", list(TEXTURES))
 def test_textures_mix_both_tones(name: str):
     at = np.linspace(-4, 4, 160, dtype=np.float32)
-    noise = smooth_noise(np.random.default_rng(0).uniform(-1, 1, (14, 14)).astype(np.float32), (at + 4) * 1.6, (at + 4) * 1.6)
+    noise = smooth_noise(
+        np.random.default_rng(0).uniform(-1, 1, (14, 14)).astype(np.float32),
+        (at + 4) * 1.6,
+        (at + 4) * 1.6,
+    )
     v, u = np.meshgrid(at, at, indexing="ij")
     mix = TEXTURES[name](u, v, 0.05, noise)
     assert mix.shape == (160, 160) and mix.min() >= 0 and mix.max() <= 1
@@ -255,7 +326,11 @@ def test_layouts_of_neighbouring_indices_differ():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"size": 16}, "size 16 is too small"), ({"split": "test"}, "unknown split 'test'; use train or held_out")]
+    ("changes", "message"),
+    [
+        ({"size": 16}, "size 16 is too small"),
+        ({"split": "test"}, "unknown split 'test'; use train or held_out"),
+    ],
 )
 def test_impossible_scenes_are_refused(changes: dict, message: str):
     with pytest.raises(UserError, match=message):
@@ -267,7 +342,9 @@ def test_scenes_as_a_source():
     assert len(source) == len(source.labels) == 30 and source.class_names == list(CATEGORIES)
     record = source[17]
     assert record.id == source.id_of(17) == "scenes/held_out/17"
-    assert record.label == source.labels[17] and torch.equal(record.image, draw_scene(2, 17, 40, "held_out").image)
+    assert record.label == source.labels[17] and torch.equal(
+        record.image, draw_scene(2, 17, 40, "held_out").image
+    )
     assert "30 images" in source.description and "held_out" in source.description
     assert len(open_scenes({})) == 20000
     with pytest.raises(IndexError):

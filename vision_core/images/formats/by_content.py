@@ -69,16 +69,25 @@ FORMATS = (
 ENDINGS = tuple(ending for format in FORMATS if format.is_readable for ending in format.endings)
 # of files that hold one image, or what is taken for one (of an animation the first frame)
 ENDINGS_OF_ONE = tuple(
-    ending for format in FORMATS for ending in format.endings if ending == ".npy" or not hasattr(format.reader, "count_parts")
+    ending
+    for format in FORMATS
+    for ending in format.endings
+    if ending == ".npy" or not hasattr(format.reader, "count_parts")
 )
-COMPRESSED_ENDINGS = tuple(ending for format in FORMATS for ending in format.endings if ending.endswith(".gz"))
+COMPRESSED_ENDINGS = tuple(
+    ending for format in FORMATS for ending in format.endings if ending.endswith(".gz")
+)
 
 
 def format_of(data: bytes) -> Format | None:
     """The format as whose files `data` begins, or None."""
-    if data.startswith(DICOM.magic, DICOM.offset):  # what stands before its mark may be the header of a TIFF (PS3.10 7.1)
+    if data.startswith(
+        DICOM.magic, DICOM.offset
+    ):  # what stands before its mark may be the header of a TIFF (PS3.10 7.1)
         return DICOM
-    return next((format for format in FORMATS if data.startswith(format.magic, format.offset)), None)
+    return next(
+        (format for format in FORMATS if data.startswith(format.magic, format.offset)), None
+    )
 
 
 def reader_of(data: bytes) -> ModuleType:
@@ -95,7 +104,9 @@ def begins_like_an_image(head: bytes) -> bool:
     if format is None or not format.is_readable:
         return False
     if format.name == "BMP":
-        return head[6:10] == b"\0\0\0\0"  # two letters say too little; these four bytes are reserved
+        return (
+            head[6:10] == b"\0\0\0\0"
+        )  # two letters say too little; these four bytes are reserved
     if format.name == "WebP":
         return head[8:12] == b"WEBP"
     return format.name != "NumPy archive"  # a zip file may be anything
@@ -117,5 +128,9 @@ def why_left_out(ending: str) -> str:
     """What files of this ending need, or nothing where they are no images."""
     if ending in SLIDE_ENDINGS:
         return READ_AS_TILES
-    needed = [format.package.name for format in FORMATS if ending in format.endings and format.package is not None]
+    needed = [
+        format.package.name
+        for format in FORMATS
+        if ending in format.endings and format.package is not None
+    ]
     return f"needs {needed[0]}" if needed else ""

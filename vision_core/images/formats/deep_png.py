@@ -39,7 +39,12 @@ LAYOUTS = {
 
 def is_deep(data: bytes) -> bool:
     """Whether `data` is a PNG of 16 bits in colours or with alpha."""
-    return data.startswith(MAGIC) and len(data) > COLOUR_TYPE_AT and data[DEPTH_AT] == 16 and data[COLOUR_TYPE_AT] in LAYOUTS
+    return (
+        data.startswith(MAGIC)
+        and len(data) > COLOUR_TYPE_AT
+        and data[DEPTH_AT] == 16
+        and data[COLOUR_TYPE_AT] in LAYOUTS
+    )
 
 
 def read_deep(data: bytes, max_pixels: int) -> np.ndarray:
@@ -49,8 +54,14 @@ def read_deep(data: bytes, max_pixels: int) -> np.ndarray:
     layout = LAYOUTS[data[COLOUR_TYPE_AT]]
     interlaced = data[COLOUR_TYPE_AT + 3]
     pixels = _stored_again(_pixel_data(data), size, 2 * layout.samples, interlaced)
-    planes = [np.asarray(_decoded(pixels, size, layout.mode, raw, interlaced)) for raw in layout.raw_modes]
-    high, low = (planes[0][..., :1], planes[0][..., 1:2]) if len(planes) == 1 else (planes[0][..., :3], planes[1][..., :3])
+    planes = [
+        np.asarray(_decoded(pixels, size, layout.mode, raw, interlaced)) for raw in layout.raw_modes
+    ]
+    high, low = (
+        (planes[0][..., :1], planes[0][..., 1:2])
+        if len(planes) == 1
+        else (planes[0][..., :3], planes[1][..., :3])
+    )
     numbers = np.empty((high.shape[2], *high.shape[:2], 2), dtype=np.uint8)
     numbers[..., 0] = np.moveaxis(high, -1, 0)
     numbers[..., 1] = np.moveaxis(low, -1, 0)
@@ -75,14 +86,18 @@ def _pixel_data(data: bytes) -> bytes:
     raise UnreadableImage("truncated")
 
 
-def _stored_again(compressed: bytes, size: tuple[int, int], bytes_of_pixel: int, interlaced: int) -> bytes:
+def _stored_again(
+    compressed: bytes, size: tuple[int, int], bytes_of_pixel: int, interlaced: int
+) -> bytes:
     """The same rows in a stream of zlib that costs nothing to inflate twice; no more of it than the size asks for, and no less."""
     expected = _row_bytes(size, bytes_of_pixel, interlaced)
     inflater = zlib.decompressobj()
     rows = inflater.decompress(compressed, expected)
     if len(rows) < expected:
         raise UnreadableImage("truncated")
-    inflater.decompress(inflater.unconsumed_tail, 1)  # behind its last byte the checksum is compared
+    inflater.decompress(
+        inflater.unconsumed_tail, 1
+    )  # behind its last byte the checksum is compared
     return zlib.compress(rows, 0)
 
 
@@ -91,11 +106,21 @@ def _row_bytes(size: tuple[int, int], bytes_of_pixel: int, interlaced: int) -> i
     if not interlaced:
         return size[1] * (1 + size[0] * bytes_of_pixel)
     total = 0
-    for x, y, step_x, step_y in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)):
+    for x, y, step_x, step_y in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
         columns, rows = -(-(size[0] - x) // step_x), -(-(size[1] - y) // step_y)
         total += rows * (1 + columns * bytes_of_pixel) if columns > 0 and rows > 0 else 0
     return total
 
 
-def _decoded(pixels: bytes, size: tuple[int, int], mode: str, raw_mode: str, interlaced: int) -> Image.Image:
+def _decoded(
+    pixels: bytes, size: tuple[int, int], mode: str, raw_mode: str, interlaced: int
+) -> Image.Image:
     return Image.frombytes(mode, size, pixels, "zip", raw_mode, interlaced)

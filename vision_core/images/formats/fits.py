@@ -43,7 +43,9 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
     with _opened(io.BytesIO(data)) as hdus:
         planes = _planes(hdus, num_channels)
         values = _values(hdus, planes[part_to_read(part, len(planes))], options.max_pixels)
-    native = values.astype(np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("="), copy=False)
+    native = values.astype(
+        np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("="), copy=False
+    )
     return Stored(native, scale_of_type(native.dtype))
 
 

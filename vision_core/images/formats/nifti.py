@@ -47,7 +47,9 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
     time, height = divmod(part_to_read(part, _count(volume, num_channels)), slices)
     times = slice(None) if _is_bands(volume, num_channels) else slice(time, time + 1)
     values = _slice(volume, height, times, options.max_pixels)
-    return Stored(values, scale_of_type(values.dtype), is_colour=volume.get_data_dtype().names == RGB)
+    return Stored(
+        values, scale_of_type(values.dtype), is_colour=volume.get_data_dtype().names == RGB
+    )
 
 
 def promised_bytes(head: bytes) -> int | None:
@@ -56,10 +58,16 @@ def promised_bytes(head: bytes) -> int | None:
     order = "<" if head.startswith((b"\x5c\x01\0\0", b"\x1c\x02\0\0")) else ">"
     if second_version:
         axes, *sides = struct.unpack_from(f"{order}8q", head, 16)
-        bits, start = *struct.unpack_from(f"{order}h", head, 14), *struct.unpack_from(f"{order}q", head, 168)
+        bits, start = (
+            *struct.unpack_from(f"{order}h", head, 14),
+            *struct.unpack_from(f"{order}q", head, 168),
+        )
     else:
         axes, *sides = struct.unpack_from(f"{order}8h", head, 40)
-        bits, start = *struct.unpack_from(f"{order}h", head, 72), *struct.unpack_from(f"{order}f", head, 108)
+        bits, start = (
+            *struct.unpack_from(f"{order}h", head, 72),
+            *struct.unpack_from(f"{order}f", head, 108),
+        )
     if not (1 <= axes <= 7 and bits > 0 and 0 <= start < LATEST_START and min(sides[:axes]) > 0):
         return None
     earliest = EARLIEST_START_2 if second_version else EARLIEST_START

@@ -65,7 +65,9 @@ def _all_16_bits(data: bytes, turn: int, max_pixels: int) -> Stored:
 def open_header(data: bytes, max_pixels: int, formats: list[str] = FORMATS) -> Image.Image:
     """A PIL image of 8 or 16 bits and of a size that is allowed, no pixel read yet."""
     if data.startswith(b"GIF8"):
-        check_size(*struct.unpack_from("<HH", data, 6), max_pixels)  # Pillow may fill the whole canvas while it opens a GIF
+        check_size(
+            *struct.unpack_from("<HH", data, 6), max_pixels
+        )  # Pillow may fill the whole canvas while it opens a GIF
     picture = Image.open(io.BytesIO(data), formats=formats)
     check_size(*picture.size, max_pixels)
     return of_known_scale(picture)
@@ -73,7 +75,9 @@ def open_header(data: bytes, max_pixels: int, formats: list[str] = FORMATS) -> I
 
 def of_known_scale(picture: Image.Image) -> Image.Image:
     """Refuse a picture whose values have no known place between black and white."""
-    sixteen_bits = picture.mode in SIXTEEN_BIT_MODES or (picture.mode == "I" and picture.format == "PNG")
+    sixteen_bits = picture.mode in SIXTEEN_BIT_MODES or (
+        picture.mode == "I" and picture.format == "PNG"
+    )
     if not sixteen_bits and picture.mode not in EIGHT_BIT_MODES:
         raise UnreadableImage(f"unsupported_mode {picture.mode}")
     if isinstance(picture, TiffImageFile) and SIGNED in picture.tag_v2.get(SAMPLE_FORMAT_TAG, ()):

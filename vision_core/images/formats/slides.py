@@ -51,7 +51,10 @@ def import_openslide():
     """The package openslide. Raises UserError where it is missing."""
     try:
         import openslide
-    except (ImportError, OSError):  # the second where the library itself, of openslide-bin, is missing
+    except (
+        ImportError,
+        OSError,
+    ):  # the second where the library itself, of openslide-bin, is missing
         raise UserError(OPENSLIDE.cure) from None
     return openslide
 
@@ -68,10 +71,14 @@ def grid_of(slide, name: str, tile: int, level: int) -> Grid:
     """The tiles of an open slide, without the rest at the right and at the bottom. Raises UserError where there is no level, or no tile."""
     sizes = [f"{width} x {height}" for width, height in slide.level_dimensions]
     if level >= slide.level_count:
-        raise UserError(f"{name} has no level={level}; its levels are {_numbered(sizes)} pixels (width x height)")
+        raise UserError(
+            f"{name} has no level={level}; its levels are {_numbered(sizes)} pixels (width x height)"
+        )
     width, height = slide.level_dimensions[level]
     if tile > min(width, height):
-        raise UserError(f"{name} is {sizes[level]} pixels (width x height) at level={level}, less than tile={tile}; give a smaller tile")
+        raise UserError(
+            f"{name} is {sizes[level]} pixels (width x height) at level={level}, less than tile={tile}; give a smaller tile"
+        )
     return Grid(height // tile, width // tile, tile, level, slide.level_downsamples[level])
 
 
@@ -100,8 +107,13 @@ def _is_tissue(pixels: np.ndarray) -> np.ndarray:
 
 def _shares(is_tissue: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """`[H, W]` bool to the mean of every cell of a grid of rows x columns."""
-    edges = [np.arange(count) * length // count for count, length in zip((rows, columns), is_tissue.shape, strict=True)]
-    sums = np.add.reduceat(np.add.reduceat(is_tissue.astype(np.int64), edges[0], axis=0), edges[1], axis=1)
+    edges = [
+        np.arange(count) * length // count
+        for count, length in zip((rows, columns), is_tissue.shape, strict=True)
+    ]
+    sums = np.add.reduceat(
+        np.add.reduceat(is_tissue.astype(np.int64), edges[0], axis=0), edges[1], axis=1
+    )
     sizes = [np.diff([*edge, length]) for edge, length in zip(edges, is_tissue.shape, strict=True)]
     return sums / np.outer(*sizes)
 
@@ -144,7 +156,10 @@ def _has_room_for_its_tiles(slide, path: str) -> bool:
         return True
     most = os.path.getsize(path) / BYTES_OF_A_PLACE
     for number, (width, height) in enumerate(slide.level_dimensions):
-        sides = [int(facts.get(f"openslide.level[{number}].tile-{side}", 0)) for side in ("width", "height")]
+        sides = [
+            int(facts.get(f"openslide.level[{number}].tile-{side}", 0))
+            for side in ("width", "height")
+        ]
         if all(sides) and math.ceil(width / sides[0]) * math.ceil(height / sides[1]) > most:
             return False
     return True

@@ -10,7 +10,9 @@ DESCRIPTION = 270
 # MetaMorph's and Zeiss's stacks lie within one page
 STACK_TAGS = {33628, 33629, 33630, 33631, 34412}
 # ImageJ and tifffile write a stack's planes behind one page
-STACK_BEHIND_A_PAGE = re.compile(r'^ImageJ=.*^images=(?!1\s)|^\{"shape".*"truncated": true', re.DOTALL | re.MULTILINE)
+STACK_BEHIND_A_PAGE = re.compile(
+    r'^ImageJ=.*^images=(?!1\s)|^\{"shape".*"truncated": true', re.DOTALL | re.MULTILINE
+)
 MOST_ENTRIES, MOST_DESCRIPTION = 4096, 2**20
 
 
@@ -35,7 +37,9 @@ def _has_one_page(file: BinaryIO) -> bool:
     order = "<" if head.startswith(b"II") else ">"
     version = struct.unpack_from(f"{order}H", head, 2)[0]
     layout = _layout(order, version)
-    entries, next_page = _directory(file, layout, layout.offset.unpack_from(head, 4 if version == CLASSIC else 8)[0])
+    entries, next_page = _directory(
+        file, layout, layout.offset.unpack_from(head, 4 if version == CLASSIC else 8)[0]
+    )
     if next_page or STACK_TAGS & {tag for tag, *_ in entries}:
         return False
     return not STACK_BEHIND_A_PAGE.search(_description(file, entries, layout))
@@ -43,9 +47,13 @@ def _has_one_page(file: BinaryIO) -> bool:
 
 def _layout(order: str, version: int) -> Layout:
     if version == CLASSIC:
-        return Layout(struct.Struct(f"{order}H"), struct.Struct(f"{order}HHII"), struct.Struct(f"{order}I"))
+        return Layout(
+            struct.Struct(f"{order}H"), struct.Struct(f"{order}HHII"), struct.Struct(f"{order}I")
+        )
     if version == BIG:
-        return Layout(struct.Struct(f"{order}Q"), struct.Struct(f"{order}HHQQ"), struct.Struct(f"{order}Q"))
+        return Layout(
+            struct.Struct(f"{order}Q"), struct.Struct(f"{order}HHQQ"), struct.Struct(f"{order}Q")
+        )
     raise ValueError(version)
 
 
@@ -62,7 +70,9 @@ def _directory(file: BinaryIO, layout: Layout, start: int) -> tuple[list[tuple[i
 
 def _description(file: BinaryIO, entries: list[tuple[int, ...]], layout: Layout) -> str:
     for tag, _, count, offset in entries:
-        if tag == DESCRIPTION and count > layout.offset.size:  # a shorter one stands in the entry itself, and says nothing of stacks
+        if (
+            tag == DESCRIPTION and count > layout.offset.size
+        ):  # a shorter one stands in the entry itself, and says nothing of stacks
             file.seek(offset)
             return file.read(min(count, MOST_DESCRIPTION)).decode("latin-1")
     return ""

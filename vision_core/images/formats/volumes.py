@@ -37,7 +37,10 @@ PIECE_BYTES = 16 * 2**20
 def count_images(paths: Sequence[str], num_channels: int, roots: Sequence[str]) -> list[int | None]:
     """For every file how many images it holds, from its header; None where that cannot be read, which reading the image will tell."""
     quiet = len(paths) < FILES_WITHOUT_A_BAR or rank() != 0
-    return [_count(path, num_channels, roots) for path in tqdm(paths, "reading headers", unit="files", leave=False, disable=quiet)]
+    return [
+        _count(path, num_channels, roots)
+        for path in tqdm(paths, "reading headers", unit="files", leave=False, disable=quiet)
+    ]
 
 
 def _count(path: str, num_channels: int, roots: Sequence[str]) -> int | None:

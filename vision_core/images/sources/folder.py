@@ -51,12 +51,18 @@ class FileSource(EncodedImageSource):
         roots: Sequence[str] | None = None,
         remarks: Sequence[str] = (),
     ) -> None:
-        self.root, self.num_channels, self.class_names = os.path.realpath(root), num_channels, class_names
+        self.root, self.num_channels, self.class_names = (
+            os.path.realpath(root),
+            num_channels,
+            class_names,
+        )
         self.roots = tuple(roots) if roots is not None else data_roots(root)
         self.paths, self.parts, self.labels = paths, None, labels
         without_pictures = self._expand()
         if not self.paths:
-            raise UserError(f"0 images under {root}: none of {len(paths)} files holds a picture; name other files")
+            raise UserError(
+                f"0 images under {root}: none of {len(paths)} files holds a picture; name other files"
+            )
         images = f"{len(self.paths):,} images"
         files = f" in {len(paths) - without_pictures:,} files" if self.parts else ""
         classes = f", {len(set(self.labels))} classes" if self.labels else ""
@@ -66,12 +72,18 @@ class FileSource(EncodedImageSource):
 
     def _expand(self) -> int:
         """Each image of a file by itself, where a file has several. Gives the number of files without any."""
-        uncertain = [number for number, path in enumerate(self.paths) if not path.lower().endswith(ENDINGS_OF_ONE)]
+        uncertain = [
+            number
+            for number, path in enumerate(self.paths)
+            if not path.lower().endswith(ENDINGS_OF_ONE)
+        ]
         if not uncertain:
             return 0
         full_paths = [os.path.join(self.root, self.paths[number]) for number in uncertain]
         counts = [1] * len(self.paths)
-        for number, count in zip(uncertain, count_images(full_paths, self.num_channels, self.roots), strict=True):
+        for number, count in zip(
+            uncertain, count_images(full_paths, self.num_channels, self.roots), strict=True
+        ):
             counts[number] = 1 if count is None else count
         if any(count != 1 for count in counts):
             self._take_parts(counts)
@@ -81,9 +93,13 @@ class FileSource(EncodedImageSource):
         paths, labels = self.paths, self.labels
         self.paths = [path for path, count in zip(paths, counts, strict=True) for _ in range(count)]
         if labels is not None:
-            self.labels = [label for label, count in zip(labels, counts, strict=True) for _ in range(count)]
+            self.labels = [
+                label for label, count in zip(labels, counts, strict=True) for _ in range(count)
+            ]
         if max(counts) > 1:
-            self.parts = [number if count > 1 else None for count in counts for number in range(count)]
+            self.parts = [
+                number if count > 1 else None for count in counts for number in range(count)
+            ]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -94,7 +110,9 @@ class FileSource(EncodedImageSource):
         return files_fingerprint(files, self.labels, *([self.parts] if self.parts else []))
 
     def state_of_files(self) -> tuple[str, str]:
-        return state_of_files((path, os.path.join(self.root, path)) for path in dict.fromkeys(self.paths))
+        return state_of_files(
+            (path, os.path.join(self.root, path)) for path in dict.fromkeys(self.paths)
+        )
 
     def file_of(self, index: int) -> str:
         return self.paths[index]
@@ -126,13 +144,23 @@ class FolderSource(FileSource):
         listing = list_images(str(root), ENDINGS, follow_links)
         _check_listing(root, listing, follow_links)
         labels, names = labels_of_folders(listing.paths)
-        super().__init__(root, listing.paths, num_channels, labels, names, data_roots(root, follow_links), listing.remarks)
+        super().__init__(
+            root,
+            listing.paths,
+            num_channels,
+            labels,
+            names,
+            data_roots(root, follow_links),
+            listing.remarks,
+        )
 
 
 def _check_listing(root: Path, listing: Listing, follow_links: bool) -> None:
     if not listing.paths:
         remarks = "".join(f"; {remark}" for remark in listing.remarks)
-        raise UserError(f"0 images under {root} (looked for {', '.join(ENDINGS)} at any depth){remarks}")
+        raise UserError(
+            f"0 images under {root} (looked for {', '.join(ENDINGS)} at any depth){remarks}"
+        )
     if len(listing.links_out) == len(listing.paths) and not follow_links:
         raise UserError(
             f"all {len(listing.paths):,} images under {root} are links out of it, such as {listing.links_out[0]}; "
@@ -157,12 +185,19 @@ def open_folder(
     """
     follow = is_true("follow_links", follow_links)
     if tile is not None or level is not None or background is not None:
-        beside = [name for name, value in (("mask", mask), ("depth", depth)) if value] + list(options)
+        beside = [name for name, value in (("mask", mask), ("depth", depth)) if value] + list(
+            options
+        )
         if beside:
-            raise UserError(f"folder:{root}: {beside[0]} cannot stand beside tile=, because tiles have no files of their own; leave it out")
+            raise UserError(
+                f"folder:{root}: {beside[0]} cannot stand beside tile=, because tiles have no files of their own; leave it out"
+            )
         return open_slides(str(root), None, num_channels, tile, level, background, follow)
     source = FolderSource(root, num_channels, follow)
-    beside = [_parallel(source, folder, kind, follow) for kind, folder in (("mask", mask), ("depth", depth))]
+    beside = [
+        _parallel(source, folder, kind, follow)
+        for kind, folder in (("mask", mask), ("depth", depth))
+    ]
     source.annotations = make_annotations(source, options, *beside)
     return source
 
@@ -174,7 +209,9 @@ def is_true(option: str, value: str) -> bool:
     return value == "true"
 
 
-def _parallel(images: FolderSource, folder: str | None, kind: str, follow_links: bool) -> FileSource | None:
+def _parallel(
+    images: FolderSource, folder: str | None, kind: str, follow_links: bool
+) -> FileSource | None:
     if folder is None:
         return None
     if images.parts is not None:
@@ -209,10 +246,14 @@ def open_list(
     name, cure = f"list file {path}", "give a text file with one image path a line"
     if not os.path.lexists(path):
         raise UserError(f"{name} does not exist; {cure}")
-    text = read_bytes(path, name, cure, most_bytes=MAX_LIST_BYTES).decode("utf-8-sig", "surrogateescape")
+    text = read_bytes(path, name, cure, most_bytes=MAX_LIST_BYTES).decode(
+        "utf-8-sig", "surrogateescape"
+    )
     folder = os.path.abspath(root if root is not None else path.parent)
     if not os.path.isdir(folder):
-        raise UserError(f"list file {path}: the folder {folder} does not exist; name another by ?root=FOLDER")
+        raise UserError(
+            f"list file {path}: the folder {folder} does not exist; name another by ?root=FOLDER"
+        )
     follow = is_true("follow_links", follow_links)
     entries = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -224,12 +265,16 @@ def open_list(
     return FileSource(Path(folder), names, num_channels, labels, None, data_roots(folder, follow))
 
 
-def _names_and_labels(path: Path, entries: list[tuple[str, int | None]]) -> tuple[list[str], list[int] | None]:
+def _names_and_labels(
+    path: Path, entries: list[tuple[str, int | None]]
+) -> tuple[list[str], list[int] | None]:
     if not entries:
         raise UserError(f"0 images in {path}; write one path a line")
     labels = [label for _, label in entries]
     if None in labels and any(label is not None for label in labels):
-        raise UserError(f"{path}: {labels.count(None)} of {len(labels)} lines have no label; give all of them one, or none")
+        raise UserError(
+            f"{path}: {labels.count(None)} of {len(labels)} lines have no label; give all of them one, or none"
+        )
     return [name for name, _ in entries], None if None in labels else labels
 
 
@@ -242,5 +287,7 @@ def _list_entry(line: str, folder: str, where: str) -> tuple[str, int | None]:
         raise UserError(f"{where}: the path holds a NUL character; write one path a line, as text")
     path = os.path.normpath(os.path.join(folder, name))
     if not is_inside(path, folder):
-        raise UserError(f"{where}: {name!r} leads out of {folder}; name a folder that holds all images by ?root=FOLDER")
+        raise UserError(
+            f"{where}: {name!r} leads out of {folder}; name a folder that holds all images by ?root=FOLDER"
+        )
     return os.path.relpath(path, folder).replace(os.sep, "/"), int(label) if tab else None

@@ -43,15 +43,22 @@ class Listing:
         if self.left_out:
             remarks.append(f"left out: {', '.join(self.left_out_phrases())}")
         if self.links_out:
-            remarks.append(f"{len(self.links_out):,} links out of the folder, which are not read without {FOLLOW}")
+            remarks.append(
+                f"{len(self.links_out):,} links out of the folder, which are not read without {FOLLOW}"
+            )
         if self.read_once:
-            remarks.append(f"{len(self.read_once):,} linked folders are read at their other place: {self.read_once[0]}")
+            remarks.append(
+                f"{len(self.read_once):,} linked folders are read at their other place: {self.read_once[0]}"
+            )
         return remarks
 
     def left_out_phrases(self) -> list[str]:
         """`90 .heic (needs pillow-heif)`, the largest number first."""
         most_first = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-        return [f"{count:,} {ending}" + (f" ({why})" if why else "") for (ending, why), count in most_first]
+        return [
+            f"{count:,} {ending}" + (f" ({why})" if why else "")
+            for (ending, why), count in most_first
+        ]
 
 
 def list_images(root: str, endings: tuple[str, ...], follow_links: bool = False) -> Listing:
@@ -117,12 +124,18 @@ class _Walk:
         subfolders, paths, endings = [], self.listing.paths, self.endings
         for entry in _entries(path):
             name = entry.name
-            if name.lower().endswith(endings) and name[0] != "." and entry.is_file(follow_symlinks=False):
+            if (
+                name.lower().endswith(endings)
+                and name[0] != "."
+                and entry.is_file(follow_symlinks=False)
+            ):
                 paths.append(prefix + name)
             elif name[0] != ".":
                 self._other_entry(entry, prefix + name, subfolders)
         if "blobs" in (sub.rpartition("/")[2] for sub in subfolders) and is_repository(path):
-            subfolders.remove(prefix + "blobs")  # of the hub's cache: the same files, under their names in snapshots
+            subfolders.remove(
+                prefix + "blobs"
+            )  # of the hub's cache: the same files, under their names in snapshots
         return subfolders
 
     def _other_entry(self, entry: os.DirEntry, relative: str, subfolders: list[str]) -> None:
@@ -182,7 +195,9 @@ def _entries(folder: str) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be listed: {error.strerror}; change its permissions or move it away") from None
+        raise UserError(
+            f"{error.filename} cannot be listed: {error.strerror}; change its permissions or move it away"
+        ) from None
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

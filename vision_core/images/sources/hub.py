@@ -61,18 +61,24 @@ def open_hub(
     try:
         import datasets
     except ImportError:
-        raise UserError("hf: needs the package datasets; pip install 'vision-encoder-fusion[pretrain]'") from None
+        raise UserError(
+            "hf: needs the package datasets; pip install 'vision-encoder-fusion[pretrain]'"
+        ) from None
     for option, value in (("streaming", streaming), ("follow_links", follow_links)):
         if value not in ("true", "false"):
             raise UserError(f"hf:{name}: {option}={value!r} is not possible; use true or false")
     if not (shuffle_buffer.isascii() and shuffle_buffer.isdigit()):
-        raise UserError(f"hf:{name}: shuffle_buffer={shuffle_buffer!r} is no whole number; 0 keeps the order")
+        raise UserError(
+            f"hf:{name}: shuffle_buffer={shuffle_buffer!r} is no whole number; 0 keeps the order"
+        )
     path, config = (name, "") if os.path.isdir(name) else name.partition(":")[::2]
     streamed = streaming == "true"
     wanted = {"mask": mask, "depth": depth, "captions": captions, "copy_of": copy_of}
     beside = [*options, *(option for option, column in wanted.items() if column)]
     if streamed and beside:
-        raise UserError(f"hf:{name}: {beside[0]} needs an index, which a stream has not; leave out streaming=true")
+        raise UserError(
+            f"hf:{name}: {beside[0]} needs an index, which a stream has not; leave out streaming=true"
+        )
     with nullcontext() if os.path.isdir(path) else hub_or_cache(f"hf:{name}"):
         dataset = _load_dataset(name, path, config, split, revision, streamed)
     asked_for = label is not None
@@ -81,56 +87,91 @@ def open_hub(
     roots = _roots(path, follow_links == "true", datasets)
     if streamed:
         label = _numbers_only(name, dataset.features, label, asked_for)
-        return HubStream(dataset, f"{name}/{split}", image, label, num_channels, roots, int(shuffle_buffer))
+        return HubStream(
+            dataset, f"{name}/{split}", image, label, num_channels, roots, int(shuffle_buffer)
+        )
     source = HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots, asked_for)
     source.annotations = _annotations(dataset, source, wanted, options)
     return source
 
 
-def _load_dataset(name: str, path: str, config: str, split: str, revision: str | None, streamed: bool) -> Any:
+def _load_dataset(
+    name: str, path: str, config: str, split: str, revision: str | None, streamed: bool
+) -> Any:
     import datasets
 
     refuse_special_files(path, at_any_depth=True)
     check_footers(path)
     try:
-        return datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
-    except Exception as error:  # a wrong name, a wrong split, no network: `datasets` has a type for each
+        return datasets.load_dataset(
+            path, config or None, split=split, revision=revision, streaming=streamed
+        )
+    except (
+        Exception
+    ) as error:  # a wrong name, a wrong split, no network: `datasets` has a type for each
         kind = NoSuchSplit if isinstance(error, ValueError) else UserError
-        reason = first_line(error.__cause__ or error)  # `datasets` says that something failed, and its cause says what
+        reason = first_line(
+            error.__cause__ or error
+        )  # `datasets` says that something failed, and its cause says what
         raise kind(f"hf:{name}?split={split} cannot be loaded: {reason}") from None
 
 
-def _annotations(dataset, source: "HubSource", wanted: dict[str, str | None], options: dict[str, str]) -> Annotations | None:
+def _annotations(
+    dataset, source: "HubSource", wanted: dict[str, str | None], options: dict[str, str]
+) -> Annotations | None:
     """The columns beside the image, by the usual names unless they are named; see `parquet_source.open_parquet`."""
     for option, column in wanted.items():
         if column is not None and column not in dataset.features:
-            raise UserError(f"hf:{source.name}: no column {column!r}; name one of {', '.join(dataset.features)} by ?{option}=COLUMN")
-    masks, depths = (_image_column(dataset, source, wanted[kind], kind) for kind in ("mask", "depth"))
+            raise UserError(
+                f"hf:{source.name}: no column {column!r}; name one of {', '.join(dataset.features)} by ?{option}=COLUMN"
+            )
+    masks, depths = (
+        _image_column(dataset, source, wanted[kind], kind) for kind in ("mask", "depth")
+    )
     texts = _text_column(dataset, source, wanted["captions"], "captions", "caption")
     ids = _text_column(dataset, source, None, "image_id")
-    copies = _text_column(dataset, source, wanted["copy_of"], "target_image_id") if ids or wanted["copy_of"] else None
+    copies = (
+        _text_column(dataset, source, wanted["copy_of"], "target_image_id")
+        if ids or wanted["copy_of"]
+        else None
+    )
     if copies and not ids:
-        raise UserError(f"hf:{source.name}: copy_of={wanted['copy_of']} needs a column image_id with the names that it holds; add one")
+        raise UserError(
+            f"hf:{source.name}: copy_of={wanted['copy_of']} needs a column image_id with the names that it holds; add one"
+        )
     return make_annotations(source, options, masks, depths, texts, ids, copies)
 
 
-def _image_column(dataset, source: "HubSource", wanted: str | None, usual: str) -> "HubSource | None":
+def _image_column(
+    dataset, source: "HubSource", wanted: str | None, usual: str
+) -> "HubSource | None":
     import datasets
 
-    if isinstance(dataset.features.get(wanted or usual), datasets.Image) and (wanted or usual) != source.image:
+    if (
+        isinstance(dataset.features.get(wanted or usual), datasets.Image)
+        and (wanted or usual) != source.image
+    ):
         beside = dataset.cast_column(wanted or usual, datasets.Image(decode=False))
         return HubSource(beside, source.name, wanted or usual, None, 1, source.roots)
     if wanted is not None:
-        raise UserError(f"hf:{source.name}: column {wanted!r} holds no images besides the images; name another by ?{usual}=COLUMN")
+        raise UserError(
+            f"hf:{source.name}: column {wanted!r} holds no images besides the images; name another by ?{usual}=COLUMN"
+        )
     return None
 
 
 def _text_column(dataset, source: "HubSource", wanted: str | None, *usual: str) -> Read | None:
     """What reads a column of texts, or None where none is named and there is none of the usual names."""
     schema = dataset.features.arrow_schema
-    found = [name for name in ([wanted] if wanted else usual) if name in schema.names and holds_texts(schema.field(name).type)]
+    found = [
+        name
+        for name in ([wanted] if wanted else usual)
+        if name in schema.names and holds_texts(schema.field(name).type)
+    ]
     if wanted and not found:
-        raise UserError(f"hf:{source.name}: column {wanted!r} holds neither texts nor lists of texts; name another")
+        raise UserError(
+            f"hf:{source.name}: column {wanted!r} holds neither texts nor lists of texts; name another"
+        )
     return partial(_read_column, dataset.select_columns(found[:1]), found[0]) if found else None
 
 
@@ -177,7 +218,9 @@ class HubSource(EncodedImageSource):
         self.roots = roots
         self.description = f"{len(dataset):,} images of hf:{name}"
         if label is not None:
-            found = read_labels(list(dataset[label]), label, asked_for, _class_names(dataset.features[label]))
+            found = read_labels(
+                list(dataset[label]), label, asked_for, _class_names(dataset.features[label])
+            )
             self.take_labels(found)
             self.description += found.described()
 
@@ -217,16 +260,28 @@ class HubStream(ImageStream):
         shuffle_buffer: int,
     ) -> None:
         self.dataset = dataset.select_columns([image, *([label] if label else [])])
-        self.name, self.image, self.label, self.num_channels, self.roots = name, image, label, num_channels, roots
+        self.name, self.image, self.label, self.num_channels, self.roots = (
+            name,
+            image,
+            label,
+            num_channels,
+            roots,
+        )
         self.shuffle_buffer = shuffle_buffer
         self.class_names = getattr(dataset.features[label], "names", None) if label else None
-        order = f"shuffled in blocks of {shuffle_buffer:,}" if shuffle_buffer > 1 else "in the order of its files"
+        order = (
+            f"shuffled in blocks of {shuffle_buffer:,}"
+            if shuffle_buffer > 1
+            else "in the order of its files"
+        )
         self.description = f"stream of hf:{name}, {order}"
 
     def state_of_files(self) -> tuple[str, str]:
         return f"{state_of_table(self.dataset)} {self.dataset.num_shards} shards", ""
 
-    def records(self, rank: int, world_size: int, epoch: int, start: Place | None = None) -> Iterator[ImageRecord | UnreadableSample]:
+    def records(
+        self, rank: int, world_size: int, epoch: int, start: Place | None = None
+    ) -> Iterator[ImageRecord | UnreadableSample]:
         worker = get_worker_info()
         worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         reader = f"{self.name}:epoch{epoch}.rank{rank}.worker{worker_id}"
@@ -234,22 +289,38 @@ class HubStream(ImageStream):
         if share is None:
             return
         if self.shuffle_buffer > 1:  # otherwise the order is that of the files, in every pass
-            share = share.shuffle(seed=0, buffer_size=1)  # shards in turn, one row at a time: the rows are shuffled in blocks
+            share = share.shuffle(
+                seed=0, buffer_size=1
+            )  # shards in turn, one row at a time: the rows are shuffled in blocks
             share.set_epoch(epoch)
         names = ("stream", epoch, rank, worker_id)
         for number, row, place in shuffled_rows(share, max(self.shuffle_buffer, 1), names, start):
             label = row[self.label] if self.label else None
             try:
-                image = decode_image(encoded_bytes(row[self.image], self.roots), self.num_channels, self.pixel_options)
-                yield ImageRecord(f"{reader}:{number}", image, label if label is not None and label >= 0 else None, place)
+                image = decode_image(
+                    encoded_bytes(row[self.image], self.roots),
+                    self.num_channels,
+                    self.pixel_options,
+                )
+                yield ImageRecord(
+                    f"{reader}:{number}",
+                    image,
+                    label if label is not None and label >= 0 else None,
+                    place,
+                )
             except UnreadableImage as error:
                 yield UnreadableSample(f"{reader}:{number}", error.reason)
 
 
 def state_of_table(dataset: Any) -> str:
     """Columns, and bytes and rows of every split, as `datasets` knows them of a data set: the same on another machine."""
-    splits = {name: (split.num_bytes, split.num_examples) for name, split in (dataset.info.splits or {}).items()}
-    digest = hashlib.blake2b(repr((dataset.features, sorted(splits.items()))).encode(), digest_size=16)
+    splits = {
+        name: (split.num_bytes, split.num_examples)
+        for name, split in (dataset.info.splits or {}).items()
+    }
+    digest = hashlib.blake2b(
+        repr((dataset.features, sorted(splits.items()))).encode(), digest_size=16
+    )
     return digest.hexdigest()
 
 
@@ -273,7 +344,9 @@ def _cache_folders(datasets) -> list[str]:
     """Where `datasets` puts what it downloads."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return [os.path.realpath(folder) for folder in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
+    return [
+        os.path.realpath(folder) for folder in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    ]
 
 
 def _columns(name: str, features, image: str | None, label: str | None) -> tuple[str, str | None]:
@@ -288,7 +361,9 @@ def _columns(name: str, features, image: str | None, label: str | None) -> tuple
         wanted = f"no column {image!r}" if image else f"{len(images)} image columns"
         raise UserError(f"hf:{name}: {wanted}; name one of {', '.join(features)} by ?image=COLUMN")
     if label and label not in features:
-        raise UserError(f"hf:{name}: no column {label!r}; name one of {', '.join(features)} by ?label=COLUMN")
+        raise UserError(
+            f"hf:{name}: no column {label!r}; name one of {', '.join(features)} by ?label=COLUMN"
+        )
     schema = features.arrow_schema
     return image, label_column({field.name: field.type for field in schema}, label)
 
@@ -303,7 +378,9 @@ def _numbers_only(name: str, features, label: str | None, asked_for: bool) -> st
     if isinstance(feature, datasets.ClassLabel) or "int" in getattr(feature, "dtype", ""):
         return label
     if asked_for:
-        raise UserError(f"hf:{name}: column {label!r} holds no whole numbers, which a stream needs for labels; leave out streaming=true")
+        raise UserError(
+            f"hf:{name}: column {label!r} holds no whole numbers, which a stream needs for labels; leave out streaming=true"
+        )
     return None
 
 

@@ -38,7 +38,12 @@ class ParquetSource(EncodedImageSource):
     """
 
     def __init__(
-        self, pattern: str, num_channels: int = 3, image: str | None = None, label: str | None = None, at_once: bool = True
+        self,
+        pattern: str,
+        num_channels: int = 3,
+        image: str | None = None,
+        label: str | None = None,
+        at_once: bool = True,
     ) -> None:
         parquet = _import_parquet()
         self.files = files_matching("parquet", pattern, ".parquet")
@@ -55,14 +60,20 @@ class ParquetSource(EncodedImageSource):
         self.image_column = image
         self._column = f"{image}.bytes" if _is_struct(schema.field(image)) else image
         self._metadata = [file.metadata for file in opened]
-        self._groups = [(number, group) for number, footer in enumerate(footers) for group in range(len(footer))]
+        self._groups = [
+            (number, group) for number, footer in enumerate(footers) for group in range(len(footer))
+        ]
         self._group_ends = list(accumulate(group.rows for footer in footers for group in footer))
-        self._file_ends = list(accumulate(sum(group.rows for group in footer) for footer in footers))
+        self._file_ends = list(
+            accumulate(sum(group.rows for group in footer) for footer in footers)
+        )
         if not len(self):
             raise UserError(f"0 rows in parquet:{pattern}; give files with at least one image")
         found = _read_labels(self.files, opened, schema, label)
         self.take_labels(found)
-        self.description = f"{len(self):,} images in {len(self.files)} parquet files{found.described()}"
+        self.description = (
+            f"{len(self):,} images in {len(self.files)} parquet files{found.described()}"
+        )
         self._cache: dict[int, object] = {}
         encoded_bytes = sum(group.unpacked(self._column) for footer in footers for group in footer)
         self._in_memory = encoded_bytes < MAX_BYTES_IN_MEMORY
@@ -110,7 +121,11 @@ class ParquetSource(EncodedImageSource):
         rows = self._group_ends[position] - (self._group_ends[position - 1] if position else 0)
         opened = _open_parquet(_import_parquet(), self.files[file], self._metadata[file])
         column = _read(self.files[file], self._column, rows, partial(opened.read_row_group, group))
-        return pyarrow.compute.struct_field(column, "bytes") if self._column.endswith(".bytes") else column
+        return (
+            pyarrow.compute.struct_field(column, "bytes")
+            if self._column.endswith(".bytes")
+            else column
+        )
 
 
 def open_parquet(
@@ -131,34 +146,56 @@ def open_parquet(
     """
     source = ParquetSource(pattern, num_channels, image, label)
     schema = _open_parquet(_import_parquet(), source.files[0]).schema_arrow
-    masks, depths = (_image_column(source, pattern, schema, wanted, usual) for wanted, usual in ((mask, "mask"), (depth, "depth")))
+    masks, depths = (
+        _image_column(source, pattern, schema, wanted, usual)
+        for wanted, usual in ((mask, "mask"), (depth, "depth"))
+    )
     texts = _text_column(source, schema, captions, "captions", "caption")
     ids = _text_column(source, schema, None, "image_id")
     copies = _text_column(source, schema, copy_of, "target_image_id") if ids or copy_of else None
     if copies and not ids:
-        raise UserError(f"parquet:{pattern}: copy_of={copy_of} needs a column image_id with the names that it holds; add one")
+        raise UserError(
+            f"parquet:{pattern}: copy_of={copy_of} needs a column image_id with the names that it holds; add one"
+        )
     source.annotations = make_annotations(source, options, masks, depths, texts, ids, copies)
     return source
 
 
-def _image_column(source: ParquetSource, pattern: str, schema, wanted: str | None, usual: str) -> ParquetSource | None:
-    is_there = usual in schema.names and _holds_images(schema.field(usual)) and usual != source.image_column
+def _image_column(
+    source: ParquetSource, pattern: str, schema, wanted: str | None, usual: str
+) -> ParquetSource | None:
+    is_there = (
+        usual in schema.names
+        and _holds_images(schema.field(usual))
+        and usual != source.image_column
+    )
     if wanted is None and not is_there:
         return None
     _check_column(source.files[0], schema, wanted or usual)
     if not _holds_images(schema.field(wanted or usual)):
-        raise UserError(f"parquet:{pattern}: column {wanted!r} holds no images; name another by {usual}=COLUMN")
+        raise UserError(
+            f"parquet:{pattern}: column {wanted!r} holds no images; name another by {usual}=COLUMN"
+        )
     return ParquetSource(pattern, 1, wanted or usual, at_once=False)
 
 
 def _text_column(source: ParquetSource, schema, wanted: str | None, *usual: str) -> Read | None:
     """What reads a column of texts, or None where none is named and there is none of the usual names."""
     if wanted is None:
-        wanted = next((name for name in usual if name in schema.names and holds_texts(schema.field(name).type)), None)
+        wanted = next(
+            (
+                name
+                for name in usual
+                if name in schema.names and holds_texts(schema.field(name).type)
+            ),
+            None,
+        )
         return wanted and partial(_read_column, source.files, wanted)
     _check_column(source.files[0], schema, wanted)
     if not holds_texts(schema.field(wanted).type):
-        raise UserError(f"{source.files[0]}: column {wanted!r} holds neither texts nor lists of texts; name another")
+        raise UserError(
+            f"{source.files[0]}: column {wanted!r} holds neither texts nor lists of texts; name another"
+        )
     return partial(_read_column, source.files, wanted)
 
 
@@ -177,7 +214,9 @@ def _values(path: str, file, column: str) -> list:
     try:
         return _read(path, column, file.metadata.num_rows, file.read).to_pylist()
     except UnicodeDecodeError:
-        raise UserError(f"{path}: column {column!r} holds texts that are not in UTF-8; write them anew") from None
+        raise UserError(
+            f"{path}: column {column!r} holds texts that are not in UTF-8; write them anew"
+        ) from None
 
 
 def _read(path: str, column: str, rows: int, read: Callable[..., Any]):
@@ -187,9 +226,13 @@ def _read(path: str, column: str, rows: int, read: Callable[..., Any]):
     try:
         table = read(columns=[column], use_threads=False)
     except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: column {column!r} cannot be read ({first_line(error)}); {CURE}") from None
+        raise UserError(
+            f"{path}: column {column!r} cannot be read ({first_line(error)}); {CURE}"
+        ) from None
     if table.num_columns != 1 or table.num_rows != rows:
-        raise UserError(f"{path}: column {column!r} has {table.num_rows:,} rows where its footer counts {rows:,}; {CURE}")
+        raise UserError(
+            f"{path}: column {column!r} has {table.num_rows:,} rows where its footer counts {rows:,}; {CURE}"
+        )
     return table.column(0)
 
 
@@ -197,7 +240,9 @@ def _import_parquet():
     try:
         import pyarrow.parquet
     except ImportError:
-        raise UserError("parquet: needs the package pyarrow; pip install 'vision-encoder-fusion[pretrain]'") from None
+        raise UserError(
+            "parquet: needs the package pyarrow; pip install 'vision-encoder-fusion[pretrain]'"
+        ) from None
     return pyarrow.parquet
 
 
@@ -205,7 +250,9 @@ def _open_parquet(parquet, path: str, metadata=None):
     try:
         return parquet.ParquetFile(path, metadata=metadata)
     except (OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path} is not a readable parquet file: {first_line(error)}; {CURE}") from None
+        raise UserError(
+            f"{path} is not a readable parquet file: {first_line(error)}; {CURE}"
+        ) from None
 
 
 def _is_struct(field) -> bool:
@@ -232,22 +279,32 @@ def _only_image_column(schema, pattern: str) -> str:
     if USUAL_IMAGE in columns:
         return USUAL_IMAGE
     if len(columns) != 1:
-        found = f"columns {', '.join(columns)} all hold images" if columns else f"no images in columns {', '.join(schema.names)}"
+        found = (
+            f"columns {', '.join(columns)} all hold images"
+            if columns
+            else f"no images in columns {', '.join(schema.names)}"
+        )
         raise UserError(f"parquet:{pattern}: {found}; name one by ?image=COLUMN")
     return columns[0]
 
 
 def _check_column(path: str, schema, column: str) -> None:
     if column not in schema.names:
-        raise UserError(f"{path} has no column {column!r}; its columns are {', '.join(schema.names)}")
+        raise UserError(
+            f"{path} has no column {column!r}; its columns are {', '.join(schema.names)}"
+        )
 
 
 def _check_images(path: str, field, as_struct: bool) -> None:
     """Every file has its images as the first one does. Raises UserError."""
     if not _holds_images(field):
-        raise UserError(f"{path}: column {field.name!r} holds {_shown_type(field)}, no images; name another by ?image=COLUMN")
+        raise UserError(
+            f"{path}: column {field.name!r} holds {_shown_type(field)}, no images; name another by ?image=COLUMN"
+        )
     if _is_struct(field) != as_struct:
-        raise UserError(f"{path}: column {field.name!r} holds {_shown_type(field)}, unlike the files before it; write all files alike")
+        raise UserError(
+            f"{path}: column {field.name!r} holds {_shown_type(field)}, unlike the files before it; write all files alike"
+        )
 
 
 def _shown_type(field) -> str:
@@ -260,7 +317,11 @@ def _read_labels(paths: list[str], opened: list, schema, label: str | None) -> L
     column = label_column({field.name: field.type for field in schema}, label)
     if column is None or any(column not in file.schema_arrow.names for file in opened):
         return Labels()
-    values = [value for path, file in zip(paths, opened, strict=True) for value in _values(path, file, column)]
+    values = [
+        value
+        for path, file in zip(paths, opened, strict=True)
+        for value in _values(path, file, column)
+    ]
     return read_labels(values, column, label is not None, _class_names(paths[0], schema, column))
 
 
@@ -273,7 +334,13 @@ def _class_names(path: str, schema, label: str) -> list[str] | None:
             feature = feature[0]
         names = feature.get("feature", feature).get("names")
     except (ValueError, AttributeError, IndexError, RecursionError):
-        raise UserError(f"{path}: the note 'huggingface' beside its schema names no features; write the file anew by `datasets`") from None
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UserError(f"{path}: the classes of column {label!r} have names that are no texts; write the file anew by `datasets`")
+        raise UserError(
+            f"{path}: the note 'huggingface' beside its schema names no features; write the file anew by `datasets`"
+        ) from None
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise UserError(
+            f"{path}: the classes of column {label!r} have names that are no texts; write the file anew by `datasets`"
+        )
     return names

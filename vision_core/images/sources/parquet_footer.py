@@ -89,19 +89,27 @@ def read_footer(path: str) -> list[Group]:
     except UnreadableImage as error:
         raise UserError(f"{path} cannot be read ({error.reason}); give a parquet file") from None
     except ThriftError as error:
-        raise UserError(f"{path} is not a readable parquet file: its footer {error}; {CURE}") from None
+        raise UserError(
+            f"{path} is not a readable parquet file: its footer {error}; {CURE}"
+        ) from None
 
 
 def _footer_bytes(file, path: str, size: int) -> bytes:
     head = file.read(len(MAGIC))
     if head != MAGIC and head != ENCRYPTED_MAGIC:
-        raise UserError(f"{path} is not a readable parquet file: it does not begin as one; give the files of the data, or write them anew")
+        raise UserError(
+            f"{path} is not a readable parquet file: it does not begin as one; give the files of the data, or write them anew"
+        )
     file.seek(max(size - TAIL_BYTES, 0))
     tail = file.read(TAIL_BYTES)
     if ENCRYPTED_MAGIC in (head, tail[4:]):
-        raise UserError(f"{path} is not a readable parquet file: its footer is encrypted; write the table without encryption")
+        raise UserError(
+            f"{path} is not a readable parquet file: its footer is encrypted; write the table without encryption"
+        )
     if tail[4:] != MAGIC:
-        raise UserError(f"{path} is not a readable parquet file: its end is missing; copy or download it again")
+        raise UserError(
+            f"{path} is not a readable parquet file: its end is missing; copy or download it again"
+        )
     length = int.from_bytes(tail[:4], "little")
     if not 0 < length <= min(size - TAIL_BYTES - len(MAGIC), MOST_FOOTER_BYTES):
         raise ThriftError(f"has {length:,} bytes of a file of {size:,}")
@@ -111,7 +119,10 @@ def _footer_bytes(file, path: str, size: int) -> bytes:
 
 def _groups(footer: dict[int, Any], size: int) -> list[Group]:
     leaves = list(_leaves(_structs(footer, SCHEMA)))
-    groups = [_group(group, number, leaves, size) for number, group in enumerate(_structs(footer, ROW_GROUPS))]
+    groups = [
+        _group(group, number, leaves, size)
+        for number, group in enumerate(_structs(footer, ROW_GROUPS))
+    ]
     rows, of_groups = _number(footer, ROWS), sum(group.rows for group in groups)
     if rows != of_groups:
         raise ThriftError(f"counts {rows:,} rows, and its row groups {of_groups:,}")
@@ -145,10 +156,17 @@ def _leaves(elements: list[dict[int, Any]]) -> Iterator[Leaf]:
 def _group(group: dict[int, Any], number: int, leaves: list[Leaf], size: int) -> Group:
     rows, columns = _number(group, GROUP_ROWS), _structs(group, COLUMNS)
     if len(columns) != len(leaves):
-        raise ThriftError(f"has {len(leaves)} columns in its schema, and {len(columns)} in row group {number}")
-    chunks = tuple(_chunk(column, leaf, rows, f"row group {number}", size) for column, leaf in zip(columns, leaves, strict=True))
+        raise ThriftError(
+            f"has {len(leaves)} columns in its schema, and {len(columns)} in row group {number}"
+        )
+    chunks = tuple(
+        _chunk(column, leaf, rows, f"row group {number}", size)
+        for column, leaf in zip(columns, leaves, strict=True)
+    )
     if rows > MOST_ROWS_A_BYTE * sum(chunk.unpacked for chunk in chunks):
-        raise ThriftError(f"counts {rows:,} rows in row group {number}, which has no bytes for them")
+        raise ThriftError(
+            f"counts {rows:,} rows in row group {number}, which has no bytes for them"
+        )
     return Group(rows, chunks)
 
 
@@ -166,7 +184,9 @@ def _chunk(column: dict[int, Any], leaf: Leaf, rows: int, where: str, size: int)
     pages = _number(facts, DATA_PAGE)
     start = min(pages, _number(facts, DICTIONARY_PAGE, 0) or pages)
     if values and not len(MAGIC) <= start <= pages <= start + packed <= size - TAIL_BYTES:
-        raise ThriftError(f"has {where} at byte {pages:,} with {packed:,} bytes, outside of the file of {size:,}")
+        raise ThriftError(
+            f"has {where} at byte {pages:,} with {packed:,} bytes, outside of the file of {size:,}"
+        )
     if values < rows or (values != rows and not leaf.most_repetition):
         raise ThriftError(f"counts {values:,} values in {where}, which has {rows:,} rows")
     if unpacked > MOST_UNPACKED_BYTES and unpacked > MOST_TIMES_PACKED * packed:
@@ -179,7 +199,10 @@ def _check_histograms(statistics: Any, leaf: Leaf, where: str) -> None:
     """Where pyarrow ends the process."""
     if not isinstance(statistics, dict):
         return
-    for field, most in ((REPETITION_HISTOGRAM, leaf.most_repetition), (DEFINITION_HISTOGRAM, leaf.most_definition)):
+    for field, most in (
+        (REPETITION_HISTOGRAM, leaf.most_repetition),
+        (DEFINITION_HISTOGRAM, leaf.most_definition),
+    ):
         histogram = statistics.get(field, [])
         if not isinstance(histogram, list) or len(histogram) not in (0, most + 1):
             raise ThriftError(f"has statistics of {where} that are not its own")
@@ -196,7 +219,9 @@ def _number(struct: dict[int, Any], field: int, otherwise: int | None = None) ->
     """A count, a size or a place, which is not negative."""
     value = struct.get(field, otherwise)
     if not isinstance(value, int) or value < 0:
-        raise ThriftError(f"lacks a number, or has one that is not possible ({value if isinstance(value, int) else 'none'})")
+        raise ThriftError(
+            f"lacks a number, or has one that is not possible ({value if isinstance(value, int) else 'none'})"
+        )
     return value
 
 

@@ -86,16 +86,24 @@ def open_scenes(options: dict[str, str]) -> ScenesSource:
     """
     unknown = sorted(set(options) - set(DEFAULTS))
     if unknown:
-        raise UserError(f"scenes: unknown option {unknown[0]!r}; the options are {', '.join(DEFAULTS)}")
+        raise UserError(
+            f"scenes: unknown option {unknown[0]!r}; the options are {', '.join(DEFAULTS)}"
+        )
     chosen = {**DEFAULTS, **options}
     if chosen["split"] not in SPLITS:
         raise UserError(f"scenes: unknown split {chosen['split']!r}; use {' or '.join(SPLITS)}")
-    size, count, seed = _at_least(chosen, "size", SMALLEST_SIDE), _at_least(chosen, "count", 1), _at_least(chosen, "seed", 0)
+    size, count, seed = (
+        _at_least(chosen, "size", SMALLEST_SIDE),
+        _at_least(chosen, "count", 1),
+        _at_least(chosen, "seed", 0),
+    )
     return ScenesSource(size, count, seed, chosen["split"])
 
 
 def _at_least(chosen: dict[str, str], option: str, smallest: int) -> int:
     text = chosen[option]
     if not (text.isascii() and text.isdigit()) or int(text) < smallest:
-        raise UserError(f"scenes: {option}={text} is not possible; give a whole number of {smallest} or more")
+        raise UserError(
+            f"scenes: {option}={text} is not possible; give a whole number of {smallest} or more"
+        )
     return int(text)

@@ -64,11 +64,20 @@ class SlideSource(ImageSource):
         class_names: list[str] | None,
         roots: tuple[str, ...],
     ) -> None:
-        self.root, self.slides, self.num_channels, self.roots = os.path.realpath(root), slides, num_channels, roots
+        self.root, self.slides, self.num_channels, self.roots = (
+            os.path.realpath(root),
+            slides,
+            num_channels,
+            roots,
+        )
         self._ends = list(accumulate(len(slide.places) for slide in slides))
         self.class_names = class_names
         if labels is not None:
-            self.labels = [label for label, slide in zip(labels, slides, strict=True) for _ in range(len(slide.places))]
+            self.labels = [
+                label
+                for label, slide in zip(labels, slides, strict=True)
+                for _ in range(len(slide.places))
+            ]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -77,7 +86,9 @@ class SlideSource(ImageSource):
     def content_fingerprint(self) -> str:
         """Another one when the files are, or the tiles."""
         paths = [os.path.join(self.root, slide.path) for slide in self.slides]
-        return files_fingerprint(paths, self.labels, self.slides[0].grid.tile, self.slides[0].grid.level, self._ends)
+        return files_fingerprint(
+            paths, self.labels, self.slides[0].grid.tile, self.slides[0].grid.level, self._ends
+        )
 
     def state_of_files(self) -> tuple[str, str]:
         files = [(slide.path, os.path.join(self.root, slide.path)) for slide in self.slides]
@@ -93,20 +104,30 @@ class SlideSource(ImageSource):
 
     def stored(self, index: int) -> Stored:
         slide, (row, column) = self._place(index)
-        picture = read_tile(os.path.join(self.root, slide.path), self.roots, slide.grid, row, column)
+        picture = read_tile(
+            os.path.join(self.root, slide.path), self.roots, slide.grid, row, column
+        )
         return as_asked(pictures.numbers_of(picture), self.pixel_options)
 
     def __getitem__(self, index: int) -> ImageRecord:
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(f"tile {index} of {len(self)}")
-        pixels = to_pixels(self.stored(index), self.pixel_options.image_channels(self.num_channels), self.pixel_options)
-        return ImageRecord(self.id_of(index), pixels, None if self.labels is None else self.labels[index])
+        pixels = to_pixels(
+            self.stored(index),
+            self.pixel_options.image_channels(self.num_channels),
+            self.pixel_options,
+        )
+        return ImageRecord(
+            self.id_of(index), pixels, None if self.labels is None else self.labels[index]
+        )
 
     def _place(self, index: int) -> tuple[Tiles, tuple[int, int]]:
         number = bisect_right(self._ends, index)
         slide = self.slides[number]
-        row, column = slide.places[index - self._ends[number]]  # from behind, since the end is that of this slide
+        row, column = slide.places[
+            index - self._ends[number]
+        ]  # from behind, since the end is that of this slide
         return slide, (int(row), int(column))
 
 
@@ -122,7 +143,9 @@ def open_slides(
     """The slides below `root`, or those of a list (paths and labels). Raises UserError."""
     options = _tile_options(tile, level, background)
     if num_channels not in (1, 3):
-        raise UserError(f"tile={options.tile}: slides have 3 channels, and num_channels={num_channels} is not possible; use 3 or 1")
+        raise UserError(
+            f"tile={options.tile}: slides have 3 channels, and num_channels={num_channels} is not possible; use 3 or 1"
+        )
     import_openslide()
     roots, remarks = data_roots(root, follow_links), []
     if listed is not None:
@@ -144,11 +167,17 @@ def open_slides(
 
 def _tile_options(tile: str | None, level: str | None, background: str | None) -> TileOptions:
     if tile is None:
-        raise UserError("level= and background= belong to whole slides; add tile=, the side of a tile in pixels, such as tile=256")
+        raise UserError(
+            "level= and background= belong to whole slides; add tile=, the side of a tile in pixels, such as tile=256"
+        )
     if not (tile.isascii() and tile.isdigit() and MIN_SIDE <= int(tile) <= LARGEST_TILE):
-        raise UserError(f"tile={tile} is not possible; give the side of a tile in pixels, {MIN_SIDE} to {LARGEST_TILE}")
+        raise UserError(
+            f"tile={tile} is not possible; give the side of a tile in pixels, {MIN_SIDE} to {LARGEST_TILE}"
+        )
     if level is not None and not (level.isascii() and level.isdigit()):
-        raise UserError(f"level={level} is not possible; give the number of a level of the slides, 0 for the largest")
+        raise UserError(
+            f"level={level} is not possible; give the number of a level of the slides, 0 for the largest"
+        )
     if background is not None and background not in BACKGROUND:
         raise UserError(f"background={background} is not possible; use {' or '.join(BACKGROUND)}")
     return TileOptions(int(tile), int(level or 0), background == "keep")
@@ -166,35 +195,61 @@ def _slides_below(root: str, follow_links: bool) -> tuple[list[str], list[str]]:
             paths.append(path)
         else:
             no_slides[ending_of(path) or "without an extension"] += 1
-    listing.left_out.update({(ending, "no whole slide"): count for ending, count in no_slides.items()})
+    listing.left_out.update(
+        {(ending, "no whole slide"): count for ending, count in no_slides.items()}
+    )
     if not paths:
         remarks = "".join(f"; {remark}" for remark in listing.remarks)
-        raise UserError(f"0 whole slides under {root} (looked for {', '.join(ENDINGS)} at any depth){remarks}")
+        raise UserError(
+            f"0 whole slides under {root} (looked for {', '.join(ENDINGS)} at any depth){remarks}"
+        )
     return paths, listing.remarks
 
 
-def _cut(root: str, paths: list[str], roots: tuple[str, ...], options: TileOptions) -> tuple[list[Tiles], int, list[str]]:
+def _cut(
+    root: str, paths: list[str], roots: tuple[str, ...], options: TileOptions
+) -> tuple[list[Tiles], int, list[str]]:
     """The tiles of all slides, how many there are with those of the background, and the slides that cannot be opened."""
     slides, total, unreadable = [], 0, []
-    for path in tqdm(paths, "looking for tissue", unit="slides", leave=False, disable=rank() != 0 or len(paths) < 2):
+    for path in tqdm(
+        paths,
+        "looking for tissue",
+        unit="slides",
+        leave=False,
+        disable=rank() != 0 or len(paths) < 2,
+    ):
         try:
             with open_slide(os.path.join(root, path), roots) as slide:
                 grid = grid_of(slide, path, options.tile, options.level)
-                shown = np.ones((grid.rows, grid.columns)) if options.keep_background else tissue_shares(slide, grid)
+                shown = (
+                    np.ones((grid.rows, grid.columns))
+                    if options.keep_background
+                    else tissue_shares(slide, grid)
+                )
         except (UnreadableImage, import_openslide().OpenSlideError) as error:
             unreadable.append(f"{path} ({error})")
             continue
         total += shown.size
         slides.append(Tiles(path, grid, np.argwhere(shown >= LEAST_TISSUE).astype(np.int32)))
     if not slides:
-        raise UserError(f"none of {len(paths)} slides under {root} can be opened, such as {unreadable[0]}")
+        raise UserError(
+            f"none of {len(paths)} slides under {root} can be opened, such as {unreadable[0]}"
+        )
     if not any(len(slide.places) for slide in slides):
-        raise UserError(f"none of {total:,} tiles under {root} shows tissue, which is what has colour; for grey slides add background=keep")
+        raise UserError(
+            f"none of {total:,} tiles under {root} shows tissue, which is what has colour; for grey slides add background=keep"
+        )
     return slides, total, unreadable
 
 
 def _description(source: SlideSource, root: str, total: int, options: TileOptions) -> str:
-    tiles = f"{len(source):,} tiles of {options.tile} x {options.tile} pixels at level {options.level}"
+    tiles = (
+        f"{len(source):,} tiles of {options.tile} x {options.tile} pixels at level {options.level}"
+    )
     classes = f", {len(set(source.labels))} classes" if source.labels else ""
-    background = "" if options.keep_background else f"; {1 - len(source) / total:.1%} of {total:,} tiles are background and left out"
+    background = (
+        ""
+        if options.keep_background
+        else f"; {1 - len(source) / total:.1%} of {total:,} tiles are background and left out"
+    )
     return f"{tiles} of {len(source.slides):,} slides under {root}{classes}{background}"

@@ -81,14 +81,23 @@ def open_shards(
     """
     shards = shards_named(pattern)
     read = [read_shard(number, path) for number, path in enumerate(shards)]
-    samples = Samples(pattern, shards, [member for shard in read for member in shard.members], ENDINGS, image)
+    samples = Samples(
+        pattern, shards, [member for shard in read for member in shard.members], ENDINGS, image
+    )
     source = TarSource(shards, samples.images, num_channels)
-    notes = [f"samples without an image, left out: {samples.without_image:,}"] if samples.without_image else []
+    notes = (
+        [f"samples without an image, left out: {samples.without_image:,}"]
+        if samples.without_image
+        else []
+    )
     of_macos = sum(shard.of_macos for shard in read)
     notes += [f"files of macOS (._), passed over: {of_macos:,}"] if of_macos else []
     found = samples.labels(label)
     source.take_labels(found)
-    pictures = [samples.pictures(named, usual) for named, usual in ((mask, MASK_NAMES), (depth, DEPTH_NAMES))]
+    pictures = [
+        samples.pictures(named, usual)
+        for named, usual in ((mask, MASK_NAMES), (depth, DEPTH_NAMES))
+    ]
     texts = samples.captions(captions)
     source.description = f"{len(source):,} images in {len(shards)} tar shards{found.described()}"
     source.description += "".join(f", {note}" for note in [*notes, *samples.notes])
@@ -102,18 +111,32 @@ class Samples:
     notes: what was found beside some images only and is not used, in words.
     """
 
-    def __init__(self, pattern: str, shards: list[str], members: list[Member], extensions: tuple[str, ...], image: str | None) -> None:
+    def __init__(
+        self,
+        pattern: str,
+        shards: list[str],
+        members: list[Member],
+        extensions: tuple[str, ...],
+        image: str | None,
+    ) -> None:
         self.pattern, self.shards, self.extensions = pattern, shards, extensions
         self.notes: list[str] = []
         self._fields = self._by_key(members)
         wanted = tuple(image.lower().split(";")) if image else self._image_fields(members)
-        found = {key: self._image_of(fields, wanted, image is not None) for key, fields in self._fields.items()}
+        found = {
+            key: self._image_of(fields, wanted, image is not None)
+            for key, fields in self._fields.items()
+        }
         with_image = {key: member for key, member in found.items() if member is not None}
         self.images = list(with_image.values())
         if not self.images:
-            raise UserError(f"0 images in wds:{pattern} (looked for {', '.join(wanted or extensions)}){self._what_there_is()}")
+            raise UserError(
+                f"0 images in wds:{pattern} (looked for {', '.join(wanted or extensions)}){self._what_there_is()}"
+            )
         pictured = {(shard, key_at_first_dot(key)) for shard, key in with_image}
-        self.without_image = sum(key not in with_image and key not in pictured for key in self._fields)
+        self.without_image = sum(
+            key not in with_image and key not in pictured for key in self._fields
+        )
 
     def labels(self, named: str | None) -> Labels:
         """Of the field `cls` or the named one: numbers, names, or lists in JSON."""
@@ -124,14 +147,22 @@ class Samples:
         values = _values(self.shards, found, column)
         if column.startswith("json:"):
             return read_labels(values, column, asked_for=True, texts_are_classes=True)
-        numbers = [int(text) for text in values] if all(text.isascii() and text.isdigit() for text in values) else None
+        numbers = (
+            [int(text) for text in values]
+            if all(text.isascii() and text.isdigit() for text in values)
+            else None
+        )
         return read_labels(numbers or values, column, asked_for=True, texts_are_classes=True)
 
     def pictures(self, named: str | None, usual: tuple[str, ...]) -> TarSource | None:
         """Masks or depths beside every image, or None."""
         there = [name + extension for name in usual for extension in (".png", ".tif", ".tiff")]
         images = {member.field for member in self.images}
-        fields = [named.lower()] if named else [field for field in there if field in self._all_fields and field not in images]
+        fields = (
+            [named.lower()]
+            if named
+            else [field for field in there if field in self._all_fields and field not in images]
+        )
         found = self._beside(fields[0], named is not None) if fields else None
         return TarSource(self.shards, found, 1) if found else None
 
@@ -148,19 +179,27 @@ class Samples:
         for member in members:
             fields = samples.setdefault((member.shard, member.key), {})
             if member.field in fields:
-                raise UserError(f"{self.shards[member.shard]}: two members have the name {member.key}.{member.field}; give each its own")
+                raise UserError(
+                    f"{self.shards[member.shard]}: two members have the name {member.key}.{member.field}; give each its own"
+                )
             fields[member.field] = member
         self._all_fields = {member.field for member in members}
         return samples
 
     def _image_fields(self, members: list[Member]) -> tuple[str, ...]:
         """Extensions alone where there are any, or else the only field of pictures besides masks and depths."""
-        fields = {member.field for member in members if f".{member.field}".endswith(self.extensions)}
+        fields = {
+            member.field for member in members if f".{member.field}".endswith(self.extensions)
+        }
         plain = {field for field in fields if "." not in field}
-        beside = {field for field in fields if field.partition(".")[0] in (*MASK_NAMES, *DEPTH_NAMES)}
+        beside = {
+            field for field in fields if field.partition(".")[0] in (*MASK_NAMES, *DEPTH_NAMES)
+        }
         chosen = sorted(plain or fields - beside or fields)
         if len(chosen) > 1 and not plain:
-            raise UserError(f"wds:{self.pattern} has pictures {', '.join(chosen)} beside each other; choose one by ?image={chosen[0]}")
+            raise UserError(
+                f"wds:{self.pattern} has pictures {', '.join(chosen)} beside each other; choose one by ?image={chosen[0]}"
+            )
         return tuple(chosen)
 
     def _image_of(self, fields: Fields, wanted: tuple[str, ...], asked_for: bool) -> Member | None:
@@ -187,7 +226,9 @@ class Samples:
                 f"wds:{self.pattern}: {missing:,} of {len(found):,} images have no {field!r} beside them{self._what_there_is()}"
             )
         if missing < len(found):
-            self.notes.append(f"{field} beside {len(found) - missing:,} of {len(found):,} images only, not used")
+            self.notes.append(
+                f"{field} beside {len(found) - missing:,} of {len(found):,} images only, not used"
+            )
         return None
 
     def _member(self, image: Member, field: str) -> Member | None:
@@ -202,7 +243,11 @@ class Samples:
 
     def _what_there_is(self) -> str:
         fields = sorted(self._all_fields)
-        return f"; fields there are: {', '.join(fields[:8])}{', ...' if len(fields) > 8 else ''}" if fields else ""
+        return (
+            f"; fields there are: {', '.join(fields[:8])}{', ...' if len(fields) > 8 else ''}"
+            if fields
+            else ""
+        )
 
 
 def _values(shards: list[str], members: Iterable[Member], choice: str) -> list[Any]:
@@ -217,16 +262,24 @@ def _json(path: str, member: Member) -> dict[str, Any]:
     name = f"{path}: {member.key}.{member.field}"
     content = parse_json(_text(path, member), name, "write it again")
     if not isinstance(content, dict):
-        raise UserError(f"{path}: {member.key}.{member.field} holds no object with keys; write one, or name another field")
+        raise UserError(
+            f"{path}: {member.key}.{member.field} holds no object with keys; write one, or name another field"
+        )
     return content
 
 
 def _text(path: str, member: Member) -> str:
     if member.size > MAX_TEXT_BYTES:
-        raise UserError(f"{path}: {member.key}.{member.field} has {member.size:,} bytes, too many for a text; name another field")
+        raise UserError(
+            f"{path}: {member.key}.{member.field} has {member.size:,} bytes, too many for a text; name another field"
+        )
     try:
         return read_member(path, member).decode("utf-8-sig")
     except UnreadableImage as error:
-        raise UserError(f"{path}: {member.key}.{member.field} cannot be read ({error.reason}); mend it, or name another field") from None
+        raise UserError(
+            f"{path}: {member.key}.{member.field} cannot be read ({error.reason}); mend it, or name another field"
+        ) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: {member.key}.{member.field} is no text in UTF-8; write it again") from None
+        raise UserError(
+            f"{path}: {member.key}.{member.field} is no text in UTF-8; write it again"
+        ) from None

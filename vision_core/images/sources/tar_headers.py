@@ -20,7 +20,13 @@ GNU_SPARSE, GNU_LONG_NAME, GNU_LONG_LINK = b"S", b"L", b"K"
 PAX, PAX_SOLARIS, PAX_OF_ALL = b"x", b"X", b"g"
 PAX_SPARSE = "GNU.sparse."
 # places in a header, and in the blocks that go on with the map of a sparse file
-NAME, SIZE, CHECKSUM, TYPE, PREFIX = slice(0, 100), slice(124, 136), slice(148, 156), slice(156, 157), slice(345, 500)
+NAME, SIZE, CHECKSUM, TYPE, PREFIX = (
+    slice(0, 100),
+    slice(124, 136),
+    slice(148, 156),
+    slice(156, 157),
+    slice(345, 500),
+)
 MAGIC, POSIX_MAGIC = slice(257, 263), b"ustar\0"
 MAP_GOES_ON, MAP_GOES_ON_AGAIN = 482, 504
 # numbers that do not fit into octal digits
@@ -77,7 +83,9 @@ def read_headers(file: BinaryIO, size: int) -> Iterator[Header]:
             header, content = _member(file, block, place, {**of_all, **of_next})
             length, of_next = _content_bytes(header), {}
             if header.offset + _padded(length) > size:
-                raise TarError(f"unexpected end of data in member {header.name[:80]!r}, which has {length:,} bytes")
+                raise TarError(
+                    f"unexpected end of data in member {header.name[:80]!r}, which has {length:,} bytes"
+                )
             yield header
         place = content + _padded(length)
 
@@ -133,7 +141,9 @@ def _bounded(file: BinaryIO, start: int, length: int, size: int) -> bytes:
     if length > MOST_NAME_BYTES:
         raise TarError(f"the name of the member at byte {start - BLOCK:,} has {length:,} bytes")
     if start + length > size:
-        raise TarError(f"unexpected end of data in the name of the member at byte {start - BLOCK:,}")
+        raise TarError(
+            f"unexpected end of data in the name of the member at byte {start - BLOCK:,}"
+        )
     file.seek(start)
     return file.read(length)
 
@@ -157,11 +167,17 @@ def _extended(kind: bytes, content: bytes, place: int) -> dict[str, str]:
     return found
 
 
-def _member(file: BinaryIO, block: bytes, place: int, extended: dict[str, str]) -> tuple[Header, int]:
+def _member(
+    file: BinaryIO, block: bytes, place: int, extended: dict[str, str]
+) -> tuple[Header, int]:
     """The member of a header, and where its content begins."""
     name = _text(block[NAME].split(b"\0")[0])
     prefix = _text(block[PREFIX].split(b"\0")[0]) if block[MAGIC] == POSIX_MAGIC else ""
-    name = extended.get(f"{PAX_SPARSE}name") or extended.get("path") or (f"{prefix}/{name}" if prefix else name)
+    name = (
+        extended.get(f"{PAX_SPARSE}name")
+        or extended.get("path")
+        or (f"{prefix}/{name}" if prefix else name)
+    )
     kind, length = block[TYPE], _number(block[SIZE], place)
     if "size" in extended:
         length = _size_of_pax(extended["size"], place)

@@ -63,7 +63,9 @@ def expand_braces(text: str) -> list[str]:
         parts.append(_choices(piece))
         count *= len(parts[-1])
         if count > MAX_SHARDS:
-            raise UserError(f"wds:{text} names more than {MAX_SHARDS:,} shards; look at the numbers in its braces")
+            raise UserError(
+                f"wds:{text} names more than {MAX_SHARDS:,} shards; look at the numbers in its braces"
+            )
     return ["".join(chosen) for chosen in product(*parts)]
 
 
@@ -82,7 +84,9 @@ def _pieces(text: str) -> Iterator[str]:
                 yield text[start : place + 1]
                 start = place + 1
     if depth:
-        raise UserError(f"wds:{text}: a brace is not closed; write braces as {{000000..000099}} or {{train,val}}")
+        raise UserError(
+            f"wds:{text}: a brace is not closed; write braces as {{000000..000099}} or {{train,val}}"
+        )
     yield text[start:]
 
 
@@ -94,7 +98,11 @@ def _choices(piece: str) -> list[str]:
     if found := NUMBERS.fullmatch(inner):
         return _numbers(*found.groups())
     if found := LETTERS.fullmatch(inner):
-        return [chr(code) for code in _range(ord(found[1]), ord(found[2]), found[3]) if chr(code).isalpha()]
+        return [
+            chr(code)
+            for code in _range(ord(found[1]), ord(found[2]), found[3])
+            if chr(code).isalpha()
+        ]
     items = list(_items(inner))
     if len(items) == 1:
         return ["{" + expanded + "}" for expanded in expand_braces(inner)]
@@ -111,7 +119,9 @@ def _numbers(first: str, last: str, step: str | None) -> list[str]:
 def _range(first: int, last: int, step: str | None) -> range:
     stride = int(step or 1) or 1
     if abs(last - first) // stride >= MAX_SHARDS:
-        raise UserError(f"wds: {{{first}..{last}}} names more than {MAX_SHARDS:,} shards; look at the numbers in its braces")
+        raise UserError(
+            f"wds: {{{first}..{last}}} names more than {MAX_SHARDS:,} shards; look at the numbers in its braces"
+        )
     return range(first, last + 1, stride) if first <= last else range(first, last - 1, -stride)
 
 
@@ -134,16 +144,24 @@ def read_shard(number: int, path: str) -> Shard:
         with open_regular_file(path) as file:
             for count, header in enumerate(read_headers(file, os.fstat(file.fileno()).st_size)):
                 if count >= MAX_MEMBERS:
-                    raise UserError(f"{path} has more than {MAX_MEMBERS:,} members; write smaller shards")
+                    raise UserError(
+                        f"{path} has more than {MAX_MEMBERS:,} members; write smaller shards"
+                    )
                 key, field = key_and_field(header.name)
                 if _is_of_macos(header.name):
                     of_macos += 1
                 elif field:
-                    members.append(Member(number, key, field, header.offset, header.size, _refusal(header)))
+                    members.append(
+                        Member(number, key, field, header.offset, header.size, _refusal(header))
+                    )
     except DamagedHeader as error:
-        raise UserError(f"{path} is damaged at byte {error.place:,}; copy or write the shard again") from None
+        raise UserError(
+            f"{path} is damaged at byte {error.place:,}; copy or write the shard again"
+        ) from None
     except (TarError, UnreadableImage, OSError) as error:
-        raise UserError(f"{path} cannot be read as a plain .tar file: {first_line(error)}; gunzip or rewrite it") from None
+        raise UserError(
+            f"{path} cannot be read as a plain .tar file: {first_line(error)}; gunzip or rewrite it"
+        ) from None
     return Shard(members, of_macos)
 
 

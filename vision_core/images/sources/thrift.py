@@ -61,12 +61,17 @@ class _Reader:
     def list(self, depth: int) -> list[Any]:
         head = self.byte()
         length, kind = head >> 4, head & 0x0F
-        return [self.value(kind, depth) for _ in range(self.length(self.unsigned() if length == LONG_LIST else length))]
+        return [
+            self.value(kind, depth)
+            for _ in range(self.length(self.unsigned() if length == LONG_LIST else length))
+        ]
 
     def map(self, depth: int) -> list[tuple[Any, Any]]:
         length = self.length(self.unsigned())
         kinds = self.byte() if length else 0
-        return [(self.value(kinds >> 4, depth), self.value(kinds & 0x0F, depth)) for _ in range(length)]
+        return [
+            (self.value(kinds >> 4, depth), self.value(kinds & 0x0F, depth)) for _ in range(length)
+        ]
 
     def length(self, count: int) -> int:
         """Every item takes a byte at least."""

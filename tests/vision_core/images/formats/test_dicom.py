@@ -25,17 +25,33 @@ def content(name: str) -> bytes:
     return Path(get_testdata_file(name, download=False)).read_bytes()
 
 
-def written(values: np.ndarray, frames: int | None = None, photometric: str = "MONOCHROME2", bits: int = 16, **attributes) -> bytes:
+def written(
+    values: np.ndarray,
+    frames: int | None = None,
+    photometric: str = "MONOCHROME2",
+    bits: int = 16,
+    **attributes,
+) -> bytes:
     """A file by pydicom's writer: `[H, W]`, `[frames, H, W]` or `[H, W, 3]` of 8 or 16 bits."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", generate_uid()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+        "1.2.840.10008.5.1.4.1.1.7",
+        generate_uid(),
+    )
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    dataset.SOPClassUID, dataset.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
     samples = 3 if photometric == "RGB" else 1
     dataset.Rows, dataset.Columns = values.shape[:2] if samples == 3 else values.shape[-2:]
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = samples, photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 * values.dtype.itemsize, bits, bits - 1
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = (
+        8 * values.dtype.itemsize,
+        bits,
+        bits - 1,
+    )
     dataset.PixelRepresentation = int(values.dtype.kind == "i")
     if samples == 3:
         dataset.PlanarConfiguration = 0
@@ -64,7 +80,10 @@ def shown(data: bytes) -> np.ndarray:
         if dataset.PixelRepresentation
         else (0, 2**dataset.BitsStored - 1)
     )
-    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+    slope, intercept = (
+        float(dataset.get("RescaleSlope", 1)),
+        float(dataset.get("RescaleIntercept", 0)),
+    )
     physical = apply_modality_lut(dataset.pixel_array, dataset)
     values = apply_voi_lut(physical, dataset)
     if "VOILUTSequence" in dataset:
@@ -81,7 +100,12 @@ WINDOWED = {
     "sigmoid": ct(WindowCenter=40, WindowWidth=400, VOILUTFunction="SIGMOID"),
     "no window": ct(),
     "white is low": ct(WindowCenter=40, WindowWidth=400, PhotometricInterpretation="MONOCHROME1"),
-    "white is low, sigmoid": ct(WindowCenter=40, WindowWidth=400, VOILUTFunction="SIGMOID", PhotometricInterpretation="MONOCHROME1"),
+    "white is low, sigmoid": ct(
+        WindowCenter=40,
+        WindowWidth=400,
+        VOILUTFunction="SIGMOID",
+        PhotometricInterpretation="MONOCHROME1",
+    ),
     "white is low, no window": ct(PhotometricInterpretation="MONOCHROME1"),
     "of the library: MR": content("MR_small.dcm"),
     "of the library: run lengths": content("MR_small_RLE.dcm"),
@@ -97,20 +121,33 @@ def test_one_channel_is_what_pydicom_shows(name: str) -> None:
     expected = shown(data)
     assert np.abs(decode_image(data, 1)[0].numpy() - expected).max() < 1e-6
     levels = decode_image(data)
-    assert levels.dtype.is_floating_point is False and np.abs(levels[0].numpy() - expected * 255).max() <= 0.5 + 1e-3
+    assert (
+        levels.dtype.is_floating_point is False
+        and np.abs(levels[0].numpy() - expected * 255).max() <= 0.5 + 1e-3
+    )
 
 
 def test_a_table_of_values_of_interest() -> None:
     table = Dataset()
     table.LUTDescriptor, table.LUTData = [4096, 0, 12], list(range(4095, -1, -1))
     table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "US"
-    data = written(np.linspace(0, 4095, 256).astype(np.uint16).reshape(16, 16), bits=12, VOILUTSequence=[table])
+    data = written(
+        np.linspace(0, 4095, 256).astype(np.uint16).reshape(16, 16), bits=12, VOILUTSequence=[table]
+    )
     assert np.abs(decode_image(data, 1)[0].numpy() - shown(data)).max() < 1e-6
     modality = Dataset()
-    modality.LUTDescriptor, modality.LUTData, modality.ModalityLUTType = [4096, 0, 16], [16 * value for value in range(4096)], "US"
+    modality.LUTDescriptor, modality.LUTData, modality.ModalityLUTType = (
+        [4096, 0, 16],
+        [16 * value for value in range(4096)],
+        "US",
+    )
     modality["LUTDescriptor"].VR, modality["LUTData"].VR = "US", "US"
-    data = written(np.arange(256, dtype=np.uint16).reshape(16, 16), bits=12, ModalityLUTSequence=[modality])
-    assert np.allclose(decode_image(data, 1)[0].numpy(), np.arange(256).reshape(16, 16) * 16 / 65535, atol=1e-6)
+    data = written(
+        np.arange(256, dtype=np.uint16).reshape(16, 16), bits=12, ModalityLUTSequence=[modality]
+    )
+    assert np.allclose(
+        decode_image(data, 1)[0].numpy(), np.arange(256).reshape(16, 16) * 16 / 65535, atol=1e-6
+    )
 
 
 def test_a_scale_speaks_of_physical_values() -> None:
@@ -131,7 +168,9 @@ def test_padding_is_no_value() -> None:
     data = written(stored, PixelPaddingValue=-2000, RescaleSlope=2, RescaleIntercept=1)
     found = read_stored(data, 1)
     assert found.missing[0, :4].all() and not found.missing[0, 4:].any()
-    assert set(decode_image(data, 1, PixelOptions(Scale("values", 0, 402))).unique().tolist()) == {0.5}
+    assert set(decode_image(data, 1, PixelOptions(Scale("values", 0, 402))).unique().tolist()) == {
+        0.5
+    }
 
 
 def test_colours() -> None:
@@ -140,7 +179,12 @@ def test_colours() -> None:
     assert np.array_equal(decode_image(data).permute(1, 2, 0).numpy(), colours)
     luminance = colours @ np.array([0.299, 0.587, 0.114]) / 255
     assert np.abs(decode_image(data, 1)[0].numpy() - luminance).max() < 1e-6
-    for name in ("SC_ybr_full_422_uncompressed.dcm", "SC_rgb_rle.dcm", "SC_rgb_jpeg_dcmtk.dcm", "examples_ybr_color.dcm"):
+    for name in (
+        "SC_ybr_full_422_uncompressed.dcm",
+        "SC_rgb_rle.dcm",
+        "SC_rgb_jpeg_dcmtk.dcm",
+        "examples_ybr_color.dcm",
+    ):
         data = content(name)
         frame = pixel_array(io.BytesIO(data), index=0)
         part = 0 if count_parts(data) > 1 else None
@@ -155,7 +199,11 @@ def test_frames_are_images_each_with_its_own_window(tmp_path: Path) -> None:
     groups = []
     for number in range(3):
         window, rescale, group = Dataset(), Dataset(), Dataset()
-        window.WindowCenter, window.WindowWidth, window.VOILUTFunction = 128 + 256 * number, 256, "LINEAR_EXACT"
+        window.WindowCenter, window.WindowWidth, window.VOILUTFunction = (
+            128 + 256 * number,
+            256,
+            "LINEAR_EXACT",
+        )
         rescale.RescaleSlope, rescale.RescaleIntercept = 1, 10 * number
         group.FrameVOILUTSequence, group.PixelValueTransformationSequence = [window], [rescale]
         groups.append(group)
@@ -170,8 +218,15 @@ def test_frames_are_images_each_with_its_own_window(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "scan.dcm").write_bytes(values)
     source = open_source(str(tmp_path))
-    assert [source.id_of(index) for index in range(4)] == ["a/scan.dcm#0", "a/scan.dcm#1", "a/scan.dcm#2", "b/scan.dcm"]
-    assert source.labels == [0, 0, 0, 1] and source.description.startswith("4 images in 2 files under")
+    assert [source.id_of(index) for index in range(4)] == [
+        "a/scan.dcm#0",
+        "a/scan.dcm#1",
+        "a/scan.dcm#2",
+        "b/scan.dcm",
+    ]
+    assert source.labels == [0, 0, 0, 1] and source.description.startswith(
+        "4 images in 2 files under"
+    )
     assert [int(source[index].image.max()) for index in range(3)] == [254, 255, 255]
 
 
@@ -182,8 +237,14 @@ def test_files_without_an_ending_and_those_without_pictures(tmp_path: Path) -> N
     (tmp_path / "README").write_text("no image")
     (tmp_path / "empty").write_bytes(b"")
     source = open_source(str(tmp_path), 1)
-    assert source.paths == ["1.2.840.113619.2.55.3", "IM0001"] and source[0].image.shape == (1, 16, 16)
-    assert "left out: 2 without an extension" in source.description and source.description.endswith("1 files without a picture")
+    assert source.paths == ["1.2.840.113619.2.55.3", "IM0001"] and source[0].image.shape == (
+        1,
+        16,
+        16,
+    )
+    assert "left out: 2 without an extension" in source.description and source.description.endswith(
+        "1 files without a picture"
+    )
 
 
 @pytest.mark.parametrize(
@@ -211,6 +272,9 @@ def test_what_is_not_read_has_a_reason(data: bytes, reason: str) -> None:
 
 def test_without_the_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(UserError, match=r"DICOM needs the package pydicom; pip install 'vision-encoder-fusion\[scientific\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"DICOM needs the package pydicom; pip install 'vision-encoder-fusion\[scientific\]'",
+    ):
         decode_image(WINDOWED["window"])
     assert formats.why_left_out(".dcm") == "needs pydicom"

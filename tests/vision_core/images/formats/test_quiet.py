@@ -36,14 +36,22 @@ for _ in range(20):
 def fax() -> bytes:
     """A TIFF of which libtiff writes a line for each of its rows."""
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 2, (64, 64)).astype(bool)).save(stream, "TIFF", compression="group4")
+    Image.fromarray(np.random.default_rng(0).integers(0, 2, (64, 64)).astype(bool)).save(
+        stream, "TIFF", compression="group4"
+    )
     data = bytearray(stream.getvalue())
     data[len(data) // 3 : len(data) // 3 + 40] = b"\xff" * 40
     return bytes(data)
 
 
 def run(what: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", LIBTIFF, what], cwd=ROOT, input=fax(), capture_output=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", LIBTIFF, what],
+        cwd=ROOT,
+        input=fax(),
+        capture_output=True,
+        timeout=120,
+    )
 
 
 def test_libtiff_says_nothing_and_its_errors_arrive() -> None:
@@ -55,7 +63,9 @@ def test_libtiff_says_nothing_and_its_errors_arrive() -> None:
 
 def test_a_tiff_whose_strip_is_cut_has_its_reason(capfd: pytest.CaptureFixture) -> None:
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(stream, "TIFF", compression="tiff_lzw")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(
+        stream, "TIFF", compression="tiff_lzw"
+    )
     data = bytearray(stream.getvalue())
     data[200:2000] = bytes(1800)
     with pytest.raises(UnreadableImage, match="corrupt|truncated"):
@@ -64,7 +74,9 @@ def test_a_tiff_whose_strip_is_cut_has_its_reason(capfd: pytest.CaptureFixture) 
 
 
 @pytest.mark.parametrize("name", LOGGERS)
-def test_log_lines_of_libraries_are_kept_back_while_an_image_is_read(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_lines_of_libraries_are_kept_back_while_an_image_is_read(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     logger = logging.getLogger(name)
     with quiet_libraries():
         logger.error("of the image")
@@ -74,10 +86,14 @@ def test_log_lines_of_libraries_are_kept_back_while_an_image_is_read(name: str, 
         assert "of somebody else" in caplog.text
 
 
-def test_our_own_log_lines_and_those_of_other_threads_are_not(caplog: pytest.LogCaptureFixture) -> None:
+def test_our_own_log_lines_and_those_of_other_threads_are_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with quiet_libraries():
         logging.getLogger("vision_core").warning("our own")
-        thread = threading.Thread(target=logging.getLogger("tifffile").warning, args=("of another thread",))
+        thread = threading.Thread(
+            target=logging.getLogger("tifffile").warning, args=("of another thread",)
+        )
         thread.start()
         thread.join()
     assert "our own" in caplog.text and "of another thread" in caplog.text

@@ -22,7 +22,12 @@ from vision_core.unreadable import UnreadableImage
 ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "SAL", "ILP")
 
 
-def nifti(array: np.ndarray, orientation: str = "RAS", kind: type = nibabel.Nifti1Image, slope: tuple | None = None) -> bytes:
+def nifti(
+    array: np.ndarray,
+    orientation: str = "RAS",
+    kind: type = nibabel.Nifti1Image,
+    slope: tuple | None = None,
+) -> bytes:
     volume = kind(array, np.eye(4))
     if slope:
         volume.header.set_slope_inter(*slope)
@@ -78,14 +83,20 @@ def test_colours_and_what_is_no_volume() -> None:
     colours["G"] = volume(9, 10, 2, dtype=np.uint8)
     data = nibabel.Nifti1Image(colours, np.eye(4)).to_bytes()
     image = decode_image(data, part=1)
-    assert image.dtype == torch.uint8 and np.array_equal(image[1].numpy(), colours["G"][::-1, ::-1, 1].T) and not image[0].any()
+    assert (
+        image.dtype == torch.uint8
+        and np.array_equal(image[1].numpy(), colours["G"][::-1, ::-1, 1].T)
+        and not image[0].any()
+    )
     with pytest.raises(UnreadableImage, match="unsupported_nifti complex64"):
         decode_image(nifti(volume(9, 10, 2, dtype=np.complex64)), part=0)
     with pytest.raises(UnreadableImage, match="truncated"):
         decode_image(nifti(volume(9, 10, 2))[:-100], 1, part=1)
 
 
-def test_a_compressed_volume_is_read_once_for_all_its_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compressed_volume_is_read_once_for_all_its_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = nifti(volume(9, 10, 5))
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -93,13 +104,17 @@ def test_a_compressed_volume_is_read_once_for_all_its_slices(tmp_path: Path, mon
     source = open_source(str(tmp_path), 1)
     assert source.id_of(7) == "b/scan.nii.gz#2" and source.labels == [0] * 5 + [1] * 5
     reads = []
-    monkeypatch.setattr(volumes, "_read", lambda file, read=volumes._read: reads.append(1) or read(file))
+    monkeypatch.setattr(
+        volumes, "_read", lambda file, read=volumes._read: reads.append(1) or read(file)
+    )
     for index in range(10):
         assert np.array_equal(source[index].image[0].numpy(), axial(data, index % 5))
     assert len(reads) == 2
     assert np.array_equal(decode_image(gzip.compress(data), 1, part=2)[0].numpy(), axial(data, 2))
     (tmp_path / "a/scan.nii.gz").write_bytes(gzip.compress(nifti(volume(9, 10, 5) + 1)))
-    assert not np.array_equal(source[0].image[0].numpy(), axial(data, 0)), "a file that is written anew is read anew"
+    assert not np.array_equal(source[0].image[0].numpy(), axial(data, 0)), (
+        "a file that is written anew is read anew"
+    )
 
 
 def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +139,9 @@ def fits_file(*hdus) -> bytes:
 def test_images_of_a_fits_file_are_those_of_astropy() -> None:
     signed = fits.ImageHDU(volume(10, 12))
     unsigned = fits.ImageHDU(volume(10, 12, dtype=np.uint16))  # stored as int16 with BZERO
-    floats = fits.ImageHDU(np.where(volume(10, 12) > 3000, np.nan, volume(10, 12) / 3).astype(np.float32))
+    floats = fits.ImageHDU(
+        np.where(volume(10, 12) > 3000, np.nan, volume(10, 12) / 3).astype(np.float32)
+    )
     packed = fits.CompImageHDU(volume(10, 12), compression_type="RICE_1")
     table = fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1, 2])])
     data = fits_file(fits.PrimaryHDU(), signed, table, unsigned, floats, packed)
@@ -135,9 +152,15 @@ def test_images_of_a_fits_file_are_those_of_astropy() -> None:
         stored = read_stored(data, 1, part=part)
         assert np.array_equal(stored.values[0], values, equal_nan=True)
         assert (stored.missing is None) == (part != 2)
-    assert np.array_equal(decode_image(data, 1, part=1)[0].numpy(), (expected[1] / 65535).astype(np.float32))
+    assert np.array_equal(
+        decode_image(data, 1, part=1)[0].numpy(), (expected[1] / 65535).astype(np.float32)
+    )
     filled = decode_image(data, 1, part=2)[0].numpy()
-    assert np.allclose(filled, np.where(np.isnan(expected[2]), np.nanmean(expected[2], dtype=np.float64), expected[2]), rtol=1e-6)
+    assert np.allclose(
+        filled,
+        np.where(np.isnan(expected[2]), np.nanmean(expected[2], dtype=np.float64), expected[2]),
+        rtol=1e-6,
+    )
 
 
 def test_blank_scale_and_offset() -> None:
@@ -145,13 +168,26 @@ def test_blank_scale_and_offset() -> None:
     hdu.data[0] = -32768
     data = bytearray(fits_file(hdu))
     header = fits.Header(
-        {"SIMPLE": True, "BITPIX": 16, "NAXIS": 2, "NAXIS1": 12, "NAXIS2": 10, "BSCALE": 0.5, "BZERO": 10.0, "BLANK": -32768}
+        {
+            "SIMPLE": True,
+            "BITPIX": 16,
+            "NAXIS": 2,
+            "NAXIS1": 12,
+            "NAXIS2": 10,
+            "BSCALE": 0.5,
+            "BZERO": 10.0,
+            "BLANK": -32768,
+        }
     )
     data = header.tostring().encode() + bytes(data[2880:])
     with fits.open(io.BytesIO(data)) as hdus:
         expected = hdus[0].data
     stored = read_stored(data, 1)
-    assert np.isnan(expected[0]).all() and stored.missing[0, 0].all() and not stored.missing[0, 1:].any()
+    assert (
+        np.isnan(expected[0]).all()
+        and stored.missing[0, 0].all()
+        and not stored.missing[0, 1:].any()
+    )
     assert np.array_equal(stored.values[0], expected.astype(np.float32), equal_nan=True)
 
 
@@ -163,11 +199,22 @@ def test_cubes_are_bands_or_images(tmp_path: Path) -> None:
     assert np.array_equal(decode_image(data, 1, part=3)[0].numpy(), cube[3])
     (tmp_path / "a.fits").write_bytes(data)
     (tmp_path / "b.fits.gz").write_bytes(gzip.compress(data))
-    (tmp_path / "c.fits").write_bytes(fits_file(fits.PrimaryHDU(), fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1])])))
+    (tmp_path / "c.fits").write_bytes(
+        fits_file(
+            fits.PrimaryHDU(), fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1])])
+        )
+    )
     source = open_source(str(tmp_path), 1)
-    assert [source.id_of(index) for index in (0, 3, 4, 7)] == ["a.fits#0", "a.fits#3", "b.fits.gz#0", "b.fits.gz#3"]
+    assert [source.id_of(index) for index in (0, 3, 4, 7)] == [
+        "a.fits#0",
+        "a.fits#3",
+        "b.fits.gz#0",
+        "b.fits.gz#3",
+    ]
     assert len(source) == 8 and np.array_equal(source[6].image[0].numpy(), cube[2])
-    assert len(open_source(str(tmp_path), 4)) == 2 and source.description.endswith("1 files without a picture")
+    assert len(open_source(str(tmp_path), 4)) == 2 and source.description.endswith(
+        "1 files without a picture"
+    )
 
 
 def test_archives_and_stacks_of_pages_are_expanded_too(tmp_path: Path) -> None:
@@ -176,19 +223,28 @@ def test_archives_and_stacks_of_pages_are_expanded_too(tmp_path: Path) -> None:
     pages = volume(5, 10, 12, dtype=np.uint16)
     tifffile.imwrite(tmp_path / "1.tif", pages, metadata={"axes": "ZYX"})
     tifffile.imwrite(tmp_path / "2.tif", pages, imagej=True, metadata={"axes": "ZYX"})
-    tifffile.imwrite(tmp_path / "3.tif", pages[0], description="a single page of no stack, with words that are long enough")
+    tifffile.imwrite(
+        tmp_path / "3.tif",
+        pages[0],
+        description="a single page of no stack, with words that are long enough",
+    )
     source = open_source(str(tmp_path), 1)
     assert source.paths == ["0.npz"] * 2 + ["1.tif"] * 5 + ["2.tif"] * 5 + ["3.tif"]
     assert np.array_equal(source[0].image[0].numpy(), (arrays["a"] / 255).astype(np.float32))
     for index in range(5):
         for first in (2, 7):
-            assert np.array_equal(source[first + index].image[0].numpy(), (pages[index] / 65535).astype(np.float32))
+            assert np.array_equal(
+                source[first + index].image[0].numpy(), (pages[index] / 65535).astype(np.float32)
+            )
 
 
 def test_masks_beside_files_of_several_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/scan.nii").write_bytes(nifti(volume(9, 10, 5)))
-    with pytest.raises(UserError, match=r"mask=.*: scan.nii holds several images, and a mask belongs to one; save every image as its own"):
+    with pytest.raises(
+        UserError,
+        match=r"mask=.*: scan.nii holds several images, and a mask belongs to one; save every image as its own",
+    ):
         open_source(f"{tmp_path}/images?mask={tmp_path}/masks", 1)
     (tmp_path / "images/scan.nii").write_bytes(nifti(volume(16, 24, 1)))
     (tmp_path / "masks").mkdir()
@@ -202,7 +258,11 @@ def test_a_list_repeats_its_labels(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "0.png")
     (tmp_path / "list.txt").write_text("scan.nii\t7\n0.png\t4\n")
     source = open_source(f"list:{tmp_path}/list.txt", 1)
-    assert source.labels == [7, 7, 7, 4] and source.id_of(2) == "scan.nii#2" and source.id_of(3) == "0.png"
+    assert (
+        source.labels == [7, 7, 7, 4]
+        and source.id_of(2) == "scan.nii#2"
+        and source.id_of(3) == "0.png"
+    )
     assert source.fingerprint != open_source(f"list:{tmp_path}/list.txt", 3).fingerprint
 
 
@@ -220,7 +280,9 @@ def test_what_was_left_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("a.txt", "b.txt", "slide.svs", "d.mp4", "e.xyz.gz"):
         (tmp_path / name).write_bytes(b"")
     description = open_source(str(tmp_path)).description
-    assert description == (f"1 images under {tmp_path}; left out: 2 .txt, 1 .gz, 1 .mp4, 1 .svs (whole slides are read by ?tile=256)")
+    assert description == (
+        f"1 images under {tmp_path}; left out: 2 .txt, 1 .gz, 1 .mp4, 1 .svs (whole slides are read by ?tile=256)"
+    )
 
 
 @pytest.mark.parametrize("ending", ["heic", "avif"])
@@ -234,7 +296,9 @@ def test_heic_and_avif_are_decoded_like_other_pictures(tmp_path: Path, ending: s
     if ending == "avif":
         picture.save(tmp_path / "0.avif", quality=100, subsampling="4:4:4", exif=exif)
     else:
-        pillow_heif.from_pillow(picture).save(tmp_path / "0.heic", quality=-1, chroma=444, exif=exif.tobytes())
+        pillow_heif.from_pillow(picture).save(
+            tmp_path / "0.heic", quality=-1, chroma=444, exif=exif.tobytes()
+        )
     source = open_source(str(tmp_path))
     upright = np.asarray(picture.transpose(Image.Transpose.ROTATE_270)).astype(int)
     assert source[0].image.shape == (3, 32, 48)

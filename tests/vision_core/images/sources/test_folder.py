@@ -46,7 +46,10 @@ def test_images_in_the_root_have_no_labels(tmp_path: Path) -> None:
 
 def test_an_empty_folder_names_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"")
-    with pytest.raises(UserError, match=rf"0 images under {tmp_path} \(looked for .jpg, .jpeg, .*.tiff.* at any depth\); left out: 1 .txt"):
+    with pytest.raises(
+        UserError,
+        match=rf"0 images under {tmp_path} \(looked for .jpg, .jpeg, .*.tiff.* at any depth\); left out: 1 .txt",
+    ):
         open_source(str(tmp_path))
     (tmp_path / "x.npy").write_bytes(b"")
     assert len(open_source(str(tmp_path), num_channels=5)) == len(open_source(str(tmp_path))) == 1
@@ -103,7 +106,9 @@ def test_odd_names_survive(tmp_path: Path) -> None:
 def test_a_list(tmp_path: Path) -> None:
     for name in ("a/0.png", "a/1 .png", "2.png"):
         save(tmp_path / name)
-    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa/1 .png\t4\r\n\r\n./2.png\t0\na/../a/0.png\t4")
+    (tmp_path / "list.txt").write_bytes(
+        b"\xef\xbb\xbfa/1 .png\t4\r\n\r\n./2.png\t0\na/../a/0.png\t4"
+    )
     source = open_source(f"list:{tmp_path}/list.txt")
     assert [source[index].id for index in range(3)] == ["a/1 .png", "2.png", "a/0.png"]
     assert source.labels == [4, 0, 4]
@@ -112,7 +117,9 @@ def test_a_list(tmp_path: Path) -> None:
 def test_a_list_with_another_root_and_missing_files(tmp_path: Path) -> None:
     path = save(tmp_path / "images/0.png")
     (tmp_path / "lists").mkdir()
-    (tmp_path / "lists/list.txt").write_text(f"{path}\n0.png\ngone.png\nfile:/etc/passwd\nhttp://host/x.png\n")
+    (tmp_path / "lists/list.txt").write_text(
+        f"{path}\n0.png\ngone.png\nfile:/etc/passwd\nhttp://host/x.png\n"
+    )
     text = f"list:{tmp_path}/lists/list.txt?root={tmp_path}/images"
     assert open_source(text).labels is None and open_source(text)[0].id == "0.png"
     assert set(reasons(text).values()) == {"missing"} and len(reasons(text)) == 3
