@@ -1,4 +1,5 @@
-"""Milliseconds per image of the multi-crop augmentation on one thread, at three sizes, beside torchvision's own transforms on tensors.
+"""Milliseconds per image of the multi-crop augmentation on one thread, at three sizes, beside
+torchvision's own transforms on tensors.
 
 python benchmarks/augmentation_speed.py
 """
@@ -22,7 +23,8 @@ SECONDS = 2.0
 
 
 def torchvision_crop(size: int) -> v2.Transform:
-    """The same augmentation from torchvision's transform objects, on uint8 tensors; blur with probability 0.5."""
+    """The same augmentation from torchvision's transform objects, on uint8 tensors; blur with
+    probability 0.5."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(

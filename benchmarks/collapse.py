@@ -1,4 +1,5 @@
-"""DINO's two collapses, shown: without centering few prototypes take all images, without sharpening all images get the same targets.
+"""DINO's two collapses, shown: without centering few prototypes take all images, without sharpening
+all images get the same targets.
 
     python benchmarks/collapse.py --output_dir outputs/collapse
 

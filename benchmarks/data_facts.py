@@ -1,6 +1,8 @@
-"""How long a start takes to look up the names, sizes and times of the files of its data: `python benchmarks/data_facts.py [FILES]`, 100,000 by default.
+"""How long a start takes to look up the names, sizes and times of the files of its data: `python
+benchmarks/data_facts.py [FILES]`, 100,000 by default.
 
-The files are empty, in folders of 1,000, on the disk of the temporary folder; their directory entries are in memory, for they have just been made.
+The files are empty, in folders of 1,000, on the disk of the temporary folder; their directory
+entries are in memory, for they have just been made.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""What extraction costs beside the model: features of images in memory through the cache, against the bare model on the same pixels, in turns.
+"""What extraction costs beside the model: features of images in memory through the cache, against
+the bare model on the same pixels, in turns.
 
 python benchmarks/extraction_overhead.py
 """

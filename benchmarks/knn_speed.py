@@ -1,4 +1,5 @@
-"""How long weighted k-NN takes: 40,000 x 384 features searched by 8,000 queries, all published values of k at once, beside faiss where it is installed.
+"""How long weighted k-NN takes: 40,000 x 384 features searched by 8,000 queries, all published
+values of k at once, beside faiss where it is installed.
 
 python benchmarks/knn_speed.py
 """

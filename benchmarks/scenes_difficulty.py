@@ -1,8 +1,10 @@
-"""How hard the embedded scenes are: k-NN accuracy of features that should fail and of a feature that should not, and the cost of a scene.
+"""How hard the embedded scenes are: k-NN accuracy of features that should fail and of a feature
+that should not, and the cost of a scene.
 
     python benchmarks/scenes_difficulty.py
 
-Raw pixels, colour histograms and untrained convolutions should stay near chance (10 %), a small convnet trained with labels well above.
+Raw pixels, colour histograms and untrained convolutions should stay near chance (10 %), a small
+convnet trained with labels well above.
 """
 
 import argparse
@@ -98,7 +100,8 @@ def knn_accuracy(
     neighbours: int,
     temperature: float = 0.07,
 ) -> float:
-    """Share of queries whose weighted vote is right: cosine similarity, weights exp(similarity / temperature) (Wu et al. 2018, section 3.4)."""
+    """Share of queries whose weighted vote is right: cosine similarity, weights exp(similarity /
+    temperature) (Wu et al. 2018, section 3.4)."""
     similarity, nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(
         neighbours
     )

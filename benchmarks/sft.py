@@ -1,13 +1,17 @@
-"""What each lever of fine-tuning is worth: samples and tokens per second, use of the machine and peak memory, beside a plain variant.
+"""What each lever of fine-tuning is worth: samples and tokens per second, use of the machine and
+peak memory, beside a plain variant.
 
     python benchmarks/sft.py
 
-The plain variant pads every batch to its longest sample, computes all logits, runs the encoders on every image and the aggregator as its formula is written.
-Each row of the table changes one thing, the last ones all together. The variants take turns, each in a process of its own, so that noise of the machine meets
-all alike. A turn is one pass over the same samples with forward, backward and AdamW.
+The plain variant pads every batch to its longest sample, computes all logits, runs the encoders on
+every image and the aggregator as its formula is written. Each row of the table changes one thing,
+the last ones all together. The variants take turns, each in a process of its own, so that noise of
+the machine meets all alike. A turn is one pass over the same samples with forward, backward and
+AdamW.
 
-Samples: the parts of LLaVA-1.5's 665k mixture in their published shares (Liu et al. 2023, table 7). Their lengths are not; those assumed are in MIXTURE.
-All lengths, an image's 576 tokens included, are multiplied by (grid / 24)^2.
+Samples: the parts of LLaVA-1.5's 665k mixture in their published shares (Liu et al. 2023, table 7).
+Their lengths are not; those assumed are in MIXTURE. All lengths, an image's 576 tokens included,
+are multiplied by (grid / 24)^2.
 """
 
 import argparse
@@ -37,7 +41,8 @@ from fusion.tiny import tiny_language_model
 from fusion.training.trainer import GroupedByLength
 from vision_core.randomness import numpy_generator
 
-# part of the mixture: (thousands of samples, median of text tokens, share of them that is learnt, has an image)
+# part of the mixture: (thousands of samples, median of text tokens, share of them that is learnt,
+# has an image)
 MIXTURE = {
     "LLaVA": (158, 250, 0.6, True), "ShareGPT": (40, 1100, 0.6, False), "VQAv2": (83, 130, 0.15, True), "GQA": (72, 170, 0.15, True),
     "OKVQA": (9, 60, 0.1, True), "OCRVQA": (80, 100, 0.2, True), "A-OKVQA": (66, 110, 0.1, True), "TextCaps": (22, 50, 0.4, True),
@@ -58,7 +63,8 @@ SIDE, PATCH, VOCABULARY = 112, 14, 32_000
 
 
 def make_model(device: str) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
-    """Two ViTs of 22 M parameters, frozen, and a language model of 30 M with 20 M in its embeddings."""
+    """Two ViTs of 22 M parameters, frozen, and a language model of 30 M with 20 M in its
+    embeddings."""
     vit = {
         "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536, "image_size": SIDE, "patch_size": PATCH,
     }  # fmt: skip
@@ -147,7 +153,8 @@ def make_batches(
 
 
 def serve(levers: set[str], count: int, size: int, device: str, turns: Connection) -> None:
-    """A process of one variant: a pass for every message, answered with its seconds and its peak."""
+    """A process of one variant: a pass for every message, answered with its seconds and its
+    peak."""
     torch.manual_seed(0)
     model, processor = make_model(device)
     samples = draw_samples(count, processor)
@@ -230,9 +237,11 @@ def peak_bytes(device: str) -> int:
 def useful_flops(
     model: FusionVlmForConditionalGeneration, samples: list[dict], cached: bool
 ) -> float:
-    """Of one pass without padding, products alone: 6 per parameter and token where it trains, 2 where it is frozen; the head at learnt positions.
+    """Of one pass without padding, products alone: 6 per parameter and token where it trains, 2
+    where it is frozen; the head at learnt positions.
 
-    The aggregator counts as its fast path computes it; encoders whose features are cached do not count.
+    The aggregator counts as its fast path computes it; encoders whose features are cached do not
+    count.
     """
     tokens = sum(len(sample["input_ids"]) for sample in samples)
     learnt = sum(label != -100 for sample in samples for label in sample["labels"])

@@ -1,10 +1,13 @@
-"""The two paths of the Spatial Vision Aggregator side by side: seconds and peak memory of a forward and backward pass.
+"""The two paths of the Spatial Vision Aggregator side by side: seconds and peak memory of a forward
+and backward pass.
 
     python benchmarks/sva_speed.py
 
-The shapes are those of Cambrian-1-8B: 576 queries, 1 + 1 + 1 + 16 keys each, width 1024, 3 layers of the connector and 10 layers in a language model of
-width 4096. The modes take turns, each in a process of its own, so that noise of the machine meets all alike and every peak is one mode's. The peak is that of
-the whole step above weights and inputs: activations, and the gradients as they come.
+The shapes are those of Cambrian-1-8B: 576 queries, 1 + 1 + 1 + 16 keys each, width 1024, 3 layers
+of the connector and 10 layers in a language model of width 4096. The modes take turns, each in a
+process of its own, so that noise of the machine meets all alike and every peak is one mode's. The
+peak is that of the whole step above weights and inputs: activations, and the gradients as they
+come.
 """
 
 import argparse
@@ -103,7 +106,8 @@ def held_bytes(device: str) -> int:
 
 
 def serve(mode: str, images: int, device: str, turns: Connection) -> None:
-    """A process of one mode: a step for every message, answered with its seconds and its peak above what lay there before."""
+    """A process of one mode: a step for every message, answered with its seconds and its peak above
+    what lay there before."""
     path, checkpointed = MODES[mode]
     layers, windows, states = make(images, device)
     for layer in layers:

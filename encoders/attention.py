@@ -1,4 +1,5 @@
-"""What the last attention layer of an encoder looks at, whatever attention implementation the model runs with."""
+"""What the last attention layer of an encoder looks at, whatever attention implementation the model
+runs with."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ Query = Literal["cls", "pooling", "mean"]
 class LastAttention:
     """maps: `[n, heads, rows, columns]`, float32, on the CPU. query: who attends.
 
-    `cls`: the CLS token. `pooling`: the query of an attention pooling head, such as SigLIP's. `mean`: all tokens, of which the mean is taken, so that a
-    map says how much attention each patch receives.
+    `cls`: the CLS token. `pooling`: the query of an attention pooling head, such as SigLIP's.
+    `mean`: all tokens, of which the mean is taken, so that a map says how much attention each patch
+    receives.
     """
 
     maps: Tensor
@@ -42,12 +44,16 @@ def attention_maps(encoder: Encoder, pixel_values: Tensor) -> Tensor:
 
 
 def last_attention(encoder: Encoder, pixel_values: Tensor) -> LastAttention:
-    """Attention to the patches in the last attention layer, or in the pooling head behind it, for normalised `[n, C, H, W]`.
+    """Attention to the patches in the last attention layer, or in the pooling head behind it, for
+    normalised `[n, C, H, W]`.
 
-    softmax(q k^T / sqrt(head width)) over all tokens (Vaswani et al. 2017, eq. 1), computed in float32, of which the patches' part is returned: a map sums
-    to 1 less what CLS and registers get. The layer's own queries and keys are used, behind its norms and rotary positions, and no other layer's are held.
+    softmax(q k^T / sqrt(head width)) over all tokens (Vaswani et al. 2017, eq. 1), computed in
+    float32, of which the patches' part is returned: a map sums to 1 less what CLS and registers
+    get. The layer's own queries and keys are used, behind its norms and rotary positions, and no
+    other layer's are held.
 
-    Raises UserError for an encoder without attention, or with one that looks at parts of the image only (Swin).
+    Raises UserError for an encoder without attention, or with one that looks at parts of the image
+    only (Swin).
     """
     with evaluating(encoder), _interceptable(encoder), torch.compiler.set_stance("force_eager"):
         with _LastCall() as mode:
@@ -80,7 +86,8 @@ class _Call:
 
 
 class _LastCall(TorchFunctionMode):
-    """Remembers the last call of attention inside it and lets all of them through; nn.MultiheadAttention leaves its fast path for it."""
+    """Remembers the last call of attention inside it and lets all of them through;
+    nn.MultiheadAttention leaves its fast path for it."""
 
     call: _Call | None = None
 
@@ -114,7 +121,8 @@ def _scaled_dot_product(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> _Call:
-    """The arguments are those of F.scaled_dot_product_attention: query `[n, heads, L, d]`, key `[n, key heads, S, d]`."""
+    """The arguments are those of F.scaled_dot_product_attention: query `[n, heads, L, d]`, key `[n,
+    key heads, S, d]`."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if is_causal:
         attn_mask = torch.ones(
@@ -132,7 +140,8 @@ def _scaled_dot_product(
 
 
 def _multi_head(arguments: dict[str, Any]) -> _Call:
-    """`arguments` are those of F.multi_head_attention_forward: query `[L, n, D]`, key `[S, n, D]`."""
+    """`arguments` are those of F.multi_head_attention_forward: query `[L, n, D]`, key `[S, n,
+    D]`."""
     query, mask = arguments["query"], arguments.get("attn_mask")
 
     def weights(rows: slice) -> Tensor:
@@ -162,7 +171,8 @@ def _rows_of(mask: Tensor, rows: slice) -> Tensor:
 
 @contextmanager
 def _interceptable(encoder: nn.Module) -> Iterator[None]:
-    """Inside, models of transformers and timm call F.scaled_dot_product_attention; afterwards what they called before."""
+    """Inside, models of transformers and timm call F.scaled_dot_product_attention; afterwards what
+    they called before."""
     configs = [
         (each, each.config._attn_implementation)
         for each in encoder.modules()
@@ -176,7 +186,8 @@ def _interceptable(encoder: nn.Module) -> Iterator[None]:
             layer.fused_attn = True
         yield
     finally:
-        # set_attn_implementation would check, and for some kernels download, what the model came with
+        # set_attn_implementation would check, and for some kernels download, what the model came
+        # with
         for model, before in configs:
             model.config._attn_implementation = before
         for layer, before in fused:

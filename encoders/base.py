@@ -1,4 +1,5 @@
-"""The contract of every vision encoder here: pixels in, maps of patch features and one vector out."""
+"""The contract of every vision encoder here: pixels in, maps of patch features and one vector
+out."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ from vision_core.plain_values import check_types
 class LayerFeatures:
     """What one layer says about a batch.
 
-    number: of the block (ViT) or stage (ConvNeXt), counted from 1. patch_map: `[B, C, h, w]`, row 0 at the top. cls: `[B, C]`, or None where the
-    model has no CLS token. normalised: whether the model's final norm has been applied.
+    number: of the block (ViT) or stage (ConvNeXt), counted from 1. patch_map: `[B, C, h, w]`, row 0
+    at the top. cls: `[B, C]`, or None where the model has no CLS token. normalised: whether the
+    model's final norm has been applied.
     """
 
     number: int
@@ -31,7 +33,8 @@ class LayerFeatures:
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder says about a batch: the layers that were asked for, in that order, and the published image vector `[B, D]` or None."""
+    """What an encoder says about a batch: the layers that were asked for, in that order, and the
+    published image vector `[B, D]` or None."""
 
     layers: tuple[LayerFeatures, ...]
     pooled: Tensor | None
@@ -56,8 +59,9 @@ class Features:
 class EncoderConfig:
     """Everything about an encoder but its weights; `asdict` of it is plain JSON.
 
-    library: transformers, timm, open_clip or raw_pixels. architecture: what that library builds the model from. transform: an `ImageTransform` as a
-    dict. layers, norm: see `Encoder`. source: the text that it was first loaded from, for people. untrained: no training has seen these weights.
+    library: transformers, timm, open_clip or raw_pixels. architecture: what that library builds the
+    model from. transform: an `ImageTransform` as a dict. layers, norm: see `Encoder`. source: the
+    text that it was first loaded from, for people. untrained: no training has seen these weights.
     position_antialias, position_offset: see `TransformersEncoder`.
     """
 
@@ -97,7 +101,8 @@ class Encoder(nn.Module):
     Attributes:
         transform: the preprocessing; see `ImageTransform`.
         layer_widths: channels of every layer's map.
-        num_channels, stride: channels of an image, pixels from one patch to the next in the last layer.
+        num_channels, stride: channels of an image, pixels from one patch to the next in the last
+            layer.
         pooled_width: of `pooled`, or None where there is none.
         has_cls: whether a CLS token stands in front of the patches.
         untrained: whether the weights are random.
@@ -128,7 +133,8 @@ class Encoder(nn.Module):
         )
         self.frozen = False
 
-    # -- what an adapter gives -------------------------------------------------------------------------------------------------
+    # -- what an adapter gives
+    # -------------------------------------------------------------------------------------------------
 
     def features(self, pixel_values: Tensor, layers: tuple[int, ...]) -> Features:
         """The features of `layers`, numbers from 1 upwards, which have been checked."""
@@ -146,12 +152,15 @@ class Encoder(nn.Module):
                 return f"a {name} of {side} is no multiple of the stride {self.stride}; use {near}"
         return None
 
-    # -- what a caller uses ----------------------------------------------------------------------------------------------------
+    # -- what a caller uses
+    # ----------------------------------------------------------------------------------------------------
 
     def forward(self, pixel_values: Tensor, layers: Sequence[int] | None = None) -> Features:
-        """Features of `pixel_values` `[B, C, H, W]`, preprocessed as `transform` says; `layers` in place of the encoder's own choice.
+        """Features of `pixel_values` `[B, C, H, W]`, preprocessed as `transform` says; `layers` in
+        place of the encoder's own choice.
 
-        A frozen encoder keeps no graph. Raises UserError for a layer, a size or a number of channels that the model does not have.
+        A frozen encoder keeps no graph. Raises UserError for a layer, a size or a number of
+        channels that the model does not have.
         """
         chosen = self.layer_numbers(self.layers if layers is None else layers)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
@@ -163,7 +172,8 @@ class Encoder(nn.Module):
             return self.features(pixel_values.to(self.dtype), chosen)
 
     def layer_numbers(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """`layers` counted from 1. Raises UserError for none, or one that the model does not have."""
+        """`layers` counted from 1. Raises UserError for none, or one that the model does not
+        have."""
         numbers = tuple(layer if layer > 0 else self.num_layers + 1 + layer for layer in layers)
         if not numbers or not all(1 <= number <= self.num_layers for number in numbers):
             shown = " ".join(str(layer) for layer in layers) or "none"
@@ -173,14 +183,16 @@ class Encoder(nn.Module):
         return numbers
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the last layer's map for images of `height x width`. Raises UserError for a size that the model cannot take."""
+        """Rows and columns of the last layer's map for images of `height x width`. Raises UserError
+        for a size that the model cannot take."""
         problem = self.size_problem(height, width)
         if problem:
             raise UserError(f"{self.name}: {problem}")
         return height // self.stride, width // self.stride
 
     def freeze(self, frozen: bool = True) -> Encoder:
-        """No gradients, evaluation mode for good, no graph kept; with False all that is given back. Returns itself."""
+        """No gradients, evaluation mode for good, no graph kept; with False all that is given back.
+        Returns itself."""
         self.frozen = frozen
         self.requires_grad_(not frozen)
         return self.eval()
@@ -190,7 +202,8 @@ class Encoder(nn.Module):
         return super().train(mode and not self.frozen)
 
     def config(self) -> EncoderConfig:
-        """Everything but the weights: `encoders.load.build_encoder` makes the same model with random ones from it."""
+        """Everything but the weights: `encoders.load.build_encoder` makes the same model with
+        random ones from it."""
         return EncoderConfig(
             self.library,
             self.architecture(),

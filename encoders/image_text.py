@@ -27,10 +27,12 @@ from vision_core.runs.folder_kinds import refuse_folder
 
 @dataclass(frozen=True)
 class TextTower:
-    """How a family of transformers reads texts. image_projection: its attribute behind the pooled vision tower, or None.
+    """How a family of transformers reads texts. image_projection: its attribute behind the pooled
+    vision tower, or None.
 
-    padded: texts are lower case and filled up to the full length, and the padding is attended to, as SigLIP and SigLIP 2 were trained
-    (fixed-resolution SigLIP 2 has a tokenizer that leaves upper case alone, and then loses accuracy). Otherwise as long as the longest, and masked.
+    padded: texts are lower case and filled up to the full length, and the padding is attended to,
+    as SigLIP and SigLIP 2 were trained (fixed-resolution SigLIP 2 has a tokenizer that leaves upper
+    case alone, and then loses accuracy). Otherwise as long as the longest, and masked.
     """
 
     padded: bool
@@ -50,7 +52,8 @@ class ImageTextModel(nn.Module):
 
     Attributes:
         transform: the published preprocessing of images.
-        logit_scale, logit_bias: the model's logit of a pair is logit_scale * cosine + logit_bias (bias 0 where it has none).
+        logit_scale, logit_bias: the model's logit of a pair is logit_scale * cosine + logit_bias
+            (bias 0 where it has none).
         source: what it was loaded from, for people.
     """
 
@@ -64,14 +67,16 @@ class ImageTextModel(nn.Module):
 
     @torch.no_grad()
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """`[B, 3, H, W]`, preprocessed as `transform` says, to `[B, D]` of length 1, float32. Raises UserError for sizes that the model cannot take."""
+        """`[B, 3, H, W]`, preprocessed as `transform` says, to `[B, D]` of length 1, float32.
+        Raises UserError for sizes that the model cannot take."""
         return F.normalize(
             self.image_vectors(pixel_values.to(self.device, self.dtype)).float(), dim=-1
         )
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """n texts, cut to the length that the model was trained with, to `[n, D]` of length 1, float32."""
+        """n texts, cut to the length that the model was trained with, to `[n, D]` of length 1,
+        float32."""
         batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
         return F.normalize(
             torch.cat([self.text_vectors(list(batch)).float() for batch in batches]), dim=-1
@@ -167,13 +172,14 @@ def load_image_text(
     """The image-text model that `source` names, frozen, on the CPU.
 
     Args:
-        source: `hf:NAME` or a folder (SigLIP, SigLIP 2 with fixed resolution or NaFlex, CLIP, MetaCLIP 2), or `open_clip:MODEL/TAG`, where the tag may be
-            a .safetensors file.
+        source: `hf:NAME` or a folder (SigLIP, SigLIP 2 with fixed resolution or NaFlex, CLIP,
+            MetaCLIP 2), or `open_clip:MODEL/TAG`, where the tag may be a .safetensors file.
         dtype: of the weights; embeddings are float32.
         preprocess: see `ImageTransform`.
 
     Raises:
-        UserError: an encoder without a text tower, a checkpoint without some of its parts, an unknown name.
+        UserError: an encoder without a text tower, a checkpoint without some of its parts, an
+            unknown name.
     """
     model = _load(os.fspath(source), dtype)
     model.transform = replace(model.transform, preprocess=preprocess)
@@ -200,7 +206,8 @@ def _load(text: str, dtype: torch.dtype) -> ImageTextModel:
 
 
 def has_text_tower(source: str | os.PathLike) -> bool:
-    """Whether `load_image_text` knows the kind of model that `source` names; nothing but a config is read."""
+    """Whether `load_image_text` knows the kind of model that `source` names; nothing but a config
+    is read."""
     text = os.fspath(source)
     kind, _, name = text.partition(":")
     if os.path.isdir(text) or kind == "hf":

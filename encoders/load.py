@@ -68,18 +68,24 @@ def load_encoder(
     """The encoder that `source` names, in evaluation mode, on the CPU.
 
     Args:
-        source: `hf:NAME`, `timm:NAME`, `open_clip:MODEL/TAG`, `dinov2_pth:FILE`, `tiny:FAMILY`, `raw_pixels`, or a folder: a run of `pretrain/`, a
-            transformers checkpoint, or what `save_encoder` wrote. `untrained:` in front: the architecture with random weights by `seed`.
+        source: `hf:NAME`, `timm:NAME`, `open_clip:MODEL/TAG`, `dinov2_pth:FILE`, `tiny:FAMILY`,
+            `raw_pixels`, or a folder: a run of `pretrain/`, a transformers checkpoint, or what
+            `save_encoder` wrote. `untrained:` in front: the architecture with random weights by
+            `seed`.
         layers, norm: see `Encoder`.
-        image_size: side, or (height, width), that the encoder's own preprocessing makes; default: as published.
+        image_size: side, or (height, width), that the encoder's own preprocessing makes; default:
+            as published.
         dtype: of the weights; pixels are cast to it.
         frozen: no gradients and evaluation mode for good; False leaves the parameters trainable.
         compile: run the forward through torch.compile.
-        position_antialias, position_offset: see `TransformersEncoder`; for DINOv2 in transformers only.
-        preprocess: `published` or `whole`, see `ImageTransform`; default: published, and of what `save_encoder` wrote as it was.
+        position_antialias, position_offset: see `TransformersEncoder`; for DINOv2 in transformers
+            only.
+        preprocess: `published` or `whole`, see `ImageTransform`; default: published, and of what
+            `save_encoder` wrote as it was.
 
     Raises:
-        UserError: an unknown name (with the nearest ones), a folder without an encoder or without its weights, a layer or size the model does not have.
+        UserError: an unknown name (with the nearest ones), a folder without an encoder or without
+            its weights, a layer or size the model does not have.
     """
     text = os.fspath(source)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -108,7 +114,8 @@ def load_encoder(
 
 
 def check_source(source: str) -> None:
-    """Raise UserError for a source text that names no encoder: a wrong name, a folder without one. Reads configs and lists of names, no weights."""
+    """Raise UserError for a source text that names no encoder: a wrong name, a folder without one.
+    Reads configs and lists of names, no weights."""
     text = source.removeprefix(UNTRAINED)
     has_weights = text == source
     kind, name = _kind_and_name(text)
@@ -147,9 +154,11 @@ def build_encoder(
     dtype: torch.dtype = torch.float32,
     attn_implementation: str | None = None,
 ) -> Encoder:
-    """The encoder that `config` describes with random weights, trainable; inside `torch.device("meta")` it takes no memory.
+    """The encoder that `config` describes with random weights, trainable; inside
+    `torch.device("meta")` it takes no memory.
 
-    attn_implementation: for models of transformers, one of its names; the other libraries choose for themselves.
+    attn_implementation: for models of transformers, one of its names; the other libraries choose
+    for themselves.
 
     Raises UserError for what no installed library can build.
     """
@@ -188,9 +197,11 @@ def build_encoder(
 
 
 def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
-    """Write `encoder.json`, `model.safetensors` and a card, from which `load_encoder(folder)` makes the same encoder, offline and bit for bit.
+    """Write `encoder.json`, `model.safetensors` and a card, from which `load_encoder(folder)` makes
+    the same encoder, offline and bit for bit.
 
-    The folder appears whole or not at all. Raises UserError where it exists and is not empty, CheckpointNotWritten where the disk is full.
+    The folder appears whole or not at all. Raises UserError where it exists and is not empty,
+    CheckpointNotWritten where the disk is full.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -256,7 +267,8 @@ def _untrained(
         with hub_or_cache(text) if kind == "hf" else nullcontext():
             config = replace(_config_of(name), **options)
         if "layerscale_value" in config.architecture:
-            # with the 1e-5 that a training starts from, the blocks of a random model would do nothing
+            # with the 1e-5 that a training starts from, the blocks of a random model would do
+            # nothing
             config = replace(config, architecture={**config.architecture, "layerscale_value": 1.0})
         return build_encoder(config, dtype=dtype)
     _refuse_position_options(text, options)
@@ -277,7 +289,8 @@ def _refuse_untrained(text: str, kind: str) -> None:
 
 
 def _kind_and_name(text: str) -> tuple[str, str]:
-    """The kind, `folder` for what lies on disk, and what stands behind the colon. Raises UserError for neither."""
+    """The kind, `folder` for what lies on disk, and what stands behind the colon. Raises UserError
+    for neither."""
     if os.path.isdir(text):
         return "folder", text
     kind, _, name = text.partition(":")
@@ -332,7 +345,8 @@ def _from_folder(
 
 
 def is_timm_folder(folder: Path) -> bool:
-    """Whether the folder is what timm pushes to the Hub (UNI, Virchow): a config.json that names an `architecture`."""
+    """Whether the folder is what timm pushes to the Hub (UNI, Virchow): a config.json that names an
+    `architecture`."""
     refuse_special_files(folder)
     config = str(folder / "config.json")
     try:

@@ -1,4 +1,5 @@
-"""How a new masked autoencoder starts (He et al. 2021, appendix A.1): positions are fixed sines and cosines, matrices are Xavier-uniform."""
+"""How a new masked autoencoder starts (He et al. 2021, appendix A.1): positions are fixed sines and
+cosines, matrices are Xavier-uniform."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ WAVELENGTH = 10000.0
 
 
 def initialise_mae(model: ViTMAEForPreTraining) -> None:
-    """In place, with torch's global generator. transformers leaves the positions of a new model at zero, and without them all hidden patches look alike."""
+    """In place, with torch's global generator. transformers leaves the positions of a new model at
+    zero, and without them all hidden patches look alike."""
     embeddings, decoder = model.vit.embeddings, model.decoder
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -24,10 +26,12 @@ def initialise_mae(model: ViTMAEForPreTraining) -> None:
 
 
 def sincos_positions(num_patches: int, width: int) -> Tensor:
-    """`[1, 1 + num_patches, width]`: zeros for the CLS token, then a square grid row by row; the columns' half comes first, as in the released weights.
+    """`[1, 1 + num_patches, width]`: zeros for the CLS token, then a square grid row by row; the
+    columns' half comes first, as in the released weights.
 
-    for each patch (row, column), each half of the vector (column, then row) is, with f_k = 10000 ** (-k / (width / 4)),
-    sin(place * f_0), sin(place * f_1), ..., cos(place * f_0), cos(place * f_1), ...
+    for each patch (row, column), each half of the vector (column, then row) is, with f_k = 10000 **
+    (-k / (width / 4)), sin(place * f_0), sin(place * f_1), ..., cos(place * f_0), cos(place * f_1),
+    ...
     """
     side, quarter = round(num_patches**0.5), width // 4
     assert side * side == num_patches and 4 * quarter == width, (

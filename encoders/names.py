@@ -66,7 +66,8 @@ HUB = (
 def list_encoders(pattern: str = "*") -> list[str]:
     """Source texts of published encoders that match `pattern` (`*siglip*`), for `load_encoder`.
 
-    Hub names that this project knows by heart (any other of the same families loads too), then what the installed timm and open_clip list.
+    Hub names that this project knows by heart (any other of the same families loads too), then what
+    the installed timm and open_clip list.
     """
     return [name for name in _known() if fnmatch(name.lower(), pattern.lower())]
 

@@ -16,14 +16,16 @@ MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 def set_position_interpolation(
     model: nn.Module, antialias: bool | None, offset: float | None
 ) -> None:
-    """Let a Dinov2Model or Dinov2WithRegistersModel resample its positions with these choices; the model is changed.
+    """Let a Dinov2Model or Dinov2WithRegistersModel resample its positions with these choices; the
+    model is changed.
 
     Args:
-        antialias: of the bicubic resampling; None leaves the class its own way, without for Dinov2Model and with for
-            Dinov2WithRegistersModel.
-        offset: what the scale of each axis is computed with, (patches + offset) / stored patches, as in
-            facebookresearch/dinov2 `vision_transformer.py: interpolate_pos_encoding`: 0.1 in all models published
-            without registers, 0 in those with registers. None and 0 take the size itself, as transformers does.
+        antialias: of the bicubic resampling; None leaves the class its own way, without for
+            Dinov2Model and with for Dinov2WithRegistersModel.
+        offset: what the scale of each axis is computed with, (patches + offset) / stored patches,
+            as in facebookresearch/dinov2 `vision_transformer.py: interpolate_pos_encoding`: 0.1 in
+            all models published without registers, 0 in those with registers. None and 0 take the
+            size itself, as transformers does.
 
     Raises UserError for other models, and for an offset that is not between 0 and 1.
     """
@@ -57,7 +59,8 @@ def set_position_interpolation(
 def resampled_positions(
     positions: Tensor, grid: tuple[int, int], antialias: bool, offset: float
 ) -> Tensor:
-    """`[1, 1 + side * side, D]`, CLS first, as `[1, 1 + grid_height * grid_width, D]`: bicubic, in float32, CLS untouched."""
+    """`[1, 1 + side * side, D]`, CLS first, as `[1, 1 + grid_height * grid_width, D]`: bicubic, in
+    float32, CLS untouched."""
     side = int((positions.shape[1] - 1) ** 0.5)
     if grid == (side, side):
         return positions

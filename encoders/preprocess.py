@@ -1,4 +1,5 @@
-"""How an image becomes pixels for evaluation, and the image processor that says so to transformers."""
+"""How an image becomes pixels for evaluation, and the image processor that says so to
+transformers."""
 
 from __future__ import annotations
 
@@ -33,17 +34,22 @@ class ImageTransform:
 
     size: (height, width).
     mean, std: one number for all channels or one per channel.
-    fit: `crop` resizes so that the image covers `margin` times the size and takes the centre; `squash` resizes both
-        sides to `margin` times the size, whatever the aspect ratio, and takes the centre.
+    fit: `crop` resizes so that the image covers `margin` times the size and takes the centre;
+        `squash` resizes both sides to `margin` times the size, whatever the aspect ratio, and takes
+        the centre.
     margin: 1 means that nothing but the longer side is cut.
     interpolation: of the resize, with antialiasing.
-    preprocess: `published` does so with every image, as the model's own library does. `whole` takes margin 1 for
-        images that are not larger than the size, and for all that are squashed: small pictures are looked at whole.
-    resampler: of `published`: `tensor` as transformers' processors resize, `tensor_float` as DINOv3's, which scale to
-        0..1 first, `pillow` as timm, open_clip and facebookresearch/dinov2 resize PIL images. `whole` is `tensor`.
+    preprocess: `published` does so with every image, as the model's own library does. `whole` takes
+        margin 1 for images that are not larger than the size, and for all that are squashed: small
+        pictures are looked at whole.
+    resampler: of `published`: `tensor` as transformers' processors resize, `tensor_float` as
+        DINOv3's, which scale to 0..1 first, `pillow` as timm, open_clip and facebookresearch/dinov2
+        resize PIL images. `whole` is `tensor`.
     num_channels: of the images.
-    pictures: whether images of 3 channels are pictures, whose floats are 0 to 1; False is for numbers in the scale of mean and std.
-    pixel_options: how files are read, as the options of a source's text (`scale=4095`, docs/data.md), and empty for as they are.
+    pictures: whether images of 3 channels are pictures, whose floats are 0 to 1; False is for
+    numbers in the scale of mean and std.
+    pixel_options: how files are read, as the options of a source's text (`scale=4095`,
+    docs/data.md), and empty for as they are.
     """
 
     size: tuple[int, int]
@@ -61,7 +67,8 @@ class ImageTransform:
     pixel_options: str = ""
 
     def view(self, image: Tensor) -> Tensor:
-        """`[C, H, W]` resized and cropped to `[C, height, width]`: what a cache or a data worker holds.
+        """`[C, H, W]` resized and cropped to `[C, height, width]`: what a cache or a data worker
+        holds.
 
         In its own type and scale, but float32 of 0..1 where the resampler is `tensor_float`.
         """
@@ -81,8 +88,8 @@ class ImageTransform:
     def __call__(self, images: Any) -> Tensor:
         """One image or several, of any sizes, as `pixel_values` `[n, C, height, width]`.
 
-        An image is a path, the bytes of a file, a PIL image, an array or a tensor; which values it may have, and what
-        is refused, is `vision_core/images/encoder_image.py`'s table.
+        An image is a path, the bytes of a file, a PIL image, an array or a tensor; which values it
+        may have, and what is refused, is `vision_core/images/encoder_image.py`'s table.
         """
         options = read_pixel_options(self.pixel_options)
         pictures = self.pictures or options.scale is not None  # a scale has made them 0 to 1
@@ -92,7 +99,8 @@ class ImageTransform:
     def resized(
         self, size: tuple[int, int], fit: Literal["crop", "squash"] | None = None
     ) -> ImageTransform:
-        """The same with another size and, where given, another fit; an image that is squashed then is seen whole."""
+        """The same with another size and, where given, another fit; an image that is squashed then
+        is seen whole."""
         margin = 1.0 if fit == "squash" else self.margin
         return replace(self, size=tuple(size), fit=fit or self.fit, margin=margin)
 
@@ -144,23 +152,27 @@ def centre_view(
     margin: float = PUBLISHED_MARGIN,
     interpolation: str = "bicubic",
 ) -> Tensor:
-    """`[C, H, W]` resized (with antialiasing) so that it covers `margin` times `size`, then the central `[C, *size]` of it; same type.
+    """`[C, H, W]` resized (with antialiasing) so that it covers `margin` times `size`, then the
+    central `[C, *size]` of it; same type.
 
-    Sizes and offsets are rounded as transformers' image processors round them: the shorter side to the nearest pixel, the longer
-    one and the offsets of the crop down.
+    Sizes and offsets are rounded as transformers' image processors round them: the shorter side to
+    the nearest pixel, the longer one and the offsets of the crop down.
     """
     return published_view(image, size, "crop", margin, interpolation, "tensor")
 
 
 def margin_for(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN) -> float:
-    """`margin`, or 1 for images that are not larger than `size`: small pictures are looked at whole."""
+    """`margin`, or 1 for images that are not larger than `size`: small pictures are looked at
+    whole."""
     return margin if min(image.shape[-2] / size[0], image.shape[-1] / size[1]) > 1 else 1.0
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`[n, C, H, W]` uint8 (scaled to 0..1) or float32 (in its own scale) to float32, minus mean, over std.
+    """`[n, C, H, W]` uint8 (scaled to 0..1) or float32 (in its own scale) to float32, minus mean,
+    over std.
 
-    `mean` and `std` hold one number for all channels or one per channel; another count raises UserError.
+    `mean` and `std` hold one number for all channels or one per channel; another count raises
+    UserError.
     """
     for values in (mean, std):
         if len(values) not in (1, images.shape[1]):
@@ -183,17 +195,21 @@ def save_image_processor(
     in_own_scale: bool | None = None,
     pixel_options: str = "",
 ) -> None:
-    """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` loads: resize, centre crop, normalise.
+    """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` loads: resize,
+    centre crop, normalise.
 
-    With 3 channels it is the processor of the released DINOv2 models, and for square sizes its pixels are those of `centre_view` and
-    `normalise`. A processor can only set the shorter side: for other sizes the two agree where the image is at least as elongated
-    as `size`; a less elongated one gets black bars from the processor.
+    With 3 channels it is the processor of the released DINOv2 models, and for square sizes its
+    pixels are those of `centre_view` and `normalise`. A processor can only set the shorter side:
+    for other sizes the two agree where the image is at least as elongated as `size`; a less
+    elongated one gets black bars from the processor.
 
-    in_own_scale: nothing is converted to RGB and nothing divided by 255, because `mean` and `std` are in the scale of the data, which a source's
-    `?scale=` has made 0..1 or which is its own. Give it float `[C, H, W]` arrays or tensors with `input_data_format="channels_first"`. By
-    default it is so for other numbers of channels than 3.
+    in_own_scale: nothing is converted to RGB and nothing divided by 255, because `mean` and `std`
+    are in the scale of the data, which a source's `?scale=` has made 0..1 or which is its own. Give
+    it float `[C, H, W]` arrays or tensors with `input_data_format="channels_first"`. By default it
+    is so for other numbers of channels than 3.
 
-    pixel_options: how the files were read, as `ImageTransform` has it; a key that transformers keeps and does not use.
+    pixel_options: how the files were read, as `ImageTransform` has it; a key that transformers
+    keeps and does not use.
     """
     in_own_scale = len(mean) != 3 if in_own_scale is None else in_own_scale
     processor = BitImageProcessor(

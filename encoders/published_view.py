@@ -1,7 +1,9 @@
-"""The published preprocessing to the pixel: how each library rounds sizes and offsets, and with what it resizes.
+"""The published preprocessing to the pixel: how each library rounds sizes and offsets, and with
+what it resizes.
 
-Sources: transformers 5.24 `image_processing_backends.py` and `image_transforms.py`; torchvision's `Resize` and
-`CenterCrop`; timm 1.0 `transforms_factory.py: transforms_imagenet_eval`; open_clip 3.3 `transform.py`.
+Sources: transformers 5.24 `image_processing_backends.py` and `image_transforms.py`; torchvision's
+`Resize` and `CenterCrop`; timm 1.0 `transforms_factory.py: transforms_imagenet_eval`; open_clip 3.3
+`transform.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ def published_view(
 ) -> Tensor:
     """`[C, H, W]` resized to `margin` times `size` as `fit` says, then the central `[C, *size]`.
 
-    Where the margin is below 1 (timm's VOLO) the image stands in a black border, as published. For arguments see
-    `encoders.preprocess.ImageTransform`.
+    Where the margin is below 1 (timm's VOLO) the image stands in a black border, as published. For
+    arguments see `encoders.preprocess.ImageTransform`.
     """
     if resampler == "tensor_float" and image.dtype == torch.uint8:
         image = image.float() / 255
@@ -41,7 +43,8 @@ def published_view(
 
 
 def resize(image: Tensor, size: Sequence[int], interpolation: str) -> Tensor:
-    """`[C, H, W]` to `[C, *size]` by torchvision with antialiasing, same type; an image of that size as it is."""
+    """`[C, H, W]` to `[C, *size]` by torchvision with antialiasing, same type; an image of that
+    size as it is."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     return V.resize(
@@ -52,8 +55,8 @@ def resize(image: Tensor, size: Sequence[int], interpolation: str) -> Tensor:
 def _target(image: Size, size: Size, fit: str, margin: float, resampler: str) -> Size:
     """Height and width before the crop.
 
-    The shorter side is rounded, and the fraction of the longer one dropped. For sizes that are no squares timm and
-    open_clip round both; transformers has no such sizes.
+    The shorter side is rounded, and the fraction of the longer one dropped. For sizes that are no
+    squares timm and open_clip round both; transformers has no such sizes.
     """
     if fit == "squash":
         return round(size[0] * margin), round(size[1] * margin)
@@ -73,7 +76,8 @@ def _resize_by_pillow(image: Tensor, size: Size, interpolation: str) -> Tensor:
 
 
 def _centre_crop(image: Tensor, size: Size, halves_to_even: bool) -> Tensor:
-    """The central `[C, *size]`; black where the image is smaller. torchvision rounds the offset, transformers cuts it."""
+    """The central `[C, *size]`; black where the image is smaller. torchvision rounds the offset,
+    transformers cuts it."""
     missing = [max(wanted - side, 0) for wanted, side in zip(size, image.shape[-2:], strict=True)]
     if any(missing):
         before = [each // 2 for each in missing]

@@ -45,17 +45,23 @@ def fuse_encoders(
     train_encoders: bool = False,
     seed: int = 0,
 ) -> tuple[FusedVisionModel, FusionImageProcessor]:
-    """A fused vision model with the encoders' own weights and a new connector, and its image processor.
+    """A fused vision model with the encoders' own weights and a new connector, and its image
+    processor.
 
     Args:
-        encoders: `Encoder`s, or source texts for `load_encoder`. They see squares of the side of their transform.
-        hidden_size: channels of the tokens: the hidden size of the language model that will read them.
+        encoders: `Encoder`s, or source texts for `load_encoder`. They see squares of the side of
+            their transform.
+        hidden_size: channels of the tokens: the hidden size of the language model that will read
+            them.
         grid: side of the connector's grid; default: the smallest of the encoders' own grids.
-        encoder_grids: grids that the encoders' maps are resized to; default: the multiple of `grid` nearest to each encoder's own.
-        connector, connector_options, newline, fit, mask_rule, train_encoders: see `FusedVisionConfig`.
+        encoder_grids: grids that the encoders' maps are resized to; default: the multiple of `grid`
+            nearest to each encoder's own.
+        connector, connector_options, newline, fit, mask_rule, train_encoders: see
+            `FusedVisionConfig`.
         seed: of the connector's weights.
 
-    Raises UserError for encoders that see no squares or no three channels, and for what `build_connector` refuses.
+    Raises UserError for encoders that see no squares or no three channels, and for what
+    `build_connector` refuses.
     """
     loaded = [load_encoder(each) if isinstance(each, str) else each for each in encoders]
     if not loaded:
@@ -108,18 +114,23 @@ def assemble_vlm(
     zero_init_sva: bool = False,
     seed: int = 0,
 ) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
-    """A vision-language model of a fused vision model and a causal language model, and its processor.
+    """A vision-language model of a fused vision model and a causal language model, and its
+    processor.
 
     Args:
-        language_model: any `AutoModelForCausalLM`, or the name or folder of one, or `tiny:FAMILY`, which bring their tokenizer.
+        language_model: any `AutoModelForCausalLM`, or the name or folder of one, or `tiny:FAMILY`,
+            which bring their tokenizer.
         tokenizer: of a language model that is given as an object.
         chat_template: in place of the tokenizer's own; `fusion.chat_templates` has some.
-        num_sva_layers, sva_start, sva_stride, zero_init_sva: see `FusionVlmConfig`; Cambrian-1-8B has 10, 0, 3.
+        num_sva_layers, sva_start, sva_stride, zero_init_sva: see `FusionVlmConfig`; Cambrian-1-8B
+            has 10, 0, 3.
         seed: of the weights of those layers.
 
-    The tokenizer gets the token `<image>` where it has none, and a row of embeddings for it where there is no spare one. The chat template is kept, or the
-    plain one taken where there is none; it takes messages with images and writes BOS where the tokenizer adds one. Generation stops where the template ends
-    an answer. Raises UserError where the hidden sizes differ or the language model cannot be read.
+    The tokenizer gets the token `<image>` where it has none, and a row of embeddings for it where
+    there is no spare one. The chat template is kept, or the plain one taken where there is none; it
+    takes messages with images and writes BOS where the tokenizer adds one. Generation stops where
+    the template ends an answer. Raises UserError where the hidden sizes differ or the language
+    model cannot be read.
     """
     if isinstance(language_model, str):
         language_model, tokenizer = load_language_model(language_model)
@@ -174,7 +185,8 @@ def assemble_vlm(
 def load_language_model(
     name: str, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, from a folder, the Hub, or `tiny:FAMILY`. Raises UserError where they cannot be read."""
+    """A causal language model and its tokenizer, from a folder, the Hub, or `tiny:FAMILY`. Raises
+    UserError where they cannot be read."""
     if name.startswith("tiny:"):
         return tiny_language_model(name.removeprefix("tiny:"))
     if os.path.isdir(name):

@@ -1,4 +1,5 @@
-"""The model card of a fused model that has not been trained here, and how any fused model is used."""
+"""The model card of a fused model that has not been trained here, and how any fused model is
+used."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def write_card(
     data: str = UNTRAINED_DATA,
     note: str = UNTRAINED_NOTE,
 ) -> None:
-    """README.md of `folder`. command: what a reader types to make the same. data, note: what the weights have learnt from, and what is not known of them."""
+    """README.md of `folder`. command: what a reader types to make the same. data, note: what the
+    weights have learnt from, and what is not known of them."""
     vision = model if isinstance(model, FusedVisionModel) else model.vision_model
     is_vlm = vision is not model
     names = [encoder.name for encoder in vision.encoders]

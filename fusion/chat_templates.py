@@ -1,6 +1,8 @@
-"""Chat templates: what is put around a language model's own, and those for language models that have none.
+"""Chat templates: what is put around a language model's own, and those for language models that
+have none.
 
-A template writes the first token of a text (BOS) itself where the tokenizer would add one, so that nobody who tokenises its text has to know.
+A template writes the first token of a text (BOS) itself where the tokenizer would add one, so that
+nobody who tokenises its text has to know.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from vision_core.files.text_files import read_text
 
 MAX_TEMPLATE_BYTES = 2**20
 
-# Language models that can think are told not to unless they are asked, by enable_thinking=True: most are trained on answers without thoughts.
+# Language models that can think are told not to unless they are asked, by enable_thinking=True:
+# most are trained on answers without thoughts.
 WITHOUT_THOUGHTS = "{%- set enable_thinking = enable_thinking | default(false) -%}\n"
 
-# A message's content may be a list of parts, of which most language models' templates know nothing: here it becomes text, with the image's token for an
-# image, before their own template sees it.
+# A message's content may be a list of parts, of which most language models' templates know nothing:
+# here it becomes text, with the image's token for an image, before their own template sees it.
 FLATTEN_CONTENT = """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -57,7 +60,8 @@ _SYSTEM_OR = """\
 {%%- endif -%%}
 """
 
-# Vicuna v1.1's (FastChat `vicuna_v1.1`), with which LLaVA-1.5 and Cambrian-1-13B were trained (`--version v1`)
+# Vicuna v1.1's (FastChat `vicuna_v1.1`), with which LLaVA-1.5 and Cambrian-1-13B were trained
+# (`--version v1`)
 VICUNA_V1 = (
     _SYSTEM_OR
     % (
@@ -75,8 +79,9 @@ VICUNA_V1 = (
 """
 )
 
-# Cambrian-1's (cambrian/conversation.py: conv_llama_3, conv_chatml_direct, conv_phi3), of the checkpoints of 8B, 34B and 3B. The line breaks and spaces in
-# the first one's system prompt are those that the released model was trained with; it has no line break behind a header.
+# Cambrian-1's (cambrian/conversation.py: conv_llama_3, conv_chatml_direct, conv_phi3), of the
+# checkpoints of 8B, 34B and 3B. The line breaks and spaces in the first one's system prompt are
+# those that the released model was trained with; it has no line break behind a header.
 _CAMBRIAN = (
     "You are Cambrian, a highly intelligent multimodal AI trained by NYU Vision X.{0}As a multimodal AI, you have the ability to process and analyze images. "
     "Whenever an image is present in the conversation, very carefully examine it and consider its content when formulating your response.{1}"
@@ -119,7 +124,8 @@ CHAT_TEMPLATES = {
 
 
 def named_template(name: str) -> str:
-    """A template of `CHAT_TEMPLATES`, or the text of a .jinja file. Raises UserError for neither."""
+    """A template of `CHAT_TEMPLATES`, or the text of a .jinja file. Raises UserError for
+    neither."""
     if name in CHAT_TEMPLATES:
         return CHAT_TEMPLATES[name]
     if not name.endswith(".jinja"):
@@ -133,8 +139,9 @@ def named_template(name: str) -> str:
 def chat_template_for(
     template: str | dict[str, str] | None, tokenizer: PreTrainedTokenizerBase
 ) -> str | dict[str, str]:
-    """A language model's own template, or the plain one, that takes images in messages, asks for answers without thoughts, and begins with BOS where the
-    tokenizer would add one. Of a language model with several named templates, each of them."""
+    """A language model's own template, or the plain one, that takes images in messages, asks for
+    answers without thoughts, and begins with BOS where the tokenizer would add one. Of a language
+    model with several named templates, each of them."""
     if isinstance(template, dict):
         return {name: chat_template_for(each, tokenizer) for name, each in template.items()}
     complete = WITHOUT_THOUGHTS + FLATTEN_CONTENT + (template or PLAIN)

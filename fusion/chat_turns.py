@@ -1,8 +1,10 @@
-"""What the assistant says in the text of a conversation: where each answer begins and ends, and which token ends it.
+"""What the assistant says in the text of a conversation: where each answer begins and ends, and
+which token ends it.
 
-Nothing is searched for in the text. A conversation is rendered twice, the second time with a mark in place of an answer.
-What stands in front of the mark and behind it belongs to the template, and what the two texts do not share is the answer,
-as the template trims it. That holds for any chat template.
+Nothing is searched for in the text. A conversation is rendered twice, the second time with a mark
+in place of an answer. What stands in front of the mark and behind it belongs to the template, and
+what the two texts do not share is the answer, as the template trims it. That holds for any chat
+template.
 """
 
 from __future__ import annotations
@@ -33,15 +35,17 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class ChatTemplateError(UserError):
-    """A chat template under which answers cannot be learnt, or not these. The message says why, and the cure."""
+    """A chat template under which answers cannot be learnt, or not these. The message says why, and
+    the cure."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """text[begin:end]: what the assistant says in a turn, behind the prompt for it, with the tokens that end the turn.
+    """text[begin:end]: what the assistant says in a turn, behind the prompt for it, with the tokens
+    that end the turn.
 
-    last: the token at its end. stop: the token with which the template ends a last turn, mostly the same one. The model
-    has to learn to say `stop` here.
+    last: the token at its end. stop: the token with which the template ends a last turn, mostly the
+    same one. The model has to learn to say `stop` here.
     """
 
     begin: int
@@ -52,7 +56,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """The text of a conversation, BOS included, and an `Answer` for each learnt turn of the assistant."""
+    """The text of a conversation, BOS included, and an `Answer` for each learnt turn of the
+    assistant."""
 
     text: str
     answers: tuple[Answer, ...]
@@ -62,8 +67,9 @@ class RenderedChat:
 class Beginning:
     """What stands between the conversation so far and the words of an answer.
 
-    own: of the template's text in front of the answer, what the assistant has to say itself. prompt, learnt: what is
-    inserted there, of which the prompt writes the first and the assistant the second.
+    own: of the template's text in front of the answer, what the assistant has to say itself.
+    prompt, learnt: what is inserted there, of which the prompt writes the first and the assistant
+    the second.
     """
 
     own: str = ""
@@ -73,7 +79,8 @@ class Beginning:
 
 @dataclass(frozen=True)
 class Ending:
-    """text: what ends an answer. last: the token at its end. stop: the token that ends a last answer."""
+    """text: what ends an answer. last: the token at its end. stop: the token that ends a last
+    answer."""
 
     text: str
     last: str
@@ -83,16 +90,18 @@ class Ending:
 def render_chat(processor: FusionProcessor, messages: Messages) -> RenderedChat:
     """A conversation as its text, with its learnt answers found.
 
-    messages: `role`, `content` (text, with an `<image>` where each image stands), and for the assistant `thoughts`, and
-    `learnt` false, where they are given. A conversation with thoughts is rendered with `enable_thinking=True`.
+    messages: `role`, `content` (text, with an `<image>` where each image stands), and for the
+    assistant `thoughts`, and `learnt` false, where they are given. A conversation with thoughts is
+    rendered with `enable_thinking=True`.
 
-    Three things are completed that a template leaves out. A last answer without an end gets the one that a following
-    question would give it. Thoughts that the prompt opens, and the conversation lacks, are put back. An earlier answer
-    gets the empty thoughts of its prompt, so that it is learnt behind the prompt that asks for it.
+    Three things are completed that a template leaves out. A last answer without an end gets the one
+    that a following question would give it. Thoughts that the prompt opens, and the conversation
+    lacks, are put back. An earlier answer gets the empty thoughts of its prompt, so that it is
+    learnt behind the prompt that asks for it.
 
-    Raises ChatTemplateError where the template's prompts are not how it writes conversations, where it changes answers or
-    drops thoughts, where an answer contains a token of the tokenizer's own, or where none ends it. Whatever the template
-    itself raises comes through.
+    Raises ChatTemplateError where the template's prompts are not how it writes conversations, where
+    it changes answers or drops thoughts, where an answer contains a token of the tokenizer's own,
+    or where none ends it. Whatever the template itself raises comes through.
     """
     template = _Template(processor, any(message.get("thoughts") for message in messages))
     learnt = [
@@ -122,12 +131,14 @@ def render_chat(processor: FusionProcessor, messages: Messages) -> RenderedChat:
 
 
 def render_prompt(processor: FusionProcessor, messages: Messages, thinking: bool = False) -> str:
-    """The text, BOS included, behind which the assistant is to speak, as `render_chat` has it in front of an answer."""
+    """The text, BOS included, behind which the assistant is to speak, as `render_chat` has it in
+    front of an answer."""
     return _Template(processor, thinking).render(messages, prompt=True)
 
 
 def answer_in(processor: FusionProcessor, generated: str, thinking: bool = False) -> str:
-    """The answer in a generated text that was decoded with its special tokens: no thoughts, names of channels, or end.
+    """The answer in a generated text that was decoded with its special tokens: no thoughts, names
+    of channels, or end.
 
     Of a text that breaks off before its answer the answer is empty.
     """
@@ -145,7 +156,8 @@ def answer_in(processor: FusionProcessor, generated: str, thinking: bool = False
 
 
 def stop_token_ids(processor: FusionProcessor) -> list[int]:
-    """The tokens with which the chat template ends an answer. Raises ChatTemplateError where none can be learnt."""
+    """The tokens with which the chat template ends an answer. Raises ChatTemplateError where none
+    can be learnt."""
     stops = {answer.stop for answer in _probe(processor).answers}
     return sorted(processor.tokenizer.convert_tokens_to_ids(stop) for stop in stops)
 
@@ -153,8 +165,8 @@ def stop_token_ids(processor: FusionProcessor) -> list[int]:
 def add_stops(generation_config: Any, processor: FusionProcessor) -> None:
     """Let generation stop where answers end, beside the stops that it has.
 
-    The end becomes a special token, so that `skip_special_tokens=True` leaves it out of a decoded answer. Warns where the
-    chat template is one under which no answer can be learnt.
+    The end becomes a special token, so that `skip_special_tokens=True` leaves it out of a decoded
+    answer. Warns where the chat template is one under which no answer can be learnt.
     """
     try:
         ends = stop_token_ids(processor)
@@ -171,7 +183,8 @@ def add_stops(generation_config: Any, processor: FusionProcessor) -> None:
 
 
 def _probe(processor: FusionProcessor, thinking: bool = False) -> RenderedChat:
-    """A question and an answer, `MARK`, behind thoughts, `SECOND_MARK`, and with a system turn where the template wants it."""
+    """A question and an answer, `MARK`, behind thoughts, `SECOND_MARK`, and with a system turn
+    where the template wants it."""
     turns: list[dict[str, Any]] = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": MARK},
@@ -209,7 +222,8 @@ class _Template:
         return self.processor.with_bos(text)
 
     def around(self, messages: Messages, number: int) -> tuple[str, str]:
-        """What the template writes before and behind the content of message `number`. Raises ChatTemplateError."""
+        """What the template writes before and behind the content of message `number`. Raises
+        ChatTemplateError."""
         before, found, behind = self.render(_marked(messages, number, MARK)).partition(MARK)
         if not found or MARK in behind:
             fault = "repeats" if found else "drops"
@@ -221,7 +235,8 @@ class _Template:
     def beginning(self, messages: Messages, number: int, before: str) -> Beginning:
         """How the answer of message `number` begins, behind `before`, the conversation up to it.
 
-        Raises ChatTemplateError where the template has words of its own there, drops the thoughts, or has another prompt.
+        Raises ChatTemplateError where the template has words of its own there, drops the thoughts,
+        or has another prompt.
         """
         prompt = self.render(messages[:number], prompt=True)
         thoughts = (messages[number].get("thoughts") or "").strip()
@@ -249,7 +264,8 @@ class _Template:
         )
 
     def _refuse_words(self, own: str) -> None:
-        """A model is to write spaces, thoughts, and names of channels that end in one of the tokenizer's own tokens."""
+        """A model is to write spaces, thoughts, and names of channels that end in one of the
+        tokenizer's own tokens."""
         own = own.strip()
         ends_in_token = any(match.end() == len(own) for match in self.tokens.finditer(own))
         if own and not ends_in_token and not THOUGHTS.search(own):
@@ -258,10 +274,12 @@ class _Template:
             )
 
     def ending(self, messages: Messages, number: int, behind: str) -> Ending:
-        """What ends the answer of message `number`. behind: what follows the answer in the conversation.
+        """What ends the answer of message `number`. behind: what follows the answer in the
+        conversation.
 
-        That is what the conversation shares with one that ends here, up to the first of the tokenizer's own tokens, and
-        its end of text where that follows. Raises ChatTemplateError where there is no such token.
+        That is what the conversation shares with one that ends here, up to the first of the
+        tokenizer's own tokens, and its end of text where that follows. Raises ChatTemplateError
+        where there is no such token.
         """
         alone = self.around(messages[: number + 1], number)[1]
         shared = commonprefix([behind, alone])
@@ -276,7 +294,8 @@ class _Template:
     def _ending_by_next_turn(
         self, messages: Messages, number: int, behind: str, alone: str
     ) -> Ending:
-        """The first of the tokenizer's own tokens in what introduces a question behind the answer."""
+        """The first of the tokenizer's own tokens in what introduces a question behind the
+        answer."""
         asked = [
             *_marked(messages[: number + 1], number, MARK),
             {"role": "user", "content": SECOND_MARK},
@@ -305,7 +324,8 @@ def _marked(messages: Messages, number: int, mark: str) -> list[Mapping[str, Any
 
 
 def _said(rendered: str, before: str, behind: str, content: str) -> str:
-    """The answer between two parts of the template's text. Raises ChatTemplateError where it is not `content`."""
+    """The answer between two parts of the template's text. Raises ChatTemplateError where it is not
+    `content`."""
     said = rendered[len(before) : len(rendered) - len(behind)]
     is_kept = (
         rendered.startswith(before)
@@ -329,7 +349,8 @@ def _dropped_thoughts(number: int) -> ChatTemplateError:
 def _refuse_own_tokens(
     template: _Template, message: Mapping[str, Any], number: int, ending: Ending
 ) -> None:
-    """Raises ChatTemplateError for an answer with a text in it that the tokenizer takes for a token of its own."""
+    """Raises ChatTemplateError for an answer with a text in it that the tokenizer takes for a token
+    of its own."""
     control = {
         *template.processor.tokenizer.all_special_tokens,
         ending.last,

@@ -16,10 +16,12 @@ def load_strictly(
     output_loading_info: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """`from_pretrained(*args, **kwargs)`. Raises UserError where a tensor is missing, left over or of another shape.
+    """`from_pretrained(*args, **kwargs)`. Raises UserError where a tensor is missing, left over or
+    of another shape.
 
-    On the CPU the weights are at last taken out of the mapped file, aligned as torch aligns its own: products of one row round by alignment, and a loaded
-    model is to give what the saved one gave, to the bit.
+    On the CPU the weights are at last taken out of the mapped file, aligned as torch aligns its
+    own: products of one row round by alignment, and a loaded model is to give what the saved one
+    gave, to the bit.
     """
     kwargs["ignore_mismatched_sizes"] = True  # they are reported below, with the others
     model, info = from_pretrained(*args, output_loading_info=True, **kwargs)

@@ -19,10 +19,13 @@ from vision_core.errors import UserError
 class FusedVisionConfig(ClassesOfAPackage, PreTrainedConfig):
     """Several vision encoders and the connector that makes one sequence of tokens of them.
 
-    encoders: each an `encoders.base.EncoderConfig` as a dict; its transform has the side of the square that the encoder sees. encoder_grids: the
-    grids that encoder maps are resized to (bilinear) before the connector. connector: a name in `fusion.connectors.build`; connector_options: its
-    options by name. hidden_size: of the tokens. grid: side of the connector's grid. fit, mask_rule: see `fusion.connectors.geometry.image_box`.
-    train_encoders: keep a graph through the encoders; False freezes them. newline: a learned token behind every row.
+    encoders: each an `encoders.base.EncoderConfig` as a dict; its transform has the side of the
+    square that the encoder sees. encoder_grids: the grids that encoder maps are resized to
+    (bilinear) before the connector. connector: a name in `fusion.connectors.build`;
+    connector_options: its options by name. hidden_size: of the tokens. grid: side of the
+    connector's grid. fit, mask_rule: see `fusion.connectors.geometry.image_box`.
+    train_encoders: keep a graph through the encoders; False freezes them. newline: a learned token
+    behind every row.
     """
 
     model_type = "fused_vision"
@@ -67,14 +70,16 @@ class FusedVisionConfig(ClassesOfAPackage, PreTrainedConfig):
 class FusionVlmConfig(ClassesOfAPackage, PreTrainedConfig):
     """A language model that reads the tokens of a fused vision model.
 
-    vision_config, text_config: of the two. image_token_id: the token that stands in a text once for every token of an image. num_sva_layers, sva_start,
-    sva_stride: after the layers sva_start + k * sva_stride of the language model, counted from 0, k below num_sva_layers, image positions look into
-    the encoders again (needs the connector `sva`); Cambrian-1-8B has 10, 0, 3. zero_init_sva: those layers start as the identity.
+    vision_config, text_config: of the two. image_token_id: the token that stands in a text once for
+    every token of an image. num_sva_layers, sva_start,
+    sva_stride: after the layers sva_start + k * sva_stride of the language model, counted from 0, k
+    below num_sva_layers, image positions look into the encoders again (needs the connector `sva`);
+    Cambrian-1-8B has 10, 0, 3. zero_init_sva: those layers start as the identity.
     """
 
     model_type = "fusion_vlm"
-    # Before it is saved a model names no code. TRL reads this attribute of every model whose class transformers does not have,
-    # when it looks for the class of its reference model.
+    # Before it is saved a model names no code. TRL reads this attribute of every model whose class
+    # transformers does not have, when it looks for the class of its reference model.
     auto_map: ClassVar[Mapping[str, str]] = MappingProxyType({})
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "vision_config": SubConfigSpec(config_class=FusedVisionConfig),

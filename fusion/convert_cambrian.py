@@ -1,8 +1,10 @@
-"""A checkpoint in the layout of the released Cambrian-1 models, made into one of this package, tensor by tensor.
+"""A checkpoint in the layout of the released Cambrian-1 models, made into one of this package,
+tensor by tensor.
 
 python -m fusion.convert_cambrian --checkpoint cambrian-8b --output_dir outputs/cambrian-8b
 
-A released checkpoint holds the connector and the language model; the encoders come from where they were published.
+A released checkpoint holds the connector and the language model; the encoders come from where they
+were published.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ CONFIG_KEYS = [
     "hidden_size", "vision_hidden_size", "connector_depth", "connector_only", "image_token_len", "query_num_list",
     "num_of_vision_sampler_layers", "start_of_vision_sampler_layers", "stride_of_vision_sampler_layers",
 ]  # fmt: skip
-# Which prompt a released model was trained with is written in its config only as the number of tokens in front of the image (`image_position`).
+# Which prompt a released model was trained with is written in its config only as the number of
+# tokens in front of the image (`image_position`).
 PROMPTS = {91: "cambrian_llama3", 35: "vicuna_v1", 87: "cambrian_chatml"}
 RELEASED_DATA = "Cambrian-1's: Tong et al. 2024 name the data of alignment and of fine-tuning. Nothing was trained here."
 RELEASED_NOTE = "The weights are those of the released checkpoint under other names; the authors' licence holds for them, and nothing was measured here."
@@ -81,7 +84,8 @@ LAYERS = [
 def new_name(
     published: str, grid: int, group_grids: Sequence[int], encoder_grids: Sequence[int]
 ) -> str:
-    """Our name of a published tensor of the connector or of the layers in the language model, in a model of these grids. Raises UserError for another."""
+    """Our name of a published tensor of the connector or of the layers in the language model, in a
+    model of these grids. Raises UserError for another."""
     for pattern, replacement in LAYERS:
         match = re.fullmatch(pattern, published)
         if match:
@@ -137,7 +141,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def convert(
     folder: Path, encoders: Iterable[str], chat_template: str | None = None
 ) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
-    """The model and processor of a folder in the published layout. Raises UserError where the two do not fit, tensor for tensor."""
+    """The model and processor of a folder in the published layout. Raises UserError where the two
+    do not fit, tensor for tensor."""
     published = read_config(folder)
     template = named_template(chat_template or prompt_of(published))
     tensors = read_tensors(folder)
@@ -211,7 +216,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_numbers(published: Mapping[str, Any], name: str) -> None:
-    """Raise UserError where a config says something else than a whole number where one is expected."""
+    """Raise UserError where a config says something else than a whole number where one is
+    expected."""
     for key in CONFIG_KEYS:
         values = (
             published[key]
@@ -227,7 +233,8 @@ def _check_numbers(published: Mapping[str, Any], name: str) -> None:
 
 
 def prompt_of(published: Mapping[str, Any]) -> str:
-    """The name of the chat template that a released model was trained with. Raises UserError where its config does not tell."""
+    """The name of the chat template that a released model was trained with. Raises UserError where
+    its config does not tell."""
     if published["model_type"] == "cambrian_phi3":
         return "cambrian_phi3"
     position = published.get("image_position")
@@ -253,7 +260,8 @@ def language_config(published: Mapping[str, Any]) -> PreTrainedConfig:
 
 
 def take_over(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the model, whose encoders, and whose language model within a larger one, have theirs already.
+    """Copy tensors into the model, whose encoders, and whose language model within a larger one,
+    have theirs already.
 
     Raises UserError where one is missing, left over or of another shape.
     """

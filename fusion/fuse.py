@@ -1,7 +1,9 @@
-"""Fuse vision encoders into one vision model, and with a language model into a vision-language model; connectors are new and untrained.
+"""Fuse vision encoders into one vision model, and with a language model into a vision-language
+model; connectors are new and untrained.
 
-python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224 --hidden_size 1024
-python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224 --language_model hf-name-or-folder --num_sva_layers 4
+python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224 --hidden_size
+1024 python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224
+--language_model hf-name-or-folder --num_sva_layers 4
 """
 
 from __future__ import annotations
@@ -119,7 +121,8 @@ def options_of(args: FuseArguments) -> dict[str, Any]:
 
 
 def load_with_options(text: str) -> tuple[Encoder, int | None]:
-    """`SOURCE?layers=-2&norm=false&image_size=336&grid=24` as the encoder and the grid that its map is resized to, if any."""
+    """`SOURCE?layers=-2&norm=false&image_size=336&grid=24` as the encoder and the grid that its map
+    is resized to, if any."""
     source, _, tail = text.partition("?")
     options: dict[str, Any] = {}
     for item in tail.split("&") if tail else []:

@@ -1,7 +1,8 @@
-"""The options of `python -m fusion.fuse` and `python -m fusion.convert_cambrian`, and the checks that need no model.
+"""The options of `python -m fusion.fuse` and `python -m fusion.convert_cambrian`, and the checks
+that need no model.
 
-Imports nothing heavy. Python imports a package before a program that lies in it. So the package itself has these
-programs look at their options first.
+Imports nothing heavy. Python imports a package before a program that lies in it. So the package
+itself has these programs look at their options first.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ CONVERT_HELP = """A checkpoint in the layout of the released Cambrian-1 models, 
 python -m fusion.convert_cambrian --checkpoint cambrian-8b --output_dir outputs/cambrian-8b
 
 A released checkpoint holds the connector and the language model; the encoders come from where they were published."""
-# specs of the released models: sizes, layers and grids of the four encoders, in the order in which they were trained
+# specs of the released models: sizes, layers and grids of the four encoders, in the order in which
+# they were trained
 RELEASED_ENCODERS = [
     "open_clip:ViT-SO400M-14-SigLIP-384/webli?grid=24",
     "hf:openai/clip-vit-large-patch14-336?layers=-2&norm=false&grid=24",
@@ -127,7 +129,8 @@ class ConvertArguments:
 
 
 def look_first_as_program() -> None:
-    """Where this process is one of these programs, end it if its options are `--help` or wrong; do nothing in any other process."""
+    """Where this process is one of these programs, end it if its options are `--help` or wrong; do
+    nothing in any other process."""
     if is_program(FUSE, FUSE_COMMAND):
         look_first(FuseArguments, FUSE_HELP, check_fusing, program=f"python -m {FUSE}")
     elif is_program(CONVERT):

@@ -26,8 +26,9 @@ from vision_core.images.any_image import image_tensor
 def fitted_view(image: Tensor, transform: ImageTransform, fit: Fit) -> Tensor:
     """`[C, H, W]` uint8 as the square that an encoder sees, `[C, side, side]`.
 
-    fit `pad`: in the middle of a square of the encoder's mean colour, resized to the encoder's side; `squash`: resized to it. The long side is resized
-    before the padding is put on, which gives the same square and no canvas of long side by long side.
+    fit `pad`: in the middle of a square of the encoder's mean colour, resized to the encoder's
+    side; `squash`: resized to it. The long side is resized before the padding is put on, which
+    gives the same square and no canvas of long side by long side.
     """
     side, mode = transform.size[0], InterpolationMode(transform.interpolation)
     height, width = image.shape[-2:]
@@ -54,13 +55,16 @@ class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
     """Images of any size to the pixels of every encoder.
 
     Args:
-        transforms: of each encoder, an `ImageTransform` as a dict: the side of its square, mean, std, interpolation.
+        transforms: of each encoder, an `ImageTransform` as a dict: the side of its square, mean,
+            std, interpolation.
         fit, mask_rule: see `fusion.connectors.geometry.image_box`.
-        grid, tokens_per_cell, newline, fixed_tokens: of the connector; with them `num_tokens` knows how many tokens an image will have.
+        grid, tokens_per_cell, newline, fixed_tokens: of the connector; with them `num_tokens` knows
+            how many tokens an image will have.
 
-    Called with an image or a list of them, in any form that `vision_core.images.any_image.image_tensor` takes, it
-    returns `image_sizes` `[images, 2]` and `pixel_values` `[images, P]`: a row has an image's pixels for all encoders
-    (see `fusion.pixel_layout`); `views` takes them apart.
+    Called with an image or a list of them, in any form that
+    `vision_core.images.any_image.image_tensor` takes, it returns `image_sizes` `[images, 2]` and
+    `pixel_values` `[images, P]`: a row has an image's pixels for all encoders (see
+    `fusion.pixel_layout`); `views` takes them apart.
     """
 
     model_input_names = ["pixel_values", "image_sizes"]
@@ -92,7 +96,8 @@ class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
     def preprocess(
         self, images: Any, return_tensors: str | None = "pt", **kwargs: Any
     ) -> BatchFeature:
-        """See the class. Raises UserError for no images and for options; the processing belongs to the encoders."""
+        """See the class. Raises UserError for no images and for options; the processing belongs to
+        the encoders."""
         known = {name: value for name, value in kwargs.items() if value is not None}
         if known:
             raise UserError(
@@ -133,11 +138,13 @@ class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
         )
 
     def fetch_images(self, images: Any) -> Any:
-        """Images of any form as `[3, H, W]` uint8, in lists as they were given; a batch `[B, ...]` becomes a list.
+        """Images of any form as `[3, H, W]` uint8, in lists as they were given; a batch `[B, ...]`
+        becomes a list.
 
-        transformers' processors and pipelines call this with the images beside a text, or of chat messages, before they
-        count them. It replaces a loader that decodes files with another library, leaves EXIF orientation of PIL images
-        alone, clips 16-bit grey, and downloads. Raises UserError, see `image_tensor`.
+        transformers' processors and pipelines call this with the images beside a text, or of chat
+        messages, before they count them. It replaces a loader that decodes files with another
+        library, leaves EXIF orientation of PIL images alone, clips 16-bit grey, and downloads.
+        Raises UserError, see `image_tensor`.
         """
         is_batch = isinstance(images, np.ndarray | Tensor) and images.ndim > 3
         if isinstance(images, list | tuple) or is_batch:

@@ -21,7 +21,8 @@ from vision_core.errors import UserError
 
 
 class ReadsImages:
-    """What a model with its head and one without it share. language_model: with its head, or without."""
+    """What a model with its head and one without it share. language_model: with its head, or
+    without."""
 
     config: FusionVlmConfig
     vision_model: FusedVisionModel
@@ -33,7 +34,8 @@ class ReadsImages:
     ) -> BaseModelOutputWithPooling:
         """`pooler_output`: an `EncodedImage` for every image.
 
-        `generate` calls this once, repeats its images for beams, and cuts them where a prompt is read in chunks.
+        `generate` calls this once, repeats its images for beams, and cuts them where a prompt is
+        read in chunks.
         """
         return BaseModelOutputWithPooling(
             pooler_output=self.vision_model.encode(pixel_values, image_sizes)
@@ -55,7 +57,8 @@ class ReadsImages:
     ) -> Iterator[dict[str, Any]]:
         """Inside, the arguments that `language_model` is to be called with.
 
-        The arguments here are those of `FusionVlmForConditionalGeneration.forward`, which says what they are.
+        The arguments here are those of `FusionVlmForConditionalGeneration.forward`, which says what
+        they are.
         """
         images = self._images(pixel_values, image_sizes, vision_maps, mm_encoder_outputs)
         if inputs_embeds is None:
@@ -105,7 +108,8 @@ class ReadsImages:
 
     @contextmanager
     def _looking_again(self, images: list[EncodedImage], places: Tensor | None) -> Iterator[None]:
-        """Inside, the language model's layers in `config.sva_layers` are followed by a look at the images.
+        """Inside, the language model's layers in `config.sva_layers` are followed by a look at the
+        images.
 
         Without images they are followed by nothing.
         """
@@ -138,7 +142,8 @@ class ReadsImages:
 
 
 def decoder_layers(language_model: nn.Module) -> nn.ModuleList:
-    """The layers of a language model, whatever its class calls them. Raises UserError where that is not plain."""
+    """The layers of a language model, whatever its class calls them. Raises UserError where that is
+    not plain."""
     count = language_model.config.get_text_config().num_hidden_layers
     found = [
         child
@@ -162,7 +167,8 @@ def _is_continued(cache: Any) -> bool:
 
 
 def _look(sampler: VisionCrossAttentionLayer, windows: VisionWindows, rows: Tensor) -> Any:
-    """A forward hook that updates the states `[B, T, H]` behind a layer at the flat places `rows` `[N]`."""
+    """A forward hook that updates the states `[B, T, H]` behind a layer at the flat places `rows`
+    `[N]`."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output
@@ -175,7 +181,8 @@ def _look(sampler: VisionCrossAttentionLayer, windows: VisionWindows, rows: Tens
 
 
 def _written(inputs_embeds: Tensor, places: Tensor, images: Sequence[EncodedImage]) -> Tensor:
-    """`[B, T, H]` with the images' tokens in the `[B, T]` places, in order. Raises UserError where their numbers differ."""
+    """`[B, T, H]` with the images' tokens in the `[B, T]` places, in order. Raises UserError where
+    their numbers differ."""
     counts = [len(image) for image in images]
     if int(places.sum()) != sum(counts):
         raise UserError(

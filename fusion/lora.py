@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def trained_modules(model: FusionVlmForConditionalGeneration) -> list[str]:
-    """Names of what is new in a fused model and trains whole: the connector, and the layers that look into the encoders again."""
+    """Names of what is new in a fused model and trains whole: the connector, and the layers that
+    look into the encoders again."""
     return [
         "vision_model.connector",
         *(f"vision_sampler_layers.{index}" for index in range(len(model.vision_sampler_layers))),
@@ -29,10 +30,11 @@ def lora_config(
     dropout: float = 0.0,
     **options: Any,
 ) -> LoraConfig:
-    """For `peft.get_peft_model`: LoRA in all linear layers of the language model but its head, and `trained_modules` trained whole and saved.
+    """For `peft.get_peft_model`: LoRA in all linear layers of the language model but its head, and
+    `trained_modules` trained whole and saved.
 
-    The pattern starts at the language model: names such as `q_proj` are those of encoders too. options: for `peft.LoraConfig`. Raises UserError where
-    peft is missing.
+    The pattern starts at the language model: names such as `q_proj` are those of encoders too.
+    options: for `peft.LoraConfig`. Raises UserError where peft is missing.
     """
     try:
         from peft import LoraConfig

@@ -38,9 +38,10 @@ IMAGE = "image"  # whose maps a file holds, told in the file too
 class MapCache:
     """A folder with one sealed file for every image: `vision_model.maps` of it, in `dtype`.
 
-    A file's name is a hash of the pixels of the image; the folder's, one of everything between the pixels and the maps
-    (weights, preprocessing, grids, dtype). So another run, another data set with the same images, or a longer one,
-    finds what is there. Several processes and runs may fill it together: a file is there whole or not at all.
+    A file's name is a hash of the pixels of the image; the folder's, one of everything between the
+    pixels and the maps (weights, preprocessing, grids, dtype). So another run, another data set
+    with the same images, or a longer one, finds what is there. Several processes and runs may fill
+    it together: a file is there whole or not at all.
 
     Attributes:
         image_bytes: what the file of one image takes of the disk.
@@ -80,7 +81,8 @@ class MapCache:
         return self.look_at(self.path(image)) == "whole"
 
     def look_at(self, path: Path) -> Literal["whole", "missing", "damaged"]:
-        """What is there of an image's file. One that did not verify, or cannot be read, is removed and "damaged"."""
+        """What is there of an image's file. One that did not verify, or cannot be read, is removed
+        and "damaged"."""
         try:
             status = path.lstat()
         except OSError:
@@ -97,7 +99,8 @@ class MapCache:
             return "damaged"
 
     def load(self, image: Tensor) -> list[Tensor]:
-        """Of each encoder `[width, grid, grid]`. Raises UserError where they are not there, or not as written."""
+        """Of each encoder `[width, grid, grid]`. Raises UserError where they are not there, or not
+        as written."""
         path = self.path(image)
         try:
             tensors = self._read(path)
@@ -108,7 +111,8 @@ class MapCache:
         return [tensors[str(number)] for number in range(len(tensors))]
 
     def save(self, image: Tensor, maps: Sequence[Tensor]) -> None:
-        """Whole or not at all, also where two processes write the same. Raises UserError on a full disk."""
+        """Whole or not at all, also where two processes write the same. Raises UserError on a full
+        disk."""
         path = self.path(image)
         tensors = {str(number): each.to(self.dtype).cpu() for number, each in enumerate(maps)}
         try:

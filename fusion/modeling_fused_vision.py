@@ -1,4 +1,5 @@
-"""Several vision encoders and a connector as one vision model, which `transformers.AutoModel` loads."""
+"""Several vision encoders and a connector as one vision model, which `transformers.AutoModel`
+loads."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ Pixels = Tensor | Sequence[Tensor]
 
 @dataclass
 class FusedVisionOutput(ModelOutput):
-    """last_hidden_state: tokens `[B, n, H]`, images with fewer filled up with zeros at the end. attention_mask: `[B, n]`, 1 for tokens."""
+    """last_hidden_state: tokens `[B, n, H]`, images with fewer filled up with zeros at the end.
+    attention_mask: `[B, n]`, 1 for tokens."""
 
     last_hidden_state: Tensor | None = None
     attention_mask: Tensor | None = None
@@ -39,13 +41,15 @@ class FusedVisionOutput(ModelOutput):
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on the `device` of a module's weights.
 
-    Offloaded weights have no device (meta). Then accelerate moves the module's inputs when it is called.
+    Offloaded weights have no device (meta). Then accelerate moves the module's inputs when it is
+    called.
     """
     return tensor if device.type == "meta" else tensor.to(device)
 
 
 def resized_map(features: Features, grid: int) -> Tensor:
-    """All returned layers side by side in the channels, each resized to `grid x grid` (bilinear, in float32), `[B, sum of widths, grid, grid]`."""
+    """All returned layers side by side in the channels, each resized to `grid x grid` (bilinear, in
+    float32), `[B, sum of widths, grid, grid]`."""
     maps = []
     for layer in features.layers:
         patch_map = layer.patch_map
@@ -59,7 +63,8 @@ def resized_map(features: Features, grid: int) -> Tensor:
 
 
 class FusedPreTrainedModel(ClassesOfAPackage, PreTrainedModel):
-    """What both fused models share: they are loaded strictly, and initialise only what is theirs."""
+    """What both fused models share: they are loaded strictly, and initialise only what is
+    theirs."""
 
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
@@ -67,17 +72,20 @@ class FusedPreTrainedModel(ClassesOfAPackage, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # accelerate compares the names of the very classes; a model of transformers says itself what of it stays together
+    # accelerate compares the names of the very classes; a model of transformers says itself what of
+    # it stays together
     _no_split_modules = [
         kind.__name__ for kind in (*COMPUTING_WITH_INNER_WEIGHTS, *CONNECTORS.values())
     ]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Raises UserError where tensors are missing, left over or of another shape: nothing is initialised in silence."""
+        """As in transformers. Raises UserError where tensors are missing, left over or of another
+        shape: nothing is initialised in silence."""
         loaded = load_strictly(super().from_pretrained, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # names that the parts' own checkpoints have, or had, are none of ours: what is saved has the names that are trained, and resumed
+        # names that the parts' own checkpoints have, or had, are none of ours: what is saved has
+        # the names that are trained, and resumed
         model._weight_conversions = []
         for module in model.modules():
             if isinstance(module, Encoder):
@@ -93,9 +101,11 @@ class FusedPreTrainedModel(ClassesOfAPackage, PreTrainedModel):
 
 
 def restore_tables(encoder: Encoder) -> None:
-    """Give the buffers that no checkpoint holds (positions of timm's rotary models, say) the values of a fresh encoder.
+    """Give the buffers that no checkpoint holds (positions of timm's rotary models, say) the values
+    of a fresh encoder.
 
-    A model that was built on the meta device to be loaded has none. Models of transformers do it themselves.
+    A model that was built on the meta device to be loaded has none. Models of transformers do it
+    themselves.
     """
     if encoder.library == "transformers":
         return
@@ -109,7 +119,8 @@ def restore_tables(encoder: Encoder) -> None:
 
 
 class FusedVisionModel(FusedPreTrainedModel):
-    """`pixel_values` of images to their tokens. encoders: to take as they are; by default new ones are made by the config."""
+    """`pixel_values` of images to their tokens. encoders: to take as they are; by default new ones
+    are made by the config."""
 
     config: FusedVisionConfig
     config_class = FusedVisionConfig
@@ -148,13 +159,15 @@ class FusedVisionModel(FusedPreTrainedModel):
                 self._no_split_modules.update(encoder.model._no_split_modules or ())
 
     def views(self, pixel_values: Pixels) -> list[Tensor]:
-        """What each encoder sees, `[B, C, side, side]`: `pixel_values` `[B, P]` taken apart, or a list that is apart already."""
+        """What each encoder sees, `[B, C, side, side]`: `pixel_values` `[B, P]` taken apart, or a
+        list that is apart already."""
         if isinstance(pixel_values, Tensor):
             return split_views(pixel_values, [encoder.transform.size for encoder in self.encoders])
         return list(pixel_values)
 
     def maps(self, pixel_values: Pixels) -> list[Tensor]:
-        """What the connector reads: of each encoder `[B, width, grid, grid]`; pixel_values: see `encode`.
+        """What the connector reads: of each encoder `[B, width, grid, grid]`; pixel_values: see
+        `encode`.
 
         Frozen encoders give the same each time.
         """
@@ -171,8 +184,9 @@ class FusedVisionModel(FusedPreTrainedModel):
     ) -> list[EncodedImage]:
         """The tokens of every image.
 
-        pixel_values: `[B, P]`, see `fusion.pixel_layout`, or a list of one tensor `[B, C, side, side]` for each encoder; in their
-        place `maps` of them. image_sizes: `[B, 2]`, (height, width) before any resizing. Raises UserError where they do not fit.
+        pixel_values: `[B, P]`, see `fusion.pixel_layout`, or a list of one tensor `[B, C, side,
+        side]` for each encoder; in their place `maps` of them. image_sizes: `[B, 2]`, (height,
+        width) before any resizing. Raises UserError where they do not fit.
         """
         if maps is None:
             views = self.views(pixel_values)

@@ -1,4 +1,5 @@
-"""A language model that reads the tokens of several vision encoders, and may look into them again between its layers."""
+"""A language model that reads the tokens of several vision encoders, and may look into them again
+between its layers."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ from vision_core.errors import UserError
 class FusionVlmModel(ReadsImages, nn.Module):
     """A vision-language model without its head: what transformers calls its base model.
 
-    It is made of a whole model's parts when it is asked for. They stay in that model, under the names that they have there.
+    It is made of a whole model's parts when it is asked for. They stay in that model, under the
+    names that they have there.
     """
 
     def __init__(self, whole: FusionVlmForConditionalGeneration) -> None:
@@ -51,7 +53,8 @@ class FusionVlmModel(ReadsImages, nn.Module):
 
 
 class NeverSaid(LogitsProcessor):
-    """One token is not generated. A vocabulary that does not have it, such as an assistant's, stays as it is."""
+    """One token is not generated. A vocabulary that does not have it, such as an assistant's, stays
+    as it is."""
 
     def __init__(self, token_id: int) -> None:
         self.token = slice(token_id, token_id + 1)
@@ -66,8 +69,9 @@ class NeverSaid(LogitsProcessor):
 class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, GenerationMixin):
     """Fused vision and any causal language model of transformers.
 
-    Where a token of `input_ids` is `config.image_token_id`, its embedding is replaced by the next token of the next image. After the layers
-    `config.sva_layers` of the language model the states at image positions, newlines excepted, are updated from the windows of their place in all
+    Where a token of `input_ids` is `config.image_token_id`, its embedding is replaced by the next
+    token of the next image. After the layers `config.sva_layers` of the language model the states
+    at image positions, newlines excepted, are updated from the windows of their place in all
     encoders (Cambrian-1, section 3.2). Nothing about images is kept between calls.
 
     vision_model, language_model: to take as they are; by default new ones are made by the config.
@@ -116,7 +120,8 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
         """`base_model`: this model without its head."""
         return FusionVlmModel(self)
 
-    # -- what transformers asks a model for ------------------------------------------------------------------------------------
+    # -- what transformers asks a model for
+    # ------------------------------------------------------------------------------------
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -136,7 +141,8 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
     def _supports_logits_to_keep(self) -> bool:
         return self.language_model._supports_logits_to_keep()
 
-    # -- reading and writing ---------------------------------------------------------------------------------------------------
+    # -- reading and writing
+    # ---------------------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -158,13 +164,16 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
 
         Args:
             input_ids: `[B, T]`, with `image_token_id` for every token of every image.
-            pixel_values, image_sizes: of all images of the batch in the order of their places in it; what the processor returns,
-                see `FusedVisionModel.encode`.
+            pixel_values, image_sizes: of all images of the batch in the order of their places in
+                it; what the processor returns, see `FusedVisionModel.encode`.
             mm_encoder_outputs: `{"image": get_image_features(...)}` in place of them.
-            vision_maps: in place of pixel_values, `vision_model.maps` of them, where frozen encoders need not run again.
+            vision_maps: in place of pixel_values, `vision_model.maps` of them, where frozen
+                encoders need not run again.
             labels: `[B, T]`, -100 where no loss is wanted; the language model's own loss.
-            logits_to_keep: the number of last positions, or the positions, whose logits are wanted; 0 for all.
-            supervised_only: the same loss, and no logits: those of positions without a label are not computed (see `supervised_loss`).
+            logits_to_keep: the number of last positions, or the positions, whose logits are wanted;
+                0 for all.
+            supervised_only: the same loss, and no logits: those of positions without a label are
+                not computed (see `supervised_loss`).
 
         Raises UserError where images and places for them do not match.
         """
@@ -198,10 +207,11 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
         logits_processor: LogitsProcessorList | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers; an image's token, which stands for nothing that could be said, is never generated.
+        """As in transformers; an image's token, which stands for nothing that could be said, is
+        never generated.
 
-        Raises UserError for a batch that is padded on the right, behind which nothing can be written, and for a fused model
-        as the assistant of another.
+        Raises UserError for a batch that is padded on the right, behind which nothing can be
+        written, and for a fused model as the assistant of another.
         """
         if generation_config is not None and generation_config.is_assistant:
             raise UserError(

@@ -1,4 +1,5 @@
-"""Weights that lie on the CPU or on disk and come when they are needed (accelerate's offloading, `device_map`)."""
+"""Weights that lie on the CPU or on disk and come when they are needed (accelerate's offloading,
+`device_map`)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from encoders.adapters.open_clip_encoder import OpenClipEncoder
 from encoders.adapters.timm_encoder import TimmEncoder
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 
-# These compute with the weights of modules in them that they do not call. TransformersEncoder is not among them: the models
-# of transformers call their modules.
+# These compute with the weights of modules in them that they do not call. TransformersEncoder is
+# not among them: the models of transformers call their modules.
 COMPUTING_WITH_INNER_WEIGHTS = (
     VisionCrossAttentionLayer,
     nn.MultiheadAttention,
@@ -23,8 +24,8 @@ COMPUTING_WITH_INNER_WEIGHTS = (
 def bring_whole_layers(model: nn.Module) -> None:
     """Make accelerate bring all weights of such a layer when the layer is called.
 
-    By itself it brings a module's weights when that very module is called. It can be told of layers that need more
-    (`preload_module_classes`), but `from_pretrained` passes nothing on.
+    By itself it brings a module's weights when that very module is called. It can be told of layers
+    that need more (`preload_module_classes`), but `from_pretrained` passes nothing on.
     """
     for name, module in model.named_modules():
         if isinstance(module, COMPUTING_WITH_INNER_WEIGHTS):

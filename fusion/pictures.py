@@ -24,7 +24,8 @@ TILE = 192
 
 @contextmanager
 def recorded_shares(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, every vision cross-attention layer that runs appends its share per encoder, `[N, heads, encoders]`, to the list."""
+    """Inside, every vision cross-attention layer that runs appends its share per encoder, `[N,
+    heads, encoders]`, to the list."""
     record: list[Tensor] = []
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -50,10 +51,12 @@ def recorded_shares(model: nn.Module) -> Iterator[list[Tensor]]:
 def attention_shares(
     model: FusedVisionModel | FusionVlmForConditionalGeneration, **inputs: Any
 ) -> Tensor:
-    """Shares of each encoder in the attention of each token, mean over layers and heads, `[N, encoders]`, rows summing to 1.
+    """Shares of each encoder in the attention of each token, mean over layers and heads, `[N,
+    encoders]`, rows summing to 1.
 
-    inputs: what the model's processor returned. The N tokens are those of all images, newlines excepted. Layers within the language model count too.
-    Raises UserError for a connector without cross-attention.
+    inputs: what the model's processor returned. The N tokens are those of all images, newlines
+    excepted. Layers within the language model count too. Raises UserError for a connector without
+    cross-attention.
     """
     with recorded_shares(model) as record:
         model(**inputs)
@@ -70,7 +73,8 @@ def share_picture(
     images: Sequence[Any],
     inputs: dict[str, Any],
 ) -> Image.Image:
-    """A row for each image, a column for each encoder: how much of a token's attention goes to it at every place, on one scale for the whole picture.
+    """A row for each image, a column for each encoder: how much of a token's attention goes to it
+    at every place, on one scale for the whole picture.
 
     images: those that `inputs`, the processor's output, was made of, in any form that it takes.
     Captions have the mean shares, and the shares of the darkest and brightest colour.

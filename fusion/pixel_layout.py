@@ -1,8 +1,9 @@
 """The pixels of images for several encoders as one tensor, a row for each image: `[images, P]`.
 
-Encoders see squares of different sides, which no single tensor `[images, C, side, side]` holds. A row has an image's
-pixels for the first encoder, flattened, then those for the second, and so on: P = sum of C * side * side. Whatever cuts,
-joins, repeats or moves a batch by its images then needs to know nothing about encoders: pipelines, TRL, accelerate.
+Encoders see squares of different sides, which no single tensor `[images, C, side, side]` holds. A
+row has an image's pixels for the first encoder, flattened, then those for the second, and so on: P
+= sum of C * side * side. Whatever cuts, joins, repeats or moves a batch by its images then needs to
+know nothing about encoders: pipelines, TRL, accelerate.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def join_views(views: Sequence[Tensor]) -> Tensor:
 def split_views(pixel_values: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """The inverse of `join_views`, as views into `pixel_values`, without copies.
 
-    sizes: (height, width) of what each encoder sees. Raises UserError where P is not the sum of them.
+    sizes: (height, width) of what each encoder sees. Raises UserError where P is not the sum of
+    them.
     """
     flat = pixel_values.flatten(1)
     numbers = [CHANNELS * height * width for height, width in sizes]

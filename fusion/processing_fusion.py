@@ -14,11 +14,13 @@ IMAGE_TOKEN = "<image>"
 
 
 class FusionProcessor(ClassesOfAPackage, ProcessorMixin):
-    """Called with text and images it returns `input_ids`, `attention_mask`, `pixel_values` and `image_sizes`.
+    """Called with text and images it returns `input_ids`, `attention_mask`, `pixel_values` and
+    `image_sizes`.
 
-    A text has one `<image>` for each of its images, which is repeated as often as the image has tokens; images may be a flat list in the order of
-    their places. A text begins with BOS, once, where the tokenizer adds one, whether a chat template wrote it or not. Raises ValueError where the numbers
-    of images and places differ.
+    A text has one `<image>` for each of its images, which is repeated as often as the image has
+    tokens; images may be a flat list in the order of their places. A text begins with BOS, once,
+    where the tokenizer adds one, whether a chat template wrote it or not. Raises ValueError where
+    the numbers of images and places differ.
     """
 
     skip_tensor_conversion = ["text_replacement_offsets"]
@@ -33,7 +35,8 @@ class FusionProcessor(ClassesOfAPackage, ProcessorMixin):
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         if hasattr(tokenizer, "legacy"):
-            # transformers 5.24 saves Llama's tokenizers without it, and reads other tokens behind special ones afterwards.
+            # transformers 5.24 saves Llama's tokenizers without it, and reads other tokens behind
+            # special ones afterwards.
             tokenizer.init_kwargs["legacy"] = tokenizer.legacy
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 

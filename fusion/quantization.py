@@ -8,9 +8,11 @@ IN_FULL = ["vision_model", "vision_sampler_layers", "lm_head"]
 
 
 def quantization_config(bits: int) -> BitsAndBytesConfig:
-    """For `from_pretrained(..., quantization_config=...)` of a fused vision-language model: its language model, but for the head, in `bits` 4 or 8.
+    """For `from_pretrained(..., quantization_config=...)` of a fused vision-language model: its
+    language model, but for the head, in `bits` 4 or 8.
 
-    Encoders, connector and the layers that look into the encoders again stay as they are. Raises UserError for other numbers of bits.
+    Encoders, connector and the layers that look into the encoders again stay as they are. Raises
+    UserError for other numbers of bits.
     """
     if bits not in (4, 8):
         raise UserError(f"a language model is quantised to 4 or 8 bits, not {bits}")

@@ -1,4 +1,5 @@
-"""A fused model's folder: weights, processor, model card, and a stub for processes that import only transformers."""
+"""A fused model's folder: weights, processor, model card, and a stub for processes that import only
+transformers."""
 
 from __future__ import annotations
 
@@ -23,10 +24,13 @@ def save_fused(
     data: str = UNTRAINED_DATA,
     note: str = UNTRAINED_NOTE,
 ) -> None:
-    """Write the model, its processor and README.md to `folder`, from which the Auto classes load them.
+    """Write the model, its processor and README.md to `folder`, from which the Auto classes load
+    them.
 
-    command: what a reader types to make the same. stub: also write a file of Python, by which a process that imports only transformers is told what is
-    missing, and loads the model with `trust_remote_code=True`; it does nothing but import this package. data, note: for the card, see `fusion.card`.
+    command: what a reader types to make the same. stub: also write a file of Python, by which a
+    process that imports only transformers is told what is missing, and loads the model with
+    `trust_remote_code=True`; it does nothing but import this package. data, note: for the card, see
+    `fusion.card`.
 
     Each file is put in place whole, the weights last. Raises CheckpointNotWritten.
     """

@@ -1,7 +1,9 @@
-"""The stub of a fused model's folder: by it, a process that imports transformers alone hears which package is missing.
+"""The stub of a fused model's folder: by it, a process that imports transformers alone hears which
+package is missing.
 
-Without it `AutoProcessor` falls back to the folder's tokenizer, without a word, and `AutoModel` advises another version of transformers. With it transformers
-asks for `trust_remote_code=True`; and the stub, which does nothing but import this package, loads the model, or names the package.
+Without it `AutoProcessor` falls back to the folder's tokenizer, without a word, and `AutoModel`
+advises another version of transformers. With it transformers asks for `trust_remote_code=True`; and
+the stub, which does nothing but import this package, loads the model, or names the package.
 """
 
 from __future__ import annotations
@@ -49,8 +51,9 @@ AUTO_MAPS = {
 
 
 class ClassesOfAPackage:
-    """Base of a class whose code stays in this package. transformers would copy its file into every folder that is saved after a stub was used,
-    and that copy could not be loaded: it imports its neighbours by the names of packages that others have on PyPI."""
+    """Base of a class whose code stays in this package. transformers would copy its file into every
+    folder that is saved after a stub was used, and that copy could not be loaded: it imports its
+    neighbours by the names of packages that others have on PyPI."""
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "") -> None:
@@ -58,7 +61,8 @@ class ClassesOfAPackage:
 
 
 def write_stub(folder: Path) -> None:
-    """Add the stub to a whole fused model's folder, and the entries by which transformers finds it. Raises OSError."""
+    """Add the stub to a whole fused model's folder, and the entries by which transformers finds it.
+    Raises OSError."""
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     for name, classes in AUTO_MAPS[model_type].items():
         path = folder / name

@@ -1,4 +1,5 @@
-"""Cross-entropy at the positions that are learnt, a chunk at a time: the logits of a prompt or of an image are never computed."""
+"""Cross-entropy at the positions that are learnt, a chunk at a time: the logits of a prompt or of
+an image are never computed."""
 
 from __future__ import annotations
 
@@ -33,17 +34,20 @@ def supervised_loss(
     chunk: int = CHUNK,
     **inputs: Any,
 ) -> Tensor:
-    """The loss of `language_model(**inputs, labels=labels)`, a scalar in float32, without the logits of positions that are not learnt.
+    """The loss of `language_model(**inputs, labels=labels)`, a scalar in float32, without the
+    logits of positions that are not learnt.
 
-    loss = -sum over b, t with labels[b, t + 1] != -100 of log_softmax(head(states[b, t]))[labels[b, t + 1]] / their number
+    loss = -sum over b, t with labels[b, t + 1] != -100 of log_softmax(head(states[b, t]))[labels[b,
+    t + 1]] / their number
 
-    Logits are computed for `chunk` positions at a time, and again in the backward pass; of a language model that caps or scales its
-    logits behind the head, for all learnt positions at once. num_items_in_batch: the number to divide by, where a batch is one of
-    several to a step.
+    Logits are computed for `chunk` positions at a time, and again in the backward pass; of a
+    language model that caps or scales its logits behind the head, for all learnt positions at once.
+    num_items_in_batch: the number to divide by, where a batch is one of several to a step.
 
-    The head is called once, whatever the number of learnt positions. ZeRO-3 and FSDP gather its weight around each call of the module,
-    on all processes together, and those have different numbers of learnt positions. So the chunks are inside that one call: the weight
-    is gathered once for all of them, and once more for their backward pass.
+    The head is called once, whatever the number of learnt positions. ZeRO-3 and FSDP gather its
+    weight around each call of the module, on all processes together, and those have different
+    numbers of learnt positions. So the chunks are inside that one call: the weight is gathered once
+    for all of them, and once more for their backward pass.
     """
     target = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()
     learnt = (target != IGNORED).nonzero().flatten()
@@ -61,7 +65,8 @@ def supervised_loss(
 
 @contextmanager
 def _computing(head: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside, the module `head` computes `forward(its own forward, states)`; hooks of the module, which shard its weight, stay around it."""
+    """Inside, the module `head` computes `forward(its own forward, states)`; hooks of the module,
+    which shard its weight, stay around it."""
     own = head.forward
     replaced = head.__dict__.get("forward")
     head.forward = partial(forward, own)
@@ -82,10 +87,12 @@ def _learnt_logits(learnt: Tensor, own: Head, states: Tensor) -> Tensor:
 def _loss_as_logits(
     learnt: Tensor, target: Tensor, chunk: int, own: Head, states: Tensor
 ) -> Tensor:
-    """What passes through the language model in place of logits, `[1, 2, 2]` in float32: the summed loss, and below it `PROBE`."""
+    """What passes through the language model in place of logits, `[1, 2, 2]` in float32: the summed
+    loss, and below it `PROBE`."""
     chosen = _flat(states)[learnt.to(states.device)]
     *others, last = zip(chosen.split(chunk), target.split(chunk), strict=True)
-    # the backward pass begins with the last: its logits are used and freed before those of others are computed again
+    # the backward pass begins with the last: its logits are used and freed before those of others
+    # are computed again
     total = _chunk_loss(own, *last)
     for some, theirs in others:
         total = total + checkpoint(_chunk_loss, own, some, theirs, use_reentrant=False)
@@ -93,7 +100,8 @@ def _loss_as_logits(
 
 
 def _checked(logits: Tensor, name: str) -> Tensor:
-    """The loss out of what `_loss_as_logits` gave, `[1, 2, 2]`, after its way through the language model `name`, which must not change it."""
+    """The loss out of what `_loss_as_logits` gave, `[1, 2, 2]`, after its way through the language
+    model `name`, which must not change it."""
     untouched = (
         logits.shape == (1, 2, 2)
         and logits.dtype == torch.float32

@@ -1,4 +1,5 @@
-"""A tiny random language model with a tokenizer, made by the real libraries: what stands in where no checkpoint is at hand."""
+"""A tiny random language model with a tokenizer, made by the real libraries: what stands in where
+no checkpoint is at hand."""
 
 from typing import Any
 
@@ -47,7 +48,8 @@ def tiny_language_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **sizes: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An untrained causal language model of `family`, one of `FAMILIES`, and its tokenizer (by default one token per byte); `sizes` in place of `SIZES`.
+    """An untrained causal language model of `family`, one of `FAMILIES`, and its tokenizer (by
+    default one token per byte); `sizes` in place of `SIZES`.
 
     Raises UserError for another family.
     """

@@ -1,4 +1,5 @@
-"""The backbone: transformers' own Dinov2 / Dinov2WithRegisters, initialised as the published DINOv2 is."""
+"""The backbone: transformers' own Dinov2 / Dinov2WithRegisters, initialised as the published DINOv2
+is."""
 
 import math
 
@@ -33,16 +34,21 @@ def build_backbone(
 ) -> Backbone:
     """A freshly initialised backbone (random draws from torch's global generator).
 
-    Without registers it is a `Dinov2Model`, with them a `Dinov2WithRegistersModel`; the two interpolate their position
-    embeddings differently (the second with antialias), as the two families of released weights do. Its own drop path is 0:
-    `crop_groups.forward_crop_groups` does stochastic depth, so one config describes student and teacher.
+    Without registers it is a `Dinov2Model`, with them a `Dinov2WithRegistersModel`; the two
+    interpolate their position embeddings differently (the second with antialias), as the two
+    families of released weights do. Its own drop path is 0: `crop_groups.forward_crop_groups` does
+    stochastic depth, so one config describes student and teacher.
 
     Args:
-        image_size: pixels of a side of the stored, square position grid; a multiple of `patch_size`.
-        initializer_range: std of the linear layers; the published 0.02 suits widths of 384 and more.
-        position_offset: of the resampling of positions for other crop sizes, see `encoders/positions.py`. It is kept in the
-            config, from which `load_encoder` knows it; transformers itself does not.
-        use_swiglu_ffn: SwiGLU of hidden size ((int(4D * 2/3) + 7) // 8) * 8 in place of the GELU MLP.
+        image_size: pixels of a side of the stored, square position grid; a multiple of
+            `patch_size`.
+        initializer_range: std of the linear layers; the published 0.02 suits widths of 384 and
+            more.
+        position_offset: of the resampling of positions for other crop sizes, see
+            `encoders/positions.py`. It is kept in the config, from which `load_encoder` knows it;
+            transformers itself does not.
+        use_swiglu_ffn: SwiGLU of hidden size ((int(4D * 2/3) + 7) // 8) * 8 in place of the GELU
+            MLP.
     """
     settings = {
         "hidden_size": hidden_size,
@@ -70,11 +76,14 @@ def build_backbone(
 
 @torch.no_grad()
 def initialise_backbone(backbone: Backbone, register_init_std: float) -> None:
-    """Published initialisation (DINOv2 `vision_transformer.py`), which is not the one of transformers.
+    """Published initialisation (DINOv2 `vision_transformer.py`), which is not the one of
+    transformers.
 
-    Linear layers: truncated normal of std `config.initializer_range` (published 0.02), bias 0. Patch convolution: PyTorch's default. CLS
-    token: normal of std 1e-6. Registers: normal of `register_init_std`; the published 1e-6 leaves them equal for thousands of steps, DINOv3
-    has 0.02. Position embeddings: truncated normal of std 0.02. Mask token: 0. LayerScale: `config.layerscale_value`.
+    Linear layers: truncated normal of std `config.initializer_range` (published 0.02), bias 0.
+    Patch convolution: PyTorch's default. CLS
+    token: normal of std 1e-6. Registers: normal of `register_init_std`; the published 1e-6 leaves
+    them equal for thousands of steps, DINOv3 has 0.02. Position embeddings: truncated normal of std
+    0.02. Mask token: 0. LayerScale: `config.layerscale_value`.
     """
     for module in backbone.modules():
         if isinstance(module, nn.Linear):
@@ -101,5 +110,6 @@ def num_register_tokens(backbone: Backbone) -> int:
 
 
 def position_grid_size(height: int, width: int, patch_size: int) -> int:
-    """Pixels of a side of the stored square position grid for crops of `height x width`: the square of about the same area."""
+    """Pixels of a side of the stored square position grid for crops of `height x width`: the square
+    of about the same area."""
     return round(math.sqrt(height * width) / patch_size) * patch_size

@@ -1,4 +1,5 @@
-"""Crops of several resolutions through one transformer at once, with stochastic depth that skips the dropped work."""
+"""Crops of several resolutions through one transformer at once, with stochastic depth that skips
+the dropped work."""
 
 from functools import partial
 
@@ -22,11 +23,13 @@ def forward_crop_groups(
     kept_crops: KeptCrops | None = None,
     recompute: bool = False,
 ) -> list[Tensor]:
-    """Tokens after the final norm for every group of crops, in one pass through the backbone's own sub-modules.
+    """Tokens after the final norm for every group of crops, in one pass through the backbone's own
+    sub-modules.
 
-    Norms and linear layers see all tokens at once, attention sees one group at a time. The slow formula, which a test runs, is
-    `[backbone(crops, bool_masked_pos=mask).last_hidden_state for crops, mask in zip(groups, masks)]`; with `kept_crops`, each
-    residual branch runs on the kept rows only and counts `crops / kept` times (DINOv2 `layers/block.py`).
+    Norms and linear layers see all tokens at once, attention sees one group at a time. The slow
+    formula, which a test runs, is `[backbone(crops, bool_masked_pos=mask).last_hidden_state for
+    crops, mask in zip(groups, masks)]`; with `kept_crops`, each residual branch runs on the kept
+    rows only and counts `crops / kept` times (DINOv2 `layers/block.py`).
 
     Args:
         groups: one tensor `[crops, C, H, W]` per resolution.
@@ -53,7 +56,8 @@ def forward_crop_groups(
 def draw_kept_crops(
     num_layers: int, crops_per_group: list[int], drop_path_rate: float
 ) -> KeptCrops | None:
-    """Rows that survive stochastic depth, drawn from torch's global CPU generator: max(int(b * (1 - rate)), 1) of each group of b.
+    """Rows that survive stochastic depth, drawn from torch's global CPU generator: max(int(b * (1 -
+    rate)), 1) of each group of b.
 
     Attention and feed-forward draw independently, in every layer. None when the rate is 0.
     """
@@ -80,7 +84,8 @@ def _run_layer(
 def _add_branch(
     tokens: Tensor, shapes: list[Shape], kept_rows: list[Tensor] | None, branch
 ) -> Tensor:
-    """`tokens + branch(tokens)`, or, with `kept_rows`, the branch of those crops alone, scaled by crops / kept."""
+    """`tokens + branch(tokens)`, or, with `kept_rows`, the branch of those crops alone, scaled by
+    crops / kept."""
     if kept_rows is None:
         return tokens + branch(tokens, shapes)
     indices, scales, kept_shapes, start = [], [], [], 0

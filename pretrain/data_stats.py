@@ -1,4 +1,5 @@
-"""What numbers the images of a source hold, band by band, and the options that suit them: `?scale=`, --image_mean, --image_std.
+"""What numbers the images of a source hold, band by band, and the options that suit them:
+`?scale=`, --image_mean, --image_std.
 
 python pretrain/data_stats.py --dataset folder:$DATA/plates --num_channels 1
 """
@@ -68,7 +69,8 @@ def main() -> None:
 
 
 def report(text: str, num_channels: int, samples: int) -> str:
-    """One screen about the source `text`. Raises UserError for a stream, and where no image of the sample can be read."""
+    """One screen about the source `text`. Raises UserError for a stream, and where no image of the
+    sample can be read."""
     source = open_source(text, num_channels)
     if not isinstance(source, ImageSource):
         raise UserError(
@@ -95,7 +97,8 @@ def report(text: str, num_channels: int, samples: int) -> str:
 
 
 def proposed_options(source: ImageSource, sample: StoredSample) -> PixelOptions:
-    """Those of the source, with a scale where it has none, and less than a tenth of the full scale is used or none is known."""
+    """Those of the source, with a scale where it has none, and less than a tenth of the full scale
+    is used or none is known."""
     options = source.pixel_options
     low, high = usual_range(sample)
     if options.scale is not None or not needs_scale(sample) or not low < high:
@@ -106,7 +109,8 @@ def proposed_options(source: ImageSource, sample: StoredSample) -> PixelOptions:
 def pixel_statistics(
     source: ImageSource, samples: int, options: PixelOptions
 ) -> list[BandStatistics]:
-    """Mean and std per channel of the pixels that training would make of the sample; pictures of 0 to 255 as 0..1."""
+    """Mean and std per channel of the pixels that training would make of the sample; pictures of 0
+    to 255 as 0..1."""
     bands: list[BandStatistics] = []
     for index in tqdm(
         sample_indices(len(source), samples), desc="measuring pixels", unit="image", leave=False
@@ -123,7 +127,8 @@ def pixel_statistics(
 
 
 def band_table(sample: StoredSample) -> list[str]:
-    """The stored values of every band: least, 1st percentile, mean, 99th percentile, greatest, std, bits in use, missing."""
+    """The stored values of every band: least, 1st percentile, mean, 99th percentile, greatest, std,
+    bits in use, missing."""
     titles = ["band", "least", "1 %", "mean", "99 %", "greatest", "std", "bits", "missing"]
     rows = [titles, *(_band_row(sample, number) for number in range(len(sample.bands)))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -144,7 +149,8 @@ def _band_row(sample: StoredSample, number: int) -> list[str]:
 
 
 def bits_in_use(sample: StoredSample, number: int) -> str:
-    """From the lowest to the highest bit that is set in any value: 12 for 0..4095, also where they are stored times 16."""
+    """From the lowest to the highest bit that is set in any value: 12 for 0..4095, also where they
+    are stored times 16."""
     if sample.bits is None:
         return "-"
     together = sample.bits[number]
@@ -207,7 +213,8 @@ def _proposal(
 
 
 def whole_range(sample: StoredSample) -> float:
-    """White for a scale that clips nothing: the greatest value of the bits that are in use, such as 4095, else the greatest value."""
+    """White for a scale that clips nothing: the greatest value of the bits that are in use, such as
+    4095, else the greatest value."""
     if sample.bits:
         return float(2 ** max(bits.bit_length() for bits in sample.bits) - 1)
     greatest = max(band.greatest for band in sample.bands)

@@ -1,6 +1,8 @@
-"""DINOv2 pretraining: unlabelled images in, a vision encoder out that `transformers.AutoModel` loads.
+"""DINOv2 pretraining: unlabelled images in, a vision encoder out that `transformers.AutoModel`
+loads.
 
-accelerate launch pretrain/dinov2.py [CONFIG.yaml] [--dataset ... --output_dir ...]; `--help` names every option, docs/pretraining.md explains.
+accelerate launch pretrain/dinov2.py [CONFIG.yaml] [--dataset ... --output_dir ...]; `--help` names
+every option, docs/pretraining.md explains.
 """
 
 import sys
@@ -22,7 +24,8 @@ LAUNCHERS = (
 if __name__ == "__main__":
     look_first(DINOv2Arguments, __doc__, check_start)
 
-# Before torch loads OpenMP: threads that wait must sleep, for on a CPU the data workers need the cores that they would spin on.
+# Before torch loads OpenMP: threads that wait must sleep, for on a CPU the data workers need the
+# cores that they would spin on.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import time
@@ -264,7 +267,8 @@ class Trainer:
         }
 
     def course_options(self) -> tuple[int, int, str]:
-        """The seed, the global batch and how images are read: with other ones a resumed run is another run."""
+        """The seed, the global batch and how images are read: with other ones a resumed run is
+        another run."""
         return (
             self.args.seed,
             self.layout.global_batch,
@@ -272,7 +276,8 @@ class Trainer:
         )
 
     def begin(self) -> Iterator[dict]:
-        """The batches from this step on, the first of which has been read. Only then, on all processes, does an old run's folder change."""
+        """The batches from this step on, the first of which has been read. Only then, on all
+        processes, does an old run's folder change."""
         args = self.args
         batches = iter(build_loader(args, self.source, self.layout, self.step, self.places))
         for _ in range(self.places.ahead):
@@ -333,7 +338,8 @@ class Trainer:
     def training_step(
         self, micro_batches: list[dict], stop: StopRequest
     ) -> Literal["taken", "skipped", "rescaled", "broken off"]:
-        """Forward, backward, clip, and, where loss and gradients are finite on every process, update.
+        """Forward, backward, clip, and, where loss and gradients are finite on every process,
+        update.
 
         "rescaled": the gradients overflowed in float16, and the next step has a smaller loss scale. "broken off": `stop` leaves no time
         for the micro-batches that are left and a save; everything that a checkpoint holds is as before the step.
@@ -409,7 +415,8 @@ class Trainer:
         return {name: None if batch[name] is None else batch[name].to(**move) for name in names}
 
     def judge(self, stop: StopRequest | None) -> None:
-        """k-NN of the teacher's backbone; broken off, and nowhere recorded, once `stop` has a signal."""
+        """k-NN of the teacher's backbone; broken off, and nowhere recorded, once `stop` has a
+        signal."""
         encoder = (
             TransformersEncoder(self.method.teacher["backbone"], self.benchmark.transform)
             if self.run is not None
@@ -427,7 +434,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def check_health(self) -> None:
-        """Figures of the teacher on the probe images; an alarm is said when it begins, and ends the run where the user wants that."""
+        """Figures of the teacher on the probe images; an alarm is said when it begins, and ends the
+        run where the user wants that."""
         args = self.args
         figures = health_figures(
             self.method,
@@ -461,7 +469,8 @@ class Trainer:
             )
 
     def save(self, needed: bool) -> None:
-        """A checkpoint, and the run's root refreshed from it; `needed`: the run ends where it cannot be written."""
+        """A checkpoint, and the run's root refreshed from it; `needed`: the run ends where it
+        cannot be written."""
         self.bad_images.report()
         places = gather_objects(self.places.state_dict())
         self.files.save(self.state_dict(places), self.references, needed)

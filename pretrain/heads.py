@@ -6,10 +6,12 @@ from torch.nn import functional as F
 
 
 class ProjectionHead(nn.Module):
-    """Linear-GELU layers to a bottleneck, L2-normalise, then a weight-normalised linear layer to K prototypes.
+    """Linear-GELU layers to a bottleneck, L2-normalise, then a weight-normalised linear layer to K
+    prototypes.
 
-    DINOv2 `layers/dino_head.py`: linear layers truncated normal of std 0.02 with bias 0; the last layer has no bias, its direction
-    v keeps PyTorch's default initialisation and its norm g starts at 1.
+    DINOv2 `layers/dino_head.py`: linear layers truncated normal of std 0.02 with bias 0; the last
+    layer has no bias, its direction v keeps PyTorch's default initialisation and its norm g starts
+    at 1.
 
     Args:
         in_dim: width D of the tokens.

@@ -1,4 +1,5 @@
-"""What SigLIP and MAE share: image data in an exact order, the Trainer, the published folder. DINOv2, with its teacher and crops, has a loop of its own."""
+"""What SigLIP and MAE share: image data in an exact order, the Trainer, the published folder.
+DINOv2, with its teacher and crops, has a loop of its own."""
 
 from __future__ import annotations
 
@@ -51,10 +52,12 @@ MOST_HELD_OUT = 500  # images whose loss is measured in between
 
 
 class DrawnImages(Dataset):
-    """The images of `source`, once for every draw. Draw number `epoch * len(source) + index` is `make(image, epoch, index)`, so what is random in it can
-    be a function of epoch and index. Images: `[3, H, W]`, uint8, or float32 of 0..1 with `?scale=`.
+    """The images of `source`, once for every draw. Draw number `epoch * len(source) + index` is
+    `make(image, epoch, index)`, so what is random in it can be a function of epoch and index.
+    Images: `[3, H, W]`, uint8, or float32 of 0..1 with `?scale=`.
 
-    Raises UserError, which names the image, for one that cannot be read, or is of another kind than those before it.
+    Raises UserError, which names the image, for one that cannot be read, or is of another kind than
+    those before it.
     """
 
     def __init__(self, source: ImageSource, make: Callable[[Tensor, int, int], Item]) -> None:
@@ -107,7 +110,8 @@ class ImageTrainer(RunTrainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """By the library's reader: it writes a model under the names of released checkpoints, which for ViTMAE are not those of its modules."""
+        """By the library's reader: it writes a model under the names of released checkpoints, which
+        for ViTMAE are not those of its modules."""
         cure = cure_of(resume_from_checkpoint, self.changes)
         saved = load_whole(
             type(self.model),
@@ -129,7 +133,8 @@ class ImageTrainer(RunTrainer):
 
 
 def open_images(text: str, auto_scale: Scale | None = None) -> ImageSource:
-    """The images of a source text, `auto_scale` as in `open_source`. Raises UserError for a stream, whose length and order nobody knows."""
+    """The images of a source text, `auto_scale` as in `open_source`. Raises UserError for a stream,
+    whose length and order nobody knows."""
     source = open_source(text, auto_scale=auto_scale)
     if not isinstance(source, ImageSource):
         raise UserError(
@@ -141,10 +146,12 @@ def open_images(text: str, auto_scale: Scale | None = None) -> ImageSource:
 def open_parts(
     options: Any, open_one: Callable[..., ImageSource] = open_images
 ) -> tuple[ImageSource, ImageSource | None]:
-    """The images that are trained on and those whose loss is measured in between, of options with `dataset` and `eval_dataset`.
+    """The images that are trained on and those whose loss is measured in between, of options with
+    `dataset` and `eval_dataset`.
 
-    With eval_dataset=held_out the second are a part of the first, which is not trained on. Where that part would not fill a batch, this is
-    said, and `options.eval_dataset` becomes None. open_one: from a text, and what its `?scale=auto` stands for, to images.
+    With eval_dataset=held_out the second are a part of the first, which is not trained on. Where
+    that part would not fill a batch, this is said, and `options.eval_dataset` becomes None.
+    open_one: from a text, and what its `?scale=auto` stands for, to images.
     """
     source = open_one(options.dataset)
     if options.eval_dataset != HELD_OUT:
@@ -173,9 +180,11 @@ def load_whole(
 ) -> PreTrainedModel:
     """A model from a folder, or inside `hub_or_cache` from the Hub, in float32.
 
-    config: what it must be, to the last weight; by default whatever the checkpoint says. cure: of weights that do not fit.
+    config: what it must be, to the last weight; by default whatever the checkpoint says. cure: of
+    weights that do not fit.
 
-    Raises UserError, which names `option`, for a model of another kind, for missing weights, or for what cannot be read.
+    Raises UserError, which names `option`, for a model of another kind, for missing weights, or for
+    what cannot be read.
     """
     name = name.removeprefix("hf:")
     wanted = model_class.config_class.model_type
@@ -211,7 +220,8 @@ def load_whole(
 def check_enough(
     data: DrawnImages, held_out: DrawnImages | None, options: TrainerOptions, processes: int
 ) -> None:
-    """Raises UserError for data that does not fill a step, or one look at held-out images: a batch that is not full is left out."""
+    """Raises UserError for data that does not fill a step, or one look at held-out images: a batch
+    that is not full is left out."""
     together = options.per_device_train_batch_size * processes
     for name, images, needed in (
         ("dataset", data, together * options.gradient_accumulation_steps),
@@ -242,9 +252,11 @@ def train_images(
     adam_betas: tuple[float, float],
     card: Mapping[str, Any],
 ) -> None:
-    """Train `model`; at the end the run's folder holds its weights, `processor` and a card. card: title, summary and more of `write_model_card`."""
+    """Train `model`; at the end the run's folder holds its weights, `processor` and a card. card:
+    title, summary and more of `write_model_card`."""
     program = program_of(name)
-    # before signals are remembered: a launcher's ends a process that waits for others to join, one of which has failed
+    # before signals are remembered: a launcher's ends a process that waits for others to join, one
+    # of which has failed
     settings = training_arguments(
         options,
         has_eval=held_out is not None,
@@ -306,16 +318,19 @@ def train_images(
 
 
 def facts_of_images(data: DrawnImages, held_out: DrawnImages | None) -> list[DataFacts]:
-    """Of the images that are trained on, and of those that are held out where they are no part of them."""
+    """Of the images that are trained on, and of those that are held out where they are no part of
+    them."""
     training = image_facts("dataset", data.source)
     judging = [image_facts("eval_dataset", held_out.source)] if held_out else []
     return [training, *(facts for facts in judging if facts.content != training.content)]
 
 
 def fitted_processor(processor: Any, source: ImageSource) -> Any:
-    """`processor`, which divides by 255 only where the images of `source` are pictures of 0 to 255: `?scale=` has made them 0..1.
+    """`processor`, which divides by 255 only where the images of `source` are pictures of 0 to 255:
+    `?scale=` has made them 0..1.
 
-    It is set both ways, for a processor of `--init_from` may come from data of the other kind. `pixel_options` is how files were read.
+    It is set both ways, for a processor of `--init_from` may come from data of the other kind.
+    `pixel_options` is how files were read.
     """
     images = getattr(processor, "image_processor", processor)
     images.do_rescale = source.pixel_options.scale is None

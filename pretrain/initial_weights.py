@@ -1,4 +1,5 @@
-"""`--init_from`: the weights of a DINOv2 that people have, fitted to the backbone of a new run, with a report."""
+"""`--init_from`: the weights of a DINOv2 that people have, fitted to the backbone of a new run,
+with a report."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ MAY_BE_FRESH = (REGISTERS, "embeddings.mask_token")  # some checkpoints have non
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """A backbone's tensors under transformers' names, what else the file holds, and the number of heads, None where it is not said."""
+    """A backbone's tensors under transformers' names, what else the file holds, and the number of
+    heads, None where it is not said."""
 
     tensors: dict[str, Tensor]
     unused: list[str]
@@ -46,7 +48,8 @@ class FoundWeights:
 
 @dataclass
 class LoadReport:
-    """What became of every tensor of the backbone, and of those of the source that have no place."""
+    """What became of every tensor of the backbone, and of those of the source that have no
+    place."""
 
     source: str
     loaded: list[str] = field(default_factory=list)
@@ -77,15 +80,17 @@ class LoadReport:
 
 @torch.no_grad()
 def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
-    """Copy the weights of `source` into `backbone`; returns lines that say what became of every tensor.
+    """Copy the weights of `source` into `backbone`; returns lines that say what became of every
+    tensor.
 
     Args:
-        source: a folder (of a run, of transformers, of `save_encoder`), `hf:NAME` or a name on the Hub, `dinov2_pth:FILE`
-            or a file of facebookresearch/dinov2: the published backbone, a `teacher_checkpoint.pth`, or a training state,
-            whose teacher is taken.
+        source: a folder (of a run, of transformers, of `save_encoder`), `hf:NAME` or a name on the
+            Hub, `dinov2_pth:FILE` or a file of facebookresearch/dinov2: the published backbone, a
+            `teacher_checkpoint.pth`, or a training state, whose teacher is taken.
 
-    Where shapes differ, positions are resampled, the patch projection is fitted to the number of channels, and registers
-    are taken as far as both have them. Any other difference raises `UserError`.
+    Where shapes differ, positions are resampled, the patch projection is fitted to the number of
+    channels, and registers are taken as far as both have them. Any other difference raises
+    `UserError`.
     """
     found = find_weights(source)
     heads = backbone.config.num_attention_heads
@@ -139,7 +144,8 @@ def _check_kind(folder: Path) -> None:
 def fitted_state(
     backbone: Backbone, tensors: dict[str, Tensor], report: LoadReport
 ) -> dict[str, Tensor]:
-    """A state of the backbone: its own tensors replaced by those of the source, whose fate `report` keeps."""
+    """A state of the backbone: its own tensors replaced by those of the source, whose fate `report`
+    keeps."""
     state, wrong = backbone.state_dict(), []
     for name, own in state.items():
         given = tensors.get(name)
@@ -166,7 +172,8 @@ def fitted_state(
 
 
 def resize_position_embeddings(table: Tensor, side: int) -> Tensor:
-    """Resize a `[1, 1 + M*M, D]` table (CLS first) to `[1, 1 + side*side, D]`: bicubic, in float32, CLS untouched."""
+    """Resize a `[1, 1 + M*M, D]` table (CLS first) to `[1, 1 + side*side, D]`: bicubic, in float32,
+    CLS untouched."""
     cls, grid = table[:, :1], table[:, 1:]
     old = math.isqrt(grid.shape[1])
     grid = grid.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
@@ -177,7 +184,8 @@ def resize_position_embeddings(table: Tensor, side: int) -> Tensor:
 
 
 def fit_channels(projection: Tensor, num_channels: int) -> Tensor:
-    """`[D, C, p, p]` for another number of channels: each gets the mean over C, times C / num_channels.
+    """`[D, C, p, p]` for another number of channels: each gets the mean over C, times C /
+    num_channels.
 
     An image with the same values in all channels has the same patch embedding before and after.
     """

@@ -1,6 +1,8 @@
-"""MAE pretraining: unlabelled images in, a masked autoencoder out whose encoder `transformers.AutoModel` loads.
+"""MAE pretraining: unlabelled images in, a masked autoencoder out whose encoder
+`transformers.AutoModel` loads.
 
-accelerate launch pretrain/mae.py --dataset folder:photos --eval_dataset none --output_dir outputs/mae
+accelerate launch pretrain/mae.py --dataset folder:photos --eval_dataset none --output_dir
+outputs/mae
 """
 
 import os
@@ -156,7 +158,8 @@ def masked_crop(
     index: int,
     poses: Poses = PUBLISHED_POSES,
 ) -> Item:
-    """A random crop of an image `[3, H, W]`, flipped and turned as `poses` has it, as view `[3, side, side]`; noise `[num_patches]`: the highest are hidden."""
+    """A random crop of an image `[3, H, W]`, flipped and turned as `poses` has it, as view `[3,
+    side, side]`; noise `[num_patches]`: the highest are hidden."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("mae", seed, epoch, index))
         view = random_view(image, (side, side), CROP_SCALE, poses)

@@ -1,4 +1,5 @@
-"""Learning rate, weight decay and clipping by the role of each module (DINOv2 `utils/param_groups.py`)."""
+"""Learning rate, weight decay and clipping by the role of each module (DINOv2
+`utils/param_groups.py`)."""
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,13 @@ def parameter_groups(
     layerwise_decay: float = 1.0,
     patch_embed_lr_mult: float = 0.2,
 ) -> list[dict]:
-    """AdamW groups with `params`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`; equal ones are fused, in a fixed order.
+    """AdamW groups with `params`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`; equal ones are
+    fused, in a fixed order.
 
-    Published rules: the tokens and patches of the embedding have layer id 0, block i has i + 1, the final norm and the heads are at
-    the top; the learning rate is multiplied by decay^(top - id), the patch embedding's by `patch_embed_lr_mult` as well. Biases, norms and
-    LayerScale are not decayed; CLS, position, mask and register tokens and the heads' weight-norm g and v are.
+    Published rules: the tokens and patches of the embedding have layer id 0, block i has i + 1, the
+    final norm and the heads are at the top; the learning rate is multiplied by decay^(top - id),
+    the patch embedding's by `patch_embed_lr_mult` as well. Biases, norms and LayerScale are not
+    decayed; CLS, position, mask and register tokens and the heads' weight-norm g and v are.
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
 
@@ -59,7 +62,8 @@ def apply_schedules(
 
 
 def clip_per_module(modules: dict[str, nn.Module], max_norm: float) -> dict[str, Tensor]:
-    """Clip each module's gradients by its own norm (none where `max_norm` is 0); returns the norms before clipping."""
+    """Clip each module's gradients by its own norm (none where `max_norm` is 0); returns the norms
+    before clipping."""
     limit = max_norm or float("inf")
     return {
         name: nn.utils.clip_grad_norm_(module.parameters(), limit)

@@ -1,4 +1,5 @@
-"""Schedules over optimizer steps, with the published end points (DINOv2 `utils/utils.py`, CosineScheduler)."""
+"""Schedules over optimizer steps, with the published end points (DINOv2 `utils/utils.py`,
+CosineScheduler)."""
 
 import math
 from typing import Literal
@@ -11,10 +12,11 @@ from vision_core.errors import UserError
 def cosine_schedule(
     base: float, final: float, total_steps: int, warmup_steps: int = 0, start_warmup: float = 0.0
 ) -> np.ndarray:
-    """Float64 `[total_steps]`: linear from `start_warmup` to `base`, then a half cosine towards `final`.
+    """Float64 `[total_steps]`: linear from `start_warmup` to `base`, then a half cosine towards
+    `final`.
 
-    warm-up: linspace(start_warmup, base, warmup_steps), both ends included
-    then, i = 0 .. n - 1 of n: final + (base - final) / 2 * (1 + cos(pi * i / n)), which never quite reaches `final`
+    warm-up: linspace(start_warmup, base, warmup_steps), both ends included then, i = 0 .. n - 1 of
+    n: final + (base - final) / 2 * (1 + cos(pi * i / n)), which never quite reaches `final`
     """
     if warmup_steps > total_steps:
         raise UserError(
@@ -41,7 +43,8 @@ def frozen(schedule: np.ndarray, steps: int) -> np.ndarray:
 def scaled_learning_rate(
     base: float, global_batch: int, rule: Literal["sqrt", "linear", "none"]
 ) -> float:
-    """`base` for a batch of 1024 (sqrt rule, DINOv2) or of 256 (linear rule, DINO), scaled to `global_batch`."""
+    """`base` for a batch of 1024 (sqrt rule, DINOv2) or of 256 (linear rule, DINO), scaled to
+    `global_batch`."""
     if rule == "sqrt":
         return base * math.sqrt(global_batch / 1024)
     return base * global_batch / 256 if rule == "linear" else base

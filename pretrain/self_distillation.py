@@ -1,6 +1,8 @@
-"""DINOv2 self-distillation: a student learns to predict a slow average of itself across crops and masked patches.
+"""DINOv2 self-distillation: a student learns to predict a slow average of itself across crops and
+masked patches.
 
-The nouns are the paper's (Oquab et al. 2023, sec. 4; DINO, Caron et al. 2021; iBOT, Zhou et al. 2022; KoLeo, Sablayrolles et al. 2019).
+The nouns are the paper's (Oquab et al. 2023, sec. 4; DINO, Caron et al. 2021; iBOT, Zhou et al.
+2022; KoLeo, Sablayrolles et al. 2019).
 """
 
 import copy
@@ -21,16 +23,20 @@ NUM_GLOBAL_CROPS = 2
 
 
 class SelfDistillation(nn.Module):
-    """Student, teacher, heads and losses in one module; `forward` returns the losses of a batch under `"loss"` and their names.
+    """Student, teacher, heads and losses in one module; `forward` returns the losses of a batch
+    under `"loss"` and their names.
 
-    Teacher and student start equal. Only the student has gradients; the teacher moves by `update_teacher`. After a step that was
-    taken call `update_teacher` and `update_centers`, after one that was skipped `discard_centers`.
+    Teacher and student start equal. Only the student has gradients; the teacher moves by
+    `update_teacher`. After a step that was taken call `update_teacher` and `update_centers`, after
+    one that was skipped `discard_centers`.
 
     Args:
         backbone: the student's; the teacher is a copy.
         dino_head: projects CLS tokens.
-        ibot_head: projects patch tokens; None shares `dino_head`. Not used when `ibot_loss_weight` is 0.
-        centering: "softmax" (center of past batches) or "sinkhorn_knopp" (this batch, over all processes).
+        ibot_head: projects patch tokens; None shares `dino_head`. Not used when `ibot_loss_weight`
+            is 0.
+        centering: "softmax" (center of past batches) or "sinkhorn_knopp" (this batch, over all
+            processes).
         koleo_gather: search KoLeo neighbours over all processes (published: each process alone).
         drop_path_rate: stochastic depth of the student, as a subset of each group's crops.
         recompute: trade memory for a second forward of every layer of the student.
@@ -97,10 +103,12 @@ class SelfDistillation(nn.Module):
         """The losses of one batch (spec: DINOv2 `train/ssl_meta_arch.py`).
 
         Args:
-            global_crops: `[2B, C, H, W]`, crop-major (first crops of all images, then second crops).
+            global_crops: `[2B, C, H, W]`, crop-major (first crops of all images, then second
+                crops).
             local_crops: `[L*B, C, h, w]`, crop-major, or None.
             masks: `[2B, N]` bool, the student's masked patches.
-            mask_indices: `[M]` flat positions of the True entries in `masks`; given so that no device has to wait for them.
+            mask_indices: `[M]` flat positions of the True entries in `masks`; given so that no
+                device has to wait for them.
             mask_weights: `[M]` 1 / masked patches of the crop.
             teacher_temp: temperature of the teacher's softmax at this step.
 
@@ -131,7 +139,8 @@ class SelfDistillation(nn.Module):
     def teacher_targets(
         self, global_crops: Tensor, mask_indices: Tensor, teacher_temp: float
     ) -> tuple[Tensor, Tensor | None]:
-        """Teacher probabilities of the unmasked global crops: CLS `[2, B, K]` and masked patches `[M, K]` (None without iBOT)."""
+        """Teacher probabilities of the unmasked global crops: CLS `[2, B, K]` and masked patches
+        `[M, K]` (None without iBOT)."""
         (tokens,) = forward_crop_groups(self.teacher["backbone"], [global_crops])
         cls, patches = self._cls_and_patches(tokens)
         cls_logits, patch_logits = self._project(
@@ -147,7 +156,8 @@ class SelfDistillation(nn.Module):
     def student_outputs(
         self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, mask_indices: Tensor
     ) -> dict[str, Tensor | None]:
-        """Student logits of masked global crops and of local crops, and the global CLS tokens before the head."""
+        """Student logits of masked global crops and of local crops, and the global CLS tokens
+        before the head."""
         groups = [global_crops] if local_crops is None else [global_crops, local_crops]
         backbone = self.student["backbone"]
         kept = draw_kept_crops(
@@ -170,7 +180,8 @@ class SelfDistillation(nn.Module):
     def dino_losses(
         self, student: dict[str, Tensor | None], teacher_cls: Tensor
     ) -> dict[str, Tensor]:
-        """DINO's cross-entropies, local to global and across the two global crops, over their common number of terms."""
+        """DINO's cross-entropies, local to global and across the two global crops, over their
+        common number of terms."""
         images = teacher_cls.shape[1]
         global_logits = student["global_logits"].unflatten(0, (-1, images))
         local_logits = (
@@ -192,7 +203,8 @@ class SelfDistillation(nn.Module):
         return losses
 
     def koleo(self, global_cls: Tensor) -> Tensor:
-        """KoLeo of each global crop's CLS tokens, summed over the crops (so the published weight 0.1 counts once a crop)."""
+        """KoLeo of each global crop's CLS tokens, summed over the crops (so the published weight
+        0.1 counts once a crop)."""
         views = global_cls.chunk(NUM_GLOBAL_CROPS)
         return sum(
             koleo_loss(view, self.koleo_gather, precision=self.koleo_precision) for view in views

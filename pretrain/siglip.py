@@ -1,6 +1,8 @@
-"""SigLIP pretraining: images with captions in, an image-text model out that `transformers.AutoModel` loads.
+"""SigLIP pretraining: images with captions in, an image-text model out that
+`transformers.AutoModel` loads.
 
-accelerate launch pretrain/siglip.py --dataset "parquet:train.parquet?captions=text" --eval_dataset none --output_dir outputs/siglip
+accelerate launch pretrain/siglip.py --dataset "parquet:train.parquet?captions=text" --eval_dataset
+none --output_dir outputs/siglip
 """
 
 import os
@@ -114,7 +116,8 @@ def main() -> None:
 
 
 def captioned(text: str, auto_scale: Scale | None = None) -> ImageSource:
-    """Images with captions, `auto_scale` as in `open_source`. Raises UserError for images without."""
+    """Images with captions, `auto_scale` as in `open_source`. Raises UserError for images
+    without."""
     source = open_images(text, auto_scale)
     if "captions" not in source.knows:
         raise UserError(
@@ -124,7 +127,8 @@ def captioned(text: str, auto_scale: Scale | None = None) -> ImageSource:
 
 
 def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]:
-    """The model that is trained, and its processor: loaded, or small and new, its tokenizer trained on the captions."""
+    """The model that is trained, and its processor: loaded, or small and new, its tokenizer trained
+    on the captions."""
     if args.init_from:
         with (
             nullcontext()
@@ -165,7 +169,8 @@ def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]
 
 
 def tokenizer_of_run(args: SiglipArguments, source: ImageSource) -> Any:
-    """That of the checkpoint from which a run goes on, whose numbers its weights know; trained on the captions for a new run."""
+    """That of the checkpoint from which a run goes on, whose numbers its weights know; trained on
+    the captions for a new run."""
     checkpoint = checkpoint_ahead(args.output_dir, args.resume_from_checkpoint)
     return (
         load_processor(str(checkpoint)).tokenizer
@@ -187,7 +192,8 @@ def load_processor(name: str) -> Any:
 
 
 def caption_tokenizer(captions: Iterator[str]) -> PreTrainedTokenizerFast:
-    """As the released models have it: lower case, an end behind every text, also where it is cut (the tower pools the last place), padding that is read."""
+    """As the released models have it: lower case, an end behind every text, also where it is cut
+    (the tower pools the last place), padding that is read."""
     tokenizer = corpus_tokenizer(
         captions, model_max_length=TEXT_LENGTH, model_input_names=["input_ids"]
     )
@@ -206,7 +212,8 @@ def captions_of(source: ImageSource) -> Iterator[str]:
 
 
 def pair(source: ImageSource, seed: int, image: Tensor, epoch: int, index: int) -> Item:
-    """An image `[3, H, W]` and one of its captions, drawn anew in every epoch. Raises UserError for an image without any."""
+    """An image `[3, H, W]` and one of its captions, drawn anew in every epoch. Raises UserError for
+    an image without any."""
     captions = source.annotations.captions(index)
     if not captions:
         raise UserError(
@@ -217,7 +224,8 @@ def pair(source: ImageSource, seed: int, image: Tensor, epoch: int, index: int) 
 
 
 def collate(processor: Any, length: int, items: list[Item]) -> dict[str, Tensor]:
-    """`pixel_values` `[B, 3, S, S]`; `input_ids` `[B, length]`, filled up and without a mask, for padding is read as in the released models."""
+    """`pixel_values` `[B, 3, S, S]`; `input_ids` `[B, length]`, filled up and without a mask, for
+    padding is read as in the released models."""
     images = [item["image"] for item in items]
     pixels = processor.image_processor(
         images, do_rescale=images[0].dtype == torch.uint8, return_tensors="pt"

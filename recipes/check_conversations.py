@@ -1,9 +1,11 @@
-"""Every row of a data set, read as training will read it: what is wrong with which, before hours are spent.
+"""Every row of a data set, read as training will read it: what is wrong with which, before hours
+are spent.
 
-python recipes/check_conversations.py --conversations "llava:mine.jsonl?images=images" --model vlm --max_length 2048
+python recipes/check_conversations.py --conversations "llava:mine.jsonl?images=images" --model vlm
+--max_length 2048
 
-With `--write_clean FILE` the rows that are good are written to a new file, and the others are named. Keys that nothing
-reads are listed with the number of rows that have them.
+With `--write_clean FILE` the rows that are good are written to a new file, and the others are
+named. Keys that nothing reads are listed with the number of rows that have them.
 """
 
 import sys
@@ -122,7 +124,8 @@ class Rows(Dataset):
 
 
 def main() -> None:
-    """Read all, report, and end with status 1 where a row is bad and no clean file was asked for."""
+    """Read all, report, and end with status 1 where a row is bad and no clean file was asked
+    for."""
     args = parse_arguments(CheckArguments, description=__doc__)
     check_arguments(args)
     sources = [(text, open_conversations(text)) for text in args.conversations]
@@ -161,7 +164,8 @@ def clean_target(
 ) -> Path | None:
     """Where the good rows go. Raises UserError before anything is read.
 
-    may_be_there: whether an earlier start of the same command, which was killed, may have written it; it is then written again.
+    may_be_there: whether an earlier start of the same command, which was killed, may have written
+    it; it is then written again.
     """
     if file is None:
         return None
@@ -267,7 +271,8 @@ def check(
 
 
 def reasons(wrong: Sequence[Checked]) -> list[str]:
-    """Kinds of faults, the most frequent first, with examples. A kind is a reason without names and numbers."""
+    """Kinds of faults, the most frequent first, with examples. A kind is a reason without names and
+    numbers."""
     kinds = [
         re.sub(r"\d+|/\S+|\S+\.\w{2,5}\b", "…", each.reason.partition(": ")[2]) for each in wrong
     ]

@@ -1,6 +1,8 @@
-"""Which encoder is good for what: one table over any encoders, data sets and tasks, as Markdown, JSON, a plot and pictures side by side.
+"""Which encoder is good for what: one table over any encoders, data sets and tasks, as Markdown,
+JSON, a plot and pictures side by side.
 
-python recipes/compare_encoders.py --encoders outputs/dinov2-1 untrained:outputs/dinov2-1 raw_pixels --datasets $DATA/cifar10 "$DATA/camvid?ignore=11"
+python recipes/compare_encoders.py --encoders outputs/dinov2-1 untrained:outputs/dinov2-1 raw_pixels
+--datasets $DATA/cifar10 "$DATA/camvid?ignore=11"
 """
 
 import sys
@@ -58,7 +60,8 @@ KINDS = ("pca", "attention", "cosine")
 
 @dataclass
 class Compared:
-    """One encoder's row: who it is, its results by (task, data set), and in words the images of each data set that were used."""
+    """One encoder's row: who it is, its results by (task, data set), and in words the images of
+    each data set that were used."""
 
     source: str
     paradigm: str
@@ -93,7 +96,8 @@ def main() -> None:
 
 
 def check_encoders(args: CompareArguments) -> None:
-    """Load each once, so that what one refuses, such as `position_offset`, is said before hours are spent.
+    """Load each once, so that what one refuses, such as `position_offset`, is said before hours are
+    spent.
 
     Raises UserError for that, and where none looks at images of `CHANNELS` channels.
     """
@@ -108,7 +112,8 @@ def check_encoders(args: CompareArguments) -> None:
 
 
 def check_data(tasks: Sequence[TaskName], data: dict[str, Splits]) -> None:
-    """Raise `UserError` for a task that no data set allows, before hours are spent; encoders are asked when their turn comes."""
+    """Raise `UserError` for a task that no data set allows, before hours are spent; encoders are
+    asked when their turn comes."""
     for name in tasks:
         problems = [problem_with_data(name, splits) for splits in data.values()]
         if all(problems):
@@ -125,7 +130,8 @@ def judge(
     say: Callable[[str], None],
     noted: set[tuple[str, str]],
 ) -> Compared:
-    """One encoder's results; what it, or the data, cannot do is left out and named. noted: the notes on each data set that were said already."""
+    """One encoder's results; what it, or the data, cannot do is left out and named. noted: the
+    notes on each data set that were said already."""
     encoder = load(source, args, device)
     row = Compared(source, paradigm(encoder), encoder.untrained, protocol_of(encoder))
     if encoder.num_channels != CHANNELS:
@@ -220,7 +226,8 @@ def protocols(compared: list[Compared]) -> str:
 
 
 def bars(compared: list[Compared]) -> dict[str, dict[str, float]]:
-    """Percentages by task and data set; of a task in metres or fractions the first figure in percent."""
+    """Percentages by task and data set; of a task in metres or fractions the first figure in
+    percent."""
     groups: dict[str, dict[str, float]] = {}
     for row in compared:
         for (task, text), result in row.results.items():

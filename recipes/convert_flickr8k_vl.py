@@ -1,4 +1,5 @@
-"""Flickr8k photographs with captions, matching sentences, entailment and questions, as conversations: one row for each sentence or question.
+"""Flickr8k photographs with captions, matching sentences, entailment and questions, as
+conversations: one row for each sentence or question.
 
 python recipes/convert_flickr8k_vl.py --source $DATA/flickr8k_vl --output_dir flickr8k
 """

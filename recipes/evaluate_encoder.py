@@ -1,6 +1,8 @@
-"""What a frozen encoder is good for: k-NN, linear probe, segmentation, depth, retrieval and more, as a table, a JSON and pictures.
+"""What a frozen encoder is good for: k-NN, linear probe, segmentation, depth, retrieval and more,
+as a table, a JSON and pictures.
 
-python recipes/evaluate_encoder.py --encoder outputs/dinov2-1 --dataset $DATA/cifar10 --tasks knn linear
+python recipes/evaluate_encoder.py --encoder outputs/dinov2-1 --dataset $DATA/cifar10 --tasks knn
+linear
 """
 
 import sys

@@ -1,6 +1,8 @@
-"""What a vision-language model can answer: benchmarks in their published formats, beside the same model blind and with the wrong images.
+"""What a vision-language model can answer: benchmarks in their published formats, beside the same
+model blind and with the wrong images.
 
-python recipes/evaluate_vlm.py --model outputs/sft-1 --tasks "scenes?count=400&split=held_out" "cv_bench:$DATA/CV-Bench/test*.parquet"
+python recipes/evaluate_vlm.py --model outputs/sft-1 --tasks "scenes?count=400&split=held_out"
+"cv_bench:$DATA/CV-Bench/test*.parquet"
 """
 
 import sys
@@ -129,7 +131,8 @@ def main() -> None:
 
 
 def table(task: Task, scores: dict[str, Score]) -> str:
-    """The whole with standard errors, the benchmark's other figures and each group, with images and without."""
+    """The whole with standard errors, the benchmark's other figures and each group, with images and
+    without."""
     guessed = chance(task)
     columns = {"images": "score", "blind": "blind", "shuffled": "wrong images"}
     rows = [

@@ -32,7 +32,8 @@ from vision_core.runs.checkpoints import write_text_atomically
 from vision_core.runs.work_folder import PARTIAL, WorkFolder, config_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Options that decide about the features beside the encoder and the images; the rest of a result's key is in `KeptResults`.
+# Options that decide about the features beside the encoder and the images; the rest of a result's
+# key is in `KeptResults`.
 OF_THE_FEATURES = (
     "dense_image_size",
     "preprocess",
@@ -52,7 +53,8 @@ PARADIGMS = {
 
 @dataclass(frozen=True)
 class Output:
-    """Where an evaluation writes. work: the folder, on the main process alone. path, partial: the same on every process."""
+    """Where an evaluation writes. work: the folder, on the main process alone. path, partial: the
+    same on every process."""
 
     work: WorkFolder | None
     path: Path
@@ -63,7 +65,8 @@ class Output:
 
 
 def open_output(args: JudgingArguments, name: str) -> Output:
-    """The folder of this evaluation: a new one, or with `--resume_from_checkpoint auto` that of an earlier start."""
+    """The folder of this evaluation: a new one, or with `--resume_from_checkpoint auto` that of an
+    earlier start."""
     work = None
     if is_main_process():
         work = WorkFolder.open(
@@ -86,7 +89,8 @@ def load(source: str, args: JudgingArguments, device: torch.device) -> Encoder:
 
 
 def notes_on(splits: Splits, encoder: Encoder) -> list[str]:
-    """What is odd about the range of the training images' values, for an encoder that normalises by its own mean and std.
+    """What is odd about the range of the training images' values, for an encoder that normalises by
+    its own mean and std.
 
     The main process alone looks, as it alone prints.
     """
@@ -121,7 +125,8 @@ def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) ->
 def join_processes() -> torch.device:
     """Start the process group under torchrun or accelerate; this process's device.
 
-    What processes tell each other here are Python objects, so gloo does on GPUs too. The others wait for as long as the main one works at a task.
+    What processes tell each other here are Python objects, so gloo does on GPUs too. The others
+    wait for as long as the main one works at a task.
     """
     device = (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -176,8 +181,8 @@ def run_tasks(
 ) -> dict[TaskName, TaskResult]:
     """The results by task, on the main process; the others help to extract features and get none.
 
-    A result that an earlier start has kept is taken over. What cannot be read is named in `bad_samples.jsonl` of the folder, also where it is so
-    much that the program stops.
+    A result that an earlier start has kept is taken over. What cannot be read is named in
+    `bad_samples.jsonl` of the folder, also where it is so much that the program stops.
     """
     try:
         kept, results = None, {}
@@ -240,7 +245,8 @@ def _contents(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def name_unreadable(folder: Path, dataset: str, frozen: FrozenFeatures) -> None:
-    """One line in `bad_samples.jsonl` for each image that could not be read, once for all encoders."""
+    """One line in `bad_samples.jsonl` for each image that could not be read, once for all
+    encoders."""
     path = folder / BAD_SAMPLES
     named = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     records = [

@@ -1,4 +1,5 @@
-"""The options of `evaluate_encoder.py` and `compare_encoders.py`, and the checks that need no data. Imports nothing heavy."""
+"""The options of `evaluate_encoder.py` and `compare_encoders.py`, and the checks that need no data.
+Imports nothing heavy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,7 +173,8 @@ def check_judging(args: JudgingArguments, tasks: Sequence[str], name: str) -> No
 
 
 def check_counts(args: Any, *names: str) -> None:
-    """Raise `UserError` for an option of one of these names that is below 1; None is left to its default."""
+    """Raise `UserError` for an option of one of these names that is below 1; None is left to its
+    default."""
     for name in names:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} is not possible; give 1 or more")

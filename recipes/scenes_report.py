@@ -1,4 +1,5 @@
-"""One page about fused models that answer questions about scenes: a table over seeds, curves, example answers beside each other.
+"""One page about fused models that answer questions about scenes: a table over seeds, curves,
+example answers beside each other.
 
 python recipes/scenes_report.py --models outputs/everything --output_dir outputs/everything/report
 """
@@ -63,7 +64,8 @@ EXAMPLES = 12
 
 @dataclass(frozen=True)
 class Judged:
-    """One fused model. scores: shown -> group -> percent. losses: (steps, values) of fine-tuning. answers: rows of answers.jsonl."""
+    """One fused model. scores: shown -> group -> percent. losses: (steps, values) of fine-tuning.
+    answers: rows of answers.jsonl."""
 
     variant: str
     seed: str
@@ -119,7 +121,8 @@ def read(folder: Path) -> Judged:
 
 
 def with_means(groups: dict[str, float]) -> dict[str, float]:
-    """Percent of each kind of question, and the means over the kinds of `what`, of `where` and of both."""
+    """Percent of each kind of question, and the means over the kinds of `what`, of `where` and of
+    both."""
     means = {
         name: statistics.fmean(groups[kind] for kind in kinds) for name, kinds in KINDS.items()
     }
@@ -199,7 +202,8 @@ def comparison(models: Sequence[Judged]) -> Any:
 
 
 def examples(models: Sequence[Judged]) -> tuple[Any, list[dict[str, str]]]:
-    """Some questions' images, numbered by their place, and what each variant answers; wrong answers are struck out."""
+    """Some questions' images, numbered by their place, and what each variant answers; wrong answers
+    are struck out."""
     questions = open_task(models[0].task).questions
     step = max(len(questions) // EXAMPLES, 1)
     chosen = list(range(0, len(questions), step))[:EXAMPLES]

@@ -1,6 +1,8 @@
-"""A small Qwen3 with a tokenizer of the data's own words, untrained: what fused models are made with where no language model can be downloaded.
+"""A small Qwen3 with a tokenizer of the data's own words, untrained: what fused models are made
+with where no language model can be downloaded.
 
-python recipes/small_language_model.py --conversations "scenes?count=16000&turns=all" --output_dir outputs/language_model
+python recipes/small_language_model.py --conversations "scenes?count=16000&turns=all" --output_dir
+outputs/language_model
 """
 
 import sys

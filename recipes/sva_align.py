@@ -1,6 +1,8 @@
-"""First stage: the connector, and the layers in the language model that look into the encoders again, learn to be read; all else is frozen.
+"""First stage: the connector, and the layers in the language model that look into the encoders
+again, learn to be read; all else is frozen.
 
-deepspeed recipes/sva_align.py --init_from vlm --conversations "llava:blip_558k.json?images=images" --deepspeed recipes/zero/zero2.json
+deepspeed recipes/sva_align.py --init_from vlm --conversations "llava:blip_558k.json?images=images"
+--deepspeed recipes/zero/zero2.json
 """
 
 import sys

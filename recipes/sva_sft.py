@@ -1,6 +1,8 @@
-"""Second stage: language model and connector learn to answer; encoders stay frozen, or train at a rate of their own.
+"""Second stage: language model and connector learn to answer; encoders stay frozen, or train at a
+rate of their own.
 
-deepspeed recipes/sva_sft.py --init_from outputs/align-1 --conversations "llava:mix_665k.json?images=images" --deepspeed recipes/zero/zero2.json
+deepspeed recipes/sva_sft.py --init_from outputs/align-1 --conversations
+"llava:mix_665k.json?images=images" --deepspeed recipes/zero/zero2.json
 """
 
 import sys
@@ -70,7 +72,8 @@ def with_lora(model: FusionVlmForConditionalGeneration, rank: int, seed: int) ->
     from peft import get_peft_model
 
     torch.manual_seed(seed_of(seed, "lora"))  # it draws its matrices without being asked
-    # its matrices in the dtype of the others: ZeRO-3 has them in bf16 already, and takes no second dtype
+    # its matrices in the dtype of the others: ZeRO-3 has them in bf16 already, and takes no second
+    # dtype
     return get_peft_model(
         model, lora_config(model, rank=rank, alpha=2 * rank), autocast_adapter_dtype=False
     )

@@ -1,4 +1,5 @@
-"""The options of connector training and of supervised fine-tuning, and the checks that need no data. Imports nothing heavy."""
+"""The options of connector training and of supervised fine-tuning, and the checks that need no
+data. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ class VlmArguments(TrainerOptions):
 
 
 def check_streams(args: VlmArguments) -> None:
-    """Raises UserError where a stream is asked for what needs the number of its rows, or all of them at once."""
+    """Raises UserError where a stream is asked for what needs the number of its rows, or all of
+    them at once."""
     if held_out := next(filter(is_stream, args.eval_conversations), None):
         raise UserError(
             f"--eval_conversations {held_out} is a stream, which is not measured on; leave out stream=true"
@@ -101,7 +103,8 @@ def check_streams(args: VlmArguments) -> None:
 
 @dataclass
 class AlignArguments(VlmArguments):
-    """The first stage: connector and layers in the language model train, the rest is frozen. Rates as Cambrian-1's scripts have them."""
+    """The first stage: connector and layers in the language model train, the rest is frozen. Rates
+    as Cambrian-1's scripts have them."""
 
     conversations: list[str] = option(
         ["scenes?count=1000&turns=all"],
@@ -116,7 +119,8 @@ class AlignArguments(VlmArguments):
 
 @dataclass
 class SftArguments(VlmArguments):
-    """The second stage: the language model trains too, whole or by LoRA; encoders when they have a rate."""
+    """The second stage: the language model trains too, whole or by LoRA; encoders when they have a
+    rate."""
 
     learning_rate: float | None = option(
         None,

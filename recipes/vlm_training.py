@@ -1,4 +1,5 @@
-"""One stage of training a fused vision-language model, on transformers' Trainer, under any of its launchers."""
+"""One stage of training a fused vision-language model, on transformers' Trainer, under any of its
+launchers."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def train(
     planned: Callable[[FusionVlmForConditionalGeneration], Plan],
     launchers: list[tuple[int, str]],
 ) -> None:
-    """A whole stage: join the processes, load, decide by `planned(model)` what trains, train, publish."""
+    """A whole stage: join the processes, load, decide by `planned(model)` what trains, train,
+    publish."""
     share_cores()
     check_stage(stage, args)
     if args.deepspeed:
@@ -83,11 +85,13 @@ def train(
             if is_first_launched():
                 learning = "" if args.dry_run else ", and learn from drawn scenes first"
                 say(f"no --init_from: small stand-ins are made{learning}")
-            # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
+            # before ZeRO-3 takes over how models are made, and while a signal still ends the
+            # program at once: there is nothing yet to save
             write_small_default(
                 Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run
             )
-        # before signals are remembered: a launcher's ends a process that waits for others to join, one of which has failed
+        # before signals are remembered: a launcher's ends a process that waits for others to join,
+        # one of which has failed
         settings = vlm_training_arguments(args)
         with StopRequest(launchers, args.grace_seconds) as stop:
             if args.dry_run:
@@ -97,7 +101,8 @@ def train(
 
 
 def refuse_forgotten_start(args: VlmArguments) -> None:
-    """Raises UserError where a run that began from a model is to go on without --init_from: before small stand-ins learn for minutes."""
+    """Raises UserError where a run that began from a model is to go on without --init_from: before
+    small stand-ins learn for minutes."""
     checkpoint = checkpoint_ahead(args.output_dir, args.resume_from_checkpoint)
     began_from = config_in(checkpoint.parent).get("init_from") if checkpoint else None
     if began_from is not None:
@@ -136,7 +141,8 @@ def dry_run(
     settings: TrainingArguments,
     aside: str,
 ) -> None:
-    """All that a run does before its first step, but for its folder and the features of `--feature_cache`; then what it would be."""
+    """All that a run does before its first step, but for its folder and the features of
+    `--feature_cache`; then what it would be."""
     if args.resume_from_checkpoint and is_main_process():
         check_checkpoint(
             args,
@@ -154,7 +160,8 @@ def dry_run(
 
 
 def check_checkpoint(args: VlmArguments, checkpoint: Path | None) -> None:
-    """Raises UserError where a run with these options could not take up the optimizer's states of `checkpoint`."""
+    """Raises UserError where a run with these options could not take up the optimizer's states of
+    `checkpoint`."""
     if checkpoint is not None:
         refuse_other_layout(
             checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size()
@@ -162,7 +169,8 @@ def check_checkpoint(args: VlmArguments, checkpoint: Path | None) -> None:
 
 
 def header(args: VlmArguments, folder: str, checkpoint: str) -> list[str]:
-    """What a run is as far as its options say it, before a model is loaded and features are computed for hours."""
+    """What a run is as far as its options say it, before a model is loaded and features are
+    computed for hours."""
     lines = [
         f"run folder       {folder}",
         f"model            {args.init_from or 'small stand-ins'}",
@@ -181,7 +189,8 @@ def build_trainer(
     held_out: Sequence[Source],
     run: RunFolder | None,
 ) -> VlmTrainer:
-    """The model of `base` with what `planned` says of it, the data, and what trains the one on the other."""
+    """The model of `base` with what `planned` says of it, the data, and what trains the one on the
+    other."""
     cache = (
         filled_cache(args, base, settings, [*sources, *held_out]) if args.feature_cache else None
     )
@@ -229,7 +238,8 @@ def facts_of_rows(sources: Sequence[Source], held_out: Sequence[Source]) -> list
 
 
 def opened_alike(args: VlmArguments) -> tuple[list[Source], list[Source]]:
-    """What is trained on, and what is held out. Raises UserError, on all processes, where they do not see the same rows."""
+    """What is trained on, and what is held out. Raises UserError, on all processes, where they do
+    not see the same rows."""
     sources, held_out = opened(args.conversations), opened(args.eval_conversations)
     named = zip([*args.conversations, *args.eval_conversations], [*sources, *held_out], strict=True)
     refuse_unequal({text: len(source) for text, source in named if not is_stream(text)})
@@ -243,7 +253,8 @@ def training_data(
     cache: MapCache | None,
     batch: int,
 ) -> tuple[ConversationDataset | StreamDataset, Sampler | None]:
-    """The samples and their order, None for the Trainer's own. batch: samples of one process and forward."""
+    """The samples and their order, None for the Trainer's own. batch: samples of one process and
+    forward."""
     step = batch * args.gradient_accumulation_steps * world_size()
     if any(map(is_stream, args.conversations)):
         stream = StreamDataset(
@@ -255,7 +266,8 @@ def training_data(
 
 
 def vlm_training_arguments(args: VlmArguments) -> TrainingArguments:
-    """For the Trainer; making them joins the processes, and prepares ZeRO-3, so it comes before the model."""
+    """For the Trainer; making them joins the processes, and prepares ZeRO-3, so it comes before the
+    model."""
     if args.deepspeed:
         launched_alone()
     settings = training_arguments(
@@ -288,7 +300,8 @@ def launched_alone() -> None:
 
 
 def fetch_whole_layers(model: nn.Module) -> None:
-    """ZeRO-3 is told of layers that compute with weights of the modules in them, which are there only if the layer is fetched as one."""
+    """ZeRO-3 is told of layers that compute with weights of the modules in them, which are there
+    only if the layer is fetched as one."""
     from deepspeed.utils import set_z3_leaf_modules
 
     kinds = [
@@ -313,7 +326,8 @@ def filled_cache(
     settings: TrainingArguments,
     sources: Sequence[ConversationSource],
 ) -> MapCache:
-    """The cache of the frozen encoders' features, with every image of the run in it. Raises UserError; see `fill_for_a_run`."""
+    """The cache of the frozen encoders' features, with every image of the run in it. Raises
+    UserError; see `fill_for_a_run`."""
     with whole_models(settings):
         model, processor = load_model(base, MASTERS)
     vision_model, image_processor = (

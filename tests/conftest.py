@@ -1,7 +1,9 @@
-"""What holds for every test: no network, and pictures without a display, set before any test imports the libraries that read it.
+"""What holds for every test: no network, and pictures without a display, set before any test
+imports the libraries that read it.
 
-And scripts as users start them, in processes of their own: `runs.start` forks them from one server (`fork_server.py`), `runs.start_plain` from
-another that knows nothing of this project, `runs.launch` goes through an interpreter or a launcher.
+And scripts as users start them, in processes of their own: `runs.start` forks them from one server
+(`fork_server.py`), `runs.start_plain` from another that knows nothing of this project,
+`runs.launch` goes through an interpreter or a launcher.
 """
 
 import json
@@ -35,7 +37,8 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "TEST_RUN_LOG"
-# The environment's own programs first: deepspeed compiles with ninja, and compiles again when it meets another ninja.
+# The environment's own programs first: deepspeed compiles with ninja, and compiles again when it
+# meets another ninja.
 ALIKE = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
@@ -84,7 +87,8 @@ class Run:
         kill(self)
 
     def processes(self) -> list[int]:
-        """Everything that lives of the run: in its session, or, as torchrun puts its ranks into others, with its mark."""
+        """Everything that lives of the run: in its session, or, as torchrun puts its ranks into
+        others, with its mark."""
         return [
             pid
             for pid, fields in _processes()
@@ -104,7 +108,8 @@ class Run:
         ]
 
     def kill_a_child(self) -> bool:
-        """kill -9 of one child of the first process; False where there is none just now, as between two epochs."""
+        """kill -9 of one child of the first process; False where there is none just now, as between
+        two epochs."""
         for pid in self.children()[:1]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -130,7 +135,8 @@ def kill(*runs: Run) -> None:
 
 
 def _processes():
-    """(process id, fields of /proc/<pid>/stat from the third on: state, parent, group, session, ...)"""
+    """(process id, fields of /proc/<pid>/stat from the third on: state, parent, group, session,
+    ...)"""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             yield int(path.parent.name), path.read_text().rpartition(")")[2].split()
@@ -145,7 +151,8 @@ def free_port() -> int:
 
 
 def last_step(folder: Path) -> int:
-    """The last step in metrics.jsonl, 0 without one; the last line may be in the middle of being written."""
+    """The last step in metrics.jsonl, 0 without one; the last line may be in the middle of being
+    written."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
@@ -154,7 +161,8 @@ def last_step(folder: Path) -> int:
 
 
 class Runs:
-    """`start`, `start_two`, `start_plain`, `launch`, `finish`, `error`; scripts by their path in the repository, options as on the command line."""
+    """`start`, `start_two`, `start_plain`, `launch`, `finish`, `error`; scripts by their path in
+    the repository, options as on the command line."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.started, self.servers = folder, [], {}
@@ -184,7 +192,8 @@ class Runs:
         environment: dict[str, str] | None = None,
         folder: Path | None = None,
     ) -> Run:
-        """Code, or a file, where the libraries are imported and this project is not, nor is it installed: a file has to find it, code does with `project`.
+        """Code, or a file, where the libraries are imported and this project is not, nor is it
+        installed: a file has to find it, code does with `project`.
 
         Forked, with as many threads as here, for the same bits.
         """
@@ -206,7 +215,8 @@ class Runs:
         *arguments,
         folders: tuple[Path | None, Path | None] = (None, None),
     ) -> list[Run]:
-        """The processes of one job, forked, with the environment that torchrun gives its own; each in its folder of `folders`, as on two machines."""
+        """The processes of one job, forked, with the environment that torchrun gives its own; each
+        in its folder of `folders`, as on two machines."""
         common = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
@@ -229,7 +239,8 @@ class Runs:
         environment: dict[str, str] | None = None,
         folder: Path | None = None,
     ) -> Run:
-        """As a user does, from another folder: by the interpreter, or by a launcher, whose words come first; `python -m` takes a module's name."""
+        """As a user does, from another folder: by the interpreter, or by a launcher, whose words
+        come first; `python -m` takes a module's name."""
         log, words = self._log(), list(map(str, arguments))
         given = os.environ | ALIKE | {MARK: str(log)} | (environment or {})
         with log.open("wb") as file:
@@ -245,12 +256,14 @@ class Runs:
         return self._begun(Run(process.pid, process.poll, words, log))
 
     def deepspeed(self, processes: int = 2) -> list[str]:
-        """The words of deepspeed's launcher, at a port of its own: by default all jobs of a machine meet at 29500."""
+        """The words of deepspeed's launcher, at a port of its own: by default all jobs of a machine
+        meet at 29500."""
         program = str(Path(sys.executable).with_name("deepspeed"))
         return [program, "--num_gpus", str(processes), "--master_port", str(free_port())]
 
     def finish(self, *runs: Run, expect: int = 0, seconds: float = 240) -> str:
-        """What the first printed, once all are through. Of several processes, those that wait for one that has failed are killed."""
+        """What the first printed, once all are through. Of several processes, those that wait for
+        one that has failed are killed."""
         deadline = time.monotonic() + seconds
         while (
             None in (found := [run.poll() for run in runs])
@@ -280,7 +293,8 @@ class Runs:
         return lines[-1]
 
     def kill(self, *chosen: Run) -> None:
-        """kill -9 of everything of all of them at once, like a machine that stops; without any, of whatever is left of all that was started."""
+        """kill -9 of everything of all of them at once, like a machine that stops; without any, of
+        whatever is left of all that was started."""
         kill(*(chosen or self.started))
         self.started = [run for run in self.started if run not in (chosen or self.started)]
 
@@ -379,7 +393,8 @@ class Server:
 
 @pytest.fixture(autouse=True, scope="module")
 def a_new_state_of_accelerate():
-    """accelerate keeps the precision of the first trainer of a process, and refuses another; a file of tests leaves none behind."""
+    """accelerate keeps the precision of the first trainer of a process, and refuses another; a file
+    of tests leaves none behind."""
     yield
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,9 +1,12 @@
-"""Runs scripts or code in processes forked from this one, which has imported everything: a start costs a tenth of a second instead of ten.
+"""Runs scripts or code in processes forked from this one, which has imported everything: a start
+costs a tenth of a second instead of ten.
 
-Its first argument is what it imports: "scripts" and all that they need, or "libraries" and nothing of this project, for code that users copy.
-Reads one JSON object a line: {"kind", "what", "arguments", "path", "environment", "folder", "log"} starts a run (`run` says of which kinds) and answers
-its process id, {"poll": id} answers its exit status, negative for the signal that ended it, or null while it lives. Answers go to the file descriptor
-that is its second argument, for libraries print while they are imported.
+Its first argument is what it imports: "scripts" and all that they need, or "libraries" and nothing
+of this project, for code that users copy. Reads one JSON object a line: {"kind", "what",
+"arguments", "path", "environment", "folder", "log"} starts a run (`run` says of which kinds) and
+answers its process id, {"poll": id} answers its exit status, negative for the signal that ended it,
+or null while it lives. Answers go to the file descriptor that is its second argument, for libraries
+print while they are imported.
 """
 
 import importlib
@@ -57,7 +60,8 @@ def be_the_run(
 
 
 def run(kind: str, what: str, arguments: list[str], path: str) -> None:
-    """A `script`, one of SCRIPTS; a `file`, as `python file`; or `code`, as `python -c code`. path: what comes first on sys.path for the latter two."""
+    """A `script`, one of SCRIPTS; a `file`, as `python file`; or `code`, as `python -c code`. path:
+    what comes first on sys.path for the latter two."""
     if kind == "script":
         from vision_core.errors import run_script
 

@@ -1,7 +1,9 @@
-"""What the tests of hostile inputs share: a place with files of every unreadable kind, and the assertion that a call ends in one line, soon.
+"""What the tests of hostile inputs share: a place with files of every unreadable kind, and the
+assertion that a call ends in one line, soon.
 
-The inputs are harmless to everything but the reader that is not careful: where a library itself would crash on deeper or larger ones, the guard in
-front of it is shown with small ones. Nothing outside of the data's folder may be read.
+The inputs are harmless to everything but the reader that is not careful: where a library itself
+would crash on deeper or larger ones, the guard in front of it is shown with small ones. Nothing
+outside of the data's folder may be read.
 """
 
 import os
@@ -45,7 +47,8 @@ class Options:
 
 
 class Place:
-    """A folder with data, something secret beside it, and files of every unreadable kind, whatever ending they are asked to have."""
+    """A folder with data, something secret beside it, and files of every unreadable kind, whatever
+    ending they are asked to have."""
 
     def __init__(self, root: Path) -> None:
         self.data, self.outside = root / "data", root / "outside"
@@ -187,7 +190,8 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 def really_opened(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Where the files lie that are opened from now on, by their descriptors, which no link can hide."""
+    """Where the files lie that are opened from now on, by their descriptors, which no link can
+    hide."""
     found: list[str] = []
     real_open = os.open
 

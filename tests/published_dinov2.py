@@ -1,6 +1,8 @@
-"""The module of facebookresearch/dinov2 written anew from its published names and formulas: an independent reference.
+"""The module of facebookresearch/dinov2 written anew from its published names and formulas: an
+independent reference.
 
-Names: `vision_transformer.py` (DinoVisionTransformer), its `BlockChunk`, `layers/block.py` and `layers/layer_scale.py`.
+Names: `vision_transformer.py` (DinoVisionTransformer), its `BlockChunk`, `layers/block.py` and
+`layers/layer_scale.py`.
 """
 
 import math

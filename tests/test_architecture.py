@@ -1,4 +1,5 @@
-"""Guards over the whole tree: who imports whom, names that would shadow packages, unsafe loading, paths in the docs."""
+"""Guards over the whole tree: who imports whom, names that would shadow packages, unsafe loading,
+paths in the docs."""
 
 import ast
 import dataclasses
@@ -39,7 +40,8 @@ LINK = re.compile(r'(?:\]\(|src=")(?!\w+:|#)([^)"#\s]+)')
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every absolute import, inside functions too, and of `import_module("...")`."""
+    """(line, dotted name) of every absolute import, inside functions too, and of
+    `import_module("...")`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -67,7 +69,8 @@ def wrong_arrows(source: str, package: str) -> list[str]:
 
 
 def unsafe_loads(source: str) -> list[str]:
-    """Places that could run code from a file: pickle, torch.load or numpy.load of objects, remote code of the Hub."""
+    """Places that could run code from a file: pickle, torch.load or numpy.load of objects, remote
+    code of the Hub."""
     tree = ast.parse(source)
     found = [
         f"line {line}: import of {name}"
@@ -144,7 +147,8 @@ def test_allowed_arrows_pass():
 
 
 def test_script_folders_shadow_no_package():
-    """A script's folder is first on sys.path: `pretrain/datasets.py` there would be what every library imports as `datasets`."""
+    """A script's folder is first on sys.path: `pretrain/datasets.py` there would be what every
+    library imports as `datasets`."""
     installed = importlib.metadata.packages_distributions()
     others = {
         name for name, owners in installed.items() if set(owners) != {"vision-encoder-fusion"}

@@ -1,4 +1,5 @@
-"""Files that somebody made to hurt, given to each reader of whole files: each ends in one line, soon."""
+"""Files that somebody made to hurt, given to each reader of whole files: each ends in one line,
+soon."""
 
 import json
 import os

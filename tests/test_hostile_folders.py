@@ -74,7 +74,8 @@ model_case("cambrian is a list", {"config.json": "[1]"}, "config.json")
 
 
 def saved_case(name: str, **changes: object) -> None:
-    """An encoder that `save_encoder` wrote, with another value in its description; `transform_size` is `size` in `transform`."""
+    """An encoder that `save_encoder` wrote, with another value in its description; `transform_size`
+    is `size` in `transform`."""
 
     @CASES.add(f"encoder.json: {name}", "encoder.json", "; ")
     def _(place: Place) -> Callable[[], object]:

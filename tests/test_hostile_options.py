@@ -1,4 +1,5 @@
-"""Config files, command lines and names of data that somebody made to hurt: each ends in one line, soon."""
+"""Config files, command lines and names of data that somebody made to hurt: each ends in one line,
+soon."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""Rows, lines and entries of data that somebody made to hurt: each is named in one line, and no path of theirs leads out of the data's folder."""
+"""Rows, lines and entries of data that somebody made to hurt: each is named in one line, and no
+path of theirs leads out of the data's folder."""
 
 import json
 from collections.abc import Callable
@@ -105,7 +106,8 @@ def first_image(text: str) -> Callable[[], object]:
 
 
 def task_case(name: str, kind: str, file: str, content: object, *said: str) -> None:
-    """The first row, or its image, of a benchmark's file; beside it lie files of the unreadable kinds."""
+    """The first row, or its image, of a benchmark's file; beside it lie files of the unreadable
+    kinds."""
 
     @CASES.add(f"{kind}: {name}", file, "; ", *said)
     def _(place: Place) -> Callable[[], object]:

@@ -1,4 +1,5 @@
-"""Programs as users start them, with files, options and names that were made to hurt: one line, status 2, within seconds, and no folder is left."""
+"""Programs as users start them, with files, options and names that were made to hurt: one line,
+status 2, within seconds, and no folder is left."""
 
 import json
 import os
@@ -17,7 +18,8 @@ SECONDS = 5
 
 @pytest.fixture(scope="module")
 def place(runs, tmp_path_factory) -> Path:
-    """A pipe of every ending, a model's folder with a pipe, a good fused model, rows with hostile paths, a few pictures."""
+    """A pipe of every ending, a model's folder with a pipe, a good fused model, rows with hostile
+    paths, a few pictures."""
     folder = tmp_path_factory.mktemp("hostile")
     write_small_default(
         folder / "fused", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0

@@ -1,4 +1,5 @@
-"""No message advises an option that the program which prints it refuses: every `--name` in the strings of every program's modules is looked up."""
+"""No message advises an option that the program which prints it refuses: every `--name` in the
+strings of every program's modules is looked up."""
 
 import ast
 import re
@@ -31,7 +32,8 @@ PROGRAMS = {
 OF_THE_PARSER = {"config", "help", "key", "local"}
 # --signal is of sbatch
 OF_LAUNCHERS = {"signal", "nproc", "nnodes", "num_nodes", "num_gpus"}
-# Modules that programs with other options share: what they advise, all of the programs named here must take.
+# Modules that programs with other options share: what they advise, all of the programs named here
+# must take.
 SHARED = {
     "encoders.evaluation.": ("recipes.evaluate_encoder", "recipes.compare_encoders"),
     "recipes.judging": ("recipes.evaluate_encoder", "recipes.compare_encoders"),
@@ -51,7 +53,8 @@ def options_of(program: str) -> set[str]:
 
 
 def fields_of(module: str, name: str) -> set[str]:
-    """Those of a dataclass and of the classes that it is made from, here or in the module that they come from."""
+    """Those of a dataclass and of the classes that it is made from, here or in the module that they
+    come from."""
     for node in tree_of(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             inherited = [fields_of(module, base.id) for base in node.bases]
@@ -100,7 +103,8 @@ def reached_by(program: str) -> set[str]:
 
 
 def texts(module: str) -> Iterator[str]:
-    """String constants but docstrings; of an f-string its fixed parts, with the option that resumes by its name."""
+    """String constants but docstrings; of an f-string its fixed parts, with the option that resumes
+    by its name."""
     tree = tree_of(module)
     left_out = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):

@@ -1,4 +1,5 @@
-"""What pyproject.toml promises: the packages that are there, extras that keep loading light, scripts that run from a plain clone."""
+"""What pyproject.toml promises: the packages that are there, extras that keep loading light,
+scripts that run from a plain clone."""
 
 import ast
 import importlib.metadata
@@ -119,7 +120,8 @@ def test_every_import_is_a_declared_dependency():
 
 @pytest.mark.parametrize("last", ["accelerate launch pretrain/dinov2.py", "pytest -n 2"])
 def test_readme_shows_a_command_from_nothing_to(last):
-    """One line sets up everything on a fresh machine. `.ci/run` takes the second one from below `# install and test`."""
+    """One line sets up everything on a fresh machine. `.ci/run` takes the second one from below `#
+    install and test`."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     commands = [
         i
@@ -136,7 +138,8 @@ def test_script_runs_from_another_folder_of_an_uninstalled_clone(runs, script):
 
 
 def test_script_is_started_from_another_folder_of_an_uninstalled_clone(runs):
-    """`-S` leaves out .pth files and with them an editable install; the libraries come in through PYTHONPATH."""
+    """`-S` leaves out .pth files and with them an editable install; the libraries come in through
+    PYTHONPATH."""
     environment = {"PYTHONPATH": sysconfig.get_path("purelib")}
     shown = runs.finish(
         runs.launch([sys.executable, "-S"], "pretrain/dinov2.py", "--help", environment=environment)

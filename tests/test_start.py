@@ -1,4 +1,5 @@
-"""How programs start: options before imports, the first sign, the right word for an unknown option, the last word under a launcher."""
+"""How programs start: options before imports, the first sign, the right word for an unknown option,
+the last word under a launcher."""
 
 import subprocess
 import sys
@@ -22,7 +23,8 @@ TYPO = "error: command line: unknown option 'no_such_word'; --help lists the opt
 
 
 def start(program: str, *arguments: str) -> tuple[int, str, str, set[str]]:
-    """Status, stdout, stderr, and the modules that a program imports, by Python's own list of them."""
+    """Status, stdout, stderr, and the modules that a program imports, by Python's own list of
+    them."""
     words = ["-m", program] if program in MODULES else [str(ROOT / program)]
     command = [sys.executable, "-X", "importtime", *words, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,5 @@
-"""Where files are opened and lines are printed: the places are few, so that no other one forgets what strangers may have put there."""
+"""Where files are opened and lines are printed: the places are few, so that no other one forgets
+what strangers may have put there."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vision_core", "encoders", "pretrain", "fusion", "recipes")
-# Each reads only what this project wrote itself, or what the kernel writes; no name in a user's options or data leads there.
+# Each reads only what this project wrote itself, or what the kernel writes; no name in a user's
+# options or data leads there.
 READ_THEIR_OWN = {
     "encoders/evaluation/stored_features.py": "the cache, whose folder the program makes",
     "fusion/stub.py": "configs of the folder that was saved a moment ago",
@@ -30,7 +32,8 @@ READ_THEIR_OWN = {
     "vision_core/files/sealed_tensors.py": "the caches, whose files it looks at before",
     "vision_core/trainer/resume.py": "files of a checkpoint whose manifest was verified",
 }
-# The owner, through which all others read; vision_core/files/text_files.py makes text, JSON and YAML of it.
+# The owner, through which all others read; vision_core/files/text_files.py makes text, JSON and
+# YAML of it.
 OWNERS = {"vision_core/files/regular_files.py"}
 # A library opens these by their paths, behind `check_openable`, `refuse_special_files` or the like.
 CHECKED_FIRST = {

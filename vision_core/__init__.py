@@ -1,1 +1,2 @@
-"""What every room stands on: arguments, run folders, checkpoints, randomness, images. Imports no sibling package."""
+"""What every room stands on: arguments, run folders, checkpoints, randomness, images. Imports no
+sibling package."""

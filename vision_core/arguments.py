@@ -1,7 +1,8 @@
 """One strict reader for the options of every script: defaults < YAML file < command line.
 
-Options are the fields of a flat dataclass. Both surfaces are read as text and converted by one function, so that
-`5e-4`, a number to people and a string to YAML 1.1, means the same in a file and on the command line.
+Options are the fields of a flat dataclass. Both surfaces are read as text and converted by one
+function, so that `5e-4`, a number to people and a string to YAML 1.1, means the same in a file and
+on the command line.
 """
 
 import dataclasses
@@ -29,7 +30,8 @@ NULL_TAG = "tag:yaml.org,2002:null"
 
 
 def option(default: Any, help: str, group: str = "") -> Any:
-    """A dataclass field with its help text and its group in `--help`. A list default is copied for each object."""
+    """A dataclass field with its help text and its group in `--help`. A list default is copied for
+    each object."""
     metadata = {"help": help, "group": group}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -39,15 +41,17 @@ def option(default: Any, help: str, group: str = "") -> Any:
 def parse_arguments(
     arguments_type: type[T], argv: list[str] | None = None, description: str = "", program: str = ""
 ) -> T:
-    """Build `arguments_type`, a flat dataclass, from its defaults, a YAML file and the command line; later ones win.
+    """Build `arguments_type`, a flat dataclass, from its defaults, a YAML file and the command
+    line; later ones win.
 
-    Fields are int, float, str, bool, Literal, a list of those, or one of these `| None`. The file is named by
-    `--config x.yaml` or by a first argument that ends in .yaml or .yml. On the command line: `--key value`,
-    `--key=value`, `--key a b c` for lists (`--key []` is the empty one), `--flag` or `--flag false`, `none` for None.
-    `--help` prints the options and exits with status 0; program: how it names the program, by default by its file.
+    Fields are int, float, str, bool, Literal, a list of those, or one of these `| None`. The file
+    is named by `--config x.yaml` or by a first argument that ends in .yaml or .yml. On the command
+    line: `--key value`, `--key=value`, `--key a b c` for lists (`--key []` is the empty one),
+    `--flag` or `--flag false`, `none` for None. `--help` prints the options and exits with status
+    0; program: how it names the program, by default by its file.
 
-    Raises UserError for an unknown or repeated key, a value of another type, a missing value, or a file that cannot be
-    read.
+    Raises UserError for an unknown or repeated key, a value of another type, a missing value, or a
+    file that cannot be read.
     """
     argv = _without_launcher_arguments(sys.argv[1:] if argv is None else argv)
     hints = field_types(arguments_type)
@@ -92,7 +96,8 @@ def arguments_to_yaml(arguments: Any) -> str:
 
 
 def field_types(arguments_type: type) -> dict[str, Any]:
-    """Field name -> type. Raises TypeError for a type that the reader does not know, such as a tuple or a dict."""
+    """Field name -> type. Raises TypeError for a type that the reader does not know, such as a
+    tuple or a dict."""
     hints = get_type_hints(arguments_type)
     types_by_name = {field.name: hints[field.name] for field in dataclasses.fields(arguments_type)}
     for name, hint in types_by_name.items():
@@ -106,7 +111,8 @@ def field_types(arguments_type: type) -> dict[str, Any]:
 
 
 def describe_type(hint: Any) -> str:
-    """The type in words: `a number`, `one of softmax, sinkhorn`, `a list (each an integer) or none`."""
+    """The type in words: `a number`, `one of softmax, sinkhorn`, `a list (each an integer) or
+    none`."""
     kind, is_optional = _split_optional(hint)
     if is_optional:
         return f"{describe_type(kind)} or none"
@@ -124,7 +130,8 @@ def _given_values(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_launcher_arguments(argv: list[str]) -> list[str]:
-    """DeepSpeed's launcher puts `--local_rank=N` before the user's arguments; LOCAL_RANK says the same."""
+    """DeepSpeed's launcher puts `--local_rank=N` before the user's arguments; LOCAL_RANK says the
+    same."""
     return [token for token in argv if not re.fullmatch(r"--local[_-]rank=\d+", token)]
 
 
@@ -173,7 +180,8 @@ def _read_command_line(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]
 
 
 def _count_values(following: list[str], hint: Any) -> int:
-    """How many tokens after `--key` are its values: for a list all up to the next option, for others at most one."""
+    """How many tokens after `--key` are its values: for a list all up to the next option, for
+    others at most one."""
     available = next(
         (i for i, token in enumerate(following) if token.startswith("--")), len(following)
     )
@@ -221,7 +229,8 @@ def _read_yaml(path: str, hints: dict[str, Any]) -> dict[str, Any]:
 
 
 def _yaml_pairs(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
-    """The key and value nodes of a YAML file. Nothing is constructed: no tag is followed, scalars stay as written."""
+    """The key and value nodes of a YAML file. Nothing is constructed: no tag is followed, scalars
+    stay as written."""
     name = f"config file {path}"
     cure = "name a YAML file of lines `key: value`"
     node = yaml_node(read_text(path, name, cure, "utf-8-sig", MAX_YAML_BYTES), name)
@@ -341,7 +350,8 @@ def _describe_default(field: dataclasses.Field) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists on one line; the text `none` in quotes, because the reader takes a bare one for None."""
+    """Lists on one line; the text `none` in quotes, because the reader takes a bare one for
+    None."""
 
 
 _Dumper.add_representer(

@@ -20,7 +20,8 @@ def corpus_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on `texts`; any text can be written with it.
 
-    more_special: tokens beside padding and end of text that are never cut. chat_template and more: as transformers has them.
+    more_special: tokens beside padding and end of text that are never cut. chat_template and more:
+    as transformers has them.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = (

@@ -24,7 +24,8 @@ _others: list["OtherProcesses"] = []
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. The message is one printable line: what is wrong, where, and the cure."""
+    """A mistake that the user can mend. The message is one printable line: what is wrong, where,
+    and the cure."""
 
     def __init__(self, message: object = "") -> None:
         text = str(message)
@@ -32,12 +33,14 @@ class UserError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's message, at most 150 printable characters of it, or its type where there is none."""
+    """The first line of a library's message, at most 150 printable characters of it, or its type
+    where there is none."""
     return shortened((str(error).strip() or type(error).__name__).splitlines()[0], MOST_OF_A_REASON)
 
 
 def undo_if_failed(undo: Callable[[], None]) -> None:
-    """Have `run_script` call `undo` where its `main` ends by an error: for what would stand in the way of the same command, mended."""
+    """Have `run_script` call `undo` where its `main` ends by an error: for what would stand in the
+    way of the same command, mended."""
     _undo.append(undo)
 
 
@@ -51,7 +54,8 @@ class OtherProcesses(Protocol):
     """What `run_script` needs of the other processes of a job."""
 
     def before_saying(self) -> None:
-        """This process fails. Does not return where it does so because another one has: that one says why."""
+        """This process fails. Does not return where it does so because another one has: that one
+        says why."""
 
     def after_saying(self) -> None:
         """Let the others hear that this process has failed."""
@@ -63,7 +67,8 @@ def fail_with(others: OtherProcesses) -> None:
 
 
 class Stopped(SystemExit):
-    """The end of a program that was told to stop and has said `line`. status: 143 for SIGTERM, 138 for SIGUSR1, 130 for Ctrl-C."""
+    """The end of a program that was told to stop and has said `line`. status: 143 for SIGTERM, 138
+    for SIGUSR1, 130 for Ctrl-C."""
 
     def __init__(self, status: int, line: str) -> None:
         super().__init__(status)
@@ -71,7 +76,8 @@ class Stopped(SystemExit):
 
 
 class AllDone(SystemExit):
-    """The end of a program whose work was done by an earlier start of the same command. line: says so. status: that start's own."""
+    """The end of a program whose work was done by an earlier start of the same command. line: says
+    so. status: that start's own."""
 
     def __init__(self, line: str, status: int = 0) -> None:
         super().__init__(status)
@@ -79,13 +85,15 @@ class AllDone(SystemExit):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2, Ctrl-C with 130.
+    """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2,
+    Ctrl-C with 130.
 
-    So does a path that no system call takes, wherever it is met first: one that is too long, or whose links lead in a circle.
+    So does a path that no system call takes, wherever it is met first: one that is too long, or
+    whose links lead in a circle.
 
-    Data workers go with the end of `main`, whichever it is. After an error of any kind, what was given to
-    `undo_if_failed` is called, the last first, and the processes of `fail_with` end too. Behind a launcher's report of
-    the end, the last line is said once more.
+    Data workers go with the end of `main`, whichever it is. After an error of any kind, what was
+    given to `undo_if_failed` is called, the last first, and the processes of `fail_with` end too.
+    Behind a launcher's report of the end, the last line is said once more.
     """
     try:
         _run(main)
@@ -131,7 +139,8 @@ def _tell_others() -> None:
 
 
 def say_last(line: str) -> None:
-    """The last line of a program that ends early, on stderr; and behind the report of its launcher. At most 300 printable characters."""
+    """The last line of a program that ends early, on stderr; and behind the report of its launcher.
+    At most 300 printable characters."""
     line = fitted(line)
     with suppress(OSError):  # of a pipe whose reader has gone
         sys.stdout.flush()  # what waits for a log file was said before

@@ -1,6 +1,8 @@
-"""The Hugging Face Hub where it can be reached, and its cache where it cannot, without minutes of retries.
+"""The Hugging Face Hub where it can be reached, and its cache where it cannot, without minutes of
+retries.
 
-Without a network every library tries each file several times over half a minute, and some of them several files. Whether the Hub answers is asked once here.
+Without a network every library tries each file several times over half a minute, and some of them
+several files. Whether the Hub answers is asked once here.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ _answer: tuple[float, bool] | None = None
 
 @contextmanager
 def hub_or_cache(what: str) -> Iterator[None]:
-    """Inside, files of the Hub come from the network, or, where that is not there, from the cache alone and at once.
+    """Inside, files of the Hub come from the network, or, where that is not there, from the cache
+    alone and at once.
 
-    Raises UserError, which begins with `what`, in place of a UserError whose cause is that a file is in neither.
+    Raises UserError, which begins with `what`, in place of a UserError whose cause is that a file
+    is in neither.
     """
     before = constants.HF_HUB_OFFLINE
     offline = before or not _hub_answers()
@@ -55,7 +59,8 @@ def hub_or_cache(what: str) -> Iterator[None]:
 
 
 def _set_offline(offline: bool) -> None:
-    """huggingface_hub, transformers, timm and open_clip look at the first each time, datasets at a copy of its own."""
+    """huggingface_hub, transformers, timm and open_clip look at the first each time, datasets at a
+    copy of its own."""
     constants.HF_HUB_OFFLINE = offline
     if "datasets" in sys.modules:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = offline
@@ -69,7 +74,8 @@ def _hub_answers() -> bool:
 
 
 def _connects() -> bool:
-    """Whether a connection can be made. A proxy is taken to work: it answers for whatever stands behind it."""
+    """Whether a connection can be made. A proxy is taken to work: it answers for whatever stands
+    behind it."""
     host, port = _host()
     if "https" in getproxies() and not proxy_bypass(host):
         return True
@@ -96,7 +102,8 @@ def _host() -> tuple[str, int]:
 
 
 def _is_of_the_network(error: BaseException) -> bool:
-    """Whether a file that was neither in the cache nor to be had stands at the beginning of a chain of errors."""
+    """Whether a file that was neither in the cache nor to be had stands at the beginning of a chain
+    of errors."""
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:

@@ -42,13 +42,16 @@ def write_model_card(
     pictures: Mapping[str, str] | None = None,
     library_name: str = "transformers",
 ) -> None:
-    """Write a model card with Hugging Face's front matter to `path` (README.md), atomically; each of its lines is printable.
+    """Write a model card with Hugging Face's front matter to `path` (README.md), atomically; each
+    of its lines is printable.
 
-    title, summary, data, note: plain Markdown text; `note` says what was not done or not measured. training_command and
-    results_command: what a reader types to make the model and the numbers. results: the rows of a table, its columns
-    taken from the rows in order of appearance; without rows the card says that nothing was measured. settings: name ->
-    value. loading: a Markdown code block. pictures: caption -> path relative to the card. library_name: what loads the model,
-    as the Hub names it. Raises OSError when the file cannot be written.
+    title, summary, data, note: plain Markdown text; `note` says what was not done or not measured.
+    training_command and
+    results_command: what a reader types to make the model and the numbers. results: the rows of a
+    table, its columns taken from the rows in order of appearance; without rows the card says that
+    nothing was measured. settings: name -> value. loading: a Markdown code block. pictures: caption
+    -> path relative to the card. library_name: what loads the model, as the Hub names it. Raises
+    OSError when the file cannot be written.
     """
     measured = _table(results) if results else "Nothing was measured."
     if results and results_command:

@@ -1,4 +1,5 @@
-"""Whether values that were read from JSON are of the types that a dataclass says: somebody else may have written them."""
+"""Whether values that were read from JSON are of the types that a dataclass says: somebody else may
+have written them."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ SHOWN_OF_A_VALUE = 60
 
 
 def check_types(dataclass_type: type, values: Any, name: str) -> None:
-    """Raise UserError, which begins with `name`, where `values` is no mapping or one of them has another type than the field of its name.
+    """Raise UserError, which begins with `name`, where `values` is no mapping or one of them has
+    another type than the field of its name.
 
-    Fields are bool, int, float, str, dict, Literal, tuple (a list in JSON) of those, or one of these `| None`. Keys that are no fields are
-    left to whoever makes the object.
+    Fields are bool, int, float, str, dict, Literal, tuple (a list in JSON) of those, or one of
+    these `| None`. Keys that are no fields are left to whoever makes the object.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{name} is {_shown(values)}, not an object with keys")
@@ -31,7 +33,8 @@ def check_types(dataclass_type: type, values: Any, name: str) -> None:
 
 
 def is_of(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON is of a type; whole numbers are floats too, lists are tuples, and no number is infinite or NaN."""
+    """Whether a value of JSON is of a type; whole numbers are floats too, lists are tuples, and no
+    number is infinite or NaN."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(is_of(value, each) for each in inner)

@@ -1,7 +1,9 @@
-"""Texts of others in what people read: nothing that a terminal obeys, nothing longer than a line holds. Imports nothing of this project.
+"""Texts of others in what people read: nothing that a terminal obeys, nothing longer than a line
+holds. Imports nothing of this project.
 
-Names of files, classes, rows and options come from strangers. An escape code in one would move the cursor or change the window's title, a line
-break would write a line of its own, and a right-to-left override would show another name than the file has.
+Names of files, classes, rows and options come from strangers. An escape code in one would move the
+cursor or change the window's title, a line break would write a line of its own, and a right-to-left
+override would show another name than the file has.
 """
 
 import re
@@ -18,17 +20,19 @@ BYTE_THAT_IS_NO_TEXT = range(0xDC80, 0xDD00)  # as Python carries it in a name (
 
 
 def printable(text: object) -> str:
-    r"""`text` on one line, with an escape such as `\x1b`, `\n` or `\u202e` for each character that is not shown as itself.
+    r"""`text` on one line, with an escape such as `\x1b`, `\n` or `\u202e` for each character that
+    is not shown as itself.
 
-    Those are control characters, line and paragraph breaks, characters without a width, those that turn the direction of writing, and
-    bytes of names that are no text in UTF-8.
+    Those are control characters, line and paragraph breaks, characters without a width, those that
+    turn the direction of writing, and bytes of names that are no text in UTF-8.
     """
     text = str(text)
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
 def shortened(text: object, most: int) -> str:
-    """`printable(text)` of at most `most` characters: a longer one loses its middle, so that the end of a path stays."""
+    """`printable(text)` of at most `most` characters: a longer one loses its middle, so that the
+    end of a path stays."""
     line = printable(text)
     if len(line) <= most:
         return line
@@ -37,7 +41,8 @@ def shortened(text: object, most: int) -> str:
 
 
 def fitted(message: str, most: int = MOST_CHARACTERS) -> str:
-    """A message `what, where; the cure` on one line of at most `most` characters: its longest values lose their middles first."""
+    """A message `what, where; the cure` on one line of at most `most` characters: its longest
+    values lose their middles first."""
     line = printable(message)
     if len(line) <= most:
         return line
@@ -52,7 +57,8 @@ def fitted(message: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def say(text: object, file: TextIO | None = None) -> None:
-    """Print a text with its own line breaks, each line printable, at once; on stdout unless `file` is given."""
+    """Print a text with its own line breaks, each line printable, at once; on stdout unless `file`
+    is given."""
     lines, stream = printable_lines(text), file or sys.stdout
     try:
         print(lines, file=stream, flush=True)

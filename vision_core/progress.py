@@ -1,4 +1,5 @@
-"""The bar of a training loop, legible in 80 columns: steps, time left, rate and loss. Everything else is in metrics.jsonl."""
+"""The bar of a training loop, legible in 80 columns: steps, time left, rate and loss. Everything
+else is in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remai
 
 
 def step_bar(total: int, first: int, name: str, hidden: bool = False) -> tqdm:
-    """From step `first` to `total`. A line is as wide as the terminal, and no wider; what stands last is cut first."""
+    """From step `first` to `total`. A line is as wide as the terminal, and no wider; what stands
+    last is cut first."""
     return tqdm(
         total=total,
         initial=first,
@@ -25,7 +27,8 @@ def step_bar(total: int, first: int, name: str, hidden: bool = False) -> tqdm:
 
 
 def say_above(text: str) -> None:
-    """A line above the bar, at once: whoever follows a log file wants to see a warning when it is said."""
+    """A line above the bar, at once: whoever follows a log file wants to see a warning when it is
+    said."""
     tqdm.write(printable(text))
     sys.stdout.flush()
 

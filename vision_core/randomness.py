@@ -1,4 +1,5 @@
-"""Stateless randomness: every draw is a function of names, so that the step is the only data state of a run."""
+"""Stateless randomness: every draw is a function of names, so that the step is the only data state
+of a run."""
 
 import hashlib
 
@@ -8,7 +9,8 @@ import numpy as np
 def seed_of(*names: int | str) -> int:
     """A 63-bit seed that depends on every name, in order, and on nothing else.
 
-    `seed_of(seed, "crops", epoch, sample)` is the same on every machine, in every worker, before and after a resume.
+    `seed_of(seed, "crops", epoch, sample)` is the same on every machine, in every worker, before
+    and after a resume.
     """
     digest = hashlib.blake2b(repr(names).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,4 +1,5 @@
-"""What names a source of conversations: `kind:where?option=value&option=value`. Imports nothing heavy."""
+"""What names a source of conversations: `kind:where?option=value&option=value`. Imports nothing
+heavy."""
 
 from collections.abc import Mapping
 
@@ -21,7 +22,8 @@ def parse_source(
     known: Mapping[str, set[str]] = OPTIONS,
     what: str = "conversations",
 ) -> tuple[str, str, dict[str, str]]:
-    """(kind, where, options). known: the names of options by kind. Raises UserError for another kind or option."""
+    """(kind, where, options). known: the names of options by kind. Raises UserError for another
+    kind or option."""
     head, _, tail = text.partition("?")
     kind, colon, where = head.partition(":")
     if kind not in known or (kind != "scenes" and not where):
@@ -39,7 +41,8 @@ def parse_source(
 
 
 def is_stream(text: str) -> bool:
-    """Whether a source is to be read as it arrives. Raises UserError for options that contradict each other."""
+    """Whether a source is to be read as it arrives. Raises UserError for options that contradict
+    each other."""
     options = parse_source(text)[2]
     asked = options.get("stream", "false")
     if asked not in ("true", "false"):

@@ -1,10 +1,11 @@
-"""Which option an unknown name was meant to be: what other trainers call it, then what is spelt like it."""
+"""Which option an unknown name was meant to be: what other trainers call it, then what is spelt
+like it."""
 
 import difflib
 from collections.abc import Collection
 
-# Ours, the first that a program has; the names in lightly-train, DINO and DINOv2, MAE, timm, open_clip, transformers,
-# Lightning and accelerate.
+# Ours, the first that a program has; the names in lightly-train, DINO and DINOv2, MAE, timm,
+# open_clip, transformers, Lightning and accelerate.
 MEANINGS: list[tuple[str, str]] = [
     ("learning_rate", "lr base_lr blr peak_lr max_lr base_learning_rate"),
     ("min_learning_rate", "min_lr lr_min eta_min end_lr"),
@@ -173,7 +174,8 @@ def _likeness(key: str, name: str) -> float:
 
 
 def _word_likeness(word: str, other: str) -> float:
-    """1 for the same word, less for a beginning of it and for a misspelt one, 0 for another word."""
+    """1 for the same word, less for a beginning of it and for a misspelt one, 0 for another
+    word."""
     if word == other:
         return 1.0
     shorter, longer = sorted((word, other), key=len)

@@ -1,4 +1,5 @@
-"""How a program starts: it reads its options before it imports anything heavy, and says what it is waiting for.
+"""How a program starts: it reads its options before it imports anything heavy, and says what it is
+waiting for.
 
 from vision_core.start import look_first
 
@@ -30,8 +31,8 @@ def look_first(
 ) -> None:
     """Read the options of this process as `main` will, and end it where they are `--help` or wrong.
 
-    Then say that libraries are loaded. check: of the options that were read, with nothing heavy. program: its name in
-    `--help`, where it is not that of the file.
+    Then say that libraries are loaded. check: of the options that were read, with nothing heavy.
+    program: its name in `--help`, where it is not that of the file.
     """
 
     def look() -> None:
@@ -47,7 +48,8 @@ def look_first(
 
 
 def _one_line_for_ctrl_c(kind: type, error: BaseException, trace: Any) -> None:
-    """For the time of the imports; Python then ends by the signal itself, which the shell knows as 130."""
+    """For the time of the imports; Python then ends by the signal itself, which the shell knows as
+    130."""
     if kind is KeyboardInterrupt:
         say_last(CTRL_C)
     else:

@@ -48,7 +48,8 @@ OTHER_CHANNELS = (
 
 
 class UnreadableImage(Exception):
-    """An image that is not to be used; `reason` is a short name such as not_an_image, truncated, corrupt, too_large."""
+    """An image that is not to be used; `reason` is a short name such as not_an_image, truncated,
+    corrupt, too_large."""
 
     def __init__(self, reason: str) -> None:
         reason = shortened(reason, MOST_OF_A_REASON)
@@ -57,7 +58,8 @@ class UnreadableImage(Exception):
 
 
 def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse an image by the size in its header: `too_large` above `max_pixels`, `too_small` below 8 on a side."""
+    """Refuse an image by the size in its header: `too_large` above `max_pixels`, `too_small` below
+    8 on a side."""
     if width * height > max_pixels:
         raise UnreadableImage("too_large")
     if min(width, height) < MIN_SIDE:
@@ -65,13 +67,15 @@ def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def check_values(count: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse an image whose header asks for more numbers, over all its channels, than the largest picture has."""
+    """Refuse an image whose header asks for more numbers, over all its channels, than the largest
+    picture has."""
     if count > 3 * max_pixels:
         raise UnreadableImage("too_large")
 
 
 def check_inflation(unpacked: int, packed: int) -> None:
-    """Refuse what unpacks to more than 256 MiB and 900 times its bytes: deflate reaches 1,032 times, for zeros alone, and no image does."""
+    """Refuse what unpacks to more than 256 MiB and 900 times its bytes: deflate reaches 1,032
+    times, for zeros alone, and no image does."""
     if unpacked > MOST_UNPACKED_ZEROS and unpacked > MOST_TIMES_PACKED * packed:
         raise UnreadableImage("too_large")
 

@@ -1,4 +1,5 @@
-"""The published DINOv2 `.pth` files (facebookresearch/dinov2) as models of transformers, key by key, with a report of what matched."""
+"""The published DINOv2 `.pth` files (facebookresearch/dinov2) as models of transformers, key by
+key, with a report of what matched."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ IN_BLOCK = {
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """matched: published key -> our keys. unused: published keys without a place. missing: our keys that nothing filled."""
+    """matched: published key -> our keys. unused: published keys without a place. missing: our keys
+    that nothing filled."""
 
     matched: dict[str, list[str]]
     unused: list[str]
@@ -82,10 +84,12 @@ class ConversionReport:
 def load_dinov2_pth(
     path: Path, *, dtype: torch.dtype = torch.float32, **options: Any
 ) -> TransformersEncoder:
-    """The model of a published file, or of a `teacher_checkpoint.pth` of the published training; `options` as for `TransformersEncoder`.
+    """The model of a published file, or of a `teacher_checkpoint.pth` of the published training;
+    `options` as for `TransformersEncoder`.
 
-    The pixels are the published evaluation's: 256 for a crop of 224, ImageNet's mean and standard deviation. Sizes other than the stored grid's are
-    interpolated as transformers does; `position_offset=0.1` does it as the published code. The encoder has the report as `conversion`.
+    The pixels are the published evaluation's: 256 for a crop of 224, ImageNet's mean and standard
+    deviation. Sizes other than the stored grid's are interpolated as transformers does;
+    `position_offset=0.1` does it as the published code. The encoder has the report as `conversion`.
 
     Raises UserError for a file that holds other than tensors or lacks keys.
     """
@@ -105,11 +109,14 @@ def load_dinov2_pth(
 def read_pth(path: Path) -> dict[str, Tensor]:
     """The backbone's tensors in a `.pth` file, read as weights only, under the published names.
 
-    A file holds the backbone alone, as published; a teacher with its heads, as `teacher_checkpoint.pth`; or a whole
-    training state, `{"model": {"teacher.backbone.blocks.0.0.norm1.weight": ...}}`, whose teacher is taken. Names may
-    begin with the `module.` and `_orig_mod.` of torch's wrappers. Tensors of other parts keep their names.
+    A file holds the backbone alone, as published; a teacher with its heads, as
+    `teacher_checkpoint.pth`; or a whole training state, `{"model":
+    {"teacher.backbone.blocks.0.0.norm1.weight": ...}}`, whose teacher is taken. Names may begin
+    with the `module.` and `_orig_mod.` of torch's wrappers. Tensors of other parts keep their
+    names.
 
-    Raises UserError for a file that holds other than tensors, a process's share of sharded weights, or another model.
+    Raises UserError for a file that holds other than tensors, a process's share of sharded weights,
+    or another model.
     """
     check_openable(path, f"{path} cannot be read as weights", "give the published .pth file")
     try:
@@ -125,7 +132,8 @@ def read_pth(path: Path) -> dict[str, Tensor]:
 
 
 def _of_the_teacher(values: Any) -> dict[str, Tensor]:
-    """The teacher's tensors of a training state, or all of a file without a teacher; no wrapper's prefixes."""
+    """The teacher's tensors of a training state, or all of a file without a teacher; no wrapper's
+    prefixes."""
     while isinstance(values, dict):
         inner = next(
             (values[key] for key in WRAPPING_KEYS if isinstance(values.get(key), dict)), None
@@ -190,7 +198,8 @@ def convert_dinov2(
 
 
 def parts_of(key: str, value: Tensor) -> dict[str, Tensor]:
-    """A published tensor under transformers' names, several where it is split; none for a key without a place."""
+    """A published tensor under transformers' names, several where it is split; none for a key
+    without a place."""
     names = renamed(key)
     value = value.flatten(1) if key == "mask_token" else value
     parts = value.chunk(len(names)) if names else []
@@ -198,7 +207,8 @@ def parts_of(key: str, value: Tensor) -> dict[str, Tensor]:
 
 
 def renamed(key: str) -> list[str]:
-    """transformers' names for a published key, several where it is split in equal parts along the first axis; none for an unknown one."""
+    """transformers' names for a published key, several where it is split in equal parts along the
+    first axis; none for an unknown one."""
     stem, suffix = key, ""
     if key.endswith((".weight", ".bias")):
         stem, _, suffix = key.rpartition(".")

@@ -1,4 +1,5 @@
-"""Vision towers of open_clip behind the contract: its own ViT, and the towers that it takes from timm (ConvNeXt, SigLIP's ViT)."""
+"""Vision towers of open_clip behind the contract: its own ViT, and the towers that it takes from
+timm (ConvNeXt, SigLIP's ViT)."""
 
 from __future__ import annotations
 
@@ -20,11 +21,13 @@ WEIGHT_FILES = (".safetensors", ".pt")
 
 
 class OpenClipEncoder(Encoder):
-    """The vision tower of an open_clip model. `pooled` is its image vector in the space shared with texts, not normalised.
+    """The vision tower of an open_clip model. `pooled` is its image vector in the space shared with
+    texts, not normalised.
 
     Args:
         visual: an `open_clip.transformer.VisionTransformer` or `open_clip.timm_model.TimmModel`.
-        model_config: open_clip's description of the whole model, from which the tower can be built again.
+        model_config: open_clip's description of the whole model, from which the tower can be built
+            again.
     """
 
     library = "open_clip"
@@ -86,13 +89,17 @@ def load_open_clip(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> OpenClipEncoder:
-    """The vision tower of `model` with the weights `tag`, a published name or a file, or random ones for None.
+    """The vision tower of `model` with the weights `tag`, a published name or a file, or random
+    ones for None.
 
-    A file is a .safetensors file of the whole model, or what `open_clip_train` writes (`epoch_3.pt`), read as weights only.
+    A file is a .safetensors file of the whole model, or what `open_clip_train` writes
+    (`epoch_3.pt`), read as weights only.
 
-    image_size: (height, width) to which the positions are resampled; default as published. `options` as for `Encoder`.
+    image_size: (height, width) to which the positions are resampled; default as published.
+    `options` as for `Encoder`.
 
-    Raises UserError for an unknown model or tag, weights of another kind of file, or where open_clip is missing.
+    Raises UserError for an unknown model or tag, weights of another kind of file, or where
+    open_clip is missing.
     """
     config = model_config(model)
     config["quick_gelu"] = quick_gelu(model, tag)
@@ -116,7 +123,8 @@ def load_open_clip(
 def build_open_clip(
     config: dict[str, Any], *, dtype: torch.dtype = torch.float32, **options: Any
 ) -> OpenClipEncoder:
-    """A tower with random weights from open_clip's description of a model, with open_clip's default preprocessing."""
+    """A tower with random weights from open_clip's description of a model, with open_clip's default
+    preprocessing."""
     size = config["vision_cfg"]["image_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
     return open_clip_from_architecture(
@@ -167,7 +175,8 @@ def load_whole_model(model: str, tag: str, image_size: tuple[int, int] | None = 
 
 
 def check_open_clip(model: str, tag: str | None) -> None:
-    """Raise UserError for an unknown model, and for weights, unless None, that are neither published nor a file that can be read safely; loads nothing."""
+    """Raise UserError for an unknown model, and for weights, unless None, that are neither
+    published nor a file that can be read safely; loads nothing."""
     model_config(model)
     if tag is None:
         return
@@ -194,9 +203,11 @@ def model_config(model: str) -> dict[str, Any]:
 
 
 def quick_gelu(model: str, tag: str | None) -> bool:
-    """Whether `model` was trained with the activation x * sigmoid(1.702 x): by its own description, or by that of the weights `tag`.
+    """Whether `model` was trained with the activation x * sigmoid(1.702 x): by its own description,
+    or by that of the weights `tag`.
 
-    open_clip itself only warns where the two differ (27 of its published pairs, ViT-B-32/openai among them), and then computes with another one.
+    open_clip itself only warns where the two differ (27 of its published pairs, ViT-B-32/openai
+    among them), and then computes with another one.
     """
     said_of_weights = import_open_clip().get_pretrained_cfg(model, tag or "")
     return bool(model_config(model).get("quick_gelu") or said_of_weights.get("quick_gelu"))

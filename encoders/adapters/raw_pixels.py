@@ -16,7 +16,8 @@ STRIDE, SIDE = 8, 32
 
 
 class RawPixels(Encoder):
-    """Pixels in 0..1. `patch_map`: the 8 x 8 pixels of each patch, less 0.5, `[B, 192, H / 8, W / 8]`. `pooled`: the image at 32 x 32, `[B, 3072]`."""
+    """Pixels in 0..1. `patch_map`: the 8 x 8 pixels of each patch, less 0.5, `[B, 192, H / 8, W /
+    8]`. `pooled`: the image at 32 x 32, `[B, 3072]`."""
 
     library = "raw_pixels"
     layer_widths, num_channels, stride, pooled_width = (3 * STRIDE**2,), 3, STRIDE, 3 * SIDE**2

@@ -23,10 +23,12 @@ from vision_core.errors import UserError
 class Trunk:
     """What a vision tower says about its layers; `Trunk.of` reads it off a timm model.
 
-    widths: channels of each. strides: pixels from one feature to the next of each. num_prefix_tokens: how many tokens of a layer stand in front and are
-    no patches. has_cls: the first of these is a CLS token, not a register. native_size: the only size it takes, or None for any. norms_layers: its code
-    puts the final norm behind every layer when asked to. map_norm: for code that does not, the norm of maps of its width: the one behind the last
-    layer (Swin) or behind the pooling (ConvNeXt).
+    widths: channels of each. strides: pixels from one feature to the next of each.
+    num_prefix_tokens: how many tokens of a layer stand in front and are no patches. has_cls: the
+    first of these is a CLS token, not a register. native_size: the only size it takes, or None for
+    any. norms_layers: its code puts the final norm behind every layer when asked to. map_norm: for
+    code that does not, the norm of maps of its width: the one behind the last layer (Swin) or
+    behind the pooling (ConvNeXt).
     """
 
     widths: tuple[int, ...]
@@ -52,7 +54,8 @@ class Trunk:
             num_prefix_tokens,
             num_prefix_tokens > 0 and getattr(model, "cls_token", None) is not None,
             None if takes_any_size else _only_size(model),
-            # many ViTs that average their patches have their norm behind the average, and an Identity here
+            # many ViTs that average their patches have their norm behind the average, and an
+            # Identity here
             is_vit and not isinstance(getattr(model, "norm", nn.Identity()), nn.Identity),
             None if is_vit else _map_norm(model),
         )
@@ -60,7 +63,8 @@ class Trunk:
     def layer(
         self, number: int, output: Tensor | tuple[Tensor, Tensor], norm: bool
     ) -> LayerFeatures:
-        """One layer's map, or map and prefix tokens, as `forward_intermediates` gives it, as the contract has it."""
+        """One layer's map, or map and prefix tokens, as `forward_intermediates` gives it, as the
+        contract has it."""
         patch_map, prefix = output if isinstance(output, tuple) else (output, None)
         if (
             norm
@@ -133,7 +137,8 @@ class TimmEncoder(Encoder):
         return Features(chosen, pooled)
 
     def _check_grid(self, pixel_values: Tensor, layers: tuple[LayerFeatures, ...]) -> None:
-        """Other places than one per stride (Inception has no padding, LeViT has more than its size needs) are none that a mask can be laid on."""
+        """Other places than one per stride (Inception has no padding, LeViT has more than its size
+        needs) are none that a mask can be laid on."""
         expected = self.grid(*pixel_values.shape[-2:])
         for layer in layers:
             if layer.number == self.num_layers and layer.patch_map.shape[-2:] != expected:
@@ -157,7 +162,8 @@ def load_timm(
 ) -> TimmEncoder:
     """The model `name` with its published weights or random ones; `options` as for `Encoder`.
 
-    image_size: (height, width) that a model whose positions belong to one size is made for; default as published. model_args: for `timm.create_model`.
+    image_size: (height, width) that a model whose positions belong to one size is made for; default
+    as published. model_args: for `timm.create_model`.
 
     Raises UserError where timm is missing, does not know the name, or cannot get the weights.
     """
@@ -196,7 +202,8 @@ def timm_from_architecture(
 
 
 def published_transform(model: nn.Module, takes_any_size: bool) -> ImageTransform:
-    """The preprocessing in timm's description of a model, at the size that the model was made for, or the nearest one that it takes.
+    """The preprocessing in timm's description of a model, at the size that the model was made for,
+    or the nearest one that it takes.
 
     Raises UserError for padding, and for images whose border is cut off first.
     """
@@ -249,7 +256,8 @@ def _made_for(model: nn.Module) -> tuple[int, int] | None:
 
 
 def _multiple_of_stride(model: nn.Module, published: Sequence[int]) -> tuple[int, int]:
-    """ViTs leave the pixels of half a patch out (SigLIP's 384 are 27 patches of 14), convolutions pad them (ResNets are published for such as 176)."""
+    """ViTs leave the pixels of half a patch out (SigLIP's 384 are 27 patches of 14), convolutions
+    pad them (ResNets are published for such as 176)."""
     size, stride = _made_for(model), model.feature_info[-1]["reduction"]
     if size:
         return size[0] // stride * stride, size[1] // stride * stride
@@ -266,7 +274,8 @@ def _map_norm(model: nn.Module) -> nn.LayerNorm | None:
 
 
 def _normed(patch_map: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """`[B, C, h, w]` with the layer norm over its channels at every place, whichever layout timm's own code gives to `norm`."""
+    """`[B, C, h, w]` with the layer norm over its channels at every place, whichever layout timm's
+    own code gives to `norm`."""
     return F.layer_norm(
         patch_map.movedim(1, -1), norm.normalized_shape, norm.weight, norm.bias, norm.eps
     ).movedim(-1, 1)
@@ -289,7 +298,8 @@ def _hub() -> Any:
 
 
 def _resolved(name: str) -> tuple[str, dict[str, Any]]:
-    """timm's name of the architecture behind `name`, and the arguments that a checkpoint on the Hub or in a folder was made with."""
+    """timm's name of the architecture behind `name`, and the arguments that a checkpoint on the Hub
+    or in a folder was made with."""
     models = _timm()
     if name.startswith(("hf-hub:", "local-dir:")):
         try:
@@ -305,10 +315,11 @@ def _resolved(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _unsaid_args(name: str) -> dict[str, Any]:
-    """The arguments of a model on the Hub or in a folder that JSON cannot hold, read off the shapes of its weights.
+    """The arguments of a model on the Hub or in a folder that JSON cannot hold, read off the shapes
+    of its weights.
 
-    Virchow and UNI2 have a gated MLP, whose second matrix takes half of what the first one gives; their cards have the
-    user pass its classes.
+    Virchow and UNI2 have a gated MLP, whose second matrix takes half of what the first one gives;
+    their cards have the user pass its classes.
     """
     source, _, place = name.partition(":")
     readers = {

@@ -1,4 +1,5 @@
-"""A tiny random encoder of every family, made by the real libraries: what stands in where no checkpoint is at hand."""
+"""A tiny random encoder of every family, made by the real libraries: what stands in where no
+checkpoint is at hand."""
 
 from typing import Any
 
@@ -97,7 +98,8 @@ FAMILY_NAMES = (*TRANSFORMERS, *TIMM, *OPEN_CLIP)
 
 
 def tiny_encoder(family: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Encoder:
-    """An untrained encoder of `family`, one of `FAMILY_NAMES`; `options` as for `Encoder`. Raises UserError for another name."""
+    """An untrained encoder of `family`, one of `FAMILY_NAMES`; `options` as for `Encoder`. Raises
+    UserError for another name."""
     options["untrained"] = True
     if family in TRANSFORMERS:
         return build_transformers(

@@ -1,4 +1,5 @@
-"""Vision towers of transformers behind the contract: which class, which tokens, which norm, for each model type."""
+"""Vision towers of transformers behind the contract: which class, which tokens, which norm, for
+each model type."""
 
 from __future__ import annotations
 
@@ -49,11 +50,14 @@ class Family:
     vision_class: the class of the vision tower.
     norm: its attribute with the final norm, or None where it has none.
     last_is_normed: whether `last_hidden_state` is behind that norm.
-    cls, registers: whether a CLS token stands first, and the config's field that counts the register tokens behind it.
-    prefix: the config's field that counts all tokens in front of the patches, where the model has several CLS tokens.
-    pooled: the published image vector: the model's pooler output, its summary of some CLS tokens, the CLS token, or none.
-    sizes: how the model takes another size than its own: by itself, by an argument of its forward, as a bag of patches,
-        or not at all.
+    cls, registers: whether a CLS token stands first, and the config's field that counts the
+    register tokens behind it.
+    prefix: the config's field that counts all tokens in front of the patches, where the model has
+    several CLS tokens.
+    pooled: the published image vector: the model's pooler output, its summary of some CLS tokens,
+    the CLS token, or none.
+    sizes: how the model takes another size than its own: by itself, by an argument of its forward,
+        as a bag of patches, or not at all.
     tower: where the vision tower lies in a checkpoint of the whole vision-language model.
     """
 
@@ -115,7 +119,8 @@ WHOLE_MODELS = {  # image-text and vision-language models that hold a vision tow
     "internvl": "internvl_vision",
     "tipsv2": "tipsv2_vision_model",
 }
-# repositories whose models need code of their own, by the model type in their config, and what has the same weights without it
+# repositories whose models need code of their own, by the model type in their config, and what has
+# the same weights without it
 WITHOUT_OWN_CODE = {
     "intern_vit_6b": "InternViT is the vision tower of InternVL: hf:OpenGVLab/InternVL3-1B-hf has that of 300M, InternVL3-78B-hf that of 6B",
     "internvl_chat": "take the folder of the same name that ends in -hf, such as hf:OpenGVLab/InternVL3-1B-hf",
@@ -127,10 +132,14 @@ class TransformersEncoder(Encoder):
 
     Args:
         model: an object of one of the classes in `FAMILIES`.
-        position_antialias: Dinov2 and Dinov2WithRegisters only: resample the position embeddings with or without antialiasing. None leaves the class its own
-            way, which is without for Dinov2 and with for Dinov2WithRegisters and timm. It matters where a size has fewer patches than the stored grid.
-        position_offset: the same models only: 0.1 resamples as the code behind the models that were published without registers, see `positions.py`.
-            None takes what the model's config says, which is what a run of `pretrain/` was trained with, and otherwise transformers' way, which is 0.
+        position_antialias: Dinov2 and Dinov2WithRegisters only: resample the position embeddings
+            with or without antialiasing. None leaves the class its own way, which is without for
+            Dinov2 and with for Dinov2WithRegisters and timm. It matters where a size has fewer
+            patches than the stored grid.
+        position_offset: the same models only: 0.1 resamples as the code behind the models that were
+            published without registers, see `positions.py`. None takes what the model's config
+            says, which is what a run of `pretrain/` was trained with, and otherwise transformers'
+            way, which is 0.
     """
 
     library = "transformers"
@@ -278,9 +287,11 @@ class TransformersEncoder(Encoder):
 def load_transformers(
     name: str, *, dtype: torch.dtype = torch.float32, **options: Any
 ) -> TransformersEncoder:
-    """The vision tower of a checkpoint, a Hub name or a folder, with its image processor. `options` as for `TransformersEncoder`.
+    """The vision tower of a checkpoint, a Hub name or a folder, with its image processor. `options`
+    as for `TransformersEncoder`.
 
-    Raises UserError for a model that is no known vision tower, missing weights, or a checkpoint that cannot be read.
+    Raises UserError for a model that is no known vision tower, missing weights, or a checkpoint
+    that cannot be read.
     """
     model = load_backbone(name, read_config(name), dtype=dtype)
     return TransformersEncoder(model, read_transform(name), **options)
@@ -289,7 +300,8 @@ def load_transformers(
 def load_backbone(
     name: str, config: PretrainedConfig, *, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """The vision tower of a checkpoint with this config. Raises UserError as `load_transformers`."""
+    """The vision tower of a checkpoint with this config. Raises UserError as
+    `load_transformers`."""
     family = family_of(config, name)
     mapping = {rf"^(model\.)?{family.tower}\.": ""} if family.tower else None
     try:
@@ -319,7 +331,8 @@ def build_transformers(
     attn_implementation: str | None = None,
     **options: Any,
 ) -> TransformersEncoder:
-    """The tower that `TransformersEncoder.architecture` describes, with random weights (on the meta device inside `torch.device("meta")`).
+    """The tower that `TransformersEncoder.architecture` describes, with random weights (on the meta
+    device inside `torch.device("meta")`).
 
     attn_implementation: where the class has it; ConvNeXt, say, has no attention.
     """
@@ -353,7 +366,8 @@ def read_config(name: str) -> PretrainedConfig:
 
 
 def _refuse_own_code(said: dict[str, Any], name: str) -> None:
-    """Raise UserError for a config that only code from its own repository understands; such code is never run."""
+    """Raise UserError for a config that only code from its own repository understands; such code is
+    never run."""
     model_type, own_code = said.get("model_type"), "auto_map" in said
     if own_code and model_type in WITHOUT_OWN_CODE:
         cure = WITHOUT_OWN_CODE[model_type]
@@ -374,7 +388,8 @@ def vision_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def family_of(config: PretrainedConfig, name: str = "the model") -> Family:
-    """The family of a vision tower, or of a whole model that holds one. Raises UserError for other model types."""
+    """The family of a vision tower, or of a whole model that holds one. Raises UserError for other
+    model types."""
     model_type = WHOLE_MODELS.get(config.model_type, config.model_type)
     if model_type not in FAMILIES:
         known = ", ".join([*FAMILIES, *WHOLE_MODELS])
@@ -396,9 +411,11 @@ def read_transform(name: str) -> ImageTransform:
 
 
 def transform_from_processor(processor: Any) -> ImageTransform:
-    """A transformers image processor as an `ImageTransform`, to the pixel for square sizes and images of any size.
+    """A transformers image processor as an `ImageTransform`, to the pixel for square sizes and
+    images of any size.
 
-    NaFlex keeps an image's aspect ratio, so images of a batch have different grids; here all get the square one.
+    NaFlex keeps an image's aspect ratio, so images of a batch have different grids; here all get
+    the square one.
 
     Raises UserError for sizes of another kind than sides, shorter side and crop, or patches.
     """

@@ -13,7 +13,8 @@ def raw_pixels(images: Tensor, side: int = 32) -> Tensor:
 
 
 def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:
-    """`[n, C, H, W]` in 0..1 -> share of pixels per bin: joint `[n, bins^3]` for 3 channels, `[n, C * bins]` otherwise."""
+    """`[n, C, H, W]` in 0..1 -> share of pixels per bin: joint `[n, bins^3]` for 3 channels, `[n, C
+    * bins]` otherwise."""
     index = (images * bins).long().clamp(0, bins - 1).flatten(2)
     if images.shape[1] == 3:
         index = ((index[:, 0] * bins + index[:, 1]) * bins + index[:, 2])[:, None]
@@ -24,7 +25,8 @@ def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:
 
 
 def channel_range(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Where 0 and 1 lie in `[n, C, H, W]`, each `[1, C, 1, 1]`: 0 and 255 for uint8, each channel's least and greatest value for floats."""
+    """Where 0 and 1 lie in `[n, C, H, W]`, each `[1, C, 1, 1]`: 0 and 255 for uint8, each channel's
+    least and greatest value for floats."""
     if images.dtype == torch.uint8:
         return torch.zeros(1, images.shape[1], 1, 1), torch.full((1, images.shape[1], 1, 1), 255.0)
     return images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)

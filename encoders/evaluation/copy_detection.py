@@ -1,7 +1,8 @@
 """Copy detection: does an edited image find the one that it was made from?
 
-After Copydays in DINO (Caron et al. 2021, section 4.2.1): the descriptor of an image is its CLS token beside the GeM of its patches (`copy_descriptors`), all
-descriptors are whitened (`learn_whitening`, there on 20,000 other images), and copies search by cosine similarity.
+After Copydays in DINO (Caron et al. 2021, section 4.2.1): the descriptor of an image is its CLS
+token beside the GeM of its patches (`copy_descriptors`), all descriptors are whitened
+(`learn_whitening`, there on 20,000 other images), and copies search by cosine similarity.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ LEAST_VARIANCE = 1e-5  # of the greatest; below it a direction is noise
 
 
 def gem(patch_map: Tensor, power: float = 4.0) -> Tensor:
-    """Generalised mean over the patches, `[B, C, h, w] -> [B, C]`: mean(x^p)^(1/p) (Radenovic et al. 2019).
+    """Generalised mean over the patches, `[B, C, h, w] -> [B, C]`: mean(x^p)^(1/p) (Radenovic et
+    al. 2019).
 
-    Values below 1e-6 count as 1e-6, as in DINO's copy detection: maps of a ViT are negative in about half of their channels, of which GeM then sees
-    only the patches that stand out upwards.
+    Values below 1e-6 count as 1e-6, as in DINO's copy detection: maps of a ViT are negative in
+    about half of their channels, of which GeM then sees only the patches that stand out upwards.
     """
     return patch_map.float().clamp_min(1e-6).pow(power).mean((2, 3)).pow(1 / power)
 
 
 def copy_descriptors(cls: Tensor, patch_gem: Tensor) -> Tensor:
-    """CLS tokens `[n, D]` beside `gem` `[n, C]`: `[n, D + C]`, each at its own scale, as published."""
+    """CLS tokens `[n, D]` beside `gem` `[n, C]`: `[n, D + C]`, each at its own scale, as
+    published."""
     return torch.cat([cls.float(), patch_gem.float()], dim=1)
 
 
@@ -45,11 +48,14 @@ class Whitening:
 
 
 def learn_whitening(features: Tensor, exponent: float = 0.5) -> Whitening:
-    """PCA whitening from `features [n, D]`: (x - mean) V diag(d^-exponent), with eigenvectors V and eigenvalues d of the covariance.
+    """PCA whitening from `features [n, D]`: (x - mean) V diag(d^-exponent), with eigenvectors V and
+    eigenvalues d of the covariance.
 
-    exponent 0.5 gives every direction the variance 1, 0 only turns. Directions with less than 1e-5 of the greatest variance are left out. DINO's code
-    raises them to that, which multiplies noise where images are fewer than dimensions, and does not centre the covariance. Give it many more images
-    than dimensions, and not the copies themselves. Raises UserError for fewer than two images, values that are not finite, or all images alike.
+    exponent 0.5 gives every direction the variance 1, 0 only turns. Directions with less than 1e-5
+    of the greatest variance are left out. DINO's code raises them to that, which multiplies noise
+    where images are fewer than dimensions, and does not centre the covariance. Give it many more
+    images than dimensions, and not the copies themselves. Raises UserError for fewer than two
+    images, values that are not finite, or all images alike.
     """
     check_finite("whitening", features)
     if len(features) < 2:
@@ -78,13 +84,15 @@ def copy_detection(
     Args:
         features: `[n, D]`, of originals, distractors and copies alike; compared by cosine.
         image_ids: n different names.
-        copy_of: per image the id of its original; None, empty or its own id for what is no copy and so belongs to the database.
+        copy_of: per image the id of its original; None, empty or its own id for what is no copy and
+            so belongs to the database.
         transforms: how each copy was made (entries of other images are not read), for a row each.
 
-    Returns:
-        {"all": scores, "<transform>": scores, ...}, with `copy_scores` of all copies and of those of each transform.
+    Returns: {"all": scores, "<transform>": scores, ...}, with `copy_scores` of all copies and of
+        those of each transform.
 
-    Raises UserError for lengths that differ, ids that are there twice, an original that is not in the database, no copies, features that are not finite.
+    Raises UserError for lengths that differ, ids that are there twice, an original that is not in
+    the database, no copies, features that are not finite.
     """
     copies, database, originals = _pairs(len(features), image_ids, copy_of)
     features = unit_rows("copy detection", features)
@@ -106,11 +114,14 @@ def copy_detection(
 
 @torch.no_grad()
 def copy_scores(similarity: Tensor, positives: Tensor) -> dict[str, float]:
-    """{"mAP", "recall@1", "micro_AP": percent, "queries": n} of `similarity [q, n]` against `positives [q, n]` (bool).
+    """{"mAP", "recall@1", "micro_AP": percent, "queries": n} of `similarity [q, n]` against
+    `positives [q, n]` (bool).
 
-    mAP and recall@1 are means over the queries that have a positive; with one each, AP is 1 / rank and mAP the mean reciprocal rank. (DINO's figures for
-    Copydays are of `trapezoidal_average_precision` within the first 20.) micro_AP is the AP of all q * n pairs in one ranking (Douze et al. 2021, the
-    image similarity challenge): one threshold must serve all queries, and queries without a positive count as false alarms. Ties count as errors.
+    mAP and recall@1 are means over the queries that have a positive; with one each, AP is 1 / rank
+    and mAP the mean reciprocal rank. (DINO's figures for Copydays are of
+    `trapezoidal_average_precision` within the first 20.) micro_AP is the AP of all q * n pairs in
+    one ranking (Douze et al. 2021, the image similarity challenge): one threshold must serve all
+    queries, and queries without a positive count as false alarms. Ties count as errors.
     """
     ranked = rank_relevance(similarity, positives)[positives.any(1)]
     pairs = rank_relevance(similarity.flatten(), positives.flatten())
@@ -125,7 +136,8 @@ def copy_scores(similarity: Tensor, positives: Tensor) -> dict[str, float]:
 def _pairs(
     count: int, image_ids: Sequence[str], copy_of: Sequence[str | None]
 ) -> tuple[list[int], list[int], list[int]]:
-    """Rows of the copies, rows of the database, and for each copy its original's place in the database."""
+    """Rows of the copies, rows of the database, and for each copy its original's place in the
+    database."""
     if not count == len(image_ids) == len(copy_of):
         raise UserError(
             f"copy detection: {count} features, {len(image_ids)} image_ids and {len(copy_of)} copy_of; give one each per image"

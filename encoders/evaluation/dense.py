@@ -1,4 +1,5 @@
-"""What the dense probes share: a small head trained on cached maps of frozen features, and its answers."""
+"""What the dense probes share: a small head trained on cached maps of frozen features, and its
+answers."""
 
 from __future__ import annotations
 
@@ -39,10 +40,12 @@ def train_head(
     seed: int,
     progress: bool,
 ) -> None:
-    """Minimise `loss(head(*batch of each of inputs), batch of targets, step)`; the head is left in evaluation mode.
+    """Minimise `loss(head(*batch of each of inputs), batch of targets, step)`; the head is left in
+    evaluation mode.
 
-    AdamW, gradients clipped to a norm of 35, `one_cycle` with `warmup` as a share of the iterations. Rows of `inputs` are read batch by batch.
-    Raises UserError for features that are not finite, and for a head that has diverged.
+    AdamW, gradients clipped to a norm of 35, `one_cycle` with `warmup` as a share of the
+    iterations. Rows of `inputs` are read batch by batch. Raises UserError for features that are not
+    finite, and for a head that has diverged.
     """
     optimizer = AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = LambdaLR(optimizer, lambda step: one_cycle(step, iterations, warmup))
@@ -66,7 +69,8 @@ def train_head(
 
 
 def one_cycle(step: int, iterations: int, warmup: float) -> float:
-    """Share of the learning rate: a cosine from 1 to 0 over all `iterations` times a linear rise over the first `warmup` of them."""
+    """Share of the learning rate: a cosine from 1 to 0 over all `iterations` times a linear rise
+    over the first `warmup` of them."""
     rise = min(1.0, (step + 1) / max(1.0, warmup * iterations))
     return rise * (1 + math.cos(math.pi * step / iterations)) / 2
 
@@ -74,7 +78,8 @@ def one_cycle(step: int, iterations: int, warmup: float) -> float:
 def shuffled_batches(
     num_images: int, batch_size: int, iterations: int, seed: int
 ) -> Iterator[list[int]]:
-    """Indices for every iteration: epochs, each in an order drawn from `seed` and its number, joined end to end."""
+    """Indices for every iteration: epochs, each in an order drawn from `seed` and its number,
+    joined end to end."""
     order = (
         index
         for epoch in count()
@@ -93,7 +98,8 @@ def head_outputs(head: nn.Module, inputs: Sequence[Rows], batch_size: int) -> It
 
 
 def gather(inputs: Sequence[Rows], indices: Sequence[int], device: torch.device) -> list[Tensor]:
-    """A float32 batch of each of `inputs`, read row by row: they may lie on disk. Raises UserError for values that are not finite."""
+    """A float32 batch of each of `inputs`, read row by row: they may lie on disk. Raises UserError
+    for values that are not finite."""
     batches = [
         torch.stack([rows[index] for index in indices]).to(device).float() for rows in inputs
     ]
@@ -109,7 +115,8 @@ def gather(inputs: Sequence[Rows], indices: Sequence[int], device: torch.device)
 
 
 def training_targets(targets: Rows, grid: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """`[n, H, W]`: every target `[height, width]` resized to four times the grid, or to the first target's own size where that is less.
+    """`[n, H, W]`: every target `[height, width]` resized to four times the grid, or to the first
+    target's own size where that is less.
 
     The nearest pixel's value is taken, so that what counts nowhere stays exact.
     """
@@ -134,7 +141,8 @@ def seeded(device: torch.device | str, *names: int | str) -> Iterator[None]:
 
 
 def check_rows(task: str, split: str, inputs: Sequence[Rows], targets: Rows) -> None:
-    """Raise UserError unless there is a target for every row of each of `inputs`, and at least one."""
+    """Raise UserError unless there is a target for every row of each of `inputs`, and at least
+    one."""
     for rows in inputs:
         if len(rows) != len(targets):
             raise UserError(

@@ -42,7 +42,8 @@ DEPTH_COLOURS = [
 
 @dataclass(frozen=True)
 class DepthResult:
-    """rmse: metres. abs_rel: a fraction. delta1, delta2, delta3: percent. predictions: `[H, W]` in metres of the first 8 test images."""
+    """rmse: metres. abs_rel: a fraction. delta1, delta2, delta3: percent. predictions: `[H, W]` in
+    metres of the first 8 test images."""
 
     rmse: float
     abs_rel: float
@@ -67,12 +68,15 @@ def linear_depth(
     device: torch.device | str = "cpu",
     protocol: DepthProtocol | None = None,
 ) -> DepthResult:
-    """Train a linear head on maps `[C, h, w]` and judge it on the test depths, each at its own resolution.
+    """Train a linear head on maps `[C, h, w]` and judge it on the test depths, each at its own
+    resolution.
 
-    DINOv2's linear depth ("lin. 1" with CLS tokens `[n, C]`) by the recipe that DINOv3 released: 38,400 iterations of 16 images, AdamW, learning
-    rate 3e-4, weight decay 1e-4, warm-up over a third. What needs the images again is missing: random crops, rotations, colours, and the average
-    over the image and its mirror image. Depths `[H, W]` are float32 metres with 0 for unknown; beyond `max_depth` (NYU: 10) they count nowhere.
-    A `protocol` says which pixels of the test depths a benchmark counts; without one these are all that are known.
+    DINOv2's linear depth ("lin. 1" with CLS tokens `[n, C]`) by the recipe that DINOv3 released:
+    38,400 iterations of 16 images, AdamW, learning rate 3e-4, weight decay 1e-4, warm-up over a
+    third. What needs the images again is missing: random crops, rotations, colours, and the average
+    over the image and its mirror image. Depths `[H, W]` are float32 metres with 0 for unknown;
+    beyond `max_depth` (NYU: 10) they count nowhere. A `protocol` says which pixels of the test
+    depths a benchmark counts; without one these are all that are known.
 
     Raises UserError for depths that are not finite or negative, where none counts, for features that are not finite,
     for lengths that differ and for test depths of another size than the protocol's.
@@ -105,10 +109,11 @@ def dpt_depth(
     device: torch.device | str = "cpu",
     protocol: DepthProtocol | None = None,
 ) -> DepthResult:
-    """As `linear_depth`, with a `DPTHead` on the maps of four layers of one grid, earliest first; `channels` inside the head.
+    """As `linear_depth`, with a `DPTHead` on the maps of four layers of one grid, earliest first;
+    `channels` inside the head.
 
-    Trained with the loss of the linear head alone; DINOv2 adds one on the depth's gradients. Raises UserError as `linear_depth` does, and for other
-    layers than four of one shape.
+    Trained with the loss of the linear head alone; DINOv2 adds one on the depth's gradients. Raises
+    UserError as `linear_depth` does, and for other layers than four of one shape.
     """
     _check("training", train_layers, train_depths, max_depth)
     _check("test", test_layers, test_depths, max_depth, protocol)
@@ -124,10 +129,11 @@ def dpt_depth(
 
 
 class LinearDepthHead(nn.Module):
-    """Maps `[B, C, h, w]`, and CLS `[B, D]` beside every patch where given, to the logits of 256 depths `[B, 256, 4h, 4w]`.
+    """Maps `[B, C, h, w]`, and CLS `[B, D]` beside every patch where given, to the logits of 256
+    depths `[B, 256, 4h, 4w]`.
 
-    The published head upsamples the features four times before its 1 x 1 convolution. Weights of bilinear upsampling sum to 1, so that the order
-    makes no difference but to the cost.
+    The published head upsamples the features four times before its 1 x 1 convolution. Weights of
+    bilinear upsampling sum to 1, so that the order makes no difference but to the cost.
     """
 
     def __init__(self, in_channels: int) -> None:
@@ -145,9 +151,11 @@ class LinearDepthHead(nn.Module):
 
 
 def expected_depth(logits: Tensor, max_depth: float) -> Tensor:
-    """Metres `[B, h, w]` from logits `[B, K, h, w]`: sum_k w_k b_k / sum_k w_k with w = relu(logit) + 0.1 and K depths b from 0.001 to `max_depth`.
+    """Metres `[B, h, w]` from logits `[B, K, h, w]`: sum_k w_k b_k / sum_k w_k with w = relu(logit)
+    + 0.1 and K depths b from 0.001 to `max_depth`.
 
-    AdaBins' linear normalisation over uniform bins (Bhat et al. 2021), as in DINOv2's depth evaluation.
+    AdaBins' linear normalisation over uniform bins (Bhat et al. 2021), as in DINOv2's depth
+    evaluation.
     """
     bins = torch.linspace(MIN_DEPTH, max_depth, logits.shape[1], device=logits.device)
     weights = logits.relu().permute(0, 2, 3, 1)
@@ -158,10 +166,12 @@ def expected_depth(logits: Tensor, max_depth: float) -> Tensor:
 def sig_loss(
     predicted: Tensor, truth: Tensor, max_depth: float, warming_up: bool = False
 ) -> Tensor:
-    """sqrt(var(g) + 0.15 mean(g)^2) with g = log(predicted + 0.001) - log(truth + 0.001), over the known pixels of a batch `[B, H, W]`; 0 without any.
+    """sqrt(var(g) + 0.15 mean(g)^2) with g = log(predicted + 0.001) - log(truth + 0.001), over the
+    known pixels of a batch `[B, H, W]`; 0 without any.
 
-    That is sqrt(mean(g^2) - 0.85 mean(g)^2), the scale-invariant error of Eigen et al. 2014, equation 4, with the weight and the root of AdaBins.
-    Warming up leaves var(g) out: the scale is found first.
+    That is sqrt(mean(g^2) - 0.85 mean(g)^2), the scale-invariant error of Eigen et al. 2014,
+    equation 4, with the weight and the root of AdaBins. Warming up leaves var(g) out: the scale is
+    found first.
     """
     known = is_known(truth, max_depth)
     if not known.any():
@@ -174,7 +184,8 @@ def sig_loss(
 def depth_errors(
     predicted: Tensor, truth: Tensor, max_depth: float, protocol: DepthProtocol | None = None
 ) -> Tensor:
-    """RMSE, AbsRel and the shares of max(p / t, t / p) < 1.25, 1.25^2, 1.25^3 of one image `[H, W]`.
+    """RMSE, AbsRel and the shares of max(p / t, t / p) < 1.25, 1.25^2, 1.25^3 of one image `[H,
+    W]`.
 
     They are over the pixels that count (`counted_pixels`), and NaN without any.
     """
@@ -193,7 +204,8 @@ def depth_errors(
 
 
 def counted_pixels(truth: Tensor, max_depth: float, protocol: DepthProtocol | None) -> Tensor:
-    """Where a prediction is judged, `[H, W]` bool: at all known depths, or where the benchmark says."""
+    """Where a prediction is judged, `[H, W]` bool: at all known depths, or where the benchmark
+    says."""
     return is_known(truth, max_depth) if protocol is None else protocol.counted(truth)
 
 
@@ -203,7 +215,8 @@ def is_known(depths: Tensor, max_depth: float) -> Tensor:
 
 
 def depth_picture(depth: Tensor, max_depth: float) -> Image.Image:
-    """Metres `[H, W]`, a pixel each, from yellow (near) over red to blue (`max_depth`); black for what is not known or lies beyond."""
+    """Metres `[H, W]`, a pixel each, from yellow (near) over red to blue (`max_depth`); black for
+    what is not known or lies beyond."""
     position = (depth / max_depth).clamp(0, 1).cpu() * (len(DEPTH_COLOURS) - 1)
     left = position.long().clamp_max(len(DEPTH_COLOURS) - 2)
     colours = torch.tensor(DEPTH_COLOURS)
@@ -251,7 +264,8 @@ def _judge(
     batch_size: int,
     protocol: DepthProtocol | None,
 ) -> DepthResult:
-    """Every figure is computed per image and averaged over the images that have known pixels, as is usual on NYU."""
+    """Every figure is computed per image and averaged over the images that have known pixels, as is
+    usual on NYU."""
     errors, kept = [], []
     for index, logits in enumerate(head_outputs(head, inputs, batch_size)):
         truth = depths[index]

@@ -14,8 +14,8 @@ from vision_core.errors import UserError
 class DepthProtocol:
     """How a benchmark judges depths `[H, W]` in metres.
 
-    Truths strictly between `min_depth` and `max_depth` count, inside `rows` and `columns` of images of `size`.
-    Predictions are clipped to the range before they are compared.
+    Truths strictly between `min_depth` and `max_depth` count, inside `rows` and `columns` of images
+    of `size`. Predictions are clipped to the range before they are compared.
     """
 
     name: str
@@ -46,6 +46,7 @@ class DepthProtocol:
         return f"{self.name}'s evaluation: {self.min_depth} to {self.max_depth:g} m, rows {rows}, columns {columns}"
 
 
-# Eigen et al. 2014's crop of NYU's official test images, as BTS, AdaBins and DINOv2's evaluation use it
+# Eigen et al. 2014's crop of NYU's official test images, as BTS, AdaBins and DINOv2's evaluation
+# use it
 NYU = DepthProtocol("NYU", 0.001, 10.0, (480, 640), slice(45, 471), slice(41, 601))
 PROTOCOLS = {"nyu": NYU}

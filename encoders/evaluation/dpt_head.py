@@ -1,4 +1,5 @@
-"""The head of Dense Prediction Transformers: four layers of a ViT, brought to four strides and fused from the coarsest to the finest."""
+"""The head of Dense Prediction Transformers: four layers of a ViT, brought to four strides and
+fused from the coarsest to the finest."""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ from torch.nn import functional as F
 
 
 class DPTHead(nn.Module):
-    """Four maps `[B, in_channels, h, w]`, earliest layer first, to `[B, out_channels, 4h, 4w]` (Ranftl et al. 2021, section 3.1).
+    """Four maps `[B, in_channels, h, w]`, earliest layer first, to `[B, out_channels, 4h, 4w]`
+    (Ranftl et al. 2021, section 3.1).
 
-    For a patch of 16 pixels the maps are brought to the strides 4, 8, 16 and 32. CLS is ignored. What differs from the paper: its last doubling
-    is left out, because what the output stands for is resized afterwards at a fraction of the cost.
+    For a patch of 16 pixels the maps are brought to the strides 4, 8, 16 and 32. CLS is ignored.
+    What differs from the paper: its last doubling is left out, because what the output stands for
+    is resized afterwards at a fraction of the cost.
     """
 
     def __init__(self, in_channels: int, channels: int = 256, out_channels: int = 256) -> None:
@@ -42,7 +45,8 @@ class DPTHead(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """Adds a layer's map to what coarser layers have given, and brings the sum to the next finer size (the paper's figure 1, right).
+    """Adds a layer's map to what coarser layers have given, and brings the sum to the next finer
+    size (the paper's figure 1, right).
 
     joins: whether there are coarser layers.
     """

@@ -1,4 +1,5 @@
-"""Emergent segmentation: how well the attention of the CLS token outlines objects that nobody has taught it."""
+"""Emergent segmentation: how well the attention of the CLS token outlines objects that nobody has
+taught it."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ NOWHERE = 255  # value of a mask's pixels that count nowhere
 class EmergentResult:
     """Jaccard indices in percent, means over the images.
 
-    best_head: of the head that fits each image's mask best. It is chosen with the mask, an oracle, as DINO publishes it: higher than what any rule could
-    reach that does not see masks. heads: of each head, always the same one. mean_attention: of the map averaged over the heads. whole_image, chance: of
-    the whole image as prediction, and of a random choice of `share` of it. images, left_out: how many were judged, and how many show no object.
+    best_head: of the head that fits each image's mask best. It is chosen with the mask, an oracle,
+    as DINO publishes it: higher than what any rule could reach that does not see masks. heads: of
+    each head, always the same one. mean_attention: of the map averaged over the heads. whole_image,
+    chance: of the whole image as prediction, and of a random choice of `share` of it. images,
+    left_out: how many were judged, and how many show no object.
     """
 
     best_head: float
@@ -35,7 +38,8 @@ class EmergentResult:
 
 
 def keep_mass(attention: Tensor, share: float = SHARE) -> Tensor:
-    """The fewest patches of `[..., h, w]` that hold `share` of the attention, bool; the greatest first (Caron et al. 2021, section 4.2.2 and figure 4).
+    """The fewest patches of `[..., h, w]` that hold `share` of the attention, bool; the greatest
+    first (Caron et al. 2021, section 4.2.2 and figure 4).
 
     Raises UserError for attention that is not finite, negative or without mass.
     """
@@ -46,13 +50,15 @@ def keep_mass(attention: Tensor, share: float = SHARE) -> Tensor:
             "emergent segmentation: attention must be finite, not negative and not all zero; take it behind the softmax, in float32"
         )
     values = values / mass
-    # a patch stays unless those before it hold the share already, up to the rounding of a softmax in float32
+    # a patch stays unless those before it hold the share already, up to the rounding of a softmax
+    # in float32
     kept = values.cumsum(-1) - values < share - 1e-6
     return torch.zeros_like(kept).scatter(-1, order, kept).view(attention.shape)
 
 
 def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
-    """|predicted and mask| / |predicted or mask| of bool `[..., H, W]`, float64 in 0..1; NaN where both are empty."""
+    """|predicted and mask| / |predicted or mask| of bool `[..., H, W]`, float64 in 0..1; NaN where
+    both are empty."""
     intersection, union = (predicted & mask).sum((-2, -1)), (predicted | mask).sum((-2, -1))
     return intersection.double() / union
 
@@ -61,14 +67,17 @@ def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
 def emergent_jaccard(
     attention: Tensor, masks: Sequence[Tensor], share: float = SHARE, progress: bool = False
 ) -> EmergentResult:
-    """Masks of the patches that hold `share` of the CLS token's attention against the objects of `masks` (DINO, figure 4: PASCAL VOC 2012).
+    """Masks of the patches that hold `share` of the CLS token's attention against the objects of
+    `masks` (DINO, figure 4: PASCAL VOC 2012).
 
     Args:
         attention: `[n, heads, h, w]`, of the CLS token to the patches of the whole image.
-        masks: n of any size `[H, W]`: bool, or integers with 0 for background, 255 for what counts nowhere and other values for objects, taken together.
+        masks: n of any size `[H, W]`: bool, or integers with 0 for background, 255 for what counts
+            nowhere and other values for objects, taken together.
 
-    The kept patches are enlarged to the mask's size by the nearest patch. Images that show no object are left out. Raises UserError for lengths that differ,
-    attention that `keep_mass` refuses, or where no image shows an object.
+    The kept patches are enlarged to the mask's size by the nearest patch. Images that show no
+    object are left out. Raises UserError for lengths that differ, attention that `keep_mass`
+    refuses, or where no image shows an object.
     """
     if len(attention) != len(masks):
         raise UserError(

@@ -1,4 +1,5 @@
-"""Frozen features of a data source, computed once and kept where only the same encoder on the same images finds them."""
+"""Frozen features of a data source, computed once and kept where only the same encoder on the same
+images finds them."""
 
 from __future__ import annotations
 
@@ -67,14 +68,17 @@ def cached_features(
     progress: bool = False,
     image_bytes: int = 0,
 ) -> StoredFeatures:
-    """`compute(encoder, pixel_values)` of the images `indices` of `source` (default: all), from `cache_dir` if they are there.
+    """`compute(encoder, pixel_values)` of the images `indices` of `source` (default: all), from
+    `cache_dir` if they are there.
 
-    The folder's name is a hash of the encoder's weights and config, the transform, the data's fingerprint, the indices
-    and `name`, which stands for `compute`. Every file in it is verified. What is missing or damaged is computed, and so
-    is what could not be read and can be now. Several processes compute a part each and all read the whole; several runs
-    may do the same at once, and one that was killed goes on.
+    The folder's name is a hash of the encoder's weights and config, the transform, the data's
+    fingerprint, the indices and `name`, which stands for `compute`. Every file in it is verified.
+    What is missing or damaged is computed, and so is what could not be read and can be now. Several
+    processes compute a part each and all read the whole; several runs may do the same at once, and
+    one that was killed goes on.
 
-    image_bytes: what the features of an image take, where it is known, for the question whether all have room.
+    image_bytes: what the features of an image take, where it is known, for the question whether all
+    have room.
 
     Raises UserError where features are not finite, no image can be read, or the disk has no room.
     """
@@ -110,8 +114,8 @@ def unreadable_left_out(
     progress: bool,
     note: Callable[[UnreadableSample], None],
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of (indices, views `[B, C, height, width]`) of the images that can be read. Raises UserError where none can, or where they are
-    of two kinds.
+    """Batches of (indices, views `[B, C, height, width]`) of the images that can be read. Raises
+    UserError where none can, or where they are of two kinds.
 
     note: is told of every image that cannot.
     """
@@ -132,7 +136,8 @@ def unreadable_left_out(
 
 
 def encoder_fingerprint(encoder: Encoder) -> str:
-    """A hash of what decides about an encoder's features: weights, buffers and config, but not where it was loaded from."""
+    """A hash of what decides about an encoder's features: weights, buffers and config, but not
+    where it was loaded from."""
     config = encoder.config().to_dict()
     del config["source"]
     digest = hashlib.blake2b(
@@ -162,7 +167,8 @@ def _key(
 
 
 def _shards_there(folder: Path, key: str, source: ImageSource, progress: bool) -> list[Shard]:
-    """What is whole, one behind the other without overlap. What is damaged is removed, and a line says how much."""
+    """What is whole, one behind the other without overlap. What is damaged is removed, and a line
+    says how much."""
     remove_litter([*folder.parent.glob(".tmp-*"), *folder.glob(".tmp-*")])
     if (folder / MANIFEST).exists():
         shutil.rmtree(folder)  # of an earlier version, whose files carry no digest
@@ -231,7 +237,8 @@ def _say_what_is_needed(
 def _reads_as_before(shard: Shard, source: ImageSource) -> bool:
     """Whether what could not be read when the features were made still cannot, for the same reason.
 
-    A link may be followed now, a package installed, a permission given, and none of that is in the data's fingerprint.
+    A link may be followed now, a package installed, a permission given, and none of that is in the
+    data's fingerprint.
     """
     return all(_reason_now(source, index) == reason for index, reason in shard.reasons.items())
 
@@ -310,7 +317,8 @@ class _Filling:
     def fill(
         self, positions: list[int], batch_size: int, num_workers: int, progress: bool
     ) -> list[str]:
-        """Compute and write the images at `positions` of the indices; the names of the files. Raises UserError."""
+        """Compute and write the images at `positions` of the indices; the names of the files.
+        Raises UserError."""
         batches = _batches_of(positions, batch_size)
         loader = _view_loader(self.source, self.indices, self.transform, batches, num_workers)
         name = f"features of {self.encoder.name}"

@@ -18,9 +18,10 @@ NUM_BLOCKS = 4  # the linear probe's greatest choice
 def vector_features(encoder: Encoder, pixel_values: Tensor) -> dict[str, Tensor]:
     """Every vector of an image that a task reads, for `[B, C, H, W]`, each `[B, width]`, float32.
 
-    pooled: the published image vector (not there where the model has none). patch_mean, gem: mean and GeM of the last layer's patches. block_1 to
-    block_4: the CLS token of the last block, the one before, and so on, behind the final norm; without a CLS token the mean of the patches, and for the last
-    block the published image vector.
+    pooled: the published image vector (not there where the model has none). patch_mean, gem: mean
+    and GeM of the last layer's patches. block_1 to
+    block_4: the CLS token of the last block, the one before, and so on, behind the final norm;
+    without a CLS token the mean of the patches, and for the last block the published image vector.
     """
     last = encoder.num_layers
     features = encoder(pixel_values, range(max(1, last + 1 - NUM_BLOCKS), last + 1))
@@ -42,7 +43,8 @@ def vector_features(encoder: Encoder, pixel_values: Tensor) -> dict[str, Tensor]
 def map_features(
     encoder: Encoder, pixel_values: Tensor, layers: Iterable[int]
 ) -> dict[str, Tensor]:
-    """Maps `map_<number>` `[B, C, h, w]` and, where there is one, CLS tokens `cls_<number>` `[B, C]` of `layers`, float16: half the disk for 3 digits."""
+    """Maps `map_<number>` `[B, C, h, w]` and, where there is one, CLS tokens `cls_<number>` `[B,
+    C]` of `layers`, float16: half the disk for 3 digits."""
     stored = {}
     for layer in encoder(pixel_values, tuple(layers)).layers:
         stored[f"map_{layer.number}"] = layer.patch_map.half()
@@ -58,7 +60,8 @@ def vector_bytes(encoder: Encoder) -> int:
 
 
 def map_bytes(encoder: Encoder, size: tuple[int, int], layers: Iterable[int]) -> int:
-    """What `map_features` of one image of `size` take. Where layers are stages, a map has half the rows of the one before."""
+    """What `map_features` of one image of `size` take. Where layers are stages, a map has half the
+    rows of the one before."""
     rows, columns = encoder.grid(*size)
     are_stages = len(set(encoder.layer_widths)) > 1
     total = 0
@@ -70,7 +73,8 @@ def map_bytes(encoder: Encoder, size: tuple[int, int], layers: Iterable[int]) ->
 
 
 def depth_layers(num_layers: int) -> tuple[int, ...]:
-    """Four layers at even distances, the last among them: 3, 6, 9, 12 of 12 (DINOv2, section 7.4); fewer where there are fewer."""
+    """Four layers at even distances, the last among them: 3, 6, 9, 12 of 12 (DINOv2, section 7.4);
+    fewer where there are fewer."""
     count = min(4, num_layers)
     return tuple(round(num_layers * step / count) for step in range(1, count + 1))
 
@@ -78,12 +82,15 @@ def depth_layers(num_layers: int) -> tuple[int, ...]:
 def extract_features(
     encoder: Encoder, pixels: Tensor | Iterable[Tensor], batch_size: int = 128
 ) -> dict[str, Tensor]:
-    """CLS token and mean of the patches of the last layer, on the CPU: {"cls": [n, D], "patch_mean": [n, D]}, float32.
+    """CLS token and mean of the patches of the last layer, on the CPU: {"cls": [n, D],
+    "patch_mean": [n, D]}, float32.
 
-    For images in memory, judged again and again while an encoder trains; its modules' training modes are put back afterwards.
+    For images in memory, judged again and again while an encoder trains; its modules' training
+    modes are put back afterwards.
 
     Args:
-        pixels: normalised `[n, C, H, W]`, which goes through in batches of `batch_size`, or batches of that shape one after another.
+        pixels: normalised `[n, C, H, W]`, which goes through in batches of `batch_size`, or batches
+            of that shape one after another.
     """
     cls, patch_mean = [], []
     with evaluating(encoder):
@@ -108,5 +115,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def draw_subset(num_images: int, count: int, *names: int | str) -> list[int]:
-    """`count` different indices below `num_images` (all of them if there are fewer), a function of `names`."""
+    """`count` different indices below `num_images` (all of them if there are fewer), a function of
+    `names`."""
     return numpy_generator(*names).permutation(num_images)[:count].tolist()

@@ -27,10 +27,12 @@ def few_shot(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, dict[int, tuple[float, float]]]:
-    """{"knn" or "logistic": {images of a class: (mean, standard deviation) of top-1 in percent over `tries` draws}}.
+    """{"knn" or "logistic": {images of a class: (mean, standard deviation) of top-1 in percent over
+    `tries` draws}}.
 
-    k-NN looks at all the images that were drawn, at most 20 (dinov2/eval/knn.py's n_per_class and n_tries); logistic regression has C = 1 on features
-    of length 1. Numbers of images that some class does not have are left out; UserError where that leaves none.
+    k-NN looks at all the images that were drawn, at most 20 (dinov2/eval/knn.py's n_per_class and
+    n_tries); logistic regression has C = 1 on features of length 1. Numbers of images that some
+    class does not have are left out; UserError where that leaves none.
     """
     smallest, count = min(
         ((labels == label).sum().item(), label) for label in labels.unique().tolist()

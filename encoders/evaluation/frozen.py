@@ -1,4 +1,5 @@
-"""One encoder on one data set: its frozen features of both splits, computed when a task first asks for them."""
+"""One encoder on one data set: its frozen features of both splits, computed when a task first asks
+for them."""
 
 from __future__ import annotations
 
@@ -35,12 +36,16 @@ class FrozenFeatures:
 
     Args:
         limits: the greatest number of training and of test images, drawn by `seed`; None for all.
-        dense_size: (height, width) to which images are resized, without cropping, in the dense tasks; None for `dense_size_for`.
-        max_bad_fraction: above this share of unreadable images in a split UserError is raised, which names them.
+        dense_size: (height, width) to which images are resized, without cropping, in the dense
+            tasks; None for `dense_size_for`.
+        max_bad_fraction: above this share of unreadable images in a split UserError is raised,
+            which names them.
 
     Attributes:
-        bad: split -> {id: reason} of the images that could not be read so far, or whose mask or depth could not.
-        in_both: how many test images are among the training images, by their content; None before a task has asked.
+        bad: split -> {id: reason} of the images that could not be read so far, or whose mask or
+            depth could not.
+        in_both: how many test images are among the training images, by their content; None before a
+            task has asked.
     """
 
     def __init__(
@@ -75,7 +80,8 @@ class FrozenFeatures:
 
     @property
     def dense_transform(self) -> ImageTransform:
-        """The encoder's preprocessing at the dense size, the whole image, whatever its aspect ratio."""
+        """The encoder's preprocessing at the dense size, the whole image, whatever its aspect
+        ratio."""
         if self._dense_size is None:
             self._dense_size = dense_size_for(self.encoder, self.sources["test"])
         self.encoder.grid(*self._dense_size)
@@ -112,7 +118,8 @@ class FrozenFeatures:
         return self._of_kind(split, dense).kept.tolist()
 
     def training_rows(self, dense: bool = False) -> Tensor:
-        """`[n]` the rows of the training images that are no test images, by their content: what may be learnt from.
+        """`[n]` the rows of the training images that are no test images, by their content: what may
+        be learnt from.
 
         Raises UserError where none is left.
         """
@@ -128,7 +135,8 @@ class FrozenFeatures:
         return self._training_rows[dense]
 
     def annotated_rows(self, split: str, kind: str) -> tuple[list[int], list[Tensor]]:
-        """The rows of `maps` whose mask or depth (`kind`) can be read, of training images those of `training_rows`; and these annotations."""
+        """The rows of `maps` whose mask or depth (`kind`) can be read, of training images those of
+        `training_rows`; and these annotations."""
         source, kept = self.sources[split], self.kept(split, dense=True)
         rows, annotations, bad = [], [], []
         for row in (
@@ -143,7 +151,8 @@ class FrozenFeatures:
         return rows, annotations
 
     def note_unreadable(self, split: str, samples: Iterable[UnreadableSample]) -> None:
-        """Remember what could not be read of a split that was looked at. Raises UserError where it is more than the share."""
+        """Remember what could not be read of a split that was looked at. Raises UserError where it
+        is more than the share."""
         self._looked_at.add(split)
         for sample in samples:
             reasons = self.bad[split].get(sample.id, "")
@@ -161,12 +170,14 @@ class FrozenFeatures:
         return len(self.indices[split]) - len(self.bad[split]) if split in self._looked_at else 0
 
     def _num_extracted(self, split: str) -> int | None:
-        """How many images of a split have features, here or in the process whose knowledge was taken over; None without any."""
+        """How many images of a split have features, here or in the process whose knowledge was
+        taken over; None without any."""
         stored = [each for (name, _), each in self._stored.items() if name == split]
         return len(stored[0].kept) if stored else self._read_before.get(split)
 
     def what_was_read(self) -> dict[str, Any]:
-        """What is known of the images so far, as JSON holds it: for `take_over` of another process, which need not look again."""
+        """What is known of the images so far, as JSON holds it: for `take_over` of another process,
+        which need not look again."""
         extracted = {split: self._num_extracted(split) for split in self.indices}
         read = {split: count for split, count in extracted.items() if count is not None}
         return {
@@ -219,7 +230,8 @@ class FrozenFeatures:
         return torch.tensor(source.labels)[self.kept(split)]
 
     def marks(self, split: str) -> Tensor:
-        """`[n, classes]` bool: which classes each row of `vectors` has, where an image may have several. Both splits have the same classes."""
+        """`[n, classes]` bool: which classes each row of `vectors` has, where an image may have
+        several. Both splits have the same classes."""
         self._of_vectors(split)
         for source in self.sources.values():
             if source.multi_labels is None:
@@ -283,7 +295,8 @@ class FrozenFeatures:
 
 
 def dense_size_for(encoder: Encoder, source: ImageSource) -> tuple[int, int]:
-    """The size of the first readable image, rounded to the encoder's stride, made smaller where it has more than 2,048 patches.
+    """The size of the first readable image, rounded to the encoder's stride, made smaller where it
+    has more than 2,048 patches.
 
     An encoder that takes no other size than its own gets its own.
     """

@@ -1,7 +1,9 @@
-"""Results of an evaluation's tasks, kept as each is done, so that a start after a kill runs only what is missing.
+"""Results of an evaluation's tasks, kept as each is done, so that a start after a kill runs only
+what is missing.
 
-A result is a JSON, and a PNG where it has a picture, both named by a hash of all that decides about it: the encoder's weights and config, the data, the
-task's settings. The JSON comes last, by one rename, and holds besides what the task has learnt about the images that cannot be read.
+A result is a JSON, and a PNG where it has a picture, both named by a hash of all that decides about
+it: the encoder's weights and config, the data, the task's settings. The JSON comes last, by one
+rename, and holds besides what the task has learnt about the images that cannot be read.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from vision_core.runs.checkpoints import sync, write_text_atomically
 class KeptResults:
     """The results of one encoder on one data set.
 
-    folder: of the files. frozen: the encoder on the data. settings: of the encoder and the data, by name, that are no part of `frozen`.
+    folder: of the files. frozen: the encoder on the data. settings: of the encoder and the data, by
+    name, that are no part of `frozen`.
     """
 
     def __init__(self, folder: Path, frozen: FrozenFeatures, settings: Mapping[str, Any]) -> None:
@@ -42,7 +45,8 @@ class KeptResults:
         }
 
     def take(self, task: str, settings: Mapping[str, Any]) -> TaskResult | None:
-        """A task's result, if it is kept; what it knows of unreadable images goes to the frozen features."""
+        """A task's result, if it is kept; what it knows of unreadable images goes to the frozen
+        features."""
         path = self._path(task, settings)
         try:
             kept = parse_json(read_text(path, str(path), "remove it"), str(path), "remove it")
@@ -63,7 +67,8 @@ class KeptResults:
         result: dict[str, Any],
         picture: Image.Image | None,
     ) -> None:
-        """Write a task's result, as JSON without its picture. Raises UserError where it cannot be written."""
+        """Write a task's result, as JSON without its picture. Raises UserError where it cannot be
+        written."""
         path = self._path(task, settings)
         try:
             self._folder.mkdir(exist_ok=True)

@@ -23,12 +23,15 @@ def knn_predict(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> Tensor:
-    """Labels `[m]` of `queries [m, D]` from `bank [n, D]` with `bank_labels [n]` (Wu et al. 2018, section 3.4; DINO, appendix F.1).
+    """Labels `[m]` of `queries [m, D]` from `bank [n, D]` with `bank_labels [n]` (Wu et al. 2018,
+    section 3.4; DINO, appendix F.1).
 
-    The k bank features of greatest cosine similarity s vote for their labels with weight exp(s / temperature). Of equal similarities at
-    the k-th place the one that stands first in the bank counts. Of classes with equal votes the one whose nearest neighbour is nearest
-    wins, and of those the one with the lowest number. Similarities and votes are equal where they are to 12 digits, in float64, so that
-    neither the size of a chunk nor the device decides. For one query this is
+    The k bank features of greatest cosine similarity s vote for their labels with weight exp(s /
+    temperature). Of equal similarities at the k-th place the one that stands first in the bank
+    counts. Of classes with equal votes the one whose nearest neighbour is nearest wins, and of
+    those the one with the lowest number. Similarities and votes are equal where they are to 12
+    digits, in float64, so that neither the size of a chunk nor the device decides. For one query
+    this is
 
         similarity = [sum(a * b for a, b in zip(unit(query), unit(row))) for row in bank]
         nearest = sorted(range(len(bank)), key=lambda index: (-round(similarity[index], 12), index))[:k]
@@ -39,7 +42,8 @@ def knn_predict(
             best[label] = max(best.get(label, -1.0), similarity[index])
         answer = min(votes, key=lambda label: (-round(votes[label] / sum(votes.values()), 12), -round(best[label], 12), label))
 
-    `chunk` queries at most are looked at together. Raises UserError where labels, k or features make this impossible.
+    `chunk` queries at most are looked at together. Raises UserError where labels, k or features
+    make this impossible.
     """
     similarity, neighbours = nearest_neighbours(bank, bank_labels, queries, k, chunk)
     num_classes = int(bank_labels.max()) + 1
@@ -57,9 +61,11 @@ def knn_predict(
 def nearest_neighbours(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, chunk: int = 1024
 ) -> tuple[Tensor, Tensor]:
-    """Cosine similarity `[m, k]`, float64, falling, and labels `[m, k]` of the k nearest of `bank [n, D]` to each of `queries [m, D]`.
+    """Cosine similarity `[m, k]`, float64, falling, and labels `[m, k]` of the k nearest of `bank
+    [n, D]` to each of `queries [m, D]`.
 
-    Equal similarities stand in the order of the bank: a neighbour's place is part of the number by which neighbours are compared.
+    Equal similarities stand in the order of the bank: a neighbour's place is part of the number by
+    which neighbours are compared.
     """
     _check(bank, bank_labels, queries, k)
     bank = F.normalize(bank.double(), dim=-1)
@@ -86,9 +92,11 @@ def knn_accuracies(
     ks: Sequence[int] = PUBLISHED_KS,
     temperature: float = 0.07,
 ) -> dict[int, dict[str, float]]:
-    """{k: {"top1", "top5"}} in percent by the votes of `knn_predict`, the neighbours being looked up once.
+    """{k: {"top1", "top5"}} in percent by the votes of `knn_predict`, the neighbours being looked
+    up once.
 
-    Values of k above the bank's size are left out. Raises UserError where none is left, there is a single class, or as `knn_predict`.
+    Values of k above the bank's size are left out. Raises UserError where none is left, there is a
+    single class, or as `knn_predict`.
     """
     _check_lengths(queries, query_labels)
     if len(bank_labels.unique()) < 2:
@@ -115,9 +123,11 @@ def _ranked_classes(
     temperature: float,
     chunk: int = 1024,
 ) -> Iterator[Tensor]:
-    """The five first classes `[chunk, 5]` by the first k neighbours (or as many as there are), -1 for one without a vote; chunk after chunk.
+    """The five first classes `[chunk, 5]` by the first k neighbours (or as many as there are), -1
+    for one without a vote; chunk after chunk.
 
-    A class's place is the order of one number: its share of the votes, then how near its nearest neighbour is, then its own number.
+    A class's place is the order of one number: its share of the votes, then how near its nearest
+    neighbour is, then its own number.
     """
     tie_size = (k + 1) * num_classes
     scale = 2 ** min(FINEST, LARGEST_KEY - math.ceil(math.log2(tie_size + 1)))
@@ -130,7 +140,8 @@ def _ranked_classes(
         weights = torch.exp((near - near[:, :1]) / temperature)
         votes = near.new_zeros(shape).scatter_add_(1, labels, weights)
         shares = (votes / weights.sum(1, keepdim=True) * scale).round().long()
-        # the number of other distances behind one's own: k for the nearest, at least 1; 0 for a class that is no neighbour
+        # the number of other distances behind one's own: k for the nearest, at least 1; 0 for a
+        # class that is no neighbour
         farther = (near[:, 1:] < near[:, :-1]).long().cumsum(1)
         nearness = k - F.pad(farther, (1, 0))
         nearest = torch.zeros(shape, dtype=torch.long, device=near.device).scatter_reduce_(

@@ -29,7 +29,8 @@ class _ToldToStop(Exception):
 
 
 class LabelledImages(NamedTuple):
-    """`[n, C, H, W]` uint8 or float32 with `[n]` labels and `[n, 2]` hashes; `bad` were left out, `margin` is the largest used."""
+    """`[n, C, H, W]` uint8 or float32 with `[n]` labels and `[n, 2]` hashes; `bad` were left out,
+    `margin` is the largest used."""
 
     images: Tensor
     labels: Tensor
@@ -50,13 +51,17 @@ class LabelledImages(NamedTuple):
 
 
 class KnnBenchmark:
-    """k-NN of queries in a bank, both drawn by `seed`; from one and the same source they are disjoint.
+    """k-NN of queries in a bank, both drawn by `seed`; from one and the same source they are
+    disjoint.
 
-    A query never finds itself: what the bank has of the queries, by its content, is left out of the bank.
+    A query never finds itself: what the bank has of the queries, by its content, is left out of the
+    bank.
 
     Args:
-        transform: the size at which images are judged, the encoder's normalisation, how much is cut off around the centre.
-        max_bad_fraction: above this share of unreadable images, of the bank or of the queries, UserError is raised.
+        transform: the size at which images are judged, the encoder's normalisation, how much is cut
+            off around the centre.
+        max_bad_fraction: above this share of unreadable images, of the bank or of the queries,
+            UserError is raised.
         origin: where the bank comes from, in words, if that needs saying.
 
     Attributes:
@@ -142,7 +147,8 @@ class KnnBenchmark:
     def evaluate(
         self, encoder: Encoder, told_to_stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float]:
-        """Accuracy in percent of the encoder's CLS token and of the mean of its patch tokens; {} once `told_to_stop()`, asked before each batch."""
+        """Accuracy in percent of the encoder's CLS token and of the mean of its patch tokens; {}
+        once `told_to_stop()`, asked before each batch."""
         try:
             bank, queries = (
                 extract_features(encoder, self._pixels(part, told_to_stop))
@@ -153,7 +159,8 @@ class KnnBenchmark:
         return {name: self._accuracy(bank[name], queries[name]) for name in bank}
 
     def evaluate_baselines(self) -> dict[str, float]:
-        """Accuracy in percent of raw pixels and of the colour histogram, both of images scaled to 0..1 by the bank's range."""
+        """Accuracy in percent of raw pixels and of the colour histogram, both of images scaled to
+        0..1 by the bank's range."""
         low, high = channel_range(self.bank.images)
         accuracies = {}
         for name, feature in (("raw_pixels", raw_pixels), ("colour_histogram", colour_histogram)):
@@ -179,11 +186,13 @@ class KnnBenchmark:
 def draw_bank_and_queries(
     bank_source: ImageSource, query_source: ImageSource, bank_size: int, num_queries: int, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Indices of the bank and of the queries, a function of `seed`; where both sources are one object, no file is in both.
+    """Indices of the bank and of the queries, a function of `seed`; where both sources are one
+    object, no file is in both.
 
     There may then be fewer queries than `num_queries`, since they are whole files.
 
-    Raises UserError for sources without labels or with other classes, and where nothing is left for the bank.
+    Raises UserError for sources without labels or with other classes, and where nothing is left for
+    the bank.
     """
     for source in (bank_source, query_source):
         if source.labels is None:
@@ -217,7 +226,8 @@ def load_images(
 ) -> LabelledImages:
     """The views of `source[indices]`; unreadable images are left out and named.
 
-    kind: of images that these are compared with. Raises UserError where images are of two kinds, and where none can be read.
+    kind: of images that these are compared with. Raises UserError where images are of two kinds,
+    and where none can be read.
     """
     kind = kind or OneKind()
     images, labels, contents, bad, largest = None, [], [], [], 1.0

@@ -128,7 +128,8 @@ def run_few_shot(frozen: FrozenFeatures) -> TaskResult:
 
 
 def run_retrieval(frozen: FrozenFeatures, ground_truth: str | None) -> TaskResult:
-    """Instance retrieval: by a ground truth the test images search the training images, else they search one another by their labels."""
+    """Instance retrieval: by a ground truth the test images search the training images, else they
+    search one another by their labels."""
     queries = frozen.vectors("test")[frozen.main_vector_name]
     if ground_truth is None:
         scores = label_retrieval(queries, frozen.labels("test"), progress=frozen.progress)
@@ -150,7 +151,8 @@ def run_retrieval(frozen: FrozenFeatures, ground_truth: str | None) -> TaskResul
 
 
 def run_copy_detection(frozen: FrozenFeatures) -> TaskResult:
-    """Test images search the training images that they were made from; those whose original was not read or not drawn are left out."""
+    """Test images search the training images that they were made from; those whose original was not
+    read or not drawn are left out."""
     (database, ids), (copies, copy_ids) = (
         _descriptors(frozen, split) for split in ("train", "test")
     )
@@ -200,7 +202,8 @@ def _by_class(frozen: FrozenFeatures, figures: list[float]) -> dict[str, float |
 
 
 def _both(frozen: FrozenFeatures, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Vectors and labels of the training images that are no test images, then of the test images."""
+    """Vectors and labels of the training images that are no test images, then of the test
+    images."""
     rows = frozen.training_rows()
     return (
         frozen.vectors("train")[name][rows],

@@ -1,4 +1,5 @@
-"""Linear classification of frozen features: the published grid of heads trained at once, and logistic regression."""
+"""Linear classification of frozen features: the published grid of heads trained at once, and
+logistic regression."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ CS = tuple(10 ** (-6 + 11 * step / 44) for step in range(45))
 
 @dataclass(frozen=True)
 class LinearResult:
-    """top1, top5: percent on the test images. chosen: the settings that were best on the held-out images. table: the held-out accuracy of every setting."""
+    """top1, top5: percent on the test images. chosen: the settings that were best on the held-out
+    images. table: the held-out accuracy of every setting."""
 
     top1: float
     top5: float
@@ -33,13 +35,15 @@ class LinearResult:
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """The heads that read the same vector: `blocks` last blocks, with the mean of the patches or not; one for each learning rate."""
+    """The heads that read the same vector: `blocks` last blocks, with the mean of the patches or
+    not; one for each learning rate."""
 
     blocks: int
     with_patch_mean: bool
 
     def inputs(self, cls_blocks: Sequence[Tensor], patch_mean: Tensor) -> Tensor:
-        """`[n, width]`: CLS of the last blocks, the earliest first, then the mean of the patches."""
+        """`[n, width]`: CLS of the last blocks, the earliest first, then the mean of the
+        patches."""
         return torch.cat(
             [*cls_blocks[-self.blocks :], *([patch_mean] if self.with_patch_mean else [])], dim=1
         )
@@ -68,17 +72,21 @@ def linear_probe(
     progress: bool = False,
     device: torch.device | str = "cpu",
 ) -> LinearResult:
-    """DINOv2's linear evaluation on features that were computed once (section B.3; dinov2/eval/linear.py).
+    """DINOv2's linear evaluation on features that were computed once (section B.3;
+    dinov2/eval/linear.py).
 
-    13 learning rates x {1, 4} last blocks x {CLS, CLS beside the mean of the patches} = 52 heads, trained at once: SGD with momentum 0.9, no weight decay,
-    batches of 128, learning rate times 128 / 256 and by a cosine to 0, weights from N(0, 0.01^2). Published are 12,500 iterations on random crops; here every
-    image has one view. A tenth of each class is held out to choose the head.
+    13 learning rates x {1, 4} last blocks x {CLS, CLS beside the mean of the patches} = 52 heads,
+    trained at once: SGD with momentum 0.9, no weight decay, batches of 128, learning rate times 128
+    / 256 and by a cosine to 0, weights from N(0, 0.01^2). Published are 12,500 iterations on random
+    crops; here every image has one view. A tenth of each class is held out to choose the head.
 
     Args:
-        cls_blocks: CLS tokens `[n, D]` of the last blocks behind the final norm, earliest first; with fewer than 4, only heads on the last one are trained.
+        cls_blocks: CLS tokens `[n, D]` of the last blocks behind the final norm, earliest first;
+            with fewer than 4, only heads on the last one are trained.
         patch_mean: `[n, D]` of the last block. labels: `[n]`. The test images' likewise.
 
-    Raises UserError for a single class, classes of one image, features that are not finite, or lengths that differ.
+    Raises UserError for a single class, classes of one image, features that are not finite, or
+    lengths that differ.
     """
     _check(labels, *cls_blocks, patch_mean)
     check_features(test_labels, *test_cls_blocks, test_patch_mean)
@@ -116,7 +124,8 @@ def linear_probe(
 
 
 def one_class_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """The gradient `[heads, b, classes]` of the cross-entropy at `logits`, for class numbers `[b]`: softmax - one-hot."""
+    """The gradient `[heads, b, classes]` of the cross-entropy at `logits`, for class numbers `[b]`:
+    softmax - one-hot."""
     error = logits.softmax(-1)
     error[:, torch.arange(len(labels), device=labels.device), labels] -= 1
     return error
@@ -131,10 +140,12 @@ def train_heads(
     rates: Sequence[float] = LEARNING_RATES,
     error_of: Callable[[Tensor, Tensor], Tensor] = one_class_error,
 ) -> tuple[Tensor, Tensor]:
-    """Weights `[heads, D, classes]` and biases `[heads, classes]`, a head for each rate, all trained on the same batches of `inputs [n, D]`.
+    """Weights `[heads, D, classes]` and biases `[heads, classes]`, a head for each rate, all
+    trained on the same batches of `inputs [n, D]`.
 
-    For one head, with g the gradient of the batch's mean loss at w:  v <- 0.9 v + g;  w <- w - rate * (128 / 256) * (1 + cos(pi t / T)) / 2 * v.
-    `error_of(logits, labels)` is the gradient of each image's loss at its logits; no graph is needed. Rows of `labels` belong to those of `inputs`.
+    For one head, with g the gradient of the batch's mean loss at w:  v <- 0.9 v + g;  w <- w - rate
+    * (128 / 256) * (1 + cos(pi t / T)) / 2 * v. `error_of(logits, labels)` is the gradient of each
+    image's loss at its logits; no graph is needed. Rows of `labels` belong to those of `inputs`.
     """
     generator = torch.Generator().manual_seed(seed)
     weight = (
@@ -170,10 +181,13 @@ def logistic_regression(
     seed: int = 0,
     progress: bool = False,
 ) -> LinearResult:
-    """Multinomial logistic regression by L-BFGS (dinov2/eval/log_regression.py): C chosen on a held-out tenth, then fitted to all of `features [n, D]`.
+    """Multinomial logistic regression by L-BFGS (dinov2/eval/log_regression.py): C chosen on a
+    held-out tenth, then fitted to all of `features [n, D]`.
 
-    C, the weight of the data against the L2 norm of the weights, goes through 45 values from 1e-6 to 1e5; each starts where the one before ended, and the
-    search stops when five in a row have not been better. Published are 1,000 iterations in float64 of cuML; this is scikit-learn's, in float64.
+    C, the weight of the data against the L2 norm of the weights, goes through 45 values from 1e-6
+    to 1e5; each starts where the one before ended, and the search stops when five in a row have not
+    been better. Published are 1,000 iterations in float64 of cuML; this is scikit-learn's, in
+    float64.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -215,7 +229,8 @@ def fit_logistic(
 
 
 def hold_out(labels: Tensor, seed: int, share: float = HELD_OUT) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows to choose by: `share` of each class, at least one image, by `seed`. Raises UserError for a class of one image."""
+    """Rows to train on and rows to choose by: `share` of each class, at least one image, by `seed`.
+    Raises UserError for a class of one image."""
     kept, held_out = [], []
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero()[:, 0]
@@ -233,7 +248,8 @@ def hold_out(labels: Tensor, seed: int, share: float = HELD_OUT) -> tuple[Tensor
 
 
 def _batches(num_rows: int, iterations: int, seed: int) -> Iterator[Tensor]:
-    """Rows of each iteration: epochs in an order of their own, joined end to end; fewer rows than a batch come whole."""
+    """Rows of each iteration: epochs in an order of their own, joined end to end; fewer rows than a
+    batch come whole."""
     order, epoch = torch.empty(0, dtype=torch.long), 0
     for _ in range(iterations):
         while len(order) < min(BATCH, num_rows):

@@ -1,4 +1,5 @@
-"""Several classes of each image from frozen features: a linear probe with sigmoids, weighted k-NN, and their mean average precision."""
+"""Several classes of each image from frozen features: a linear probe with sigmoids, weighted k-NN,
+and their mean average precision."""
 
 from __future__ import annotations
 
@@ -25,9 +26,11 @@ from vision_core.randomness import numpy_generator, seed_of
 
 @dataclass(frozen=True)
 class MultiLabelResult:
-    """mean_ap: percent, the mean over the classes that a test image has. class_ap: percent of each class, NaN where none has it.
+    """mean_ap: percent, the mean over the classes that a test image has. class_ap: percent of each
+    class, NaN where none has it.
 
-    chosen: the settings that were best on the held-out images. table: the held-out mAP of every setting.
+    chosen: the settings that were best on the held-out images. table: the held-out mAP of every
+    setting.
     """
 
     mean_ap: float
@@ -37,10 +40,12 @@ class MultiLabelResult:
 
 
 def average_precision(scores: Tensor, marks: Tensor) -> Tensor:
-    """Average precision `[classes]` of `scores [n, classes]` for `marks [n, classes]` (bool); NaN for a class without a mark.
+    """Average precision `[classes]` of `scores [n, classes]` for `marks [n, classes]` (bool); NaN
+    for a class without a mark.
 
-    AP = sum over thresholds of (R_t - R_(t-1)) P_t, the precision P and recall R of the images whose score is at least the threshold; images
-    of one score share it (scikit-learn's `average_precision_score`; no interpolation).
+    AP = sum over thresholds of (R_t - R_(t-1)) P_t, the precision P and recall R of the images
+    whose score is at least the threshold; images of one score share it (scikit-learn's
+    `average_precision_score`; no interpolation).
     """
     return torch.stack(
         [
@@ -68,14 +73,18 @@ def multi_label_probe(
     progress: bool = False,
     device: torch.device | str = "cpu",
 ) -> MultiLabelResult:
-    """`linear_probe`'s 52 heads with a sigmoid for each class: the loss of an image is the sum over classes of the binary cross-entropy.
+    """`linear_probe`'s 52 heads with a sigmoid for each class: the loss of an image is the sum over
+    classes of the binary cross-entropy.
 
-    The head of the best mAP on a tenth of the training images, drawn by `seed`, is judged on the test images.
+    The head of the best mAP on a tenth of the training images, drawn by `seed`, is judged on the
+    test images.
 
     Args:
-        cls_blocks, patch_mean: as for `linear_probe`. marks: `[n, classes]` bool, what each image has; of the test images likewise.
+        cls_blocks, patch_mean: as for `linear_probe`. marks: `[n, classes]` bool, what each image
+            has; of the test images likewise.
 
-    Raises UserError where fewer than two images are there to learn from or no class is among the test images.
+    Raises UserError where fewer than two images are there to learn from or no class is among the
+    test images.
     """
     check_features(marks, *cls_blocks, patch_mean)
     check_features(test_marks, *test_cls_blocks, test_patch_mean)
@@ -109,7 +118,8 @@ def multi_label_probe(
 
 
 def several_classes_error(logits: Tensor, marks: Tensor) -> Tensor:
-    """The gradient `[heads, b, classes]` of the binary cross-entropies' sum at `logits`, for marks `[b, classes]`: sigmoid - marks."""
+    """The gradient `[heads, b, classes]` of the binary cross-entropies' sum at `logits`, for marks
+    `[b, classes]`: sigmoid - marks."""
     return logits.sigmoid() - marks
 
 
@@ -121,8 +131,9 @@ def knn_mean_average_precision(
     ks: Sequence[int] = PUBLISHED_KS,
     temperature: float = 0.07,
 ) -> dict[int, float]:
-    """{k: mAP in percent} of the share of each class among the k nearest of `bank [n, D]`, weighted by exp(cosine / temperature) as in
-    `knn_predict`. Values of k above the bank's size are left out."""
+    """{k: mAP in percent} of the share of each class among the k nearest of `bank [n, D]`, weighted
+    by exp(cosine / temperature) as in `knn_predict`. Values of k above the bank's size are left
+    out."""
     possible = [k for k in ks if k <= len(bank)] or [len(bank)]
     similarity, rows = nearest_neighbours(bank, torch.arange(len(bank)), queries, max(possible))
     weights = torch.exp((similarity - similarity[:, :1]) / temperature)
@@ -153,7 +164,8 @@ def _average_precision(scores: Tensor, marks: Tensor) -> Tensor:
 
 
 def _hold_out(marks: Tensor, test_marks: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows to choose by: a tenth, and more where no class would be among them."""
+    """Rows to train on and rows to choose by: a tenth, and more where no class would be among
+    them."""
     if not test_marks.any():
         raise UserError(
             "multi_label: no test image has a class, so there is nothing to judge; name other test images"

@@ -8,9 +8,10 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class TaskResult:
-    """metrics: name -> figure, the first one is the headline; percent unless the name says another unit. protocol: how it was measured, in words. picture:
-    of the first test images, or None. details: more, for the JSON. images: how many were used, by part: those that could be read, and of the
-    training images those that are no test images.
+    """metrics: name -> figure, the first one is the headline; percent unless the name says another
+    unit. protocol: how it was measured, in words. picture: of the first test images, or None.
+    details: more, for the JSON. images: how many were used, by part: those that could be read, and
+    of the training images those that are no test images.
     """
 
     metrics: dict[str, float]

@@ -30,7 +30,8 @@ SETUPS = {
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The revisited Oxford and Paris annotation: names of the database and query images, and what each query should find."""
+    """The revisited Oxford and Paris annotation: names of the database and query images, and what
+    each query should find."""
 
     imlist: tuple[str, ...]
     qimlist: tuple[str, ...]
@@ -38,17 +39,20 @@ class GroundTruth:
 
 
 def average_precision(relevant: Tensor) -> Tensor:
-    """AP of rankings `[..., n]` (bool, best first), float64 `[...]` in 0..1: sum_r relevant_r * precision@r / sum_r relevant_r; NaN without a relevant one."""
+    """AP of rankings `[..., n]` (bool, best first), float64 `[...]` in 0..1: sum_r relevant_r *
+    precision@r / sum_r relevant_r; NaN without a relevant one."""
     ranks = torch.arange(1, relevant.shape[-1] + 1, device=relevant.device)
     precision = relevant.cumsum(-1).double() / ranks
     return (precision * relevant).sum(-1) / relevant.sum(-1)
 
 
 def trapezoidal_average_precision(relevant: Tensor) -> Tensor:
-    """As `average_precision`, with the mean of the precisions at rank r and before it (1 at the first rank) in place of precision@r.
+    """As `average_precision`, with the mean of the precisions at rank r and before it (1 at the
+    first rank) in place of precision@r.
 
-    The area under the precision-recall curve by trapezoids: the AP of Oxford Buildings (Philbin et al. 2007), of revisited Oxford and Paris, and of
-    Copydays in DINO's code. With one relevant item at rank r > 1 it is 1 / 2r, where `average_precision` is 1 / r.
+    The area under the precision-recall curve by trapezoids: the AP of Oxford Buildings (Philbin et
+    al. 2007), of revisited Oxford and Paris, and of Copydays in DINO's code. With one relevant item
+    at rank r > 1 it is 1 / 2r, where `average_precision` is 1 / r.
     """
     ranks = torch.arange(1, relevant.shape[-1] + 1, device=relevant.device)
     found = relevant.cumsum(-1).double()
@@ -57,9 +61,11 @@ def trapezoidal_average_precision(relevant: Tensor) -> Tensor:
 
 
 def rank_relevance(similarity: Tensor, relevant: Tensor) -> Tensor:
-    """`relevant [..., n]` (bool) in the order of falling `similarity [..., n]`; among equals the irrelevant come first.
+    """`relevant [..., n]` (bool) in the order of falling `similarity [..., n]`; among equals the
+    irrelevant come first.
 
-    So an encoder that says the same of every image finds nothing, whatever the order of the images is.
+    So an encoder that says the same of every image finds nothing, whatever the order of the images
+    is.
     """
     irrelevant_first = relevant.byte().argsort(dim=-1, stable=True)
     similarity, relevant = (
@@ -73,10 +79,12 @@ def rank_relevance(similarity: Tensor, relevant: Tensor) -> Tensor:
 def label_retrieval(
     features: Tensor, labels: Tensor, chunk: int = 256, progress: bool = False
 ) -> dict[str, float]:
-    """Every image of `features [n, D]` searches the others; those with its label (`labels [n]`) are relevant.
+    """Every image of `features [n, D]` searches the others; those with its label (`labels [n]`) are
+    relevant.
 
-    Returns {"mAP": percent, "queries": n, "queries_left_out": n}; an image that is alone with its label is left out as a query. `chunk` queries are
-    ranked at a time. Raises UserError for features that are not finite, another number of labels, or where no two images share one.
+    Returns {"mAP": percent, "queries": n, "queries_left_out": n}; an image that is alone with its
+    label is left out as a query. `chunk` queries are ranked at a time. Raises UserError for
+    features that are not finite, another number of labels, or where no two images share one.
     """
     if len(features) != len(labels):
         raise UserError(
@@ -103,13 +111,15 @@ def label_retrieval(
 def revisited_retrieval(
     queries: Tensor, features: Tensor, gnd: Sequence[Relevance]
 ) -> dict[str, dict[str, float]]:
-    """Revisited Oxford and Paris (Radenovic et al. 2018): `queries [q, D]` search `features [n, D]`; `gnd` holds q `Relevance`.
+    """Revisited Oxford and Paris (Radenovic et al. 2018): `queries [q, D]` search `features [n,
+    D]`; `gnd` holds q `Relevance`.
 
     Easy: the easy ones are relevant, hard and junk count nowhere. Medium: easy and hard; junk counts nowhere. Hard: hard; easy and junk count nowhere.
     What counts nowhere is taken out of the ranking first. Per setup {"mAP", "mP@1", "mP@5", "mP@10": percent, "queries", "queries_left_out"}: a query
     with nothing relevant in a setup is left out of it. AP is the trapezoidal one and mP@k `precision_at`, as in the published evaluation.
 
-    Raises UserError for features that are not finite, lengths that differ, or a setup in which no query has anything relevant.
+    Raises UserError for features that are not finite, lengths that differ, or a setup in which no
+    query has anything relevant.
     """
     if len(queries) != len(gnd):
         raise UserError(
@@ -120,16 +130,20 @@ def revisited_retrieval(
 
 
 def precision_at(relevant: Tensor, k: int) -> float:
-    """Share of relevant items among the first k of a ranking `[n]` (bool), or among those down to the last relevant one where that is less."""
+    """Share of relevant items among the first k of a ranking `[n]` (bool), or among those down to
+    the last relevant one where that is less."""
     depth = min(k, int(relevant.nonzero().max()) + 1)
     return relevant[:depth].double().mean().item()
 
 
 def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
-    """Ground truth from JSON: {"imlist": [name], "qimlist": [name], "gnd": [{"easy": [number], "hard": [number], "junk": [number]}]}.
+    """Ground truth from JSON: {"imlist": [name], "qimlist": [name], "gnd": [{"easy": [number],
+    "hard": [number], "junk": [number]}]}.
 
-    It has the structure of the published gnd_roxford5k.pkl and gnd_rparis6k.pkl (other keys, such as bbx, are passed over). Those are pickles, which can
-    run code when they are read, so this project does not; write them as JSON once, where you trust them. Raises UserError for what does not fit.
+    It has the structure of the published gnd_roxford5k.pkl and gnd_rparis6k.pkl (other keys, such
+    as bbx, are passed over). Those are pickles, which can run code when they are read, so this
+    project does not; write them as JSON once, where you trust them. Raises UserError for what does
+    not fit.
     """
     name, cure = (
         f"{path} cannot be read as JSON",
@@ -163,7 +177,8 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
 
 
 def unit_rows(task: str, features: Tensor) -> Tensor:
-    """`features [n, D]` in float32, every row of length 1. Raises UserError, which names the task, for values that are not finite."""
+    """`features [n, D]` in float32, every row of length 1. Raises UserError, which names the task,
+    for values that are not finite."""
     check_finite(task, features)
     return F.normalize(features.float(), dim=-1)
 

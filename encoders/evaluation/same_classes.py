@@ -12,8 +12,9 @@ NAMED = 4
 def classes_problem(bank: ImageSource, queries: ImageSource) -> str | None:
     """Why the labels of `bank` are none of the task that `queries` set, in words, or None.
 
-    Every class of the queries must be one of the bank's, by its name; the bank may have more of them, and numbers of its own. Numbers
-    without names are compared as they are. Names against numbers say nothing, and so they are a problem too.
+    Every class of the queries must be one of the bank's, by its name; the bank may have more of
+    them, and numbers of its own. Numbers without names are compared as they are. Names against
+    numbers say nothing, and so they are a problem too.
     """
     ours, theirs = _used_classes(bank), _used_classes(queries)
     if (bank.class_names is None) != (queries.class_names is None):
@@ -25,7 +26,8 @@ def classes_problem(bank: ImageSource, queries: ImageSource) -> str | None:
 
 
 def numbers_in_bank(bank: ImageSource, queries: ImageSource) -> dict[int, int]:
-    """Label of `queries` -> the bank's label of the same class, for sources without a `classes_problem`."""
+    """Label of `queries` -> the bank's label of the same class, for sources without a
+    `classes_problem`."""
     if bank.class_names is None:
         return {label: label for label in set(queries.labels)}
     numbers = {name: number for number, name in enumerate(bank.class_names)}

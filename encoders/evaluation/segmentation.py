@@ -1,4 +1,5 @@
-"""Linear segmentation: how much of what a pixel shows can be read off a frozen patch feature by a linear map."""
+"""Linear segmentation: how much of what a pixel shows can be read off a frozen patch feature by a
+linear map."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ IGNORE = 255
 class SegmentationResult:
     """In percent, over the whole test set.
 
-    class_ious: None for a class that is neither in the masks nor predicted. predictions: `[H, W]` of the first 8 test images, each of its mask's size.
+    class_ious: None for a class that is neither in the masks nor predicted. predictions: `[H, W]`
+    of the first 8 test images, each of its mask's size.
     """
 
     miou: float
@@ -49,14 +51,17 @@ def linear_segmentation(
     progress: bool = False,
     device: torch.device | str = "cpu",
 ) -> SegmentationResult:
-    """Train a linear head on maps `[C, h, w]` and judge it on the test masks, each at its own resolution.
+    """Train a linear head on maps `[C, h, w]` and judge it on the test masks, each at its own
+    resolution.
 
-    The recipe of DINOv3's released linear evaluation (40,000 iterations of 16 images, AdamW, learning rate and weight decay 1e-3, warm-up over
-    1,500 / 40,000 of the iterations, dropout 0.1) but for its random crops, flips and sliding windows: features are computed once, of whole
-    images. Masks `[H, W]` are int64 with 255 for pixels that count nowhere; for training they are resized to four times the grid. mIoU is
-    computed over the whole test set, not per image.
+    The recipe of DINOv3's released linear evaluation (40,000 iterations of 16 images, AdamW,
+    learning rate and weight decay 1e-3, warm-up over 1,500 / 40,000 of the iterations, dropout 0.1)
+    but for its random crops, flips and sliding windows: features are computed once, of whole
+    images. Masks `[H, W]` are int64 with 255 for pixels that count nowhere; for training they are
+    resized to four times the grid. mIoU is computed over the whole test set, not per image.
 
-    Raises UserError for masks with other values, with a single class, for features that are not finite and for lengths that differ.
+    Raises UserError for masks with other values, with a single class, for features that are not
+    finite and for lengths that differ.
     """
     check_rows("segmentation", "training", [train_maps], train_masks)
     check_rows("segmentation", "test", [test_maps], test_masks)
@@ -77,7 +82,8 @@ def linear_segmentation(
 
 
 def linear_head(in_channels: int, num_classes: int) -> nn.Sequential:
-    """Batch norm, dropout of whole channels and a 1 x 1 convolution: `[B, C, h, w] -> [B, classes, h, w]`."""
+    """Batch norm, dropout of whole channels and a 1 x 1 convolution: `[B, C, h, w] -> [B, classes,
+    h, w]`."""
     convolution = nn.Conv2d(in_channels, num_classes, 1)
     nn.init.normal_(convolution.weight, std=0.01)
     nn.init.zeros_(convolution.bias)
@@ -85,24 +91,27 @@ def linear_head(in_channels: int, num_classes: int) -> nn.Sequential:
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy of `[B, classes, h, w]`, upsampled bilinearly to the masks `[B, H, W]`, over the pixels that are not 255; 0 without any."""
+    """Cross-entropy of `[B, classes, h, w]`, upsampled bilinearly to the masks `[B, H, W]`, over
+    the pixels that are not 255; 0 without any."""
     logits = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
     counted = (masks != IGNORE).sum().clamp_min(1)
     return F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum") / counted
 
 
 def confusion_matrix(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """`[classes, classes]` counts of pixels, a row per true class and a column per predicted one; pixels whose truth is 255 are left out."""
+    """`[classes, classes]` counts of pixels, a row per true class and a column per predicted one;
+    pixels whose truth is 255 are left out."""
     counted = truth != IGNORE
     pairs = truth[counted].long() * num_classes + predicted[counted]
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def segmentation_scores(confusion: Tensor) -> tuple[float, tuple[float | None, ...], float]:
-    """mIoU, IoU of every class and pixel accuracy in percent, from one confusion matrix of the whole set.
+    """mIoU, IoU of every class and pixel accuracy in percent, from one confusion matrix of the
+    whole set.
 
-    IoU of class c is n_cc / (sum_j n_cj + sum_j n_jc - n_cc) (Everingham et al. 2015, section 4.2); a class without truth and predictions has None
-    and is left out of the mean.
+    IoU of class c is n_cc / (sum_j n_cj + sum_j n_jc - n_cc) (Everingham et al. 2015, section 4.2);
+    a class without truth and predictions has None and is left out of the mean.
     """
     right = confusion.diagonal().double()
     union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
@@ -154,7 +163,8 @@ def _judge(
 
 
 def _check_masks(split: str, masks: Rows, num_classes: int) -> Tensor:
-    """Pixels `[classes]` of each class. Raises UserError for values that are no class and where no pixel counts."""
+    """Pixels `[classes]` of each class. Raises UserError for values that are no class and where no
+    pixel counts."""
     if not 2 <= num_classes <= IGNORE:
         raise UserError(f"segmentation: {num_classes} classes; masks can hold 2 to {IGNORE}")
     pixels = torch.zeros(num_classes, dtype=torch.long)

@@ -1,4 +1,5 @@
-"""Features of many images on disk: shards side by side in a folder, each a sealed file for a stretch of the images."""
+"""Features of many images on disk: shards side by side in a folder, each a sealed file for a
+stretch of the images."""
 
 from __future__ import annotations
 
@@ -32,11 +33,14 @@ AGAIN = "start the evaluation again, which computes it anew"
 
 @dataclass
 class Shard:
-    """The images at `start` to `stop` of those that were asked for: what is in memory of a file that was verified.
+    """The images at `start` to `stop` of those that were asked for: what is in memory of a file
+    that was verified.
 
     Attributes:
-        kept: `[n]` indices in their source of those that could be read. reasons: index -> why the others could not.
-        contents: `[n, 2]`, see `content_hash`. checks: of every tensor `[n]`. layouts: dtype, shape of a row, offset.
+        kept: `[n]` indices in their source of those that could be read. reasons: index -> why the
+            others could not.
+        contents: `[n, 2]`, see `content_hash`. checks: of every tensor `[n]`. layouts: dtype, shape
+            of a row, offset.
     """
 
     path: Path
@@ -70,7 +74,8 @@ def write_shard(
 ) -> None:
     """features: `[n, ...]` each, `kept` and `contents` among them. Raises OSError.
 
-    Where another run has written the same shard meanwhile, that one stays: somebody may be reading it row by row.
+    Where another run has written the same shard meanwhile, that one stays: somebody may be reading
+    it row by row.
     """
     checks = {
         name + CHECKS: _checks_of(value)
@@ -82,7 +87,8 @@ def write_shard(
 
 
 def read_shard(path: Path, key: str) -> Shard:
-    """A verified shard. Raises OSError, NotSealed or DamagedTensors, this also where another's lies in its place."""
+    """A verified shard. Raises OSError, NotSealed or DamagedTensors, this also where another's lies
+    in its place."""
     sealed = _read(path)
     named = SHARD_NAME.fullmatch(path.name)
     if named is None or sealed.metadata.get("key") != key:
@@ -110,9 +116,10 @@ class StoredFeatures:
     Every read is verified, and raises UserError where the file is not what was written.
 
     Attributes:
-        names: of the tensors. kept: `[n]` the indices of the images in their source; unreadable ones are left out.
-        unreadable: how many were. reasons: index -> reason of those. contents: `[n, 2]` the hashes of the images
-        (`content_hash`).
+        names: of the tensors. kept: `[n]` the indices of the images in their source; unreadable
+            ones are left out.
+        unreadable: how many were. reasons: index -> reason of those. contents: `[n, 2]` the hashes
+            of the images (`content_hash`).
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
@@ -181,7 +188,8 @@ def _read(path: Path) -> Sealed:
 
 
 def _checks_of(rows: Tensor) -> Tensor:
-    """`[n]` numbers. A CRC-32 takes a microsecond; it finds every damage within 32 bits, and of others all but one in 4e9."""
+    """`[n]` numbers. A CRC-32 takes a microsecond; it finds every damage within 32 bits, and of
+    others all but one in 4e9."""
     as_bytes = rows.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy()
     return torch.tensor([zlib.crc32(row) for row in as_bytes], dtype=torch.int64)
 

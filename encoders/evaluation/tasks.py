@@ -29,8 +29,10 @@ from encoders.evaluation.text_tasks import run_image_text, run_zero_shot
 
 @dataclass(frozen=True)
 class Task:
-    """needs: the annotation without which the task is impossible. prepare: extracts what it reads, on all processes. run: judges, on one process. settings:
-    names of the options that `run` takes besides the features. needs_text, needs_attention: whether the encoder must have a text tower, or attention.
+    """needs: the annotation without which the task is impossible. prepare: extracts what it reads,
+    on all processes. run: judges, on one process. settings: names of the options that `run` takes
+    besides the features. needs_text, needs_attention: whether the encoder must have a text tower,
+    or attention.
     tests_only: whether nothing of the training images is read.
     """
 

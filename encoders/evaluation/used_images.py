@@ -1,4 +1,5 @@
-"""Which images an evaluation used: what could not be read is named and counted, and what is shown twice is found."""
+"""Which images an evaluation used: what could not be read is named and counted, and what is shown
+twice is found."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ def check_share(
 ) -> None:
     """Raise UserError where more than this share of `looked_at` images cannot be read.
 
-    The images of each part are counted by themselves, because 13 unreadable ones among 16 test images spoil a figure however many
-    training images there are. One image is forgiven unless the share is 0: a share of a small set is no finer.
+    The images of each part are counted by themselves, because 13 unreadable ones among 16 test
+    images spoil a figure however many training images there are. One image is forgiven unless the
+    share is 0: a share of a small set is no finer.
     """
     allowed = max(max_fraction * looked_at, 1) if max_fraction else 0
     if len(bad) > allowed:
@@ -42,7 +44,8 @@ def _cure_of(sample: UnreadableSample) -> str:
 
 
 def none_readable(description: str, bad: Sequence[UnreadableSample]) -> UserError:
-    """The error of a program that could read no image at all: the most frequent reason, the first such image and the cure."""
+    """The error of a program that could read no image at all: the most frequent reason, the first
+    such image and the cure."""
     counts = Counter(sample.reason for sample in bad)
     if not counts:
         return UserError(f"{description} holds no image; name other images")
@@ -61,10 +64,12 @@ def in_words(bad: Sequence[UnreadableSample]) -> str:
 
 
 def content_hash(view: Tensor) -> Tensor:
-    """`[2]` int64 that only the same pixels have: a hash of type, shape and values of what an encoder is shown, before normalisation.
+    """`[2]` int64 that only the same pixels have: a hash of type, shape and values of what an
+    encoder is shown, before normalisation.
 
-    Of pixels, not of a file's bytes: the same picture in another container, or with other metadata, is the same picture. A picture that was
-    compressed anew has other pixels and counts as another one.
+    Of pixels, not of a file's bytes: the same picture in another container, or with other metadata,
+    is the same picture. A picture that was compressed anew has other pixels and counts as another
+    one.
     """
     digest = hashlib.sha256(
         f"{view.dtype} {tuple(view.shape)}".encode()

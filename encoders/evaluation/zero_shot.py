@@ -1,4 +1,5 @@
-"""What an image-text model knows without training: classes by their names, images by captions and captions by images."""
+"""What an image-text model knows without training: classes by their names, images by captions and
+captions by images."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from encoders.evaluation.retrieval import unit_rows
 from encoders.image_text import ImageTextModel
 from vision_core.errors import UserError
 
-# Plain sentences for photographs; data of another kind deserve their own ("a satellite photo of {}.").
+# Plain sentences for photographs; data of another kind deserve their own ("a satellite photo of
+# {}.").
 TEMPLATES = (
     "a photo of a {}.",
     "a photo of the {}.",
@@ -31,9 +33,11 @@ def class_embeddings(
     templates: Sequence[str] = TEMPLATES,
     progress: bool = False,
 ) -> Tensor:
-    """One vector of length 1 per class, `[classes, D]`: the mean over `templates`, normalised again (Radford et al. 2021, section 3.1.4).
+    """One vector of length 1 per class, `[classes, D]`: the mean over `templates`, normalised again
+    (Radford et al. 2021, section 3.1.4).
 
-    A class's name stands where a template has {}. Raises UserError for no classes, no templates, one without {}, or an empty name.
+    A class's name stands where a template has {}. Raises UserError for no classes, no templates,
+    one without {}, or an empty name.
     """
     if not class_names or not templates:
         raise UserError(
@@ -57,10 +61,12 @@ def class_embeddings(
 def zero_shot_accuracy(
     image_embeddings: Tensor, labels: Tensor, class_embeddings: Tensor, chunk: int = 1024
 ) -> dict[str, float]:
-    """{"top1", "top5"} in percent: `image_embeddings [n, D]` with `labels [n]` against `class_embeddings [classes, D]`, by cosine.
+    """{"top1", "top5"} in percent: `image_embeddings [n, D]` with `labels [n]` against
+    `class_embeddings [classes, D]`, by cosine.
 
-    An image is right in the top k if fewer than k other classes are as near as its own (with up to 5 classes top5 is always 100). Raises UserError for
-    lengths that differ, labels without a class and embeddings that are not finite.
+    An image is right in the top k if fewer than k other classes are as near as its own (with up to
+    5 classes top5 is always 100). Raises UserError for lengths that differ, labels without a class
+    and embeddings that are not finite.
     """
     if len(image_embeddings) != len(labels) or not len(labels):
         raise UserError(
@@ -82,11 +88,14 @@ def zero_shot_accuracy(
 def retrieval_recalls(
     image_embeddings: Tensor, text_embeddings: Tensor, image_of_text: Tensor, chunk: int = 1024
 ) -> dict[str, float]:
-    """R@1, R@5 and R@10 of images and their captions, in percent, keys `image_to_text R@1` to `text_to_image R@10`.
+    """R@1, R@5 and R@10 of images and their captions, in percent, keys `image_to_text R@1` to
+    `text_to_image R@10`.
 
-    The protocol of Karpathy and Fei-Fei (2015): `image_of_text [m]` says to which of `image_embeddings [n, D]` each of `text_embeddings
-    [m, D]` belongs; a text finds its image, an image finds any of its texts. Fewer than k wrong ones may be as near. Raises UserError for lengths that
-    differ, texts of images that are not there, images without text and embeddings that are not finite.
+    The protocol of Karpathy and Fei-Fei (2015): `image_of_text [m]` says to which of
+    `image_embeddings [n, D]` each of `text_embeddings [m, D]` belongs; a text finds its image, an
+    image finds any of its texts. Fewer than k wrong ones may be as near. Raises UserError for
+    lengths that differ, texts of images that are not there, images without text and embeddings that
+    are not finite.
     """
     images, texts = (
         unit_rows("retrieval", image_embeddings),
@@ -119,7 +128,8 @@ def retrieval_recalls(
 def _recalls(
     queries: Tensor, candidates: Tensor, own: Tensor, depths: tuple[int, ...], chunk: int
 ) -> dict[int, float]:
-    """Per depth k the percentage of `queries [q, D]` that have one of their `own [q, n]` among the k nearest of `candidates [n, D]`."""
+    """Per depth k the percentage of `queries [q, D]` that have one of their `own [q, n]` among the
+    k nearest of `candidates [n, D]`."""
     nearer = []
     for part, mine in zip(queries.split(chunk), own.split(chunk), strict=True):
         similarity = part @ candidates.T

@@ -14,7 +14,8 @@ def curve_picture(
     ylabel: str,
     references: Mapping[str, float] | None = None,
 ) -> Image.Image:
-    """Lines `name -> (steps, values)` and dashed horizontal references. Raises UserError where matplotlib is missing."""
+    """Lines `name -> (steps, values)` and dashed horizontal references. Raises UserError where
+    matplotlib is missing."""
     figure, axes = _figure_and_axes()
     for name, (steps, values) in curves.items():
         axes.plot(steps, values, label=name, marker="o" if len(steps) < 30 else None, markersize=4)
@@ -31,7 +32,8 @@ def curve_picture(
 
 
 def bar_picture(groups: Mapping[str, Mapping[str, float]], title: str, ylabel: str) -> Image.Image:
-    """Groups of bars, `group -> {name: value}`; a name has the same colour in every group. Raises UserError where matplotlib is missing."""
+    """Groups of bars, `group -> {name: value}`; a name has the same colour in every group. Raises
+    UserError where matplotlib is missing."""
     figure, axes = _figure_and_axes()
     names = list(dict.fromkeys(name for values in groups.values() for name in values))
     width = 0.8 / max(len(names), 1)

@@ -1,4 +1,5 @@
-"""Pictures of what encoders see: attention, principal components of the patches, likeness to one patch, several encoders side by side."""
+"""Pictures of what encoders see: attention, principal components of the patches, likeness to one
+patch, several encoders side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -20,9 +21,11 @@ SHARE = 0.6
 
 
 def patch_pca(patch_maps: Tensor) -> Tensor:
-    """The first three principal components of the patches of all images jointly, `[n, 3, h, w]` in 0..1, of maps `[n, C, h, w]`.
+    """The first three principal components of the patches of all images jointly, `[n, 3, h, w]` in
+    0..1, of maps `[n, C, h, w]`.
 
-    Signs are fixed (the largest entry of each component is positive), each component is stretched from its 1st to 99th percentile.
+    Signs are fixed (the largest entry of each component is positive), each component is stretched
+    from its 1st to 99th percentile.
     """
     tokens = patch_maps.float().cpu().flatten(2).transpose(1, 2)
     scores = principal_scores(tokens.flatten(0, 1), 3)
@@ -34,7 +37,8 @@ def patch_pca(patch_maps: Tensor) -> Tensor:
 
 
 def principal_scores(rows: Tensor, count: int) -> Tensor:
-    """Centred `[n, D]` along its first `count` principal directions, `[n, count]`; each direction's largest entry is positive."""
+    """Centred `[n, D]` along its first `count` principal directions, `[n, count]`; each direction's
+    largest entry is positive."""
     centred = rows - rows.mean(0)
     directions = torch.linalg.svd(centred, full_matrices=False).Vh[:count]
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
@@ -45,7 +49,8 @@ def principal_scores(rows: Tensor, count: int) -> Tensor:
 
 
 def cosine_maps(patch_maps: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Cosine similarity `[n, h, w]` of every patch of `[n, C, h, w]` with the patch (row, column) of the same image. Raises UserError outside the grid."""
+    """Cosine similarity `[n, h, w]` of every patch of `[n, C, h, w]` with the patch (row, column)
+    of the same image. Raises UserError outside the grid."""
     (row, column), (rows, columns) = patch, patch_maps.shape[-2:]
     if not (0 <= row < rows and 0 <= column < columns):
         raise UserError(
@@ -56,7 +61,8 @@ def cosine_maps(patch_maps: Tensor, patch: tuple[int, int]) -> Tensor:
 
 
 def attention_picture(encoder: Encoder, images: Tensor, pixels: Tensor) -> Image.Image:
-    """A row per image `[3, H, W]` in 0..1: the image, the last layer's attention of each head and their mean, and the patches that hold 60 % of the mean."""
+    """A row per image `[3, H, W]` in 0..1: the image, the last layer's attention of each head and
+    their mean, and the patches that hold 60 % of the mean."""
     attention = last_attention(encoder, pixels)
     maps, rows = attention.maps, []
     for image, heads in zip(images, maps, strict=True):
@@ -73,7 +79,8 @@ def attention_picture(encoder: Encoder, images: Tensor, pixels: Tensor) -> Image
 
 
 def pca_picture(encoder: Encoder, images: Tensor, pixels: Tensor) -> Image.Image:
-    """Images `[n, 3, H, W]` in 0..1 above the joint PCA of their patch tokens, its three components as red, green and blue."""
+    """Images `[n, 3, H, W]` in 0..1 above the joint PCA of their patch tokens, its three components
+    as red, green and blue."""
     shown = [to_picture(image) for image in images]
     components = [
         _enlarged(colours(each), shown[0]) for each in patch_pca(_patch_maps(encoder, pixels))
@@ -84,7 +91,8 @@ def pca_picture(encoder: Encoder, images: Tensor, pixels: Tensor) -> Image.Image
 def cosine_picture(
     encoder: Encoder, images: Tensor, pixels: Tensor, patch: tuple[int, int]
 ) -> Image.Image:
-    """Images `[n, 3, H, W]` in 0..1 with the patch (row, column) framed, above every patch's cosine similarity to it."""
+    """Images `[n, 3, H, W]` in 0..1 with the patch (row, column) framed, above every patch's cosine
+    similarity to it."""
     maps = cosine_maps(_patch_maps(encoder, pixels), patch)
     shown = [to_picture(image) for image in images]
     framed = [_framed(tile, patch, maps.shape[-2:]) for tile in shown]
@@ -101,8 +109,10 @@ def side_by_side(
 ) -> Image.Image:
     """A row per image (uint8 `[3, H, W]`, any sizes), a column per encoder under its name.
 
-    kind: `pca` jointly over the images, `attention` the mean over the heads, or `cosine` to the patch at `place`, (down, across) as shares of the image.
-    Every encoder sees the whole images at its own size, squashed, so that all maps cover the same. A model without attention has an empty tile.
+    kind: `pca` jointly over the images, `attention` the mean over the heads, or `cosine` to the
+    patch at `place`, (down, across) as shares of the image. Every encoder sees the whole images at
+    its own size, squashed, so that all maps cover the same. A model without attention has an empty
+    tile.
     """
     shown = [to_picture(image.float() / 255) for image in images]
     rows = [[_pointed(tile, place) if kind == "cosine" else tile] for tile in shown]

@@ -27,7 +27,8 @@ HEAT_COLOURS = [
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image]], captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Pictures in rows with thin white gaps, captions above the columns, in as many lines as they need.
+    """Pictures in rows with thin white gaps, captions above the columns, in as many lines as they
+    need.
 
     A column is as wide as its widest picture, a row as high.
     """
@@ -57,7 +58,8 @@ def contact_sheet(
 
 
 def wrap(text: str, width: float, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Lines that are not wider than `width` pixels, broken behind spaces, slashes, colons, hyphens and underscores, else anywhere."""
+    """Lines that are not wider than `width` pixels, broken behind spaces, slashes, colons, hyphens
+    and underscores, else anywhere."""
     lines = [""]
     for piece in re.findall(r"[^\s/:_-]*[\s/:_-]|[^\s/:_-]+", text):
         for part in [piece] if font.getlength(piece.rstrip()) <= width else piece:
@@ -82,7 +84,8 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def heat(values: Tensor, span: tuple[float, float] | None = None) -> Image.Image:
-    """`[rows, columns]`, a pixel each, from dark blue over red to pale yellow; span: the values of the two ends, default the least and the greatest."""
+    """`[rows, columns]`, a pixel each, from dark blue over red to pale yellow; span: the values of
+    the two ends, default the least and the greatest."""
     low, high = (
         (values.min(), values.max())
         if span is None
@@ -97,9 +100,11 @@ def heat(values: Tensor, span: tuple[float, float] | None = None) -> Image.Image
 
 
 def display(images: Tensor) -> Tensor:
-    """Images of any channels `[n, C, H, W]` as `[n, 3, H, W]` in 0..1: the first three channels, or the first one as grey.
+    """Images of any channels `[n, C, H, W]` as `[n, 3, H, W]` in 0..1: the first three channels, or
+    the first one as grey.
 
-    Values outside 0..1, which multi-band data has, are stretched from each channel's least to its greatest value.
+    Values outside 0..1, which multi-band data has, are stretched from each channel's least to its
+    greatest value.
     """
     shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     if shown.min() >= 0 and shown.max() <= 1:

@@ -1,7 +1,9 @@
-"""What turns the maps of several encoders into the tokens that a language model reads: the interface, and the published simple ways.
+"""What turns the maps of several encoders into the tokens that a language model reads: the
+interface, and the published simple ways.
 
-All connectors are made alike, `Connector(encoder_widths, encoder_grids, hidden_size, grid, **options)`, and called alike. Where their numbers of tokens
-agree they can be exchanged for each other without any other change.
+All connectors are made alike, `Connector(encoder_widths, encoder_grids, hidden_size, grid,
+**options)`, and called alike. Where their numbers of tokens agree they can be exchanged for each
+other without any other change.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ class Connector(nn.Module):
     def aggregate(
         self, maps: Sequence[Tensor], layout: ImageLayout
     ) -> tuple[Tensor, VisionWindows | None]:
-        """Tokens `[N * tokens_per_cell, H]` of the N covered cells (or `[B * fixed_tokens, H]`), and the windows they came from, where there are any."""
+        """Tokens `[N * tokens_per_cell, H]` of the N covered cells (or `[B * fixed_tokens, H]`),
+        and the windows they came from, where there are any."""
         raise NotImplementedError
 
     def encode(self, maps: Sequence[Tensor], layout: ImageLayout) -> list[EncodedImage]:
@@ -107,10 +110,12 @@ class Connector(nn.Module):
     def forward(
         self, maps: Sequence[Tensor], layout: ImageLayout
     ) -> tuple[Tensor, VisionWindows | None]:
-        """Tokens of all images, `[sum of n, H]`, newlines among them, and the windows that their cells looked at.
+        """Tokens of all images, `[sum of n, H]`, newlines among them, and the windows that their
+        cells looked at.
 
-        maps: `[B, encoder_widths[i], encoder_grids[i], encoder_grids[i]]` of each encoder; layout: where the B images lie in them. The number of tensors that
-        come back does not depend on B: sharded training counts them, and stops where processes differ.
+        maps: `[B, encoder_widths[i], encoder_grids[i], encoder_grids[i]]` of each encoder; layout:
+        where the B images lie in them. The number of tensors that come back does not depend on B:
+        sharded training counts them, and stops where processes differ.
         """
         expected = [
             (width, side, side)
@@ -204,7 +209,8 @@ class LinearConnector(Connector):
 class ChannelConcat(Connector):
     """All encoders' channels side by side, through an MLP.
 
-    num_layers: 2 as in Eagle (sum of widths -> H -> H), or 3 as in Prismatic's fused MLP (sum -> 4 * sum -> H -> H).
+    num_layers: 2 as in Eagle (sum of widths -> H -> H), or 3 as in Prismatic's fused MLP (sum -> 4
+    * sum -> H -> H).
     """
 
     def __init__(
@@ -231,7 +237,8 @@ class ChannelConcat(Connector):
 
 
 class InterleavedFeatures(Connector):
-    """MMVP's interleaved mixture of features: an MLP for each encoder, and at every place one token of each encoder after the other."""
+    """MMVP's interleaved mixture of features: an MLP for each encoder, and at every place one token
+    of each encoder after the other."""
 
     def __init__(
         self,
@@ -258,7 +265,8 @@ class InterleavedFeatures(Connector):
 
 
 class AdditiveFeatures(Connector):
-    """MMVP's additive mixture of features: a weighted sum of encoders of one width, through one MLP.
+    """MMVP's additive mixture of features: a weighted sum of encoders of one width, through one
+    MLP.
 
     shares: the weights of the sum, one per encoder; default equal.
     """
@@ -293,7 +301,8 @@ class AdditiveFeatures(Connector):
 
 
 class PixelShuffle(Connector):
-    """Neighbouring cells side by side in the channels, then one Linear without bias (nanoVLM): grids of r times `grid` become r * r fewer tokens."""
+    """Neighbouring cells side by side in the channels, then one Linear without bias (nanoVLM):
+    grids of r times `grid` become r * r fewer tokens."""
 
     def __init__(
         self,

@@ -51,7 +51,8 @@ def build_connector(
     grid: int,
     **options: Any,
 ) -> Connector:
-    """The connector `name`, one of `CONNECTORS`; arguments and options as its class has them. Raises UserError for a name or option that is not known."""
+    """The connector `name`, one of `CONNECTORS`; arguments and options as its class has them.
+    Raises UserError for a name or option that is not known."""
     known = connector_options(name)
     unknown = sorted(set(options) - set(known))
     if unknown:

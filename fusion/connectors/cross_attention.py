@@ -1,7 +1,8 @@
-"""One layer of spatial cross-attention: a query looks into its windows in the grids of all encoders, under one softmax.
+"""One layer of spatial cross-attention: a query looks into its windows in the grids of all
+encoders, under one softmax.
 
-Cambrian-1 (Tong et al. 2024), section 3.2, in the form of the released code: 16 heads, norms on queries, keys and values, queries joined with an
-image's global context.
+Cambrian-1 (Tong et al. 2024), section 3.2, in the form of the released code: 16 heads, norms on
+queries, keys and values, queries joined with an image's global context.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ Folding = tuple[Tensor, Tensor]
 
 
 class MultiEncoderAttention(nn.Module):
-    """Attention of N queries, each over its own few keys from several encoders, with projections of their own for each encoder.
+    """Attention of N queries, each over its own few keys from several encoders, with projections of
+    their own for each encoder.
 
-    window_sizes: tokens of one window, for each encoder. shared_norms: one norm before keys and values of an encoder instead of two.
+    window_sizes: tokens of one window, for each encoder. shared_norms: one norm before keys and
+    values of an encoder instead of two.
 
     With h heads of width d, for a query q `[width]` and the tokens x_ij of encoder i:
 
@@ -59,7 +62,8 @@ class MultiEncoderAttention(nn.Module):
         positions: Sequence[Tensor | None],
         path: Path,
     ) -> Tensor:
-        """`[N, width]` (or `[1, width]`, one for all) to `[N, width]`; positions: `[r * r, width]` for each encoder, or None."""
+        """`[N, width]` (or `[1, width]`, one for all) to `[N, width]`; positions: `[r * r, width]`
+        for each encoder, or None."""
         heads = self.q_proj(self.q_norm(queries)).unflatten(-1, (self.num_heads, -1)) * self.scale
         heads = heads.expand(len(windows.image), -1, -1)
         look = self._plain if path == "plain" else self._fast
@@ -86,7 +90,8 @@ class MultiEncoderAttention(nn.Module):
     def _fast(
         self, heads: Tensor, windows: VisionWindows, positions: Sequence[Tensor | None]
     ) -> Tensor:
-        """The same, by `_OneToken` where a window is one token and by `_Absorbed` where it is several."""
+        """The same, by `_OneToken` where a window is one token and by `_Absorbed` where it is
+        several."""
         parts = []
         for index, (tokens, variance, position) in enumerate(
             zip(windows.tokens, windows.variances(), positions, strict=True)
@@ -120,7 +125,8 @@ class MultiEncoderAttention(nn.Module):
 
 
 def folded(norm: nn.LayerNorm, projection: nn.Linear) -> tuple[Tensor, Tensor]:
-    """W' and b with W LN(x) = W' x / sigma + b: the norm's scale, its taking off of the mean, and its shift inside the projection.
+    """W' and b with W LN(x) = W' x / sigma + b: the norm's scale, its taking off of the mean, and
+    its shift inside the projection.
 
     Rows of W' sum to zero, so that W' x = W' (x - mean(x)).
     """
@@ -129,9 +135,11 @@ def folded(norm: nn.LayerNorm, projection: nn.Linear) -> tuple[Tensor, Tensor]:
 
 
 class _OneToken:
-    """Scores and values of an encoder with one token per window: one product for keys and values, on tokens that no norm has touched.
+    """Scores and values of an encoder with one token per window: one product for keys and values,
+    on tokens that no norm has touched.
 
-    heads `[N, h, d]`, tokens `[N, 1, width]`, variance `[N, 1]` -> scores `[N, h, 1]`; values(weights `[N, h, 1]`) -> `[N, h, d]`.
+    heads `[N, h, d]`, tokens `[N, 1, width]`, variance `[N, 1]` -> scores `[N, h, 1]`;
+    values(weights `[N, h, 1]`) -> `[N, h, d]`.
     """
 
     def __init__(
@@ -156,15 +164,15 @@ class _OneToken:
 
 
 class _Absorbed:
-    """Scores and values of an encoder with several tokens per window, none of which is projected or normalised. With W' and b from `folded`, tokens x_j and
-    their places in the window p_j:
+    """Scores and values of an encoder with several tokens per window, none of which is projected or
+    normalised. With W' and b from `folded`, tokens x_j and their places in the window p_j:
 
         sigma_j^2 = var(x_j) + var(p_j) + 2 cov(x_j, p_j) + eps
         score_j = q . k_j = ((W'_k^T q) . x_j + q . (W'_k p_j)) / sigma_j + q . b_k
         sum_j a_j v_j = W'_v sum_j (a_j / sigma_j) x_j + sum_j (a_j / sigma_j) W'_v p_j + (sum_j a_j) b_v
 
-    heads `[N, h, d]`, tokens `[N, r * r, width]`, variance `[N, r * r]`, position `[r * r, width]` -> scores `[N, h, r * r]`; values(weights `[N, h, r * r]`)
-    -> `[N, h, d]`.
+    heads `[N, h, d]`, tokens `[N, r * r, width]`, variance `[N, r * r]`, position `[r * r, width]`
+    -> scores `[N, h, r * r]`; values(weights `[N, h, r * r]`) -> `[N, h, d]`.
     """
 
     def __init__(
@@ -222,14 +230,19 @@ class VisionCrossAttentionLayer(nn.Module):
         q + W_2 GELU(W_1 h)
 
     Args:
-        query_width: of the queries: the aggregator's width in a connector, the hidden size inside a language model.
-        width: of tokens, context and everything inside. num_heads: of the attention; width is a multiple of it.
-        window_sizes: tokens in a window, r * r for each encoder. Windows of several tokens have learned places, `[r * r, width]`, drawn from N(0, 1).
-        zero_init_output: W_2 starts at zero, so that the layer starts as the identity; the released one does not.
+        query_width: of the queries: the aggregator's width in a connector, the hidden size inside a
+            language model.
+        width: of tokens, context and everything inside. num_heads: of the attention; width is a
+            multiple of it.
+        window_sizes: tokens in a window, r * r for each encoder. Windows of several tokens have
+            learned places, `[r * r, width]`, drawn from N(0, 1).
+        zero_init_output: W_2 starts at zero, so that the layer starts as the identity; the released
+            one does not.
         shared_norms: see `MultiEncoderAttention`.
 
     Attributes:
-        gradient_checkpointing: in training, keep only the inputs for the backward pass and compute the rest again.
+        gradient_checkpointing: in training, keep only the inputs for the backward pass and compute
+            the rest again.
     """
 
     def __init__(
@@ -260,7 +273,8 @@ class VisionCrossAttentionLayer(nn.Module):
             nn.init.zeros_(self.proj_out[2].weight)
 
     def forward(self, queries: Tensor, windows: VisionWindows, path: Path = "fast") -> Tensor:
-        """`[N, query_width]`, or `[1, query_width]` where all start alike, to `[N, query_width]`. The two paths give the same."""
+        """`[N, query_width]`, or `[1, query_width]` where all start alike, to `[N, query_width]`.
+        The two paths give the same."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             windows.variances()  # shared by all layers, so computed outside the part that is computed again
             return checkpoint(self._update, queries, windows, path, use_reentrant=False)

@@ -16,7 +16,8 @@ Rule = Literal["exact", "published"]
 
 
 class Box(NamedTuple):
-    """The cells of a grid that an image covers: rows top to bottom - 1, columns left to right - 1."""
+    """The cells of a grid that an image covers: rows top to bottom - 1, columns left to right -
+    1."""
 
     top: int
     bottom: int
@@ -35,11 +36,14 @@ class Box(NamedTuple):
 def image_box(height: int, width: int, grid: int, fit: Fit = "pad", rule: Rule = "exact") -> Box:
     """The cells of a `grid x grid` that an image of `height x width` covers.
 
-    fit: `pad`, in the middle of a square of its longer side; `squash`, resized to the whole square. rule: `exact` takes every cell that overlaps the
-    image by any area, so that cells of a coarse grid are covered exactly where finer ones within them are; `published` is the arithmetic of the
-    released Cambrian-1 and LLaVA code, the shorter side scaled and floored, then floor((grid - scaled) / 2) cells off at both ends.
+    fit: `pad`, in the middle of a square of its longer side; `squash`, resized to the whole square.
+    rule: `exact` takes every cell that overlaps the image by any area, so that cells of a coarse
+    grid are covered exactly where finer ones within them are; `published` is the arithmetic of the
+    released Cambrian-1 and LLaVA code, the shorter side scaled and floored, then floor((grid -
+    scaled) / 2) cells off at both ends.
 
-    Raises UserError for an image without pixels, and with `published` for one so long that no cell is left.
+    Raises UserError for an image without pixels, and with `published` for one so long that no cell
+    is left.
     """
     if height < 1 or width < 1:
         raise UserError(f"an image of {height} x {width} pixels has no content; leave it out")
@@ -55,7 +59,8 @@ def image_box(height: int, width: int, grid: int, fit: Fit = "pad", rule: Rule =
 
 
 def _exact_span(length: int, side: int, grid: int) -> tuple[int, int]:
-    """Cell j spans [j * side, (j + 1) * side) in units of 1 / grid pixel, the image [start * grid, (start + length) * grid)."""
+    """Cell j spans [j * side, (j + 1) * side) in units of 1 / grid pixel, the image [start * grid,
+    (start + length) * grid)."""
     start = (side - length) // 2
     return start * grid // side, -(-(start + length) * grid // side)
 
@@ -67,7 +72,8 @@ def _published_span(length: int, side: int, grid: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """Where the images of a batch lie on any grid. sizes: (height, width) of each, as the user gave it; fit, rule: see `image_box`."""
+    """Where the images of a batch lie on any grid. sizes: (height, width) of each, as the user gave
+    it; fit, rule: see `image_box`."""
 
     sizes: tuple[tuple[int, int], ...]
     fit: Fit = "pad"
@@ -93,5 +99,6 @@ class ImageLayout:
         return mask.to(device)
 
     def cells(self, grid: int, device: torch.device | None = None) -> Tensor:
-        """Places of the covered cells in the flattened `[B, grid, grid]`, `[N]`: image by image, row by row."""
+        """Places of the covered cells in the flattened `[B, grid, grid]`, `[N]`: image by image,
+        row by row."""
         return self.mask(grid).flatten().nonzero().flatten().to(device)

@@ -1,4 +1,5 @@
-"""A resampler: learned queries that attend to all tokens of all encoders, for a number of tokens that no image's size changes."""
+"""A resampler: learned queries that attend to all tokens of all encoders, for a number of tokens
+that no image's size changes."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ from vision_core.errors import UserError
 
 
 class Resampler(Connector):
-    """`num_queries` learned queries attend globally, `depth` times (Flamingo's Perceiver resampler, BLIP-2's Q-Former: global, not spatial).
+    """`num_queries` learned queries attend globally, `depth` times (Flamingo's Perceiver resampler,
+    BLIP-2's Q-Former: global, not spatial).
 
-    Every encoder's tokens get a Linear to `width`, a norm, and a learned vector that says which encoder they are of. A layer is attention of the
-    queries to tokens and queries, and an MLP, each behind a norm and added to the queries. Padding is masked.
+    Every encoder's tokens get a Linear to `width`, a norm, and a learned vector that says which
+    encoder they are of. A layer is attention of the queries to tokens and queries, and an MLP, each
+    behind a norm and added to the queries. Padding is masked.
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class Resampler(Connector):
 
 
 class ResamplerLayer(nn.Module):
-    """Queries `[B, n, width]` attend to tokens `[B, m, width]`, of which `padding` `[B, m]` are none, and to each other."""
+    """Queries `[B, n, width]` attend to tokens `[B, m, width]`, of which `padding` `[B, m]` are
+    none, and to each other."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""The Spatial Vision Aggregator of Cambrian-1 (Tong et al. 2024, section 3.2; as released): queries on a grid, each of which looks at the same place of
-the image in every encoder."""
+"""The Spatial Vision Aggregator of Cambrian-1 (Tong et al. 2024, section 3.2; as released): queries
+on a grid, each of which looks at the same place of the image in every encoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from vision_core.errors import UserError
 
 
 def cut_windows(patch_map: Tensor, grid: int) -> Tensor:
-    """`[B, C, r * grid, r * grid]` as `[B * grid * grid, r * r, C]`: for every query, row by row, the tokens that lie under it, row by row.
+    """`[B, C, r * grid, r * grid]` as `[B * grid * grid, r * r, C]`: for every query, row by row,
+    the tokens that lie under it, row by row.
 
     windows[b * grid^2 + i * grid + j, u * r + v] = patch_map[b, :, i * r + u, j * r + v]
     """
@@ -28,16 +29,21 @@ def cut_windows(patch_map: Tensor, grid: int) -> Tensor:
 
 
 class SpatialVisionAggregator(Connector):
-    """Maps of several encoders to one token per cell of a grid, by windowed cross-attention; the defaults are the released ones.
+    """Maps of several encoders to one token per cell of a grid, by windowed cross-attention; the
+    defaults are the released ones.
 
-    A map is projected (Linear, GELU, Linear, LayerNorm). A query, which starts as one learned vector for all places, looks `depth` times at the windows
-    of all encoders under its cell. The outputs of the groups lie side by side in the channels of the projector to H.
+    A map is projected (Linear, GELU, Linear, LayerNorm). A query, which starts as one learned
+    vector for all places, looks `depth` times at the windows of all encoders under its cell. The
+    outputs of the groups lie side by side in the channels of the projector to H.
 
     Args:
         encoder_widths, encoder_grids, hidden_size, grid, newline: see `Connector`.
-        width: of projected tokens and queries. num_heads: of the attention. depth: layers in every group.
-        group_grids: the grid of each group of queries; one that differs from `grid` is resized to it (bilinear). Default: one group of `grid`.
-        context: the global context is the mean of the projected tokens, padding included, of the `first` encoder (as released), or of `all`.
+        width: of projected tokens and queries. num_heads: of the attention. depth: layers in every
+            group.
+        group_grids: the grid of each group of queries; one that differs from `grid` is resized to
+            it (bilinear). Default: one group of `grid`.
+        context: the global context is the mean of the projected tokens, padding included, of the
+            `first` encoder (as released), or of `all`.
         zero_init_output, shared_norms: see `VisionCrossAttentionLayer`.
         path: `fast`, or `plain`, the formula as it is written; they give the same.
 
@@ -142,7 +148,8 @@ class SpatialVisionAggregator(Connector):
         grid: int,
         everywhere: bool = False,
     ) -> VisionWindows:
-        """The windows of the covered cells of `grid`, or of all; a window that lies in the padding whole has no mask."""
+        """The windows of the covered cells of `grid`, or of all; a window that lies in the padding
+        whole has no mask."""
         cells = torch.arange(len(context) * grid * grid) if everywhere else layout.cells(grid)
         places = cells.to(context.device)
         tokens, masks = [], []

@@ -12,11 +12,14 @@ from torch import Tensor
 
 @dataclass
 class VisionWindows:
-    """The keys and values of N queries, one query per covered cell of a grid, over all images of a batch.
+    """The keys and values of N queries, one query per covered cell of a grid, over all images of a
+    batch.
 
-    tokens: of each encoder, `[N, r * r, C]`: the window of its grid that lies under the query. masks: of each encoder, `[N, r * r]` bool, False for
-    padding, or None where nothing is; no row is all False. context: `[B, C]`, one vector per image. image: `[N]`, the image of each query.
-    shares: where a list is given, every layer that reads these windows appends its attention per encoder, `[N, heads, encoders]`.
+    tokens: of each encoder, `[N, r * r, C]`: the window of its grid that lies under the query.
+    masks: of each encoder, `[N, r * r]` bool, False for padding, or None where nothing is; no row
+    is all False. context: `[B, C]`, one vector per image. image: `[N]`, the image of each query.
+    shares: where a list is given, every layer that reads these windows appends its attention per
+    encoder, `[N, heads, encoders]`.
     """
 
     tokens: tuple[Tensor, ...]
@@ -27,7 +30,8 @@ class VisionWindows:
     _variances: tuple[Tensor, ...] | None = field(default=None, init=False, repr=False)
 
     def variances(self) -> tuple[Tensor, ...]:
-        """Of each token over its channels, `[N, r * r]` float32 for each encoder: computed once for all layers that normalise the tokens."""
+        """Of each token over its channels, `[N, r * r]` float32 for each encoder: computed once for
+        all layers that normalise the tokens."""
         if self._variances is None:
             self._variances = tuple(tokens.float().var(-1, correction=0) for tokens in self.tokens)
         return self._variances
@@ -93,7 +97,8 @@ class VisionWindows:
 
 
 def _join_masks(masks: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | None:
-    """None where no image has padding in its windows; None of one image among others that have is all True."""
+    """None where no image has padding in its windows; None of one image among others that have is
+    all True."""
     known = next((mask for mask in masks if mask is not None), None)
     if known is None:
         return None
@@ -109,11 +114,13 @@ def _join_masks(masks: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor
 class EncodedImage:
     """An image as a language model reads it.
 
-    tokens: `[n, H]`, row by row, a newline token behind every row where the connector has one. cells: `[n]` bool, False at newlines. windows: what the
-    cells looked at, for layers in the language model that look again; None where the connector has no windows.
+    tokens: `[n, H]`, row by row, a newline token behind every row where the connector has one.
+    cells: `[n]` bool, False at newlines. windows: what the cells looked at, for layers in the
+    language model that look again; None where the connector has no windows.
 
-    Images can be joined and cut by their tokens. `generate` with `prefill_chunk_size` does so by `reshape`, `torch.cat` and an
-    index, as with the tensors `[n, H]` of models that have nothing but tokens (transformers' `_slice_mm_encoder_output`).
+    Images can be joined and cut by their tokens. `generate` with `prefill_chunk_size` does so by
+    `reshape`, `torch.cat` and an index, as with the tensors `[n, H]` of models that have nothing
+    but tokens (transformers' `_slice_mm_encoder_output`).
     """
 
     tokens: Tensor
@@ -137,7 +144,8 @@ class EncodedImage:
         return self
 
     def __getitem__(self, rows: Tensor) -> EncodedImage:
-        """Some of its tokens, with the windows of those that are cells; rows: `[k]`, their numbers."""
+        """Some of its tokens, with the windows of those that are cells; rows: `[k]`, their
+        numbers."""
         cells = self.cells[rows.to(self.cells.device)]
         windows = None
         if self.windows is not None:

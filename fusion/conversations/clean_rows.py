@@ -1,4 +1,5 @@
-"""The good rows of a source as a file of its own, as they stand there: bad rows are left out, nothing is changed."""
+"""The good rows of a source as a file of its own, as they stand there: bad rows are left out,
+nothing is changed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from vision_core.errors import UserError
 
 
 def check_target(file: Path, source: ConversationSource) -> None:
-    """Raises UserError where the good rows of `source` cannot be written to `file`; asked before hours of reading."""
+    """Raises UserError where the good rows of `source` cannot be written to `file`; asked before
+    hours of reading."""
     if not isinstance(source, JsonSource | TableSource):
         raise UserError(
             f"--write_clean: {source.name} has no rows in a file; leave --write_clean out"
@@ -27,7 +29,8 @@ def check_target(file: Path, source: ConversationSource) -> None:
 
 
 def write_rows(file: Path, source: ConversationSource, rows: Sequence[int]) -> None:
-    """Write the rows of these numbers. The file gets its name once all of it is on the disk. Raises UserError."""
+    """Write the rows of these numbers. The file gets its name once all of it is on the disk. Raises
+    UserError."""
     if isinstance(source, JsonSource):
         _write_aside(file, lambda aside: _write_lines(aside, source, rows))
     else:

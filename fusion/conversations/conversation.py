@@ -1,4 +1,5 @@
-"""Conversations about images: what one is, and how a message about a bad row shows what stands in it.
+"""Conversations about images: what one is, and how a message about a bad row shows what stands in
+it.
 
 How a row of a file becomes a conversation: fusion/conversations/rows.py.
 """
@@ -29,9 +30,11 @@ class BadRow(UserError):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. role: system, user or assistant. text: with one `<image>` where each of its images stands.
+    """One turn. role: system, user or assistant. text: with one `<image>` where each of its images
+    stands.
 
-    thoughts: what the assistant thinks before it says `text`, without the marks of any chat template.
+    thoughts: what the assistant thinks before it says `text`, without the marks of any chat
+    template.
     learnt: whether an answer is trained on, or is only there for those that follow.
     """
 
@@ -47,7 +50,8 @@ class Conversation:
 
     where: file and row, for messages.
 
-    kind, choices: of the question, where the source knows them: what it asks about, and the possible answers.
+    kind, choices: of the question, where the source knows them: what it asks about, and the
+    possible answers.
     """
 
     where: str
@@ -96,7 +100,8 @@ def shortened(text: str) -> str:
 
 
 def quoted(value: Any) -> str:
-    """Any value of a row as Python writes it, cut like `shortened`, however large or deeply nested it is."""
+    """Any value of a row as Python writes it, cut like `shortened`, however large or deeply nested
+    it is."""
     if isinstance(value, str):
         return f"'{shortened(value)}'"
     if isinstance(value, bytes):

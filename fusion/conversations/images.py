@@ -1,4 +1,5 @@
-"""Where an image of a row comes from: a file in a folder, bytes in a table, a data URL, or an address on request."""
+"""Where an image of a row comes from: a file in a folder, bytes in a table, a data URL, or an
+address on request."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class ImageReader:
         self.follow_links, self.max_pixels = follow_links, max_pixels
 
     def read(self, given: Any, what: str, where: str) -> Tensor:
-        """`[3, H, W]` uint8 of an image as a row has it: a text, bytes, or an object with `bytes`, `path` or `url`.
+        """`[3, H, W]` uint8 of an image as a row has it: a text, bytes, or an object with `bytes`,
+        `path` or `url`.
 
         what: what messages call it, for example "image 2". Raises BadRow.
         """
@@ -98,7 +100,8 @@ class ImageReader:
             raise BadRow(f"{where}: {_unreadable(error.reason, name, path, self.folder)}") from None
 
     def _check_written_path(self, path: str) -> None:
-        """A row names files of the folder alone, wherever the links in it may lead. Raises UnreadableImage."""
+        """A row names files of the folder alone, wherever the links in it may lead. Raises
+        UnreadableImage."""
         if self.follow_links and not is_inside(os.path.abspath(path), os.path.abspath(self.folder)):
             raise UnreadableImage("outside_the_data_folder")
 
@@ -136,7 +139,8 @@ def fetch(url: str, where: str) -> bytes:
 
 
 def _opener() -> OpenerDirector:
-    """urllib's, without its handlers for files, FTP and data: a redirect leads to nothing but http and https."""
+    """urllib's, without its handlers for files, FTP and data: a redirect leads to nothing but http
+    and https."""
     opener = OpenerDirector()
     of_addresses = (ProxyHandler, HTTPHandler, HTTPSHandler)
     of_answers = (HTTPRedirectHandler, HTTPDefaultErrorHandler, HTTPErrorProcessor)
@@ -166,7 +170,8 @@ def _data_of_url(url: str, what: str, where: str) -> bytes:
 
 
 def _path_of_url(url: str, what: str, where: str) -> str:
-    """The path of a `file://` URL, percent-decoded; the rule for paths is asked about it afterwards."""
+    """The path of a `file://` URL, percent-decoded; the rule for paths is asked about it
+    afterwards."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -1,4 +1,5 @@
-"""Conversations for a trainer: a mixture of sources as a data set, and batches of text-only, one-image and several-image samples."""
+"""Conversations for a trainer: a mixture of sources as a data set, and batches of text-only,
+one-image and several-image samples."""
 
 from __future__ import annotations
 
@@ -19,14 +20,17 @@ from fusion.processing_fusion import FusionProcessor
 from vision_core.errors import UserError
 from vision_core.randomness import numpy_generator
 
-# what stands in a batch without images for the image that its vision model must see; it covers one row of cells
+# what stands in a batch without images for the image that its vision model must see; it covers one
+# row of cells
 BLANK = torch.full((3, 8, 256), 127, dtype=torch.uint8)
 
 
 class ConversationDataset(Dataset):
-    """Sources, mixed. A source of weight w has w times its rows in every epoch, the same ones: whole rounds of all rows, and a draw of some for the rest.
+    """Sources, mixed. A source of weight w has w times its rows in every epoch, the same ones:
+    whole rounds of all rows, and a draw of some for the rest.
 
-    An item is as `training_item` makes it. Raises BadRow, with file and row, for a row that cannot be trained on.
+    An item is as `training_item` makes it. Raises BadRow, with file and row, for a row that cannot
+    be trained on.
     """
 
     def __init__(
@@ -60,7 +64,8 @@ class ConversationDataset(Dataset):
         )
 
     def rough_lengths(self) -> list[int]:
-        """Of every sample, in characters and image tokens: enough to put like to like, and no image is opened for it."""
+        """Of every sample, in characters and image tokens: enough to put like to like, and no image
+        is opened for it."""
         side = max(transform["size"][0] for transform in self.processor.image_processor.transforms)
         of_image = 4 * self.processor.image_processor.num_tokens(
             side, side
@@ -79,8 +84,8 @@ def training_item(
     max_length: int,
     cache: MapCache | None = None,
 ) -> dict[str, Any]:
-    """A sample: `input_ids`, `labels` (lists), `pixel_values` `[images, P]` and `image_sizes` `[images, 2]`; with a `cache` it
-    has `vision_maps` in place of the pixels. Raises BadRow."""
+    """A sample: `input_ids`, `labels` (lists), `pixel_values` `[images, P]` and `image_sizes`
+    `[images, 2]`; with a `cache` it has `vision_maps` in place of the pixels. Raises BadRow."""
     tokens = tokenise(conversation, processor, max_length)
     item: dict[str, Any] = {"input_ids": tokens.input_ids, "labels": tokens.labels}
     if conversation.images:
@@ -91,7 +96,8 @@ def training_item(
 def image_inputs(
     images: Sequence[Tensor], processor: FusionProcessor, cache: MapCache | None
 ) -> dict[str, Any]:
-    """What a model needs of images `[3, H, W]`: pixels of every encoder, or from the cache their maps."""
+    """What a model needs of images `[3, H, W]`: pixels of every encoder, or from the cache their
+    maps."""
     if cache is None:
         return dict(processor.image_processor(list(images)))
     maps = [torch.stack(of_encoder) for of_encoder in zip(*map(cache.load, images), strict=True)]
@@ -114,13 +120,17 @@ def rows_of(source: ConversationSource, seed: int, number: int) -> list[int]:
 
 
 class ConversationCollator:
-    """Samples to a batch: one to a row, padded on the right, or `packed`, several to a row, each of which sees itself alone.
+    """Samples to a batch: one to a row, padded on the right, or `packed`, several to a row, each of
+    which sees itself alone.
 
-    In a packed batch the positions start again with every sample, there is no attention mask, and transformers' models tell the samples of a row apart by
-    that; what is left of a row is one more sample, of padding.
+    In a packed batch the positions start again with every sample, there is no attention mask, and
+    transformers' models tell the samples of a row apart by that; what is left of a row is one more
+    sample, of padding.
 
-    Every batch shows the vision model at least one image. Where no sample has any, a blank one stands in the padding, where nothing looks at it and
-    nothing is learnt from it: sharded training needs every process to run every part of the model, and every parameter to get a gradient, if one of zero.
+    Every batch shows the vision model at least one image. Where no sample has any, a blank one
+    stands in the padding, where nothing looks at it and nothing is learnt from it: sharded training
+    needs every process to run every part of the model, and every parameter to get a gradient, if
+    one of zero.
     """
 
     def __init__(
@@ -156,7 +166,8 @@ class ConversationCollator:
     def _rows(
         self, lengths: list[list[int]], items: Sequence[dict[str, Any]], ghost: int
     ) -> dict[str, Tensor]:
-        """Token tensors `[rows, width]` of the samples in order; the first row ends in `ghost` places of an image."""
+        """Token tensors `[rows, width]` of the samples in order; the first row ends in `ghost`
+        places of an image."""
         width = max(sum(row) for row in lengths) + ghost
         ids = torch.full((len(lengths), width), self.processor.tokenizer.pad_token_id)
         labels, positions, mask = (

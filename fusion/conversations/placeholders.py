@@ -1,4 +1,5 @@
-"""Placeholders in a text for what is not shown: films, sounds, boxes, and images in another spelling than `<image>`."""
+"""Placeholders in a text for what is not shown: films, sounds, boxes, and images in another
+spelling than `<image>`."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import re
 
 from fusion.conversations.conversation import BadRow, quoted
 
-# <image_1>, <image 1>, <image-1>, <image1> (MMMU and others), <|image_1|> (Phi-3), <|image|> (Llama 3.2),
-# <|image_pad|> (Qwen), <image_placeholder> (DeepSeek), <ImageHere> (InternLM), <start_of_image> (Gemma 3)
+# <image_1>, <image 1>, <image-1>, <image1> (MMMU and others), <|image_1|> (Phi-3), <|image|> (Llama
+# 3.2), <|image_pad|> (Qwen), <image_placeholder> (DeepSeek), <ImageHere> (InternLM),
+# <start_of_image> (Gemma 3)
 OTHER_IMAGE = re.compile(
     r"""
     <\|?image[ ]?[_-]?\d+\|?>
@@ -25,10 +27,11 @@ FILM = re.compile(r"<(video|audio)>")
 def refuse_placeholders(text: str, role: str, where: str) -> None:
     """Raises BadRow for a placeholder that nothing would be put into.
 
-    Another spelling of an image's place is refused wherever it stands. So is a box's, unless a closing tag makes a text
-    of it. `<video>` and `<audio>` are also tags of HTML, which people ask about. They are placeholders in a user's turn
-    where nothing closes them and one stands at the turn's beginning or end, or alone on its line. In the middle of a
-    sentence, in code, and in answers they are text. (A row that has a video is refused for its key anyway.)
+    Another spelling of an image's place is refused wherever it stands. So is a box's, unless a
+    closing tag makes a text of it. `<video>` and `<audio>` are also tags of HTML, which people ask
+    about. They are placeholders in a user's turn where nothing closes them and one stands at the
+    turn's beginning or end, or alone on its line. In the middle of a sentence, in code, and in
+    answers they are text. (A row that has a video is refused for its key anyway.)
     """
     found = OTHER_IMAGE.search(text)
     if found:

@@ -5,9 +5,10 @@
     texts           pairs of `user`, `assistant`: the_cauldron, FineVision
     any columns     named by the source's options question=, answer=, thoughts=, caption=, image=
 
-A key is used; or it says something that cannot be trained here, and the row is refused with the key's name; or no
-format known to us gives it a meaning, and it is ignored (check_conversations.py lists those keys). A key that says
-nothing (null, empty) is as good as absent: tables have every column in every row.
+A key is used; or it says something that cannot be trained here, and the row is refused with the
+key's name; or no format known to us gives it a meaning, and it is ignored (check_conversations.py
+lists those keys). A key that says nothing (null, empty) is as good as absent: tables have every
+column in every row.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ OTHER_IMAGE_KEYS = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that stand in for turns: a question, its answer and the answer's thoughts, or a caption.
+    """Columns that stand in for turns: a question, its answer and the answer's thoughts, or a
+    caption.
 
     image: the column of the image or images, whatever the turns are read from.
     """
@@ -120,7 +122,8 @@ class Row:
 
 
 def read_row(row: Any, where: str, columns: Columns = Columns()) -> Row:  # noqa: B008 (it is frozen)
-    """A row of a file, whose images are not opened. Raises BadRow, which names row, key and cure."""
+    """A row of a file, whose images are not opened. Raises BadRow, which names row, key and
+    cure."""
     if not isinstance(row, Mapping):
         raise BadRow(
             f"{where}: this is {type(row).__name__}, not an object; mend the row, or leave it out"
@@ -275,7 +278,8 @@ def _check_turns(messages: tuple[Message, ...], where: str) -> None:
 
 
 def _images_of(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, ...]:
-    """The images of a row as they stand there, in `images` or `image`, or in the column that the source names."""
+    """The images of a row as they stand there, in `images` or `image`, or in the column that the
+    source names."""
     if columns.image is not None:
         if columns.image not in row:
             hint = "image= names a column, and images= the folder"
@@ -323,7 +327,8 @@ def _images_in_order(
 
 
 def _with_places(messages: tuple[Message, ...], count: int, where: str) -> tuple[Message, ...]:
-    """The turns, with `<image>` in front of the first question where images are given and no place is."""
+    """The turns, with `<image>` in front of the first question where images are given and no place
+    is."""
     places = sum(message.text.count(IMAGE) for message in messages)
     if places == count:
         return messages

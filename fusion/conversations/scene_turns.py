@@ -1,4 +1,5 @@
-"""Questions about a drawn scene as the turns of a conversation, and the words for what lies under each of its cells."""
+"""Questions about a drawn scene as the turns of a conversation, and the words for what lies under
+each of its cells."""
 
 from __future__ import annotations
 
@@ -29,12 +30,13 @@ SCENE_WORDS = (
 
 
 def scene_turns(scene: Scene, index: int, turns: Turns, rng: np.random.Generator) -> list[Question]:
-    """`one`: a question, whose kind goes through all kinds as `index` rises. `all`: every question in random order; of scenes with an odd index, what and where
-    each object is instead.
+    """`one`: a question, whose kind goes through all kinds as `index` rises. `all`: every question
+    in random order; of scenes with an odd index, what and where each object is instead.
 
-    A comparison is answered in two steps, of which the first is said aloud: what is compared, behind the colour that names its object, then the answer ("red c
-    blue f yes"). So a language model looks a place up where it has just read whose. No place is told twice in a conversation: it would be copied from the first
-    time, without a look at the picture.
+    A comparison is answered in two steps, of which the first is said aloud: what is compared,
+    behind the colour that names its object, then the answer ("red c blue f yes"). So a language
+    model looks a place up where it has just read whose. No place is told twice in a conversation:
+    it would be copied from the first time, without a look at the picture.
     """
     if turns == "one":
         return [_aloud(scene.questions[index % len(scene.questions)])]
@@ -42,7 +44,8 @@ def scene_turns(scene: Scene, index: int, turns: Turns, rng: np.random.Generator
 
 
 def what_and_where(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Of every object that is seen, in random order and named by its colour: its surface, kind and place."""
+    """Of every object that is seen, in random order and named by its colour: its surface, kind and
+    place."""
     asked = [
         Question(
             "object",
@@ -67,7 +70,8 @@ def words_of_cells(scene: Scene, grid: int) -> list[tuple[str, ...]]:
 
 
 def object_of_cells(masks: Tensor, grid: int, numbers: int) -> Tensor:
-    """masks: `[S, S]` object numbers below `numbers`, 0 for none. `[grid * grid]`: the number with most pixels in each cell, or 0 where none has an eighth."""
+    """masks: `[S, S]` object numbers below `numbers`, 0 for none. `[grid * grid]`: the number with
+    most pixels in each cell, or 0 where none has an eighth."""
     size, rest = divmod(len(masks), grid)
     assert not rest, f"{len(masks)} pixels have no {grid} cells of one size"
     cells = (

@@ -1,24 +1,28 @@
-"""Where conversations come from: files in the formats in which people keep them, tables, drawn scenes; one way in.
+"""Where conversations come from: files in the formats in which people keep them, tables, drawn
+scenes; one way in.
 
 A source is a text, `KIND:WHERE?option=value&option=value`:
 
-    llava:FILE?images=FOLDER       JSON or JSONL; paths of images lie in FOLDER, by default the file's own
-    messages:FILE?images=FOLDER    the same
-    parquet:GLOB                   a table with images as bytes in the file, or as paths with images=FOLDER
-    hf:NAME[:CONFIG]?split=train   a data set of the Hub, or a folder that `datasets` reads
-    scenes?count=1000&turns=all    questions about drawn scenes, with no file at all: one of each scene, or all of them
+    llava:FILE?images=FOLDER       JSON or JSONL; paths of images lie in FOLDER, by default the
+    file's own messages:FILE?images=FOLDER    the same parquet:GLOB                   a table with
+    images as bytes in the file, or as paths with images=FOLDER hf:NAME[:CONFIG]?split=train   a
+    data set of the Hub, or a folder that `datasets` reads scenes?count=1000&turns=all    questions
+    about drawn scenes, with no file at all: one of each scene, or all of them
 
-The keys of a row mean the same in files and tables: see fusion/conversations/rows.py. Options of both:
+The keys of a row mean the same in files and tables: see fusion/conversations/rows.py. Options of
+both:
 
-    question=COL&answer=COL        columns that stand in for turns; with thoughts=COL, what is thought before the answer
-    caption=COL                    a column that is the answer to "Describe the picture in one sentence."
-    image=COL                      the column of the image or images
-    follow_links=true              images may be links, or lie in linked folders, that lead out of the folder of images
-    max_pixels=NUMBER              the largest image that is read, 64,000,000 pixels without this option
-    http=true                      images that are given by an address are fetched, whenever they are read
+    question=COL&answer=COL        columns that stand in for turns; with thoughts=COL, what is
+    thought before the answer caption=COL                    a column that is the answer to
+    "Describe the picture in one sentence." image=COL                      the column of the image
+    or images follow_links=true              images may be links, or lie in linked folders, that
+    lead out of the folder of images max_pixels=NUMBER              the largest image that is read,
+    64,000,000 pixels without this option http=true                      images that are given by an
+    address are fetched, whenever they are read
 
-`weight=W` in any source: how often it is drawn in a mixture. Rows are read when they are asked for: of a JSONL file
-only the offsets of its lines are kept. With `stream=true` a table is read as it arrives (conversation_stream.py).
+`weight=W` in any source: how often it is drawn in a mixture. Rows are read when they are asked for:
+of a JSONL file only the offsets of its lines are kept. With `stream=true` a table is read as it
+arrives (conversation_stream.py).
 """
 
 from __future__ import annotations
@@ -79,7 +83,8 @@ class ConversationSource(ABC):
         """Raises BadRow for whatever is wrong with the row."""
 
     def state_of_files(self) -> tuple[str, str]:
-        """A hash over names and sizes of the files of rows, which a copy elsewhere has too, and one over times of change.
+        """A hash over names and sizes of the files of rows, which a copy elsewhere has too, and one
+        over times of change.
 
         Files of images that rows name are not looked at.
         """
@@ -122,7 +127,8 @@ class RowSource(ConversationSource):
 
 
 class JsonSource(RowSource):
-    """A JSON list, or JSONL of which only the offsets of the lines are kept; images are files in a folder."""
+    """A JSON list, or JSONL of which only the offsets of the lines are kept; images are files in a
+    folder."""
 
     def __init__(self, file: Path, images: ImageReader, columns: Columns) -> None:
         self.name, self.file, self.images, self.columns = str(file), file, images, columns
@@ -165,7 +171,8 @@ class JsonSource(RowSource):
         return row
 
     def line(self, index: int) -> bytes:
-        """The row as one line of JSON, without the line's end: of a JSONL file the very bytes that stand there."""
+        """The row as one line of JSON, without the line's end: of a JSONL file the very bytes that
+        stand there."""
         if self.rows is not None:
             return json.dumps(self.rows[index]).encode()
         with self._opened() as opened:
@@ -328,7 +335,8 @@ def yes_or_no(text: str, name: str, options: Mapping[str, str]) -> bool:
 
 
 def columns_of(text: str, options: Mapping[str, str]) -> Columns:
-    """The columns that the source `text` names. Raises UserError for some that do not go together."""
+    """The columns that the source `text` names. Raises UserError for some that do not go
+    together."""
     columns = Columns(**{name: options[name] for name in COLUMN_OPTIONS if name in options})
     if "" in columns.named():
         raise UserError(f"{text!r}: an option names no column; write for example question=COLUMN")

@@ -1,10 +1,13 @@
-"""A stream of conversations: a table that is read as it arrives, without a download in advance, of unknown length.
+"""A stream of conversations: a table that is read as it arrives, without a download in advance, of
+unknown length.
 
     hf:NAME[:CONFIG]?split=train&stream=true       a data set of the Hub, or of a folder
-    parquet:GLOB?stream=true                       files here, or where `datasets` reads from (hf://, https://, s3://)
+    parquet:GLOB?stream=true                       files here, or where `datasets` reads from
+    (hf://, https://, s3://)
 
-`shuffle_buffer=N` (1000) in either: rows held in memory, of which each draw takes one at random; 0 keeps the order.
-`weight=W`: see fusion/conversations/stream_data.py. Options for columns and images are those of a table with an index.
+`shuffle_buffer=N` (1000) in either: rows held in memory, of which each draw takes one at random; 0
+keeps the order. `weight=W`: see fusion/conversations/stream_data.py. Options for columns and images
+are those of a table with an index.
 """
 
 from __future__ import annotations
@@ -39,8 +42,9 @@ from vision_core.source_text import parse_source
 class ConversationStream:
     """Conversations one after the other; iterating is one pass over all, in the order of the files.
 
-    Each pass asks for them anew. table: a `datasets.IterableDataset`, whose images are not decoded. weight: its share of
-    a mixture, relative to the others. images, columns: as those of a table with an index (conversation_sources.py).
+    Each pass asks for them anew. table: a `datasets.IterableDataset`, whose images are not decoded.
+    weight: its share of a mixture, relative to the others. images, columns: as those of a table
+    with an index (conversation_sources.py).
     """
 
     def __init__(
@@ -57,7 +61,8 @@ class ConversationStream:
         self.table = table.with_format("arrow")
 
     def state_of_files(self) -> tuple[str, str]:
-        """As of a `ConversationSource`; of a table that is read from elsewhere, what `datasets` knows of it."""
+        """As of a `ConversationSource`; of a table that is read from elsewhere, what `datasets`
+        knows of it."""
         kind, where, _ = parse_source(self.name)
         if kind == "parquet" and (files := sorted(glob(where, recursive=True))):
             return state_of_files(zip(short_names(files), files, strict=True))
@@ -75,7 +80,8 @@ class ConversationStream:
             fsspec.asyn.reset_lock()  # forked, it has the lock of its parent, and not the thread that would open it
         number = 0
         try:
-            # iterating the table itself would give each data worker some of the files, and leave some without any
+            # iterating the table itself would give each data worker some of the files, and leave
+            # some without any
             for table in self.table.iter(batch_size=1):
                 yield number, table.to_pylist()[0]
                 number += 1
@@ -95,7 +101,8 @@ class ConversationStream:
     ) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """The same rows, each once.
 
-        What is read goes to a random place in the buffer, and what was there comes out; what is left comes at the end.
+        What is read goes to a random place in the buffer, and what was there comes out; what is
+        left comes at the end.
         """
         held: list[tuple[int, Mapping[str, Any]]] = []
         for row in self.rows():

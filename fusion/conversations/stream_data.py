@@ -1,4 +1,5 @@
-"""Streams of conversations for a trainer: an endless mixture, of which every process and every data worker knows whose turn each sample is."""
+"""Streams of conversations for a trainer: an endless mixture, of which every process and every data
+worker knows whose turn each sample is."""
 
 from __future__ import annotations
 
@@ -25,11 +26,14 @@ Draw = Callable[
 
 
 class StreamDataset(Dataset):
-    """The first `samples` of a mixture without an end; an item is as `fusion.conversations.mixtures.training_item` makes it.
+    """The first `samples` of a mixture without an end; an item is as
+    `fusion.conversations.mixtures.training_item` makes it.
 
-    Samples have numbers, as in any data set, so that a trainer deals batches to processes, resumes and counts as always, and the sample of a number is the same
-    whoever asks. What is asked for in ascending order is read once: whatever lies between is read past, neither checked nor decoded, since it is another
-    process's or data worker's, or was there before the run was resumed. A number below the last one begins again.
+    Samples have numbers, as in any data set, so that a trainer deals batches to processes, resumes
+    and counts as always, and the sample of a number is the same whoever asks. What is asked for in
+    ascending order is read once: whatever lies between is read past, neither checked nor decoded,
+    since it is another process's or data worker's, or was there before the run was resumed. A
+    number below the last one begins again.
     """
 
     def __init__(
@@ -68,10 +72,13 @@ def mixture(sources: Sequence[Source], seed: int) -> Iterator[Draw]:
 
 
 def turns(weights: Sequence[float]) -> Iterator[int]:
-    """Whose turn it is, without end. After any number n of turns, source i has had n w_i / sum(w) of them, to within less than one.
+    """Whose turn it is, without end. After any number n of turns, source i has had n w_i / sum(w)
+    of them, to within less than one.
 
-    Turn j of a source (from 0) comes at or behind floor(j / share) and before ceil((j + 1) / share). Some order keeps all these windows (Baruah et al. 1996,
-    proportionate progress), so the earliest deadline first, of those whose time has come, keeps them too (Horn 1974). In integers, exact however long.
+    Turn j of a source (from 0) comes at or behind floor(j / share) and before ceil((j + 1) /
+    share). Some order keeps all these windows (Baruah et al. 1996, proportionate progress), so the
+    earliest deadline first, of those whose time has come, keeps them too (Horn 1974). In integers,
+    exact however long.
     """
     ratios = [Fraction(weight) for weight in weights]
     scale = lcm(*(ratio.denominator for ratio in ratios))
@@ -89,7 +96,8 @@ def turns(weights: Sequence[float]) -> Iterator[int]:
 
 
 def passes(source: Source, seed: int, number: int) -> Iterator[Draw]:
-    """All rows of source `number`, pass after pass, the order of each a function of (seed, number, pass)."""
+    """All rows of source `number`, pass after pass, the order of each a function of (seed, number,
+    pass)."""
     for epoch in count():
         generator = numpy_generator("stream mixture", seed, number, epoch)
         if isinstance(source, ConversationStream):

@@ -1,4 +1,5 @@
-"""A conversation as tokens, by the language model's own chat template; only what the assistant says is learnt."""
+"""A conversation as tokens, by the language model's own chat template; only what the assistant says
+is learnt."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class TokenisedConversation:
-    """input_ids, labels: equally long; labels are the ids of the answers and of the tokens that end them, -100 elsewhere.
+    """input_ids, labels: equally long; labels are the ids of the answers and of the tokens that end
+    them, -100 elsewhere.
 
-    Where a template ends earlier answers otherwise than the last one (gpt-oss), the label of an end is the token that ends a last answer.
+    Where a template ends earlier answers otherwise than the last one (gpt-oss), the label of an end
+    is the token that ends a last answer.
     """
 
     input_ids: list[int]
@@ -29,8 +32,9 @@ def tokenise(
 ) -> TokenisedConversation:
     """The tokens of a conversation, every `<image>` as often as its image has tokens.
 
-    Space around an answer is not part of it. Raises BadRow where the chat template does not keep answers or gives them no
-    end, and where there are more tokens than `max_length`: neither an image nor an answer is cut.
+    Space around an answer is not part of it. Raises BadRow where the chat template does not keep
+    answers or gives them no end, and where there are more tokens than `max_length`: neither an
+    image nor an answer is cut.
     """
     chat = rendered(conversation, processor)
     encoded = processor.tokenizer(chat.text, add_special_tokens=False, return_offsets_mapping=True)
@@ -74,7 +78,8 @@ def rendered(conversation: Conversation, processor: FusionProcessor) -> Rendered
 
 
 def chat_messages(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
-    """Turns as `fusion.chat_turns` takes them, without the space around answers: it would be learnt as part of them."""
+    """Turns as `fusion.chat_turns` takes them, without the space around answers: it would be learnt
+    as part of them."""
     return [
         {
             "role": message.role,
@@ -95,8 +100,8 @@ def _labels(
 ) -> list[int]:
     """The ids of tokens that begin within an answer, -100 elsewhere.
 
-    Raises BadRow where a token belongs to the prompt and to the answer, where the end is not a token of its own, and where
-    nothing is learnt.
+    Raises BadRow where a token belongs to the prompt and to the answer, where the end is not a
+    token of its own, and where nothing is learnt.
     """
     labels = [IGNORED] * len(ids)
     for answer in chat.answers:
@@ -129,9 +134,11 @@ def _refuse_crossing(
     processor: FusionProcessor,
     where: str,
 ) -> None:
-    """A token that reaches from the prompt into the answer would not be in the prompt when the model is asked.
+    """A token that reaches from the prompt into the answer would not be in the prompt when the
+    model is asked.
 
-    The tokenizer's own tokens may: some take the space behind them along, as they do when the model is asked.
+    The tokenizer's own tokens may: some take the space behind them along, as they do when the model
+    is asked.
     """
     for token, (start, end) in zip(ids, offsets, strict=True):
         if start < answer.begin < end and (

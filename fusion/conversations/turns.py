@@ -1,8 +1,10 @@
-"""One turn of a row: who speaks, the text, the images shown in it, the thoughts before an answer, whether it is learnt.
+"""One turn of a row: who speaks, the text, the images shown in it, the thoughts before an answer,
+whether it is learnt.
 
-Turns are spelled in the ways of LLaVA and ShareGPT (`from`, `value`), of chat templates and the OpenAI API (`role`,
-`content`) and of axolotl, ms-swift and LLaMA-Factory. What a turn says by any of their keys is used or refused; keys
-that none of them gives a meaning are ignored (`unread_turn_keys` names them).
+Turns are spelled in the ways of LLaVA and ShareGPT (`from`, `value`), of chat templates and the
+OpenAI API (`role`, `content`) and of axolotl, ms-swift and LLaMA-Factory. What a turn says by any
+of their keys is used or refused; keys that none of them gives a meaning are ignored
+(`unread_turn_keys` names them).
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ FILM_PARTS = ("video", "video_url", "input_video", "audio", "audio_url", "input_
 class ShownImage:
     """The image of a part of a turn.
 
-    image: as the part has it, or None for the next image of the row. index: or which image of the row it is.
+    image: as the part has it, or None for the next image of the row. index: or which image of the
+    row it is.
     """
 
     image: Any = None
@@ -107,7 +110,8 @@ def read_turn(turn: Any, where: str) -> Turn:
 
 
 def read_pair(pair: Any, where: str) -> tuple[Turn, Turn]:
-    """The question and the answer of an object with `user` and `assistant`, as FineVision has it. Raises BadRow."""
+    """The question and the answer of an object with `user` and `assistant`, as FineVision has it.
+    Raises BadRow."""
     if not isinstance(pair, Mapping):
         raise BadRow(
             f"{where}: an element of `texts` is {type(pair).__name__}, not an object with user and assistant"
@@ -140,7 +144,8 @@ def unread_turn_keys(turn: Any) -> set[str]:
 def is_nothing(value: Any) -> bool:
     """Whether a key says nothing.
 
-    Tables and converters fill what a row lacks with null, false, empty text, lists and objects, or JSON of those.
+    Tables and converters fill what a row lacks with null, false, empty text, lists and objects, or
+    JSON of those.
     """
     if isinstance(value, Mapping):
         return all(is_nothing(each) for each in value.values())
@@ -159,7 +164,8 @@ def refuse_keys(given: Mapping[str, Any], cures: Mapping[str, str], what: str, w
 
 
 def one_value(given: Mapping[str, Any], keys: Sequence[str], what: str, where: str) -> Any:
-    """The value that `given` has under any of several keys, or None. Raises BadRow where two keys differ."""
+    """The value that `given` has under any of several keys, or None. Raises BadRow where two keys
+    differ."""
     found = {key: given[key] for key in keys if given.get(key) is not None}
     values = list(found.values())
     if any(value != values[0] for value in values[1:]):
@@ -189,7 +195,8 @@ def _role(turn: Mapping[str, Any], where: str) -> str:
 
 
 def _is_learnt(turn: Mapping[str, Any], role: str, where: str) -> bool:
-    """Weight 0, `loss: false` and `train: false` say that an answer is not learnt; without any of them it is."""
+    """Weight 0, `loss: false` and `train: false` say that an answer is not learnt; without any of
+    them it is."""
     said = {key: turn[key] for key in LEARNT_KEYS if turn.get(key) is not None}
     for key, value in said.items():
         if not isinstance(value, int | float) or value not in (0, 1):
@@ -207,10 +214,12 @@ def _is_learnt(turn: Mapping[str, Any], role: str, where: str) -> bool:
 
 
 def _thoughts_and_answer(given: Any, text: str, where: str) -> tuple[str, str]:
-    """(thoughts, answer): the text in front of `</think>` is thoughts, with or without the opening `<think>`.
+    """(thoughts, answer): the text in front of `</think>` is thoughts, with or without the opening
+    `<think>`.
 
-    Distills of DeepSeek-R1 write no opening mark. Only a text that begins with `<think>`, or has no `<think>` in front
-    of its first `</think>`, is taken apart. Line breaks around the marks belong to them, as in Qwen3's template.
+    Distills of DeepSeek-R1 write no opening mark. Only a text that begins with `<think>`, or has no
+    `<think>` in front of its first `</think>`, is taken apart. Line breaks around the marks belong
+    to them, as in Qwen3's template.
     """
     if given is not None and not isinstance(given, str):
         raise BadRow(f"{where}: a turn's thoughts are {type(given).__name__}, not text")
@@ -266,7 +275,8 @@ def _read_part(part: Any, where: str) -> str | ShownImage:
 
 
 def _shown_image(part: Mapping[str, Any], where: str) -> ShownImage:
-    """The image of a part: `{"type": "image", "image": ...}`, or `path`, `url` or `base64` in the place of `image`.
+    """The image of a part: `{"type": "image", "image": ...}`, or `path`, `url` or `base64` in the
+    place of `image`.
 
     Or, as the OpenAI API has it, `{"type": "image_url", "image_url": {"url": ...}}`.
     """

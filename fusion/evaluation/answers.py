@@ -1,4 +1,5 @@
-"""Answers of a vision-language model to a task, with its images, without them, and with those of other questions."""
+"""Answers of a vision-language model to a task, with its images, without them, and with those of
+other questions."""
 
 from __future__ import annotations
 
@@ -30,9 +31,11 @@ Shown = Literal["images", "blind", "shuffled"]
 
 @dataclass(frozen=True)
 class Score:
-    """score: the benchmark's figure, in percent (CIDEr-D: as it is). error: its standard error. groups: name -> (score, questions).
+    """score: the benchmark's figure, in percent (CIDEr-D: as it is). error: its standard error.
+    groups: name -> (score, questions).
 
-    loss: of the expected answers, per token; it sees differences that right and wrong do not show. answers, points: of every question.
+    loss: of the expected answers, per token; it sees differences that right and wrong do not show.
+    answers, points: of every question.
     figures: what the benchmark prints beside its score, in percent, by name.
     """
 
@@ -56,10 +59,12 @@ def answer_and_score(
 ) -> Score:
     """Ask all questions, each process its share of the batches, and grade them.
 
-    A batch is of consecutive questions, whichever process asks it and whatever was answered before: the width of a batch decides how its numbers round, and
-    so a run that was killed, or has other processes, gives the same bits. shown: `images`; `blind`, no image at all; `shuffled`, the images of another
-    question, as far away in the list for each. thought_tokens: how many tokens of thoughts may stand in front of an answer; 0 asks for answers without
-    thoughts. kept: answers of an earlier start, to which those of this one are added.
+    A batch is of consecutive questions, whichever process asks it and whatever was answered before:
+    the width of a batch decides how its numbers round, and so a run that was killed, or has other
+    processes, gives the same bits. shown: `images`; `blind`, no image at all; `shuffled`, the
+    images of another question, as far away in the list for each. thought_tokens: how many tokens of
+    thoughts may stand in front of an answer; 0 asks for answers without thoughts. kept: answers of
+    an earlier start, to which those of this one are added.
     """
     starts = range(rank() * batch_size, len(task.questions), world_size() * batch_size)
     mine: list[Row] = []
@@ -104,7 +109,8 @@ def answers_to(
 
 
 def asked_question(task: Task, index: int, shown: Shown) -> Conversation:
-    """Question `index` as the model is asked it: the turns up to the graded answer, with its images, without any, or with those of another question."""
+    """Question `index` as the model is asked it: the turns up to the graded answer, with its
+    images, without any, or with those of another question."""
     question = task.questions[index]
     images = question.images()
     turns = question.turns or (
@@ -195,8 +201,9 @@ def replies(
 ) -> list[str]:
     """What the model says next in each conversation, without its thoughts.
 
-    conversations: turns of `role` and `content`, which has one `<image>` where each image stands. images: `[3, H, W]`, of all conversations in the order of
-    their places. thinking: whether it is asked to think first. generation: options of `generate`.
+    conversations: turns of `role` and `content`, which has one `<image>` where each image stands.
+    images: `[3, H, W]`, of all conversations in the order of their places. thinking: whether it is
+    asked to think first. generation: options of `generate`.
     """
     prompts = [render_prompt(processor, turns, thinking) for turns in conversations]
     inputs = processor(
@@ -222,7 +229,8 @@ def expected_losses(
     asked: Sequence[Conversation],
     expected: Sequence[str],
 ) -> tuple[list[float], list[int]]:
-    """Of each expected answer, the sum of -log p over its tokens and that of its end, and their number."""
+    """Of each expected answer, the sum of -log p over its tokens and that of its end, and their
+    number."""
     items = []
     for question, answer in zip(asked, expected, strict=True):
         earlier = tuple(replace(turn, learnt=False) for turn in question.messages)

@@ -1,4 +1,5 @@
-"""What the readers of benchmarks share: texts, tables, images; mistakes are told by file, row and cure."""
+"""What the readers of benchmarks share: texts, tables, images; mistakes are told by file, row and
+cure."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ FETCH_AGAIN = "mend it, or fetch the file again"
 
 
 def read_text(file: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 where its mark says so, without the mark. Raises UserError."""
+    """The text of a file in UTF-8, or in UTF-16 where its mark says so, without the mark. Raises
+    UserError."""
     data = read_bytes(file, str(file), NAME_OWN_FILE, most_bytes=MAX_BENCHMARK_BYTES)
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -58,7 +60,8 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def table_rows(file: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, fields by column) of each row of a CSV or TSV that has these columns. Raises UserError, BadRow."""
+    """(place, fields by column) of each row of a CSV or TSV that has these columns. Raises
+    UserError, BadRow."""
     csv.field_size_limit(2**31 - 1)  # images in base64
     reader = csv.DictReader(
         io.StringIO(read_text(file), newline=""), delimiter=delimiter, restkey=""
@@ -150,5 +153,6 @@ def _leads_out(path: str, roots: Sequence[str]) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value of a row as Python writes it, at most 60 characters of it, however large or deep it is."""
+    """A value of a row as Python writes it, at most 60 characters of it, however large or deep it
+    is."""
     return shortened(reprlib.repr(value), SHOWN_OF_A_VALUE)

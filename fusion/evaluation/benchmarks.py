@@ -1,16 +1,20 @@
-"""Benchmarks of vision-language models, from files in the formats in which they are published; `open_task` opens these and conversations.
+"""Benchmarks of vision-language models, from files in the formats in which they are published;
+`open_task` opens these and conversations.
 
-cv_bench:GLOB              parquet of nyu-visionx/CV-Bench: question, choices, answer "(A)", type, task, source, image
-mmvp:FOLDER                Questions.csv with the columns Index (the released file has lndex), Question, Options
-                           ("(a) Open (b) Closed"), Correct Answer ("(a)"), and MMVP Images/1.jpg ...; right is a pair
+cv_bench:GLOB              parquet of nyu-visionx/CV-Bench: question, choices, answer "(A)", type,
+task, source, image mmvp:FOLDER                Questions.csv with the columns Index (the released
+file has lndex), Question, Options
+                           ("(a) Open (b) Closed"), Correct Answer ("(a)"), and MMVP Images/1.jpg
+                           ...; right is a pair
 pope:FILE?images=FOLDER    JSONL of image ("1.jpg"), text, label ("yes" or "no"), and question_id
-gqa:FILE?images=FOLDER     JSON of id -> question, answer, imageId; one word or phrase
-mmbench:FILE               TSV with base64 images: question, A, B, C, D and more, answer, category, hint; rows whose
+gqa:FILE?images=FOLDER     JSON of id -> question, answer, imageId; one word or phrase mmbench:FILE
+TSV with base64 images: question, A, B, C, D and more, answer, category, hint; rows whose
                            index differs by whole millions are one question
 captions:FILE?images=...   JSON of COCO captions (images, annotations); CIDEr-D
-vqa:FILE?annotations=FILE&images=FOLDER    VQAv2's two JSON files: questions; answers of ten people each
-vqa:FILE?images=FOLDER     or a plain JSON list of question, image, answers of several people
-textvqa:FILE?images=FOLDER TextVQA_0.5.1_val.json: data, a list of question, image_id, answers of ten people
+vqa:FILE?annotations=FILE&images=FOLDER    VQAv2's two JSON files: questions; answers of ten people
+each vqa:FILE?images=FOLDER     or a plain JSON list of question, image, answers of several people
+textvqa:FILE?images=FOLDER TextVQA_0.5.1_val.json: data, a list of question, image_id, answers of
+ten people
 """
 
 from __future__ import annotations
@@ -82,7 +86,8 @@ def cv_bench(name: str, where: Path) -> Task:
 
 
 def cv_bench_weights(groups: Collection[str]) -> dict[str, float]:
-    """((ADE20K + COCO) / 2 + Omni3D) / 2, as published; of a file with one half alone, that half."""
+    """((ADE20K + COCO) / 2 + Omni3D) / 2, as published; of a file with one half alone, that
+    half."""
     halves = {
         "2D": [name for name in groups if name != OMNI3D],
         "3D": [name for name in groups if name == OMNI3D],
@@ -141,10 +146,11 @@ def gqa(name: str, where: Path, images: str | None = None) -> Task:
 
 
 def mmbench(name: str, where: Path) -> Task:
-    """Circular where the file has its questions with their choices turned round: right only if every turn is.
+    """Circular where the file has its questions with their choices turned round: right only if
+    every turn is.
 
-    Choices are the columns A, B, C, ... as far as they go. An empty one is not shown, and the others keep their
-    letters.
+    Choices are the columns A, B, C, ... as far as they go. An empty one is not shown, and the
+    others keep their letters.
     """
     kept: dict[str, str] = {}
     questions = []
@@ -226,7 +232,8 @@ def _plain_vqa_rows(where: Path) -> list[tuple[str, Any]]:
 
 
 def _vqav2_rows(where: Path, annotations: Path) -> list[tuple[str, Any]]:
-    """The questions, each with the answers that the other file has for it and the name that COCO gives its image."""
+    """The questions, each with the answers that the other file has for it and the name that COCO
+    gives its image."""
     table = parsed(read_text(where), str(where), dict)
     split = text_field(table, "data_subtype", str(where))
     answers = {}

@@ -1,9 +1,9 @@
 """Whether an answer is right: one pinned way for each kind of question, printed with every score.
 
 The graders of published benchmarks give what the benchmark's own or lmms-eval's code gives:
-tests/recipes/official_grades.json holds its grades of some hundred answers each. One thing is added where a
-letter is asked for: a letter that the answer tells beyond doubt (`told_letter`) is believed, also where that code
-reads it wrongly or not at all.
+tests/recipes/official_grades.json holds its grades of some hundred answers each. One thing is added
+where a letter is asked for: a letter that the answer tells beyond doubt (`told_letter`) is
+believed, also where that code reads it wrongly or not at all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def exact(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
 
 
 def last_word(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
-    """As `exact`; but where `choices` say what the last word may be, an answer of as many words that ends alike.
+    """As `exact`; but where `choices` say what the last word may be, an answer of as many words
+    that ends alike.
 
     What comes before the last word a model reads off aloud.
     """
@@ -59,15 +60,16 @@ def mmvp(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
 
 
 def cv_bench(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
-    """The letter that the answer tells, or else the first letter in it, as lmms-eval and Cambrian-1's code have it."""
+    """The letter that the answer tells, or else the first letter in it, as lmms-eval and
+    Cambrian-1's code have it."""
     return (told_letter(given, choices) or cv_bench_letter(given)) in expected
 
 
 def mmbench(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
     """The letter that the answer tells, or else what MMBench's rules and lmms-eval's find in it.
 
-    They know four choices; with more it is `letter`. MMBench's leaderboard asks a language model about answers
-    that the rules leave open.
+    They know four choices; with more it is `letter`. MMBench's leaderboard asks a language model
+    about answers that the rules leave open.
     """
     if len(choices) > 4:
         return letter(given, expected, choices)
@@ -82,16 +84,17 @@ def yes_no(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
 def pope_parse(given: str) -> str:
     """A "no" where the first sentence has the word No, no or not; else "yes", whatever was said.
 
-    So does the script of POPE's authors (Li et al. 2023), on which published figures rest: "NO", "No!" and no
-    answer at all are a yes. lmms-eval 0.7.3 knows "yes" and "no" alone, in any case, and counts all else as
-    wrong.
+    So does the script of POPE's authors (Li et al. 2023), on which published figures rest: "NO",
+    "No!" and no answer at all are a yes. lmms-eval 0.7.3 knows "yes" and "no" alone, in any case,
+    and counts all else as wrong.
     """
     sentence = given.partition(".")[0].replace(",", "")
     return "no" if {"No", "no", "not"} & set(sentence.split(" ")) else "yes"
 
 
 def pope_figures(given: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """POPE's figures beside accuracy, in percent: F1, precision and recall of yes, and how many answers are yes.
+    """POPE's figures beside accuracy, in percent: F1, precision and recall of yes, and how many
+    answers are yes.
 
     (lmms-eval 0.7.3 prints the share of labels that are yes.) A share of nothing is 0.
     """
@@ -110,7 +113,8 @@ def pope_figures(given: Sequence[str], labels: Sequence[str]) -> dict[str, float
 
 
 def gqa(given: str, expected: Sequence[str], choices: Sequence[str]) -> bool:
-    """The same text but for case and punctuation, as lmms-eval compares answers to GQA: an article counts."""
+    """The same text but for case and punctuation, as lmms-eval compares answers to GQA: an article
+    counts."""
     bare = str.maketrans("", "", string.punctuation)
     return given.lower().translate(bare) in {each.lower().translate(bare) for each in expected}
 
@@ -126,7 +130,8 @@ def textvqa(given: str, expected: Sequence[str], choices: Sequence[str]) -> floa
 
 
 def vqa_accuracy(said: str, people: Sequence[str]) -> float:
-    """min(1, people who said it / 3), averaged over the sets of all but one of the people (Antol et al. 2015)."""
+    """min(1, people who said it / 3), averaged over the sets of all but one of the people (Antol et
+    al. 2015)."""
     agreeing = list(people).count(said)
     without_one_of_them = agreeing * min(1.0, (agreeing - 1) / 3)
     without_another = (len(people) - agreeing) * min(1.0, agreeing / 3)
@@ -141,10 +146,12 @@ def caption_words(text: str) -> list[str]:
 def cider_d(
     given: Sequence[str], references: Sequence[Sequence[str]], sigma: float = 6.0
 ) -> list[float]:
-    """CIDEr-D of each caption against its references (Vedantam et al. 2015, equations 1-4 and section 6), times 10; document frequencies from `references`.
+    """CIDEr-D of each caption against its references (Vedantam et al. 2015, equations 1-4 and
+    section 6), times 10; document frequencies from `references`.
 
-    For n = 1..4: vectors of counts times log(images / images whose references have the n-gram); similarity of
-    clipped vectors times exp(-(difference of lengths)^2 / (2 sigma^2)), averaged over references and n.
+    For n = 1..4: vectors of counts times log(images / images whose references have the n-gram);
+    similarity of clipped vectors times exp(-(difference of lengths)^2 / (2 sigma^2)), averaged over
+    references and n.
     """
     frequencies: Counter[tuple[str, ...]] = Counter()
     for of_image in references:

@@ -1,7 +1,9 @@
-"""What a model has answered already, kept so that an evaluation that was killed goes on where it was.
+"""What a model has answered already, kept so that an evaluation that was killed goes on where it
+was.
 
-One file for each process, `answers-<rank>.jsonl`, grows by a batch at a time. A header line says of which model and task the answers are, by hashes,
-then comes one line for each question and way of showing its images. Answers of another model, task or device are never taken over.
+One file for each process, `answers-<rank>.jsonl`, grows by a batch at a time. A header line says of
+which model and task the answers are, by hashes, then comes one line for each question and way of
+showing its images. Answers of another model, task or device are never taken over.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class KeptAnswers:
     def rows(
         self, shown: str, numbers: Sequence[int], asked: Sequence[Conversation]
     ) -> list[Row] | None:
-        """A batch's answers, or None where one is missing or was given to other images. asked: the batch as it would be asked now."""
+        """A batch's answers, or None where one is missing or was given to other images. asked: the
+        batch as it would be asked now."""
         records = [self._found.get((shown, number)) for number in numbers]
         for record, question in zip(records, asked, strict=True):
             if record is None or record["images"] != _digest_of_images(question.images):
@@ -73,7 +76,8 @@ class KeptAnswers:
         ]
 
     def add(self, shown: str, rows: Sequence[Row], asked: Sequence[Conversation]) -> None:
-        """Keep a batch's answers, on the disk when this returns. Raises UserError where they cannot be written."""
+        """Keep a batch's answers, on the disk when this returns. Raises UserError where they cannot
+        be written."""
         try:
             self._lines.path.parent.mkdir(exist_ok=True)
             if not self._has_header:
@@ -91,7 +95,8 @@ class KeptAnswers:
 
 
 def header_of(model: str, task: Task, batch_size: int, thought_tokens: int) -> dict[str, Any]:
-    """What decides about a task's answers. model: its fingerprint. Questions and prompts count; how answers are graded does not."""
+    """What decides about a task's answers. model: its fingerprint. Questions and prompts count; how
+    answers are graded does not."""
     questions = [
         [
             question.where,
@@ -115,7 +120,8 @@ def header_of(model: str, task: Task, batch_size: int, thought_tokens: int) -> d
 
 
 def model_fingerprint(folder: Path, device: str) -> str:
-    """A hash of a model's files, with the device's type and the libraries that compute. Raises UserError where one cannot be read."""
+    """A hash of a model's files, with the device's type and the libraries that compute. Raises
+    UserError where one cannot be read."""
     digests = {}
     try:
         for path in sorted(folder.iterdir()):

@@ -1,4 +1,5 @@
-"""Which of its lettered choices an answer means: what it tells beyond doubt, or what benchmarks take it for."""
+"""Which of its lettered choices an answer means: what it tells beyond doubt, or what benchmarks
+take it for."""
 
 from __future__ import annotations
 
@@ -72,11 +73,11 @@ def normalised(text: str) -> str:
 def told_letter(given: str, choices: Sequence[str]) -> str:
     """The letter that an answer tells beyond doubt, or "".
 
-    The first of these that holds: the answer is nothing but a letter, decorated or not ("B", "**B**", "[B]",
-    "\\boxed{B}"); it is the text of one choice and of no other, so that "A red cup" is not option A where a
-    choice says so; what follows the last "answer is" is one of these, or begins with a letter; one letter and no
-    other is marked by \\boxed{}, ** or [] somewhere in it. A letter that has no choice, or an empty one, does not
-    count.
+    The first of these that holds: the answer is nothing but a letter, decorated or not ("B",
+    "**B**", "[B]", "\\boxed{B}"); it is the text of one choice and of no other, so that "A red cup"
+    is not option A where a choice says so; what follows the last "answer is" is one of these, or
+    begins with a letter; one letter and no other is marked by \\boxed{}, ** or [] somewhere in it.
+    A letter that has no choice, or an empty one, does not count.
     """
     announcements = list(ANNOUNCEMENT.finditer(given))
     announced = given[announcements[-1].end() :] if announcements else ""
@@ -92,7 +93,8 @@ def told_letter(given: str, choices: Sequence[str]) -> str:
 
 
 def leading_letter(given: str, choices: Sequence[str]) -> str:
-    """The letter of a choice that an answer begins with, in brackets or not, before a space or punctuation; or ""."""
+    """The letter of a choice that an answer begins with, in brackets or not, before a space or
+    punctuation; or ""."""
     found = LEADING.match(given)
     return found[1].upper() if found and _is_choice(found[1], choices) else ""
 
@@ -100,7 +102,8 @@ def leading_letter(given: str, choices: Sequence[str]) -> str:
 def mmvp_letter(given: str) -> str:
     """A or B as lmms-eval 0.7.3 finds it in an answer to MMVP, or "".
 
-    It finds one in most sentences: any word that ends in a or b counts, so that "The sea is calm" is A.
+    It finds one in most sentences: any word that ends in a or b counts, so that "The sea is calm"
+    is A.
     """
     text = given.strip().lower()
     for place in MMVP_PLACES:
@@ -110,7 +113,8 @@ def mmvp_letter(given: str) -> str:
 
 
 def cv_bench_letter(given: str) -> str:
-    """The first letter behind brackets and spaces, or "", as lmms-eval 0.7.3 reads answers to CV-Bench.
+    """The first letter behind brackets and spaces, or "", as lmms-eval 0.7.3 reads answers to
+    CV-Bench.
 
     Of a sentence it is the first letter of the first word.
     """
@@ -119,10 +123,11 @@ def cv_bench_letter(given: str) -> str:
 
 
 def mmbench_letter(given: str, choices: Sequence[str]) -> str:
-    """As lmms-eval 0.7.3 reads answers to MMBench without a language model (`mmbench_en_dev_static`), or "".
+    """As lmms-eval 0.7.3 reads answers to MMBench without a language model
+    (`mmbench_en_dev_static`), or "".
 
-    First by MMBench's own rules: one capital letter that is a word, then one choice whose text the answer
-    contains. Where these say nothing, it is the letter in the form that is trusted most.
+    First by MMBench's own rules: one capital letter that is a word, then one choice whose text the
+    answer contains. Where these say nothing, it is the letter in the form that is trusted most.
     """
     return (
         _only_letter(given)
@@ -148,14 +153,16 @@ def _bare_letter(text: str, choices: Sequence[str]) -> str:
 
 
 def _named_letter(text: str, choices: Sequence[str]) -> str:
-    """The letter of the one choice whose text this is. In "A. red cup" the A is a letter, not an article."""
+    """The letter of the one choice whose text this is. In "A. red cup" the A is a letter, not an
+    article."""
     said = "" if LETTERED.match(text) else normalised(text)
     named = [number for number, choice in enumerate(choices) if said and normalised(choice) == said]
     return string.ascii_uppercase[named[0]] if len(named) == 1 else ""
 
 
 def _only_letter(given: str) -> str:
-    """The one letter that is a word, bare or with the same marks around it; an "A" among four words is an article."""
+    """The one letter that is a word, bare or with the same marks around it; an "A" among four words
+    is an article."""
     words = given.split()
     alone = [letter for letter in "ABCDE" if letter in words]
     if len(alone) == 1 and not (alone == ["A"] and len(words) > 3):
@@ -177,7 +184,8 @@ def _contained_choice(given: str, choices: Sequence[str]) -> str:
 
 
 def _most_trusted_letter(given: str, choices: Sequence[str]) -> str:
-    """The letter of a choice whose form is trusted most, of several the last; without a known form the last letter."""
+    """The letter of a choice whose form is trusted most, of several the last; without a known form
+    the last letter."""
     stripped = given.strip()
     for mark in ",.!?;:'\"":
         stripped = stripped.strip(mark)

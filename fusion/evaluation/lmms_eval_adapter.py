@@ -1,4 +1,5 @@
-"""Fused models for lmms-eval, whose tasks are asked of them by chat messages; lmms-eval alone imports this, by `fusion/evaluation/lmms_eval_manifest.py`.
+"""Fused models for lmms-eval, whose tasks are asked of them by chat messages; lmms-eval alone
+imports this, by `fusion/evaluation/lmms_eval_manifest.py`.
 
 lmms-eval --model fusion_vlm --model_args pretrained=outputs/sft --tasks mmvp,pope --batch_size 16
 """
@@ -79,7 +80,8 @@ class FusionVlm(lmms):
         return self._in_batches(requests, self._rounds)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Raises UserError: lmms-eval 0.7.3 makes no chat messages for such tasks, and turns the numbers that simple models return into text."""
+        """Raises UserError: lmms-eval 0.7.3 makes no chat messages for such tasks, and turns the
+        numbers that simple models return into text."""
         raise UserError(
             "a task compares given answers by how likely they are, which cannot be asked of a chat model; leave it out"
         )

@@ -1,4 +1,5 @@
-"""What lmms-eval reads at its entry point `lmms_eval.models` (pyproject.toml): the name of fused models there, and where their class is."""
+"""What lmms-eval reads at its entry point `lmms_eval.models` (pyproject.toml): the name of fused
+models there, and where their class is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a task of lmms-eval asks, in the terms of this project: turns, images, options of `generate`, rounds."""
+"""What a task of lmms-eval asks, in the terms of this project: turns, images, options of
+`generate`, rounds."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ from vision_core.images.any_image import image_tensor
 
 Messages = Sequence[Mapping[str, Any]]
 
-# lmms-eval writes this into the options of every task that names no stop. It would cut a model's reasoning behind the first paragraph.
+# lmms-eval writes this into the options of every task that names no stop. It would cut a model's
+# reasoning behind the first paragraph.
 NO_STOP_NAMED = ["\n\n"]
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
 class Talk:
-    """One document of a task with several rounds: the messages to answer, or None after the last round, and the answers."""
+    """One document of a task with several rounds: the messages to answer, or None after the last
+    round, and the answers."""
 
     def __init__(self, to_messages: Callable[..., Any], document: Any) -> None:
         self.to_messages, self.document = to_messages, document
@@ -30,7 +33,8 @@ class Talk:
         self.notes: Any = None  # what the task wants to be told in the next round
 
     def go_on(self, answer: str) -> None:
-        """Take an answer, and ask the task what comes next; the task may put other answers in place of the model's when it ends."""
+        """Take an answer, and ask the task what comes next; the task may put other answers in place
+        of the model's when it ends."""
         self.answers.append(answer)
         told = {
             "round_idx": len(self.answers),
@@ -49,10 +53,11 @@ class Talk:
 def generation_options(
     options: Mapping[str, Any], max_new_tokens: int
 ) -> tuple[list[str], dict[str, Any]]:
-    """The stops, and the options of `generate`, for a task's `generation_kwargs`; `generate` refuses those that it does not know.
+    """The stops, and the options of `generate`, for a task's `generation_kwargs`; `generate`
+    refuses those that it does not know.
 
-    A task that says do_sample is taken at its word, one that does not samples at a temperature above 0. `image_aspect_ratio` is LLaVA's preprocessing, of
-    which a fused model has its own.
+    A task that says do_sample is taken at its word, one that does not samples at a temperature
+    above 0. `image_aspect_ratio` is LLaVA's preprocessing, of which a fused model has its own.
     """
     asked = {
         name: value
@@ -75,7 +80,8 @@ def up_to_a_stop(text: str, until: Sequence[str]) -> str:
 
 
 def batches(options: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[int]]:
-    """Numbers of requests that can be answered at once: at most `size` of them, with the same options."""
+    """Numbers of requests that can be answered at once: at most `size` of them, with the same
+    options."""
     alike: dict[str, list[int]] = {}
     for number, each in enumerate(options):
         alike.setdefault(json.dumps(each, sort_keys=True, default=str), []).append(number)
@@ -86,8 +92,8 @@ def batches(options: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[in
 def read_messages(messages: Messages) -> tuple[list[dict[str, str]], list[Tensor]]:
     """Turns with an `<image>` in their text where each image stands, and the images `[3, H, W]`.
 
-    Some tasks write `<image>` into their text themselves: then the images of the turn stand there. Raises UserError where their numbers differ, and for media
-    other than images.
+    Some tasks write `<image>` into their text themselves: then the images of the turn stand there.
+    Raises UserError where their numbers differ, and for media other than images.
     """
     turns, images = [], []
     for message in messages:

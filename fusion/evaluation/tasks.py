@@ -1,10 +1,14 @@
-"""What a vision-language model is asked: questions with a prompt and a grader, of a benchmark or of conversations.
+"""What a vision-language model is asked: questions with a prompt and a grader, of a benchmark or of
+conversations.
 
-A task is a text, `KIND:WHERE?option=value`. The published benchmarks are in fusion/evaluation/benchmarks.py; of conversations:
+A task is a text, `KIND:WHERE?option=value`. The published benchmarks are in
+fusion/evaluation/benchmarks.py; of conversations:
 
-    scenes          the first answer of each conversation, of a comparison its last word
-    llava:FILE, ... the first learnt answer of each conversation, exactly, asked for as in training: behind the system
-                    turn, earlier turns and the images where they stand (fusion/conversations/sources.py)
+    scenes          the first answer of each conversation, of a comparison its last word llava:FILE,
+    ... the first learnt answer of each conversation, exactly, asked for as in training: behind the
+    system
+                    turn, earlier turns and the images where they stand
+                    (fusion/conversations/sources.py)
 """
 
 from __future__ import annotations
@@ -25,9 +29,10 @@ Grade = Callable[[str, Sequence[str], Sequence[str]], float]
 class Question:
     """One question about images.
 
-    where: file and row. images: makes them. choices: by letter, an empty one where a letter has none. group: what its
-    score is averaged with. bundle: right only together. turns: the conversation up to the graded answer, where the
-    question is of one; otherwise the task's prompt asks `text` behind the images.
+    where: file and row. images: makes them. choices: by letter, an empty one where a letter has
+    none. group: what its score is averaged with. bundle: right only together. turns: the
+    conversation up to the graded answer, where the question is of one; otherwise the task's prompt
+    asks `text` behind the images.
     """
 
     where: str
@@ -44,9 +49,9 @@ class Question:
 class Task:
     """Questions with their pinned prompt and grader.
 
-    name: the text that names it. weights: of each group in the benchmark's own figure; None where every question counts
-    the same. figures: what the benchmark prints beside its score, by name and in percent, from the answers and what was
-    expected.
+    name: the text that names it. weights: of each group in the benchmark's own figure; None where
+    every question counts the same. figures: what the benchmark prints beside its score, by name and
+    in percent, from the answers and what was expected.
     """
 
     name: str
@@ -76,7 +81,8 @@ PLAIN_PROMPT = "{question}"
 
 
 def conversations_task(name: str, limit: int | None) -> Task:
-    """The first learnt answer of each conversation of a source, asked for with all that stands in front of it."""
+    """The first learnt answer of each conversation of a source, asked for with all that stands in
+    front of it."""
     source = open_conversations(name)
     return Task(
         name, questions_of(source, limit), PLAIN_PROMPT, last_word if source.read_aloud else exact
@@ -84,7 +90,8 @@ def conversations_task(name: str, limit: int | None) -> Task:
 
 
 def questions_of(source: ConversationSource, limit: int | None = None) -> list[Question]:
-    """A question for each of the first `limit` conversations; its images are read again when they are asked for."""
+    """A question for each of the first `limit` conversations; its images are read again when they
+    are asked for."""
     questions = []
     for row in range(len(source))[:limit]:
         conversation = source[row]

@@ -1,7 +1,8 @@
-"""VQA's official processing of answers before they are compared: punctuation, numbers as words, articles, contractions.
+"""VQA's official processing of answers before they are compared: punctuation, numbers as words,
+articles, contractions.
 
-The facts (which marks, words and contractions) are those of the official VQA evaluation (Antol et al. 2015), as
-lmms-eval 0.7.3 carries them.
+The facts (which marks, words and contractions) are those of the official VQA evaluation (Antol et
+al. 2015), as lmms-eval 0.7.3 carries them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
 PERIOD = re.compile(r"\.(?!\d)")
 MOST_PERIODS = 32  # the official call gives a flag of this value where a count belongs
 
-# each is also known without one of its apostrophes: "couldn'tve" and "couldnt've" are "couldn't've", "couldntve" is not
+# each is also known without one of its apostrophes: "couldn'tve" and "couldnt've" are
+# "couldn't've", "couldntve" is not
 CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
 he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't
@@ -41,7 +43,8 @@ won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you
 
 
 def contractions() -> dict[str, str]:
-    """What is written -> what is compared. One entry of the published table is the wrong way round, and stays so."""
+    """What is written -> what is compared. One entry of the published table is the wrong way round,
+    and stays so."""
     table = {"somebody'd": "somebodyd"}
     for word in CONTRACTED.split():
         for at, sign in enumerate(word):
@@ -61,13 +64,15 @@ def vqa_processed(answer: str) -> str:
 
 
 def textvqa_processed(answer: str) -> str:
-    """An answer as TextVQA compares it: commas and question marks go first, and a possessive 's becomes a word."""
+    """An answer as TextVQA compares it: commas and question marks go first, and a possessive 's
+    becomes a word."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return vqa_processed(text)
 
 
 def _without_punctuation(text: str) -> str:
-    """A mark that stands beside a space somewhere in the text goes, and so does any mark where a number has a comma.
+    """A mark that stands beside a space somewhere in the text goes, and so does any mark where a
+    number has a comma.
 
     Other marks become spaces. Periods go unless a digit follows.
     """

@@ -40,7 +40,8 @@ class Found:
     """What a process has found of the images in its share of the rows.
 
     Attributes:
-        needed: the file of each image that has to be made, and a row that shows it. damaged: which of them did not verify.
+        needed: the file of each image that has to be made, and a row that shows it. damaged: which
+            of them did not verify.
     """
 
     needed: dict[str, Place] = field(default_factory=dict)
@@ -53,10 +54,11 @@ def fill_for_a_run(
     vision_model: FusedVisionModel,
     image_processor: FusionImageProcessor,
 ) -> None:
-    """Have a whole file of every image of `sources`, and of the blank one, when it returns. Every process calls it.
+    """Have a whole file of every image of `sources`, and of the blank one, when it returns. Every
+    process calls it.
 
-    Raises UserError on every process where the files do not fit on the disk, before an encoder is run; where the disk
-    is full for all that; or for a row that cannot be read.
+    Raises UserError on every process where the files do not fit on the disk, before an encoder is
+    run; where the disk is full for all that; or for a row that cannot be read.
     """
     if is_main_process():
         cache.remove_litter()

@@ -31,7 +31,8 @@ def write_card(
     model: nn.Module,
     state: TrainerState,
 ) -> None:
-    """README.md of the run's folder. program: its script. options: the run's, as it ran. state: the Trainer's, of which the last losses are shown."""
+    """README.md of the run's folder. program: its script. options: the run's, as it ran. state: the
+    Trainer's, of which the last losses are shown."""
     log = state.log_history
     losses = {
         name: next((line[name] for line in reversed(log) if name in line), None)

@@ -25,7 +25,8 @@ FROM_SCRATCH = (
 def load_model(
     folder: str, dtype: torch.dtype | None = None
 ) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
-    """The model, in `dtype` or as it is kept, and processor of a folder. Generation stops where the chat template ends an answer.
+    """The model, in `dtype` or as it is kept, and processor of a folder. Generation stops where the
+    chat template ends an answer.
 
     Raises UserError for a folder that holds no fused vision-language model.
     """
@@ -43,7 +44,8 @@ def load_model(
 
 
 def check_model_folder(folder: str) -> None:
-    """Raises UserError for one without a whole fused model and its processor, before a library reads it."""
+    """Raises UserError for one without a whole fused model and its processor, before a library
+    reads it."""
     cure = "name a folder that fusion.fuse or an earlier stage wrote"
     config = os.path.join(folder, "config.json")
     if os.path.lexists(config):  # what lacks is said below
@@ -61,12 +63,14 @@ def check_model_folder(folder: str) -> None:
 
 
 def from_scratch(model: FusionVlmForConditionalGeneration) -> bool:
-    """Whether the language model has everything to learn, as `fusion.training.small_default` says of its own."""
+    """Whether the language model has everything to learn, as `fusion.training.small_default` says
+    of its own."""
     return getattr(model.config.text_config, FROM_SCRATCH, False)
 
 
 def merge_adapter(base: str, adapter: Path, folder: Path) -> None:
-    """LoRA's matrices and the modules trained beside them, in `adapter`, put into the model of `base`; the whole goes to `folder`."""
+    """LoRA's matrices and the modules trained beside them, in `adapter`, put into the model of
+    `base`; the whole goes to `folder`."""
     from peft import PeftModel
 
     model, processor = load_model(base)

@@ -1,10 +1,11 @@
-"""The small default: two small ViTs for 64 px images, fused with a small language model whose tokenizer has the data's own words.
-They stand in where no model is named.
+"""The small default: two small ViTs for 64 px images, fused with a small language model whose
+tokenizer has the data's own words. They stand in where no model is named.
 
-Weights of so narrow models start at a standard deviation near 1 / sqrt(width), not at the 0.02 of large ones, and positions as sines, as strong as the patches:
-drawn with that deviation they are 1 / 200 of a patch's variance, and what stands where is learnt late. Heads of the language model are wider than their share
-of its width: Qwen3 normalises queries and keys, so that a head of width d starts with scores within sqrt(d), and a narrow one cannot look at one place
-among hundreds.
+Weights of so narrow models start at a standard deviation near 1 / sqrt(width), not at the 0.02 of
+large ones, and positions as sines, as strong as the patches: drawn with that deviation they are 1 /
+200 of a patch's variance, and what stands where is learnt late. Heads of the language model are
+wider than their share of its width: Qwen3 normalises queries and keys, so that a head of width d
+starts with scores within sqrt(d), and a narrow one cannot look at one place among hundreds.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def corpus(sources: Sequence[str]) -> Iterator[str]:
 def write_small_default(
     folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False
 ) -> None:
-    """The fused model and its processor, for data with words like those of `texts`: untrained, or `stand_ins` that know drawn scenes."""
+    """The fused model and its processor, for data with words like those of `texts`: untrained, or
+    `stand_ins` that know drawn scenes."""
     encoders = small_encoders(seed)
     if stand_ins:
         scenes, texts = (

@@ -1,15 +1,19 @@
 """Small models that know drawn scenes: stand-ins for the published ones where none is named.
 
-Published models come with weeks of training, and a connector sees half a million captions. Stand-ins get a minute each of the cheapest kind of training that
-there is, labels:
+Published models come with weeks of training, and a connector sees half a million captions.
+Stand-ins get a minute each of the cheapest kind of training that there is, labels:
 
-* an encoder is told, of the picture, its main object's category, colour and surface and how many there are of that kind; of every cell, what is seen there and
+* an encoder is told, of the picture, its main object's category, colour and surface and how many
+there are of that kind; of every cell, what is seen there and
   where the middle of it is;
-* the language model learns to find what a word names: where an image's tokens will be it reads sums of the words for what lies there, and says what and where
+* the language model learns to find what a word names: where an image's tokens will be it reads sums
+of the words for what lies there, and says what and where
   the object of a colour is;
-* the connector learns to make tokens that are like those sums ("patch-aligned training", Jiang et al. 2025, arXiv 2505.17316).
+* the connector learns to make tokens that are like those sums ("patch-aligned training", Jiang et
+al. 2025, arXiv 2505.17316).
 
-Without the first, nothing but colours was learnt in a quarter of an hour; without the other two, nothing was found by its name.
+Without the first, nothing but colours was learnt in a quarter of an hour; without the other two,
+nothing was found by its name.
 """
 
 from __future__ import annotations
@@ -108,9 +112,11 @@ def encoder_loss(
     pictures: Tensor,
     cells: Tensor,
 ) -> Tensor:
-    """Cross-entropies summed over the questions: of pictures `[B, 4]` from the mean of the patches, of cells `[B, N, 6]` from each.
+    """Cross-entropies summed over the questions: of pictures `[B, 4]` from the mean of the patches,
+    of cells `[B, N, 6]` from each.
 
-    All questions but the first, what is there, are asked of objects' cells alone; that one is asked of them twice: the backdrop's many cells would drown them.
+    All questions but the first, what is there, are asked of objects' cells alone; that one is asked
+    of them twice: the backdrop's many cells would drown them.
     """
     patches = encoder(encoder.transform(images)).patch_map.flatten(2).mT
     logits, answers = heads[1](patches).flatten(0, 1), cells.flatten(0, 1)
@@ -125,7 +131,8 @@ def encoder_loss(
 
 
 def cross_entropies(logits: Tensor, answers: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The sum over several questions. logits: `[N, sum(sizes)]`, those of each question side by side; answers: `[N, len(sizes)]`."""
+    """The sum over several questions. logits: `[N, sum(sizes)]`, those of each question side by
+    side; answers: `[N, len(sizes)]`."""
     return sum(
         F.cross_entropy(each, answer)
         for each, answer in zip(logits.split(sizes, dim=1), answers.T, strict=True)
@@ -133,7 +140,8 @@ def cross_entropies(logits: Tensor, answers: Tensor, sizes: Sequence[int]) -> Te
 
 
 def labels_of_picture(scene: Scene) -> Tensor:
-    """Classes `[4]`: the main object's category, colour and surface, and how many others are of its category."""
+    """Classes `[4]`: the main object's category, colour and surface, and how many others are of its
+    category."""
     main, kinds = scene.objects[0], [each.category for each in scene.objects]
     return torch.tensor(
         [
@@ -146,7 +154,8 @@ def labels_of_picture(scene: Scene) -> Tensor:
 
 
 def labels_of_cells(scene: Scene, grid: int) -> Tensor:
-    """Classes `[grid * grid, 6]`: of a cell's object its colour, from 1, surface, category, column, row and metres; of the backdrop zeros."""
+    """Classes `[grid * grid, 6]`: of a cell's object its colour, from 1, surface, category, column,
+    row and metres; of the backdrop zeros."""
     objects = [
         [
             1 + COLOURS.index(each.colour),
@@ -192,7 +201,8 @@ def language_loss(
     scenes: Sequence[Scene],
     rng: np.random.Generator,
 ) -> Tensor:
-    """The language model's own, per token of the answers, where each cell's token is the sum of its words and a newline's is nothing."""
+    """The language model's own, per token of the answers, where each cell's token is the sum of its
+    words and a newline's is nothing."""
     grid, embeddings, padding = (
         model.config.vision_config.grid,
         model.get_input_embeddings(),
@@ -267,9 +277,11 @@ def train_connector(
 def connector_loss(
     model: FusionVlmForConditionalGeneration, processor: FusionProcessor, scenes: Sequence[Scene]
 ) -> Tensor:
-    """The mean of -log p over all tokens of all cells' words, of which an object has six and the backdrop one. Of the whole vocabulary,
+    """The mean of -log p over all tokens of all cells' words, of which an object has six and the
+    backdrop one. Of the whole vocabulary,
 
-    p(word | token) = softmax of token . embedding(word) / (sqrt(H) rms^2), with rms that of the embeddings,
+    p(word | token) = softmax of token . embedding(word) / (sqrt(H) rms^2), with rms that of the
+    embeddings,
 
     so that a token which is the sum of its words' embeddings makes them the likeliest.
     """
@@ -298,7 +310,8 @@ def minimise(
     learning_rate: float,
     title: str,
 ) -> None:
-    """`loss(step)`, by AdamW; the rate rises for a fifteenth of the steps and falls along a cosine."""
+    """`loss(step)`, by AdamW; the rate rises for a fifteenth of the steps and falls along a
+    cosine."""
     optimizer = torch.optim.AdamW(
         parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05
     )

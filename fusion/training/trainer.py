@@ -1,4 +1,5 @@
-"""transformers' Trainer for fused models: a rate for every kind of module, loss at learnt positions."""
+"""transformers' Trainer for fused models: a rate for every kind of module, loss at learnt
+positions."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ ENCODER = re.compile(r"vision_model\.encoders\.")
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a model trains, and how fast. model: its `requires_grad` say what. learning_rate: of all that no pattern of `rates` is found in."""
+    """What of a model trains, and how fast. model: its `requires_grad` say what. learning_rate: of
+    all that no pattern of `rates` is found in."""
 
     model: nn.Module
     learning_rate: float
@@ -35,7 +37,8 @@ class Plan:
 class VlmTrainer(RunTrainer):
     """RunTrainer with what fused models need.
 
-    rates: (pattern, learning rate); the first pattern found in a parameter's name decides, and `args.learning_rate` holds for the others.
+    rates: (pattern, learning rate); the first pattern found in a parameter's name decides, and
+    `args.learning_rate` holds for the others.
     """
 
     def __init__(self, *args: Any, rates: Rates = (), **kwargs: Any) -> None:
@@ -76,16 +79,19 @@ class VlmTrainer(RunTrainer):
         return super().compute_loss(model, {**inputs, "supervised_only": True}, *args, **kwargs)
 
     def write_model(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """With the stub, by which processes that import only transformers hear what is missing; an adapter is no whole model, and has none."""
+        """With the stub, by which processes that import only transformers hear what is missing; an
+        adapter is no whole model, and has none."""
         super().write_model(folder, state_dict)
         if is_main_process() and (Path(folder) / "config.json").is_file():
             write_stub(Path(folder))
 
 
 class GroupedByLength(Sampler):
-    """Samples of like length side by side, so that little is padded: the order of an epoch, a function of (seed, epoch).
+    """Samples of like length side by side, so that little is padded: the order of an epoch, a
+    function of (seed, epoch).
 
-    A permutation is cut into stretches of 50 batches; within a stretch samples are sorted by length and its batches shuffled.
+    A permutation is cut into stretches of 50 batches; within a stretch samples are sorted by length
+    and its batches shuffled.
     lengths: of the samples, in any unit. batch: samples of one optimizer step over all processes.
     """
 

@@ -1,21 +1,25 @@
-"""Augmentations for images of any number of channels, in units that the data gives itself: each channel's mean and std.
+"""Augmentations for images of any number of channels, in units that the data gives itself: each
+channel's mean and std.
 
-Bands have no common black and white: reflectance, kelvin, decibels and counts start at different places. So nothing here depends on the
-units. With z = (x - mean) / std, brightness adds to z, contrast stretches z around the crop's own mean, and solarize reflects z at 0.
-For data a * x + b with a > 0, with its own mean and std, the normalised crops are the same.
+Bands have no common black and white: reflectance, kelvin, decibels and counts start at different
+places. So nothing here depends on the units. With z = (x - mean) / std, brightness adds to z,
+contrast stretches z around the crop's own mean, and solarize reflects z at 0. For data a * x + b
+with a > 0, with its own mean and std, the normalised crops are the same.
 """
 
 import torch
 from torch import Tensor
 
 JITTER_PROBABILITY = 0.8  # as for RGB
-# The published brightness factor of 1 +- 0.4 moves a pixel at ImageNet's mean, which is 2 std above black, by 0.8 std.
+# The published brightness factor of 1 +- 0.4 moves a pixel at ImageNet's mean, which is 2 std above
+# black, by 0.8 std.
 BRIGHTNESS_REACH = 0.8
 CONTRAST_REACH = 0.4
 
 
 def random_band_jitter(view: Tensor, std: Tensor, strength: float) -> Tensor:
-    """With probability 0.8, `[C, h, w]` with another brightness and contrast, the same for all channels.
+    """With probability 0.8, `[C, h, w]` with another brightness and contrast, the same for all
+    channels.
 
         x -> m + f * (x - m) + b * std, with m the channel's mean over the crop
 
@@ -36,7 +40,8 @@ def solarize_bands(view: Tensor, mean: Tensor) -> Tensor:
 
 
 def random_dropped_channels(num_channels: int, probability: float) -> list[int]:
-    """With `probability`, the channels that an image loses: all but a random set of 1 to C - 1, each size alike (ChannelViT, Bao et al. 2024)."""
+    """With `probability`, the channels that an image loses: all but a random set of 1 to C - 1,
+    each size alike (ChannelViT, Bao et al. 2024)."""
     if num_channels < 2 or torch.rand(()).item() >= probability:
         return []
     kept = int(torch.randint(1, num_channels, ()))

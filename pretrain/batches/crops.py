@@ -1,4 +1,5 @@
-"""The crops and masks of every step: stateless draws, exact resume, unreadable images skipped and named."""
+"""The crops and masks of every step: stateless draws, exact resume, unreadable images skipped and
+named."""
 
 from collections.abc import Callable, Iterator
 
@@ -24,7 +25,8 @@ Crops = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
 class StepMasks:
-    """The block masks of the two global crops of one slot, drawn for the whole global batch from (seed, step, slot)."""
+    """The block masks of the two global crops of one slot, drawn for the whole global batch from
+    (seed, step, slot)."""
 
     def __init__(
         self,
@@ -40,7 +42,8 @@ class StepMasks:
         self._targets: tuple[int, np.ndarray] | None = None
 
     def __call__(self, step: int, slot: int) -> torch.Tensor:
-        """[2, N] bool; crop `view` of slot `s` is crop `view * global_batch + s` of the batch whose ratios are stratified."""
+        """[2, N] bool; crop `view` of slot `s` is crop `view * global_batch + s` of the batch whose
+        ratios are stratified."""
         crops = [view * self.global_batch + slot for view in range(2)]
         masks = [
             block_mask(
@@ -91,7 +94,8 @@ def cut(
 
 
 class IndexedCrops(Dataset):
-    """`source[draw.index]` as crops and masks. An unreadable image is named and another one is drawn from (seed, epoch, index)."""
+    """`source[draw.index]` as crops and masks. An unreadable image is named and another one is
+    drawn from (seed, epoch, index)."""
 
     def __init__(
         self,
@@ -124,10 +128,12 @@ class IndexedCrops(Dataset):
 
 
 class StreamedCrops(IterableDataset):
-    """Crops of a stream's records, pass after pass. The order is the stream's and depends on the number of readers.
+    """Crops of a stream's records, pass after pass. The order is the stream's and depends on the
+    number of readers.
 
-    Every sample says where its reader is behind it; `places` holds that of each reader from which a resumed run goes on. A reader
-    without a place begins a new pass, numbered by the step at which the run began to read so.
+    Every sample says where its reader is behind it; `places` holds that of each reader from which a
+    resumed run goes on. A reader without a place begins a new pass, numbered by the step at which
+    the run began to read so.
     """
 
     def __init__(
@@ -172,7 +178,8 @@ class StreamedCrops(IterableDataset):
             epoch, start = epoch + 1, None
 
     def _draws(self, micro_batch: int, readers: int) -> Iterator[Draw]:
-        """Step and slot of each record of this reader from `micro_batch` on: readers take turns, one micro-batch each."""
+        """Step and slot of each record of this reader from `micro_batch` on: readers take turns,
+        one micro-batch each."""
         while True:
             step, part = divmod(micro_batch, self.layout.micro_batches)
             for slot in self.layout.slots(part):
@@ -181,7 +188,8 @@ class StreamedCrops(IterableDataset):
 
 
 def collate(samples: list[dict]) -> dict:
-    """A batch in crop-major order: global_crops [2B, ...], local_crops [L*B, ...] or None, masks [2B, N] and their flat positions."""
+    """A batch in crop-major order: global_crops [2B, ...], local_crops [L*B, ...] or None, masks
+    [2B, N] and their flat positions."""
 
     def crop_major(name: str) -> torch.Tensor | None:
         crops = [
@@ -216,7 +224,8 @@ def make_loader(
     pin_memory: bool = False,
     places: StreamPlaces | None = None,
 ) -> DataLoader:
-    """Batches of this process for steps `first_step .. last_step - 1`, `layout.micro_batches` per step. A stream goes on from `places`."""
+    """Batches of this process for steps `first_step .. last_step - 1`, `layout.micro_batches` per
+    step. A stream goes on from `places`."""
     settings = {
         "collate_fn": collate,
         "num_workers": num_workers,

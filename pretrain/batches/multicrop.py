@@ -1,8 +1,10 @@
-"""Two global and several local crops of an image, each with its own augmentation (DINOv2 `data/augmentations.py`).
+"""Two global and several local crops of an image, each with its own augmentation (DINOv2
+`data/augmentations.py`).
 
-The operations are torchvision v2's functional ones. Colours of uint8 images are changed on PIL images, whose 8-bit kernels are faster than
-those of tensors at these sizes (`benchmarks/augmentation_speed.py`), those of float32 images on tensors, which keep all their levels. The
-blur is two small matrix products (`gaussian_blur`).
+The operations are torchvision v2's functional ones. Colours of uint8 images are changed on PIL
+images, whose 8-bit kernels are faster than those of tensors at these sizes
+(`benchmarks/augmentation_speed.py`), those of float32 images on tensors, which keep all their
+levels. The blur is two small matrix products (`gaussian_blur`).
 """
 
 import math
@@ -28,8 +30,9 @@ ASPECT = (3 / 4, 4 / 3)
 JITTER_PROBABILITY, BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.8, 0.4, 0.4, 0.2, 0.1
 BLUR_KERNEL, BLUR_SIGMA = 9, (0.1, 2.0)
 SOLARIZE_THRESHOLD = 128 / 255
-# global 1, global 2, local. The published code hands 1 - p to torchvision's RandomApply, so released models saw "official".
-# Its 9 taps are pixels of a 224 px crop; on 32 px they wipe out the object, hence "none".
+# global 1, global 2, local. The published code hands 1 - p to torchvision's RandomApply, so
+# released models saw "official". Its 9 taps are pixels of a 224 px crop; on 32 px they wipe out the
+# object, hence "none".
 BLUR_PROBABILITY = {"official": (0.0, 0.9, 0.5), "paper": (1.0, 0.1, 0.5), "none": (0.0, 0.0, 0.0)}
 SOLARIZE_PROBABILITY = 0.2  # of global 2 alone
 QUARTER_TURNS = {
@@ -50,7 +53,8 @@ class CropKind:
 
 
 class Poses(NamedTuple):
-    """How a crop may lie: probabilities of a flip, and whether each of the four quarter turns is as likely."""
+    """How a crop may lie: probabilities of a flip, and whether each of the four quarter turns is as
+    likely."""
 
     horizontal_flip_probability: float = 0.5
     vertical_flip_probability: float = 0.0
@@ -61,24 +65,31 @@ PUBLISHED_POSES = Poses()
 
 
 class MultiCrop:
-    """An image tensor to (two global crops, local crops), float32 `[C, h, w]` normalised by mean and std.
+    """An image tensor to (two global crops, local crops), float32 `[C, h, w]` normalised by mean
+    and std.
 
-    Draws from torch's global CPU generator only, so seeding it makes the crops a function of the seed. Hue, saturation, grayscale and
-    stains need RGB: images of other than 3 channels skip them, and `describe` says so.
+    Draws from torch's global CPU generator only, so seeding it makes the crops a function of the
+    seed. Hue, saturation, grayscale and stains need RGB: images of other than 3 channels skip them,
+    and `describe` says so.
 
     Args:
         global_crop_size, local_crop_size: (height, width) in pixels.
         global_crop_scale, local_crop_scale: share of the image's area.
-        blur: "official", the probabilities that the published code really applied, "paper", or "none" for small images.
+        blur: "official", the probabilities that the published code really applied, "paper", or
+            "none" for small images.
         colour_strength: factor on the ranges of the colour jitter; published 1.
         grayscale_probability: share of the crops without colours; published 0.2.
         mean, std: per channel, of images scaled to 0..1 (uint8) or in their own scale (float32).
         poses: flips and turns.
-        solarize_probability: of the second global crop; None is the published 0.2 for RGB and 0 for other images.
-        band_jitter_strength: factor on the ranges of `random_band_jitter`, for any number of channels; 0 is off.
-        channel_drop_probability: share of the images that lose channels, in all their crops alike; a lost channel is its mean, 0 here.
+        solarize_probability: of the second global crop; None is the published 0.2 for RGB and 0 for
+            other images.
+        band_jitter_strength: factor on the ranges of `random_band_jitter`, for any number of
+            channels; 0 is off.
+        channel_drop_probability: share of the images that lose channels, in all their crops alike;
+            a lost channel is its mean, 0 here.
         stain_strength: of `random_stains`, for RGB; 0 is off.
-        known_range: float32 images of 3 channels lie in 0..1, as `?scale=` makes them, and are colours; else they are bands of any units.
+        known_range: float32 images of 3 channels lie in 0..1, as `?scale=` makes them, and are
+            colours; else they are bands of any units.
     """
 
     def __init__(
@@ -138,7 +149,8 @@ class MultiCrop:
         return [cut(kind) for kind in self.global_crops], [cut(kind) for kind in self.local_crops]
 
     def describe(self, of_floats: bool = False) -> str:
-        """One line for people: what was chosen and what was left out. of_floats: of float images, whose range may not be known."""
+        """One line for people: what was chosen and what was left out. of_floats: of float images,
+        whose range may not be known."""
         poses, has_colours = self.poses, self.is_rgb and (self.known_range or not of_floats)
         numbers = {
             "colour strength": self.colour_strength if has_colours else None,
@@ -190,7 +202,8 @@ class MultiCrop:
 def random_view(
     picture: Image.Image | Tensor, size: tuple[int, int], scale: tuple[float, float], poses: Poses
 ):
-    """A random crop, flipped and turned, of `size`; the box of one that is turned on its side is cut for the exchanged size."""
+    """A random crop, flipped and turned, of `size`; the box of one that is turned on its side is
+    cut for the exchanged size."""
     turns = int(torch.randint(4, ())) if poses.quarter_turns else 0
     view = random_resized_crop(picture, size[::-1] if turns % 2 else size, scale)
     if _happens(poses.horizontal_flip_probability):
@@ -209,9 +222,11 @@ def random_view(
 def random_resized_crop(
     picture: Image.Image | Tensor, size: tuple[int, int], scale: tuple[float, float]
 ):
-    """A box of random area and aspect (Inception; torchvision's RandomResizedCrop), resized bicubically to `size`.
+    """A box of random area and aspect (Inception; torchvision's RandomResizedCrop), resized
+    bicubically to `size`.
 
-    The aspect is drawn around that of `size`, so a crop that is not square squashes objects no more than a square one does.
+    The aspect is drawn around that of `size`, so a crop that is not square squashes objects no more
+    than a square one does.
     """
     height, width = V.get_size(picture)
     top, left, box_height, box_width = random_box(height, width, scale, size[1] / size[0])
@@ -230,7 +245,8 @@ def random_resized_crop(
 def random_box(
     height: int, width: int, scale: tuple[float, float], middle: float = 1.0
 ) -> tuple[int, int, int, int]:
-    """Top, left, height, width: area uniform in `scale`, width / height log-uniform in 3/4..4/3 times `middle`.
+    """Top, left, height, width: area uniform in `scale`, width / height log-uniform in 3/4..4/3
+    times `middle`.
 
     After 10 misses the greatest central box.
     """
@@ -254,7 +270,8 @@ def random_box(
 def random_colours(
     picture: Image.Image | Tensor, strength: float = 1.0, grayscale_probability: float = 0.2
 ) -> Image.Image | Tensor:
-    """Colour jitter (brightness, contrast, saturation and hue in random order) with probability 0.8, then perhaps grayscale.
+    """Colour jitter (brightness, contrast, saturation and hue in random order) with probability
+    0.8, then perhaps grayscale.
 
     A PIL image of 8 bits, or float32 `[3, h, w]` of 0..1. With strength 0 no colour changes.
     """
@@ -278,13 +295,15 @@ def random_colours(
 
 
 def gaussian_blur(view: Tensor, sigma: float) -> Tensor:
-    """torchvision's gaussian_blur (9 taps, reflected borders) of `[C, h, w]`, as one matrix product per axis."""
+    """torchvision's gaussian_blur (9 taps, reflected borders) of `[C, h, w]`, as one matrix product
+    per axis."""
     rows, columns = (_blur_matrix(side, sigma) for side in view.shape[-2:])
     return rows @ view @ columns.T
 
 
 def _blur_matrix(side: int, sigma: float) -> Tensor:
-    """`[side, side]`: row i holds the weights of the pixels around i, those beyond a border reflected."""
+    """`[side, side]`: row i holds the weights of the pixels around i, those beyond a border
+    reflected."""
     reach = BLUR_KERNEL // 2
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     band = torch.zeros(side, side + 2 * reach)

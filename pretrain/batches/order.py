@@ -1,4 +1,5 @@
-"""The order of images: which image stands where in the global batch of every step, as a function of the seed and the step alone."""
+"""The order of images: which image stands where in the global batch of every step, as a function of
+the seed and the step alone."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from vision_core.randomness import numpy_generator
 
 
 class Draw(NamedTuple):
-    """One image of one step: `slot` is its place in the global batch, `index` its place in the source."""
+    """One image of one step: `slot` is its place in the global batch, `index` its place in the
+    source."""
 
     step: int
     slot: int
@@ -20,7 +22,8 @@ class Draw(NamedTuple):
 
 
 class BatchLayout(NamedTuple):
-    """How a global batch is shared out: `micro_batches` per step, `processes` side by side, `per_device` images each."""
+    """How a global batch is shared out: `micro_batches` per step, `processes` side by side,
+    `per_device` images each."""
 
     per_device: int
     micro_batches: int
@@ -54,8 +57,8 @@ class BatchLayout(NamedTuple):
 class StepSampler(Sampler[list[Draw]]):
     """Batches of `Draw`s for steps `first_step .. last_step - 1`; a function of (seed, step) alone.
 
-    An epoch is a seeded permutation cut into whole global batches; the remainder of fewer images than a batch is left to the next
-    epoch's permutation.
+    An epoch is a seeded permutation cut into whole global batches; the remainder of fewer images
+    than a batch is left to the next epoch's permutation.
     """
 
     def __init__(

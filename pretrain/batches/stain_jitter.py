@@ -1,8 +1,10 @@
-"""Stain jitter for histology: the amounts of haematoxylin, eosin and DAB of an RGB image are changed.
+"""Stain jitter for histology: the amounts of haematoxylin, eosin and DAB of an RGB image are
+changed.
 
-Light passes through stains one after the other, so their optical densities add up: -ln(rgb) = stains @ HED (Beer and Lambert). The rows of
-the matrix are the colours measured by Ruifrok and Johnston 2001 (the matrix of scikit-image's rgb2hed); the change of each stain
-is that of Tellez et al. 2018: s -> alpha * s + beta.
+Light passes through stains one after the other, so their optical densities add up: -ln(rgb) =
+stains @ HED (Beer and Lambert). The rows of the matrix are the colours measured by Ruifrok and
+Johnston 2001 (the matrix of scikit-image's rgb2hed); the change of each stain is that of Tellez et
+al. 2018: s -> alpha * s + beta.
 """
 
 import torch
@@ -15,19 +17,22 @@ DARKEST = 1e-6  # of light that passes; as in scikit-image
 
 
 def random_stains(view: Tensor, strength: float) -> Tensor:
-    """`[3, h, w]` in 0..1 with other amounts of each stain: alpha uniform in 1 +- strength, beta in +- strength.
+    """`[3, h, w]` in 0..1 with other amounts of each stain: alpha uniform in 1 +- strength, beta in
+    +- strength.
 
-    Amounts are optical densities to the base e: a beta of 0.05 takes about a twentieth of the light. scikit-image's
-    numbers are these divided by 13.8, -ln of its darkest value.
+    Amounts are optical densities to the base e: a beta of 0.05 takes about a twentieth of the
+    light. scikit-image's numbers are these divided by 13.8, -ln of its darkest value.
     """
     alpha, beta = strength * (2 * torch.rand(2, 3) - 1)
     return change_stains(view, 1 + alpha, beta)
 
 
 def change_stains(view: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """`[3, h, w]` in 0..1, each stain s as alpha * s + beta; alpha and beta `[3]`: haematoxylin, eosin, DAB.
+    """`[3, h, w]` in 0..1, each stain s as alpha * s + beta; alpha and beta `[3]`: haematoxylin,
+    eosin, DAB.
 
-    Negative amounts, which colours outside the stains' range have, are kept: with alpha 1 and beta 0 the image stays as it is.
+    Negative amounts, which colours outside the stains' range have, are kept: with alpha 1 and beta
+    0 the image stays as it is.
     """
     density = -view.clamp(min=DARKEST).log()
     stains = torch.einsum("chw,cs->shw", density, TO_HED)

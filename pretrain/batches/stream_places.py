@@ -1,4 +1,5 @@
-"""Where a run is in a streamed data set: the place of each reader behind the last batch that was consumed, for the checkpoint."""
+"""Where a run is in a streamed data set: the place of each reader behind the last batch that was
+consumed, for the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
 
 
 class ReaderPlace(NamedTuple):
-    """How far a reader (a data worker, or the process itself) is: `samples` that it has given since the run began to read so, the pass
-    that it is in, and the place of its last record in this pass."""
+    """How far a reader (a data worker, or the process itself) is: `samples` that it has given since
+    the run began to read so, the pass that it is in, and the place of its last record in this
+    pass."""
 
     reader: int
     samples: int
@@ -21,13 +23,16 @@ class ReaderPlace(NamedTuple):
 
 
 class StreamPlaces:
-    """The places of this process's readers. Batches that were read ahead do not count: their places come with them.
+    """The places of this process's readers. Batches that were read ahead do not count: their places
+    come with them.
 
-    Readers take turns, and a loader always begins with the first of them. So the places are kept of the last whole round; of the
-    `ahead` micro-batches that were consumed since, a resumed run reads as many again and drops them, at most one of each reader.
+    Readers take turns, and a loader always begins with the first of them. So the places are kept of
+    the last whole round; of the `ahead` micro-batches that were consumed since, a resumed run reads
+    as many again and drops them, at most one of each reader.
 
     Args:
-        stream: what is read, in words. num_workers: data workers of this process. first_step: the step before which nothing was read.
+        stream: what is read, in words. num_workers: data workers of this process. first_step: the
+            step before which nothing was read.
     """
 
     def __init__(self, stream: str, layout: BatchLayout, num_workers: int, first_step: int) -> None:
@@ -75,8 +80,9 @@ class StreamPlaces:
         }
 
     def load_state_dict(self, states: list[dict | None] | None) -> list[str]:
-        """Go on from the `state_dict`s of all processes, in the order of their ranks. Returns what a person should know: that a new pass
-        begins, where the stream is dealt to other readers than before."""
+        """Go on from the `state_dict`s of all processes, in the order of their ranks. Returns what
+        a person should know: that a new pass begins, where the stream is dealt to other readers
+        than before."""
         if not states or states[0] is None:
             return [
                 "note            the checkpoint is of an older version and holds no place in the stream, which begins a new pass"

@@ -1,4 +1,5 @@
-"""What keeps the teacher from collapsing: softmax with a center of past batches, or Sinkhorn-Knopp on this batch."""
+"""What keeps the teacher from collapsing: softmax with a center of past batches, or Sinkhorn-Knopp
+on this batch."""
 
 from typing import Literal
 
@@ -9,16 +10,17 @@ from vision_core.processes.distributed import all_reduce_max, all_reduce_sum
 
 
 class SoftmaxCentering(nn.Module):
-    """softmax((logits - center) / temperature), the center being a running mean of teacher logits (DINO, eq. 4).
+    """softmax((logits - center) / temperature), the center being a running mean of teacher logits
+    (DINO, eq. 4).
 
-    The statistics of a step enter the center by `update` after that step, so step s uses batches up to s - 1, as the published
-    asynchronous order does (DINOv2 `loss/dino_clstoken_loss.py`):
+    The statistics of a step enter the center by `update` after that step, so step s uses batches up
+    to s - 1, as the published asynchronous order does (DINOv2 `loss/dino_clstoken_loss.py`):
 
         probs = softmax((logits - center) / temperature);  center = momentum * center + (1 - momentum) * mean(logits)
 
     Args:
-        reduction: "ranks", the published unweighted mean of each process's mean (processes without rows are left out), or
-            "tokens", the mean over all rows.
+        reduction: "ranks", the published unweighted mean of each process's mean (processes without
+            rows are left out), or "tokens", the mean over all rows.
     """
 
     def __init__(
@@ -35,7 +37,8 @@ class SoftmaxCentering(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """`[R, K]` teacher logits -> float32 probabilities; remembers the batch's statistics until `update` or `discard`."""
+        """`[R, K]` teacher logits -> float32 probabilities; remembers the batch's statistics until
+        `update` or `discard`."""
         logits = logits.float()
         if len(logits):
             weight = len(logits) if self.reduction == "tokens" else 1
@@ -46,7 +49,8 @@ class SoftmaxCentering(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the center by the mean of the remembered micro-batches of all processes. Every process calls it."""
+        """Move the center by the mean of the remembered micro-batches of all processes. Every
+        process calls it."""
         total = torch.zeros_like(self.center) if self._sum is None else self._sum
         packed = all_reduce_sum(torch.cat([total, total.new_full((1, 1), self._count)], dim=1))
         if packed[0, -1] > 0:
@@ -59,11 +63,14 @@ class SoftmaxCentering(nn.Module):
 
 
 class SinkhornKnopp(nn.Module):
-    """Teacher probabilities such that all prototypes are used equally by the rows of all processes (SwAV, sec. 3; DINOv2).
+    """Teacher probabilities such that all prototypes are used equally by the rows of all processes
+    (SwAV, sec. 3; DINOv2).
 
-    The published loop on Q = exp(logits / temperature) `[R, K]`, which a test runs: divide by the total; three times {divide every
-    prototype's column by its sum and by K; divide every row by its sum and by R}; multiply by R. Here only the two scaling vectors are
-    kept (Q = diag(u) E diag(v)), and E is taken after subtracting the greatest logit, which cancels and cannot overflow.
+    The published loop on Q = exp(logits / temperature) `[R, K]`, which a test runs: divide by the
+    total; three times {divide every prototype's column by its sum and by K; divide every row by its
+    sum and by R}; multiply by R. Here only the two scaling vectors are kept (Q = diag(u) E
+    diag(v)), and E is taken after subtracting the greatest logit, which cancels and cannot
+    overflow.
     """
 
     def __init__(self, num_iterations: int = 3) -> None:
@@ -71,13 +78,16 @@ class SinkhornKnopp(nn.Module):
         self.num_iterations = num_iterations
 
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """`[R, K]` teacher logits (R may differ between processes, and be 0) -> float32 probabilities, each row summing to 1."""
-        # its sums are matrix products, which autocast would compute in half precision: off by 0.4 %, or infinite in float16
+        """`[R, K]` teacher logits (R may differ between processes, and be 0) -> float32
+        probabilities, each row summing to 1."""
+        # its sums are matrix products, which autocast would compute in half precision: off by 0.4
+        # %, or infinite in float16
         with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
             return self._probabilities(logits.float() / temperature)
 
     def _probabilities(self, logits: Tensor) -> Tensor:
-        # one constant a row cancels in that row's normalisation, so no row can underflow to 0 as a whole
+        # one constant a row cancels in that row's normalisation, so no row can underflow to 0 as a
+        # whole
         scores = torch.exp(logits - logits.amax(dim=1, keepdim=True)) if len(logits) else logits
         shift = logits.amax(dim=1) if len(logits) else logits.new_zeros(0)
         greatest = all_reduce_max(shift.max() if len(shift) else logits.new_tensor(-torch.inf))

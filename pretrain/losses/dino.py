@@ -7,9 +7,11 @@ from torch.nn import functional as F
 def dino_loss(
     student_logits: Tensor, teacher_probs: Tensor, skip_same_view: bool, student_temp: float = 0.1
 ) -> Tensor:
-    """Sum over pairs (student crop, teacher crop) of the mean cross-entropy over images (DINO, eq. 3).
+    """Sum over pairs (student crop, teacher crop) of the mean cross-entropy over images (DINO, eq.
+    3).
 
-        sum over s, g (s != g where skip_same_view) of mean over b of -sum_k teacher[g, b, k] * log_softmax(student[s, b] / temp)[k]
+        sum over s, g (s != g where skip_same_view) of mean over b of -sum_k teacher[g, b, k] *
+        log_softmax(student[s, b] / temp)[k]
 
     Args:
         student_logits: `[S, B, K]`.
@@ -19,7 +21,8 @@ def dino_loss(
     targets = teacher_probs.sum(0)
     total = student_logits.new_zeros((), dtype=targets.dtype)
     for view, logits in enumerate(student_logits):
-        # the sum over teacher crops moves inside: one log-softmax serves all pairs of a student crop
+        # the sum over teacher crops moves inside: one log-softmax serves all pairs of a student
+        # crop
         target = targets - teacher_probs[view] if skip_same_view else targets
         total = (
             total - (target * F.log_softmax(logits.float() / student_temp, dim=-1)).sum(-1).mean()
@@ -28,5 +31,6 @@ def dino_loss(
 
 
 def num_loss_terms(num_global: int, num_local: int) -> int:
-    """Pairs that the DINO loss is divided by: every local crop with every global one, and the cross pairs of global crops."""
+    """Pairs that the DINO loss is divided by: every local crop with every global one, and the cross
+    pairs of global crops."""
     return max(num_local * num_global, 1) + (num_global - 1) * num_global

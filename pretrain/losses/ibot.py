@@ -15,15 +15,18 @@ def ibot_loss(
     student_temp: float = 0.1,
     weighting: Literal["published", "masked_crops"] = "published",
 ) -> Tensor:
-    """Masked-patch cross-entropy, averaged within each crop and then over crops (iBOT, eq. 2; DINOv2 `loss/ibot_patch_loss.py`).
+    """Masked-patch cross-entropy, averaged within each crop and then over crops (iBOT, eq. 2;
+    DINOv2 `loss/ibot_patch_loss.py`).
 
         sum over m of weights[m] * -sum_k teacher[m, k] * log_softmax(student[m] / temp)[k] / crops
 
     Args:
         student_logits, teacher_probs: `[M, K]`, the masked patches of all crops.
         weights: `[M]` from `masked_token_weights`.
-        num_crops: all global crops, which the published code divides by although half of them have no mask.
-        weighting: "masked_crops" divides by the crops that have a mask, the mean that the paper describes.
+        num_crops: all global crops, which the published code divides by although half of them have
+            no mask.
+        weighting: "masked_crops" divides by the crops that have a mask, the mean that the paper
+            describes.
 
     M = 0 gives 0, connected to the graph.
     """

@@ -15,15 +15,17 @@ def koleo_loss(
     eps: float = 1e-8,
     precision: Literal["float32", "autocast"] = "float32",
 ) -> Tensor:
-    """Kozachenko-Leonenko estimator of differential entropy (Sablayrolles et al. 2019, eq. 2), on L2-normalised features.
+    """Kozachenko-Leonenko estimator of differential entropy (Sablayrolles et al. 2019, eq. 2), on
+    L2-normalised features.
 
         mean over i of -log(eps + min over j != i of ||x_i - x_j + eps||)
 
     Args:
         features: `[B, D]`. B < 2 has no neighbour and gives 0.
-        gather: search neighbours among the rows of all processes; the mean is over this process's rows, so that the average over
-            processes is the value of the whole batch.
-        precision: "autocast" keeps the features' type, as the published code does: in half precision duplicates give inf.
+        gather: search neighbours among the rows of all processes; the mean is over this process's
+            rows, so that the average over processes is the value of the whole batch.
+        precision: "autocast" keeps the features' type, as the published code does: in half
+            precision duplicates give inf.
     """
     with torch.autocast(features.device.type, enabled=False):
         if precision == "float32":

@@ -1,4 +1,5 @@
-"""SigLIP's loss: every pair of an image and a text is a question of its own, does it match? (Zhai et al. 2023, equation 1.)"""
+"""SigLIP's loss: every pair of an image and a text is a question of its own, does it match? (Zhai
+et al. 2023, equation 1.)"""
 
 import torch
 from torch import Tensor
@@ -8,7 +9,8 @@ from vision_core.processes.distributed import gather_rows, rank
 
 
 def sigmoid_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
-    """The loss of this process's images with the texts of all processes; its mean over the processes is the loss of the global batch.
+    """The loss of this process's images with the texts of all processes; its mean over the
+    processes is the loss of the global batch.
 
     loss = 0
     for i, image in enumerate(images):
@@ -16,7 +18,8 @@ def sigmoid_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, logit_bias:
             sign = 1 if i == j else -1
             loss -= log(sigmoid(sign * (exp(logit_scale) * dot(image, text) + logit_bias))) / len(images)
 
-    images, texts: `[B, D]` of length 1, row i of one belongs to row i of the other; B is the same on every process. logit_scale, logit_bias: one number each.
+    images, texts: `[B, D]` of length 1, row i of one belongs to row i of the other; B is the same
+    on every process. logit_scale, logit_bias: one number each.
     """
     everyones = gather_rows(texts)
     with torch.autocast(

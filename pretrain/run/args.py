@@ -9,7 +9,8 @@ from vision_core.errors import UserError
 from vision_core.processes.launchers import is_first_launched
 from vision_core.runs.folder_checks import check_folder, check_program, end_if_all_is_done
 
-# hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for small machines.
+# hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for
+# small machines.
 BACKBONE_SIZES = {
     "nano": (128, 4, 2),
     "micro": (192, 6, 3),
@@ -28,7 +29,8 @@ LONGEST_DEFAULT_WARMUP = 50  # steps
 
 @dataclass
 class DINOv2Arguments:
-    """DINOv2 pretraining. The defaults are the main job on the embedded scenes for a machine with 2 CPU cores."""
+    """DINOv2 pretraining. The defaults are the main job on the embedded scenes for a machine with 2
+    CPU cores."""
 
     # --- run
     output_dir: str | None = option(None, "folder of the run; default outputs/<name>-<n>", "run")
@@ -333,7 +335,8 @@ def image_size(size: list[int]) -> tuple[int, int]:
 
 
 def check_start(args: DINOv2Arguments) -> None:
-    """`check_arguments`, and a folder that the run could not use. The first process alone looks: it is in its folder soon.
+    """`check_arguments`, and a folder that the run could not use. The first process alone looks: it
+    is in its folder soon.
 
     A checkpoint, which takes long to verify, is looked at when it is resumed.
     """
@@ -432,7 +435,8 @@ def check_arguments(args: DINOv2Arguments) -> None:
 
 
 def check_beginning(args: DINOv2Arguments) -> None:
-    """Refuse what is to end after some steps and would not end within the run, all at once, with the words of a short trial."""
+    """Refuse what is to end after some steps and would not end within the run, all at once, with
+    the words of a short trial."""
     names = ("warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps")
     too_long = [
         name for name in names if getattr(args, name) and getattr(args, name) >= args.max_steps
@@ -447,7 +451,8 @@ def check_beginning(args: DINOv2Arguments) -> None:
 
 
 def backbone_shape(args: DINOv2Arguments) -> tuple[int, int, int]:
-    """Hidden size, layers and heads: those of `backbone`, each replaced where it is given by itself."""
+    """Hidden size, layers and heads: those of `backbone`, each replaced where it is given by
+    itself."""
     width, layers, heads = BACKBONE_SIZES[args.backbone]
     return (
         args.hidden_size or width,

@@ -7,10 +7,12 @@ from vision_core.unreadable import cure
 
 
 class BadImageWatch:
-    """Names the unreadable images of all processes in the run's bad_samples.jsonl and stops the run above a share of the draws.
+    """Names the unreadable images of all processes in the run's bad_samples.jsonl and stops the run
+    above a share of the draws.
 
-    The share counts once at least `MIN_DRAWS` images were drawn, or as many bad ones as the share allows of them. Batches are
-    remembered by `look_at` and counted by `report`, which every process calls at the same step.
+    The share counts once at least `MIN_DRAWS` images were drawn, or as many bad ones as the share
+    allows of them. Batches are remembered by `look_at` and counted by `report`, which every process
+    calls at the same step.
     """
 
     MIN_DRAWS = 1000

@@ -1,4 +1,5 @@
-"""From the arguments of `pretrain/dinov2.py` to the parts of a run; below this file nobody sees an arguments object."""
+"""From the arguments of `pretrain/dinov2.py` to the parts of a run; below this file nobody sees an
+arguments object."""
 
 from pathlib import Path
 
@@ -34,7 +35,8 @@ from vision_core.runs.data_facts import DataFacts, image_facts
 
 
 def check_trackers(names: list[str]) -> None:
-    """Raises UserError for a tracker that accelerate does not know, or would leave out in silence because its package is not installed."""
+    """Raises UserError for a tracker that accelerate does not know, or would leave out in silence
+    because its package is not installed."""
     available = [str(getattr(name, "value", name)) for name in get_available_trackers()]
     for name in names:
         if name != "all" and name not in available:
@@ -173,7 +175,8 @@ def build_loader(
 
 
 def open_training_data(args: DINOv2Arguments, processes: int) -> ImageSource | ImageStream:
-    """The images that are trained on. With eval_dataset=held_out they are a `SourcePart` without those that judge the run.
+    """The images that are trained on. With eval_dataset=held_out they are a `SourcePart` without
+    those that judge the run.
 
     Where nothing can be held out, that is said, and `args.eval_dataset` becomes None.
     """
@@ -258,10 +261,12 @@ def build_benchmark(
 def choose_bank(
     args: DINOv2Arguments, source: ImageSource | ImageStream, queries: ImageSource
 ) -> tuple[ImageSource, str]:
-    """The images whose classes are known to k-NN, and why they are not the training images, in words, or "".
+    """The images whose classes are known to k-NN, and why they are not the training images, in
+    words, or "".
 
-    They are `queries` themselves, of which the benchmark then makes two parts, where the training images are the same images, or have no
-    labels, or labels of other classes: sub-folders such as 2021 and 2022 say nothing about cats and dogs.
+    They are `queries` themselves, of which the benchmark then makes two parts, where the training
+    images are the same images, or have no labels, or labels of other classes: sub-folders such as
+    2021 and 2022 say nothing about cats and dogs.
     """
     if args.eval_bank_dataset is not None:
         bank = open_source(args.eval_bank_dataset, args.num_channels, source.pixel_options.scale)
@@ -307,7 +312,8 @@ def evaluation_size(args: DINOv2Arguments) -> tuple[int, int]:
 
 
 def untrained_accuracy(args: DINOv2Arguments, benchmark: KnnBenchmark) -> dict[str, float]:
-    """k-NN of the same architecture before training, LayerScale 1, the better of CLS and patch mean."""
+    """k-NN of the same architecture before training, LayerScale 1, the better of CLS and patch
+    mean."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(args.seed, "untrained"))
         encoder = TransformersEncoder(build_run_backbone(args, 1.0), benchmark.transform)
@@ -315,7 +321,8 @@ def untrained_accuracy(args: DINOv2Arguments, benchmark: KnnBenchmark) -> dict[s
 
 
 def load_weights(method: SelfDistillation, source: str) -> list[str]:
-    """`--init_from`: the backbone for student and teacher, and the heads where the folder has ones that fit; lines that say so."""
+    """`--init_from`: the backbone for student and teacher, and the heads where the folder has ones
+    that fit; lines that say so."""
     lines = load_backbone_weights(method.student["backbone"], source)
     heads = Path(source) / "heads.safetensors"
     if heads.is_file():

@@ -37,7 +37,8 @@ def write_card(
 ) -> None:
     """README.md of the run's folder after `step` steps.
 
-    references, accuracies: k-NN in percent, of what the run has to beat and of the model. in_own_scale: images were floats, no pictures of 8 bits.
+    references, accuracies: k-NN in percent, of what the run has to beat and of the model.
+    in_own_scale: images were floats, no pictures of 8 bits.
     """
     num_images = len(source) if isinstance(source, ImageSource) else None
     results = {**references, **{f"this model, {name}": value for name, value in accuracies.items()}}

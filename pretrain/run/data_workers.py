@@ -19,8 +19,9 @@ NAMED_IN_FLIGHT = 8
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise in the main thread when waiting for data takes longer. Unlike DataLoader's own timeout it also ends a wait for a worker
-    that hangs while a tensor is fetched from it, and a hang in this process."""
+    """Raise in the main thread when waiting for data takes longer. Unlike DataLoader's own timeout
+    it also ends a wait for a worker that hangs while a tensor is fetched from it, and a hang in
+    this process."""
 
     def give_up(number, frame):
         raise RuntimeError(f"DataLoader timed out after {seconds:g} seconds")
@@ -38,10 +39,11 @@ def time_limit(seconds: float) -> Iterator[None]:
 def data_workers_watched(
     source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: Callable[[], int]
 ) -> Iterator[None]:
-    """End the data workers with the block, however it ends, and turn torch's error of a worker that died or hangs into one line
-    that names the images on which it may have.
+    """End the data workers with the block, however it ends, and turn torch's error of a worker that
+    died or hangs into one line that names the images on which it may have.
 
-    `step()` is the step in progress. torch may raise its error anywhere, from its handler of SIGCHLD.
+    `step()` is the step in progress. torch may raise its error anywhere, from its handler of
+    SIGCHLD.
     """
     try:
         yield

@@ -30,12 +30,14 @@ from vision_core.runs.folder_checks import changed_keys, check_folder, read_conf
 
 # Bytes per parameter: student, gradient, two AdamW moments, teacher, all float32.
 BYTES_PER_PARAMETER = 20
-# Floats kept per token and layer for the backward pass, in units of the width: norms, q k v, attention, MLP of ratio 4.
+# Floats kept per token and layer for the backward pass, in units of the width: norms, q k v,
+# attention, MLP of ratio 4.
 ACTIVATIONS_PER_WIDTH = 20
 
 
 def dry_run(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout) -> None:
-    """Look at everything as a run would, and print what it would be. Raises UserError where the run would."""
+    """Look at everything as a run would, and print what it would be. Raises UserError where the run
+    would."""
     method = build_method(args)
     rehearse(args, source, layout, method)
     if is_main_process():
@@ -48,7 +50,8 @@ def rehearse(
     layout: BatchLayout,
     method: SelfDistillation,
 ) -> None:
-    """Everything that a run does before its first step, but for its folder. Raises UserError where the run would."""
+    """Everything that a run does before its first step, but for its folder. Raises UserError where
+    the run would."""
     checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint, PROGRAM)
     optimizer = build_optimizer(args, method)
     build_schedules(args, layout.global_batch)
@@ -76,7 +79,8 @@ def describe_run(
     method: SelfDistillation,
     loader: DataLoader,
 ) -> str:
-    """The resolved options, the shapes of one drawn batch, parameter counts, and an estimate of memory per process."""
+    """The resolved options, the shapes of one drawn batch, parameter counts, and an estimate of
+    memory per process."""
     notes = range_notes(source, args.num_channels, args.image_mean, args.image_std)
     reading = pixel_options_text(source.pixel_options)
     batch = next(iter(loader))
@@ -111,7 +115,8 @@ def describe_run(
 
 
 def memory_estimate(args: DINOv2Arguments, batch: dict, num_parameters: int) -> tuple[float, float]:
-    """GiB of states, and of activations: the student's layers and three copies of the prototype logits."""
+    """GiB of states, and of activations: the student's layers and three copies of the prototype
+    logits."""
     width, layers, _ = backbone_shape(args)
     crops = [batch[name] for name in ("global_crops", "local_crops") if batch[name] is not None]
     tokens = sum(

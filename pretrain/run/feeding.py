@@ -1,4 +1,5 @@
-"""How a model card says what a pretrained encoder is fed: pictures, or numbers that are read as training read them."""
+"""How a model card says what a pretrained encoder is fed: pictures, or numbers that are read as
+training read them."""
 
 from vision_core.images.pixel_options import PixelOptions, pixel_options_text
 
@@ -15,7 +16,8 @@ PICTURE, TENSORS = 'load_image("image.jpg")', 'return_tensors="pt"'
 
 
 def feeding(snippet: str, num_channels: int, options: PixelOptions, in_own_scale: bool) -> str:
-    """`snippet`, whose lines open a picture by `load_image`, for the pixels that an encoder was trained on.
+    """`snippet`, whose lines open a picture by `load_image`, for the pixels that an encoder was
+    trained on.
 
     in_own_scale: they were floats, which the image processor does not divide by 255.
     """

@@ -1,6 +1,8 @@
-"""Whether a run learns: figures of the teacher on a fixed set of probe images, and alarms that say what they mean.
+"""Whether a run learns: figures of the teacher on a fixed set of probe images, and alarms that say
+what they mean.
 
-Every figure is measured through the teacher, in float32. With p the teacher's distribution over K prototypes:
+Every figure is measured through the teacher, in float32. With p the teacher's distribution over K
+prototypes:
 
     teacher_entropy    mean H(p)                                 0: one prototype an image, ln K: says nothing
     information        H(mean p) - mean H(p), in nats            what a prototype tells of the image; 0 in every collapse (DINO, sec. 5.3)
@@ -51,10 +53,12 @@ def draw_probes(
     count: int = NUM_PROBES,
     note: Callable[[list[UnreadableSample]], None] | None = None,
 ) -> Tensor:
-    """This process's share of `count` images that stay the same all through a run: `[count / processes, C, *size]`, as they are stored.
+    """This process's share of `count` images that stay the same all through a run: `[count /
+    processes, C, *size]`, as they are stored.
 
-    Of a stream they are its first images. Unreadable images are left out, `note` is told those of all processes, and all shares are cut to
-    the smallest one. Raises UserError where a share is empty, or holds images of two kinds.
+    Of a stream they are its first images. Unreadable images are left out, `note` is told those of
+    all processes, and all shares are cut to the smallest one. Raises UserError where a share is
+    empty, or holds images of two kinds.
     """
     records = (
         _stream_records(source, count)
@@ -90,9 +94,11 @@ def health_figures(
     std: list[float],
     teacher_temp: float,
 ) -> dict[str, float]:
-    """The figures of the module's head. All processes call it, each with its own probes; all get the figures of all probes.
+    """The figures of the module's head. All processes call it, each with its own probes; all get
+    the figures of all probes.
 
-    Probes that overflow in the teacher are left out. Call it between two steps: what softmax centering remembers is forgotten.
+    Probes that overflow in the teacher are left out. Call it between two steps: what softmax
+    centering remembers is forgotten.
     """
     device = next(method.parameters()).device
     parts = [
@@ -141,7 +147,8 @@ def feature_figures(features: Tensor) -> dict[str, float]:
 class HealthWatch:
     """Looks at the figures of one check after another and names what is wrong.
 
-    An alarm needs `CHECKS_IN_A_ROW` sick checks, none of them within the first `quiet_steps`. Its state is part of a checkpoint.
+    An alarm needs `CHECKS_IN_A_ROW` sick checks, none of them within the first `quiet_steps`. Its
+    state is part of a checkpoint.
     """
 
     def __init__(self, num_prototypes: int, quiet_steps: int) -> None:
@@ -154,7 +161,8 @@ class HealthWatch:
     def look_at(self, step: int, figures: dict[str, float]) -> list[str]:
         """The names of the alarms, keys of `MEANINGS`, that this check completes.
 
-        `figures` are those of `health_figures` with dino_loss (mean of its terms, before its weight) and gradient_norm beside them.
+        `figures` are those of `health_figures` with dino_loss (mean of its terms, before its
+        weight) and gradient_norm beside them.
         """
         self.first_spread = self.first_spread or figures["feature_spread"]
         self.greatest_rank = max(self.greatest_rank, figures["rankme"])

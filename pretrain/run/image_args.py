@@ -1,4 +1,5 @@
-"""The options of `pretrain/siglip.py` and `pretrain/mae.py`, and the checks that need no data. Imports nothing heavy."""
+"""The options of `pretrain/siglip.py` and `pretrain/mae.py`, and the checks that need no data.
+Imports nothing heavy."""
 
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ EVALUATED = (
 
 @dataclass
 class SiglipArguments(TrainerOptions):
-    """SigLIP; the defaults are a small model on the captions of the embedded scenes for a machine with 2 CPU cores."""
+    """SigLIP; the defaults are a small model on the captions of the embedded scenes for a machine
+    with 2 CPU cores."""
 
     dataset: str = option("scenes?count=20000", "images with captions; docs/data.md", "data")
     eval_dataset: str | None = option(BY_DATASET, EVALUATED, "data")

@@ -1,4 +1,5 @@
-"""What a run of `dinov2.py` is, as far as its options say it: lines that are printed before anything that takes long."""
+"""What a run of `dinov2.py` is, as far as its options say it: lines that are printed before
+anything that takes long."""
 
 from pathlib import Path
 

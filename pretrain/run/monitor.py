@@ -1,4 +1,5 @@
-"""What a person sees of a run: progress bar, metrics.jsonl, trackers, k-NN at intervals, figures at the end."""
+"""What a person sees of a run: progress bar, metrics.jsonl, trackers, k-NN at intervals, figures at
+the end."""
 
 import json
 import math
@@ -28,7 +29,8 @@ Curve = tuple[list[float], list[float]]
 
 
 def not_finite(own_loss: Tensor, ids: list[str]) -> tuple[float, list[int], list[str]]:
-    """Of a step that is not finite: a loss, the ranks and the images of those processes where the loss is not, or of all where only gradients are."""
+    """Of a step that is not finite: a loss, the ranks and the images of those processes where the
+    loss is not, or of all where only gradients are."""
     shares = list(enumerate(gather_objects((float(own_loss), ids))))
     sick = [(rank, loss, names) for rank, (loss, names) in shares if not math.isfinite(loss)]
     sick = sick or [(rank, loss, names) for rank, (loss, names) in shares]
@@ -40,9 +42,11 @@ def not_finite(own_loss: Tensor, ids: list[str]) -> tuple[float, list[int], list
 
 
 class Monitor:
-    """Counts, averages and writes. Losses are summed on their device and read once per `logging_steps`.
+    """Counts, averages and writes. Losses are summed on their device and read once per
+    `logging_steps`.
 
-    Its `state_dict` is part of a checkpoint, so that a resumed run writes the same lines as an uninterrupted one.
+    Its `state_dict` is part of a checkpoint, so that a resumed run writes the same lines as an
+    uninterrupted one.
     """
 
     def __init__(
@@ -62,7 +66,8 @@ class Monitor:
         self.window_start, self.waited, self.images = time.perf_counter(), 0.0, 0
 
     def progress(self) -> tqdm:
-        """The bar of the loop, for a `with`: closed at its end, so that the line of an error is the last one."""
+        """The bar of the loop, for a `with`: closed at its end, so that the line of an error is the
+        last one."""
         self.window_start = time.perf_counter()
         self.bar = step_bar(self.max_steps, self.first_step, "pretraining", hidden=self.run is None)
         return self.bar
@@ -72,7 +77,8 @@ class Monitor:
         self.waited += seconds
 
     def step_done(self, step: int, values: dict[str, Tensor], settings: dict[str, float]) -> None:
-        """Take in one step's losses and gradient norms; write a line every `logging_steps`. `settings` are this step's schedules."""
+        """Take in one step's losses and gradient norms; write a line every `logging_steps`.
+        `settings` are this step's schedules."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
         self.count += 1
@@ -98,14 +104,16 @@ class Monitor:
             say_above(text)
 
     def tell_rescaled(self, step: int, figures: dict[str, float], scale: float) -> None:
-        """Say that a step was not taken because its gradients overflowed in float16, which is how the loss scale finds its place."""
+        """Say that a step was not taken because its gradients overflowed in float16, which is how
+        the loss scale finds its place."""
         self.log(step, {"skipped": True} | figures)
         self.say(
             f"step {step} not taken: gradients overflowed in float16; the loss scale falls to {scale:g}"
         )
 
     def report_skipped(self, step: int, own_loss: Tensor, ids: list[str]) -> None:
-        """Say which images were in a step whose loss or gradients were not finite: those of the processes where the loss is, if any.
+        """Say which images were in a step whose loss or gradients were not finite: those of the
+        processes where the loss is, if any.
 
         own_loss, ids: of this process. All processes call it together.
         """
@@ -158,7 +166,8 @@ def knn_line(step: int, accuracies: dict[str, float]) -> str:
 
 
 def peak_memory_gib() -> float:
-    """Greatest resident memory of this process plus that of its greatest finished or running data worker, in GiB."""
+    """Greatest resident memory of this process plus that of its greatest finished or running data
+    worker, in GiB."""
     own, children = (
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -174,7 +183,8 @@ def write_figures(
     benchmark: KnnBenchmark | None,
     references: dict[str, float],
 ) -> None:
-    """loss.png and health.png from metrics.jsonl; with a benchmark also knn.png, attention.png and pca.png on its first queries."""
+    """loss.png and health.png from metrics.jsonl; with a benchmark also knn.png, attention.png and
+    pca.png on its first queries."""
     folder.mkdir(exist_ok=True)
     # a checkpoint that was carried to another folder may have come without its history
     lines = (

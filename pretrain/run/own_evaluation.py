@@ -1,4 +1,5 @@
-"""What a run is judged on where nobody has named images for it: a held-out part of its own data, or drawn scenes for drawn scenes."""
+"""What a run is judged on where nobody has named images for it: a held-out part of its own data, or
+drawn scenes for drawn scenes."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ HELD_OUT = "held_out"
 
 
 def chosen_evaluation(eval_dataset: str | None, dataset: str, scenes: str) -> str | None:
-    """What `auto` stands for: `scenes` where training images are scenes too, `held_out` for any other `dataset`."""
+    """What `auto` stands for: `scenes` where training images are scenes too, `held_out` for any
+    other `dataset`."""
     if eval_dataset != BY_DATASET:
         return eval_dataset
     is_scenes = dataset.partition("?")[0].partition(":")[0] == "scenes"
@@ -21,9 +23,11 @@ def chosen_evaluation(eval_dataset: str | None, dataset: str, scenes: str) -> st
 
 
 def keep_evaluation_of_resumed_run(args: Any) -> None:
-    """A resumed run whose command names no --eval_dataset keeps that of its config.yaml, and with it the images that it trains on.
+    """A resumed run whose command names no --eval_dataset keeps that of its config.yaml, and with
+    it the images that it trains on.
 
-    Earlier versions judged every run on drawn scenes and held nothing out. Raises UserError for a config.yaml that is damaged.
+    Earlier versions judged every run on drawn scenes and held nothing out. Raises UserError for a
+    config.yaml that is damaged.
     """
     resume = str(args.resume_from_checkpoint).lower()
     if resume in ("none", "false") or "eval_dataset" in explicit_keys(type(args)):

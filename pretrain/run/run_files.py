@@ -1,4 +1,5 @@
-"""What a pretraining run leaves in its folder: checkpoints, the encoder that others load with its card, and pictures at the end."""
+"""What a pretraining run leaves in its folder: checkpoints, the encoder that others load with its
+card, and pictures at the end."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,8 +35,9 @@ MAX_FAILED_SAVES_IN_A_ROW = 2
 class RunFiles:
     """Of one run, written by the main process alone. The others hear whether it could.
 
-    run: the folder, on the main process. benchmark: None where the run is not judged, and on the others. in_own_scale: images are floats or of
-    other than three channels, no pictures of 0 to 255. say: prints a line on the main process.
+    run: the folder, on the main process. benchmark: None where the run is not judged, and on the
+    others. in_own_scale: images are floats or of other than three channels, no pictures of 0 to
+    255. say: prints a line on the main process.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class RunFiles:
         self.saved_step: int | None = None  # by this run
 
     def save(self, state: dict[str, Any], references: Mapping[str, float], needed: bool) -> None:
-        """A checkpoint, and the run's root refreshed from it, unless the step stands saved. All processes call it together.
+        """A checkpoint, and the run's root refreshed from it, unless the step stands saved. All
+        processes call it together.
 
-        state: of this process; its "step" is the same on all. references: k-NN in percent of what the run has to beat. needed: a full disk
-        ends the run, which otherwise tries again at the next save. Raises UserError, on all processes alike.
+        state: of this process; its "step" is the same on all. references: k-NN in percent of what
+        the run has to beat. needed: a full disk ends the run, which otherwise tries again at the
+        next save. Raises UserError, on all processes alike.
         """
         if self.saved_step == state["step"]:
             return
@@ -87,7 +91,8 @@ class RunFiles:
             self.saved_step = state["step"]
 
     def _write(self, state: dict[str, Any], references: Mapping[str, float]) -> None:
-        """`checkpoint-<step>` with `state`, then the published files and the model card in the run's root. Raises CheckpointNotWritten."""
+        """`checkpoint-<step>` with `state`, then the published files and the model card in the
+        run's root. Raises CheckpointNotWritten."""
         root = self.run.path
         checkpoint = write_checkpoint(
             root,
@@ -111,7 +116,8 @@ class RunFiles:
             )
 
     def publish_figures(self, references: Mapping[str, float]) -> Path:
-        """Losses, health, and where there is a benchmark k-NN and features of its images; their folder. For the main process."""
+        """Losses, health, and where there is a benchmark k-NN and features of its images; their
+        folder. For the main process."""
         root, backbone = self.run.path, self.method.teacher["backbone"]
         with published(root) as aside:
             write_figures(

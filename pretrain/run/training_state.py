@@ -1,4 +1,5 @@
-"""What a checkpoint of a pretraining run holds, and how it comes back. Safetensors and JSON only."""
+"""What a checkpoint of a pretraining run holds, and how it comes back. Safetensors and JSON
+only."""
 
 import json
 from collections.abc import Mapping
@@ -26,8 +27,8 @@ from vision_core.runs.checkpoints import checkpoint_step
 NOTHING: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# The root of a run's folder holds copies of these from its newest checkpoint; weights last, so that a reader never sees new
-# weights with an old config.
+# The root of a run's folder holds copies of these from its newest checkpoint; weights last, so that
+# a reader never sees new weights with an old config.
 PUBLISHED_FILES = [
     "config.json",
     "preprocessor_config.json",
@@ -62,8 +63,8 @@ def load_training_state(
 ) -> dict:
     """Bring `method` and `optimizer` to the state in `folder`; returns the JSON part.
 
-    changes: the options that differ from those of the run that saved it, name -> (old, new). Raises `UserError` where it is another model's;
-    then nothing has been assigned.
+    changes: the options that differ from those of the run that saved it, name -> (old, new). Raises
+    `UserError` where it is another model's; then nothing has been assigned.
     """
     try:
         misfit = first_misfit(folder, method)
@@ -84,7 +85,8 @@ def resume_from(
 ) -> dict:
     """`load_training_state`, where the run can go on from there; a dry run asks the same.
 
-    Raises UserError for another `init_from` than before, for a `max_steps` below the checkpoint's step, and for another model.
+    Raises UserError for another `init_from` than before, for a `max_steps` below the checkpoint's
+    step, and for another model.
     """
     refuse_other_start(init_from, changes)
     refuse_fewer_steps(folder, checkpoint_step(folder), max_steps)
@@ -92,7 +94,8 @@ def resume_from(
 
 
 def first_misfit(folder: Path, method: SelfDistillation) -> str:
-    """In what the model in `folder` differs from `method`, or "". Reads headers and a config alone."""
+    """In what the model in `folder` differs from `method`, or "". Reads headers and a config
+    alone."""
     student, backbone = shapes(method.student.state_dict()), method.teacher["backbone"]
     misfits = (
         (misfit_of_shapes, shapes_in(folder / "student.safetensors"), student),
@@ -127,7 +130,8 @@ def misfit_of_optimizer(saved: Shapes, parameters: Shapes) -> str:
 
 
 def _load(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict:
-    """Assign what fits, once the library's reader has given the teacher, whose file has names of its own."""
+    """Assign what fits, once the library's reader has given the teacher, whose file has names of
+    its own."""
     state = json.loads((folder / "training_state.json").read_text())
     teacher = type(method.teacher["backbone"]).from_pretrained(folder)
     method.teacher["backbone"].load_state_dict(teacher.state_dict())
@@ -178,7 +182,8 @@ def changed_course(state: dict, seed: int, global_batch: int, pixel_options: str
 
 
 def heads_and_centers(method: SelfDistillation) -> dict[str, Tensor]:
-    """The teacher's heads as `dino_head.*`, `ibot_head.*`, and the centers as `dino_centering.*`, `ibot_centering.*`."""
+    """The teacher's heads as `dino_head.*`, `ibot_head.*`, and the centers as `dino_centering.*`,
+    `ibot_centering.*`."""
     heads = {
         name: value
         for name, value in method.teacher.state_dict().items()

@@ -15,7 +15,8 @@ from vision_core.unreadable import UnreadableImage
 
 @pytest.fixture
 def tiny_model():
-    """`tiny_model(registers, attention, channels)`: random Dinov2 (registers None) or Dinov2WithRegisters, patch 8, width 24, 3 heads."""
+    """`tiny_model(registers, attention, channels)`: random Dinov2 (registers None) or
+    Dinov2WithRegisters, patch 8, width 24, 3 heads."""
 
     def build(registers=None, attention="sdpa", channels=3):
         shape = {

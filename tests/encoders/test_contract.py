@@ -110,7 +110,8 @@ def test_the_same_twice_and_alone_as_in_a_batch(encoders, family):
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_patches_are_where_they_are_in_the_image(encoders, family):
-    """What is changed in one corner changes the features there most: neither shuffled (ViTMAE) nor transposed."""
+    """What is changed in one corner changes the features there most: neither shuffled (ViTMAE) nor
+    transposed."""
     encoder = encoders(family)
     layer = 1 if encoder.num_layers == 4 else encoder.num_layers
     pixels = pixels_for(encoder, 1)
@@ -163,7 +164,8 @@ def test_layers(encoders, family):
 
 @pytest.mark.parametrize("family", sorted({*FAMILY_NAMES} - {*STAGES, "internvl", "radio"}))
 def test_the_norm_can_be_left_out(encoders, family):
-    """Behind a norm, every patch has the same length (with random weights the norm's own are still 1 and 0), before it they differ."""
+    """Behind a norm, every patch has the same length (with random weights the norm's own are still
+    1 and 0), before it they differ."""
     normed, raw = encoders(family), load_encoder(f"tiny:{family}", norm=False)
     pixels = pixels_for(normed, 2)
     for number in (2, normed.num_layers):

@@ -1,4 +1,5 @@
-"""`encoder.transform`: which forms of an image it takes, and that its pixels are the published ones at every size."""
+"""`encoder.transform`: which forms of an image it takes, and that its pixels are the published ones
+at every size."""
 
 import io
 
@@ -354,7 +355,8 @@ def test_three_bands_around_zero_are_numbers_too_as_arrays_and_as_files(tmp_path
 
 
 def test_files_are_read_with_the_options_of_the_run(tmp_path):
-    """Against numpy: grey of 12 bits divided by its white, bands chosen in order; a transform of before these keys loads."""
+    """Against numpy: grey of 12 bits divided by its white, bands chosen in order; a transform of
+    before these keys loads."""
     values = np.random.default_rng(0).integers(0, 4096, (32, 32)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "plate.tif", values)
     save_image_processor(tmp_path, (32, 32), [0.5] * 3, [0.25] * 3, 1.0, True, "scale=4095")

@@ -39,7 +39,8 @@ LENGTH = 16
 
 
 def train_tokenizer(family):
-    """Words, with upper case and lower case apart, and <eos> behind; for Siglip2Model its own tokenizer, which is of another kind."""
+    """Words, with upper case and lower case apart, and <eos> behind; for Siglip2Model its own
+    tokenizer, which is of another kind."""
     words = [*TEXTS, "A Photo of Dog", "CAT"]
     if family == "siglip2":
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -285,7 +286,8 @@ def test_a_checkpoint_without_some_weights(tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny_open_clip(tmp_path_factory):
-    """(source text, the library's own model) of a tiny open_clip model, which the library then knows by the name tiny-clip."""
+    """(source text, the library's own model) of a tiny open_clip model, which the library then
+    knows by the name tiny-clip."""
     folder = tmp_path_factory.mktemp("open_clip")
     (folder / "tiny-clip.json").write_text(json.dumps(OPEN_CLIP["open_clip_vit"]))
     open_clip.add_model_config(folder / "tiny-clip.json")

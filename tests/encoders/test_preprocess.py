@@ -96,7 +96,8 @@ def test_the_processor_loads_where_only_transformers_is_imported(runs, tmp_path)
 
 
 def test_the_view_is_that_of_pillow():
-    """An independent bicubic resize with antialiasing; both round to 8 bits, hence the tolerance of one and a half steps."""
+    """An independent bicubic resize with antialiasing; both round to 8 bits, hence the tolerance of
+    one and a half steps."""
     rows, columns = torch.meshgrid(
         torch.linspace(0, 9, 300), torch.linspace(0, 7, 400), indexing="ij"
     )

@@ -1,4 +1,5 @@
-"""Real runs of `pretrain/dinov2.py` in processes of their own, for tests that hurt them from outside; all of a run is killed after its test."""
+"""Real runs of `pretrain/dinov2.py` in processes of their own, for tests that hurt them from
+outside; all of a run is killed after its test."""
 
 import json
 from pathlib import Path
@@ -132,7 +133,8 @@ def _metrics():
 
 @pytest.fixture(scope="session")
 def talk(runs, tmp_path_factory):
-    """talk(folder, *options) -> Run of `recipes/sva_sft.py` on a small untrained model, forked; `talk.arguments(folder, *options)` are its options."""
+    """talk(folder, *options) -> Run of `recipes/sva_sft.py` on a small untrained model, forked;
+    `talk.arguments(folder, *options)` are its options."""
     given = tmp_path_factory.mktemp("talk")
     rows = [
         {

@@ -1,6 +1,8 @@
-"""Runs `pretrain/mae.py` on a disk of its own, so small that a checkpoint does not fit: DISK, KILOBYTES and KILOBYTES_TAKEN come before its options.
+"""Runs `pretrain/mae.py` on a disk of its own, so small that a checkpoint does not fit: DISK,
+KILOBYTES and KILOBYTES_TAKEN come before its options.
 
-The disk is a tmpfs in a mount namespace of this process, as root or in a user namespace; status 77 where the system allows neither.
+The disk is a tmpfs in a mount namespace of this process, as root or in a user namespace; status 77
+where the system allows neither.
 """
 
 import ctypes

@@ -72,7 +72,8 @@ def test_two_ranks_name_the_bad_images_of_both_and_stop_together_above_the_share
 
 
 def test_a_number_that_overflows_on_one_rank_reaches_no_weight(start_two, metrics, tmp_path):
-    """One of 40 arrays holds 1e38: its steps are left out on both ranks, its loss is logged as it was, its name is told."""
+    """One of 40 arrays holds 1e38: its steps are left out on both ranks, its loss is logged as it
+    was, its name is told."""
     orders = [
         [
             [draw.index for draw in draws]
@@ -165,7 +166,8 @@ def test_a_run_whose_every_number_overflows_stops_at_the_third_step(start, metri
 
 
 def test_one_two_and_one_processes_are_one_course(runs, start_two, start, metrics, tmp_path):
-    """Changes after 20 and 40 of 60 steps; drop path 0, gathered KoLeo, centers over all tokens: every loss within a relative 1e-5 of one process's."""
+    """Changes after 20 and 40 of 60 steps; drop path 0, gathered KoLeo, centers over all tokens:
+    every loss within a relative 1e-5 of one process's."""
     options = ("--drop_path_rate", 0, "--koleo_gather", "--center_reduction", "tokens")
     one, mixed = tmp_path / "one", tmp_path / "mixed"
     assert start(one, *options).wait() == 0
@@ -260,7 +262,8 @@ def test_a_hung_data_worker_is_found(start, tmp_path):
 
 @pytest.mark.parametrize("count, status", [(0, 2), (1, 2), (3, 2), (8, 0)])
 def test_tiny_data(start, tmp_path, count, status):
-    """Fewer images than a batch are refused at once; a data set of one batch of equal images trains with finite numbers."""
+    """Fewer images than a batch are refused at once; a data set of one batch of equal images trains
+    with finite numbers."""
     images = write_images(tmp_path / "images", 0)
     for index in range(count):
         Image.new("RGB", (40, 40), (9, 9, 9)).save(images / f"{index}.png")

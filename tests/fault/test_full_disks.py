@@ -1,4 +1,5 @@
-"""A disk that is full in the middle of a save or of publishing: one line each time, nothing partial left, and the run exact once there is room."""
+"""A disk that is full in the middle of a save or of publishing: one line each time, nothing partial
+left, and the run exact once there is room."""
 
 import resource
 import shutil
@@ -14,7 +15,8 @@ from vision_core.runs.checkpoints import list_checkpoints, verify_checkpoint
 ROOT = Path(__file__).parents[2]
 ON_A_SMALL_DISK = Path(__file__).with_name("on_a_small_disk.py")
 RESUME = ("--resume_from_checkpoint", "true")
-# files of a checkpoint of sva_sft.py, by the begin of their names, and which write to them fails; .tmp is safetensors' and the stub's
+# files of a checkpoint of sva_sft.py, by the begin of their names, and which write to them fails;
+# .tmp is safetensors' and the stub's
 POINTS = [
     ("config.json", 1), ("generation_config.json", 1), (".tmp", 1), (".tmp", 2), ("chat_template.jinja", 1),
     ("tokenizer_config.json", 1), ("tokenizer.json", 1), ("processor_config.json", 1), ("training_args.bin", 1), ("training_args.bin", 2),
@@ -52,7 +54,8 @@ def limit(run, size: int) -> None:
     reason="there is no C compiler for the library that makes single writes fail",
 )
 def test_a_disk_that_is_full_at_20_points_costs_20_saves_and_no_bit(runs, talk, metrics, tmp_path):
-    """Every second save fails, each at another write: of every kind of file in a checkpoint, in its middle and at its end."""
+    """Every second save fails, each at another write: of every kind of file in a checkpoint, in its
+    middle and at its end."""
     library = tmp_path / "full_disk.so"
     subprocess.run(
         [
@@ -153,7 +156,8 @@ def test_full_when_published_leaves_nothing_torn_and_a_resume_publishes(runs, ta
 def test_what_one_of_two_processes_cannot_write_ends_both_alike_and_leaves_nothing(
     way, full, runs, talk, tmp_path
 ):
-    """Process 0 writes the model, process 1 its random states and its share of ZeRO's optimizer: neither may leave the other in a collective."""
+    """Process 0 writes the model, process 1 its random states and its share of ZeRO's optimizer:
+    neither may leave the other in a collective."""
     folder = tmp_path / "run"
     more = ("--deepspeed", ROOT / "recipes/zero/zero2.json") if way == "zero2" else ()
     steps = ("--max_steps", 40, "--save_steps", 2, *more)
@@ -167,7 +171,8 @@ def test_what_one_of_two_processes_cannot_write_ends_both_alike_and_leaves_nothi
 
 
 def test_a_real_small_disk_and_room_made_on_it(runs, tmp_path):
-    """The first save does not fit, and the disk is not left full; then the filler goes, and the rest is saved."""
+    """The first save does not fit, and the disk is not left full; then the filler goes, and the
+    rest is saved."""
     disk = tmp_path / "disk"
     disk.mkdir()
     model = (

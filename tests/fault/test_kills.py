@@ -12,12 +12,14 @@ UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 def test_kills_at_random_steps_leave_the_run_bit_for_bit_as_it_was(
     start, whole, same, last_step, tmp_path
 ):
-    """8 kills with two data workers: every loss, gradient norm and health figure, and all states at the end, are equal."""
+    """8 kills with two data workers: every loss, gradient norm and health figure, and all states at
+    the end, are equal."""
     folder, generator, replayed = tmp_path / "run", random.Random(0), 0
     for kill in range(8):
         run = start(folder, "--resume_from_checkpoint", "true" if kill else "none")
         at = last_step(folder) - last_step(folder) % 5 + generator.randint(2, 9)
-        # the lines that the last kill cost are there until the run has cut them off, which it does before its workers start
+        # the lines that the last kill cost are there until the run has cut them off, which it does
+        # before its workers start
         run.wait_until(lambda run=run, at=at: len(run.children()) == 2 and last_step(folder) >= at)
         run.kill()
         lost = last_step(folder) - newest_step(folder)
@@ -30,7 +32,8 @@ def test_kills_at_random_steps_leave_the_run_bit_for_bit_as_it_was(
 
 
 def test_kills_inside_saves_never_leave_a_torn_or_no_checkpoint(start, tmp_path):
-    """30 kills while a save is being written, one checkpoint kept: the newest one is always whole, and goes on."""
+    """30 kills while a save is being written, one checkpoint kept: the newest one is always whole,
+    and goes on."""
     folder, generator, inside, killed = tmp_path / "run", random.Random(0), 0, []
     options = (
         "--save_steps",
@@ -68,7 +71,8 @@ def test_kills_inside_saves_never_leave_a_torn_or_no_checkpoint(start, tmp_path)
 def test_a_full_disk_costs_one_save_and_two_in_a_row_end_the_run(
     start, whole, same, last_step, tmp_path
 ):
-    """A file size limit from outside makes the errors of a full disk. Once: warned, and equal at the end. Always: stopped."""
+    """A file size limit from outside makes the errors of a full disk. Once: warned, and equal at
+    the end. Always: stopped."""
     folder = tmp_path / "run"
     run = start(folder)
     run.wait_for_step(6)

@@ -1,4 +1,5 @@
-"""Every program that trains or judges, hurt in turn: kill -9 of it, early, at a step and inside a save, of its launcher or a data worker, SIGTERM, SIGUSR1.
+"""Every program that trains or judges, hurt in turn: kill -9 of it, early, at a step and inside a
+save, of its launcher or a data worker, SIGTERM, SIGUSR1.
 
 One command goes on after each of the 40 kills.
 """

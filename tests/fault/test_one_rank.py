@@ -84,7 +84,8 @@ def test_all_of_a_job_ends_in_the_words_of_the_process_that_met_it(runs, talk, t
 
 
 def test_a_disk_that_is_full_for_one_process(runs, talk, tmp_path):
-    """Under ZeRO each process writes its own share of a checkpoint. What was saved before is whole, and goes on."""
+    """Under ZeRO each process writes its own share of a checkpoint. What was saved before is whole,
+    and goes on."""
     words = (*talk(), *ZERO2, "--output_dir", tmp_path / "run", "--save_steps", 1)
     ranks = runs.start_two(SFT, *words)
     ranks[1].wait_until((tmp_path / "run" / "checkpoint-2" / "MANIFEST.json").exists)

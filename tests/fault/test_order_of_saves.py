@@ -1,7 +1,8 @@
-"""What reaches the disk when, by `strace` of real runs: a power cut at any moment leaves old or new, in every trainer.
+"""What reaches the disk when, by `strace` of real runs: a power cut at any moment leaves old or
+new, in every trainer.
 
-The system calls are played on a model of a disk that keeps nothing but what was fsynced: a file's content by an fsync of the file, a name by
-one of its folder.
+The system calls are played on a model of a disk that keeps nothing but what was fsynced: a file's
+content by an fsync of the file, a name by one of its folder.
 """
 
 import re
@@ -35,7 +36,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def trace(runs, tmp_path_factory):
-    """`with_trace(start) -> calls` of all processes that are forked while `start()` runs to its end."""
+    """`with_trace(start) -> calls` of all processes that are forked while `start()` runs to its
+    end."""
     runs.finish(runs.start("pretrain/mae.py", "--help"))  # the server that forks them is there now
     server = runs.servers["scripts"].process.pid
 
@@ -72,7 +74,8 @@ def trace(runs, tmp_path_factory):
 
 
 def calls(text: str):
-    """(name, path) and (name, path, new path) of all calls that succeeded, in the order of their ends."""
+    """(name, path) and (name, path, new path) of all calls that succeeded, in the order of their
+    ends."""
     begun: dict[str, str] = {}
     for line in text.splitlines():
         process, call = LINE.fullmatch(line).groups()
@@ -97,7 +100,8 @@ def calls(text: str):
 
 
 class Disk:
-    """`unsynced`: files whose content, and folders whose names, a power cut could take. `shown`: renames into the run's folder, in order."""
+    """`unsynced`: files whose content, and folders whose names, a power cut could take. `shown`:
+    renames into the run's folder, in order."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.unsynced, self.shown, self.existing, self.last_written = (

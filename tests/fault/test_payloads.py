@@ -1,4 +1,5 @@
-"""Files that would run a program if anybody unpickled them or trusted their code, at every place where a user's file is read."""
+"""Files that would run a program if anybody unpickled them or trusted their code, at every place
+where a user's file is read."""
 
 import io
 import json
@@ -192,7 +193,8 @@ def test_payloads_among_the_images_are_named(start, marker, tmp_path):
 
 
 def test_code_beside_an_encoder_is_not_run(whole, marker, tmp_path):
-    """recipes/evaluate_encoder.py on a folder whose config names a Python file, with "y" on its standard input."""
+    """recipes/evaluate_encoder.py on a folder whose config names a Python file, with "y" on its
+    standard input."""
     folder = tmp_path / "encoder"
     folder.mkdir()
     for name in ("model.safetensors", "preprocessor_config.json"):

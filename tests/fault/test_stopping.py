@@ -1,4 +1,5 @@
-"""A run that is told to stop saves and leaves nobody behind, whichever launcher was told; what dies, takes everything with it."""
+"""A run that is told to stop saves and leaves nobody behind, whichever launcher was told; what
+dies, takes everything with it."""
 
 import os
 import signal
@@ -54,7 +55,8 @@ def test_sigterm_to_the_launcher_saves_and_leaves_nobody(
 
 @pytest.mark.parametrize("name", ["accelerate", "torchrun that handles it"])
 def test_sigusr1_to_the_launcher_saves_and_leaves_nobody(launch, last_step, tmp_path, name):
-    """accelerate, torchrun and deepspeed die of it, which the run notices; torchrun can be told to pass it on."""
+    """accelerate, torchrun and deepspeed die of it, which the run notices; torchrun can be told to
+    pass it on."""
     folder = tmp_path / "run"
     told_to = [*TORCHRUN, "1", "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     run = launch(LAUNCHERS.get(name, told_to), folder, "--max_steps", 2000)
@@ -74,7 +76,8 @@ def test_sigusr1_to_the_launcher_saves_and_leaves_nobody(launch, last_step, tmp_
 def test_a_signal_to_the_whole_session_finds_the_data_workers_alive(
     start, whole, same, last_step, tmp_path
 ):
-    """A scheduler, or Ctrl-C, signals the workers too; the step in progress still gets its batch. The shell's status is told."""
+    """A scheduler, or Ctrl-C, signals the workers too; the step in progress still gets its batch.
+    The shell's status is told."""
     folder = tmp_path / "run"
     for number, status in ((signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)):
         run = start(folder, "--resume_from_checkpoint", "true" if folder.exists() else "none")
@@ -125,7 +128,8 @@ def test_kill_9_takes_the_data_workers_along(start, tmp_path):
 def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(
     runs, launch, start_two, same, last_step, tmp_path
 ):
-    """SIGTERM to torchrun, to one rank alone, and kill -9 of a rank; against a run of two ranks that nothing happened to."""
+    """SIGTERM to torchrun, to one rank alone, and kill -9 of a rank; against a run of two ranks
+    that nothing happened to."""
     whole, folder = tmp_path / "whole", tmp_path / "run"
     runs.finish(*start_two(whole, *TWO_RANKS))
     resume = (*TWO_RANKS, "--resume_from_checkpoint", "true")

@@ -1,4 +1,5 @@
-"""The published aggregator as slow loops in float64, tiny fused models, and pictures of several shapes."""
+"""The published aggregator as slow loops in float64, tiny fused models, and pictures of several
+shapes."""
 
 import math
 
@@ -31,7 +32,8 @@ def gelu(x):
 
 
 def reference_layer(p, query, context, windows, masks, num_heads):
-    """specs of the released layer, one query at a time. p: published names to float64 arrays; windows: of each encoder [r * r, C]; masks: lists of bool."""
+    """specs of the released layer, one query at a time. p: published names to float64 arrays;
+    windows: of each encoder [r * r, C]; masks: lists of bool."""
     h = p["proj_in.weight"] @ np.concatenate([query, p["proj_context.weight"] @ context])
     q = p["cross_attn.q_proj.1.weight"] @ layer_norm(
         h, p["cross_attn.q_proj.0.weight"], p["cross_attn.q_proj.0.bias"]
@@ -62,7 +64,8 @@ def reference_layer(p, query, context, windows, masks, num_heads):
 
 
 def reference_aggregator(p, maps, valid, grid, group_grids, depth, num_heads):
-    """The connector for one image: maps [C_i, g_i, g_i], valid: masks [g_i, g_i] of each encoder. Returns [grid * grid, H] of all cells."""
+    """The connector for one image: maps [C_i, g_i, g_i], valid: masks [g_i, g_i] of each encoder.
+    Returns [grid * grid, H] of all cells."""
     projected = []
     for i, patch_map in enumerate(maps):
         name, out = (
@@ -115,7 +118,8 @@ def reference_aggregator(p, maps, valid, grid, group_grids, depth, num_heads):
 
 
 def published_names(connector):
-    """Published tensors of one of our aggregators, by running the converter's renaming backwards over all names that the layout has."""
+    """Published tensors of one of our aggregators, by running the converter's renaming backwards
+    over all names that the layout has."""
     count = len(connector.encoder_grids)
     layer = [
         "proj_context.weight",
@@ -164,7 +168,8 @@ def references():
 
 @pytest.fixture
 def shaken():
-    """Gives every norm of a module an affine of its own: with ones and zeros a wrong one would not show."""
+    """Gives every norm of a module an affine of its own: with ones and zeros a wrong one would not
+    show."""
 
     def shake(module):
         generator = torch.Generator().manual_seed(3)
@@ -195,7 +200,8 @@ def fused():
 
 @pytest.fixture(scope="session")
 def vlm(fused):
-    """`vlm(family, ...)`: a tiny vision-language model and its processor; by default with two vision layers in the language model."""
+    """`vlm(family, ...)`: a tiny vision-language model and its processor; by default with two
+    vision layers in the language model."""
 
     def build(family="llama", vision=None, sizes=None, **options):
         options = {"num_sva_layers": 2, "sva_stride": 2, **options}

@@ -1,4 +1,5 @@
-"""Templates for language models without one, against the published prompts written out, and what is put around those of language models."""
+"""Templates for language models without one, against the published prompts written out, and what is
+put around those of language models."""
 
 import pytest
 
@@ -19,7 +20,8 @@ VICUNA = (
 
 
 def two_separators(system, talk, asked):
-    """FastChat's style TWO with " " and "</s>": system, then "ROLE: text" and a separator, by turns; an open role ends in a colon."""
+    """FastChat's style TWO with " " and "</s>": system, then "ROLE: text" and a separator, by
+    turns; an open role ends in a colon."""
     text = system + " "
     for number, (role, said) in enumerate(talk):
         text += ("USER", "ASSISTANT")[role == "assistant"] + ": " + said + (" ", "</s>")[number % 2]
@@ -66,7 +68,8 @@ def test_published_prompts(turns, system):
 
 
 def test_cambrians_own_words():
-    """The 8B's were written with line breaks and four spaces, and trained with them; the 34B's were not."""
+    """The 8B's were written with line breaks and four spaces, and trained with them; the 34B's were
+    not."""
     broken = rendered("cambrian_llama3", TALK[:1], False)
     flat = rendered("cambrian_chatml", TALK[:1], False)
     assert (

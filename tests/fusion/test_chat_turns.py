@@ -113,7 +113,8 @@ def test_an_answer_with_the_end_in_it_is_refused():
 
 
 def test_a_saved_llama_tokenizer_reads_as_before(tmp_path):
-    """transformers 5.24 forgets `legacy` when it saves, and makes other tokens of what follows a special one."""
+    """transformers 5.24 forgets `legacy` when it saves, and makes other tokens of what follows a
+    special one."""
     from transformers import LlamaTokenizer
 
     pieces = ["<unk>", "<s>", "</s>", "\u2581", *"abuser:SERTINWHO\n", "\u2581a"]

@@ -1,4 +1,5 @@
-"""The tools around transformers' models, each with a fused model and, where it can do the same, beside transformers' own Llava."""
+"""The tools around transformers' models, each with a fused model and, where it can do the same,
+beside transformers' own Llava."""
 
 import json
 from pathlib import Path
@@ -143,7 +144,8 @@ def loaded_on(folder, device_map, aside, **options):
 @pytest.mark.parametrize("device_map", DEVICE_MAPS, ids=str)
 @pytest.mark.parametrize("connector", ["sva", "resampler"])
 def test_weights_on_disk(fused, vlm, pictures, tmp_path, device_map, connector):
-    """timm's and open_clip's encoders, the aggregator's layers and the resampler's compute with weights of modules that they do not call."""
+    """timm's and open_clip's encoders, the aggregator's layers and the resampler's compute with
+    weights of modules that they do not call."""
     encoders = (
         ("tiny:dinov2", "tiny:timm_siglip")
         if connector == "sva"
@@ -199,7 +201,8 @@ def is_split(name, device_map):
 
 @pytest.fixture
 def talks_of_images(vlm):
-    """A model to which an image's token is by far the likeliest next token, whatever was said, and its processor."""
+    """A model to which an image's token is by far the likeliest next token, whatever was said, and
+    its processor."""
     model, processor = vlm()
     head = model.get_output_embeddings()
     head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
@@ -265,7 +268,8 @@ def test_a_stray_image_token_behind_a_prompt_is_a_token_like_any_other(fused_vlm
 
 
 def test_rows_of_images_are_cut_like_tensors(fused_vlm):
-    """Every row of several images, in any order, has the token, and each cell the windows, that it had."""
+    """Every row of several images, in any order, has the token, and each cell the windows, that it
+    had."""
     model, processor = fused_vlm
     generator = np.random.default_rng(1)
     pictures = [
@@ -304,7 +308,8 @@ def test_a_fused_model_is_no_language_model_of_another(fused, fused_vlm):
 
 
 def test_distributed_data_parallel_on_a_loaded_model(runs, vlm, tiny_llava, tmp_path):
-    """Plain where every batch has images. A batch of text alone reaches no connector, here as in Llava, which DDP has to be told to look for."""
+    """Plain where every batch has images. A batch of text alone reaches no connector, here as in
+    Llava, which DDP has to be told to look for."""
     for name, (model, processor) in {"fused": vlm(), "llava": tiny_llava()}.items():
         model.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)

@@ -1,4 +1,5 @@
-"""The command `fuse`, its model cards, the stub, and pictures of attention, as a user meets them."""
+"""The command `fuse`, its model cards, the stub, and pictures of attention, as a user meets
+them."""
 
 import re
 import sys
@@ -42,7 +43,8 @@ def test_without_arguments_it_fuses_tiny_encoders(runs, tmp_path):
 
 
 def test_two_folders_and_a_language_model_become_one_and_its_card_works(runs, tmp_path, pictures):
-    """Encoders and language model come from folders, as users have them; the card's snippet is run as it stands."""
+    """Encoders and language model come from folders, as users have them; the card's snippet is run
+    as it stands."""
     save_encoder(load_encoder("tiny:dinov2"), tmp_path / "one")
     save_encoder(load_encoder("tiny:clip"), tmp_path / "two")
     for part in tiny_language_model("qwen3"):

@@ -1,4 +1,5 @@
-"""In whatever form an image is given, its pixels and its `pixel_values` are those of its file in training."""
+"""In whatever form an image is given, its pixels and its `pixel_values` are those of its file in
+training."""
 
 import base64
 import io
@@ -196,8 +197,9 @@ ARRAYS = {
         COLOUR_16,
     ),
 }
-# What Pillow 13 copies is another image: the copy does not say that white is zero, where Pillow maps a file into memory it
-# takes rows for columns, it has the first of several pages, and of planes of 16 bits it makes noise.
+# What Pillow 13 copies is another image: the copy does not say that white is zero, where Pillow
+# maps a file into memory it takes rows for columns, it has the first of several pages, and of
+# planes of 16 bits it makes noise.
 NO_COPIES = {
     *(
         "tiff_white_is_zero_16",
@@ -277,7 +279,8 @@ def trained(processor):
 
 @pytest.mark.parametrize(("name", "form"), CELLS)
 def test_pixels_equal_trainings(folder, processor, trained, name, form):
-    """Pixels: 0 differences over the image fixtures, and none in what the processor makes of them."""
+    """Pixels: 0 differences over the image fixtures, and none in what the processor makes of
+    them."""
 
     def given():
         return (

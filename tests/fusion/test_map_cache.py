@@ -1,4 +1,5 @@
-"""The cache of frozen features of a run: damage, litter, full disks, killed fills, several processes at once."""
+"""The cache of frozen features of a run: damage, litter, full disks, killed fills, several
+processes at once."""
 
 import os
 import re
@@ -117,7 +118,8 @@ def test_every_damaged_file_is_noticed_and_made_again(
 
 
 def test_whatever_lies_in_a_file_s_place_is_replaced(vision, images, whole, tmp_path, capsys):
-    """Another image's whole file; one of an earlier version, which counts as missing; a folder; a link to nothing."""
+    """Another image's whole file; one of an earlier version, which counts as missing; a folder; a
+    link to nothing."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     cache = cache_in(tmp_path, vision)
     paths = [cache.path(image) for image in images[:4]]
@@ -304,7 +306,8 @@ def filled_by(runs, jobs):
 
 
 def assert_same_features(root, whole):
-    """What one process makes, and nothing else, but for rounding, which other batches and places in memory change."""
+    """What one process makes, and nothing else, but for rounding, which other batches and places in
+    memory change."""
     files, expected = (
         {path.name: path for path in folder.rglob("*.safetensors")} for folder in (root, whole)
     )

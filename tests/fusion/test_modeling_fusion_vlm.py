@@ -1,4 +1,5 @@
-"""A language model that reads the tokens of several encoders: generation, caching, training, peft."""
+"""A language model that reads the tokens of several encoders: generation, caching, training,
+peft."""
 
 import copy
 
@@ -148,7 +149,8 @@ def test_training_reaches_every_new_part_whichever_side_is_padded(vlm, pictures,
     results = {}
     for side in ("left", "right"):
         batch = mixed_batch(processor, pictures, padding_side=side)
-        # nothing is asked of padding, nor about the first token, which padding on the left would be asked to predict
+        # nothing is asked of padding, nor about the first token, which padding on the left would be
+        # asked to predict
         unasked = (
             (batch["attention_mask"] == 0)
             | (batch["attention_mask"].cumsum(1) == 1)

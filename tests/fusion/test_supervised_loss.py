@@ -100,7 +100,8 @@ def test_logits_of_other_positions_are_not_computed():
 
 @pytest.mark.parametrize("learnt_share", [0.0, 0.3, 1.0])
 def test_the_head_is_called_once_whatever_is_learnt(learnt_share):
-    """What shards its weight gathers it around every call, on all processes together; so hooks see one call forward and one backward."""
+    """What shards its weight gathers it around every call, on all processes together; so hooks see
+    one call forward and one backward."""
     model, tokenizer = tiny_language_model("qwen3")
     ids, labels, mask = batch(len(tokenizer), learnt_share)
     calls, head = [], model.get_output_embeddings()

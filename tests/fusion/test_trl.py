@@ -1,4 +1,5 @@
-"""TRL's trainers on a fused model, and on transformers' own Llava: two steps each, on rows with one image, several and none."""
+"""TRL's trainers on a fused model, and on transformers' own Llava: two steps each, on rows with one
+image, several and none."""
 
 import pytest
 import torch
@@ -102,7 +103,8 @@ def dpo(model, processor, pictures, folder):
 
 
 def grpo(model, processor, pictures, folder):
-    """Rows without images are left out: TRL 1.16 gives the processor None for them, which transformers 5.24 refuses for every model."""
+    """Rows without images are left out: TRL 1.16 gives the processor None for them, which
+    transformers 5.24 refuses for every model."""
     data = datasets.Dataset.from_list(
         [{"images": images, "prompt": prompt} for images, prompt in rows(pictures) if images]
     )

@@ -1,4 +1,5 @@
-"""Two steps of DistributedDataParallel on models from folders, each process with rows of its own; process 0 writes the losses and check sums."""
+"""Two steps of DistributedDataParallel on models from folders, each process with rows of its own;
+process 0 writes the losses and check sums."""
 
 import json
 import sys
@@ -32,7 +33,8 @@ def batch_of(processor, texts, seed):
 
 
 def two_steps(folder: str, kind: str) -> dict[str, list[float]]:
-    """kind: `plain`, where every batch has images, or `text`, where process 1 has none in the second step and DDP looks for what is not reached."""
+    """kind: `plain`, where every batch has images, or `text`, where process 1 has none in the
+    second step and DDP looks for what is not reached."""
     processor = AutoProcessor.from_pretrained(folder)
     whole = AutoModelForImageTextToText.from_pretrained(folder).train()
     model = DistributedDataParallel(whole, find_unused_parameters=kind == "text")

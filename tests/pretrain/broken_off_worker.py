@@ -1,4 +1,5 @@
-"""dinov2.py, of whose processes the second is told to stop: STEP NUMBER OPTIONS..., with the micro-batch of this number, from 0, behind this step; -1: not."""
+"""dinov2.py, of whose processes the second is told to stop: STEP NUMBER OPTIONS..., with the
+micro-batch of this number, from 0, behind this step; -1: not."""
 
 import os
 import signal

@@ -107,7 +107,8 @@ def same():
 @pytest.fixture(scope="session")
 def snippet():
     def snippet(card: Path, picture: Path) -> dict:
-        """The names that the card's code leaves behind when it is run on its folder and a picture."""
+        """The names that the card's code leaves behind when it is run on its folder and a
+        picture."""
         text = card.read_text()
         code = text[text.index("```python\n") + 10 :].partition("```")[0]
         names: dict = {}

@@ -65,7 +65,8 @@ def gradients(backbone, outputs):
         for output in outputs
     ]
     loss = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
-    # the softmax does not see a bias of the keys: its gradient is 0 in exact arithmetic and only rounding here
+    # the softmax does not see a bias of the keys: its gradient is 0 in exact arithmetic and only
+    # rounding here
     parameters = [
         value for name, value in backbone.named_parameters() if not name.endswith("k_proj.bias")
     ]
@@ -73,7 +74,8 @@ def gradients(backbone, outputs):
 
 
 def assert_same(backbone, together, alone):
-    """Outputs and gradients: to 1e-5 in float32 (all gradients as one vector), to 1e-10 in float64 (every tensor by itself)."""
+    """Outputs and gradients: to 1e-5 in float32 (all gradients as one vector), to 1e-10 in float64
+    (every tensor by itself)."""
     exact = together[0].dtype == torch.float64
     left, right = gradients(backbone, together), gradients(backbone, alone)
     if not exact:

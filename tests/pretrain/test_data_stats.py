@@ -1,4 +1,5 @@
-"""`data_stats.py` as users run it: its numbers are NumPy's, and what it proposes gives pixels of that mean and std."""
+"""`data_stats.py` as users run it: its numbers are NumPy's, and what it proposes gives pixels of
+that mean and std."""
 
 import re
 import shlex

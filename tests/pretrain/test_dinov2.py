@@ -1,4 +1,5 @@
-"""The script as users run it: a whole run, its folder, resuming bit for bit, and one line for every mistake."""
+"""The script as users run it: a whole run, its folder, resuming bit for bit, and one line for every
+mistake."""
 
 import json
 import os
@@ -118,7 +119,8 @@ def test_it_loads_in_a_process_that_knows_only_transformers(runs, whole):
 
 @pytest.mark.parametrize("step", [5, 10])
 def test_resumed_is_uninterrupted_bit_for_bit(run, whole, tmp_path, step):
-    """Step 5 lies inside an epoch of 8 steps and inside a window of averages; the data worker runs."""
+    """Step 5 lies inside an epoch of 8 steps and inside a window of averages; the data worker
+    runs."""
     folder = tmp_path / "run"
     run("--output_dir", folder, "--save_total_limit", 10)
     for later in folder.glob("checkpoint-*"):
@@ -144,7 +146,8 @@ def test_resumed_is_uninterrupted_bit_for_bit(run, whole, tmp_path, step):
 def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume_is_exact(
     run, tmp_path, monkeypatch, capsys, save_steps, centering
 ):
-    """SIGTERM with the second of three micro-batches of step 4; step 3 has been saved or has not."""
+    """SIGTERM with the second of three micro-batches of step 4; step 3 has been saved or has
+    not."""
     options = (
         "--gradient_accumulation_steps",
         3,
@@ -274,7 +277,8 @@ def test_a_dry_run_sees_a_used_folder(runs, config, whole):
 
 
 def test_non_finite_losses_never_reach_the_weights(run, tmp_path, monkeypatch):
-    """Images of infinite pixels from step 7 on: three skipped steps, then the run stops with the weights, moments and centers of step 6."""
+    """Images of infinite pixels from step 7 on: three skipped steps, then the run stops with the
+    weights, moments and centers of step 6."""
     folder = tmp_path / "run"
     plain = dinov2.Trainer.on_device
 

@@ -1,4 +1,5 @@
-"""What SigLIP and MAE share, of each as users run it: kills, stops, two processes, a start from a folder, and one line for every mistake."""
+"""What SigLIP and MAE share, of each as users run it: kills, stops, two processes, a start from a
+folder, and one line for every mistake."""
 
 import os
 import signal

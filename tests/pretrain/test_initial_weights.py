@@ -1,4 +1,5 @@
-"""`--init_from`: every form of weights that people have, and what is said about tensors that are not simply taken."""
+"""`--init_from`: every form of weights that people have, and what is said about tensors that are
+not simply taken."""
 
 import copy
 

@@ -1,4 +1,5 @@
-"""Every loss, centering and schedule against a plain float64 loop written from its formula, and the spec's known values."""
+"""Every loss, centering and schedule against a plain float64 loop written from its formula, and the
+spec's known values."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""MAE as users run it: the published loss and start, the folder loads everywhere, and its own mistakes; the rest is in `test_image_training.py`."""
+"""MAE as users run it: the published loss and start, the folder loads everywhere, and its own
+mistakes; the rest is in `test_image_training.py`."""
 
 import shutil
 
@@ -37,7 +38,8 @@ def tiny():
 
 
 def test_the_loss_is_that_of_the_paper(tiny):
-    """Mean over hidden patches of the mean squared error to the patch's pixels less their mean, over their deviation; loops in float64."""
+    """Mean over hidden patches of the mean squared error to the patch's pixels less their mean,
+    over their deviation; loops in float64."""
     model, processor = tiny
     generator = torch.Generator().manual_seed(0)
     images = [
@@ -132,7 +134,8 @@ def test_the_loss_falls(whole, logged):
 
 
 def test_it_loads_everywhere_and_means_the_same(whole, picture, snippet):
-    """The card's code, AutoModel and this project's encoder: the same tokens, in their places, of a whole image."""
+    """The card's code, AutoModel and this project's encoder: the same tokens, in their places, of a
+    whole image."""
     names = snippet(whole / "README.md", picture)
     encoder = load_encoder(whole)
     pixels = AutoImageProcessor.from_pretrained(whole)(

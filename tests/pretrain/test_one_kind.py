@@ -1,4 +1,5 @@
-"""A folder of pictures and of floats without a scale: whatever makes batches of it refuses it in one line, and takes it with `?scale=`."""
+"""A folder of pictures and of floats without a scale: whatever makes batches of it refuses it in
+one line, and takes it with `?scale=`."""
 
 import numpy as np
 import pytest

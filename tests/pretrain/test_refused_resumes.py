@@ -1,6 +1,8 @@
-"""A resume that is refused leaves the run's folder as it was, to the byte and the time of change; one that is possible says what is other.
+"""A resume that is refused leaves the run's folder as it was, to the byte and the time of change;
+one that is possible says what is other.
 
-Each edit goes through the real program, on one run that is finished and has a checkpoint in the middle.
+Each edit goes through the real program, on one run that is finished and has a checkpoint in the
+middle.
 """
 
 import hashlib
@@ -212,7 +214,8 @@ def test_what_is_possible_goes_on_and_says_so(finished, tmp_path):
 
 @pytest.mark.timeout(300)
 def test_a_dry_run_refuses_what_the_run_would(finished, tmp_path):
-    """Other weights to start from, fewer steps, another model, other data: said before a job waits in a queue."""
+    """Other weights to start from, fewer steps, another model, other data: said before a job waits
+    in a queue."""
     if "dinov2" not in finished.script:
         pytest.skip("on the Trainer a dry run looks at the folder and loads no checkpoint")
     rehearsed = ("--dry_run", "true")

@@ -1,4 +1,5 @@
-"""Runs on images of other ranges than pictures: what they say, what their cards say, and that evaluation reads the same pixels."""
+"""Runs on images of other ranges than pictures: what they say, what their cards say, and that
+evaluation reads the same pixels."""
 
 import json
 import shutil
@@ -82,7 +83,8 @@ def reading(folder):
 
 
 def test_the_card_feeds_the_encoder_as_training_did(scaled, plates):
-    """Its code, run on its own folder: the pixels of the source, normalised, at the size of the run."""
+    """Its code, run on its own folder: the pixels of the source, normalised, at the size of the
+    run."""
     card = (scaled / "README.md").read_text()
     assert f"folder:path/to/images?{reading(scaled)}" in card
     code = card[card.index("```python\n") + 10 :].partition("```")[0]
@@ -218,7 +220,8 @@ def test_options_reach_the_crops():
 
 @pytest.mark.parametrize("name", ["mae", "siglip"])
 def test_other_methods_feed_scaled_images_once(name):
-    """Images of 0 to 1 are not divided by 255 again, in training or by the processor that is published."""
+    """Images of 0 to 1 are not divided by 255 again, in training or by the processor that is
+    published."""
     values = torch.rand(3, 32, 32)
     source = open_source("scenes")
     source.pixel_options = PixelOptions(Scale("values", 0.0, 4095.0))

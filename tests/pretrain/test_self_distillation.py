@@ -141,7 +141,8 @@ def test_bfloat16_is_close_to_float32():
 
 @pytest.mark.parametrize("centering", ["softmax", "sinkhorn_knopp"])
 def test_two_processes_are_one(runs, tmp_path, centering):
-    """The same global batch and masks, gathered KoLeo, token-weighted centers: losses of three steps agree to 1e-5."""
+    """The same global batch and masks, gathered KoLeo, token-weighted centers: losses of three
+    steps agree to 1e-5."""
     runs.finish(
         runs.start(WORKER, tmp_path / "1.json", centering),
         *runs.start_two(WORKER, tmp_path / "2.json", centering),

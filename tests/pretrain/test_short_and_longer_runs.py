@@ -1,4 +1,5 @@
-"""Runs of two steps with the defaults that a newcomer leaves alone, and finished runs that go on with more steps."""
+"""Runs of two steps with the defaults that a newcomer leaves alone, and finished runs that go on
+with more steps."""
 
 import json
 
@@ -81,7 +82,8 @@ def metrics(folder) -> dict[int, dict]:
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("name", ["mae", "siglip"])
 def test_a_run_of_one_step_learns(runs, name, tmp_path):
-    """transformers rounds the share of the warm-up up, to the whole of a run of one step, and the rate would be 0."""
+    """transformers rounds the share of the warm-up up, to the whole of a run of one step, and the
+    rate would be 0."""
     script, options = SCRIPTS[name]
     runs.finish(runs.start(script, *options, "--max_steps", 1, "--output_dir", tmp_path / "run"))
     assert metrics(tmp_path / "run")[1]["learning_rate"] > 0
@@ -130,7 +132,8 @@ def test_a_finished_run_goes_on_with_the_schedule_of_more_steps(runs, name, tmp_
 
 @pytest.mark.timeout(200)
 def test_a_resumed_run_has_the_learning_rate_that_it_is_given(runs, tmp_path):
-    """transformers takes it from the checkpoint, while the line of a loss that is no number advises a smaller one."""
+    """transformers takes it from the checkpoint, while the line of a loss that is no number advises
+    a smaller one."""
     script, options = SCRIPTS["mae"]
     given = (
         *options,

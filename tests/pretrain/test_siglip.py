@@ -1,4 +1,5 @@
-"""SigLIP as users run it: the published start, the folder loads everywhere, torchrun, its own mistakes; the rest is in `test_image_training.py`."""
+"""SigLIP as users run it: the published start, the folder loads everywhere, torchrun, its own
+mistakes; the rest is in `test_image_training.py`."""
 
 import io
 import json
@@ -59,7 +60,8 @@ def test_the_folder_is_what_was_promised(whole):
 
 
 def test_it_loads_everywhere_and_means_the_same(whole, picture):
-    """transformers' classes on their own, and this project's on top of them: the same vectors of the same image and texts."""
+    """transformers' classes on their own, and this project's on top of them: the same vectors of
+    the same image and texts."""
     model, processor = AutoModel.from_pretrained(whole).eval(), AutoProcessor.from_pretrained(whole)
     image, texts = Image.open(picture).convert("RGB"), ["A RED cup", "two green fish " * 40]
     inputs = processor(
@@ -101,7 +103,8 @@ def test_the_cards_code_runs(whole, picture, snippet):
 
 
 def test_the_temperature_does_not_decay(siglip, tmp_path):
-    """Without a gradient step, weight decay alone would move it: a tremendous one at a learning rate that moves little else."""
+    """Without a gradient step, weight decay alone would move it: a tremendous one at a learning
+    rate that moves little else."""
     folder = tmp_path / "run"
     siglip.finish(
         folder,
@@ -134,7 +137,8 @@ def test_two_processes_are_one_with_twice_the_batch(runs, siglip, whole, logged)
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory, picture):
-    """rows(captions) -> a parquet file with the picture and each of the captions, or without a column of them."""
+    """rows(captions) -> a parquet file with the picture and each of the captions, or without a
+    column of them."""
     folder = tmp_path_factory.mktemp("rows")
 
     def rows(captions):

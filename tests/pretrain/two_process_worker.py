@@ -1,4 +1,5 @@
-"""Three training steps on a fixed global batch, shared among the processes; rank 0 writes the mean losses."""
+"""Three training steps on a fixed global batch, shared among the processes; rank 0 writes the mean
+losses."""
 
 import json
 import os

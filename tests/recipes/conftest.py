@@ -59,7 +59,8 @@ def png(array):
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory):
-    """Parquet files with images whose hue tells which of 3 classes, their masks (the right half is class 1) and depths; one training image is cut short."""
+    """Parquet files with images whose hue tells which of 3 classes, their masks (the right half is
+    class 1) and depths; one training image is cut short."""
     folder, generator = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
     for part, count in (("train", 60), ("test", 21)):
         rows = []
@@ -90,7 +91,8 @@ def colours(tmp_path_factory):
     return folder
 
 
-# What a chat template may write that its tokenizer has as a token of its own; a text between such tokens (a role, say) is none.
+# What a chat template may write that its tokenizer has as a token of its own; a text between such
+# tokens (a role, say) is none.
 TOKEN = re.compile(r"<\|[^<>|' ]+\|>|<｜[^<>｜']+｜>|</?[a-z_]+>|<[|/]?[a-z_]+\|?>|\[/?[A-Z_]+\]")
 
 
@@ -111,7 +113,8 @@ def template_named():
 
 
 def own_tokens(template):
-    """What a template writes that its tokenizer has as tokens, beside those of the tokenizer of bytes."""
+    """What a template writes that its tokenizer has as tokens, beside those of the tokenizer of
+    bytes."""
     return sorted(set(TOKEN.findall(template)) - {"<image>"} - tiny_tokenizer().get_vocab().keys())
 
 
@@ -122,7 +125,8 @@ def tokens_of():
 
 @pytest.fixture(scope="session")
 def chat_processor():
-    """A processor with a chat template and a tokenizer of bytes that has the template's own tokens besides, or those given."""
+    """A processor with a chat template and a tokenizer of bytes that has the template's own tokens
+    besides, or those given."""
     image_processor = fuse_encoders(["tiny:dinov2"], hidden_size=64, connector="mlp", grid=8)[1]
 
     def make(template, tokens=None, tokenizer=None):
@@ -140,7 +144,8 @@ def chat_processor():
 
 @pytest.fixture(scope="session")
 def text_talk(tmp_path_factory):
-    """A folder with an untrained `model`, and `text.jsonl`: rows without images whose answers have 40 and 6 learnt tokens in turn."""
+    """A folder with an untrained `model`, and `text.jsonl`: rows without images whose answers have
+    40 and 6 learnt tokens in turn."""
     folder = tmp_path_factory.mktemp("talk")
     rows = [
         {
@@ -179,7 +184,8 @@ def talk_options(text_talk):
 
 
 def load_states(path):
-    """A file of DeepSpeed's, of a run of this test: the classes that it names are let through one by one."""
+    """A file of DeepSpeed's, of a run of this test: the classes that it names are let through one
+    by one."""
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     classes = [
         getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
@@ -190,7 +196,8 @@ def load_states(path):
 
 
 def check_zero_states(checkpoint, stage, processes):
-    """What DeepSpeed left: optimizer states of this stage, a part of them for each of so many processes, and each part a part only."""
+    """What DeepSpeed left: optimizer states of this stage, a part of them for each of so many
+    processes, and each part a part only."""
     (folder,) = checkpoint.glob("global_step*")
     names = sorted(path.name for path in folder.iterdir())
     sharded = {
@@ -216,7 +223,8 @@ def check_zero_states(checkpoint, stage, processes):
 
 @pytest.fixture(scope="session")
 def zero_left():
-    """zero_left(run, stage, processes): its newest checkpoint is one of DeepSpeed's, of this stage and so many processes."""
+    """zero_left(run, stage, processes): its newest checkpoint is one of DeepSpeed's, of this stage
+    and so many processes."""
 
     def zero_left(run, stage, processes):
         newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
@@ -253,7 +261,8 @@ SMALL_SVA = ("--grid", 4, "--connector_width", 16, "--connector_heads", 4, "--co
 JUDGED_AT_THE_END = (
     "--eval_dataset", "scenes?size=64&split=held_out&count=60", "--knn_bank_size", 40, "--knn_num_queries", 20, "--knn_k", 3,
 )  # fmt: skip
-# folder -> script and options, each as short as it can be, with defaults for all that a short run could trip over
+# folder -> script and options, each as short as it can be, with defaults for all that a short run
+# could trip over
 PROGRAMS = {
     "dinov2": (
         "pretrain/dinov2.py",
@@ -293,7 +302,8 @@ def programs():
 
 @pytest.fixture(scope="session")
 def made(runs, tmp_path_factory):
-    """A folder with a real run of every program, by the names of `programs`; and with `saved` (of save_encoder), `images`, `empty` and `tokenizer`."""
+    """A folder with a real run of every program, by the names of `programs`; and with `saved` (of
+    save_encoder), `images`, `empty` and `tokenizer`."""
     root = tmp_path_factory.mktemp("made")
     for name, (script, options) in PROGRAMS.items():
         runs.finish(

@@ -1,7 +1,9 @@
-"""The grades that official code gives to the answers in official_grades.json. Where lmms_eval is, it writes them anew.
+"""The grades that official code gives to the answers in official_grades.json. Where lmms_eval is,
+it writes them anew.
 
-    python tests/recipes/official_grades.py                           lmms-eval's grades: of all but POPE
-    python tests/recipes/official_grades.py --pope_evaluation FILE    and POPE's, by evaluate.py of AoiDragon/POPE
+    python tests/recipes/official_grades.py                           lmms-eval's grades: of all but
+    POPE python tests/recipes/official_grades.py --pope_evaluation FILE    and POPE's, by
+    evaluate.py of AoiDragon/POPE
 
 `official` is the grade of an answer by lmms-eval 0.7.3, of POPE by its own script. Our graders give the same grade, but
 for answers that tell their letter in a way that the official code does not read: these have a `why`, and ours is the
@@ -37,7 +39,8 @@ def lmms_eval_folder() -> Path:
 
 @functools.cache
 def lmms_eval_module(name: str) -> Any:
-    """A module of lmms-eval without what its packages import: some want 80 libraries to grade an answer."""
+    """A module of lmms-eval without what its packages import: some want 80 libraries to grade an
+    answer."""
     root = lmms_eval_folder()
     parts = name.split(".")
     for depth in range(len(parts)):
@@ -125,7 +128,8 @@ def lmms_eval_grades(benchmark: str, rows: list[dict[str, Any]]) -> list[float]:
 
 
 def pope(evaluation: Path, rows: list[dict[str, Any]]) -> tuple[list[float], dict[str, float]]:
-    """The grades and figures of POPE's own script, which has the names of its two files at its head."""
+    """The grades and figures of POPE's own script, which has the names of its two files at its
+    head."""
     files = {
         "answers": "\n".join(json.dumps({"answer": row["given"]}) for row in rows),
         "labels": "\n".join(json.dumps({"label": row["expected"]}) for row in rows),

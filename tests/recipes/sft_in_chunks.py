@@ -1,4 +1,5 @@
-"""`recipes/sva_sft.py` whose loss takes 8 learnt positions at a time, as 1,024 would need long texts; at its end it says what ZeRO was."""
+"""`recipes/sva_sft.py` whose loss takes 8 learnt positions at a time, as 1,024 would need long
+texts; at its end it says what ZeRO was."""
 
 from functools import partial
 

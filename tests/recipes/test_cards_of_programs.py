@@ -1,4 +1,5 @@
-"""The cards of real runs: what the Hub reads of them, what they say, and that their commands and their lines of Python run as they stand."""
+"""The cards of real runs: what the Hub reads of them, what they say, and that their commands and
+their lines of Python run as they stand."""
 
 import re
 import shlex
@@ -175,7 +176,8 @@ def test_the_docs_ask_a_trained_model(runs, made, tmp_path):
 
 
 def test_the_snippet_of_a_saved_encoder_opens_images_as_training_does():
-    """`encoder.transform` opens the file itself, with the number of channels that the encoder has."""
+    """`encoder.transform` opens the file itself, with the number of channels that the encoder
+    has."""
     assert "encoder.transform(" in SNIPPET and "image_tensor(" not in SNIPPET
 
 
@@ -198,7 +200,8 @@ AUTOS |= {"lora": AUTOS["sft"], "sft/checkpoint-2": AUTOS["sft"]}
 @pytest.mark.parametrize("name", AUTOS)
 @pytest.mark.parametrize("importable", [True, False], ids=["this package is there", "it is not"])
 def test_without_the_import_nothing_is_loaded_in_silence(runs, made, tmp_path, name, importable):
-    """In a process that imports transformers alone, in a folder with nothing but the model: never a bare tokenizer, never another cure."""
+    """In a process that imports transformers alone, in a folder with nothing but the model: never a
+    bare tokenizer, never another cure."""
     shutil.copytree(made / name, tmp_path / "model")
 
     def said(trust):

@@ -1,4 +1,5 @@
-"""Every chat template that trl ships, and others of the field, under awkward answers: each learnt answer has a learnt end, or its row is refused."""
+"""Every chat template that trl ships, and others of the field, under awkward answers: each learnt
+answer has a learnt end, or its row is refused."""
 
 import os
 import re
@@ -69,7 +70,8 @@ def learnt_stretches(tokenised, processor):
 
 
 def check(processor, messages):
-    """None where every answer's end is learnt; otherwise why the row is refused. Fails on anything between."""
+    """None where every answer's end is learnt; otherwise why the row is refused. Fails on anything
+    between."""
     try:
         tokenised = tokenise(Conversation("row 1", tuple(messages)), processor, 2**20)
     except BadRow as error:
@@ -143,7 +145,8 @@ def test_thoughts_that_a_template_drops_are_refused_with_the_turn(chat_processor
 
 
 def test_what_follows_an_earlier_answer_is_learnt_as_the_stop_of_a_last_one(chat_processor):
-    """gpt-oss ends earlier answers with another token than the last one, at which generation stops."""
+    """gpt-oss ends earlier answers with another token than the last one, at which generation
+    stops."""
     processor = chat_processor(SHIPPED["gptoss"])
     tokenised = tokenise(Conversation("row 1", tuple(ROWS["two turns"])), processor, 2**20)
     end, stop = processor.tokenizer.convert_tokens_to_ids(["<|end|>", "<|return|>"])

@@ -93,7 +93,8 @@ TURNS = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": 
 
 
 def rows_to_clean():
-    """Rows 2, 4 and 5 of six are bad; none is as `json.dumps` would write it, and one has what nothing reads."""
+    """Rows 2, 4 and 5 of six are bad; none is as `json.dumps` would write it, and one has what
+    nothing reads."""
     return [
         '{"messages":  [{"role":"user","content":"wäs?"},{"content":"thät","role":"assistant"}], "id": 1}',
         json.dumps({"messages": TURNS, "video": "a.mp4"}),

@@ -103,7 +103,8 @@ def test_a_task_that_no_data_set_allows_is_refused_at_once(encoder, run):
 
 
 def test_the_task_of_one_encoder_alone_is_allowed(run, encoder):
-    """The data have masks; raw pixels have no attention, which is no reason to refuse the task to all."""
+    """The data have masks; raw pixels have no attention, which is no reason to refuse the task to
+    all."""
     folder = run(
         "--encoders",
         encoder,

@@ -8,7 +8,8 @@ from recipes.vlm_args import AlignArguments, SftArguments
 from vision_core.arguments import parse_arguments
 
 CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"))
-# learning rate, warm-up, conversations per process, ZeRO stage: Cambrian-1's and LLaVA-1.5's scripts; Prismatic's paper
+# learning rate, warm-up, conversations per process, ZeRO stage: Cambrian-1's and LLaVA-1.5's
+# scripts; Prismatic's paper
 PUBLISHED = {
     "cambrian_8b_align": (1e-3, 0.06, 8), "cambrian_13b_align": (1e-3, 0.06, 8), "cambrian_34b_align": (1e-3, 0.06, 8),
     "cambrian_8b_sft": (4e-5, 0.03, 8), "cambrian_13b_sft": (4e-5, 0.03, 8), "cambrian_34b_sft": (2e-5, 0.03, 8),

@@ -95,7 +95,8 @@ def test_it_runs_uninstalled_from_another_folder(encoder, colours, runs, tmp_pat
 
 
 def test_depth_is_judged_as_on_nyu(encoder, colours, run, tmp_path):
-    """What lies outside the crop changes nothing; whole images have another figure; other sizes are refused."""
+    """What lies outside the crop changes nothing; whole images have another figure; other sizes are
+    refused."""
     generator = np.random.default_rng(0)
     pictures = {
         part: [png(generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)) for _ in range(4)]

@@ -80,7 +80,8 @@ def test_cv_bench_and_its_mean(folder):
 
 
 def test_chance_and_error_are_of_the_figure_that_is_weighted(folder):
-    """By the published formula, from chances by group; and the error against many sets of answers drawn at random."""
+    """By the published formula, from chances by group; and the error against many sets of answers
+    drawn at random."""
     counts = {"ADE20K": (40, 5), "COCO": (10, 4), "Omni3D": (20, 2)}
     questions = [
         Question("", "", ("A",), list, tuple("vwxyz"[:choices]), group)
@@ -225,7 +226,8 @@ def test_baselines_show_no_image_and_those_of_others(model_folder, monkeypatch):
 
 
 def pictures_in_turns(folder):
-    """A conversation with a system turn, two images within a question, and a third one behind the first answer."""
+    """A conversation with a system turn, two images within a question, and a third one behind the
+    first answer."""
     for number in range(3):
         (folder / f"{number}.png").write_bytes(png(number))
     turns = [
@@ -241,7 +243,8 @@ def pictures_in_turns(folder):
 
 
 def test_a_conversation_is_asked_as_it_was_trained(model_folder, tmp_path, monkeypatch):
-    """With its system turn, and its images where they stand: the ids that `generate` gets are the beginning of those that training sees."""
+    """With its system turn, and its images where they stand: the ids that `generate` gets are the
+    beginning of those that training sees."""
     source = pictures_in_turns(tmp_path)
     model, processor = load_model(str(model_folder))
     task = open_task(source)

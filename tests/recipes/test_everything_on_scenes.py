@@ -1,4 +1,5 @@
-"""The whole chain from one command, with encoders that are there already and few steps; and what it says when something is wrong."""
+"""The whole chain from one command, with encoders that are there already and few steps; and what it
+says when something is wrong."""
 
 import os
 import subprocess
@@ -61,7 +62,8 @@ def test_from_encoders_to_the_page(save_run, tmp_path):
 
 
 def test_what_fails_is_named(tmp_path):
-    """A broken encoder ends the chain with the program's own line and where to read more; what was begun keeps its name of something unfinished."""
+    """A broken encoder ends the chain with the program's own line and where to read more; what was
+    begun keeps its name of something unfinished."""
     for name in ("dinov2", "siglip", "language_model"):
         (tmp_path / name).mkdir()
     for variant in (

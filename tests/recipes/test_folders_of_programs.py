@@ -1,4 +1,5 @@
-"""Any program on any other program's folder says what the folder is and what to do with it; every file that a program leaves can be read by others."""
+"""Any program on any other program's folder says what the folder is and what to do with it; every
+file that a program leaves can be read by others."""
 
 import itertools
 import os

@@ -1,4 +1,5 @@
-"""Evaluations that are killed, and started again by the same command: the answers and results are those of a run that was not hurt."""
+"""Evaluations that are killed, and started again by the same command: the answers and results are
+those of a run that was not hurt."""
 
 import json
 import shutil
@@ -52,7 +53,8 @@ def kept_lines(folder):
 def test_a_killed_evaluation_of_a_vlm_goes_on_and_gives_the_same_bytes(
     runs, model_folder, tmp_path
 ):
-    """Killed after the first lines; killed again, with a torn last line; begun by two processes and ended by one."""
+    """Killed after the first lines; killed again, with a torn last line; begun by two processes and
+    ended by one."""
     arguments = (
         "--model",
         model_folder,

@@ -1,4 +1,5 @@
-"""From rows to answers: two rows are learnt by heart under layouts of the field, asked as they were trained, and generation stops by itself."""
+"""From rows to answers: two rows are learnt by heart under layouts of the field, asked as they were
+trained, and generation stops by itself."""
 
 import json
 import re
@@ -23,7 +24,8 @@ ENOUGH = 40  # tokens for either answer and much more: without a learnt end it w
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Two rows that differ in their picture alone; an answer ends in a line break, as many files have it."""
+    """Two rows that differ in their picture alone; an answer ends in a line break, as many files
+    have it."""
     folder = tmp_path_factory.mktemp("rows")
     lines = []
     for name, value, answer in (("dark", 20, "no\n"), ("light", 230, " A light one.\n")):
@@ -91,7 +93,8 @@ def test_two_rows_are_answered_as_they_were_learnt(name, rows, untrained, monkey
 
 
 def test_the_programs_do_so_too(rows, untrained, runs, tmp_path):
-    """A base model whose only stop was its end of text, with a ChatML template: SFT, then evaluation, as commands."""
+    """A base model whose only stop was its end of text, with a ChatML template: SFT, then
+    evaluation, as commands."""
     model, processor = untrained("chatml")
     model.generation_config.eos_token_id = (
         processor.tokenizer.eos_token_id

@@ -1,4 +1,5 @@
-"""A mistake is one line and leaves no folder, so that the same command, mended, starts with the same --output_dir."""
+"""A mistake is one line and leaves no folder, so that the same command, mended, starts with the
+same --output_dir."""
 
 import json
 
@@ -13,7 +14,8 @@ TEXTS = ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    """model, encoder: folders of a fused model and of one encoder. rows: conversations. no_weights: a model without them."""
+    """model, encoder: folders of a fused model and of one encoder. rows: conversations. no_weights:
+    a model without them."""
     folder = tmp_path_factory.mktemp("there")
     write_small_default(folder / "model", TEXTS, seed=0)
     write_small_default(folder / "no_weights", TEXTS, seed=0)

@@ -1,4 +1,5 @@
-"""The same command line, given again, of programs that save no checkpoints: it starts, finishes what was killed, and says that all is done."""
+"""The same command line, given again, of programs that save no checkpoints: it starts, finishes
+what was killed, and says that all is done."""
 
 import io
 import json
@@ -46,7 +47,8 @@ PROGRAMS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Rows of conversations, one of them bad, and two parquet files in the layout of flickr8k_vl."""
+    """Rows of conversations, one of them bad, and two parquet files in the layout of
+    flickr8k_vl."""
     path = tmp_path_factory.mktemp("data")
     turns = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}]
     (path / "rows.jsonl").write_text(

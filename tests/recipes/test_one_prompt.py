@@ -1,4 +1,5 @@
-"""A conversation has the same ids wherever it is asked: in training, by the card's call, by transformers' pipeline, in evaluation, with any template."""
+"""A conversation has the same ids wherever it is asked: in training, by the card's call, by
+transformers' pipeline, in evaluation, with any template."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""Training of fused models that goes on: what is refused leaves the run's folder as it was, and what is possible says what is other."""
+"""Training of fused models that goes on: what is refused leaves the run's folder as it was, and
+what is possible says what is other."""
 
 import hashlib
 import json
@@ -122,7 +123,8 @@ def test_a_refused_resume_changes_nothing_whole(runs, given, tmp_path):
 
 @pytest.mark.timeout(200)
 def test_other_groups_of_the_optimizer_keep_each_parameters_states(runs, given, logged, tmp_path):
-    """weight_decay makes two groups of one; with a decay of all but nothing the course is that of the run without."""
+    """weight_decay makes two groups of one; with a decay of all but nothing the course is that of
+    the run without."""
     run = Finished(runs, given, tmp_path / "run")
     whole = logged(run.folder)
     printed = run.goes_on("--weight_decay", 1e-12, "--sampler_learning_rate", 1e-3 * (1 + 1e-9))

@@ -80,7 +80,8 @@ def test_mostly_unreadable_test_images_stop_it(encoder, data, runs, tmp_path):
 
 
 def test_test_images_are_not_learnt_from(encoder, runs, tmp_path):
-    """4 of 12 test images lie among the training images, under other names and as another kind of file."""
+    """4 of 12 test images lie among the training images, under other names and as another kind of
+    file."""
     write_folder(tmp_path / "data" / "train", 30)
     write_folder(tmp_path / "data" / "test", 12, first=100)
     for index in (2, 3, 4, 5):
@@ -135,7 +136,8 @@ def png(array):
 
 @pytest.fixture
 def dense(tmp_path):
-    """Images with masks and depths; of the test images one, and another one's mask and depth, are cut short."""
+    """Images with masks and depths; of the test images one, and another one's mask and depth, are
+    cut short."""
     for part, count in (("train", 8), ("test", 5)):
         rows = []
         for index in range(count):

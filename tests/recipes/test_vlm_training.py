@@ -1,4 +1,5 @@
-"""Training of fused models as users start it: launchers, ZeRO, kills and resumes, LoRA, what is saved."""
+"""Training of fused models as users start it: launchers, ZeRO, kills and resumes, LoRA, what is
+saved."""
 
 import json
 import re
@@ -30,7 +31,8 @@ class Given:
 
 @pytest.fixture(scope="session")
 def mixed(tmp_path_factory):
-    """A small untrained model; conversations with none, one and three images of several sizes; whole batches have none."""
+    """A small untrained model; conversations with none, one and three images of several sizes;
+    whole batches have none."""
     folder, generator = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
     rows = []
     for number in range(48):
@@ -113,7 +115,8 @@ def test_two_processes_are_one(
     reference, saved = weights(one_process), weights(folder)
     assert reference.keys() == saved.keys()
     for name, tensor in reference.items():
-        # by the norm: where a gradient is all but zero, AdamW makes of its rounding whole steps of one number
+        # by the norm: where a gradient is all but zero, AdamW makes of its rounding whole steps of
+        # one number
         assert (saved[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
     model, processor = (
         AutoModelForImageTextToText.from_pretrained(folder),
@@ -169,7 +172,8 @@ def test_killed_and_resumed_is_uninterrupted(
 
 @pytest.mark.timeout(200)
 def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
-    """Alignment moves what is new and nothing else; LoRA starts from it; its folder is a whole model that answers as the trained one did."""
+    """Alignment moves what is new and nothing else; LoRA starts from it; its folder is a whole
+    model that answers as the trained one did."""
     runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "first", max_steps=4)))
     runs.finish(
         runs.start(
@@ -211,7 +215,8 @@ def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
 
 @pytest.mark.timeout(300)
 def test_lora_under_zero3_in_bf16(runs, logged, weights, zero_left, mixed, tmp_path):
-    """Where all weights that are sharded must be of one dtype; what is saved is whole, and the encoders are as they were."""
+    """Where all weights that are sharded must be of one dtype; what is saved is whole, and the
+    encoders are as they were."""
     chosen = {"max_steps": 4, "lora_rank": 4, "bf16": "true"}
     for name, more in (
         ("sharded", {"deepspeed": ROOT / "recipes" / "zero" / "zero3.json"}),
@@ -328,7 +333,8 @@ def test_cached_features_train_as_the_encoders_do(runs, logged, mixed, tmp_path)
 
 @pytest.mark.timeout(300)
 def test_damaged_features_are_made_again_and_never_trained_on(runs, logged, mixed, tmp_path):
-    """All 45 files, each damaged in one of four ways, between two runs with one cache: the losses are those of the undamaged one."""
+    """All 45 files, each damaged in one of four ways, between two runs with one cache: the losses
+    are those of the undamaged one."""
     cached = {"feature_cache": tmp_path / "cache", "feature_cache_dtype": "fp32", "max_steps": 6}
     runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "first", **cached)))
     files = sorted((tmp_path / "cache").rglob("*.safetensors"))

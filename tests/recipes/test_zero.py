@@ -1,4 +1,5 @@
-"""What DeepSpeed itself goes by, asked of its engine in runs of the real program, and ZeRO-3 with learnt positions in several chunks."""
+"""What DeepSpeed itself goes by, asked of its engine in runs of the real program, and ZeRO-3 with
+learnt positions in several chunks."""
 
 import ast
 import json
@@ -21,7 +22,8 @@ def engine(printed):
 def test_processes_with_different_numbers_of_chunks_are_one(
     runs, logged, weights, zero_left, talk_options, tmp_path
 ):
-    """Two processes under ZeRO-3, 40 and 6 learnt tokens at a chunk of 8, and two batches to a step."""
+    """Two processes under ZeRO-3, 40 and 6 learnt tokens at a chunk of 8, and two batches to a
+    step."""
     runs.finish(runs.start(SFT, *talk_options(tmp_path / "one", per_device_train_batch_size=4)))
     config = ROOT / "recipes" / "zero" / "zero3.json"
     sharded = talk_options(
@@ -55,7 +57,8 @@ def test_processes_with_different_numbers_of_chunks_are_one(
 def test_a_file_that_says_nothing_but_the_stage_follows_the_options(
     stage, runs, weights, zero_left, text_talk, talk_options, tmp_path
 ):
-    """DeepSpeed by itself would clip at 1.0, in float32, after every batch, and save no weights of ZeRO-3."""
+    """DeepSpeed by itself would clip at 1.0, in float32, after every batch, and save no weights of
+    ZeRO-3."""
     config = tmp_path / "zero.json"
     config.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     chosen = {
@@ -92,7 +95,8 @@ def test_a_file_that_says_nothing_but_the_stage_follows_the_options(
 
 
 def test_where_accelerate_would_leave_deepspeed_out(runs, talk_options, tmp_path):
-    """As in a shell that a test of two processes on CPUs has left: under ZeRO-3 it ended in a convolution whose weight nobody gathered."""
+    """As in a shell that a test of two processes on CPUs has left: under ZeRO-3 it ended in a
+    convolution whose weight nobody gathered."""
     arguments = talk_options(tmp_path / "run", deepspeed=ROOT / "recipes" / "zero" / "zero3.json")
     run = runs.start("recipes/sva_sft.py", *arguments, environment={"ACCELERATE_USE_CPU": "true"})
     printed = runs.finish(run, expect=2, seconds=60)

@@ -73,7 +73,8 @@ def contents(folder):
 def test_another_layout_is_refused_and_nothing_changes(
     processes, changed, said, runs, talk_options, half_way
 ):
-    """Without the refusal the last one trains on with moments of zero, and the others end in DeepSpeed's tracebacks."""
+    """Without the refusal the last one trains on with moments of zero, and the others end in
+    DeepSpeed's tracebacks."""
     before = contents(half_way)
     words = [SFT, *talk_options(half_way, **CHOSEN | changed), "--resume_from_checkpoint", "true"]
     started = runs.start_two(*words) if processes == 2 else [runs.start(*words)]

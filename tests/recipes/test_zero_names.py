@@ -1,4 +1,5 @@
-"""Keys of a ZeRO config that DeepSpeed does not know, and values that it refuses: one line each, before anything is loaded."""
+"""Keys of a ZeRO config that DeepSpeed does not know, and values that it refuses: one line each,
+before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -83,7 +84,8 @@ def test_what_deepspeed_would_not_read_is_named(changes, zero, said, tmp_path):
 
 
 def test_what_deepspeed_reads_passes(tmp_path):
-    """Also keys of sections that have no model, names that DeepSpeed has replaced, and both names of a key."""
+    """Also keys of sections that have no model, names that DeepSpeed has replaced, and both names
+    of a key."""
     content = changed(
         {
             "steps_per_print": 10,

@@ -1,7 +1,8 @@
-"""The promises under ZeRO's stages, with LoRA and accumulated batches: two processes are one, and a kill inside a save changes no bit.
+"""The promises under ZeRO's stages, with LoRA and accumulated batches: two processes are one, and a
+kill inside a save changes no bit.
 
-Each run leaves what proves that it was one of DeepSpeed's. The runs that are killed start through the deepspeed launcher,
-as users start them, once for each stage.
+Each run leaves what proves that it was one of DeepSpeed's. The runs that are killed start through
+the deepspeed launcher, as users start them, once for each stage.
 """
 
 from pathlib import Path
@@ -16,7 +17,8 @@ slow = pytest.mark.slow
 
 
 def is_saving(run):
-    """Whether a checkpoint of this run is being written: its folder, under whichever name, has no manifest yet."""
+    """Whether a checkpoint of this run is being written: its folder, under whichever name, has no
+    manifest yet."""
     folders = [*run.glob("checkpoint-*"), *run.glob(".tmp-*")]
     return any(folder.is_dir() and not (folder / "MANIFEST.json").exists() for folder in folders)
 

@@ -1,4 +1,5 @@
-"""One of two processes that train a model whose every forward is random: FOLDER, and the batch with which the second is told to stop, or -1."""
+"""One of two processes that train a model whose every forward is random: FOLDER, and the batch with
+which the second is told to stop, or -1."""
 
 import os
 import signal

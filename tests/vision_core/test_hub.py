@@ -1,4 +1,5 @@
-"""Without a network a name is refused at once and what is in the cache is loaded at once, whichever library reads it."""
+"""Without a network a name is refused at once and what is in the cache is loaded at once, whichever
+library reads it."""
 
 import shutil
 import socket

@@ -120,7 +120,8 @@ def test_the_loading_snippet_runs(tmp_path, monkeypatch):
 
 
 def test_the_snippet_opens_an_image_as_training_does(tmp_path):
-    """A photograph that its camera took upright and stored lying down; transformers' processors leave that to whoever opens it."""
+    """A photograph that its camera took upright and stored lying down; transformers' processors
+    leave that to whoever opens it."""
     turned = Image.Exif()
     turned[0x0112] = 6
     pixels = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)

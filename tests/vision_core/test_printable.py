@@ -42,7 +42,8 @@ def test_a_long_value_loses_its_middle():
 
 
 def test_a_message_keeps_what_where_and_cure():
-    """File, row and cure stay, however long the values between them are, with and without spaces."""
+    """File, row and cure stay, however long the values between them are, with and without
+    spaces."""
     for number in range(200):
         path, value, words = (
             "/data/" + "p" * (number * 40),

@@ -1,4 +1,5 @@
-"""What a disk has room for, asked before something large is written, and said when it was not enough."""
+"""What a disk has room for, asked before something large is written, and said when it was not
+enough."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def free_bytes(folder: Path) -> int:
 
 
 def check_room(folder: Path, needed: int, what: str, cure: str) -> str:
-    """What will be written and what is free, in words. Raises UserError, with `cure`, where it does not fit."""
+    """What will be written and what is free, in words. Raises UserError, with `cure`, where it does
+    not fit."""
     free = free_bytes(folder)
     space = f"{in_words(needed)}, and {in_words(free)} are free"
     if needed > free:

@@ -1,7 +1,9 @@
-"""Files that are written aside, brought to the disk and shown whole by one rename; and what killed processes leave.
+"""Files that are written aside, brought to the disk and shown whole by one rename; and what killed
+processes leave.
 
-A process holds a lock on the file that it writes, and the kernel lets go of it however the process ends. So the next
-process can tell what a killed one left from what a living one writes, in other containers of the same machine too.
+A process holds a lock on the file that it writes, and the kernel lets go of it however the process
+ends. So the next process can tell what a killed one left from what a living one writes, in other
+containers of the same machine too.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ SECONDS_OF_A_DAY = 24 * 60 * 60
 def write_whole(path: Path, content: bytes, aside_in: Path, keep_first: bool = False) -> None:
     """Write a file so that a reader, a second writer or a crash finds all of it or nothing.
 
-    The file lies in `aside_in`, on the same file system, until its content has reached the disk. Raises OSError, and
-    then nothing of it is left. keep_first: a file that is there by then stays, in place of the new one.
+    The file lies in `aside_in`, on the same file system, until its content has reached the disk.
+    Raises OSError, and then nothing of it is left. keep_first: a file that is there by then stays,
+    in place of the new one.
     """
     for folder in (aside_in, path.parent):
         _make_folder(folder)
@@ -40,9 +43,11 @@ def write_whole(path: Path, content: bytes, aside_in: Path, keep_first: bool = F
 
 
 def remove_litter(paths: Iterable[Path]) -> None:
-    """Remove what killed processes were writing: of this machine at once, everything else once it is a day old.
+    """Remove what killed processes were writing: of this machine at once, everything else once it
+    is a day old.
 
-    `paths` may name files that are written at this moment, which stay. What cannot be removed stays too.
+    `paths` may name files that are written at this moment, which stay. What cannot be removed stays
+    too.
     """
     for path in paths:
         with contextlib.suppress(OSError):
@@ -68,7 +73,8 @@ def _show(aside: Path, path: Path, keep_first: bool) -> None:
 
 @contextlib.contextmanager
 def _locked_file(folder: Path) -> Iterator[tuple[Path, int]]:
-    """A new file (path, descriptor) that `remove_litter` leaves alone meanwhile. After an error it is gone."""
+    """A new file (path, descriptor) that `remove_litter` leaves alone meanwhile. After an error it
+    is gone."""
     aside, descriptor = _new_locked_file(folder)
     try:
         yield aside, descriptor

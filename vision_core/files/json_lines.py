@@ -14,7 +14,8 @@ MAX_BYTES = 16 * 2**30
 
 
 class JsonLines:
-    """A file of one JSON object per line. A full disk delays lines until a later call and never leaves half of one."""
+    """A file of one JSON object per line. A full disk delays lines until a later call and never
+    leaves half of one."""
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self.path = path
@@ -44,7 +45,8 @@ class JsonLines:
         self._waiting.clear()
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole object in the file; other lines (a write cut by a power loss) are reported and left out."""
+        """Every whole object in the file; other lines (a write cut by a power loss) are reported
+        and left out."""
         lines = self._text().splitlines()
         records = [record for record in map(_object_or_none, lines) if record is not None]
         if len(records) < len(lines):
@@ -60,7 +62,8 @@ class JsonLines:
         return data.decode("utf-8", errors="replace")
 
     def move_others(self, wanted: Callable[[dict[str, Any]], bool], others: Path) -> None:
-        """Rewrite the file with the wanted objects, atomically; all other lines are added to the file `others` before. Raises OSError."""
+        """Rewrite the file with the wanted objects, atomically; all other lines are added to the
+        file `others` before. Raises OSError."""
         lines = self._text().splitlines()
         kept, moved, broken = [], [], 0
         for line in lines:
@@ -76,7 +79,8 @@ class JsonLines:
 
 
 def _append_whole(path: Path, data: bytes) -> None:
-    """Append all of `data` or nothing. A line that a dead process left without its end is ended first."""
+    """Append all of `data` or nothing. A line that a dead process left without its end is ended
+    first."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         size = os.lseek(descriptor, 0, os.SEEK_END)

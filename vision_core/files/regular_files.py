@@ -1,4 +1,5 @@
-"""Reading files that others made: regular ones only, inside their folder, of a bounded size; nothing blocks."""
+"""Reading files that others made: regular ones only, inside their folder, of a bounded size;
+nothing blocks."""
 
 import glob
 import hashlib
@@ -11,7 +12,8 @@ from typing import BinaryIO
 from vision_core.errors import UserError
 from vision_core.unreadable import MAX_FILE_BYTES, UnreadableImage
 
-# the folders of the Hugging Face hub's cache: <kind>--<name>/snapshots/<revision>/a/b.jpg -> ../../../../blobs/<hash>
+# the folders of the Hugging Face hub's cache: <kind>--<name>/snapshots/<revision>/a/b.jpg ->
+# ../../../../blobs/<hash>
 REPOSITORY_KINDS = ("datasets--", "models--", "spaces--")
 ANYWHERE = os.sep
 # to go through a folder, which O_PATH (of Linux) asks no right to read for
@@ -25,11 +27,13 @@ def read_regular_file(
     """The bytes of a regular file.
 
     Args:
-        roots: real paths of folders (`data_roots`); the file, its links resolved, must lie in one of them. None: anywhere.
+        roots: real paths of folders (`data_roots`); the file, its links resolved, must lie in one
+            of them. None: anywhere.
         most_bytes: a larger file is refused.
 
     Raises:
-        UnreadableImage: outside_the_data_folder, not_a_regular_file, file_too_large, missing or cannot_be_opened.
+        UnreadableImage: outside_the_data_folder, not_a_regular_file, file_too_large, missing or
+            cannot_be_opened.
     """
     with _opened(path, roots, buffering=0) as file:
         if os.fstat(file.fileno()).st_size > most_bytes:
@@ -44,7 +48,8 @@ def read_regular_file(
 
 
 def open_regular_file(path: str | os.PathLike, *roots: str) -> BinaryIO:
-    """A regular file, open for reading; where it may lie and what is raised as for `read_regular_file`."""
+    """A regular file, open for reading; where it may lie and what is raised as for
+    `read_regular_file`."""
     return _opened(path, roots, buffering=-1)
 
 
@@ -77,7 +82,8 @@ def _open_anywhere(path: str | os.PathLike) -> int:
 def _open_inside(path: str, roots: tuple[str, ...]) -> int:
     """A descriptor of the file, reached from its root without following a link.
 
-    A path that has links is resolved first, and the real one is opened so. What is put in the place of a folder in between is not followed.
+    A path that has links is resolved first, and the real one is opened so. What is put in the place
+    of a folder in between is not followed.
     """
     root = _root_of(path, roots) if _is_plain(path) else None
     if root is not None:
@@ -91,7 +97,8 @@ def _open_inside(path: str, roots: tuple[str, ...]) -> int:
 
 
 def _is_plain(path: str) -> bool:
-    """Whether no part of a path is empty, `.` or `..`: what begins with a folder's name then lies in it, if there is no link."""
+    """Whether no part of a path is empty, `.` or `..`: what begins with a folder's name then lies
+    in it, if there is no link."""
     return (
         "//" not in path
         and "/./" not in path
@@ -109,7 +116,8 @@ class _LinkMet(OSError):
 
 
 def _open_below(root: str, path: str) -> int:
-    """Folder by folder, each by the descriptor of the one before. Raises OSError, UnreadableImage."""
+    """Folder by folder, each by the descriptor of the one before. Raises OSError,
+    UnreadableImage."""
     *folders, name = path[len(root.rstrip(os.sep)) + 1 :].split(os.sep)
     folder = os.open(root, FOLDER)
     try:
@@ -135,10 +143,12 @@ def _open_folder(name: str, parent: int) -> int:
 
 
 def data_roots(folder: str | os.PathLike, follow_links: bool = False) -> tuple[str, ...]:
-    """The real paths of the folders in which everything that is read below `folder` must lie, its links resolved.
+    """The real paths of the folders in which everything that is read below `folder` must lie, its
+    links resolved.
 
-    They are the folder itself and, for a folder inside a repository of the Hugging Face hub's cache, that repository, whose files are links
-    to its `blobs`. With `follow_links` a file may lie anywhere.
+    They are the folder itself and, for a folder inside a repository of the Hugging Face hub's
+    cache, that repository, whose files are links to its `blobs`. With `follow_links` a file may lie
+    anywhere.
     """
     if follow_links:
         return (ANYWHERE,)
@@ -169,7 +179,8 @@ def is_inside(path: str, folder: str) -> bool:
 
 
 def files_matching(kind: str, pattern: str, extension: str) -> list[str]:
-    """The files that a glob pattern (or a folder's name) matches, sorted; raises `UserError` where there is none."""
+    """The files that a glob pattern (or a folder's name) matches, sorted; raises `UserError` where
+    there is none."""
     if os.path.isdir(pattern):
         pattern = os.path.join(glob.escape(pattern), f"*{extension}")
     paths = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
@@ -184,7 +195,8 @@ def files_matching(kind: str, pattern: str, extension: str) -> list[str]:
 
 
 def refuse_special_files(place: str | os.PathLike, at_any_depth: bool = False) -> None:
-    """Raise UserError for a pipe, a socket or a device in a folder: a library that reads the folder would wait for a writer, for ever.
+    """Raise UserError for a pipe, a socket or a device in a folder: a library that reads the folder
+    would wait for a writer, for ever.
 
     place: anything but a folder is left to the library.
     """
@@ -214,7 +226,8 @@ def files_fingerprint(paths: Iterable[str], *options: object) -> str:
 
 
 def state_of_files(files: Iterable[tuple[str, str]], *options: object) -> tuple[str, str]:
-    """Of files, given by (name, path): a hash over names and sizes, which a copy elsewhere has too, and one over times of change."""
+    """Of files, given by (name, path): a hash over names and sizes, which a copy elsewhere has too,
+    and one over times of change."""
     content = hashlib.blake2b(repr(options).encode("utf-8", "surrogateescape"), digest_size=16)
     times = hashlib.blake2b(digest_size=16)
     for name, path in files:

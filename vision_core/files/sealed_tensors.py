@@ -1,7 +1,9 @@
-"""Tensors in a safetensors file that carries a digest of itself, which is compared whenever the file is read.
+"""Tensors in a safetensors file that carries a digest of itself, which is compared whenever the
+file is read.
 
-A flipped bit in a file of features is a feature too, and nothing else would notice it. The digest is SHA-256, as in the
-manifest of a checkpoint: processors compute it in hardware, so that it costs less than what is done with the tensors.
+A flipped bit in a file of features is a feature too, and nothing else would notice it. The digest
+is SHA-256, as in the manifest of a checkpoint: processors compute it in hardware, so that it costs
+less than what is done with the tensors.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class DamagedTensors(ValueError):
 
 @dataclass
 class Sealed:
-    """tensors: by name. metadata: the texts that were sealed with them. offsets: where in the file a tensor's bytes begin."""
+    """tensors: by name. metadata: the texts that were sealed with them. offsets: where in the file
+    a tensor's bytes begin."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -65,7 +68,8 @@ def write_sealed(
 
 
 def read_sealed(path: Path) -> Sealed:
-    """What `write_sealed` wrote. Raises FileNotFoundError and other OSErrors, NotSealed, or DamagedTensors."""
+    """What `write_sealed` wrote. Raises FileNotFoundError and other OSErrors, NotSealed, or
+    DamagedTensors."""
     content = _read_file(path)
     header = _header(content)
     metadata = header.pop("__metadata__", {})
@@ -89,7 +93,8 @@ def sealed_bytes(tensor_bytes: int) -> int:
 
 
 def remove_damaged(path: Path, status: os.stat_result) -> None:
-    """Remove a file that did not verify, unless another process has replaced it since its `status` was taken.
+    """Remove a file that did not verify, unless another process has replaced it since its `status`
+    was taken.
 
     What cannot be removed stays, and is replaced if it can be.
     """
@@ -104,7 +109,8 @@ def remove_damaged(path: Path, status: os.stat_result) -> None:
 
 
 def _read_file(path: Path) -> bytes:
-    """At once, and never by a map: to read behind the end of a file that was cut meanwhile would end the process."""
+    """At once, and never by a map: to read behind the end of a file that was cut meanwhile would
+    end the process."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe, nobody waits for a writer
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

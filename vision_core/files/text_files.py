@@ -1,4 +1,5 @@
-"""Text, JSON and YAML that others wrote: read from regular files alone, of a bounded size and depth, and refused in one line."""
+"""Text, JSON and YAML that others wrote: read from regular files alone, of a bounded size and
+depth, and refused in one line."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class UnreadableText(UserError):
 def read_bytes(
     path: str | os.PathLike, name: str, cure: str, *roots: str, most_bytes: int = MAX_TEXT_BYTES
 ) -> bytes:
-    """The bytes of a regular file; `roots` as for `read_regular_file`. name, cure: how a message begins and ends.
+    """The bytes of a regular file; `roots` as for `read_regular_file`. name, cure: how a message
+    begins and ends.
 
     Raises:
         UnreadableText: what is wrong, in words.
@@ -72,7 +74,8 @@ def open_bytes(path: str | os.PathLike, name: str, cure: str) -> BinaryIO:
 
 
 def check_openable(path: str | os.PathLike, name: str, cure: str) -> None:
-    """Raise UnreadableText for what is no regular file: for a library that opens the path itself."""
+    """Raise UnreadableText for what is no regular file: for a library that opens the path
+    itself."""
     open_bytes(path, name, cure).close()
 
 
@@ -85,10 +88,12 @@ def parse_json(
     most_depth: int | None = MAX_DEPTH,
     pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-    """The value of a JSON text, its lists and objects at most `most_depth` deep, or as deep as Python reads them.
+    """The value of a JSON text, its lists and objects at most `most_depth` deep, or as deep as
+    Python reads them.
 
-    finite: whether numbers that are none are refused: NaN and Infinity, which are no JSON though Python reads them, 1e999, and whole
-    numbers of more than 63 bits. pairs: makes an object of its keys and values, a dict by default. Raises what `refusal` makes of a line.
+    finite: whether numbers that are none are refused: NaN and Infinity, which are no JSON though
+    Python reads them, 1e999, and whole numbers of more than 63 bits. pairs: makes an object of its
+    keys and values, a dict by default. Raises what `refusal` makes of a line.
     """
     try:
         value = json.loads(text, object_pairs_hook=pairs, **(FINITE if finite else {}))
@@ -106,7 +111,8 @@ def parse_json(
 
 
 def is_deep(value: Any, most: int = MAX_DEPTH) -> bool:
-    """Whether lists and dicts stand in each other more than `most` deep, found without recursion."""
+    """Whether lists and dicts stand in each other more than `most` deep, found without
+    recursion."""
     level: list[Any] = [value]
     for _ in range(most):
         level = [
@@ -121,7 +127,8 @@ def is_deep(value: Any, most: int = MAX_DEPTH) -> bool:
 
 
 def yaml_node(text: str, name: str, cure: str = "mend the file") -> yaml.Node | None:
-    """The node of a YAML text, None where it is empty; nothing is constructed, no tag followed. Raises UserError."""
+    """The node of a YAML text, None where it is empty; nothing is constructed, no tag followed.
+    Raises UserError."""
     return _read_yaml(text, name, cure, yaml.compose)
 
 

@@ -1,4 +1,5 @@
-"""What a data source knows about its images besides a label: masks, depth, captions, and which image another was made from."""
+"""What a data source knows about its images besides a label: masks, depth, captions, and which
+image another was made from."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ Read = Callable[[], list]
 
 @dataclass
 class Annotations:
-    """Masks and depths as images beside `images`, row by row; texts and ids are read when they are first asked for.
+    """Masks and depths as images beside `images`, row by row; texts and ids are read when they are
+    first asked for.
 
-    ignore: values of the masks' files that count nowhere. depth_scale: units of the depths' files per metre; 0 stands for unknown.
+    ignore: values of the masks' files that count nowhere. depth_scale: units of the depths' files
+    per metre; 0 stands for unknown.
     read_...: the columns, each row a text, a number, a list of them or None.
     """
 
@@ -49,7 +52,8 @@ class Annotations:
         return frozenset(name for name, value in there.items() if value is not None)
 
     def mask(self, index: int) -> Tensor:
-        """`[H, W]` int64 class numbers, `IGNORED` for what counts nowhere. Raises UnreadableImage, and UserError for a value above 255."""
+        """`[H, W]` int64 class numbers, `IGNORED` for what counts nowhere. Raises UnreadableImage,
+        and UserError for a value above 255."""
         mask = self._numbers(self.masks, index, "mask").long()
         mask[torch.isin(mask, torch.tensor(self.ignore, dtype=torch.long))] = IGNORED
         if mask.max() > IGNORED:
@@ -84,7 +88,8 @@ class Annotations:
 
     @cached_property
     def copy_of(self) -> list[str] | None:
-        """For every image the id of the one from which it was made, empty where there is none; or None."""
+        """For every image the id of the one from which it was made, empty where there is none; or
+        None."""
         return (
             None
             if self.read_copy_of is None
@@ -96,7 +101,8 @@ class Annotations:
         return _rows(self.read_captions())
 
     def _numbers(self, source: EncodedImageSource | None, index: int, kind: str) -> Tensor:
-        """A file that is readable but of another kind or shape is the user's mistake, not one bad image."""
+        """A file that is readable but of another kind or shape is the user's mistake, not one bad
+        image."""
         if source is None:
             raise _missing(self.images, kind)
         try:
@@ -127,7 +133,8 @@ def make_annotations(
     image_ids: Read | None = None,
     copy_of: Read | None = None,
 ) -> Annotations | None:
-    """Annotations with the options `ignore` and `depth_scale` as they are written in a source, or None where there is nothing.
+    """Annotations with the options `ignore` and `depth_scale` as they are written in a source, or
+    None where there is nothing.
 
     Raises UserError for an option that is no number, or that speaks of what is not there.
     """
@@ -143,7 +150,8 @@ def make_annotations(
 
 
 def holds_texts(arrow_type) -> bool:
-    """Whether a column of this pyarrow type holds texts, whole numbers (such as ids) or lists of them."""
+    """Whether a column of this pyarrow type holds texts, whole numbers (such as ids) or lists of
+    them."""
     from pyarrow import types
 
     if types.is_list(arrow_type) or types.is_large_list(arrow_type):

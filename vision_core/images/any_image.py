@@ -1,4 +1,5 @@
-"""Whatever a user has an image as, made into the pixels that training's decoder makes of the image's file."""
+"""Whatever a user has an image as, made into the pixels that training's decoder makes of the
+image's file."""
 
 from __future__ import annotations
 
@@ -28,22 +29,20 @@ GREY, COLOUR = 1, 3
 def image_tensor(image: Any, num_channels: int = COLOUR) -> Tensor:
     """`[3, H, W]` uint8 on the CPU, equal to `decode_image` of the image's file.
 
-    | image | rule |
-    |---|---|
-    | bytes | the file's content; of TIFF and arrays, three bands of floats have no known range and are refused |
-    | path, `file://`, `data:`, base64 | the content that is read there |
-    | `http://`, `https://` | refused: nothing is downloaded |
-    | PIL image | loaded or not, of a mode with a known scale; see `decode.picture_tensor` |
-    | array, tensor of uint8 | as it is |
-    | array, tensor of uint16 | as 16 bits of a file: grey is divided by 257, of colour the high byte is taken |
+    | image | rule | |---|---| | bytes | the file's content; of TIFF and arrays, three bands of
+    floats have no known range and are refused | | path, `file://`, `data:`, base64 | the content
+    that is read there | | `http://`, `https://` | refused: nothing is downloaded | | PIL image |
+    loaded or not, of a mode with a known scale; see `decode.picture_tensor` | | array, tensor of
+    uint8 | as it is | | array, tensor of uint16 | as 16 bits of a file: grey is divided by 257, of
+    colour the high byte is taken |
 
-    Arrays are `[H, W]`, or have an axis of 1 or 3 channels. Where the first and the last axis could both be
-    that one, it is the last of a NumPy array, and the first of a torch tensor. The limits on sizes hold for
-    encoded images, not for PIL images, arrays and tensors. A tensor that is already such an image is returned
-    as it is.
+    Arrays are `[H, W]`, or have an axis of 1 or 3 channels. Where the first and the last axis could
+    both be that one, it is the last of a NumPy array, and the first of a torch tensor. The limits
+    on sizes hold for encoded images, not for PIL images, arrays and tensors. A tensor that is
+    already such an image is returned as it is.
 
-    With another number of channels, files are what `decode_image(data, num_channels)` makes of them, float32
-    `[C, H, W]`; arrays and tensors of such data are taken by `encoder_image.py`.
+    With another number of channels, files are what `decode_image(data, num_channels)` makes of
+    them, float32 `[C, H, W]`; arrays and tensors of such data are taken by `encoder_image.py`.
 
     Raises:
         UserError: for anything else; the message names what was given and the cure.
@@ -64,9 +63,11 @@ def image_tensor(image: Any, num_channels: int = COLOUR) -> Tensor:
 def file_tensor(
     image: Any, num_channels: int = COLOUR, options: PixelOptions = AS_STORED, pictures: bool = True
 ) -> Tensor:
-    """`[C, H, W]` of a path, bytes or text: `decode_image` of the file with `options`, uint8 or float32.
+    """`[C, H, W]` of a path, bytes or text: `decode_image` of the file with `options`, uint8 or
+    float32.
 
-    pictures: three bands of floats without a known range are refused, as in `image_tensor`. Raises UserError as that does.
+    pictures: three bands of floats without a known range are refused, as in `image_tensor`. Raises
+    UserError as that does.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         data, name = bytes(image), "an image given as bytes"

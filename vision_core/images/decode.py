@@ -46,10 +46,12 @@ def decode_image(
 ) -> Tensor:
     """Encoded bytes to `[C, H, W]`; see `read_stored` and `to_pixels`, which this is.
 
-    Sizes are checked in the header, before any pixel is decoded. EXIF orientation is applied, alpha dropped, the first frame of an
-    animation taken. Pictures of 8 bits become luminance 0..1 (ITU-R 601-2, Pillow's "L") where one channel is asked for.
+    Sizes are checked in the header, before any pixel is decoded. EXIF orientation is applied, alpha
+    dropped, the first frame of an animation taken. Pictures of 8 bits become luminance 0..1 (ITU-R
+    601-2, Pillow's "L") where one channel is asked for.
 
-    A flipped bit inside JPEG or WebP data mostly decodes to other pixels, which no decoder notices; only a content hash does.
+    A flipped bit inside JPEG or WebP data mostly decodes to other pixels, which no decoder notices;
+    only a content hash does.
 
     Raises:
         UnreadableImage: for any bytes that are not a whole, supported image.
@@ -61,41 +63,49 @@ def decode_image(
 def read_stored(
     data: bytes, num_channels: int = 3, options: PixelOptions = AS_STORED, part: int | None = None
 ) -> Stored:
-    """The numbers of an image as its file has them, with what is missing among them. Raises as `decode_image` does.
+    """The numbers of an image as its file has them, with what is missing among them. Raises as
+    `decode_image` does.
 
     Args:
-        num_channels: how many are wanted of the file. The result may have one, which stands for three, or the three of a colour for one.
-            With `options.bands` it is what the file has, and the result has those bands alone.
+        num_channels: how many are wanted of the file. The result may have one, which stands for
+            three, or the three of a colour for one. With `options.bands` it is what the file has,
+            and the result has those bands alone.
         part: which of the images of a file that holds several, from 0 on.
     """
     return _guarded(lambda: _read(data, num_channels, options, part), data)
 
 
 def count_parts(data: bytes, num_channels: int = 3) -> int:
-    """How many images of `num_channels` the file holds: 1 where it is one image. Raises as `decode_image` does."""
+    """How many images of `num_channels` the file holds: 1 where it is one image. Raises as
+    `decode_image` does."""
     return _guarded(lambda: _count_parts(data, num_channels), data)
 
 
 def decode_values(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The numbers of a PNG or TIFF with one channel, int32 `[H, W]`: grey values of 8 or 16 bits, 0 and 1, or palette indices, never colours.
+    """The numbers of a PNG or TIFF with one channel, int32 `[H, W]`: grey values of 8 or 16 bits, 0
+    and 1, or palette indices, never colours.
 
-    Checked and turned as in `decode_image`. max_pixels: of the largest image that is read. Raises UnreadableImage, with a reason that begins with
-    `not_numbers` for whole pictures of another kind: colour, lossy formats, and grey of 2 or 4 bits, which Pillow spreads over 0 to 255.
+    Checked and turned as in `decode_image`. max_pixels: of the largest image that is read. Raises
+    UnreadableImage, with a reason that begins with `not_numbers` for whole pictures of another
+    kind: colour, lossy formats, and grey of 2 or 4 bits, which Pillow spreads over 0 to 255.
     """
     return _guarded(lambda: _numbers(data, max_pixels), data)
 
 
 def picture_tensor(picture: Image.Image) -> Tensor:
-    """`[3, H, W]` uint8 of a PIL image: what `decode_image` makes of the file that the image was opened from.
+    """`[3, H, W]` uint8 of a PIL image: what `decode_image` makes of the file that the image was
+    opened from.
 
-    The image may be loaded or not. Of an animation the frame is taken at which the image stands, which is the first after
-    opening. EXIF orientation is applied where the image still has one. A copy of a 16-bit TIFF no longer says that white
-    is zero. A TIFF whose pixels Pillow does not give as they are documented is read again from its file; of its pages a later one
-    is taken as it is where the image was turned to it. Sizes are not checked.
+    The image may be loaded or not. Of an animation the frame is taken at which the image stands,
+    which is the first after opening. EXIF orientation is applied where the image still has one. A
+    copy of a 16-bit TIFF no longer says that white is zero. A TIFF whose pixels Pillow does not
+    give as they are documented is read again from its file; of its pages a later one is taken as it
+    is where the image was turned to it. Sizes are not checked.
 
     Raises:
-        UnreadableImage: for values of no known scale, where the file behind the image cannot be read to its end, and
-            not_its_files_pixels where the file would have to be read again and is not at hand.
+        UnreadableImage: for values of no known scale, where the file behind the image cannot be
+            read to its end, and not_its_files_pixels where the file would have to be read again and
+            is not at hand.
     """
     return _guarded(lambda: _pixels_of_picture(picture), b"")
 
@@ -108,7 +118,8 @@ def is_picture(data: bytes) -> bool:
 def picture_size(
     data: bytes, options: PixelOptions = AS_STORED, part: int | None = None
 ) -> tuple[int, int]:
-    """Height and width of the upright image of three channels; from its header where Pillow reads it. Raises as `decode_image` does."""
+    """Height and width of the upright image of three channels; from its header where Pillow reads
+    it. Raises as `decode_image` does."""
     return _guarded(lambda: _upright_size(data, options, part), data)
 
 
@@ -239,7 +250,8 @@ def _reason(error: Exception, data: bytes) -> str:
 
 
 def _short_webp(data: bytes) -> bool:
-    """Whether a WebP file ends before the length in its RIFF header; Pillow's error does not tell."""
+    """Whether a WebP file ends before the length in its RIFF header; Pillow's error does not
+    tell."""
     return (
         data[:4] == b"RIFF"
         and data[8:12] == b"WEBP"

@@ -32,12 +32,15 @@ def encoder_images(
     pictures: bool = True,
     options: PixelOptions = AS_STORED,
 ) -> list[Tensor]:
-    """One image or several as a list of `[C, H, W]`; an array or tensor with four axes is a batch of images.
+    """One image or several as a list of `[C, H, W]`; an array or tensor with four axes is a batch
+    of images.
 
-    pictures: whether an encoder of 3 channels sees pictures, whose floats are 0 to 1; False takes floats as they are.
+    pictures: whether an encoder of 3 channels sees pictures, whose floats are 0 to 1; False takes
+    floats as they are.
     options: how paths, bytes and base64 are read.
 
-    Raises UserError for no image, and for what `encoder_image` refuses, with the place of the image in the list.
+    Raises UserError for no image, and for what `encoder_image` refuses, with the place of the image
+    in the list.
     """
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
         images = list(images)
@@ -67,9 +70,9 @@ def encoder_image(
     | float array, tensor | 0 to 1 | as it is, in the scale of the encoder's mean and std |
     | any other type | refused | refused |
 
-    Arrays are `[H, W]`, or have an axis of the encoder's channels, first or last; 3-channel encoders repeat grey.
-    A float picture with values outside 0 to 1 by more than 0.2 is refused, because 0 to 255 and
-    normalised values look alike to no model.
+    Arrays are `[H, W]`, or have an axis of the encoder's channels, first or last; 3-channel
+    encoders repeat grey. A float picture with values outside 0 to 1 by more than 0.2 is refused,
+    because 0 to 255 and normalised values look alike to no model.
 
     Raises:
         UserError: for anything else; the message names what was given and the cure.

@@ -1,4 +1,5 @@
-"""A part of a source that is held out of training, so that a run on one's own images can be judged on them."""
+"""A part of a source that is held out of training, so that a run on one's own images can be judged
+on them."""
 
 from __future__ import annotations
 
@@ -93,11 +94,13 @@ def chosen(values: list | None, indices: Sequence[int]) -> list | None:
 
 
 def hold_out(source: ImageSource, seed: int, most: int = MOST_HELD_OUT) -> SourcePart:
-    """What is trained on, with its `held_out`: a tenth of the images, at most `most`, drawn by `seed`.
+    """What is trained on, with its `held_out`: a tenth of the images, at most `most`, drawn by
+    `seed`.
 
-    Images of one file, such as slices of a volume or tiles of a slide, stay on one side. Where every file holds more images than that, the
-    smallest one is held out, if it has no more than a third of them. Where there are labels, every class that had an image keeps one to
-    train on. The held-out part may be empty.
+    Images of one file, such as slices of a volume or tiles of a slide, stay on one side. Where
+    every file holds more images than that, the smallest one is held out, if it has no more than a
+    third of them. Where there are labels, every class that had an image keeps one to train on. The
+    held-out part may be empty.
     """
     order = numpy_generator(seed, "held out").permutation(len(source)).tolist()
     count = min(int(HELD_OUT_SHARE * len(source)), most)
@@ -114,7 +117,8 @@ def hold_out(source: ImageSource, seed: int, most: int = MOST_HELD_OUT) -> Sourc
 def draw_files(
     source: ImageSource, order: Sequence[int], count: int, largest: int, keep_classes: bool = False
 ) -> set[int]:
-    """The images of whole files, `count` at most; where no file is that small, those of the smallest one with `largest` images at most.
+    """The images of whole files, `count` at most; where no file is that small, those of the
+    smallest one with `largest` images at most.
 
     order: all images of the source, as they are drawn; a file is drawn with its first image.
     keep_classes: leave an image of every class.
@@ -141,6 +145,7 @@ def draw_files(
 
 
 def _keeps_classes(images: Sequence[int], labels: list[int] | None, left: Counter) -> bool:
-    """Whether every class has more images left than these; `left` is empty where that does not matter."""
+    """Whether every class has more images left than these; `left` is empty where that does not
+    matter."""
     taken = Counter(labels[index] for index in images) if left else Counter()
     return all(left[label] > number for label, number in taken.items())

@@ -1,4 +1,5 @@
-"""What the values of a label column mean: class numbers, class names, or several classes of each image."""
+"""What the values of a label column mean: class numbers, class names, or several classes of each
+image."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ TASK_OF_LISTS = "several classes an image: for the task multi_label"
 
 @dataclass(frozen=True)
 class Labels:
-    """labels: one class number per image, or None. multi_labels: the numbers of all classes of each image, or None.
+    """labels: one class number per image, or None. multi_labels: the numbers of all classes of each
+    image, or None.
 
-    class_names: their names, or None. from_texts: whether the numbers are those of the sorted names, so that another part of the data
-    may number otherwise. why_none: why a column that is there holds no labels, in words.
+    class_names: their names, or None. from_texts: whether the numbers are those of the sorted
+    names, so that another part of the data may number otherwise. why_none: why a column that is
+    there holds no labels, in words.
     """
 
     labels: list[int] | None = None
@@ -45,13 +48,16 @@ def read_labels(
 ) -> Labels:
     """The values of `column`, one for each image: numbers, texts, or lists of either.
 
-    Whole numbers, also as floats, are class numbers; of texts each is a class, numbered in sorted order. Lists hold the classes of an
-    image; rows of one length of zeros and ones, in which a number comes twice, are marks for each class.
+    Whole numbers, also as floats, are class numbers; of texts each is a class, numbered in sorted
+    order. Lists hold the classes of an image; rows of one length of zeros and ones, in which a
+    number comes twice, are marks for each class.
 
     Args:
-        asked_for: whether the user named the column; then what is wrong with it is a `UserError`, otherwise `why_none`.
+        asked_for: whether the user named the column; then what is wrong with it is a `UserError`,
+            otherwise `why_none`.
         names: of the class numbers, where the data has them.
-        texts_are_classes: take texts for classes also where more than half of them differ, which speaks for captions or ids.
+        texts_are_classes: take texts for classes also where more than half of them differ, which
+            speaks for captions or ids.
     """
     try:
         known = [value for value in values if value is not None]
@@ -70,7 +76,8 @@ def read_labels(
 
 
 def renumbered(labels: Sequence[int], own: Sequence[str], others: Sequence[str]) -> list[int]:
-    """Numbers of the names `own` as numbers of the same names in `others`. Raises KeyError for a name that is not there."""
+    """Numbers of the names `own` as numbers of the same names in `others`. Raises KeyError for a
+    name that is not there."""
     place = {name: number for number, name in enumerate(others)}
     return [place[own[label]] for label in labels]
 
@@ -109,7 +116,8 @@ def _of_lists(values: list, column: str, names: list[str] | None) -> Labels:
 
 
 def _are_marks(rows: list[list[int]]) -> bool:
-    """A list of class numbers holds none of them twice; a row of marks, of three classes or more, always does."""
+    """A list of class numbers holds none of them twice; a row of marks, of three classes or more,
+    always does."""
     one_length = len({len(row) for row in rows}) == 1
     return (
         one_length
@@ -146,7 +154,8 @@ def _check_missing(missing: int, values: list, column: str) -> None:
 
 
 def may_hold_labels(arrow_type: Any) -> bool:
-    """Whether a column of this pyarrow type holds numbers, texts or lists of them, told without reading it."""
+    """Whether a column of this pyarrow type holds numbers, texts or lists of them, told without
+    reading it."""
     from pyarrow import types
 
     if (
@@ -171,7 +180,8 @@ def may_hold_labels(arrow_type: Any) -> bool:
 
 
 def label_column(types: dict[str, Any], wanted: str | None) -> str | None:
-    """The column of labels by name and pyarrow type: the one that is wanted, else `label` or `labels`, or None.
+    """The column of labels by name and pyarrow type: the one that is wanted, else `label` or
+    `labels`, or None.
 
     Raises UserError where the wanted column holds something else.
     """

@@ -39,10 +39,12 @@ KINDS = {
 def open_source(
     text: str, num_channels: int = 3, auto_scale: Scale | None = None
 ) -> ImageSource | ImageStream:
-    """Open the source that `text` names; its images have `num_channels`. auto_scale: what `?scale=auto` stands for, by default what is
-    usual among this source's own images; for images that are judged it is the scale of those that were learnt from.
+    """Open the source that `text` names; its images have `num_channels`. auto_scale: what
+    `?scale=auto` stands for, by default what is usual among this source's own images; for images
+    that are judged it is the scale of those that were learnt from.
 
-    `folder:PATH` or a plain path; `list:FILE.txt`; `parquet:GLOB`; `hf:NAME[:CONFIG]`; `wds:GLOB`; `scenes`. See docs/data.md.
+    `folder:PATH` or a plain path; `list:FILE.txt`; `parquet:GLOB`; `hf:NAME[:CONFIG]`; `wds:GLOB`;
+    `scenes`. See docs/data.md.
 
     Raises:
         UserError: unknown kind or option, nothing found, a column that is not there.
@@ -112,7 +114,8 @@ def _open(
 
 
 def parse_source(text: str) -> tuple[str, str, dict[str, str]]:
-    """`kind:where?a=b` as (kind, where, options), all checked but `where`. A `?` without `name=` behind it belongs to a glob pattern."""
+    """`kind:where?a=b` as (kind, where, options), all checked but `where`. A `?` without `name=`
+    behind it belongs to a glob pattern."""
     head, tail = re.fullmatch(r"(.*?)(?:\?(\w+=[^?]*))?", text, re.DOTALL).groups(default="")
     kind, colon, where = head.partition(":")
     if head == "scenes":

@@ -1,4 +1,5 @@
-"""How a source's stored numbers become pixels, where the user says it: the options scale, nodata, bands and max_pixels."""
+"""How a source's stored numbers become pixels, where the user says it: the options scale, nodata,
+bands and max_pixels."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,8 +16,9 @@ MOST_PIXELS = 178_956_970
 class Scale:
     """Which stored values become 0 and 1.
 
-    kind: `values`, low and high are stored values; `percentiles`, of each image by itself; `auto`, of samples of the source, which
-    `open_source` replaces by values; `full`, the whole range that the file's type or header gives.
+    kind: `values`, low and high are stored values; `percentiles`, of each image by itself; `auto`,
+    of samples of the source, which `open_source` replaces by values; `full`, the whole range that
+    the file's type or header gives.
     """
 
     kind: Literal["values", "percentiles", "auto", "full"]
@@ -28,8 +30,9 @@ class Scale:
 class PixelOptions:
     """How stored numbers become pixels.
 
-    scale: None leaves values as they are documented for their format. nodata: a value that stands for none. bands: which ones of a file's
-    are taken, in this order, counted from 1; None takes all. bands_of: how many the file has, where `bands` is given.
+    scale: None leaves values as they are documented for their format. nodata: a value that stands
+    for none. bands: which ones of a file's are taken, in this order, counted from 1; None takes
+    all. bands_of: how many the file has, where `bands` is given.
     """
 
     scale: Scale | None = None
@@ -51,7 +54,8 @@ AS_STORED = PixelOptions()
 
 
 def take_pixel_options(text: str, options: dict[str, str]) -> tuple[PixelOptions, dict[str, str]]:
-    """The pixel options among those of the source `text`, and the others. Raises UserError for a value that is not possible."""
+    """The pixel options among those of the source `text`, and the others. Raises UserError for a
+    value that is not possible."""
     others = {name: value for name, value in options.items() if name not in PIXEL_OPTIONS}
     scale = _scale(text, options["scale"]) if "scale" in options else None
     nodata = _number(text, "nodata", options["nodata"]) if "nodata" in options else None
@@ -61,7 +65,8 @@ def take_pixel_options(text: str, options: dict[str, str]) -> tuple[PixelOptions
 
 
 def pixel_options_text(options: PixelOptions) -> str:
-    """`scale=4012&nodata=-9999`: what `take_pixel_options` reads back as `options`; empty where nothing is set."""
+    """`scale=4012&nodata=-9999`: what `take_pixel_options` reads back as `options`; empty where
+    nothing is set."""
     parts = []
     if options.scale is not None:
         parts.append(f"scale={scale_text(options.scale)}")

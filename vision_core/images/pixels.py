@@ -14,15 +14,16 @@ EIGHT_BITS, SIXTEEN_BITS = 255, 65535
 
 
 def to_pixels(stored: Stored, num_channels: int, options: PixelOptions = AS_STORED) -> Tensor:
-    """`[num_channels, H, W]`: uint8 for 3 channels that have a known range, float32 for all else and wherever a scale is given.
+    """`[num_channels, H, W]`: uint8 for 3 channels that have a known range, float32 for all else
+    and wherever a scale is given.
 
-    What is missing becomes the mean of its band over the image. One channel is repeated where three are asked for, and a colour
-    becomes its luminance where one is. Without a scale, values of a known range are 0 for black and 1 (or 255) for white, and
-    others stay as they are.
+    What is missing becomes the mean of its band over the image. One channel is repeated where three
+    are asked for, and a colour becomes its luminance where one is. Without a scale, values of a
+    known range are 0 for black and 1 (or 255) for white, and others stay as they are.
 
     Raises:
-        UnreadableImage: not_3_channels, nodata_only, not_finite, and unsupported_mode for one channel without a known range of which
-            three are asked.
+        UnreadableImage: not_3_channels, nodata_only, not_finite, and unsupported_mode for one
+            channel without a known range of which three are asked.
     """
     _check_channels(stored, num_channels)
     ends = _ends(stored, options.scale)
@@ -113,7 +114,8 @@ def _in_channels(stored: Stored, num_channels: int) -> Stored:
 
 
 def _between(values: np.ndarray, black: float, white: float) -> np.ndarray:
-    """float32: 0 for black, 1 for white, clipped to what lies between. Where both are the same value, all is black."""
+    """float32: 0 for black, 1 for white, clipped to what lies between. Where both are the same
+    value, all is black."""
     exact = _float_for(values.dtype)
     return (
         ((values.astype(exact) - exact(black)) / exact(white - black or 1))
@@ -139,7 +141,8 @@ def _float_for(dtype: np.dtype) -> type:
 
 
 def _levels(values: np.ndarray, black: float, white: float) -> np.ndarray:
-    """uint8: 0 for black and 255 for white, rounded. Of colour of 16 bits the high byte is taken, as Pillow does."""
+    """uint8: 0 for black and 255 for white, rounded. Of colour of 16 bits the high byte is taken,
+    as Pillow does."""
     span = abs(white - black)
     if values.dtype.kind in "bu" and {black, white} == {0, span}:
         above_black = values if black == 0 else int(black) - values

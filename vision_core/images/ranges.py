@@ -1,4 +1,5 @@
-"""Which range of stored values is worth a scale, and what a user should know about the one in use."""
+"""Which range of stored values is worth a scale, and what a user should know about the one in
+use."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ ODD_SPREAD = 10.0  # times
 
 
 def automatic_scale(source: ImageSource, name: str, count: int = AUTO_IMAGES) -> tuple[Scale, int]:
-    """What `?scale=auto` of the source `name` stands for, and from how many images; see `usual_range`.
+    """What `?scale=auto` of the source `name` stands for, and from how many images; see
+    `usual_range`.
 
-    A function of the source alone: every process and every resumed run finds the same. Raises UserError where there is no range.
+    A function of the source alone: every process and every resumed run finds the same. Raises
+    UserError where there is no range.
     """
     sample = sample_stored(source, count, eight_bit=False)
     if not sample.images and not sample.unreadable:
@@ -44,8 +47,9 @@ def automatic_scale(source: ImageSource, name: str, count: int = AUTO_IMAGES) ->
 
 
 def usual_range(sample: StoredSample) -> tuple[float, float]:
-    """One range for all bands, so that they keep their proportions: from 0, or the 0.1 percentile where that is below 0, to the
-    99.9 percentile, with 6 digits. Of pictures of 8 bits it is 0 to 255."""
+    """One range for all bands, so that they keep their proportions: from 0, or the 0.1 percentile
+    where that is below 0, to the 99.9 percentile, with 6 digits. Of pictures of 8 bits it is 0 to
+    255."""
     if set(sample.types) <= {"bool", "uint8"}:
         return EIGHT_BITS
     low, high = (
@@ -55,13 +59,15 @@ def usual_range(sample: StoredSample) -> tuple[float, float]:
 
 
 def full_scale_of(sample: StoredSample) -> tuple[float, float] | None:
-    """The range that the format gives, black before white or not, as low and high; None where it gives none, or several."""
+    """The range that the format gives, black before white or not, as low and high; None where it
+    gives none, or several."""
     known = {scale and (min(scale), max(scale)) for scale in sample.full_scales}
     return known.pop() if len(known) == 1 else None
 
 
 def used_share(sample: StoredSample) -> float | None:
-    """How much of the full scale the values take up to their 99.9 percentile; None where it is not known."""
+    """How much of the full scale the values take up to their 99.9 percentile; None where it is not
+    known."""
     full = full_scale_of(sample)
     if full is None:
         return None
@@ -82,10 +88,12 @@ def range_notes(
     image_std: Sequence[float],
     is_trained: bool = False,
 ) -> list[str]:
-    """What a quick look at a source's files says against its options, a line each; nothing for pictures of 8 bits, scenes and streams.
+    """What a quick look at a source's files says against its options, a line each; nothing for
+    pictures of 8 bits, scenes and streams.
 
     image_mean, image_std: of the run, one per channel.
-    is_trained: whether they are those of an encoder that is judged, which nobody can choose any more; nothing is augmented then either.
+    is_trained: whether they are those of an encoder that is judged, which nobody can choose any
+    more; nothing is augmented then either.
     """
     if isinstance(source, ImageStream) or _all_eight_bit(source):
         return []

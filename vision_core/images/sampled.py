@@ -1,4 +1,5 @@
-"""What the files of a source hold, from a seeded sample of its images: the numbers as they are stored, not yet pixels."""
+"""What the files of a source hold, from a seeded sample of its images: the numbers as they are
+stored, not yet pixels."""
 
 from __future__ import annotations
 
@@ -21,14 +22,17 @@ MOST_KEPT_VALUES = 2**24  # for percentiles, of all images together
 
 @dataclass
 class StoredSample:
-    """What was found in some images. Numbers per band are of the values that are there; of types alike.
+    """What was found in some images. Numbers per band are of the values that are there; of types
+    alike.
 
     Attributes:
-        images: how many were read. unreadable: how many were not, by reason. types: images by type. sizes: images by (height, width).
+        images: how many were read. unreadable: how many were not, by reason. types: images by type.
+            sizes: images by (height, width).
         full_scales: images by the range that their format gives, or None.
         bands: statistics of every band.
         kept: `[C]` arrays for percentiles: all values, or an even grid of those of large images.
-        bits: of unsigned whole numbers, which bits are set in any of them; None where there are other numbers.
+        bits: of unsigned whole numbers, which bits are set in any of them; None where there are
+            other numbers.
     """
 
     images: int = 0
@@ -41,7 +45,8 @@ class StoredSample:
     bits: list[int] | None = field(default_factory=list)
 
     def add(self, stored: Stored, most_pixels: int) -> None:
-        """Take in an image; of its pixels at most about `most_pixels`, evenly spaced, are kept for percentiles."""
+        """Take in an image; of its pixels at most about `most_pixels`, evenly spaced, are kept for
+        percentiles."""
         channels, height, width = stored.values.shape
         if not self.images:
             self.bands = [BandStatistics() for _ in range(channels)]
@@ -65,7 +70,8 @@ class StoredSample:
             )
 
     def percentiles(self, shares: Sequence[float], band: int | None = None) -> list[float]:
-        """The values below which these percent of a band's values lie, linearly between two of them; without a band, of all bands together."""
+        """The values below which these percent of a band's values lie, linearly between two of
+        them; without a band, of all bands together."""
         chosen = self.kept if band is None else [self.kept[band]]
         values = [part for parts in chosen for part in parts if part.size]
         return (
@@ -83,7 +89,8 @@ class StoredSample:
 
 @dataclass
 class BandStatistics:
-    """Least, greatest, mean and variance of values that arrive in parts, in float64 (Chan, Golub and LeVeque 1979)."""
+    """Least, greatest, mean and variance of values that arrive in parts, in float64 (Chan, Golub
+    and LeVeque 1979)."""
 
     count: int = 0
     missing: int = 0
@@ -119,7 +126,8 @@ class BandStatistics:
 
 
 def sample_indices(length: int, count: int) -> list[int]:
-    """`count` different images of a source, or all of a smaller one; the same ones wherever this is asked."""
+    """`count` different images of a source, or all of a smaller one; the same ones wherever this is
+    asked."""
     return numpy_generator("sample of stored values").permutation(length)[:count].tolist()
 
 
@@ -130,9 +138,11 @@ def sample_stored(
     progress: Any = iter,
     eight_bit: bool = True,
 ) -> StoredSample:
-    """Up to `count` images of a source, in a fixed seeded order; no new one is begun after `seconds`.
+    """Up to `count` images of a source, in a fixed seeded order; no new one is begun after
+    `seconds`.
 
-    progress: wraps the order. eight_bit: whether pictures of 8 bits count, which keep their own range whatever the scale.
+    progress: wraps the order. eight_bit: whether pictures of 8 bits count, which keep their own
+    range whatever the scale.
     """
     sample, started = StoredSample(), time.monotonic()
     indices = sample_indices(len(source), count)
@@ -150,14 +160,16 @@ def sample_stored(
 
 
 def stored_of(source: ImageSource, index: int) -> Stored:
-    """The numbers of image `index`, in as many channels as the source's images have. Raises UnreadableImage."""
+    """The numbers of image `index`, in as many channels as the source's images have. Raises
+    UnreadableImage."""
     return in_channels(
         source.stored(index), source.pixel_options.image_channels(source.num_channels)
     )
 
 
 def in_channels(stored: Stored, num_channels: int) -> Stored:
-    """The numbers in as many channels as the pixels will have: one repeated, the luminance of a colour rounded to its type."""
+    """The numbers in as many channels as the pixels will have: one repeated, the luminance of a
+    colour rounded to its type."""
     values, missing = stored.values, stored.missing
     if len(values) == num_channels:
         return stored
@@ -175,7 +187,8 @@ def in_channels(stored: Stored, num_channels: int) -> Stored:
 
 
 def is_eight_bit(stored: Stored) -> bool:
-    """Whether these are values of a picture of 8 bits, whose black and white nobody has to ask about."""
+    """Whether these are values of a picture of 8 bits, whose black and white nobody has to ask
+    about."""
     return stored.values.dtype.name in ("bool", "uint8") and stored.full_scale is not None
 
 

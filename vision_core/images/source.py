@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image `[C, H, W]` with its name and, where it is known, its label; `place` is where a stream goes on behind it."""
+    """An image `[C, H, W]` with its name and, where it is known, its label; `place` is where a
+    stream goes on behind it."""
 
     id: str
     image: Tensor
@@ -42,9 +43,11 @@ class ImageSource(ABC):
 
     Attributes:
         labels: one per image, known without decoding, or None.
-        multi_labels: where an image may have several classes or none, the numbers of each image's, or None.
+        multi_labels: where an image may have several classes or none, the numbers of each image's,
+            or None.
         class_names: the names of the labels, or None.
-        names_from_texts: whether the classes are texts, numbered in sorted order, so that another part may number otherwise.
+        names_from_texts: whether the classes are texts, numbered in sorted order, so that another
+            part may number otherwise.
         description: one line for people.
         fingerprint: a text that is another one when the data is.
         annotations: what is known besides labels, or None.
@@ -66,7 +69,8 @@ class ImageSource(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not tell when its data changes")
 
     def state_of_files(self) -> tuple[str, str]:
-        """A hash over names and sizes, which a copy of the data elsewhere has too, and one over times of change, "" where there are none."""
+        """A hash over names and sizes, which a copy of the data elsewhere has too, and one over
+        times of change, "" where there are none."""
         return self.fingerprint, ""
 
     @property
@@ -81,7 +85,8 @@ class ImageSource(ABC):
         """Image number `index`; raises `UnreadableImage`."""
 
     def stored(self, index: int) -> Stored:
-        """The numbers of image number `index` before they become pixels; raises `UnreadableImage`."""
+        """The numbers of image number `index` before they become pixels; raises
+        `UnreadableImage`."""
         return Stored(self[index].image.numpy(), (0, 255))
 
     @abstractmethod
@@ -89,7 +94,8 @@ class ImageSource(ABC):
         """The name of image number `index`, without decoding it."""
 
     def file_of(self, index: int) -> str:
-        """The file that image number `index` lies in: images of one file, slices of a volume or tiles of a slide, are alike."""
+        """The file that image number `index` lies in: images of one file, slices of a volume or
+        tiles of a slide, are alike."""
         return self.id_of(index)
 
     @property
@@ -106,14 +112,16 @@ class ImageSource(ABC):
 
 
 class EncodedImageSource(ImageSource):
-    """A source of encoded images: `read_bytes` finds them, the one decoder reads them as `pixel_options` says."""
+    """A source of encoded images: `read_bytes` finds them, the one decoder reads them as
+    `pixel_options` says."""
 
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
         """The encoded image number `index`; raises `UnreadableImage`."""
 
     def part_of(self, index: int) -> int | None:
-        """Which of the images that its file holds image number `index` is, or None where a file is one image."""
+        """Which of the images that its file holds image number `index` is, or None where a file is
+        one image."""
         return None
 
     def stored(self, index: int) -> Stored:
@@ -134,7 +142,8 @@ class EncodedImageSource(ImageSource):
 
 
 class ImageStream(ABC):
-    """Images without an index: every reader gets its share; the order depends on how many readers there are."""
+    """Images without an index: every reader gets its share; the order depends on how many readers
+    there are."""
 
     description: str = ""
     pixel_options: PixelOptions = AS_STORED
@@ -147,7 +156,9 @@ class ImageStream(ABC):
     def records(
         self, rank: int, world_size: int, epoch: int, start: Place | None = None
     ) -> Iterator[ImageRecord | UnreadableSample]:
-        """One pass over this process's share (in a data worker: that worker's), shuffled by `epoch`.
+        """One pass over this process's share (in a data worker: that worker's), shuffled by
+        `epoch`.
 
-        `start` is the `place` of a record that the same reader gave in a pass of the same number: it goes on behind that one.
+        `start` is the `place` of a record that the same reader gave in a pass of the same number:
+        it goes on behind that one.
         """

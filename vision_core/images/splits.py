@@ -37,10 +37,12 @@ class Splits(NamedTuple):
 def open_splits(text: str, test_text: str | None = None, num_channels: int = 3) -> Splits:
     """Both parts of the data set that `text` names, or `text` and `test_text` as they are.
 
-    `{split}` in the text stands for train (or database) and test (or queries, held_out, validation, val), whichever is there first. A folder with parquet
-    files or sub-folders of these names needs no `{split}`. `scenes` without a split are 10,000 training and 2,000 held-out ones.
+    `{split}` in the text stands for train (or database) and test (or queries, held_out, validation,
+    val), whichever is there first. A folder with parquet files or sub-folders of these names needs
+    no `{split}`. `scenes` without a split are 10,000 training and 2,000 held-out ones.
 
-    Raises UserError where a part is not found, is a stream, or the test images have other labels than the training images.
+    Raises UserError where a part is not found, is a stream, or the test images have other labels
+    than the training images.
     """
     if test_text is not None:
         train = _open(text, num_channels)
@@ -118,7 +120,8 @@ def _scenes(options: dict[str, str]) -> str:
 
 
 def _number_alike(train: ImageSource, test: ImageSource) -> None:
-    """Where classes are texts, each part has numbered its own: the test images take the numbers of the training images."""
+    """Where classes are texts, each part has numbered its own: the test images take the numbers of
+    the training images."""
     if (
         not (train.names_from_texts and test.names_from_texts)
         or train.class_names == test.class_names

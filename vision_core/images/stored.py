@@ -12,11 +12,14 @@ class Stored(NamedTuple):
     """The numbers of one image.
 
     Attributes:
-        values: `[C, H, W]` in the type in which the file has them, after the file's own rescaling where it has one (DICOM, FITS, NIfTI).
-        full_scale: the values of black and of white where the format says them, or None: (0, 65535) for uint16, and (65535, 0) where
-            the file says that white is zero.
-        missing: `[C, H, W]` bool, true where the file has no value (nodata, NaN), or None where all are there.
-        is_colour: whether the channels are red, green and blue, so that their luminance is an image of one channel.
+        values: `[C, H, W]` in the type in which the file has them, after the file's own rescaling
+            where it has one (DICOM, FITS, NIfTI).
+        full_scale: the values of black and of white where the format says them, or None: (0, 65535)
+            for uint16, and (65535, 0) where the file says that white is zero.
+        missing: `[C, H, W]` bool, true where the file has no value (nodata, NaN), or None where all
+            are there.
+        is_colour: whether the channels are red, green and blue, so that their luminance is an image
+            of one channel.
     """
 
     values: np.ndarray
@@ -26,12 +29,14 @@ class Stored(NamedTuple):
 
 
 def scale_of_type(dtype: np.dtype) -> tuple[float, float] | None:
-    """The values of black and of white of a type that pictures use; no other type says where they are."""
+    """The values of black and of white of a type that pictures use; no other type says where they
+    are."""
     return {"bool": (0, 1), "uint8": (0, 255), "uint16": (0, 65535)}.get(dtype.name)
 
 
 def is_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
-    """Where `values` hold `nodata`, compared in their own type: -9999 is no value of an unsigned one, 0.1 is one of float32."""
+    """Where `values` hold `nodata`, compared in their own type: -9999 is no value of an unsigned
+    one, 0.1 is one of float32."""
     if np.isnan(nodata):
         return np.isnan(values)
     if values.dtype.kind == "f":
@@ -41,13 +46,15 @@ def is_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
 
 
 def as_asked(stored: Stored, options: PixelOptions) -> Stored:
-    """`stored` with the source's `nodata` among what is missing, and the `bands` alone that the source names."""
+    """`stored` with the source's `nodata` among what is missing, and the `bands` alone that the
+    source names."""
     stored = with_missing(stored, options.nodata)
     return stored if options.bands is None else with_bands(stored, options.bands, options.bands_of)
 
 
 def with_bands(stored: Stored, bands: tuple[int, ...], bands_of: int) -> Stored:
-    """The bands of these numbers, counted from 1, of an image that has `bands_of`. Raises UnreadableImage where it has others."""
+    """The bands of these numbers, counted from 1, of an image that has `bands_of`. Raises
+    UnreadableImage where it has others."""
     if len(stored.values) != bands_of:
         raise UnreadableImage(f"not_{bands_of}_channels {len(stored.values)} bands")
     chosen = [band - 1 for band in bands]
@@ -69,7 +76,8 @@ def with_missing(stored: Stored, nodata: float | None) -> Stored:
 
 
 def part_to_read(part: int | None, count: int) -> int:
-    """Which of the `count` images of a file is read. Raises UnreadableImage where it is not said and there are several, or none."""
+    """Which of the `count` images of a file is read. Raises UnreadableImage where it is not said
+    and there are several, or none."""
     if not count:
         raise UnreadableImage("no_pixels")
     if part is None and count > 1:

@@ -1,4 +1,5 @@
-"""What a training method needs of torch.distributed; every function is a no-op without an initialised process group."""
+"""What a training method needs of torch.distributed; every function is a no-op without an
+initialised process group."""
 
 import os
 import socket
@@ -38,9 +39,11 @@ def print_once(lines: Iterable[str]) -> None:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes, as a new tensor without gradient; the argument keeps its value.
+    """The sum of `tensor` over all processes, as a new tensor without gradient; the argument keeps
+    its value.
 
-    With one process the argument itself, detached, is returned. All processes must give the same shape and dtype.
+    With one process the argument itself, detached, is returned. All processes must give the same
+    shape and dtype.
     """
     if world_size() == 1:
         return tensor.detach()
@@ -50,7 +53,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_max(tensor: Tensor) -> Tensor:
-    """The greatest value over all processes, element by element, as a new tensor without gradient."""
+    """The greatest value over all processes, element by element, as a new tensor without
+    gradient."""
     greatest = tensor.detach().clone()
     if world_size() > 1:
         dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
@@ -58,7 +62,8 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
 
 
 def mean_over_processes(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean of every number over all processes, in one reduction, without gradient; one that is not finite anywhere is not finite.
+    """The mean of every number over all processes, in one reduction, without gradient; one that is
+    not finite anywhere is not finite.
 
     All processes must give the same names in the same order.
     """
@@ -71,7 +76,8 @@ def mean_over_processes(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """The rows of all processes in rank order, [B, ...] -> [W * B, ...], with gradient; B is the same on every process.
+    """The rows of all processes in rank order, [B, ...] -> [W * B, ...], with gradient; B is the
+    same on every process.
 
     The gradient of a row is the sum of what every process sends back to it. So when each process computes the same loss
     from the gathered rows and data parallel averages parameter gradients over the W processes, the result is the
@@ -92,7 +98,8 @@ def all_true(flag: bool) -> bool:
 
 
 def any_true(*flags: bool) -> list[bool]:
-    """Of each flag, whether it is true on any process, in one reduction; all of them get the same answer."""
+    """Of each flag, whether it is true on any process, in one reduction; all of them get the same
+    answer."""
     if world_size() == 1:
         return list(flags)
     found = torch.tensor([int(flag) for flag in flags], device=_collective_device())
@@ -101,7 +108,8 @@ def any_true(*flags: bool) -> list[bool]:
 
 
 def broadcast_text(text: str) -> str:
-    """The main process's `text`, on every process: how the others learn the run folder that it chose."""
+    """The main process's `text`, on every process: how the others learn the run folder that it
+    chose."""
     if world_size() == 1:
         return text
     messages = [text]
@@ -119,7 +127,8 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def refuse_unequal(counts: dict[str, int]) -> None:
-    """Raise UserError, on all processes alike, unless all count the same: a machine's copy of the data may be another.
+    """Raise UserError, on all processes alike, unless all count the same: a machine's copy of the
+    data may be another.
 
     Each process would draw its share of other data, or wait for ever for the rest of the others'.
     counts: what -> its rows on this process.
@@ -135,7 +144,8 @@ def refuse_unequal(counts: dict[str, int]) -> None:
 
 
 def wait_for_all() -> None:
-    """Until every process is here, however long the slowest takes; what else processes do together gives up after its group's timeout, often 30 minutes."""
+    """Until every process is here, however long the slowest takes; what else processes do together
+    gives up after its group's timeout, often 30 minutes."""
     if world_size() > 1:
         group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
         dist.barrier(group)
@@ -175,10 +185,12 @@ def _collective_device() -> torch.device:
 
 
 def share_cores() -> None:
-    """Without accelerators, each of several processes on this machine takes its share of the cores; OMP_NUM_THREADS, where it is set, holds.
+    """Without accelerators, each of several processes on this machine takes its share of the cores;
+    OMP_NUM_THREADS, where it is set, holds.
 
-    deepspeed starts every process on all cores, where they wait for each other forty times as long as they compute; and accelerate, which takes a process
-    of deepspeed's for the only one here, gives each all cores again where the variable is not set. So it is set.
+    deepspeed starts every process on all cores, where they wait for each other forty times as long
+    as they compute; and accelerate, which takes a process of deepspeed's for the only one here,
+    gives each all cores again where the variable is not set. So it is set.
     """
     if (
         processes_here() > 1
@@ -190,7 +202,8 @@ def share_cores() -> None:
 
 
 def processes_here() -> int:
-    """Processes of this run on this machine, as torchrun and accelerate, deepspeed, or a launcher that knows of one machine says it."""
+    """Processes of this run on this machine, as torchrun and accelerate, deepspeed, or a launcher
+    that knows of one machine says it."""
     return next(
         (
             int(os.environ[name])
@@ -202,7 +215,8 @@ def processes_here() -> int:
 
 
 def set_cpu_threads(threads: int | None) -> None:
-    """`threads`, or this process's share of the cores. Launchers set OMP_NUM_THREADS=1; on a CPU that would leave cores idle."""
+    """`threads`, or this process's share of the cores. Launchers set OMP_NUM_THREADS=1; on a CPU
+    that would leave cores idle."""
     if not torch.cuda.is_available():
         torch.set_num_threads(threads or own_cores())
 
@@ -216,7 +230,8 @@ def own_cores() -> int:
 
 
 def together(work: Callable[[], T]) -> T:
-    """What `work` gives on this process, once it has ended on all of them; a UserError of one is raised on every one.
+    """What `work` gives on this process, once it has ended on all of them; a UserError of one is
+    raised on every one.
 
     So none waits in a collective for one that has failed, and all say the same line.
     """

@@ -1,9 +1,11 @@
-"""Processes that train together fail together: an error that one of them meets ends all within seconds, and is said once.
+"""Processes that train together fail together: an error that one of them meets ends all within
+seconds, and is said once.
 
-The others would wait in a collective operation for the one that has failed, until its timeout or their launcher kills
-them; and the main process, killed, leaves the new folder of a run in which nothing was done. So each process looks twice
-a second whether another one has failed, in a store that the main process keeps. It then takes back what stands in the
-way of the same command, mended, and ends.
+The others would wait in a collective operation for the one that has failed, until its timeout or
+their launcher kills them; and the main process, killed, leaves the new folder of a run in which
+nothing was done. So each process looks twice a second whether another one has failed, in a store
+that the main process keeps. It then takes back what stands in the way of the same command, mended,
+and ends.
 """
 
 import atexit
@@ -40,7 +42,8 @@ _peers: "Peers | None" = None
 
 
 def fail_together() -> None:
-    """Begin to look after the other processes, once all have joined; every process calls it. Alone it does nothing."""
+    """Begin to look after the other processes, once all have joined; every process calls it. Alone
+    it does nothing."""
     global _peers
     if world_size() == 1 or _peers is not None:
         return
@@ -54,7 +57,8 @@ def fail_together() -> None:
 
 
 class Peers:
-    """The processes of this job, `processes` in number, who hear of a failure through `store`, each of its own too."""
+    """The processes of this job, `processes` in number, who hear of a failure through `store`, each
+    of its own too."""
 
     def __init__(self, store: dist.Store, processes: int) -> None:
         self.store, self.processes = store, processes
@@ -69,7 +73,8 @@ class Peers:
         atexit.register(self._stop)
 
     def before_saying(self) -> None:
-        """This process fails. One that fails because another is gone has nothing to say: `_leave` ends it here."""
+        """This process fails. One that fails because another is gone has nothing to say: `_leave`
+        ends it here."""
         self.is_failing.set()
         if self.is_leaving.is_set():
             time.sleep(PATIENCE_SECONDS)

@@ -1,9 +1,10 @@
 """A program's last line, said once more behind the traceback of the launcher that started it.
 
-`accelerate launch`, torchrun and deepspeed report that their child has failed, in up to a hundred lines, and they do so
-after the child has ended. So the child leaves a small process behind, this file, that waits until the launcher has said
-what it has to say. It has no part in any exit status. On a terminal it writes only while the launcher is still there,
-so never behind the shell's next prompt.
+`accelerate launch`, torchrun and deepspeed report that their child has failed, in up to a hundred
+lines, and they do so after the child has ended. So the child leaves a small process behind, this
+file, that waits until the launcher has said what it has to say. It has no part in any exit status.
+On a terminal it writes only while the launcher is still there, so never behind the shell's next
+prompt.
 """
 
 import os
@@ -20,7 +21,8 @@ IS_FILE = __name__ == "__main__"
 if not IS_FILE:
     from vision_core.processes.launchers import launchers_above
 
-# torchrun gives its other processes 30; a launcher that lives longer has not failed with us, it starts them again
+# torchrun gives its other processes 30; a launcher that lives longer has not failed with us, it
+# starts them again
 PATIENCE_SECONDS = 60.0
 READY_SECONDS = 5.0
 POLL_SECONDS = 0.002
@@ -28,7 +30,8 @@ SIGINT_BIT = 1 << 1  # of signal 2
 
 
 def repeat_behind_launchers(line: str) -> None:
-    """Have `line` written to stderr once more when the outermost launcher of this process has reported our end.
+    """Have `line` written to stderr once more when the outermost launcher of this process has
+    reported our end.
 
     Without a launcher nothing happens.
     """
@@ -44,7 +47,8 @@ def repeat_behind_launchers(line: str) -> None:
 
 
 def wait_and_write(pid: int, started: str, line: str) -> None:
-    """In the process that is left behind. Of the processes of one launcher, the first that comes writes."""
+    """In the process that is left behind. Of the processes of one launcher, the first that comes
+    writes."""
     with socket.socket(socket.AF_UNIX) as mine:
         try:
             mine.bind(f"\0last word behind {pid} {started}")

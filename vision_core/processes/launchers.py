@@ -9,8 +9,8 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-# Programs that start a training script as their child. `accelerate launch` with one process and `deepspeed` on one machine die of
-# SIGTERM without telling the script, which would train on unseen.
+# Programs that start a training script as their child. `accelerate launch` with one process and
+# `deepspeed` on one machine die of SIGTERM without telling the script, which would train on unseen.
 LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed"}
 LAUNCHER_MODULES = {
     "accelerate.commands.launch",
@@ -22,7 +22,8 @@ LAUNCHER_MODULES = {
 
 @cache
 def launchers_above() -> list[tuple[int, str]]:
-    """The launchers among this process's ancestors when it was first asked, nearest first, as (process id, start time).
+    """The launchers among this process's ancestors when it was first asked, nearest first, as
+    (process id, start time).
 
     [] where there is no /proc.
     """
@@ -40,7 +41,8 @@ def is_alive(launcher: tuple[int, str]) -> bool:
 
 
 def is_first_launched() -> bool:
-    """Whether this is the first, or the only, process of a launcher, also before its processes have joined."""
+    """Whether this is the first, or the only, process of a launcher, also before its processes have
+    joined."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -65,13 +67,15 @@ def _is_launcher(pid: int) -> bool:
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks: with the id it names one process for ever. None for a dead one."""
+    """When a process began, in the kernel's ticks: with the id it names one process for ever. None
+    for a dead one."""
     status = _status(pid)
     return None if status is None or status[0] == "Z" else status[19]
 
 
 def _status(pid: int) -> list[str] | None:
-    """The fields of /proc/<pid>/stat from the third on (proc(5)); the second, the name, may hold spaces."""
+    """The fields of /proc/<pid>/stat from the third on (proc(5)); the second, the name, may hold
+    spaces."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

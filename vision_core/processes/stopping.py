@@ -1,4 +1,5 @@
-"""A run that is told to stop: signals become a flag that the loop reads, and a run whose launcher died stops by itself."""
+"""A run that is told to stop: signals become a flag that the loop reads, and a run whose launcher
+died stops by itself."""
 
 import os
 import signal
@@ -14,17 +15,19 @@ WATCH_SECONDS = 1.0
 GRACE_SECONDS = (
     30.0  # Kubernetes' terminationGracePeriodSeconds and SLURM's KillWait, where nobody sets them
 )
-# SIGUSR1 is what sbatch --signal=USR1@120, submitit and Lightning use as the warning before a time limit; some clusters use SIGUSR2.
+# SIGUSR1 is what sbatch --signal=USR1@120, submitit and Lightning use as the warning before a time
+# limit; some clusters use SIGUSR2.
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """`with StopRequest(launchers_above()) as stop:` SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C and the death of a launcher are remembered
-    instead of ending the process.
+    """`with StopRequest(launchers_above()) as stop:` SIGTERM, SIGUSR1, SIGUSR2, Ctrl-C and the
+    death of a launcher are remembered instead of ending the process.
 
-    The loop asks `agreed_at_step_end()`, saves and leaves with `exit_status`. A second signal changes nothing, so that a save
-    is not cut; a second Ctrl-C raises KeyboardInterrupt at once. Where a step and a save take longer than the grace time together,
-    `breaks_off()` is true between the micro-batches of a step once any process was told to stop.
+    The loop asks `agreed_at_step_end()`, saves and leaves with `exit_status`. A second signal
+    changes nothing, so that a save is not cut; a second Ctrl-C raises KeyboardInterrupt at once.
+    Where a step and a save take longer than the grace time together, `breaks_off()` is true between
+    the micro-batches of a step once any process was told to stop.
     """
 
     def __init__(
@@ -52,11 +55,13 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """True, on all processes alike, once any of them was told to stop. Every process calls it at the same place."""
+        """True, on all processes alike, once any of them was told to stop. Every process calls it
+        at the same place."""
         return any_true(self.signal is not None)[0]
 
     def agreed_at_step_end(self, can_break_off: bool) -> bool:
-        """As `agreed`, at the end of a step. In the same reduction all processes settle whether the next step may be broken off.
+        """As `agreed`, at the end of a step. In the same reduction all processes settle whether the
+        next step may be broken off.
 
         can_break_off: whether a step has several micro-batches, and its loop is able to.
         """
@@ -65,14 +70,16 @@ class StopRequest:
         return told
 
     def breaks_off(self) -> bool:
-        """Whether a step is to be left, asked by every process between two of its micro-batches. Where a step and a save fit into the
-        grace time it is False, and the processes exchange nothing.
+        """Whether a step is to be left, asked by every process between two of its micro-batches.
+        Where a step and a save fit into the grace time it is False, and the processes exchange
+        nothing.
         """
         return self.breaks_steps and self.agreed()
 
     @property
     def exit_status(self) -> int:
-        """The shell's status for a process that ended by this signal: 143 for SIGTERM, also where another process got it; 138 for SIGUSR1."""
+        """The shell's status for a process that ended by this signal: 143 for SIGTERM, also where
+        another process got it; 138 for SIGUSR1."""
         return 128 + (self.signal or signal.SIGTERM)
 
     def step_took(self, seconds: float) -> None:
@@ -80,7 +87,8 @@ class StopRequest:
         self.step_seconds = seconds
 
     def save_took(self, seconds: float, say: Callable[[str], None]) -> None:
-        """Take note of a save that took `seconds`: one longer than the grace time is said, once in a run."""
+        """Take note of a save that took `seconds`: one longer than the grace time is said, once in
+        a run."""
         self.save_seconds = max(seconds, self.save_seconds)
         if seconds > self.grace_seconds and not self.has_warned:
             self.has_warned = True
@@ -99,7 +107,8 @@ class StopRequest:
 
     @property
     def time_taken(self) -> str:
-        """How long ago the first signal came, for the end of the last line; "" where another process got it."""
+        """How long ago the first signal came, for the end of the last line; "" where another
+        process got it."""
         return (
             f" ({time.monotonic() - self.told_at:.1f} s after {self.signal.name})"
             if self.signal

@@ -1,4 +1,5 @@
-"""Whether a checkpoint is of the model that a run has, found out from headers and configs before anything is loaded."""
+"""Whether a checkpoint is of the model that a run has, found out from headers and configs before
+anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from vision_core.errors import UserError
 from vision_core.runs.folder_checks import ABSENT
 
 Shapes = Mapping[str, tuple[int, ...]]
-# how a new model begins and how it is trained; the library that wrote the file; what is of no weight for a model that is loaded
+# how a new model begins and how it is trained; the library that wrote the file; what is of no
+# weight for a model that is loaded
 NOT_THE_MODEL = frozenset(
     {"architectures", "drop_path_rate", "dtype", "id2label", "initializer_factor", "initializer_range", "label2id", "layerscale_value",
      "mask_ratio", "torch_dtype", "transformers_version", "use_cache", "_name_or_path"}
@@ -22,13 +24,15 @@ MOST_OF_OPTIONS = 80  # characters, of a line that says the model's difference a
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a safetensors file's tensors, from its header. Raises what `safetensors` does for a file that is none."""
+    """The shapes of a safetensors file's tensors, from its header. Raises what `safetensors` does
+    for a file that is none."""
     with safe_open(file, "pt") as opened:
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118, it is no mapping
 
 
 def shapes_of_weights(folder: Path) -> dict[str, tuple[int, ...]] | None:
-    """Those of the model in a folder as transformers writes it, in one file or in several; None where there is none."""
+    """Those of the model in a folder as transformers writes it, in one file or in several; None
+    where there is none."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -40,7 +44,8 @@ def shapes_of_weights(folder: Path) -> dict[str, tuple[int, ...]] | None:
 
 
 def misfit_of_shapes(saved: Shapes, own: Shapes) -> str:
-    """The first tensor in which a checkpoint differs from the run's model, in words; "" where there is none."""
+    """The first tensor in which a checkpoint differs from the run's model, in words; "" where there
+    is none."""
     for name in sorted(saved.keys() & own.keys()):
         if tuple(saved[name]) != tuple(own[name]):
             return f"{name} is {list(saved[name])} in the checkpoint and {list(own[name])} in this run's model"
@@ -59,7 +64,8 @@ def misfit_of_names(saved: Iterable[str], own: Iterable[str]) -> str:
 
 
 def misfit_of_configs(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """The first value by which two configs are different models, in words; "" where they are the same one.
+    """The first value by which two configs are different models, in words; "" where they are the
+    same one.
 
     The number of attention heads, say, is in no shape. How a new model would begin does not count.
     """
@@ -75,7 +81,8 @@ def misfit_of_configs(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 def refuse_misfit(
     checkpoint: Path | str, misfit: str, changes: Mapping[str, tuple[Any, Any]]
 ) -> None:
-    """Raises UserError where `misfit` says something. changes: the options that differ from the run's config.yaml, name -> (old, new)."""
+    """Raises UserError where `misfit` says something. changes: the options that differ from the
+    run's config.yaml, name -> (old, new)."""
     if misfit:
         raise UserError(
             f"{checkpoint} does not fit this run's model: {misfit}; {cure_of(checkpoint, changes)}"
@@ -86,7 +93,8 @@ def cure_of(checkpoint: Path | str, changes: Mapping[str, tuple[Any, Any]]) -> s
     """What brings a run back to its checkpoint."""
     if not changes:
         return "start a new run with another --output_dir"
-    # the shortest first: a number makes another model more often than a path or a list does, and a line holds few of those
+    # the shortest first: a number makes another model more often than a path or a list does, and a
+    # line holds few of those
     listed = sorted(
         (f"--{name} was {old} and is {new}" for name, (old, new) in changes.items()), key=len
     )
@@ -101,7 +109,8 @@ def cure_of(checkpoint: Path | str, changes: Mapping[str, tuple[Any, Any]]) -> s
 
 
 def refuse_other_start(init_from: str | None, changes: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raises UserError where a run that goes on is told to start from something else than it did, as far as its config says."""
+    """Raises UserError where a run that goes on is told to start from something else than it did,
+    as far as its config says."""
     old = changes.get("init_from", (ABSENT,))[0]
     if old != ABSENT:
         as_it_was = f"--init_from {old}" if old is not None else "without --init_from"

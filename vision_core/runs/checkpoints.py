@@ -1,6 +1,8 @@
-"""Checkpoint folders that are whole or invisible: written aside, fsynced, hashed into a manifest, shown by one rename.
+"""Checkpoint folders that are whole or invisible: written aside, fsynced, hashed into a manifest,
+shown by one rename.
 
-Whatever kills the process or cuts the power, the newest `checkpoint-<step>` whose manifest verifies can be resumed.
+Whatever kills the process or cuts the power, the newest `checkpoint-<step>` whose manifest verifies
+can be resumed.
 """
 
 import contextlib
@@ -22,22 +24,26 @@ from vision_core.errors import UserError
 
 MANIFEST = "MANIFEST.json"
 MAX_MANIFEST_BYTES = 64 * 2**20
-# A full disk is an OSError in Python's own writes, a SafetensorError in safetensors, a RuntimeError in torch.save.
+# A full disk is an OSError in Python's own writes, a SafetensorError in safetensors, a RuntimeError
+# in torch.save.
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
 
 
 class CheckpointNotWritten(UserError):
-    """A save failed, usually on a full disk. Nothing partial is left, earlier checkpoints are whole: try it again."""
+    """A save failed, usually on a full disk. Nothing partial is left, earlier checkpoints are
+    whole: try it again."""
 
 
 def write_checkpoint(
     root: Path, step: int, write: Callable[[Path], None], keep: int | None
 ) -> Path:
-    """Let `write(folder)` fill a folder and show it as `root/checkpoint-<step>`, whole, by one rename.
+    """Let `write(folder)` fill a folder and show it as `root/checkpoint-<step>`, whole, by one
+    rename.
 
-    Then the checkpoints of earlier steps go, except the newest `keep` with this one counted (None keeps all). A
-    checkpoint of the same step, from before a fall-back, is replaced. Raises CheckpointNotWritten when the disk is full
-    or `write` fails with an OSError, a SafetensorError or a RuntimeError. Call it from one process.
+    Then the checkpoints of earlier steps go, except the newest `keep` with this one counted (None
+    keeps all). A checkpoint of the same step, from before a fall-back, is replaced. Raises
+    CheckpointNotWritten when the disk is full or `write` fails with an OSError, a SafetensorError
+    or a RuntimeError. Call it from one process.
     """
     assert keep is None or keep >= 1, f"keep={keep} would leave no checkpoint"
     aside, target = folder_aside(root, step, os.getpid()), root / f"checkpoint-{step}"
@@ -56,12 +62,14 @@ def write_checkpoint(
 
 
 def folder_aside(root: Path, name: int | str, process: int) -> Path:
-    """Where `process` writes what is to stand in `root`. The name says whose it is, and the next start removes it after a kill."""
+    """Where `process` writes what is to stand in `root`. The name says whose it is, and the next
+    start removes it after a kill."""
     return root / f".tmp-{name}-{process}"
 
 
 def begin_aside(aside: Path, needed: int = 0) -> None:
-    """An empty folder on a disk with room for `needed` bytes. Raises OSError, also where there is no room."""
+    """An empty folder on a disk with room for `needed` bytes. Raises OSError, also where there is
+    no room."""
     remove(aside)
     aside.mkdir(parents=True)
     if shutil.disk_usage(aside).free < needed:
@@ -69,14 +77,16 @@ def begin_aside(aside: Path, needed: int = 0) -> None:
 
 
 def not_written(aside: Path, target: Path, reason: str, needed: int = 0) -> CheckpointNotWritten:
-    """Remove what was written aside, and return the error that says why `target` is not there, and how many bytes it needs at least."""
+    """Remove what was written aside, and return the error that says why `target` is not there, and
+    how many bytes it needs at least."""
     needed = max(folder_size(aside), needed)
     remove(aside)
     return CheckpointNotWritten(_failure_text(target.parent, target, reason, needed))
 
 
 def is_write_error(error: Exception, kinds: tuple[type[Exception], ...] = WRITE_ERRORS) -> bool:
-    """Whether it is one of `kinds`, or what tokenizers (0.23.3) raises where a file cannot be written: an `Exception` of no kind at all."""
+    """Whether it is one of `kinds`, or what tokenizers (0.23.3) raises where a file cannot be
+    written: an `Exception` of no kind at all."""
     return isinstance(error, kinds) or type(error) is Exception
 
 
@@ -87,7 +97,8 @@ def reason_of(error: Exception) -> str:
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Inside, what keeps a small file from being written, as a full disk does, becomes CheckpointNotWritten: one line with path and bytes."""
+    """Inside, what keeps a small file from being written, as a full disk does, becomes
+    CheckpointNotWritten: one line with path and bytes."""
     try:
         yield
     except OSError as error:
@@ -97,7 +108,8 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def verify_checkpoint(folder: Path) -> str | None:
-    """None if every file is as its manifest says (size and sha256); otherwise the reason, which names the file."""
+    """None if every file is as its manifest says (size and sha256); otherwise the reason, which
+    names the file."""
     manifest = _read_manifest(folder)
     if isinstance(manifest, str):
         return manifest
@@ -140,7 +152,8 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint with the highest step that verifies, or None. `warn` hears of each one skipped, and why."""
+    """The checkpoint with the highest step that verifies, or None. `warn` hears of each one
+    skipped, and why."""
     for folder in reversed(list_checkpoints(root)):
         reason = verify_checkpoint(folder)
         if reason is None:
@@ -150,7 +163,8 @@ def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def finish_saves(root: Path) -> None:
-    """After a kill between a save's last write and its rename: show the checkpoint. Call it only while no other process writes to `root`."""
+    """After a kill between a save's last write and its rename: show the checkpoint. Call it only
+    while no other process writes to `root`."""
     for aside in root.glob(".tmp-*"):
         if aside.is_dir() and verify_checkpoint(aside) is None:
             target = root / f"checkpoint-{checkpoint_step(aside)}"
@@ -160,16 +174,18 @@ def finish_saves(root: Path) -> None:
 
 
 def clean_leftovers(root: Path) -> None:
-    """Remove what killed saves have left, `.tmp-*` and `.del-*`. Call it after `finish_saves`, while no other process writes to `root`."""
+    """Remove what killed saves have left, `.tmp-*` and `.del-*`. Call it after `finish_saves`,
+    while no other process writes to `root`."""
     for path in [*root.glob(".tmp-*"), *root.glob(".del-*")]:
         remove(path)
 
 
 def replace_files(source: Path, root: Path, names: list[str]) -> None:
-    """Copy files from `source` to `root` in the order given, each one fsynced and put in place by an atomic replace.
+    """Copy files from `source` to `root` in the order given, each one fsynced and put in place by
+    an atomic replace.
 
-    A reader finds the old or the new content of a file, never a part of it. Name the weights last. Raises
-    CheckpointNotWritten.
+    A reader finds the old or the new content of a file, never a part of it. Name the weights last.
+    Raises CheckpointNotWritten.
     """
     for name in names:
         target = root / name
@@ -186,7 +202,8 @@ def replace_files(source: Path, root: Path, names: list[str]) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader, or a crash, finds the old or the new one. Raises OSError."""
+    """Write a small text file so that a reader, or a crash, finds the old or the new one. Raises
+    OSError."""
     aside = path.parent / f".tmp-{path.name}"
     try:
         aside.write_text(text, encoding="utf-8")
@@ -197,7 +214,8 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def seal_folder(folder: Path, step: int = 0) -> None:
-    """Bring every file to the disk, then the manifest by which `verify_checkpoint` knows them, then the folders."""
+    """Bring every file to the disk, then the manifest by which `verify_checkpoint` knows them, then
+    the folders."""
     make_readable(folder)
     paths = sorted(folder.rglob("*"))
     files = {}
@@ -214,10 +232,12 @@ def seal_folder(folder: Path, step: int = 0) -> None:
 
 
 def make_readable(place: Path) -> None:
-    """Give a file, or a folder with all in it, the permissions that the process's umask grants to what it makes: 0644 and 0755 as a rule.
+    """Give a file, or a folder with all in it, the permissions that the process's umask grants to
+    what it makes: 0644 and 0755 as a rule.
 
-    safetensors (0.8) writes through temporary files that their owner alone may read, and leaves them so. Nothing is taken away, and where a file system
-    has no permissions, or the file is somebody else's, all stays as it is.
+    safetensors (0.8) writes through temporary files that their owner alone may read, and leaves
+    them so. Nothing is taken away, and where a file system has no permissions, or the file is
+    somebody else's, all stays as it is.
     """
     umask = os.umask(0o077)
     os.umask(umask)
@@ -232,7 +252,8 @@ def make_readable(place: Path) -> None:
 
 
 def show(aside: Path, target: Path) -> None:
-    """Rename a sealed folder to the name under which it counts, and bring the name to the disk. Raises OSError.
+    """Rename a sealed folder to the name under which it counts, and bring the name to the disk.
+    Raises OSError.
 
     After a kill between a replacement's renames, `finish_saves` does the second.
     """
@@ -249,7 +270,8 @@ def show(aside: Path, target: Path) -> None:
 
 
 def _manifest_text(step: int, files: dict[str, Any]) -> str:
-    """The one text for these entries, its own digest included: any other byte in the file is damage."""
+    """The one text for these entries, its own digest included: any other byte in the file is
+    damage."""
     entries = {"step": step, "files": files}
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
     return json.dumps(entries | {"sha256": digest}, indent=1) + "\n"
@@ -278,7 +300,8 @@ def _read_manifest(folder: Path) -> dict[str, Any] | str:
 
 
 def _manifest_bytes(folder: Path) -> bytes:
-    """Of a regular file alone: the folder may be somebody else's, with a pipe in the manifest's place."""
+    """Of a regular file alone: the folder may be somebody else's, with a pipe in the manifest's
+    place."""
     status = (folder / MANIFEST).stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_MANIFEST_BYTES:
         raise OSError(errno.EINVAL, "it is no regular file of the size of a manifest")
@@ -296,7 +319,8 @@ def _is_of_files(manifest: dict[str, Any]) -> bool:
 
 
 def set_aside(folder: Path, name: str) -> bool:
-    """Rename a checkpoint so that it is never resumed. True where it is damaged: then its manifest is taken away, and `remove_damaged` knows it."""
+    """Rename a checkpoint so that it is never resumed. True where it is damaged: then its manifest
+    is taken away, and `remove_damaged` knows it."""
     is_damaged = verify_checkpoint(folder) is not None
     target = folder.parent / name
     folder.rename(target)
@@ -306,7 +330,8 @@ def set_aside(folder: Path, name: str) -> bool:
 
 
 def remove_damaged(root: Path) -> list[str]:
-    """Remove the damaged checkpoints among those that were set aside, and return their names. Call it when a newer one stands."""
+    """Remove the damaged checkpoints among those that were set aside, and return their names. Call
+    it when a newer one stands."""
     damaged = [
         path
         for path in sorted(root.glob("set-aside-*-checkpoint-*"))
@@ -318,7 +343,8 @@ def remove_damaged(root: Path) -> list[str]:
 
 
 def remove_old_checkpoints(root: Path, step: int, keep: int | None) -> None:
-    """Remove what a save replaced. A failure here costs space, not the checkpoint: the next start cleans up."""
+    """Remove what a save replaced. A failure here costs space, not the checkpoint: the next start
+    cleans up."""
     earlier = [path for path in list_checkpoints(root) if _step_in_name(path) <= step]
     for path in earlier[:-keep] if keep is not None else []:
         try:
@@ -335,7 +361,8 @@ def _step_in_name(folder: Path) -> int | None:
 
 
 def _doomed(path: Path) -> Path:
-    """A name under which a folder no longer counts, from one rename on, however long its removal takes."""
+    """A name under which a folder no longer counts, from one rename on, however long its removal
+    takes."""
     name = path.parent / f".del-{path.name}-{os.getpid()}"
     remove(name)
     return name
@@ -377,7 +404,8 @@ def folder_size(path: Path) -> int:
 
 
 def _failure_text(root: Path, target: Path, reason: str, needed: int) -> str:
-    """Path, reason, space needed (at least what was written or what the newest checkpoint takes) and space free."""
+    """Path, reason, space needed (at least what was written or what the newest checkpoint takes)
+    and space free."""
     earlier = list_checkpoints(root)
     needed = max(needed, folder_size(earlier[-1]) if earlier else 0)
     needs = f"it needs at least {needed / 1e6:.1f} MB, " if needed else ""

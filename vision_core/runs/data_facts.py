@@ -1,7 +1,8 @@
 """What a checkpoint remembers of the data of its run, and what has changed since, in one line.
 
-A run that goes on with other images or rows takes another course than without the stop, and nothing else of the run would say so. Looked at are
-the names, sizes and times of change of files, never their content: images that rows of conversations name are not looked at.
+A run that goes on with other images or rows takes another course than without the stop, and nothing
+else of the run would say so. Looked at are the names, sizes and times of change of files, never
+their content: images that rows of conversations name are not looked at.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ WHAT_FOLLOWS = {
 class DataFacts:
     """Of one source of a run.
 
-    name: the option that names it, with a number where there are several. description: one line for people. count: of images or rows, None for a
-    stream. unit: what is counted. content: a hash over names and sizes, which a copy elsewhere has too. times: a hash over times of change, "" where
+    name: the option that names it, with a number where there are several. description: one line for
+    people. count: of images or rows, None for a stream. unit: what is counted. content: a hash over
+    names and sizes, which a copy elsewhere has too. times: a hash over times of change, "" where
     there are none.
     """
 
@@ -39,7 +41,8 @@ class DataFacts:
 
 
 def image_facts(name: str, source: ImageSource | ImageStream) -> DataFacts:
-    """Of a source of images; of one of which a part is held out, the whole. Looks up every file once."""
+    """Of a source of images; of one of which a part is held out, the whole. Looks up every file
+    once."""
     whole = getattr(source, "source", source)
     count = len(whole) if isinstance(whole, ImageSource) else None
     content, times = whole.state_of_files()
@@ -52,7 +55,8 @@ def facts_as_json(facts: Iterable[DataFacts]) -> list[dict[str, Any]]:
 
 
 def data_changes(before: Sequence[Mapping[str, Any]] | None, now: Iterable[DataFacts]) -> str:
-    """What has changed since `facts_as_json` gave `before`, in words, or "". Older checkpoints hold no facts, and None stands for them."""
+    """What has changed since `facts_as_json` gave `before`, in words, or "". Older checkpoints hold
+    no facts, and None stands for them."""
     known = {each["name"]: each for each in before or ()}
     changes = [
         (facts.name, _change(known[facts.name], facts)) for facts in now if facts.name in known
@@ -66,7 +70,8 @@ def tell_changed_data(
     now: Iterable[DataFacts],
     wanted: ChangedData,
 ) -> list[str]:
-    """Lines for the user of a run that goes on from `checkpoint`. Raises UserError where data has changed and `wanted` is "refuse"."""
+    """Lines for the user of a run that goes on from `checkpoint`. Raises UserError where data has
+    changed and `wanted` is "refuse"."""
     changes = data_changes(before, now)
     if changes and wanted == "refuse":
         raise UserError(

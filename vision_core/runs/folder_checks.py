@@ -1,6 +1,8 @@
-"""What a run's folder is, found by looking: whether a run may start in it, which checkpoint one goes on from, what its config says.
+"""What a run's folder is, found by looking: whether a run may start in it, which checkpoint one
+goes on from, what its config says.
 
-Nothing in this file makes or changes anything, or holds a lock, so a program asks it before minutes are spent. `run_folder.py` holds the folder and writes.
+Nothing in this file makes or changes anything, or holds a lock, so a program asks it before minutes
+are spent. `run_folder.py` holds the folder and writes.
 """
 
 import os
@@ -39,7 +41,8 @@ def check_folder(
     program: str = "",
     can_resume: bool = True,
 ) -> Path | None:
-    """The checkpoint that `RunFolder.open` would take up, None for a new run. Raises UserError where it would, before minutes are spent.
+    """The checkpoint that `RunFolder.open` would take up, None for a new run. Raises UserError
+    where it would, before minutes are spent.
 
     Makes and changes nothing, and asks for no lock.
     """
@@ -67,9 +70,11 @@ def check_folder(
 def check_program(
     output_dir: str | None, name: str, resume: bool | str | None, program: str
 ) -> None:
-    """Raise UserError where a run is to be resumed that is not there, in use, of another program, or in a folder that cannot be written.
+    """Raise UserError where a run is to be resumed that is not there, in use, of another program,
+    or in a folder that cannot be written.
 
-    Looks at names, rights, the lock and config.yaml, and changes nothing: for before minutes are spent.
+    Looks at names, rights, the lock and config.yaml, and changes nothing: for before minutes are
+    spent.
     """
     wanted = resume_word(resume)
     if wanted == AUTO:
@@ -90,7 +95,8 @@ def check_program(
 def end_if_all_is_done(
     output_dir: str | None, config_yaml: str, resume: bool | str | None, program: str
 ) -> None:
-    """Raise AllDone where `--resume_from_checkpoint auto` finds the finished run of the same program and options. Looks at two small files."""
+    """Raise AllDone where `--resume_from_checkpoint auto` finds the finished run of the same
+    program and options. Looks at two small files."""
     path = Path(output_dir or "")
     if resume_word(resume) != AUTO or output_dir is None or not (path / FINISHED).is_file():
         return
@@ -102,7 +108,8 @@ def end_if_all_is_done(
 
 
 def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path | None:
-    """The checkpoint from which a run will go on, for what is to be read from it before the folder is opened; None for a start. Refuses nothing."""
+    """The checkpoint from which a run will go on, for what is to be read from it before the folder
+    is opened; None for a start. Refuses nothing."""
     wanted = resume_word(resume)
     if wanted in (None, "true", AUTO):
         root = Path(output_dir or "")
@@ -115,7 +122,8 @@ def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path 
 
 
 def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:
-    """Raise UserError for a folder, if it is there, with anything in it but a lock. The advice is what the program takes.
+    """Raise UserError for a folder, if it is there, with anything in it but a lock. The advice is
+    what the program takes.
 
     name: of the program's default folder, "" where it has none.
     """
@@ -134,7 +142,8 @@ def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:
 
 
 def holds_nothing(path: Path) -> bool:
-    """Whether a folder is empty, or holds nothing but what a start of one of these programs left that had done nothing yet."""
+    """Whether a folder is empty, or holds nothing but what a start of one of these programs left
+    that had done nothing yet."""
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".tmp-")} - {
         ".lock"
     }
@@ -142,7 +151,8 @@ def holds_nothing(path: Path) -> bool:
 
 
 def refuse_other_program(path: Path, program: str) -> None:
-    """Raise UserError where config.yaml says that another program made the run in `path`. Older runs do not say it."""
+    """Raise UserError where config.yaml says that another program made the run in `path`. Older
+    runs do not say it."""
     first = read_config(path).partition("\n")[0]
     theirs = first.removeprefix(PROGRAM_LINE) if first.startswith(PROGRAM_LINE) else program
     if program and theirs != program:
@@ -152,7 +162,8 @@ def refuse_other_program(path: Path, program: str) -> None:
 
 
 def resume_word(resume: bool | str | None) -> str | None:
-    """None for a new run, "true" for the newest checkpoint, "auto" for whatever there is to do, otherwise a path."""
+    """None for a new run, "true" for the newest checkpoint, "auto" for whatever there is to do,
+    otherwise a path."""
     word = str(resume).lower()
     if word in ("none", "false"):
         return None
@@ -160,7 +171,8 @@ def resume_word(resume: bool | str | None) -> str | None:
 
 
 def resolve_auto(output_dir: str | None, name: str, can_resume: bool = True) -> str | None:
-    """None where `auto` means a new run, "auto" where a run is there. Raises UserError where the folder has no name, or is no run's."""
+    """None where `auto` means a new run, "auto" where a run is there. Raises UserError where the
+    folder has no name, or is no run's."""
     if output_dir is None:
         raise UserError(
             f"--{RESUME_KEY} {AUTO} needs a folder with a name, by which the next start finds it: add --output_dir outputs/{name}-1"
@@ -174,7 +186,8 @@ def resolve_auto(output_dir: str | None, name: str, can_resume: bool = True) -> 
 
 
 def folder_to_resume(output_dir: str | None, name: str, resume: str) -> Path:
-    """The folder of the run that `resume_word` names. Raises UserError where there is none, or it is another than `output_dir`."""
+    """The folder of the run that `resume_word` names. Raises UserError where there is none, or it
+    is another than `output_dir`."""
     if resume not in ("true", AUTO):
         parent = Path(resume).resolve().parent
         if output_dir is not None and Path(output_dir).resolve() != parent:
@@ -199,7 +212,8 @@ def folder_to_resume(output_dir: str | None, name: str, resume: str) -> Path:
 
 
 def checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) -> Path | None:
-    """None where `auto` takes up a run that has no whole checkpoint, from its start. Raises UserError where there is nothing whole to take up."""
+    """None where `auto` takes up a run that has no whole checkpoint, from its start. Raises
+    UserError where there is nothing whole to take up."""
     if resume in ("true", AUTO):
         newest = checkpoints.newest_checkpoint(path, warn)
         if newest is None and resume == "true":
@@ -216,9 +230,11 @@ def checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) -
 
 
 def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
-    """The options that differ between two configs, name -> (old, new), with "(absent)" for a side that lacks it.
+    """The options that differ between two configs, name -> (old, new), with "(absent)" for a side
+    that lacks it.
 
-    How a run was started and how long it may take to end (`HOW_IT_IS_RUN`) does not count. Raises UserError if a text is no YAML mapping.
+    How a run was started and how long it may take to end (`HOW_IT_IS_RUN`) does not count. Raises
+    UserError if a text is no YAML mapping.
     """
     old, new = _read_mapping(old_yaml), _read_mapping(new_yaml)
     names = [name for name in {**old, **new} if name not in HOW_IT_IS_RUN]
@@ -227,12 +243,14 @@ def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
 
 
 def config_in(path: Path) -> dict[str, Any]:
-    """The options in config.yaml of a run's folder, {} where there is none. Raises UserError for a file that holds no options."""
+    """The options in config.yaml of a run's folder, {} where there is none. Raises UserError for a
+    file that holds no options."""
     return _read_mapping(read_config(path))
 
 
 def read_config(path: Path) -> str:
-    """The text of config.yaml in a run's folder, "" where there is none. Raises UserError for a file that is no plain small one."""
+    """The text of config.yaml in a run's folder, "" where there is none. Raises UserError for a
+    file that is no plain small one."""
     config = path / "config.yaml"
     if not config.exists():
         return ""

@@ -1,6 +1,8 @@
-"""What a folder is, in words, for a program that was given a folder of another program. Nothing but names and small JSON files is read.
+"""What a folder is, in words, for a program that was given a folder of another program. Nothing but
+names and small JSON files is read.
 
-A loader begins with `refuse_folder(folder, "an encoder", ...)`, so that all programs say the same of one folder.
+A loader begins with `refuse_folder(folder, "an encoder", ...)`, so that all programs say the same
+of one folder.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ FUSED_VLM, FUSED_VISION = (
 
 @dataclass(frozen=True)
 class FolderKind:
-    """has_model: whether there is something to load. is_a: what follows "it is". cure: what to do with the folder, or what to name in its place."""
+    """has_model: whether there is something to load. is_a: what follows "it is". cure: what to do
+    with the folder, or what to name in its place."""
 
     name: str
     has_model: bool
@@ -44,10 +47,12 @@ class FolderKind:
 def refuse_folder(
     folder: str | Path, wanted: str, understood: Collection[str], lacks: str = "model"
 ) -> None:
-    """Raise UserError where `folder` is not of a kind that the loader understands: what it is, and what to do with it.
+    """Raise UserError where `folder` is not of a kind that the loader understands: what it is, and
+    what to do with it.
 
-    wanted: what the program needs, "an encoder". understood: names of kinds; those that nobody knows, "model" and "unknown", are for the loader itself to
-    refuse. lacks: what is missing in a folder without a model.
+    wanted: what the program needs, "an encoder". understood: names of kinds; those that nobody
+    knows, "model" and "unknown", are for the loader itself to refuse. lacks: what is missing in a
+    folder without a model.
     """
     refuse_special_files(folder)
     kind = folder_kind(Path(folder))
@@ -93,7 +98,8 @@ def _unfinished_work(folder: Path, names: set[str]) -> FolderKind | None:
 
 
 def _adapter(folder: Path, names: set[str]) -> FolderKind | None:
-    """LoRA's matrices. A run of SFT has them in adapter/ and in its checkpoints, and the merged model at its root."""
+    """LoRA's matrices. A run of SFT has them in adapter/ and in its checkpoints, and the merged
+    model at its root."""
     if "adapter_config.json" not in names:
         return None
     root = folder.absolute().parent

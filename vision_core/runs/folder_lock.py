@@ -15,7 +15,8 @@ MOST_SECONDS_OF_DYING = 10.0
 
 
 class FolderLock:
-    """A lock on `folder/.lock` that the kernel frees when the process dies. Raises UserError when another has it."""
+    """A lock on `folder/.lock` that the kernel frees when the process dies. Raises UserError when
+    another has it."""
 
     def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
         self._path = folder / LOCK
@@ -42,7 +43,8 @@ class FolderLock:
             self._descriptor = None
 
     def put_back(self) -> None:
-        """Release, and leave the file as it was found, or none: for a run that was refused. Harmless when done twice."""
+        """Release, and leave the file as it was found, or none: for a run that was refused.
+        Harmless when done twice."""
         if self._descriptor is None:
             return
         with suppress(OSError):
@@ -71,7 +73,8 @@ class FolderLock:
 
 
 def refuse_in_use(folder: Path) -> None:
-    """Raises UserError where another process holds the lock of a folder. Makes and changes nothing."""
+    """Raises UserError where another process holds the lock of a folder. Makes and changes
+    nothing."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -87,9 +90,11 @@ def refuse_in_use(folder: Path) -> None:
 
 
 def _take(descriptor: int) -> None:
-    """Hold the lock. A holder that is dead but not gone, which takes a moment for a large process with threads, is waited for.
+    """Hold the lock. A holder that is dead but not gone, which takes a moment for a large process
+    with threads, is waited for.
 
-    Raises BlockingIOError where another process holds it, and another OSError where the file system knows no locks.
+    Raises BlockingIOError where another process holds it, and another OSError where the file system
+    knows no locks.
     """
     end = time.monotonic() + MOST_SECONDS_OF_DYING
     while True:
@@ -103,7 +108,8 @@ def _take(descriptor: int) -> None:
 
 
 def _is_dying(holder: str) -> bool:
-    """Whether the process that a lock names has ended, here, and the kernel is about to free what it held."""
+    """Whether the process that a lock names has ended, here, and the kernel is about to free what
+    it held."""
     words = holder.split()
     if len(words) != 4 or words[3] != socket.gethostname() or not words[1].isdigit():
         return False

@@ -1,4 +1,5 @@
-"""Files that others read: each is put in its place by one rename, so that a reader, or a crash, finds it old or new and never torn."""
+"""Files that others read: each is put in its place by one rename, so that a reader, or a crash,
+finds it old or new and never torn."""
 
 import errno
 import os
@@ -26,10 +27,11 @@ PUBLISHED = "published"  # in the name of the folder aside
 
 @contextmanager
 def published(folder: Path) -> Iterator[Path]:
-    """`with published(folder) as aside:` what is written into `aside` stands in `folder` afterwards, the weights last; other files there stay.
+    """`with published(folder) as aside:` what is written into `aside` stands in `folder`
+    afterwards, the weights last; other files there stay.
 
-    Call it from one process. Raises CheckpointNotWritten where the disk is full or the folder cannot be written; then what
-    stood there before stands there still, file by file.
+    Call it from one process. Raises CheckpointNotWritten where the disk is full or the folder
+    cannot be written; then what stood there before stands there still, file by file.
     """
     aside = folder_aside(folder, PUBLISHED, os.getpid())
     try:
@@ -45,7 +47,8 @@ def published(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def published_whole(folder: Path) -> Iterator[Path]:
-    """As `published`, for a folder that is not there, or empty: it appears with all that is in it, by one rename.
+    """As `published`, for a folder that is not there, or empty: it appears with all that is in it,
+    by one rename.
 
     What a killed call for the same folder has left beside it is removed.
     """
@@ -67,10 +70,11 @@ def published_whole(folder: Path) -> Iterator[Path]:
 
 
 def put_in_place(aside: Path, folder: Path) -> None:
-    """Move all files of `aside`, which is on the same disk and ends with it, to the same places in `folder`. Raises OSError.
+    """Move all files of `aside`, which is on the same disk and ends with it, to the same places in
+    `folder`. Raises OSError.
 
-    All are on the disk before the first moves. Configs come first, then weights, then the index of weights in several files: a
-    folder that is new does not load before it is whole.
+    All are on the disk before the first moves. Configs come first, then weights, then the index of
+    weights in several files: a folder that is new does not load before it is whole.
     """
     for path in sorted(_sync_files(aside), key=_place_in_order):
         target = folder / path.relative_to(aside)

@@ -22,9 +22,11 @@ CODE = "vision-encoder-fusion"
 
 
 def run_again(script: str, folder: Path, launcher: str = "python") -> str:
-    """The command that starts the run in `folder` once more, in a new folder, from where it was started.
+    """The command that starts the run in `folder` once more, in a new folder, from where it was
+    started.
 
-    script: `pretrain/mae.py`, or a module, `-m fusion.fuse`. launcher: of a run of one process; several are started as many again.
+    script: `pretrain/mae.py`, or a module, `-m fusion.fuse`. launcher: of a run of one process;
+    several are started as many again.
     """
     is_clone = (ROOT / "pyproject.toml").is_file()
     module = (

@@ -1,10 +1,14 @@
-"""The folder of one run: who may write in it, its config, its metrics, and the checkpoint from which it goes on.
+"""The folder of one run: who may write in it, its config, its metrics, and the checkpoint from
+which it goes on.
 
-    output_dir/   config.yaml  metrics.jsonl  bad_samples.jsonl  checkpoint-<step>/  finished.json  .lock    and the model's own files
+    output_dir/   config.yaml  metrics.jsonl  bad_samples.jsonl  checkpoint-<step>/  finished.json
+    .lock    and the model's own files
 
-Only the main process opens it; the others are told its path. Opening an old run looks and changes nothing; `begin`, which is called once
-everything else has been checked, brings the folder back to its checkpoint; `finish` marks it as done. A new folder of a program that ends
-by an error before anything but its config stands in it is taken away again, so that the command, mended, starts with the same --output_dir.
+Only the main process opens it; the others are told its path. Opening an old run looks and changes
+nothing; `begin`, which is called once everything else has been checked, brings the folder back to
+its checkpoint; `finish` marks it as done. A new folder of a program that ends by an error before
+anything but its config stands in it is taken away again, so that the command, mended, starts with
+the same --output_dir.
 """
 
 import json
@@ -41,8 +45,10 @@ from vision_core.runs.folder_lock import FolderLock
 class RunFolder:
     """An output folder held by this process. Make one with `RunFolder.open`.
 
-    path: the folder. checkpoint: where to resume from, or None for a new run. step: the checkpoint's step, or 0.
-    changes: the options that a resumed run changes, name -> (old, new). bad_sample_ids: the ids in bad_samples.jsonl.
+    path: the folder. checkpoint: where to resume from, or None for a new run. step: the
+    checkpoint's step, or 0.
+    changes: the options that a resumed run changes, name -> (old, new). bad_sample_ids: the ids in
+    bad_samples.jsonl.
     is_old: whether the run was there before, with a checkpoint or without.
     """
 
@@ -89,16 +95,20 @@ class RunFolder:
 
         output_dir: None means `outputs/<name>-<n>` with the next free n.
         config_yaml: the resolved options, kept as config.yaml.
-        resume: None or false starts a new run; true goes on from the newest whole checkpoint of `output_dir`; a path
-        names one; auto goes on with the run that is in `output_dir`, from its start where it has no checkpoint, and
-        starts one where there is none. An old run's folder stays as it is until `begin`.
+        resume: None or false starts a new run; true goes on from the newest whole checkpoint of
+        `output_dir`; a path names one; auto goes on with the run that is in `output_dir`, from its
+        start where it has no checkpoint, and starts one where there is none. An old run's folder
+        stays as it is until `begin`.
         warn: hears of damaged checkpoints and of what `begin` changes (stderr by default).
-        program: the script, `pretrain/mae.py`; config.yaml names it, and the run of another program is not resumed.
-        can_resume: whether the program has --resume_from_checkpoint, so that a refusal may advise it.
-        check: looks at the checkpoint before anything of the folder is changed; raises UserError where the run cannot
-        go on from it.
+        program: the script, `pretrain/mae.py`; config.yaml names it, and the run of another program
+        is not resumed.
+        can_resume: whether the program has --resume_from_checkpoint, so that a refusal may advise
+        it.
+        check: looks at the checkpoint before anything of the folder is changed; raises UserError
+        where the run cannot go on from it.
 
-        Raises UserError when the folder cannot be used, holds another run, is in use, or has nothing to resume from.
+        Raises UserError when the folder cannot be used, holds another run, is in use, or has
+        nothing to resume from.
         """
         warn = warn or warn_on_stderr
         config_yaml = f"{PROGRAM_LINE}{program}\n{config_yaml}" if program else config_yaml
@@ -178,11 +188,13 @@ class RunFolder:
         return run
 
     def begin(self) -> None:
-        """Bring an old run's folder back to its step, and write what has waited for that. A new run's folder has begun.
+        """Bring an old run's folder back to its step, and write what has waited for that. A new
+        run's folder has begun.
 
-        The call comes after everything that can still fail: model, data and options. Later checkpoints are set aside, later
-        metrics go to metrics-set-aside.jsonl, a changed config is written and the old one kept as config-<k>.yaml. Raises
-        UserError where the folder cannot be written.
+        The call comes after everything that can still fail: model, data and options. Later
+        checkpoints are set aside, later metrics go to metrics-set-aside.jsonl, a changed config is
+        written and the old one kept as config-<k>.yaml. Raises UserError where the folder cannot be
+        written.
         """
         if self._has_begun:
             return
@@ -202,7 +214,8 @@ class RunFolder:
         self._waiting.clear()
 
     def finish(self) -> None:
-        """Mark the run as done: everything that it was to leave stands in its folder. The last call before `close`. Raises CheckpointNotWritten."""
+        """Mark the run as done: everything that it was to leave stands in its folder. The last call
+        before `close`. Raises CheckpointNotWritten."""
         with checkpoints.writing(self.path / FINISHED):
             self.sync_lines()
             checkpoints.write_text_atomically(
@@ -210,23 +223,27 @@ class RunFolder:
             )
 
     def sync_lines(self) -> None:
-        """Bring metrics.jsonl and bad_samples.jsonl to the disk: what a checkpoint knows of must be there when it is. Raises OSError."""
+        """Bring metrics.jsonl and bad_samples.jsonl to the disk: what a checkpoint knows of must be
+        there when it is. Raises OSError."""
         for lines in (self._metrics, self._bad_samples):
             lines.sync()
 
     def remove_damaged(self) -> None:
-        """Remove the damaged checkpoints that were set aside, with a line for each. Call it when a newer whole one stands."""
+        """Remove the damaged checkpoints that were set aside, with a line for each. Call it when a
+        newer whole one stands."""
         for name in checkpoints.remove_damaged(self.path):
             self._warn(
                 f"{self.path / name} was damaged and is removed: a newer whole checkpoint stands"
             )
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl, safe from a kill at once. Non-finite numbers become "nan", "inf", "-inf"."""
+        """Add one line to metrics.jsonl, safe from a kill at once. Non-finite numbers become "nan",
+        "inf", "-inf"."""
         self._append(self._metrics, metrics)
 
     def append_bad_sample(self, sample_id: str, reason: str) -> bool:
-        """Name an unreadable sample in bad_samples.jsonl, once per id, also across a resume. True if it is new."""
+        """Name an unreadable sample in bad_samples.jsonl, once per id, also across a resume. True
+        if it is new."""
         if sample_id in self.bad_sample_ids:
             return False
         self.bad_sample_ids.add(sample_id)
@@ -234,7 +251,8 @@ class RunFolder:
         return True
 
     def truncate_metrics(self, after_step: int) -> None:
-        """Move the lines of metrics.jsonl whose "step" is above `after_step` to metrics-set-aside.jsonl."""
+        """Move the lines of metrics.jsonl whose "step" is above `after_step` to
+        metrics-set-aside.jsonl."""
         self._metrics.move_others(
             lambda record: record.get("step", 0) <= after_step,
             self.path / "metrics-set-aside.jsonl",
@@ -247,11 +265,13 @@ class RunFolder:
             self._waiting.append((lines, record))
 
     def close(self) -> None:
-        """Give the folder free for another run. The end of the process does the same, however it comes."""
+        """Give the folder free for another run. The end of the process does the same, however it
+        comes."""
         self._lock.release()
 
     def _leave_as_found(self, process: int) -> None:
-        """Of an old run that was refused before `begin`, by `process`, not even the lock's file is another one."""
+        """Of an old run that was refused before `begin`, by `process`, not even the lock's file is
+        another one."""
         if not self._has_begun and os.getpid() == process:
             self._lock.put_back()
 
@@ -273,7 +293,8 @@ class RunFolder:
         checkpoints.write_text_atomically(config, config_yaml)
 
     def _set_aside_later_checkpoints(self) -> None:
-        """Checkpoints after the resumed step are damaged or of a course that is left: never to be resumed. So are unfinished ones before it."""
+        """Checkpoints after the resumed step are damaged or of a course that is left: never to be
+        resumed. So are unfinished ones before it."""
         for path in checkpoints.list_checkpoints(self.path):
             is_later = int(path.name.removeprefix("checkpoint-")) > self.step
             if is_later or not (path / checkpoints.MANIFEST).exists():
@@ -293,7 +314,8 @@ class RunFolder:
 
 
 def _remove_litter(path: Path) -> None:
-    """What an earlier start left that had done nothing, for it says nothing of the run that begins."""
+    """What an earlier start left that had done nothing, for it says nothing of the run that
+    begins."""
     checkpoints.clean_leftovers(path)
     for name in ("unfinished.json", "bad_samples.jsonl"):
         (path / name).unlink(missing_ok=True)
@@ -305,7 +327,8 @@ def how_to_go_on(folder: Path | str) -> str:
 
 
 def _take_away(path: Path, ours: list[Path], process: int) -> None:
-    """Remove what `process` has made for a new run in `path`, files and then folders, unless anything but a config and a lock stands there."""
+    """Remove what `process` has made for a new run in `path`, files and then folders, unless
+    anything but a config and a lock stands there."""
     with suppress(OSError):
         others = {entry.name for entry in path.iterdir()} - {
             "config.yaml",
@@ -319,7 +342,8 @@ def _take_away(path: Path, ours: list[Path], process: int) -> None:
 
 
 def _next_free_folder(root: Path, name: str) -> Path:
-    """Make and return `root/<name>-<n>`, n above every n in use. Two runs that start together get different ones."""
+    """Make and return `root/<name>-<n>`, n above every n in use. Two runs that start together get
+    different ones."""
     root.mkdir(parents=True, exist_ok=True)
     number = 1 + max(run_numbers(root, name), default=0)
     while True:

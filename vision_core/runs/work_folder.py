@@ -1,11 +1,14 @@
-"""The folder of a program that saves no checkpoints: an evaluation, a fusion, a conversion. It is unfinished or whole, never in between.
+"""The folder of a program that saves no checkpoints: an evaluation, a fusion, a conversion. It is
+unfinished or whole, never in between.
 
-    output_dir/   config.yaml  .lock  partial/  unfinished.json -> finished.json    and what the program makes
+    output_dir/   config.yaml  .lock  partial/  unfinished.json -> finished.json    and what the
+    program makes
 
-What the program makes is written aside and moved to its place when all of it is there and on the disk; then one rename makes `finished.json` of
-`unfinished.json`. A loader that meets `unfinished.json` says so (`folder_kinds.py`). In `partial/` a program keeps what a later start of the same
-command need not do again; a program without it begins anew. `--resume_from_checkpoint auto` starts, goes on, or says that all is done.
-Imports nothing heavy.
+What the program makes is written aside and moved to its place when all of it is there and on the
+disk; then one rename makes `finished.json` of `unfinished.json`. A loader that meets
+`unfinished.json` says so (`folder_kinds.py`). In `partial/` a program keeps what a later start of
+the same command need not do again; a program without it begins anew. `--resume_from_checkpoint
+auto` starts, goes on, or says that all is done. Imports nothing heavy.
 """
 
 import json
@@ -56,17 +59,20 @@ def resume_option(group: str = "run") -> Any:
 
 
 def config_of(args: Any) -> str:
-    """What config.yaml says of the options, a dataclass. How the program was started is no part of it."""
+    """What config.yaml says of the options, a dataclass. How the program was started is no part of
+    it."""
     return arguments_to_yaml(replace(args, resume_from_checkpoint=None))
 
 
 def check_work(
     output_dir: str | None, name: str, config_yaml: str, resume: str | None, program: str
 ) -> None:
-    """Refuse, before anything is loaded, a folder that the program could not use. Looks at names and small files, and changes nothing.
+    """Refuse, before anything is loaded, a folder that the program could not use. Looks at names
+    and small files, and changes nothing.
 
-    name: of the default folder, `outputs/<name>-<n>`. config_yaml: `config_of` the options. resume: as it was given. program: as config.yaml names it.
-    Raises UserError, and AllDone where nothing is left to do.
+    name: of the default folder, `outputs/<name>-<n>`. config_yaml: `config_of` the options. resume:
+    as it was given. program: as config.yaml names it. Raises UserError, and AllDone where nothing
+    is left to do.
     """
     is_auto = _is_auto(resume, program)
     if is_auto:
@@ -79,7 +85,8 @@ def check_work(
 class WorkFolder:
     """A folder held by the main process. Make one with `WorkFolder.open`.
 
-    path: the folder. is_old: whether an earlier start of the same command was in it. partial: the folder for what is kept; `publish` removes it.
+    path: the folder. is_old: whether an earlier start of the same command was in it. partial: the
+    folder for what is kept; `publish` removes it.
     """
 
     def __init__(self, run: RunFolder, program: str) -> None:
@@ -90,7 +97,8 @@ class WorkFolder:
     def open(
         cls, output_dir: str | None, name: str, config_yaml: str, resume: str | None, program: str
     ) -> "WorkFolder":
-        """Start the work in a new folder, or go on with what is there; the arguments are those of `check_work`.
+        """Start the work in a new folder, or go on with what is there; the arguments are those of
+        `check_work`.
 
         Raises UserError, and AllDone where another start has just finished.
         """
@@ -116,10 +124,11 @@ class WorkFolder:
         return work
 
     def publish(self, write: Callable[[Path], None], status: int = 0) -> None:
-        """Let `write(folder)` fill a folder, move its files into `path`, and mark the work as finished. The last call.
+        """Let `write(folder)` fill a folder, move its files into `path`, and mark the work as
+        finished. The last call.
 
-        status: with which the program ends, and a later start of the same command too. Raises UserError where the disk is full or cannot be
-        written; the work is then unfinished.
+        status: with which the program ends, and a later start of the same command too. Raises
+        UserError where the disk is full or cannot be written; the work is then unfinished.
         """
         aside = self.path / ASIDE
         try:
@@ -143,7 +152,8 @@ class WorkFolder:
         self._run.close()
 
     def close(self) -> None:
-        """Give the folder free, unfinished. `publish` does so itself; the end of the process too."""
+        """Give the folder free, unfinished. `publish` does so itself; the end of the process
+        too."""
         self._run.close()
 
     def _mark(self, more: dict[str, Any] | None = None) -> None:
@@ -165,7 +175,8 @@ def _is_auto(resume: str | None, program: str) -> bool:
 
 
 def _compare(path: Path, config_yaml: str) -> None:
-    """Raise AllDone where the folder holds the finished work of these options, UserError where it holds that of others."""
+    """Raise AllDone where the folder holds the finished work of these options, UserError where it
+    holds that of others."""
     if not path.is_dir() or holds_nothing(path):
         return
     changes = changed_keys(read_config(path), config_yaml)
@@ -181,7 +192,8 @@ def _compare(path: Path, config_yaml: str) -> None:
 
 
 def _in_words(changes: dict[str, tuple[Any, Any]]) -> str:
-    """The first differing options with the folder's value and that of the command, and how many more there are."""
+    """The first differing options with the folder's value and that of the command, and how many
+    more there are."""
     named = [
         f"{name} {_short(old)} there and {_short(new)} here"
         for name, (old, new) in list(changes.items())[:MOST_NAMED]
@@ -204,7 +216,8 @@ def _read_finished(path: Path) -> dict[str, Any] | None:
 
 
 def _moved(aside: Path, path: Path) -> list[str]:
-    """Bring all files of `aside` to the disk, then into `path`, those by which a folder is known last. Their names."""
+    """Bring all files of `aside` to the disk, then into `path`, those by which a folder is known
+    last. Their names."""
     make_readable(aside)
     files = sorted(
         (each for each in aside.rglob("*") if not each.is_dir()),

@@ -1,4 +1,5 @@
-"""The colours of the embedded scenes: eight named hues and the tones around them, in a space where equal steps look equally large."""
+"""The colours of the embedded scenes: eight named hues and the tones around them, in a space where
+equal steps look equally large."""
 
 import numpy as np
 
@@ -17,7 +18,8 @@ COLOURS = tuple(NAMED_COLOURS)
 
 
 def oklch_to_rgb(lightness: float, chroma: float, hue_degrees: float) -> np.ndarray:
-    """sRGB [3] in [0, 1], clipped to the gamut. Source: B. Ottosson, "A perceptual color space for image processing" (2020)."""
+    """sRGB [3] in [0, 1], clipped to the gamut. Source: B. Ottosson, "A perceptual color space for
+    image processing" (2020)."""
     hue = np.deg2rad(hue_degrees)
     a, b = chroma * np.cos(hue), chroma * np.sin(hue)
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3

@@ -1,7 +1,9 @@
-"""The embedded scenes: images drawn on the fly, deterministic by (seed, split, index), with ground truth for everything that they show.
+"""The embedded scenes: images drawn on the fly, deterministic by (seed, split, index), with ground
+truth for everything that they show.
 
-They stand in for data wherever there is none: `draw_scene(seed, index)` costs a few milliseconds, needs no file and no network, and knows its own
-categories, masks, boxes, depth, captions and question/answer pairs. Only pixels and masks are computed at once, the rest when it is asked for.
+They stand in for data wherever there is none: `draw_scene(seed, index)` costs a few milliseconds,
+needs no file and no network, and knows its own categories, masks, boxes, depth, captions and
+question/answer pairs. Only pixels and masks are computed at once, the rest when it is asked for.
 """
 
 from dataclasses import dataclass
@@ -35,7 +37,8 @@ SHADOW_SHIFT, SHADOW_BLUR, SHADOW_DARKNESS = 0.022, 0.05, 0.38
 class Scene:
     """One picture and what is known about it.
 
-    image: uint8 [3, S, S]. category: of the main object, the largest and nearest. masks: uint8 [S, S], 0 the backdrop, i + 1 where object i is visible.
+    image: uint8 [3, S, S]. category: of the main object, the largest and nearest. masks: uint8 [S,
+    S], 0 the backdrop, i + 1 where object i is visible.
     """
 
     image: Tensor
@@ -46,7 +49,8 @@ class Scene:
 
     @cached_property
     def objects(self) -> list[SceneObject]:
-        """The objects, the main one first; boxes (xyxy, pixels, end exclusive) and areas (pixels) are those of the visible parts."""
+        """The objects, the main one first; boxes (xyxy, pixels, end exclusive) and areas (pixels)
+        are those of the visible parts."""
         return [
             self._object(number, placed)
             for number, placed in enumerate(self.layout.objects, start=1)
@@ -54,7 +58,8 @@ class Scene:
 
     @cached_property
     def depth(self) -> Tensor:
-        """Metres from the viewer, float32 [S, S]. An object is a tilted plate around its own depth, the backdrop a tilted wall behind all."""
+        """Metres from the viewer, float32 [S, S]. An object is a tilted plate around its own depth,
+        the backdrop a tilted wall behind all."""
         masks = self.masks.numpy()
         y, x = _pixel_grid(masks.shape[0])
         depth = np.broadcast_to(
@@ -76,7 +81,8 @@ class Scene:
 
     @cached_property
     def questions(self) -> list[Question]:
-        """Questions about what is shown and where, each with its answer and the possible answers."""
+        """Questions about what is shown and where, each with its answer and the possible
+        answers."""
         return question(self.objects, side=self.masks.shape[0], name=self.name)
 
     def _object(self, number: int, placed: Placed) -> SceneObject:
@@ -120,7 +126,8 @@ def _pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_backdrop(layout: Layout, size: int) -> np.ndarray:
-    """A soft gradient between two muted tones with cloudy variations of two scales, under the habitat's pattern: float32 [3, S, S]."""
+    """A soft gradient between two muted tones with cloudy variations of two scales, under the
+    habitat's pattern: float32 [3, S, S]."""
     y, x = _pixel_grid(size)
     at = y[:, 0]
     clouds = 0.7 * smooth_noise(layout.noise[0, :5, :5], at * 4, at * 4) + 0.45 * smooth_noise(
@@ -217,7 +224,8 @@ def _surface(
     pixel: float,
     window: tuple[slice, slice],
 ) -> np.ndarray:
-    """The object's two tones mixed by its texture, lit from the scene's light, darker along the rim: float32 [3, h, w]."""
+    """The object's two tones mixed by its texture, lit from the scene's light, darker along the
+    rim: float32 [3, h, w]."""
     u, v = _texture_frame(placed.texture_rotation, placed.period, placed.texture_offset, x, y)
     lattice = layout.noise[1]
     at_y, at_x = (

@@ -1,4 +1,5 @@
-"""What can be said about an embedded scene: captions, and questions whose answers cannot be guessed from the question."""
+"""What can be said about an embedded scene: captions, and questions whose answers cannot be guessed
+from the question."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,7 +18,8 @@ COLUMNS = "abcdefgh"  # of the chessboard on which places are told; it has as ma
 
 
 class Place(NamedTuple):
-    """Where the centre of what is seen of an object is: column and row of a chessboard over the picture, from 0 at the top left, and whole metres."""
+    """Where the centre of what is seen of an object is: column and row of a chessboard over the
+    picture, from 0 at the top left, and whole metres."""
 
     column: int
     row: int
@@ -31,7 +33,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object as it is seen: names, box of the visible part (x0, y0, x1, y1 in pixels, end exclusive), depth in metres, visible area in pixels."""
+    """An object as it is seen: names, box of the visible part (x0, y0, x1, y1 in pixels, end
+    exclusive), depth in metres, visible area in pixels."""
 
     category: str
     colour: str
@@ -52,9 +55,11 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer. `kind`: category, colour, texture (what); left_of, above, nearest, count, depth_order (where).
+    """A question with its answer. `kind`: category, colour, texture (what); left_of, above,
+    nearest, count, depth_order (where).
 
-    `readings`: what a comparison is read off from, the column, row or metres of each of its two objects behind the object's colour.
+    `readings`: what a comparison is read off from, the column, row or metres of each of its two
+    objects behind the object's colour.
     """
 
     kind: str
@@ -65,7 +70,8 @@ class Question:
 
 
 def describe(objects: list[SceneObject]) -> list[str]:
-    """Captions from short to long: the main object, what stands around it, each object with its surface."""
+    """Captions from short to long: the main object, what stands around it, each object with its
+    surface."""
     main, same = objects[0], [each.category for each in objects[1:]].count(objects[0].category)
     short = f"{_with_article(main.colour)} {main.category}"
     kinds = list(dict.fromkeys(each.category for each in objects))
@@ -86,7 +92,8 @@ def describe(objects: list[SceneObject]) -> list[str]:
 
 
 def question(objects: list[SceneObject], side: int, name: tuple[int | str, ...]) -> list[Question]:
-    """Questions about a scene; which objects they name, and in which order, is drawn from `name`, so that every answer is equally likely."""
+    """Questions about a scene; which objects they name, and in which order, is drawn from `name`,
+    so that every answer is equally likely."""
     rng = numpy_generator("scene_questions", *name)
     questions = _what(objects, rng)
     same = [each.category for each in objects].count(objects[0].category)
@@ -128,7 +135,8 @@ def _what(objects: list[SceneObject], rng: np.random.Generator) -> list[Question
 
 
 def _pair_questions(first: SceneObject, second: SceneObject, side: int) -> list[Question]:
-    """Yes/no questions about an ordered pair: the order is random, so yes and no are equally likely."""
+    """Yes/no questions about an ordered pair: the order is random, so yes and no are equally
+    likely."""
     one, other = f"the {first.colour} {first.category}", f"the {second.colour} {second.category}"
     column, row, metres = zip(first.place(side).words, second.place(side).words, strict=True)
     differences = (

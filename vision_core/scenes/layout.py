@@ -1,9 +1,12 @@
-"""What stands where in an embedded scene: numbers only, in units of the picture's side, so that a scene is the same at any resolution.
+"""What stands where in an embedded scene: numbers only, in units of the picture's side, so that a
+scene is the same at any resolution.
 
-The constants decide how hard the scenes are. What two random crops of a scene share is what self-supervised learning finds, so the evidence of the
-category is everywhere: the main object comes with others of its kind, whose surfaces come from the kind's own three textures, before a backdrop whose
-pattern is mostly the kind's habitat, as fish are mostly seen in water. Colours, poses and sizes tell nothing. Every texture belongs to two kinds, and one
-backdrop in eleven is another kind's: a single surface does not settle the category.
+The constants decide how hard the scenes are. What two random crops of a scene share is what
+self-supervised learning finds, so the evidence of the category is everywhere: the main object comes
+with others of its kind, whose surfaces come from the kind's own three textures, before a backdrop
+whose pattern is mostly the kind's habitat, as fish are mostly seen in water. Colours, poses and
+sizes tell nothing. Every texture belongs to two kinds, and one backdrop in eleven is another
+kind's: a single surface does not settle the category.
 """
 
 from dataclasses import dataclass
@@ -31,7 +34,8 @@ TEXTURES_OF_KIND: dict[str, tuple[str, str, str]] = {
     "house": ("radiating", "zigzag", "triangular"),
     "cup": ("patched", "ringed", "tartan"),
 }
-# Each kind's surroundings: the pattern of the backdrop, one of the kind's own and nobody else's backdrop.
+# Each kind's surroundings: the pattern of the backdrop, one of the kind's own and nobody else's
+# backdrop.
 HABITAT_OF_KIND: dict[str, str] = {
     "star": "striped",
     "ring": "checked",
@@ -63,7 +67,8 @@ BACKGROUND_CHROMA = (0.015, 0.06)
 BACKGROUND_LIGHTNESS = (0.55, 0.82)
 BACKGROUND_CONTRAST = (0.02, 0.07)
 
-# Depth in metres: an object of a real size near REAL_DIAMETER looks smaller the farther it is. Behind all stands a tilted backdrop.
+# Depth in metres: an object of a real size near REAL_DIAMETER looks smaller the farther it is.
+# Behind all stands a tilted backdrop.
 REAL_DIAMETER = (1.5, 1.9)
 DEPTH_GAP = 0.4
 BACKDROP_DEPTH = (9.0, 10.5)
@@ -71,7 +76,8 @@ BACKDROP_DEPTH = (9.0, 10.5)
 
 @dataclass(frozen=True)
 class Placed:
-    """One object: where, how large, what it looks like. Lengths in sides of the picture, angles in radians, depth in metres."""
+    """One object: where, how large, what it looks like. Lengths in sides of the picture, angles in
+    radians, depth in metres."""
 
     category: int
     colour: str
@@ -93,7 +99,8 @@ class Placed:
 
 @dataclass(frozen=True)
 class Habitat:
-    """The pattern of the backdrop. Lengths in sides of the picture, angles in radians; the sign of `contrast` says which tone is lighter."""
+    """The pattern of the backdrop. Lengths in sides of the picture, angles in radians; the sign of
+    `contrast` says which tone is lighter."""
 
     texture: str
     period: float
@@ -104,7 +111,8 @@ class Habitat:
 
 @dataclass(frozen=True)
 class Layout:
-    """A scene as numbers. `objects[0]` is the main one: the largest and the nearest. Backdrop tones are OKLCH (lightness, chroma, hue)."""
+    """A scene as numbers. `objects[0]` is the main one: the largest and the nearest. Backdrop tones
+    are OKLCH (lightness, chroma, hue)."""
 
     objects: tuple[Placed, ...]
     backdrop_tones: tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -118,7 +126,8 @@ class Layout:
 
 
 def category_of(seed: int, split: str, index: int) -> int:
-    """The category of a scene, without drawing it: every ten consecutive indices hold each category once, in a random order."""
+    """The category of a scene, without drawing it: every ten consecutive indices hold each category
+    once, in a random order."""
     kinds = len(CATEGORIES)
     return int(
         numpy_generator(seed, "scene_categories", split, index // kinds).permutation(kinds)[
@@ -178,7 +187,8 @@ def _habitat(rng: np.random.Generator, main_kind: int) -> Habitat:
 
 
 def _places(rng: np.random.Generator, diameters: list[float]) -> list[tuple[float, float]]:
-    """The main object near the middle, each other one at the first place tried that is clear of those before, or else at the clearest."""
+    """The main object near the middle, each other one at the first place tried that is clear of
+    those before, or else at the clearest."""
     centres = [tuple(rng.uniform(*MAIN_CENTRE, 2))]
     for place, diameter in enumerate(diameters[1:], start=1):
         tried = rng.uniform(0.4 * diameter, 1.0 - 0.4 * diameter, (PLACES_TRIED, 2))

@@ -1,8 +1,10 @@
-"""The shapes of the embedded scenes: ten categories as signed distances, so that edges are smooth at any resolution.
+"""The shapes of the embedded scenes: ten categories as signed distances, so that edges are smooth
+at any resolution.
 
-A shape takes x, y (arrays in the object's own frame: y downwards, the shape within radius `EXTENT`) and two variations in [0, 1], and gives a signed
-distance, negative inside. Distances are exact near straight edges and close elsewhere, which is what anti-aliasing needs.
-All shapes have an area near 2, so that the share of the picture that an object covers does not give its category away.
+A shape takes x, y (arrays in the object's own frame: y downwards, the shape within radius `EXTENT`)
+and two variations in [0, 1], and gives a signed distance, negative inside. Distances are exact near
+straight edges and close elsewhere, which is what anti-aliasing needs. All shapes have an area near
+2, so that the share of the picture that an object covers does not give its category away.
 """
 
 import numpy as np
@@ -21,7 +23,8 @@ def _box(x: Array, y: Array, half_width: float, half_height: float) -> Array:
 
 
 def _half_plane(x: Array, y: Array, start: tuple[float, float], end: tuple[float, float]) -> Array:
-    """Distance to the line through two points, negative on the right of start -> end as seen on the screen (y downwards)."""
+    """Distance to the line through two points, negative on the right of start -> end as seen on the
+    screen (y downwards)."""
     step_x, step_y = end[0] - start[0], end[1] - start[1]
     length = (step_x**2 + step_y**2) ** 0.5
     normal_x, normal_y = step_y / length, -step_x / length
@@ -37,7 +40,8 @@ def _convex(x: Array, y: Array, *corners: tuple[float, float]) -> Array:
 
 
 def star(x: Array, y: Array, a: float, b: float) -> Array:
-    """Five or six points; every point is folded onto one half of one tip, where the edge is a single line."""
+    """Five or six points; every point is folded onto one half of one tip, where the edge is a
+    single line."""
     points = 5 if a < 0.5 else 6
     tip, notch = 1.2, 0.56 + 0.1 * b
     radius, sector = np.sqrt(x * x + y * y), 2 * np.pi / points

@@ -1,7 +1,8 @@
 """The surfaces of the embedded scenes: fifteen patterns that differ in structure, and smooth noise.
 
-A pattern takes u, v (coordinates in an object's frame, measured in periods), `pixel` (the size of a pixel in periods, for soft edges) and `noise`
-(smooth noise of about unit size on the same points), and gives an array in [0, 1]: the mix of the object's two tones.
+A pattern takes u, v (coordinates in an object's frame, measured in periods), `pixel` (the size of a
+pixel in periods, for soft edges) and `noise` (smooth noise of about unit size on the same points),
+and gives an array in [0, 1]: the mix of the object's two tones.
 """
 
 import numpy as np
@@ -10,7 +11,8 @@ Array = np.ndarray
 
 
 def soft_inside(distance: Array, pixel: float) -> Array:
-    """How much of a pixel lies inside an edge: 1 at a distance (same unit as `pixel`) well below 0, 0.5 on the edge, 0 well above."""
+    """How much of a pixel lies inside an edge: 1 at a distance (same unit as `pixel`) well below 0,
+    0.5 on the edge, 0 well above."""
     return np.clip(0.5 - distance / pixel, 0.0, 1.0)
 
 
@@ -79,7 +81,8 @@ def triangular(u: Array, v: Array, pixel: float, noise: Array) -> Array:
 
 
 def honeycombed(u: Array, v: Array, pixel: float, noise: Array) -> Array:
-    """The larger of the distances to the six sides, in the nearer of two interleaved rectangular lattices."""
+    """The larger of the distances to the six sides, in the nearer of two interleaved rectangular
+    lattices."""
     across, down = 0.85 * u, 0.85 * v / 1.732
     first = _hexagon(across - np.floor(across) - 0.5, (down - np.floor(down) - 0.5) * 1.732)
     across, down = across + 0.5, down + 0.5
@@ -114,7 +117,8 @@ TEXTURES = {
 
 
 def smooth_noise(lattice: Array, y: Array, x: Array) -> Array:
-    """Value noise on the points of a pixel grid: random values on a lattice, smoothly interpolated. Separable, so two small products.
+    """Value noise on the points of a pixel grid: random values on a lattice, smoothly interpolated.
+    Separable, so two small products.
 
     lattice [G, G]; y [H] and x [W] in [0, G - 1], lattice units. Returns [H, W].
     """
@@ -122,6 +126,7 @@ def smooth_noise(lattice: Array, y: Array, x: Array) -> Array:
 
 
 def _interpolation(at: Array, size: int) -> Array:
-    """Rows of weights of the lattice points around each position, eased by 3t^2 - 2t^3: [N] -> [N, size]."""
+    """Rows of weights of the lattice points around each position, eased by 3t^2 - 2t^3: [N] -> [N,
+    size]."""
     nearness = np.clip(1.0 - np.abs(at[:, None] - np.arange(size, dtype=at.dtype)), 0.0, 1.0)
     return nearness * nearness * (3.0 - 2.0 * nearness)

@@ -19,7 +19,8 @@ COUNTS = (
 
 @dataclass
 class TrainerOptions:
-    """What every program on this trainer asks for; names are those of transformers' TrainingArguments where it has them."""
+    """What every program on this trainer asks for; names are those of transformers'
+    TrainingArguments where it has them."""
 
     per_device_train_batch_size: int = option(16, "samples per process and step", "optimisation")
     gradient_accumulation_steps: int = option(1, "batches to one step", "optimisation")
@@ -64,7 +65,8 @@ class TrainerOptions:
 
 
 def check_counts(options: TrainerOptions) -> None:
-    """Raises UserError for a batch or an interval without which nothing could be counted: transformers divides by them."""
+    """Raises UserError for a batch or an interval without which nothing could be counted:
+    transformers divides by them."""
     for name in COUNTS:
         value = getattr(options, name)
         if not value > 0:
@@ -72,10 +74,12 @@ def check_counts(options: TrainerOptions) -> None:
 
 
 def check_output(name: str, program: str, options: TrainerOptions) -> None:
-    """Refuse, before anything is loaded, counts of 0 and a folder that the run of `program` could not use, or another program's.
+    """Refuse, before anything is loaded, counts of 0 and a folder that the run of `program` could
+    not use, or another program's.
 
-    Raises UserError, and AllDone where nothing is left to do. The first process alone looks: it is in its folder soon, maybe
-    before another one looks. A checkpoint, which takes long to verify, is looked at when it is resumed.
+    Raises UserError, and AllDone where nothing is left to do. The first process alone looks: it is
+    in its folder soon, maybe before another one looks. A checkpoint, which takes long to verify, is
+    looked at when it is resumed.
     """
     check_counts(options)
     end_if_all_is_done(

@@ -1,4 +1,5 @@
-"""What a run on `RunTrainer` is, said before it trains: its data, its steps, and what trains at which rate.
+"""What a run on `RunTrainer` is, said before it trains: its data, its steps, and what trains at
+which rate.
 
 `--dry_run` draws a batch too.
 """
@@ -16,7 +17,8 @@ from vision_core.trainer.run_trainer import RunTrainer, check_warmup
 
 
 def preview(trainer: RunTrainer) -> list[str]:
-    """Lines for the user. Draws one training batch, and one held-out batch, as the run would, with all that can go wrong in it.
+    """Lines for the user. Draws one training batch, and one held-out batch, as the run would, with
+    all that can go wrong in it.
 
     Raises UserError for a sample that cannot be trained on.
     """
@@ -81,7 +83,8 @@ def shape_of(value: Any) -> str:
 
 
 def trained_parts(trainer: RunTrainer) -> list[str]:
-    """A line for every part of the model and learning rate: its parameters, and how many are frozen."""
+    """A line for every part of the model and learning rate: its parameters, and how many are
+    frozen."""
     sizes: dict[tuple[str, float | None], int] = defaultdict(int)
     for name, parameter in trainer.model.named_parameters():
         if "original_module" not in name.split(
@@ -96,7 +99,8 @@ def trained_parts(trainer: RunTrainer) -> list[str]:
 
 
 def part_of(name: str) -> str:
-    """The first two names of a parameter's module, without LoRA's wrappers: `vision_model.connector`."""
+    """The first two names of a parameter's module, without LoRA's wrappers:
+    `vision_model.connector`."""
     names = name.removeprefix("base_model.model.").split(".")[:-1]
     return ".".join(names[:1] + [each for each in names[1:2] if not each.isdigit()]) or name
 

@@ -1,4 +1,5 @@
-"""What a checkpoint of `run_trainer.RunTrainer` says besides what the Trainer writes, and what of it must be so when a run goes on from it.
+"""What a checkpoint of `run_trainer.RunTrainer` says besides what the Trainer writes, and what of
+it must be so when a run goes on from it.
 
 Everything here is looked at before the run's folder changes.
 """
@@ -49,7 +50,8 @@ def read_facts(checkpoint: str | Path) -> dict[str, Any]:
 
 
 def names_of_states(model: nn.Module, optimizer: Any) -> list[str]:
-    """The names of the parameters in the order in which `optimizer.state_dict()` numbers them; [] where it holds other tensors, as ZeRO's does."""
+    """The names of the parameters in the order in which `optimizer.state_dict()` numbers them; []
+    where it holds other tensors, as ZeRO's does."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return (
@@ -60,7 +62,8 @@ def names_of_states(model: nn.Module, optimizer: Any) -> list[str]:
 
 
 def whole_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of all that `state_dict` has, once each where weights are tied; whole also where ZeRO-3 has left this process empty ones."""
+    """Of all that `state_dict` has, once each where weights are tied; whole also where ZeRO-3 has
+    left this process empty ones."""
     tied = getattr(model, "all_tied_weights_keys", {})
     parameters = {
         name: getattr(parameter, "ds_shape", parameter.shape)
@@ -71,7 +74,8 @@ def whole_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def refuse_other_weights(checkpoint: Path, model: nn.Module, changes: Changes) -> None:
-    """Raises UserError for a checkpoint whose weights are of other shapes, or an adapter of another kind than `model` has."""
+    """Raises UserError for a checkpoint whose weights are of other shapes, or an adapter of another
+    kind than `model` has."""
     adapter = checkpoint / "adapter_config.json"
     ours = getattr(model, "peft_config", {}).get("default")
     if adapter.is_file() != (ours is not None):
@@ -107,11 +111,13 @@ def load_optimizer(
     names: Sequence[str],
     changes: Changes,
 ) -> None:
-    """The states of `checkpoint`, each for the parameter of its name, under this run's groups and their options.
+    """The states of `checkpoint`, each for the parameter of its name, under this run's groups and
+    their options.
 
-    names: of the checkpoint's states in the order of their numbers, [] for an older checkpoint, whose order must be this run's. The library's own
-    loader goes by numbers alone, so that with other groups the states of one parameter would be another's, and takes weight decay and betas from
-    the file. Raises UserError before anything is assigned.
+    names: of the checkpoint's states in the order of their numbers, [] for an older checkpoint,
+    whose order must be this run's. The library's own loader goes by numbers alone, so that with
+    other groups the states of one parameter would be another's, and takes weight decay and betas
+    from the file. Raises UserError before anything is assigned.
     """
     saved = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
@@ -158,7 +164,8 @@ def changed_course(facts: Mapping[str, Any], seed: int, global_batch: int) -> li
 
 
 def load_scheduler(checkpoint: Path, scheduler: Any, groups: int) -> None:
-    """The scheduler's step. Its state has an entry for each group of the optimizer that was saved; this run's may be `groups` others."""
+    """The scheduler's step. Its state has an entry for each group of the optimizer that was saved;
+    this run's may be `groups` others."""
     state = torch.load(checkpoint / SCHEDULER, map_location="cpu", weights_only=True)
     if "lr_lambdas" in state:
         state["lr_lambdas"] = [None] * groups
@@ -166,7 +173,8 @@ def load_scheduler(checkpoint: Path, scheduler: Any, groups: int) -> None:
 
 
 def state_of_start(init_from: str | None) -> str:
-    """A hash over names, sizes and samples of the weights in a folder, which a copy elsewhere has too; "" for what is no folder here."""
+    """A hash over names, sizes and samples of the weights in a folder, which a copy elsewhere has
+    too; "" for what is no folder here."""
     folder = Path(init_from or "")
     files = sorted(folder.glob("*.safetensors")) if init_from and folder.is_dir() else []
     digest = hashlib.blake2b(digest_size=16)
@@ -186,9 +194,11 @@ def look_at_start(
     init_from: str | None = None,
     changed_data: ChangedData = "note",
 ) -> dict[str, Any]:
-    """Facts of the run for its checkpoints, held against those of the checkpoint from which it goes on. Prints what has changed.
+    """Facts of the run for its checkpoints, held against those of the checkpoint from which it goes
+    on. Prints what has changed.
 
-    run: on the main process. Raises UserError where data has changed that must not, or the run is told to start from something else than it did.
+    run: on the main process. Raises UserError where data has changed that must not, or the run is
+    told to start from something else than it did.
     """
     if run is None:
         return {}
@@ -205,7 +215,8 @@ def look_at_start(
 
 @contextmanager
 def taken_up(checkpoint: str | None, changes: Changes) -> Iterator[None]:
-    """Inside, a checkpoint is loaded by libraries that raise what they like for one that does not fit; it becomes a UserError of one line."""
+    """Inside, a checkpoint is loaded by libraries that raise what they like for one that does not
+    fit; it becomes a UserError of one line."""
     try:
         yield
     except UserError:

@@ -1,4 +1,5 @@
-"""transformers' Trainer in a run's folder: options, metrics, a progress bar, checkpoints that are whole or invisible, stops and resumes."""
+"""transformers' Trainer in a run's folder: options, metrics, a progress bar, checkpoints that are
+whole or invisible, stops and resumes."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ PASSED_ON = (
 
 
 def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> TrainingArguments:
-    """For the Trainer; making them joins the processes. has_eval: there is held-out data. more: further ones, as TrainingArguments has them.
+    """For the Trainer; making them joins the processes. has_eval: there is held-out data. more:
+    further ones, as TrainingArguments has them.
 
     Raises UserError for a precision that is not possible.
     """
@@ -89,9 +91,11 @@ def open_run(
     program: str = "",
     check: Callable[[Path], None] | None = None,
 ) -> tuple[RunFolder | None, str, str]:
-    """The run's folder, held by the main process; its path and the checkpoint to go on from, or "", the same on every process.
+    """The run's folder, held by the main process; its path and the checkpoint to go on from, or "",
+    the same on every process.
 
-    program: the script, `pretrain/mae.py`, which alone resumes the run. check: of the checkpoint, before the folder is changed.
+    program: the script, `pretrain/mae.py`, which alone resumes the run. check: of the checkpoint,
+    before the folder is changed.
     """
     run = None
     if is_main_process():
@@ -106,8 +110,10 @@ def open_run(
 class RunTrainer(SavingTrainer):
     """Trainer that writes into a run's folder.
 
-    sampler: the order of the training samples; by default the Trainer's, a new permutation for every epoch.
-    run: on the main process, the folder that gets the metrics. keep: whole checkpoints that stay, None for all.
+    sampler: the order of the training samples; by default the Trainer's, a new permutation for
+    every epoch.
+    run: on the main process, the folder that gets the metrics. keep: whole checkpoints that stay,
+    None for all.
     facts: of the run, for its checkpoints (`trainer_resume.look_at_start`).
     """
 
@@ -127,7 +133,8 @@ class RunTrainer(SavingTrainer):
         ] = ()  # what a step that is broken off has changed, as it was
 
     def train_until_told(self, stop: StopRequest, checkpoint: str) -> None:
-        """All steps from `checkpoint`, or from the start where it is "". Leaves by SystemExit, its last step saved, once told to stop."""
+        """All steps from `checkpoint`, or from the start where it is "". Leaves by SystemExit, its
+        last step saved, once told to stop."""
         if checkpoint:
             self.look_at(Path(checkpoint))
         # DeepSpeed's engine counts micro-batches itself, also in its checkpoints
@@ -161,7 +168,8 @@ class RunTrainer(SavingTrainer):
         return self.run.changes if self.run is not None else {}
 
     def look_at(self, checkpoint: Path) -> None:
-        """Hold a checkpoint against this run, as far as headers and small files go. Raises UserError, on the main process, where it is another's."""
+        """Hold a checkpoint against this run, as far as headers and small files go. Raises
+        UserError, on the main process, where it is another's."""
         if is_main_process():
             facts = read_facts(checkpoint)
             with taken_up(str(checkpoint), self.changes):
@@ -183,7 +191,8 @@ class RunTrainer(SavingTrainer):
         )
 
     def write_beside(self, folder: Path) -> None:
-        """What a resume asks of a checkpoint and the Trainer does not write, before `folder` is sealed."""
+        """What a resume asks of a checkpoint and the Trainer does not write, before `folder` is
+        sealed."""
         own = {
             "seed": self.args.seed,
             "samples of a step": self.samples_of_a_step(),
@@ -208,7 +217,8 @@ class RunTrainer(SavingTrainer):
             )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The Trainer's; {} and no line in the log where it was broken off because the run was told to stop."""
+        """The Trainer's; {} and no line in the log where it was broken off because the run was told
+        to stop."""
         try:
             return super().evaluate(*args, **kwargs)
         except EvaluationBrokenOff:
@@ -217,7 +227,8 @@ class RunTrainer(SavingTrainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
-        """The Trainer's own; a warm-up that was given in steps must end within the run, one given as a share leaves a run of one step its rate."""
+        """The Trainer's own; a warm-up that was given in steps must end within the run, one given
+        as a share leaves a run of one step its rate."""
         option = "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
         refuse_fewer_steps("the checkpoint", self.state.global_step, num_training_steps, option)
         check_warmup(self.args.warmup_steps, num_training_steps)
@@ -228,7 +239,8 @@ class RunTrainer(SavingTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The checkpoint's states, by the names of parameters, under this run's rates, which the Trainer would take from the checkpoint."""
+        """The checkpoint's states, by the names of parameters, under this run's rates, which the
+        Trainer would take from the checkpoint."""
         scheduler = getattr(
             self.lr_scheduler, "scheduler", self.lr_scheduler
         )  # accelerate may have put its own around it
@@ -264,7 +276,8 @@ class RunTrainer(SavingTrainer):
         return batches
 
     def _begin(self) -> None:
-        """The run's folder is changed only now, when every process has its model, its data and the checkpoint's states."""
+        """The run's folder is changed only now, when every process has its model, its data and the
+        checkpoint's states."""
         if self._has_begun:
             return
         self._has_begun = True
@@ -277,9 +290,11 @@ class RunTrainer(SavingTrainer):
             self.run.begin()
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer calls it after every step, and at the end of an epoch or of what was done of it.
+        """The Trainer calls it after every step, and at the end of an epoch or of what was done of
+        it.
 
-        So a step that was broken off is saved with what the last whole step and its evaluation left.
+        So a step that was broken off is saved with what the last whole step and its evaluation
+        left.
         """
         if self._told is not None and self._told.broke_off:
             states, self.current_flos, self._tr_loss = self._step_end
@@ -289,7 +304,8 @@ class RunTrainer(SavingTrainer):
             self._step_end = random_states(), self.current_flos, self._tr_loss.clone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """To metrics.jsonl too. Raises UserError, on all processes alike, for a loss that is no number."""
+        """To metrics.jsonl too. Raises UserError, on all processes alike, for a loss that is no
+        number."""
         super().log(logs, start_time)
         if self.run is not None:
             self.run.append_metrics({"step": self.state.global_step, **logs})
@@ -300,7 +316,8 @@ class RunTrainer(SavingTrainer):
             )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer takes one step more where a run is resumed that has had all of `max_steps`."""
+        """The Trainer takes one step more where a run is resumed that has had all of
+        `max_steps`."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
@@ -326,7 +343,8 @@ class RunTrainer(SavingTrainer):
             )
 
     def write_model(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """ZeRO-3 gathers tied weights once for each of their names; they are saved once, as by all others."""
+        """ZeRO-3 gathers tied weights once for each of their names; they are saved once, as by all
+        others."""
         if state_dict is not None:
             tied = getattr(self.model, "all_tied_weights_keys", {})
             state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
@@ -334,10 +352,11 @@ class RunTrainer(SavingTrainer):
 
 
 def follow_schedule(scheduler: LambdaLR, rates: Sequence[float]) -> None:
-    """Give the optimizer's groups the rates that `scheduler` has for its step, with `rates` at their highest.
+    """Give the optimizer's groups the rates that `scheduler` has for its step, with `rates` at
+    their highest.
 
-    A state that was loaded has those of the run that saved it: the first step of a finished run that goes on would have the rate 0, and a smaller
-    --learning_rate would be none.
+    A state that was loaded has those of the run that saved it: the first step of a finished run
+    that goes on would have the rate 0, and a smaller --learning_rate would be none.
     """
     scheduler.base_lrs = list(rates)
     factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
@@ -348,7 +367,8 @@ def follow_schedule(scheduler: LambdaLR, rates: Sequence[float]) -> None:
 
 
 def check_warmup(warmup_steps: float, steps: int) -> None:
-    """Raises UserError for a warm-up in steps, not in a share of them, that does not end before the last of `steps`."""
+    """Raises UserError for a warm-up in steps, not in a share of them, that does not end before the
+    last of `steps`."""
     if warmup_steps >= max(steps, 1):
         raise UserError(
             f"--warmup_steps {warmup_steps:g} is not below the run's {steps} steps; train longer, or for a short trial add --warmup_steps 0"
@@ -363,8 +383,9 @@ def start_worker(then: Callable[[int], None] | None, number: int) -> None:
 
 
 class TellEpoch(TrainerCallback):
-    """The sampler learns its epoch. The Trainer tells it too, but in a resumed run of several processes its word does not get through
-    accelerate's wrappers, and the rest of a later epoch would be that of the first.
+    """The sampler learns its epoch. The Trainer tells it too, but in a resumed run of several
+    processes its word does not get through accelerate's wrappers, and the rest of a later epoch
+    would be that of the first.
     """
 
     def on_epoch_begin(
@@ -379,9 +400,11 @@ class TellEpoch(TrainerCallback):
 
 
 class TellSteps(TrainerCallback):
-    """The last step's loss is logged, however short the run; and a resumed run logs, measures and saves as often as it now says.
+    """The last step's loss is logged, however short the run; and a resumed run logs, measures and
+    saves as often as it now says.
 
-    The Trainer takes these numbers from the checkpoint, and logs at multiples of `logging_steps` alone.
+    The Trainer takes these numbers from the checkpoint, and logs at multiples of `logging_steps`
+    alone.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

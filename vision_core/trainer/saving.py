@@ -1,8 +1,10 @@
-"""How transformers' Trainer saves in a run's folder: checkpoints that are whole or invisible, failures that all processes agree on.
+"""How transformers' Trainer saves in a run's folder: checkpoints that are whole or invisible,
+failures that all processes agree on.
 
-a checkpoint     all processes write into .tmp-<step>-<pid of the main one>; the main process seals it and shows it by one rename
-its failure      what keeps one process from writing is kept until all have written; then all go on, or end, alike
-published files  the same way aside, then each by one rename into the run's folder
+a checkpoint     all processes write into .tmp-<step>-<pid of the main one>; the main process seals
+it and shows it by one rename its failure      what keeps one process from writing is kept until all
+have written; then all go on, or end, alike published files  the same way aside, then each by one
+rename into the run's folder
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ MAX_FAILED_SAVES_IN_A_ROW = 2
 class SavingTrainer(Trainer):
     """Trainer whose saves are whole or invisible.
 
-    run: on the main process, the folder that the run holds. keep: whole checkpoints that stay, None for all.
+    run: on the main process, the folder that the run holds. keep: whole checkpoints that stay, None
+    for all.
     """
 
     def __init__(
@@ -65,9 +68,11 @@ class SavingTrainer(Trainer):
 
     @contextmanager
     def publishing(self) -> Iterator[Path]:
-        """`with trainer.publishing() as aside:` what all processes write into `aside` stands in the run's folder afterwards, the weights last.
+        """`with trainer.publishing() as aside:` what all processes write into `aside` stands in the
+        run's folder afterwards, the weights last.
 
-        All processes enter it together. Raises UserError, on all of them alike, where one could not write.
+        All processes enter it together. Raises UserError, on all of them alike, where one could not
+        write.
         """
         root = Path(self.args.output_dir)
         aside = self._folder_aside(PUBLISHED)
@@ -78,27 +83,32 @@ class SavingTrainer(Trainer):
         self._do_or_end(aside, root, partial(self._put_in_place, aside, root))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's files. Outside a checkpoint there is no `training_args.bin`: it is a pickle, which nobody needs to load the model."""
+        """The Trainer's files. Outside a checkpoint there is no `training_args.bin`: it is a
+        pickle, which nobody needs to load the model."""
         super().save_model(output_dir, _internal_call)
         if is_main_process() and not _internal_call:
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def write_model(self, folder: str, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """The model's files of a save, by the main process. state_dict: the weights where they have been gathered. A subclass adds its own."""
+        """The model's files of a save, by the main process. state_dict: the weights where they have
+        been gathered. A subclass adds its own."""
         super()._save(folder, state_dict)
 
     def write_beside(self, folder: Path) -> None:
-        """What a subclass adds to a checkpoint, by the main process, between the Trainer's files and the manifest."""
+        """What a subclass adds to a checkpoint, by the main process, between the Trainer's files
+        and the manifest."""
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
     ) -> None:
-        """The other processes may be on their way into a collective, where an error raised here would leave them."""
+        """The other processes may be on their way into a collective, where an error raised here
+        would leave them."""
         with self._kept_for_all(*WRITE_ERRORS):
             self.write_model(output_dir or self.args.output_dir, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A failed save is tried again at the next save step; one that is needed, or the second in a row, ends the run. Raises UserError.
+        """A failed save is tried again at the next save step; one that is needed, or the second in
+        a row, ends the run. Raises UserError.
 
         A step that stands saved is not saved again, as where the step behind it was broken off.
         """
@@ -118,7 +128,8 @@ class SavingTrainer(Trainer):
             )
 
     def _write_checkpoint(self, model: nn.Module, trial: Any) -> str:
-        """`checkpoint-<step>`, whole, or the reason why there is none, the same on all processes."""
+        """`checkpoint-<step>`, whole, or the reason why there is none, the same on all
+        processes."""
         root, step = Path(self.args.output_dir), self.state.global_step
         aside, target = self._folder_aside(step), root / f"checkpoint-{step}"
         for part in (
@@ -141,7 +152,8 @@ class SavingTrainer(Trainer):
         return folder_aside(Path(self.args.output_dir), name, process)
 
     def _make_aside(self, aside: Path, needed: int = 0) -> None:
-        """Look first whether there is room: an error in the middle of DeepSpeed's own work may be one that nobody can agree on."""
+        """Look first whether there is room: an error in the middle of DeepSpeed's own work may be
+        one that nobody can agree on."""
         if is_main_process():
             begin_aside(aside, needed)
 
@@ -172,7 +184,8 @@ class SavingTrainer(Trainer):
             put_in_place(aside, root)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """DeepSpeed saves with all processes together, and waits for them in between: its writes fail for all or, where that is not possible, end the job."""
+        """DeepSpeed saves with all processes together, and waits for them in between: its writes
+        fail for all or, where that is not possible, end the job."""
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
@@ -202,7 +215,8 @@ class SavingTrainer(Trainer):
             self._failure = self._failure or error
 
     def _do(self, aside: Path, target: Path, part: Callable[[], None]) -> str:
-        """Have all processes do their part. What kept one of them from it is returned as one line, the same on all, and `aside` is removed."""
+        """Have all processes do their part. What kept one of them from it is returned as one line,
+        the same on all, and `aside` is removed."""
         with self._kept_for_all(*WRITE_ERRORS):
             part()
         return self._agreed(aside, target)
@@ -228,7 +242,8 @@ def _end_if(problem: str, folder: Path) -> None:
 
 
 class WriterWithoutErrors:
-    """DeepSpeed's writer of files. An error goes to `kept` instead of to one process alone, and its file, which may fill the disk, goes too."""
+    """DeepSpeed's writer of files. An error goes to `kept` instead of to one process alone, and its
+    file, which may fill the disk, goes too."""
 
     def __init__(self, writer: Any, kept: Callable[[], Any]) -> None:
         self._writer, self._kept = writer, kept
@@ -247,7 +262,8 @@ class WriterWithoutErrors:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's weights, without those of LoRA's frozen base, which no checkpoint holds. Of what ZeRO-3 has sharded, all."""
+    """Bytes of a model's weights, without those of LoRA's frozen base, which no checkpoint holds.
+    Of what ZeRO-3 has sharded, all."""
     is_adapter = hasattr(model, "peft_config")
     saved = [
         parameter for parameter in model.parameters() if parameter.requires_grad or not is_adapter

@@ -1,6 +1,8 @@
-"""A Trainer that is told to stop: its evaluation is broken off, its last step is saved, and a save that takes too long is told.
+"""A Trainer that is told to stop: its evaluation is broken off, its last step is saved, and a save
+that takes too long is told.
 
-A step that would leave too little of the grace time for its save is broken off too, between two of its micro-batches.
+A step that would leave too little of the grace time for its save is broken off too, between two of
+its micro-batches.
 """
 
 import random
@@ -20,9 +22,11 @@ class EvaluationBrokenOff(Exception):
 
 
 class StopWhenTold(TrainerCallback):
-    """Save and leave after a step, or between two batches of an evaluation, in which any process was told to stop.
+    """Save and leave after a step, or between two batches of an evaluation, in which any process
+    was told to stop.
 
-    The evaluation of the last step is finished: nothing comes behind it that a resumed run would do.
+    The evaluation of the last step is finished: nothing comes behind it that a resumed run would
+    do.
     can_break_off: whether the Trainer may leave a step between two micro-batches.
     """
 
@@ -44,7 +48,8 @@ class StopWhenTold(TrainerCallback):
             )
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Raises EvaluationBrokenOff. Every process has as many batches as any other, so that all ask at the same place."""
+        """Raises EvaluationBrokenOff. Every process has as many batches as any other, so that all
+        ask at the same place."""
         if state.global_step < state.max_steps and self.stop.agreed():
             self._leave(control)
             raise EvaluationBrokenOff
@@ -54,7 +59,8 @@ class StopWhenTold(TrainerCallback):
 
 
 class WatchTimes(TrainerCallback):
-    """Measures every step and every save: from the last thing that was done before it to its end."""
+    """Measures every step and every save: from the last thing that was done before it to its
+    end."""
 
     def __init__(self, stop: StopRequest) -> None:
         self.stop, self.began = stop, time.monotonic()
@@ -76,7 +82,8 @@ class WatchTimes(TrainerCallback):
 
 
 def random_states() -> dict[str, Any]:
-    """Of all generators that transformers' Trainer keeps in a checkpoint on CPUs and NVIDIA's GPUs."""
+    """Of all generators that transformers' Trainer keeps in a checkpoint on CPUs and NVIDIA's
+    GPUs."""
     states = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),

@@ -1,7 +1,8 @@
 """Whether the optimizer's states of a checkpoint fit the run that goes on from it.
 
-DeepSpeed lays them out by its stage, its precision and its processes. What does not fit, deepspeed 0.19.8 meets behind
-the start of the run, in tracebacks of its own. States of ZeRO that a run without `--deepspeed` takes up are read by
+DeepSpeed lays them out by its stage, its precision and its processes. What does not fit, deepspeed
+0.19.8 meets behind the start of the run, in tracebacks of its own. States of ZeRO that a run
+without `--deepspeed` takes up are read by
 nobody: it would go on with the moments of a new run and say nothing.
 """
 
@@ -17,7 +18,8 @@ from vision_core.runs.folder_checks import config_in
 
 OPTIMIZER_STATES = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt")
 SHARDED_WEIGHTS = re.compile(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt")
-# stages 1 and 2 shard the same states alike (deepspeed/runtime/zero/stage_1_and_2.py): each goes on from the other's
+# stages 1 and 2 shard the same states alike (deepspeed/runtime/zero/stage_1_and_2.py): each goes on
+# from the other's
 KINDS = {
     None: "without --deepspeed",
     0: "under ZeRO stage 0",
@@ -31,7 +33,8 @@ KINDS = {
 class StatesLayout:
     """How optimizer's states lie.
 
-    kind: one of KINDS. processes: that share them, None where each has all. bf16: None where nothing depends on it.
+    kind: one of KINDS. processes: that share them, None where each has all. bf16: None where
+    nothing depends on it.
     """
 
     kind: str
@@ -49,7 +52,8 @@ class StatesLayout:
 
 
 def refuse_other_layout(checkpoint: Path, zero: dict[str, Any] | None, processes: int) -> None:
-    """Raises UserError for a checkpoint whose states a run of `processes` processes cannot go on from.
+    """Raises UserError for a checkpoint whose states a run of `processes` processes cannot go on
+    from.
 
     zero: the config for DeepSpeed, None for a run without.
     """
@@ -69,7 +73,8 @@ def wanted_layout(zero: dict[str, Any] | None, processes: int) -> StatesLayout:
 
 
 def saved_layout(checkpoint: Path) -> StatesLayout:
-    """Of a checkpoint, by the names of its files; at stage 0 the precision is that of the run's own config.yaml."""
+    """Of a checkpoint, by the names of its files; at stage 0 the precision is that of the run's own
+    config.yaml."""
     names = [path.name for path in checkpoint.glob("global_step*/*.pt")]
     if not names:
         return StatesLayout(KINDS[None])

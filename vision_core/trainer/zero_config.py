@@ -1,8 +1,10 @@
-"""DeepSpeed's config file: checked against the options of the run, and what it leaves open filled in from them.
+"""DeepSpeed's config file: checked against the options of the run, and what it leaves open filled
+in from them.
 
-DeepSpeed has defaults of its own for keys that a file leaves out (deepspeed 0.19.8, runtime/config.py and runtime/constants.py): gradients are
-clipped at 1.0, bf16 is off, one batch makes a step, ZeRO-3 saves no whole weights. So the run hands over no file, but a config that
-says all of it.
+DeepSpeed has defaults of its own for keys that a file leaves out (deepspeed 0.19.8,
+runtime/config.py and runtime/constants.py): gradients are clipped at 1.0, bf16 is off, one batch
+makes a step, ZeRO-3 saves no whole weights. So the run hands over no file, but a config that says
+all of it.
 """
 
 from __future__ import annotations
@@ -43,10 +45,12 @@ WHOLE_WEIGHTS = (
 
 
 def zero_config(file: Path, options: Mapping[str, Any], world_size: int) -> Config:
-    """The config for DeepSpeed: that of the file, and what is missing, null or "auto" in it taken from the options.
+    """The config for DeepSpeed: that of the file, and what is missing, null or "auto" in it taken
+    from the options.
 
-    options: `per_device_train_batch_size`, `gradient_accumulation_steps`, `max_grad_norm` and `bf16`. Raises UserError for a file
-    that cannot be read, that contradicts the options, or that would train or save something else than they say.
+    options: `per_device_train_batch_size`, `gradient_accumulation_steps`, `max_grad_norm` and
+    `bf16`. Raises UserError for a file that cannot be read, that contradicts the options, or that
+    would train or save something else than they say.
     """
     refuse_cpu_only()
     config = read_config(file)
@@ -70,7 +74,8 @@ def zero_config(file: Path, options: Mapping[str, Any], world_size: int) -> Conf
 
 
 def refuse_cpu_only() -> None:
-    """Raises UserError where accelerate would leave DeepSpeed out without a word, and ZeRO-3's weights in pieces that nobody gathers."""
+    """Raises UserError where accelerate would leave DeepSpeed out without a word, and ZeRO-3's
+    weights in pieces that nobody gathers."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t"):
         raise UserError(
             "ACCELERATE_USE_CPU is set, under which accelerate takes no --deepspeed; unset it, or start with `deepspeed`, "
@@ -104,7 +109,8 @@ def read_config(file: Path) -> Config:
 
 
 def without_twins(file: Path, pairs: list[tuple[str, Any]]) -> Config:
-    """A section of the file. Raises UserError for a key that stands in it twice: JSON would take the last one."""
+    """A section of the file. Raises UserError for a key that stands in it twice: JSON would take
+    the last one."""
     section = dict(pairs)
     if len(section) < len(pairs):
         names = [name for name, _ in pairs]
@@ -114,7 +120,8 @@ def without_twins(file: Path, pairs: list[tuple[str, Any]]) -> Config:
 
 
 def refuse_section(file: Path, config: Config, name: str, reason: str) -> None:
-    """Takes out a section that is switched off or follows the options. Raises UserError for one that is on."""
+    """Takes out a section that is switched off or follows the options. Raises UserError for one
+    that is on."""
     given = config.pop(name, None)
     is_off = isinstance(given, dict) and given.get("enabled") in (False, "auto")
     if given and not is_off:
@@ -142,7 +149,8 @@ def expected(options: Mapping[str, Any], world_size: int) -> dict[str, tuple[str
 
 
 def fill_for_stage(file: Path, config: Config, options: Mapping[str, Any]) -> None:
-    """What DeepSpeed's defaults would change in silence at some stages. Raises UserError for a ZeRO-3 that could not save its model."""
+    """What DeepSpeed's defaults would change in silence at some stages. Raises UserError for a
+    ZeRO-3 that could not save its model."""
     zero = config["zero_optimization"]
     if zero["stage"] == 3:
         given = [zero[name] for name in WHOLE_WEIGHTS if zero.get(name) not in (None, "auto")]
@@ -157,7 +165,8 @@ def fill_for_stage(file: Path, config: Config, options: Mapping[str, Any]) -> No
         # else accelerate puts DeepSpeedCPUAdam in the place of the run's optimizer
         config.setdefault("zero_force_ds_cpu_optimizer", False)
     if options["bf16"] and options["gradient_accumulation_steps"] > 1 and zero["stage"]:
-        # the sum of many gradients would be rounded to bf16 at every addition; DeepSpeed has nothing better at stage 0
+        # the sum of many gradients would be rounded to bf16 at every addition; DeepSpeed has
+        # nothing better at stage 0
         config["data_types"] = {"grad_accum_dtype": "fp32"} | config.get("data_types", {})
 
 

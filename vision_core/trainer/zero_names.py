@@ -1,9 +1,9 @@
 """A ZeRO config read as DeepSpeed itself reads it, before the run.
 
-A key that it would leave unread, and a value that it refuses, are one line. DeepSpeed (0.19.8) asks its file for the
-keys that it knows and passes over all others, and in a section over unknown ones whose value is "auto". Which keys it
-knows its own reader is asked, so that no list of ours gets old. The reader takes seconds to import: a program comes
-here behind its first look.
+A key that it would leave unread, and a value that it refuses, are one line. DeepSpeed (0.19.8) asks
+its file for the keys that it knows and passes over all others, and in a section over unknown ones
+whose value is "auto". Which keys it knows its own reader is asked, so that no list of ours gets
+old. The reader takes seconds to import: a program comes here behind its first look.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ READ_ELSEWHERE = ("data_parallel_size",)  # by deepspeed.initialize
 
 
 def check_names(file: Path, config: Config) -> None:
-    """Raises UserError for a key of `file` that DeepSpeed does not know, and for a value that it refuses.
+    """Raises UserError for a key of `file` that DeepSpeed does not know, and for a value that it
+    refuses.
 
-    Keys are looked at at the top and in `zero_optimization`. config: that of the file, filled in by `zero_config`.
+    Keys are looked at at the top and in `zero_optimization`. config: that of the file, filled in by
+    `zero_config`.
     """
     try:
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -44,7 +46,8 @@ def check_names(file: Path, config: Config) -> None:
 
 
 def names_deepspeed_asks_for() -> set[str]:
-    """The keys that DeepSpeed looks for at the top of a config, and those that `zero_config` has something to say about."""
+    """The keys that DeepSpeed looks for at the top of a config, and those that `zero_config` has
+    something to say about."""
     from deepspeed.runtime.config import DeepSpeedConfig
 
     asked = AskedConfig(SMALLEST)
@@ -71,7 +74,8 @@ def refuse_unknown(
 def refuse_unknown_in_section(
     file: Path, written: Mapping[str, Any], model: Any, section: str
 ) -> None:
-    """The same for a section of which DeepSpeed has a pydantic model, and for the sections in it."""
+    """The same for a section of which DeepSpeed has a pydantic model, and for the sections in
+    it."""
     fields = model.model_fields
     by_name = fields | {field.alias: field for field in fields.values() if field.alias}
     refuse_unknown(file, written, by_name, section)
@@ -85,7 +89,8 @@ def refuse_unknown_in_section(
 
 
 def refuse_values(file: Path, config: Config) -> None:
-    """Raises UserError where DeepSpeed's own reader raises, which it does with a traceback behind the start of the run."""
+    """Raises UserError where DeepSpeed's own reader raises, which it does with a traceback behind
+    the start of the run."""
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
     from pydantic import ValidationError
 

@@ -24,7 +24,8 @@ def timm_model(registers=0):
 
 
 def published(model):
-    """timm's state under the published names: a CLS position in front of the patches', and a mask token."""
+    """timm's state under the published names: a CLS position in front of the patches', and a mask
+    token."""
     state = {
         key.replace("reg_token", "register_tokens"): value.clone()
         for key, value in model.state_dict().items()
@@ -63,7 +64,8 @@ def test_same_weights_same_patch_features(registers, chunked, tmp_path):
 
 @pytest.mark.parametrize("registers", [0, 4])
 def test_at_another_size_antialiasing_is_the_difference_to_timm(registers):
-    """Below the stored grid the two libraries resample positions differently; the option makes them agree."""
+    """Below the stored grid the two libraries resample positions differently; the option makes them
+    agree."""
     model = timm_model(registers)
     converted, _ = convert_dinov2(published(model))
     pixels = torch.randn(2, 3, 42, 56)

@@ -1,4 +1,5 @@
-"""The open_clip adapter against open_clip itself, on tiny random models that it is told of for the test."""
+"""The open_clip adapter against open_clip itself, on tiny random models that it is told of for the
+test."""
 
 import json
 
@@ -157,7 +158,8 @@ def test_a_timm_vit_has_its_cls_and_norm(weights):
 
 
 def test_a_timm_vit_without_any_token_in_front():
-    """open_clip fails where it is asked for prefix tokens of such a trunk (PE-Core-bigG-14-448 is one)."""
+    """open_clip fails where it is asked for prefix tokens of such a trunk (PE-Core-bigG-14-448 is
+    one)."""
     with torch.device("meta"):
         encoder = load_open_clip("tiny-timm-vit-without-cls", None)
         features = encoder(torch.zeros(1, 3, 224, 224))
@@ -219,7 +221,8 @@ def test_the_description_alone_makes_the_tower(name):
 
 @torch.no_grad()
 def test_the_activation_is_that_of_the_weights(weights, monkeypatch):
-    """As ViT-B-32/openai: the model's description says nothing, that of the weights says QuickGELU, and open_clip only warns."""
+    """As ViT-B-32/openai: the model's description says nothing, that of the weights says QuickGELU,
+    and open_clip only warns."""
     model, path = weights("tiny-vit", force_quick_gelu=True)
     monkeypatch.setitem(
         pretrained._PRETRAINED, "tiny-vit", {"quick": {"url": "nowhere", "quick_gelu": True}}
@@ -245,7 +248,8 @@ def test_the_activation_is_that_of_the_weights(weights, monkeypatch):
 @pytest.mark.parametrize("prefix", ["", "module."])
 @torch.no_grad()
 def test_a_checkpoint_of_open_clips_own_training(name, prefix, weights, tmp_path):
-    """What `open_clip_train/main.py` writes as epoch_3.pt, with and without distributed training."""
+    """What `open_clip_train/main.py` writes as epoch_3.pt, with and without distributed
+    training."""
     model, _ = weights(name)
     optimizer = torch.optim.AdamW(model.parameters())
     state = {f"{prefix}{key}": value for key, value in model.state_dict().items()}

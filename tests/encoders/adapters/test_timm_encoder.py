@@ -155,7 +155,8 @@ def test_stages_have_their_own_widths_and_grids(name, args, widths):
 
 @torch.no_grad()
 def test_the_last_stage_of_convnext_is_behind_the_norm_of_its_pooling():
-    """Where the image is one place of the last stage, its average is that place, so the map must be timm's pooled vector."""
+    """Where the image is one place of the last stage, its average is that place, so the map must be
+    timm's pooled vector."""
     encoder = tiny("convnext_atto", model_args=STAGES)
     features = encoder(pixels(32, 32))
     torch.testing.assert_close(features.patch_map[..., 0, 0], features.pooled, rtol=1e-5, atol=1e-5)
@@ -366,7 +367,8 @@ def test_without_timm(monkeypatch):
 
 
 def pushed_to_the_hub(folder, model, architecture, model_args, **more):
-    """What timm's `push_to_hf_hub` leaves, as UNI and Virchow have it: config.json and pytorch_model.bin."""
+    """What timm's `push_to_hf_hub` leaves, as UNI and Virchow have it: config.json and
+    pytorch_model.bin."""
     described = {
         "input_size": [3, 64, 64],
         "fixed_input_size": False,
@@ -414,7 +416,8 @@ def test_a_folder_of_unis_form(tmp_path):
 
 @torch.no_grad()
 def test_a_folder_of_virchows_form(tmp_path):
-    """Its gated MLP and activation are classes, which its card has the user pass; its output is all tokens."""
+    """Its gated MLP and activation are classes, which its card has the user pass; its output is all
+    tokens."""
     shape = {
         "patch_size": 16,
         "embed_dim": 96,

@@ -53,7 +53,8 @@ def test_whitening_is_that_of_scikit_learn():
     reference = torch.from_numpy(
         PCA(whiten=True).fit(rows.double().numpy()).transform(others.double().numpy())
     )
-    # directions come in another order and sign, and scikit-learn divides by n - 1: cosines are the same
+    # directions come in another order and sign, and scikit-learn divides by n - 1: cosines are the
+    # same
     unit_ours, unit_reference = (
         torch.nn.functional.normalize(each, dim=1) for each in (ours, reference)
     )
@@ -107,7 +108,8 @@ def test_scores_are_those_of_scikit_learn():
 
 
 def test_micro_ap_wants_one_threshold_for_all():
-    """Both queries rank their original first, but the second one's false pair is nearer than the first one's true pair."""
+    """Both queries rank their original first, but the second one's false pair is nearer than the
+    first one's true pair."""
     similarity = torch.tensor([[0.5, 0.1], [0.7, 0.9]])
     scores = copy_scores(similarity, torch.eye(2, dtype=torch.bool))
     assert (scores["mAP"], scores["recall@1"]) == (100, 100)
@@ -168,7 +170,8 @@ def test_a_collapsed_encoder_finds_nothing():
 
 
 def test_whitening_undoes_a_loud_direction():
-    """One direction that says nothing of the image drowns all others, until the whitening makes it one among many."""
+    """One direction that says nothing of the image drowns all others, until the whitening makes it
+    one among many."""
     features, ids, copy_of, _ = album({"crop": 0.5})
     loud = features + torch.cat(
         [100 * random_rows(len(ids), 1, seed=8), torch.zeros(len(ids), 15)], dim=1

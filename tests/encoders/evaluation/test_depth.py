@@ -23,7 +23,8 @@ GRID = (4, 5)
 
 
 def problem(count=12, width=8, seed=0):
-    """Maps that hold bumps of depth at their places, and smooth depths of four pixels a patch with unknown pixels."""
+    """Maps that hold bumps of depth at their places, and smooth depths of four pixels a patch with
+    unknown pixels."""
     generator = torch.Generator().manual_seed(seed)
     coarse = 1 + 7 * torch.rand(count, 1, 2, 2, generator=generator)
     depth = F.interpolate(coarse, GRID, mode="bilinear", align_corners=True)
@@ -195,7 +196,8 @@ def test_depths_are_judged_at_their_own_size():
 
 
 def test_errors_on_nyu_are_those_of_a_loop_over_its_crop():
-    """Rows 45 to 470 and columns 41 to 600, depths strictly between 0.001 and 10 m, predictions clipped to these."""
+    """Rows 45 to 470 and columns 41 to 600, depths strictly between 0.001 and 10 m, predictions
+    clipped to these."""
     generator = torch.Generator().manual_seed(0)
     truth = 12 * torch.rand(480, 640, generator=generator)
     predicted = 14 * torch.rand(480, 640, generator=generator) - 1

@@ -79,7 +79,8 @@ def test_the_cache_remembers_what_could_not_be_read_and_what_was_seen(source, tm
 
 
 def test_what_can_be_read_now_is_computed_anew(source, tmp_path):
-    """A link that is followed now, a package that was installed: "unreadable" is true of a moment."""
+    """A link that is followed now, a package that was installed: "unreadable" is true of a
+    moment."""
     encoder, compute = load_encoder("tiny:dinov2"), Counted()
     cached_features(encoder, source, compute, "vectors", tmp_path)
     source.images[4] = source.images[3]
@@ -267,7 +268,8 @@ def shards_of(folder):
 
 
 def test_only_the_damaged_shards_are_computed_again(source, tmp_path, monkeypatch, capsys):
-    """Of six shards one is flipped, one emptied, one cut; one has another's place; and there is one too many."""
+    """Of six shards one is flipped, one emptied, one cut; one has another's place; and there is one
+    too many."""
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
     encoder, compute = load_encoder("tiny:dinov2"), Counted()
     expected = cached_features(
@@ -298,7 +300,8 @@ def test_only_the_damaged_shards_are_computed_again(source, tmp_path, monkeypatc
 
 
 def test_damage_under_a_reader_is_one_line(source, tmp_path):
-    """What is flipped or cut once the entry is open: whole tensors and single rows are verified as they are read."""
+    """What is flipped or cut once the entry is open: whole tensors and single rows are verified as
+    they are read."""
     encoder = load_encoder("tiny:dinov2")
     stored = cached_features(encoder, source, vector_features, "vectors", tmp_path)
     (shard,) = shards_of(tmp_path)

@@ -81,7 +81,8 @@ def by_the_docstring(bank, labels, query, k, temperature=0.07):
 
 @pytest.mark.parametrize("k", [1, 3, 4, 9, 60])
 def test_ties_are_broken_as_the_docstring_says(k):
-    """Rows of whole numbers, most of them twice and thrice in the bank, under labels that differ: ties at every place."""
+    """Rows of whole numbers, most of them twice and thrice in the bank, under labels that differ:
+    ties at every place."""
     generator = torch.Generator().manual_seed(k)
     bank = torch.randint(0, 3, (60, 3), generator=generator).float()
     labels = torch.randint(0, 5, (60,), generator=generator)
@@ -111,7 +112,8 @@ def test_of_equal_votes_the_class_with_the_nearest_image_wins():
 
 
 def test_neither_float_noise_nor_the_banks_size_decides():
-    """The same images in another type, turned by an orthogonal matrix, and with far ones behind them."""
+    """The same images in another type, turned by an orthogonal matrix, and with far ones behind
+    them."""
     generator = torch.Generator().manual_seed(0)
     bank, queries = torch.eye(6).repeat(3, 1), torch.ones(5, 6)
     labels = torch.arange(18) % 6
@@ -128,7 +130,8 @@ def test_neither_float_noise_nor_the_banks_size_decides():
 
 
 def test_weights_count():
-    """One neighbour at similarity 1 against two at 0.9: exp(0.1 / 0.07) = 4.2 > 2, but with a temperature of 1 two votes win."""
+    """One neighbour at similarity 1 against two at 0.9: exp(0.1 / 0.07) = 4.2 > 2, but with a
+    temperature of 1 two votes win."""
     near, far = torch.tensor([1.0, 0.0]), torch.tensor([0.9, math.sqrt(1 - 0.81)])
     bank, labels = torch.stack([near, far, far]), torch.tensor([2, 0, 0])
     assert knn_predict(bank, labels, near[None] * 7, k=3).item() == 2

@@ -43,7 +43,8 @@ def test_one_source_is_cut_in_two(memory_source):
 
 @pytest.mark.parametrize(("num_queries", "found"), [(60, 60), (50, 40), (12, 12)])
 def test_no_file_is_in_the_bank_and_in_the_queries(memory_source, num_queries, found):
-    """Six volumes of twenty slices: half of the images as queries touched every volume, and left nothing for the bank."""
+    """Six volumes of twenty slices: half of the images as queries touched every volume, and left
+    nothing for the bank."""
     source = memory_source([None] * 120, [index // 20 % 2 for index in range(120)])
     source.file_of = lambda index: f"volume {index // 20}"
     bank, queries = draw_bank_and_queries(source, source, 1000, num_queries, seed=3)
@@ -250,7 +251,8 @@ def test_bad_input(memory_source):
 
 @pytest.mark.slow
 def test_raw_pixels_of_cifar10():
-    """Bank of 10,000, 2,000 queries, k = 20: the project's reference is 38.1 %; draws differ by about a point."""
+    """Bank of 10,000, 2,000 queries, k = 20: the project's reference is 38.1 %; draws differ by
+    about a point."""
     if not CIFAR.is_dir():
         pytest.skip("../shared/data/cifar10 is not there")
     bank, queries = (

@@ -24,7 +24,8 @@ from vision_core.errors import UserError
 def drawn(
     images: int, seed: int, width: int = 12, classes: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features from which each of `classes` can be told along a direction of its own, and the marks."""
+    """Features from which each of `classes` can be told along a direction of its own, and the
+    marks."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(images, width, generator=generator)
     return features, features[:, :classes] > 0.5
@@ -140,7 +141,8 @@ def test_what_is_impossible_is_said() -> None:
 
 
 def test_the_program_judges_lists_of_classes(runs, tmp_path) -> None:
-    """Names in another order in each part, an image without a class, a class that no test image has."""
+    """Names in another order in each part, an image without a class, a class that no test image
+    has."""
     from PIL import Image
 
     def part(name: str, rows: list[list[str]], column: str) -> None:
@@ -203,7 +205,8 @@ def test_the_program_judges_lists_of_classes(runs, tmp_path) -> None:
 
 
 def test_test_images_are_not_learnt_from(runs, tmp_path) -> None:
-    """The same images in both parts but one: the one is left of the training images, and all is counted."""
+    """The same images in both parts but one: the one is left of the training images, and all is
+    counted."""
     from PIL import Image
 
     rows = []

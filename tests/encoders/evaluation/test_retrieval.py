@@ -96,7 +96,8 @@ def test_label_retrieval_is_that_of_scikit_learn_query_by_query():
 
 
 def test_the_query_never_finds_itself():
-    """Two images of each class that are opposite to one another: the other one comes last; with itself in the ranking AP would be higher."""
+    """Two images of each class that are opposite to one another: the other one comes last; with
+    itself in the ranking AP would be higher."""
     angles = torch.arange(6) * math.pi / 3
     features = torch.stack([angles.cos(), angles.sin()], dim=1)
     assert label_retrieval(features, torch.tensor([0, 1, 2, 0, 1, 2]))["mAP"] == pytest.approx(
@@ -159,7 +160,8 @@ def test_the_revisited_protocol_is_that_of_a_plain_loop(setup):
 
 
 def test_what_is_ignored_moves_no_rank():
-    """The query's own photograph as junk, in front of everything: the first relevant one is still at rank 1."""
+    """The query's own photograph as junk, in front of everything: the first relevant one is still
+    at rank 1."""
     query = torch.tensor([[1.0, 0.0]])
     features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
     scores = revisited_retrieval(query, features, [{"easy": [1], "hard": [2], "junk": [0]}])

@@ -28,7 +28,8 @@ GRID = (5, 7)
 
 
 def problem(count=12, classes=4, width=8, seed=0, factor=6):
-    """Maps whose features say the class of their patch, and masks of `factor` pixels a patch with an ignored margin."""
+    """Maps whose features say the class of their patch, and masks of `factor` pixels a patch with
+    an ignored margin."""
     generator = torch.Generator().manual_seed(seed)
     patches = torch.randint(classes, (count, *GRID), generator=generator)
     maps = torch.eye(width)[patches].permute(0, 3, 1, 2) + 0.1 * torch.randn(

@@ -90,7 +90,8 @@ def test_padding_changes_nothing(name):
     connector, maps = make(name)
     layout = ImageLayout(SIZES)
     before = connector.encode(maps, layout)
-    # a coarse cell that the image touches counts whole, so a finer map's padding within it may count as well: pixel shuffle hands on whole cells
+    # a coarse cell that the image touches counts whole, so a finer map's padding within it may
+    # count as well: pixel shuffle hands on whole cells
     grid = GRID if name == "pixel_shuffle" else None
     for each in maps:
         side = each.shape[-1]

@@ -1,4 +1,5 @@
-"""A vision cross-attention layer against the published formula in float64 loops, its two paths against each other."""
+"""A vision cross-attention layer against the published formula in float64 loops, its two paths
+against each other."""
 
 import copy
 

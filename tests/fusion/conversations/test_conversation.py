@@ -119,7 +119,8 @@ def test_parquet_and_a_folder_of_it(tmp_path):
 
 
 def test_lines_are_read_by_their_offset(tmp_path):
-    """Blank lines count as lines, long and non-ASCII ones are whole, and a row is found without those before it."""
+    """Blank lines count as lines, long and non-ASCII ones are whole, and a row is found without
+    those before it."""
     file = tmp_path / "rows.jsonl"
     answers = ["ü" * 3, "x" * 100_000, "last"]
     lines = [

@@ -253,7 +253,8 @@ def test_a_path_in_a_table_needs_a_folder(folder, tmp_path):
 
 
 def test_images_anywhere_in_a_table_that_datasets_would_decode(tmp_path):
-    """The features say Image, at the top and within the parts of a turn; none is decoded to something that has no bytes."""
+    """The features say Image, at the top and within the parts of a turn; none is decoded to
+    something that has no bytes."""
     part = {
         "type": datasets.Value("string"),
         "text": datasets.Value("string"),

@@ -1,4 +1,5 @@
-"""Batches for training: packed and padded, with and without images, from pixels or from the cache of frozen features."""
+"""Batches for training: packed and padded, with and without images, from pixels or from the cache
+of frozen features."""
 
 import json
 
@@ -60,7 +61,8 @@ def loss_of(model, batch):
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [1, 3, 5], [2], [0, 4]])
 def test_packed_is_padded(model_and_processor, source, rows):
-    """The loss of a batch, and of each sample alone weighted by what it learns, in one row or in several."""
+    """The loss of a batch, and of each sample alone weighted by what it learns, in one row or in
+    several."""
     model, processor = model_and_processor
     items = [ConversationDataset([source], processor, 2048)[row] for row in rows]
     padded, packed = (
@@ -106,7 +108,8 @@ def test_samples_of_a_row_see_themselves_alone(model_and_processor, source):
 
 
 def test_a_batch_without_images_trains_what_it_would(model_and_processor, source):
-    """The blank image in the padding changes no loss, and gives every trained parameter a gradient, of zero where it has no part."""
+    """The blank image in the padding changes no loss, and gives every trained parameter a gradient,
+    of zero where it has no part."""
     model, processor = model_and_processor
     data = ConversationDataset([source], processor, 2048)
     for packed in (False, True):

@@ -1,4 +1,5 @@
-"""What the keys of rows and turns mean: every one that carries meaning is used, or refused by its name; no message is long."""
+"""What the keys of rows and turns mean: every one that carries meaning is used, or refused by its
+name; no message is long."""
 
 import json
 from pathlib import Path
@@ -196,7 +197,8 @@ def test_answers_that_are_not_learnt(key):
 
 
 def test_flags_of_turns_that_are_never_learnt():
-    """Every turn has the flag in files for axolotl; that a question is to be learnt as well is another thing."""
+    """Every turn has the flag in files for axolotl; that a question is to be learnt as well is
+    another thing."""
     assert (
         read({"messages": [{**ASKED, "train": False}, {**SAID, "train": True}]}).messages[0].learnt
     )
@@ -392,7 +394,8 @@ def test_thoughts_that_contradict_each_other_or_do_not_end():
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "qwen3_6"])
 def test_thoughts_are_taken_apart_as_the_templates_do_it(name):
-    """A template that takes <think> out of an answer by itself renders both forms of a turn alike. The templates are Qwen's own, as TRL has them."""
+    """A template that takes <think> out of an answer by itself renders both forms of a turn alike.
+    The templates are Qwen's own, as TRL has them."""
     trl = pytest.importorskip("trl")
     template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
     text = "<think>\nhm\n\nwell\n</think>\n\nthat"

@@ -20,7 +20,8 @@ def lesson(scene: Scene, index: int):
 
 
 def place(scene: Scene, colour: str) -> list[str]:
-    """Column and row of an object's middle among 8, and its distance in whole metres, by looking at the masks."""
+    """Column and row of an object's middle among 8, and its distance in whole metres, by looking at
+    the masks."""
     (number,) = (number for number, each in enumerate(scene.objects, 1) if each.colour == colour)
     rows, columns = np.nonzero((scene.masks == number).numpy())
     column, row = (
@@ -52,7 +53,8 @@ def test_every_question_and_of_every_second_scene_what_and_where():
 
 
 def test_comparisons_are_read_off_aloud():
-    """Before yes or no stand the two objects of the question, in its order, each with what is compared, from which the answer follows where they differ."""
+    """Before yes or no stand the two objects of the question, in its order, each with what is
+    compared, from which the answer follows where they differ."""
     kinds, differing = set(), 0
     for index in range(120):
         scene = draw_scene(2, index)
@@ -103,7 +105,8 @@ def test_cells_are_of_one_size():
 
 
 def test_the_farthest_object_has_a_word():
-    """A real size over an apparent one, or a gap behind the nearest: as scene_layout draws depths."""
+    """A real size over an apparent one, or a gap behind the nearest: as scene_layout draws
+    depths."""
     nearest = REAL_DIAMETER[1] / MAIN_DIAMETER[0]
     farthest = max(REAL_DIAMETER[1] / OTHER_DIAMETER[0], nearest + DEPTH_GAP)
     assert round(farthest) < len(METRES) and list(NUMBER_WORDS) == METRES

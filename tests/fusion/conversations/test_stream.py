@@ -1,4 +1,5 @@
-"""Streams of conversations: their order and mixtures, who sees which row, what ends a run, and training on them as users start it."""
+"""Streams of conversations: their order and mixtures, who sees which row, what ends a run, and
+training on them as users start it."""
 
 import io
 from collections import Counter
@@ -50,7 +51,8 @@ def row(name, number):
 
 
 def written(folder, name="x", files=FILES, rows=ROWS, change=None):
-    """Parquet files of numbered rows in row groups of 7; `change(number, row)` may spoil them. Their stream, in order."""
+    """Parquet files of numbered rows in row groups of 7; `change(number, row)` may spoil them.
+    Their stream, in order."""
     folder.mkdir(exist_ok=True)
     for file in range(files):
         numbers = range(file * rows, (file + 1) * rows)
@@ -170,7 +172,8 @@ def test_a_mixture_of_streams_and_of_what_has_an_index(stream, tmp_path):
 
 
 def batches(data, processes=1, process=0, workers=0, skip=0):
-    """What a process of a trainer gets, as accelerate deals it: the learnt tokens of each batch of 4 samples."""
+    """What a process of a trainer gets, as accelerate deals it: the learnt tokens of each batch of
+    4 samples."""
     loader = DataLoader(
         data, batch_size=4, sampler=SequentialSampler(data), num_workers=workers, collate_fn=list
     )
@@ -401,7 +404,8 @@ def test_two_processes_are_one(runs, logged, stream, model_folder, whole, tmp_pa
 
 @pytest.mark.timeout(200)
 def test_mistakes_through_the_command_line(runs, stream, model_folder, tmp_path):
-    """In one line: a bad row in a data worker of the first stage, and what is refused before any model is loaded."""
+    """In one line: a bad row in a data worker of the first stage, and what is refused before any
+    model is loaded."""
     text = f"{written(tmp_path / 'x', change=spoilt)}&shuffle_buffer=0"
     bad = options(
         [text], tmp_path / "bad", max_steps=20, dataloader_num_workers=1, init_from=model_folder

@@ -1,4 +1,5 @@
-"""Only what the assistant says is learnt, whatever the language model's chat template makes of it."""
+"""Only what the assistant says is learnt, whatever the language model's chat template makes of
+it."""
 
 from dataclasses import replace
 
@@ -98,7 +99,8 @@ def learnt_texts(tokens, processor):
 
 def test_answers_and_their_ends_are_learnt(named_processor):
     name, processor = named_processor
-    # the first answer is in the question as well, the second is the first again, and one ends as a role does
+    # the first answer is in the question as well, the second is the first again, and one ends as a
+    # role does
     tokens = tokenise(
         talk("is yes a word?", "yes", "assistant\n", "yes", "say \n user", "a user"),
         processor,
@@ -120,7 +122,8 @@ def test_what_a_template_puts_around_answers_is_not_learnt(named_processor):
 
 
 def test_text_is_the_templates(named_processor):
-    """As it shows an earlier answer to a later question; a learnt one stands behind the prompt that asks for it (Qwen3's has empty thoughts)."""
+    """As it shows an earlier answer to a later question; a learnt one stands behind the prompt that
+    asks for it (Qwen3's has empty thoughts)."""
     _, processor = named_processor
     conversation = talk("what?", "that", "and?", "this")
     earlier = replace(conversation.messages[1], learnt=False)
@@ -136,7 +139,8 @@ def test_text_is_the_templates(named_processor):
 
 
 def test_every_answer_stands_behind_the_prompt_that_asks_for_it(named_processor):
-    """Also the first of several; what the next question's prompt shows of it is the template's affair."""
+    """Also the first of several; what the next question's prompt shows of it is the template's
+    affair."""
     _, processor = named_processor
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": "what?"}], add_generation_prompt=True

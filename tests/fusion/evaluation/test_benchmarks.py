@@ -1,4 +1,5 @@
-"""Benchmarks' files as they are published, with the marks, spellings and gaps that they have; and broken files."""
+"""Benchmarks' files as they are published, with the marks, spellings and gaps that they have; and
+broken files."""
 
 import base64
 import csv

@@ -1,4 +1,5 @@
-"""Graders against the grades of official code and what people would say, and CIDEr-D against a slow loop."""
+"""Graders against the grades of official code and what people would say, and CIDEr-D against a slow
+loop."""
 
 import importlib.util
 import json
@@ -39,7 +40,8 @@ def our_grade(benchmark, row):
 
 @pytest.mark.parametrize("benchmark", OFFICIAL)
 def test_grades_are_the_official_ones(benchmark):
-    """But where an answer tells its letter in a way that the official code does not read, by one of four reasons."""
+    """But where an answer tells its letter in a way that the official code does not read, by one of
+    four reasons."""
     rows = OFFICIAL[benchmark]["answers"]
     same = [row for row in rows if "why" not in row]
     assert len(same) >= (100 if benchmark not in ("textvqa", "gqa") else 25)
@@ -196,7 +198,8 @@ def test_yes_and_no_are_parsed_as_pope_does(given, said):
 
 
 def test_last_word():
-    """What was read off before a choice does not count, but nothing is put in or left out, and without choices every word counts."""
+    """What was read off before a choice does not count, but nothing is put in or left out, and
+    without choices every word counts."""
     expected, choices = ("red a blue f yes",), ("yes", "no")
     assert all(
         last_word(given, expected, choices)

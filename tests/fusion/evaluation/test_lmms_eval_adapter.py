@@ -1,6 +1,8 @@
-"""lmms-eval asks a fused model: what its tasks say is understood, and its own command gets the answers that this project gives.
+"""lmms-eval asks a fused model: what its tasks say is understood, and its own command gets the
+answers that this project gives.
 
-The tests that run lmms-eval are skipped where it is missing; `pip install -e ".[lmms]"` brings it, with some 80 packages.
+The tests that run lmms-eval are skipped where it is missing; `pip install -e ".[lmms]"` brings it,
+with some 80 packages.
 """
 
 import importlib
@@ -290,7 +292,8 @@ def test_the_real_classes(model_folder):
 
 @needs_lmms_eval
 def test_requests_with_different_options_come_back_in_order(fused, model_folder):
-    """Options of one request are not those of another, and a greedy and a drawn answer share no batch."""
+    """Options of one request are not those of another, and a greedy and a drawn answer share no
+    batch."""
     adapter = importlib.import_module("fusion.evaluation.lmms_eval_adapter")
     instance = importlib.import_module("lmms_eval.api.instance").Instance
     lm = adapter.FusionVlm(str(model_folder), batch_size=3, device="cpu", max_new_tokens=6)

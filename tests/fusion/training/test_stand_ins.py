@@ -1,4 +1,5 @@
-"""Small encoders, a small language model and the connector between them learn from labels of drawn scenes."""
+"""Small encoders, a small language model and the connector between them learn from labels of drawn
+scenes."""
 
 import numpy as np
 import pytest
@@ -114,7 +115,8 @@ def load(folder):
 
 
 def test_learning_is_reproducible_and_leaves_no_part_as_it_was(folders):
-    """The same weights whatever was drawn before. What no lesson is about stays: newlines, layers that look again, and what is not used for patches."""
+    """The same weights whatever was drawn before. What no lesson is about stays: newlines, layers
+    that look again, and what is not used for patches."""
     one, two, none = (load(folder)[0] for folder in folders)
     states = [dict(model.named_parameters()) for model in (one, two)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -235,7 +237,8 @@ def test_the_encoders_loss_asks_of_objects_alone_what_objects_are(folders):
 
 
 def test_a_connector_comes_to_say_what_lies_under_its_tokens(folders, monkeypatch):
-    """After some steps the colour's word is the likeliest colour more often than for the cell beside it."""
+    """After some steps the colour's word is the likeliest colour more often than for the cell
+    beside it."""
     monkeypatch.setattr(stand_ins, "CONNECTOR_STEPS", 60)
     model, processor = load(folders[0])
     scenes = [draw_scene(0, index, SIDE) for index in range(32)]

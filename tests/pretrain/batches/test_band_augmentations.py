@@ -1,4 +1,5 @@
-"""Brightness, contrast, solarize and dropped channels of any bands: the rule in its own formula, in any units, and how often."""
+"""Brightness, contrast, solarize and dropped channels of any bands: the rule in its own formula, in
+any units, and how often."""
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ def crops_of(image, mean, std):
 
 @pytest.mark.parametrize("factor, offset", [(1000.0, 0.0), (0.01, 5.0), (1.0, 273.15)])
 def test_crops_do_not_depend_on_the_units(factor, offset):
-    """Reflectance or reflectance times 1000, kelvin or degrees: with the data's own mean and std the crops are the same."""
+    """Reflectance or reflectance times 1000, kelvin or degrees: with the data's own mean and std
+    the crops are the same."""
     for seed in range(10):
         torch.manual_seed(seed)
         ours = crops_of(bands(), MEAN, STD)
@@ -39,7 +41,8 @@ def test_crops_do_not_depend_on_the_units(factor, offset):
 
 
 def test_jitter_is_its_formula():
-    """x -> m + f (x - m) + b std, f and b the same for all bands, f within 1 +- 0.4 s, b within +- 0.8 s; four times of five."""
+    """x -> m + f (x - m) + b std, f and b the same for all bands, f within 1 +- 0.4 s, b within +-
+    0.8 s; four times of five."""
     torch.manual_seed(0)
     image, untouched, found = bands(), 0, []
     std = STD.view(-1, 1, 1)

@@ -120,7 +120,8 @@ def test_multi_band_images_keep_their_channels_and_say_what_is_left_out():
 
 
 def published_crop(picture, size, scale, blur_probability, solarize_probability, mean, std):
-    """A crop with the default options, in the order of draws that seeds of earlier versions rely on."""
+    """A crop with the default options, in the order of draws that seeds of earlier versions rely
+    on."""
     is_rgb = len(mean) == 3
     height, width = V.get_size(picture)
     box = random_box(height, width, scale)
@@ -176,7 +177,8 @@ def ramps(height, width):
 
 
 def slopes(view):
-    """Of the first two channels of a crop of `ramps`, per pixel downwards and to the right: `[[row/y, row/x], [column/y, column/x]]`."""
+    """Of the first two channels of a crop of `ramps`, per pixel downwards and to the right:
+    `[[row/y, row/x], [column/y, column/x]]`."""
     inner = view[:2, 4:-4, 4:-4]
     return torch.stack([inner.diff(dim=1).mean((1, 2)), inner.diff(dim=2).mean((1, 2))], dim=1)
 
@@ -201,7 +203,8 @@ def plain_crops(size, poses=UNFLIPPED):
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 64), (96, 32)])
 def test_objects_keep_their_shape_in_crops_that_are_not_square(size):
-    """A pixel of a crop shows at most 4/3 times as much in one direction as in the other, as evaluation shows the same in both."""
+    """A pixel of a crop shows at most 4/3 times as much in one direction as in the other, as
+    evaluation shows the same in both."""
     ratios = []
     for seed in range(60):
         torch.manual_seed(seed)

@@ -1,4 +1,5 @@
-"""A run on a stream that was stopped sees the images that it would have seen: with data workers, processes and what they read ahead."""
+"""A run on a stream that was stopped sees the images that it would have seen: with data workers,
+processes and what they read ahead."""
 
 import io
 import json
@@ -92,7 +93,8 @@ def take(batches, places: StreamPlaces, count: int) -> list[dict]:
 def test_a_stopped_reader_goes_on_as_if_it_had_not(
     folder, monkeypatch, workers: int, processes: int
 ) -> None:
-    """Stopped twice, within and behind rounds of the readers and passes over the data; everything in the batches is equal."""
+    """Stopped twice, within and behind rounds of the readers and passes over the data; everything
+    in the batches is equal."""
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     layouts = [BatchLayout(2, 2, processes, rank) for rank in range(processes)]
     whole = [take(*begin(folder, layout, workers), 26) for layout in layouts]
@@ -152,7 +154,8 @@ def lines(folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_killed_run_on_a_stream_is_in_the_end_as_one_that_was_not(runs, folder, tmp_path) -> None:
-    """kill -9 at step 12, two data workers; all losses and the weights are equal. 64 images: two passes and a half."""
+    """kill -9 at step 12, two data workers; all losses and the weights are equal. 64 images: two
+    passes and a half."""
     (tmp_path / "config.yaml").write_text(
         f"dataset: hf:{folder}?streaming=true&shuffle_buffer=5\nmax_bad_fraction: 1.0\n{OPTIONS}"
     )
@@ -201,7 +204,8 @@ def test_batches_of_a_step_that_is_broken_off_are_forgotten():
 def test_two_processes_break_a_step_off_together_and_the_resume_is_exact(
     runs, folder, tmp_path, dataset
 ) -> None:
-    """The second alone is told to stop, with the second of three micro-batches of step 4, where a save would not fit into the grace time."""
+    """The second alone is told to stop, with the second of three micro-batches of step 4, where a
+    save would not fit into the grace time."""
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard}.tar", "w") as file:
             for number in range(9 * shard, 9 * shard + 9):

@@ -56,7 +56,8 @@ def test_it_is_the_formula():
 
 
 def test_the_published_start_says_no_to_every_pair():
-    """Temperature 10 and bias -10: the loss of vectors that know nothing is that of the pairs that match, 10 each, and of none else."""
+    """Temperature 10 and bias -10: the loss of vectors that know nothing is that of the pairs that
+    match, 10 each, and of none else."""
     images, texts = torch.eye(4, 8), torch.eye(4, 8).roll(4, dims=1)
     assert math.isclose(
         sigmoid_loss(images, texts, torch.tensor([math.log(10)]), torch.tensor([-10.0])).item(),
@@ -102,7 +103,8 @@ def test_two_processes_equal_one(runs):
 
 
 def test_a_gradient_that_stays_on_its_process_would_be_noticed(monkeypatch):
-    """With the other process's texts as numbers the loss is the same and the texts' matrix learns from half of its pairs."""
+    """With the other process's texts as numbers the loss is the same and the texts' matrix learns
+    from half of its pairs."""
     (images, texts), whole, parts = inputs(), towers(), towers()
     loss_of(images, texts, whole).backward()
     others = normalize(texts @ parts[1], dim=1).detach().split(PAIRS // 2)

@@ -1,4 +1,5 @@
-"""How a run begins and ends without training: what it says first; a dry run on images that cannot be read."""
+"""How a run begins and ends without training: what it says first; a dry run on images that cannot
+be read."""
 
 import json
 import sys
@@ -12,7 +13,8 @@ from PIL import Image
 def test_a_dry_run_on_unreadable_images_ends_in_one_line_and_leaves_no_process(runs, tmp_path):
     """Started as users start it, for Python's own end is part of it.
 
-    Two images can be read, so that the run gets as far as its data workers, of which it has one by default.
+    Two images can be read, so that the run gets as far as its data workers, of which it has one by
+    default.
     """
     images = tmp_path / "images"
     images.mkdir()

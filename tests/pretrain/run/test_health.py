@@ -67,7 +67,8 @@ def test_feature_figures_are_the_formulas():
 
 
 def test_known_features_have_known_figures():
-    """Independent ones fill the sphere; a constant with a little noise has one dimension; eight clusters have eight."""
+    """Independent ones fill the sphere; a constant with a little noise has one dimension; eight
+    clusters have eight."""
     generator = torch.Generator().manual_seed(0)
     even = feature_figures(torch.randn(512, 192, generator=generator))
     assert (
@@ -152,7 +153,8 @@ SICK = {
 
 
 def course(watch, checks, sick_from, change):
-    """Steps 10, 20, ...; the teacher moves unless `change` says otherwise. Returns {step: alarms}."""
+    """Steps 10, 20, ...; the teacher moves unless `change` says otherwise. Returns {step:
+    alarms}."""
     told = {}
     for check in range(1, checks + 1):
         figures = HEALTHY | {"teacher_sum": float(check)} | (change if check >= sick_from else {})

@@ -1,4 +1,5 @@
-"""float16 with a loss scale: what stays float32, overflows that do not end a run, and resuming bit for bit. All on the CPU."""
+"""float16 with a loss scale: what stays float32, overflows that do not end a run, and resuming bit
+for bit. All on the CPU."""
 
 import json
 import shutil
@@ -123,7 +124,8 @@ def test_losses_features_and_targets_stay_float32():
 
 
 def test_more_overflows_in_a_row_than_may_be_skipped_lower_the_scale_and_training_goes_on(whole):
-    """At the start a head divides by norms of 0.002, so its gradients times 65536 do not fit into float16: ten steps in a row."""
+    """At the start a head divides by norms of 0.002, so its gradients times 65536 do not fit into
+    float16: ten steps in a row."""
     lines = metrics(whole)
     skipped = [line for line in lines if line.get("skipped")]
     assert len(skipped) > dinov2.MAX_SKIPPED_IN_A_ROW
@@ -163,7 +165,8 @@ def test_a_checkpoint_without_a_scale_loads():
 
 
 def test_gradients_that_no_scale_cures_end_the_run(run, tmp_path, monkeypatch):
-    """The scale falls from 65536 to 1 in 16 steps, and then the rule for gradients that are not finite holds."""
+    """The scale falls from 65536 to 1 in 16 steps, and then the rule for gradients that are not
+    finite holds."""
     plain = SelfDistillation.forward
 
     def steep(self, *args, **kwargs):

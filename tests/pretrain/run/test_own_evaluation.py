@@ -43,7 +43,8 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """lab: cat, dog; raw: 2021, 2022; flat: no folders; copies: half of lab under other names, and as many others. 24 images each, raw has 40."""
+    """lab: cat, dog; raw: 2021, 2022; flat: no folders; copies: half of lab under other names, and
+    as many others. 24 images each, raw has 40."""
     root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
 
     def write(place):
@@ -151,7 +152,8 @@ def test_a_bank_that_was_named_is_refused_for_other_classes(runs, config, data, 
 
 
 def test_a_query_is_not_in_the_bank(run, data, tmp_path):
-    """Raw pixels found themselves: 99.8 %, also in the card. Here the images are noise, and nothing can tell their classes."""
+    """Raw pixels found themselves: 99.8 %, also in the card. Here the images are noise, and nothing
+    can tell their classes."""
     same = knn_line(run("--dataset", data / "lab", "--eval_dataset", data / "lab"))
     assert "bank 12, queries 12" in same and "because they are the training images too" in same
     copies = knn_line(

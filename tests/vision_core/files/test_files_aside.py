@@ -1,4 +1,5 @@
-"""Files that are there whole or not at all, and what is left of processes that were killed while they wrote."""
+"""Files that are there whole or not at all, and what is left of processes that were killed while
+they wrote."""
 
 import os
 import resource
@@ -35,7 +36,8 @@ def writer(tmp_path):
 
 
 def test_a_file_reaches_the_disk_before_it_is_seen(tmp_path, monkeypatch):
-    """The file is fsynced before the rename, the folder after it; a new folder's name in its parent too."""
+    """The file is fsynced before the rename, the folder after it; a new folder's name in its parent
+    too."""
     events = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(

@@ -1,4 +1,5 @@
-"""Opening files below a folder: the links that are allowed, and a folder that becomes a link at the worst moment."""
+"""Opening files below a folder: the links that are allowed, and a folder that becomes a link at the
+worst moment."""
 
 import errno
 import os
@@ -43,7 +44,8 @@ def swap(place: Path) -> None:
 def test_a_folder_that_becomes_a_link_between_any_two_steps_is_not_followed(
     place, monkeypatch, name, moment
 ):
-    """`moment` counts the calls that look at the file system: the swap is done in front of that one."""
+    """`moment` counts the calls that look at the file system: the swap is done in front of that
+    one."""
     steps = iter(range(1, 100))
     done = []
 
@@ -68,7 +70,8 @@ def test_a_folder_that_becomes_a_link_between_any_two_steps_is_not_followed(
 
 
 def test_a_folder_that_is_swapped_all_the_time_gives_nothing_from_outside(place):
-    """Another thread renames a folder and a link over each other while the file is read a thousand times."""
+    """Another thread renames a folder and a link over each other while the file is read a thousand
+    times."""
     ended, found = threading.Event(), set()
     real, link = place / "data" / "in", place / "data" / "way_out"
     link.symlink_to(place / "outside")

@@ -83,7 +83,8 @@ def test_yaml_that_is_none_is_one_line(text):
 
 
 def test_what_an_alias_stands_for_is_counted():
-    """Ten times ten times ten and so on is refused where it reaches ten thousand, not where it has been built."""
+    """Ten times ten times ten and so on is refused where it reaches ten thousand, not where it has
+    been built."""
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     for number in range(1, 4):
         lines.append(f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 10)}]")

@@ -1,4 +1,5 @@
-"""Masks, depth, captions and copies beside images: parquet, datasets, folders, scenes, and real data."""
+"""Masks, depth, captions and copies beside images: parquet, datasets, folders, scenes, and real
+data."""
 
 import io
 import os

@@ -1,4 +1,5 @@
-"""The rules for arrays and text, and refusals with their cure; `tests/fusion/test_image_forms.py` compares all forms of files."""
+"""The rules for arrays and text, and refusals with their cure; `tests/fusion/test_image_forms.py`
+compares all forms of files."""
 
 import base64
 import io

@@ -50,7 +50,8 @@ def bomb_png(side: int) -> bytes:
 
 
 def bomb_gif(side: int) -> bytes:
-    """A GIF whose header asks for side x side and whose disposal method makes Pillow fill the canvas on opening."""
+    """A GIF whose header asks for side x side and whose disposal method makes Pillow fill the
+    canvas on opening."""
     screen = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + b"\0\0\0\1\1\1"
     frame = b"\x21\xf9\x04\x08\0\0\0\0\x2c" + struct.pack("<HHHHB", 0, 0, side, side, 0)
     return screen + frame + b"\x02\x02\x44\x01\x00\x3b"

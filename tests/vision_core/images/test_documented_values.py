@@ -1,4 +1,5 @@
-"""The table of `docs/data.md`: what becomes of stored values. Every cell is computed from what rasterio, tifffile or NumPy reads in the file."""
+"""The table of `docs/data.md`: what becomes of stored values. Every cell is computed from what
+rasterio, tifffile or NumPy reads in the file."""
 
 import io
 import re
@@ -32,7 +33,8 @@ Made = tuple[bytes, np.ndarray]
 
 
 def numbers(dtype: str, bands: int = 1, bits: int | None = None) -> np.ndarray:
-    """`[bands, H, W]`: all of the type's range or of the bits', and for floats noise around zero."""
+    """`[bands, H, W]`: all of the type's range or of the bits', and for floats noise around
+    zero."""
     shape = (bands, HEIGHT, WIDTH)
     if np.dtype(dtype).kind == "f":
         return (DICE.standard_normal(shape) * 3000).astype(dtype)
@@ -238,7 +240,8 @@ def documented() -> dict[str, dict[str, str]]:
 
 
 def expected_of(formula: str, values: np.ndarray, num_channels: int) -> torch.Tensor:
-    """`[num_channels, H, W]` float64 by the formula of a cell, whose `y` is the luminance of a colour."""
+    """`[num_channels, H, W]` float64 by the formula of a cell, whose `y` is the luminance of a
+    colour."""
     v = values.astype(np.float64)
     names = {"v": v, "low": LOW, "high": HIGH}
     if "y" in formula:

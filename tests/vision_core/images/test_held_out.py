@@ -107,7 +107,8 @@ def test_where_every_file_is_larger_than_a_tenth_one_of_them_is_held_out(tmp_pat
 
 
 def test_the_draw_of_images_that_are_files_is_that_of_earlier_versions(folder):
-    """By the rule that they had: the first tenth of the permutation of which every class has one left."""
+    """By the rule that they had: the first tenth of the permutation of which every class has one
+    left."""
     source = open_source(f"folder:{folder}/images")
     for seed in range(5):
         left, drawn = Counter(source.labels), []
@@ -119,7 +120,8 @@ def test_the_draw_of_images_that_are_files_is_that_of_earlier_versions(folder):
 
 
 def test_many_tiles_of_few_slides_are_drawn_at_once(tmp_path):
-    """The classes of a slide are counted once for each slide: once for each tile were 20 million, and 6 seconds."""
+    """The classes of a slide are counted once for each slide: once for each tile were 20 million,
+    and 6 seconds."""
 
     class Looked(list):
         count = 0

@@ -1,5 +1,6 @@
-"""Image files whose headers lie, and files of every format damaged at many places: an image or a reason, in bounded time and memory, and not a word on
-the terminal. They are read in a child process, whose end by a signal would be seen here."""
+"""Image files whose headers lie, and files of every format damaged at many places: an image or a
+reason, in bounded time and memory, and not a word on the terminal. They are read in a child
+process, whose end by a signal would be seen here."""
 
 import io
 import json
@@ -177,7 +178,8 @@ def by_others() -> dict[str, bytes]:
 
 
 def damaged(data: bytes, dice: random.Random) -> bytes:
-    """Cut, or some bytes near the head or the end set to 0 or 255, flipped, turned around or drawn anew."""
+    """Cut, or some bytes near the head or the end set to 0 or 255, flipped, turned around or drawn
+    anew."""
     if dice.random() < 0.15:
         return data[: dice.randrange(len(data))]
     content = bytearray(data)
@@ -225,7 +227,8 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 
 def outcomes(folder: Path, files: dict[str, bytes], ways: str) -> dict[str, list[str | None]]:
-    """The reasons of each file. Nothing else may happen: no signal, no other error, no long time, no large memory, no word on descriptor 2."""
+    """The reasons of each file. Nothing else may happen: no signal, no other error, no long time,
+    no large memory, no word on descriptor 2."""
     folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)

@@ -81,7 +81,8 @@ def lie(true: int, false: int, head: bytes = NEXT, which: int = 0) -> bytes:
 
 
 def histogram_lie() -> bytes:
-    """Statistics of a column of lists that lack a number, at which pyarrow 26 ends the process where it is asked for the column."""
+    """Statistics of a column of lists that lack a number, at which pyarrow 26 ends the process
+    where it is asked for the column."""
     footer = footer_of(GOOD)
     lists = [
         found.start() for found in re.finditer(rb"\x19\x26", footer)

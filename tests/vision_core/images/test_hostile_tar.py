@@ -1,4 +1,5 @@
-"""Tar shards that lie: refused in one line with the shard and the place, or their members counted with a reason; `tarfile` and GNU tar write them."""
+"""Tar shards that lie: refused in one line with the shard and the place, or their members counted
+with a reason; `tarfile` and GNU tar write them."""
 
 import bz2
 import gzip
@@ -32,7 +33,8 @@ def png(value: int) -> bytes:
 def member(
     name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, size: bytes | int | None = None
 ) -> bytes:
-    """A header as `tarfile` writes it, its size another one where it lies, and the content in whole blocks."""
+    """A header as `tarfile` writes it, its size another one where it lies, and the content in whole
+    blocks."""
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, len(data) if not isinstance(size, int) else size
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT)[-BLOCK:])

@@ -1,4 +1,5 @@
-"""Samples of stored values against NumPy over all pixels, `?scale=auto`, `?bands=`, and what a run says of its range."""
+"""Samples of stored values against NumPy over all pixels, `?scale=auto`, `?bands=`, and what a run
+says of its range."""
 
 import io
 

@@ -104,7 +104,8 @@ def test_braces_and_joined_shards_name_the_shards_of_webdataset(tmp_path: Path) 
 
 
 def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
-    """Images of several endings, classes, captions in text and JSON, masks, depth; keys with folders and long names."""
+    """Images of several endings, classes, captions in text and JSON, masks, depth; keys with
+    folders and long names."""
     samples = []
     for number in range(6):
         ending, form = (("jpg", "JPEG"), ("png", "PNG"), ("webp", "WebP"))[number % 3]
@@ -194,7 +195,8 @@ def test_a_field_is_chosen_to_be_the_image(tmp_path: Path) -> None:
 
 
 def test_dots_in_names(tmp_path: Path) -> None:
-    """webdataset reads the key `22` and the fields `05.png`, `10.png`; here they are two images, and what is beside `22` is beside both."""
+    """webdataset reads the key `22` and the fields `05.png`, `10.png`; here they are two images,
+    and what is beside `22` is beside both."""
     for name, key, field in (
         ("22.05.png", "22.05", "png"), ("22.05.SEG.png", "22.05", "seg.png"), ("a/b.c/cat.1.jpg", "a/b.c/cat.1", "jpg"),
         ("a.depth.png", "a", "depth.png"), ("v1.2-x.jpg", "v1.2-x", "jpg"), ("readme", "readme", ""), (".hidden.png", ".hidden.png", ""),

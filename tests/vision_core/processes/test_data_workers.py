@@ -1,4 +1,5 @@
-"""Data workers end with the program that started them, however it ends: they ignore the signal by which Python would end them."""
+"""Data workers end with the program that started them, however it ends: they ignore the signal by
+which Python would end them."""
 
 import os
 import subprocess

@@ -33,7 +33,8 @@ def weight() -> torch.Tensor:
 
 
 def loss_of(features: torch.Tensor) -> torch.Tensor:
-    """Every row meets every other one, so that a gradient that stays on its process is a wrong one."""
+    """Every row meets every other one, so that a gradient that stays on its process is a wrong
+    one."""
     weights = torch.arange(len(features), dtype=features.dtype)
     return ((features @ features.T).cos() * weights).sum()
 
@@ -114,7 +115,8 @@ def test_without_a_process_group_nothing_changes():
 
 
 def test_a_gradient_that_stays_on_its_process_would_be_noticed():
-    """The reference loss tells a gather with gradient from one without: the other half's part is not zero."""
+    """The reference loss tells a gather with gradient from one without: the other half's part is
+    not zero."""
     matrix, whole = weight(), weight()
     loss_of(torch.cat([rows()[:4] @ matrix, (rows()[4:] @ matrix).detach()])).backward()
     loss_of(rows() @ whole).backward()

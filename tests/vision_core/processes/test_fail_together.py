@@ -1,4 +1,5 @@
-"""An error that one of two processes meets ends both within seconds, in the words of the one that met it.
+"""An error that one of two processes meets ends both within seconds, in the words of the one that
+met it.
 
 Each process has a folder of its own, as on two machines.
 """
@@ -81,7 +82,8 @@ def programs(model):
 
 
 def outcome(ranks):
-    """The last lines of both processes, which both have ended with status 2, and the seconds since the first one ended."""
+    """The last lines of both processes, which both have ended with status 2, and the seconds since
+    the first one ended."""
     began = time.monotonic()
     while None in [rank.poll() for rank in ranks]:
         assert time.monotonic() < began + 120, [rank.printed[-2000:] for rank in ranks]
@@ -104,7 +106,8 @@ def cut_in_half(path):
 
 @pytest.mark.parametrize(("name", "sick"), [("zero3", 1), ("mae", 0)])
 def test_an_unreadable_image_of_one_process(runs, machines, programs, tmp_path, name, sick):
-    """The new folder, in which nothing was done, is gone, and the process that met nothing says nothing."""
+    """The new folder, in which nothing was done, is gone, and the process that met nothing says
+    nothing."""
     for path in (machines[sick] / "images").iterdir():
         cut_in_half(path)
     ranks = runs.start_two(*programs[name], "--output_dir", tmp_path / "run", folders=machines)
@@ -149,7 +152,8 @@ def test_fewer_samples_on_one_machine(runs, machines, programs, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["sft", "mae"])
 def test_a_mistake_before_the_processes_join(runs, machines, programs, tmp_path, name):
-    """The process that waits for the other one has not begun to remember signals, so that its launcher's SIGTERM ends it."""
+    """The process that waits for the other one has not begun to remember signals, so that its
+    launcher's SIGTERM ends it."""
     shutil.rmtree(machines[1] / "images")
     model = [] if name == "mae" else ["--init_from", "model"]
     (machines[0] / "model").symlink_to(programs["sft"][2])

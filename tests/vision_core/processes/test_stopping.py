@@ -1,4 +1,5 @@
-"""Signals as a flag; the launchers above a process. tests/fault plays the rest through with real launchers."""
+"""Signals as a flag; the launchers above a process. tests/fault plays the rest through with real
+launchers."""
 
 import os
 import signal
@@ -61,7 +62,8 @@ def test_a_step_is_broken_off_only_where_it_and_a_save_outlast_the_grace_time(mo
     "name, expected", [("torchrun", 1), ("torch.distributed.run", 1), ("my_launcher", 0)]
 )
 def test_launchers_are_found_among_the_ancestors(name, expected):
-    """A parent with a launcher's name on its command line starts a child; the child says how many launchers it sees."""
+    """A parent with a launcher's name on its command line starts a child; the child says how many
+    launchers it sees."""
     child = (
         "from vision_core.processes.launchers import launchers_above; print(len(launchers_above()))"
     )

@@ -244,8 +244,8 @@ def torch_write(folder: Path) -> None:
 
 
 def report_failed_saves(root: Path, report: Path) -> None:
-    """In a forked child: saves under a file size limit, which makes the same exceptions as a full disk, without
-    root.
+    """In a forked child: saves under a file size limit, which makes the same exceptions as a full
+    disk, without root.
     """
     lines = []
     try:
@@ -321,7 +321,8 @@ def test_kill_9_in_the_save_never_leaves_a_torn_or_no_checkpoint(tmp_path, incre
 
 
 def test_files_reach_the_disk_before_the_rename(tmp_path, monkeypatch):
-    """Power loss: each file, the manifest and the folder are fsynced before the rename, the parent after it."""
+    """Power loss: each file, the manifest and the folder are fsynced before the rename, the parent
+    after it."""
     events = []
     fsync, rename = os.fsync, os.rename
     monkeypatch.setattr(

@@ -1,4 +1,5 @@
-"""Looks at a run's folder before minutes are spent: they refuse what `RunFolder.open` would refuse, and change nothing."""
+"""Looks at a run's folder before minutes are spent: they refuse what `RunFolder.open` would refuse,
+and change nothing."""
 
 from pathlib import Path
 

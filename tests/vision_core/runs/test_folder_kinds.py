@@ -1,4 +1,5 @@
-"""What folders are, from little files; those of real runs are in tests/recipes/test_folders_of_programs.py. And what a refusal advises."""
+"""What folders are, from little files; those of real runs are in
+tests/recipes/test_folders_of_programs.py. And what a refusal advises."""
 
 import json
 import os

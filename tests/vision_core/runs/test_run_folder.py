@@ -511,7 +511,8 @@ def test_a_lock_that_is_a_link_is_not_written_through(tmp_path):
 
 
 def test_a_run_whose_last_process_is_dying_is_waited_for(tmp_path):
-    """A killed process of many threads is a zombie before the kernel has freed what it held; here another one frees it late."""
+    """A killed process of many threads is a zombie before the kernel has freed what it held; here
+    another one frees it late."""
     (tmp_path / "run").mkdir()
     dead = subprocess.Popen(["true"])
     while Path(f"/proc/{dead.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":

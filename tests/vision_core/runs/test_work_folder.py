@@ -61,7 +61,8 @@ def is_whole(folder: Path) -> bool:
 
 
 def killed(work_at: int) -> bool:
-    """Do the work in a process of its own, which ends by SIGKILL in front of its `work_at`-th rename; whether it did."""
+    """Do the work in a process of its own, which ends by SIGKILL in front of its `work_at`-th
+    rename; whether it did."""
     process = os.fork()
     if process == 0:
         done = 0
@@ -103,7 +104,8 @@ def test_the_same_command_starts_goes_on_and_says_that_all_is_done(tmp_path):
 
 
 def test_killed_in_front_of_every_rename_it_is_unfinished_and_the_same_command_finishes_it():
-    """What was killed is never taken for whole, by whichever loader; the next start makes it whole."""
+    """What was killed is never taken for whole, by whichever loader; the next start makes it
+    whole."""
     kills = 0
     while killed(kills + 1):
         kills += 1

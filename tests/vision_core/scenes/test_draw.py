@@ -1,4 +1,5 @@
-"""Embedded scenes: the same everywhere, consistent with their own ground truth, balanced, and hard to guess."""
+"""Embedded scenes: the same everywhere, consistent with their own ground truth, balanced, and hard
+to guess."""
 
 import subprocess
 import sys
@@ -121,7 +122,8 @@ def test_nearly_every_object_is_visible():
 
 
 def test_an_object_has_the_colour_it_is_said_to_have():
-    """The nearest named hue to the mean colour of the main object's pixels, judged in a* b* like coordinates of the plain named colours."""
+    """The nearest named hue to the mean colour of the main object's pixels, judged in a* b* like
+    coordinates of the plain named colours."""
     names = list(COLOURS)
     plain = np.array(
         [
@@ -242,7 +244,8 @@ def test_answers_follow_from_the_picture():
 
 
 def test_answers_cannot_be_guessed_without_looking():
-    """The most frequent answer (for "nearest": the most frequent place among the choices) is right little more often than chance."""
+    """The most frequent answer (for "nearest": the most frequent place among the choices) is right
+    little more often than chance."""
     answers: dict[str, list[tuple[str, int]]] = {}
     for scene in scenes():
         for question in scene.questions:

@@ -1,4 +1,5 @@
-"""What the trainer promises beside what the programs' own tests show: kills, stops and resumes are in tests/pretrain and tests/recipes."""
+"""What the trainer promises beside what the programs' own tests show: kills, stops and resumes are
+in tests/pretrain and tests/recipes."""
 
 import dataclasses
 import json
@@ -308,7 +309,8 @@ def test_an_old_layout_is_resumed_and_its_unfinished_checkpoint_goes_once_a_newe
 def test_a_stop_breaks_an_evaluation_off_and_a_save_beyond_the_grace_time_is_told_once(
     trainer, tmp_path, capsys
 ):
-    """The signal comes with the second held-out batch: the last step is saved, and nothing of the evaluation is recorded."""
+    """The signal comes with the second held-out batch: the last step is saved, and nothing of the
+    evaluation is recorded."""
 
     class ToldWhileJudged(Line):
         def forward(self, x):
@@ -335,7 +337,8 @@ def test_a_stop_breaks_an_evaluation_off_and_a_save_beyond_the_grace_time_is_tol
 
 
 class NoisyLine(Line):
-    """Random in every forward, so that a resume is exact only with the right random states. `at`: the training batch, from 0, with which SIGTERM comes."""
+    """Random in every forward, so that a resume is exact only with the right random states. `at`:
+    the training batch, from 0, with which SIGTERM comes."""
 
     def __init__(self, at: int | None = None) -> None:
         super().__init__()
@@ -360,8 +363,9 @@ def measured(folder: Path) -> list[dict]:
 def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume_is_exact(
     trainer, tmp_path, save_steps, at
 ):
-    """Three micro-batches a step and 4 steps an epoch: the signal comes in the middle of step 3, or of the first step of the second epoch, after
-    an evaluation that draws random numbers too. The step before has been saved or has not.
+    """Three micro-batches a step and 4 steps an epoch: the signal comes in the middle of step 3, or
+    of the first step of the second epoch, after an evaluation that draws random numbers too. The
+    step before has been saved or has not.
     """
     options = {
         "gradient_accumulation_steps": 3,

@@ -1,4 +1,5 @@
-"""DeepSpeed configs that contradict the run, and what is filled in; `test_zero.py` asks DeepSpeed's engine."""
+"""DeepSpeed configs that contradict the run, and what is filled in; `test_zero.py` asks DeepSpeed's
+engine."""
 
 import json
 from pathlib import Path
@@ -119,7 +120,8 @@ def test_what_is_left_open_follows_the_options(open_value, tmp_path):
 
 
 def test_released_projects_files_are_taken(tmp_path):
-    """LLaVA's zero2.json and zero3.json have a section fp16 that follows the options, and no gradient_clipping."""
+    """LLaVA's zero2.json and zero3.json have a section fp16 that follows the options, and no
+    gradient_clipping."""
     file = tmp_path / "zero.json"
     fp16 = {
         "enabled": "auto",

@@ -15,7 +15,8 @@ NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK\x03\x04"
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """An array of two axes, or of three with the channels first or last; of a `.npz` its only one, or number `part` by sorted name."""
+    """An array of two axes, or of three with the channels first or last; of a `.npz` its only one,
+    or number `part` by sorted name."""
     if data.startswith(NPY_MAGIC):
         return _read_array(io.BytesIO(data), num_channels, options.max_pixels)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -51,7 +52,8 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
 def _read_array(
     file: BinaryIO, num_channels: int, max_pixels: int, packed: int | None = None
 ) -> Stored:
-    """Read what the header promises and no more: a zip may hold more than it says, and a pickle is never loaded. packed: bytes in the zip."""
+    """Read what the header promises and no more: a zip may hold more than it says, and a pickle is
+    never loaded. packed: bytes in the zip."""
     version = np.lib.format.read_magic(file)
     read_header = (
         np.lib.format.read_array_header_1_0
@@ -76,7 +78,8 @@ def _read_array(
 def _check_bands(
     shape: tuple[int, ...], dtype: np.dtype, num_channels: int, max_pixels: int
 ) -> int | None:
-    """The channels' axis. Refuse by what the header says, before anything of that size is allocated."""
+    """The channels' axis. Refuse by what the header says, before anything of that size is
+    allocated."""
     if dtype.kind not in "uifb":
         raise UnreadableImage(f"unsupported_type {dtype}")
     axis = _channel_axis(shape, num_channels)
@@ -87,7 +90,8 @@ def _check_bands(
 
 
 def _channel_axis(shape: tuple[int, ...], num_channels: int) -> int | None:
-    """Which axis, first (0) or last (2), holds the channels; None where the only channel has no axis. One stands for three."""
+    """Which axis, first (0) or last (2), holds the channels; None where the only channel has no
+    axis. One stands for three."""
     if len(shape) == 2 and num_channels in (1, 3):
         return None
     ends = (shape[0], shape[2]) if len(shape) == 3 else ()

@@ -1,4 +1,5 @@
-"""Which module reads a file, by the first bytes of its content, and which files of a folder are images at all."""
+"""Which module reads a file, by the first bytes of its content, and which files of a folder are
+images at all."""
 
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -29,7 +30,8 @@ class Format(NamedTuple):
         reader: a module with `read(data, num_channels, options, part) -> Stored`, and with `count_parts(file, num_channels) -> int` where
             a file may hold several images. Both raise UnreadableImage, and UserError where an optional package is missing, which they
             import themselves.
-        package: what its files need besides the base dependencies. Without it they are left out of folders, which is said.
+        package: what its files need besides the base dependencies. Without it they are left out of
+            folders, which is said.
     """
 
     name: str
@@ -99,7 +101,8 @@ def reader_of(data: bytes) -> ModuleType:
 
 
 def begins_like_an_image(head: bytes) -> bool:
-    """Whether the first `BYTES_THAT_TELL` bytes of a file are those of an image that can be read; for files whose names say nothing."""
+    """Whether the first `BYTES_THAT_TELL` bytes of a file are those of an image that can be read;
+    for files whose names say nothing."""
     format = format_of(head)
     if format is None or not format.is_readable:
         return False
@@ -113,9 +116,11 @@ def begins_like_an_image(head: bytes) -> bool:
 
 
 def ending_of(name: str) -> str:
-    """The ending of a file's name in lower case, such as `.jpg` and `.nii.gz`; empty where there is none.
+    """The ending of a file's name in lower case, such as `.jpg` and `.nii.gz`; empty where there is
+    none.
 
-    Digits alone are no ending: DICOM files are often named by numbers such as `1.2.840.113619.2.55.3`.
+    Digits alone are no ending: DICOM files are often named by numbers such as
+    `1.2.840.113619.2.55.3`.
     """
     stem, dot, last = name.lower().rpartition(".")
     if not dot or not stem or not last or last.isdigit():

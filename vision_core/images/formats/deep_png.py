@@ -1,6 +1,8 @@
-"""PNG of 16 bits in colours or with alpha, of which Pillow keeps the high byte: all 16 bits, by Pillow's own decoder.
+"""PNG of 16 bits in colours or with alpha, of which Pillow keeps the high byte: all 16 bits, by
+Pillow's own decoder.
 
-libpng, as torchvision binds it, ends the process by a signal where such a file is damaged (seen in torchvision 0.29: 3 of 5 damaged files).
+libpng, as torchvision binds it, ends the process by a signal where such a file is damaged (seen in
+torchvision 0.29: 3 of 5 damaged files).
 """
 
 import struct
@@ -21,7 +23,8 @@ RGB, GREY_ALPHA, RGB_ALPHA = 2, 4, 6
 class Layout(NamedTuple):
     """How Pillow's decoder is asked for the bytes of a pixel.
 
-    mode: of the picture that it makes. raw_modes: those whose first bands are the high and the low bytes. samples: of a pixel, alpha among them.
+    mode: of the picture that it makes. raw_modes: those whose first bands are the high and the low
+    bytes. samples: of a pixel, alpha among them.
     """
 
     mode: str
@@ -29,7 +32,8 @@ class Layout(NamedTuple):
     samples: int
 
 
-# a pixel of 16 bits, read as if its first byte were the last, gives the low byte; grey with alpha has the four bytes of one RGBA
+# a pixel of 16 bits, read as if its first byte were the last, gives the low byte; grey with alpha
+# has the four bytes of one RGBA
 LAYOUTS = {
     RGB: Layout("RGB", ("RGB;16B", "RGB;16L"), 3),
     RGB_ALPHA: Layout("RGBA", ("RGBA;16B", "RGBA;16L"), 4),
@@ -48,7 +52,8 @@ def is_deep(data: bytes) -> bool:
 
 
 def read_deep(data: bytes, max_pixels: int) -> np.ndarray:
-    """The numbers without alpha, uint16 `[1 or 3, H, W]`, as they are stored. Raises UnreadableImage."""
+    """The numbers without alpha, uint16 `[1 or 3, H, W]`, as they are stored. Raises
+    UnreadableImage."""
     size = struct.unpack_from(">II", data, HEADER_AT)
     check_size(*size, max_pixels)
     layout = LAYOUTS[data[COLOUR_TYPE_AT]]
@@ -89,7 +94,8 @@ def _pixel_data(data: bytes) -> bytes:
 def _stored_again(
     compressed: bytes, size: tuple[int, int], bytes_of_pixel: int, interlaced: int
 ) -> bytes:
-    """The same rows in a stream of zlib that costs nothing to inflate twice; no more of it than the size asks for, and no less."""
+    """The same rows in a stream of zlib that costs nothing to inflate twice; no more of it than the
+    size asks for, and no less."""
     expected = _row_bytes(size, bytes_of_pixel, interlaced)
     inflater = zlib.decompressobj()
     rows = inflater.decompress(compressed, expected)
@@ -102,7 +108,8 @@ def _stored_again(
 
 
 def _row_bytes(size: tuple[int, int], bytes_of_pixel: int, interlaced: int) -> int:
-    """Of all rows, each with the byte of its filter; interlaced those of the seven passes of Adam7."""
+    """Of all rows, each with the byte of its filter; interlaced those of the seven passes of
+    Adam7."""
     if not interlaced:
         return size[1] * (1 + size[0] * bytes_of_pixel)
     total = 0

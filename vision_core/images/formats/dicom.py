@@ -1,4 +1,5 @@
-"""DICOM: frames as physical values, with the window that the file asks for (pydicom reads the files)."""
+"""DICOM: frames as physical values, with the window that the file asks for (pydicom reads the
+files)."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ COLOURS = (
     "YBR_RCT",
 )
 MOST_BITS = 32
-# of the file meta group, PS3.10 7.1: 128 bytes, DICM, and an element of 12 bytes that holds the length of the rest
+# of the file meta group, PS3.10 7.1: 128 bytes, DICM, and an element of 12 bytes that holds the
+# length of the rest
 META_LENGTH_AT, META_AT = 140, 144
 MOST_META_BYTES = 2**16
 # PS3.5 A.5; pydicom inflates it whole, however large it becomes
@@ -36,25 +38,29 @@ PADDING, PADDING_END = "PixelPaddingValue", "PixelPaddingRangeLimit"
 
 
 class Levels(NamedTuple):
-    """Values of a frame `[H, W]`, and which of them are black and white; None for floats without a range."""
+    """Values of a frame `[H, W]`, and which of them are black and white; None for floats without a
+    range."""
 
     values: np.ndarray
     full_scale: tuple[float, float] | None
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
-    """How many images a DICOM file holds; 0 for a report, a directory and whatever else has no pixels. Raises UnreadableImage."""
+    """How many images a DICOM file holds; 0 for a report, a directory and whatever else has no
+    pixels. Raises UnreadableImage."""
     return _count(_header(file))
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
     """One frame, `part` counted from 0, after the modality LUT or rescale slope and intercept.
 
-    `full_scale` is the file's first window, or VOI LUT; where a scale is given or the file has neither, the whole range of BitsStored in physical values.
-    For MONOCHROME1 its ends are exchanged. Palette and YBR become RGB. PixelPaddingValue is missing.
+    `full_scale` is the file's first window, or VOI LUT; where a scale is given or the file has
+    neither, the whole range of BitsStored in physical values. For MONOCHROME1 its ends are
+    exchanged. Palette and YBR become RGB. PixelPaddingValue is missing.
 
     Raises:
-        UnreadableImage: several_images without `part`, no_pixels, not a size or type that is read, a compression that needs a package.
+        UnreadableImage: several_images without `part`, no_pixels, not a size or type that is read,
+            a compression that needs a package.
         UserError: pydicom is not installed.
     """
     header = _header(io.BytesIO(data))
@@ -146,7 +152,8 @@ def _padding(frame: np.ndarray, header) -> np.ndarray | None:
 
 
 def _physical(frame: np.ndarray, header, part: int) -> Levels:
-    """After the modality transformation (PS3.3 C.11.1), which of a file with many frames may be each frame's own."""
+    """After the modality transformation (PS3.3 C.11.1), which of a file with many frames may be
+    each frame's own."""
     if header.get("ModalityLUTSequence"):
         values = _pydicom().pixels.apply_modality_lut(frame, header)
         return Levels(values, _range_of_table(header.ModalityLUTSequence[0]))
@@ -177,7 +184,8 @@ def _range_of_table(table) -> tuple[float, float]:
 
 
 def _window(values: np.ndarray, header, part: int) -> Levels | None:
-    """The first VOI LUT or window (PS3.3 C.11.2). A linear window is a range of the physical values; the others make new values."""
+    """The first VOI LUT or window (PS3.3 C.11.2). A linear window is a range of the physical
+    values; the others make new values."""
     if header.get("VOILUTSequence"):
         numbers = np.rint(values).astype(np.int64)
         return Levels(
@@ -199,7 +207,8 @@ def _window(values: np.ndarray, header, part: int) -> Levels | None:
 
 
 def _of_frame(header, part: int, group: str):
-    """The data set that holds a frame's attributes: its functional group, the one that all frames share, or the file itself."""
+    """The data set that holds a frame's attributes: its functional group, the one that all frames
+    share, or the file itself."""
     for sequence, number in ((PER_FRAME, part), (SHARED, 0)):
         items = header.get(sequence) or []
         if number < len(items) and items[number].get(group):

@@ -1,4 +1,5 @@
-"""How the names of image files end, in lower case. Imports nothing, so that a program can tell a folder of images before it starts."""
+"""How the names of image files end, in lower case. Imports nothing, so that a program can tell a
+folder of images before it starts."""
 
 ENDINGS_OF_FORMATS = {
     "JPEG": (".jpg", ".jpeg"),

@@ -18,7 +18,8 @@ from vision_core.unreadable import UnreadableImage, check_size, check_values
 
 
 class Plane(NamedTuple):
-    """Where an image lies: the HDU's number, and its place along the axes before the last two; None takes all of one axis as bands."""
+    """Where an image lies: the HDU's number, and its place along the axes before the last two; None
+    takes all of one axis as bands."""
 
     hdu: int
     place: tuple[int, ...] | None
@@ -31,10 +32,13 @@ def count_parts(file: BinaryIO, num_channels: int) -> int:
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """One image, `part` counted from 0 through all image HDUs, after BSCALE and BZERO; BLANK and NaN are missing.
+    """One image, `part` counted from 0 through all image HDUs, after BSCALE and BZERO; BLANK and
+    NaN are missing.
 
-    An HDU with two axes is an image. A cube whose first axis (as NumPy counts; NAXIS3) has `num_channels` planes is one image with these bands; of any
-    other cube every plane is an image. Row 0 is the first row of the file, as astropy gives it; viewers of the sky show it at the bottom.
+    An HDU with two axes is an image. A cube whose first axis (as NumPy counts; NAXIS3) has
+    `num_channels` planes is one image with these bands; of any other cube every plane is an image.
+    Row 0 is the first row of the file, as astropy gives it; viewers of the sky show it at the
+    bottom.
 
     Raises:
         UnreadableImage: several_images without `part`, no_pixels, corrupt.

@@ -24,7 +24,8 @@ RIGHT, FRONT, TOP = 0, 1, 2
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
-    """How many images a volume holds: its axial slices, times the volumes along the fourth axis unless these are the channels.
+    """How many images a volume holds: its axial slices, times the volumes along the fourth axis
+    unless these are the channels.
 
     Only the header is read. Raises UnreadableImage.
     """
@@ -32,11 +33,13 @@ def count_parts(file: BinaryIO, num_channels: int) -> int:
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """One axial slice, `part` counted from 0: all slices of the first volume from the feet to the head, then those of the next.
+    """One axial slice, `part` counted from 0: all slices of the first volume from the feet to the
+    head, then those of the next.
 
-    Axial is the last axis of the canonical orientation (RAS+, nibabel's `as_closest_canonical`). Rows go from the front to the back and columns from
-    the patient's right to the left, as DICOM has axial slices. Values are those of nibabel's `get_fdata`, with scl_slope and scl_inter.
-    A fourth axis of `num_channels` volumes is the channels.
+    Axial is the last axis of the canonical orientation (RAS+, nibabel's `as_closest_canonical`).
+    Rows go from the front to the back and columns from the patient's right to the left, as DICOM
+    has axial slices. Values are those of nibabel's `get_fdata`, with scl_slope and scl_inter. A
+    fourth axis of `num_channels` volumes is the channels.
 
     Raises:
         UnreadableImage: several_images without `part`, corrupt, or not a volume of numbers.

@@ -29,7 +29,8 @@ ORIENTATION_TAG = 0x0112
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """The numbers of a picture: one channel of grey of 8 or 16 bits, or three of colour. Alpha is dropped, a palette's index becomes its colour."""
+    """The numbers of a picture: one channel of grey of 8 or 16 bits, or three of colour. Alpha is
+    dropped, a palette's index becomes its colour."""
     check_picture_channels(num_channels)
     picture = open_header(data, options.max_pixels)
     if is_deep(data):
@@ -86,7 +87,8 @@ def of_known_scale(picture: Image.Image) -> Image.Image:
 
 
 def pixels_of(picture: Image.Image, num_channels: int) -> Tensor:
-    """What `to_pixels` makes of `numbers_of(picture)` without a scale, in fewer steps: uint8 `[3, H, W]` or float32 `[1, H, W]`."""
+    """What `to_pixels` makes of `numbers_of(picture)` without a scale, in fewer steps: uint8 `[3,
+    H, W]` or float32 `[1, H, W]`."""
     picture = _seen(picture)
     if num_channels == 3:
         return _rgb(picture)
@@ -138,7 +140,8 @@ def _loaded(picture: Image.Image) -> Image.Image:
 
 
 def orientation(picture: Image.Image) -> int:
-    """The EXIF orientation; 1 (upright) where the EXIF block cannot be read: the pixels are whole all the same."""
+    """The EXIF orientation; 1 (upright) where the EXIF block cannot be read: the pixels are whole
+    all the same."""
     try:
         return picture.getexif().get(ORIENTATION_TAG, 1)
     except Exception:

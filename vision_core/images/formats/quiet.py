@@ -1,4 +1,5 @@
-"""What image libraries would say on the terminal of a damaged or odd file, which is a line for each image of a source: nothing.
+"""What image libraries would say on the terminal of a damaged or odd file, which is a line for each
+image of a source: nothing.
 
 What they find wrong arrives as an exception, and becomes the reason of an `UnreadableImage`.
 """
@@ -14,7 +15,8 @@ from functools import cache
 
 from PIL import Image
 
-# astropy's is not among them: it warns instead, and cannot be imported where somebody else has made its logger
+# astropy's is not among them: it warns instead, and cannot be imported where somebody else has made
+# its logger
 LOGGERS = (
     "PIL.TiffImagePlugin",
     "tifffile",
@@ -31,8 +33,9 @@ MODULES = r"(PIL|tifffile|imagecodecs|pydicom|nibabel|astropy|pillow_heif|opensl
 def quiet_libraries() -> Iterator[None]:
     """Keep warnings and log lines of the image libraries from the terminal while the block runs.
 
-    Log lines of other threads are left alone. Warnings have one list of filters for a process: what is shared by the threads that read at the same
-    time is put in by the first of them and taken out by the last, so that no thread brings back the filters of another.
+    Log lines of other threads are left alone. Warnings have one list of filters for a process: what
+    is shared by the threads that read at the same time is put in by the first of them and taken out
+    by the last, so that no thread brings back the filters of another.
     """
     _hush_libtiff()
     _filter_logs()
@@ -92,10 +95,12 @@ def _filter_logs() -> None:
 
 @cache
 def _hush_libtiff() -> None:
-    """libtiff writes to descriptor 2 itself, unless its handlers of errors and warnings are none (TIFFSetErrorHandler of its manual).
+    """libtiff writes to descriptor 2 itself, unless its handlers of errors and warnings are none
+    (TIFFSetErrorHandler of its manual).
 
-    They are those of the process, and of the copy of libtiff that Pillow brings: Pillow raises an OSError where libtiff reports an error, and loses nothing.
-    Where libtiff is built into Pillow, as on Windows, it cannot be reached and stays as it is.
+    They are those of the process, and of the copy of libtiff that Pillow brings: Pillow raises an
+    OSError where libtiff reports an error, and loses nothing. Where libtiff is built into Pillow,
+    as on Windows, it cannot be reached and stays as it is.
     """
     library = ctypes.CDLL(Image.core.__file__)
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):

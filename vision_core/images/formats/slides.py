@@ -15,7 +15,8 @@ from vision_core.files.regular_files import open_regular_file
 from vision_core.images.formats.optional_packages import OPENSLIDE
 from vision_core.unreadable import UnreadableImage
 
-# a pixel is tissue where its channels differ by this much of 255: glass, ink of scanners and their grey frames stay below, stains reach 30 and more
+# a pixel is tissue where its channels differ by this much of 255: glass, ink of scanners and their
+# grey frames stay below, stains reach 30 and more
 LEAST_CHROMA = 15
 # and a tile shows tissue where this share of its pixels does
 LEAST_TISSUE = 0.1
@@ -34,7 +35,8 @@ BYTES_OF_A_PLACE = 4
 
 
 class Grid(NamedTuple):
-    """The whole tiles of a slide: `rows` x `columns` of `tile` x `tile` pixels at `level`, which is `downsample` times smaller than level 0."""
+    """The whole tiles of a slide: `rows` x `columns` of `tile` x `tile` pixels at `level`, which is
+    `downsample` times smaller than level 0."""
 
     rows: int
     columns: int
@@ -68,7 +70,8 @@ def is_slide(path: str) -> bool:
 
 
 def grid_of(slide, name: str, tile: int, level: int) -> Grid:
-    """The tiles of an open slide, without the rest at the right and at the bottom. Raises UserError where there is no level, or no tile."""
+    """The tiles of an open slide, without the rest at the right and at the bottom. Raises UserError
+    where there is no level, or no tile."""
     sizes = [f"{width} x {height}" for width, height in slide.level_dimensions]
     if level >= slide.level_count:
         raise UserError(
@@ -87,7 +90,8 @@ def _numbered(sizes: list[str]) -> str:
 
 
 def tissue_shares(slide, grid: Grid) -> np.ndarray:
-    """`[rows, columns]` float: which share of every tile's pixels is tissue, seen on the smallest level on which a tile has 16 pixels on a side."""
+    """`[rows, columns]` float: which share of every tile's pixels is tissue, seen on the smallest
+    level on which a tile has 16 pixels on a side."""
     level = slide.get_best_level_for_downsample(grid.downsample * grid.tile / SIDE_OF_A_LOOK)
     side = grid.tile * grid.downsample / slide.level_downsamples[level]
     tiles = max(1, int(SIDE_OF_A_BLOCK / side))
@@ -143,7 +147,8 @@ def open_slide(path: str, roots: tuple[str, ...]):
 
 
 def _levels_have_one_shape(slide) -> bool:
-    """Whether the sizes of the levels are those of one picture, made smaller; a header that lies of one of them would be looked through for hours."""
+    """Whether the sizes of the levels are those of one picture, made smaller; a header that lies of
+    one of them would be looked through for hours."""
     width, height = slide.level_dimensions[0]
     ratios = [(width * level[1]) / (height * level[0]) for level in slide.level_dimensions]
     return all(1 / MOST_SHAPE_RATIO <= ratio <= MOST_SHAPE_RATIO for ratio in ratios)
@@ -169,7 +174,8 @@ _slides: OrderedDict = OrderedDict()
 
 
 def _opened(path: str, roots: tuple[str, ...]):
-    """This process's own open slide: forked data workers must not share the place at which a file is read."""
+    """This process's own open slide: forked data workers must not share the place at which a file
+    is read."""
     key = (os.getpid(), path)
     if key not in _slides:
         _slides[key] = open_slide(path, roots)

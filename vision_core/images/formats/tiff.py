@@ -1,7 +1,8 @@
 """Reads TIFF: plain pictures through Pillow, every other file through tifffile.
 
-Pillow is quick, and reads LZW and JPEG without further packages. But it shows the first of several pages, and takes the first of
-several bands for the picture, without a word; so it is asked only where the tags of TIFF 6.0 leave no doubt.
+Pillow is quick, and reads LZW and JPEG without further packages. But it shows the first of several
+pages, and takes the first of several bands for the picture, without a word; so it is asked only
+where the tags of TIFF 6.0 leave no doubt.
 """
 
 from typing import BinaryIO
@@ -28,14 +29,16 @@ ALPHAS = ((1,), (2,))  # ExtraSamples: associated and unassociated alpha
 UNPLAIN_TAGS = {32997, 33628, 33629, 33630, 33631, 34412, 42113}
 # none, CCITT, LZW, JPEG, deflate, PackBits: what Pillow's libtiff is always built with
 PLAIN_COMPRESSIONS = {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946}
-# PhotometricInterpretation -> samples of a pixel: grey (white or black is zero), RGB, palette, CMYK, YCbCr
+# PhotometricInterpretation -> samples of a pixel: grey (white or black is zero), RGB, palette,
+# CMYK, YCbCr
 COLOUR_SAMPLES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
 RGB = 2
 GREYS = (0, 1)
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """The bands of an image, in one page or in as many pages as channels are asked for; see `tiff_pages.py`."""
+    """The bands of an image, in one page or in as many pages as channels are asked for; see
+    `tiff_pages.py`."""
     picture = open_plain(data, options.max_pixels) if num_channels in (1, 3) and not part else None
     if picture is not None:
         return pictures.numbers_of(picture)
@@ -45,7 +48,8 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
 
 
 def read_numbers(data: bytes, max_pixels: int) -> Stored:
-    """The numbers of one channel, at most `max_pixels`; of a palette the indices. Raises as `tiff_pages.read` does."""
+    """The numbers of one channel, at most `max_pixels`; of a palette the indices. Raises as
+    `tiff_pages.read` does."""
     from vision_core.images.formats.by_content import tiff_pages
 
     return tiff_pages.read(
@@ -54,7 +58,8 @@ def read_numbers(data: bytes, max_pixels: int) -> Stored:
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
-    """How many images the pages hold; of most files the header alone is read. Raises UnreadableImage."""
+    """How many images the pages hold; of most files the header alone is read. Raises
+    UnreadableImage."""
     if has_one_page(file):
         return 1
     from vision_core.images.formats.by_content import tiff_pages
@@ -64,7 +69,8 @@ def count_parts(file: BinaryIO, num_channels: int) -> int:
 
 
 def open_plain(data: bytes, max_pixels: int, high_byte: bool = False) -> Image.Image | None:
-    """The open file where Pillow gives its pixels as they are documented, or None. See `is_plain_page`."""
+    """The open file where Pillow gives its pixels as they are documented, or None. See
+    `is_plain_page`."""
     try:
         picture = pictures.open_header(data, max_pixels, ONLY_TIFF)
     except Image.UnidentifiedImageError:
@@ -84,7 +90,8 @@ def is_alone(picture: TiffImageFile) -> bool:
 
 
 def is_plain_page(picture: TiffImageFile, high_byte: bool = False) -> bool:
-    """Whether a page is of 1 to 8 bits, or of grey of 16, with the samples that its colours have and perhaps alpha.
+    """Whether a page is of 1 to 8 bits, or of grey of 16, with the samples that its colours have
+    and perhaps alpha.
 
     high_byte: also where it is of colours of 16 bits, of which Pillow keeps the high byte.
     """

@@ -1,4 +1,5 @@
-"""Whether a TIFF is one page, from its header: a folder of many thousands is opened without reading the files."""
+"""Whether a TIFF is one page, from its header: a folder of many thousands is opened without reading
+the files."""
 
 import re
 import struct
@@ -17,7 +18,8 @@ MOST_ENTRIES, MOST_DESCRIPTION = 4096, 2**20
 
 
 class Layout(NamedTuple):
-    """How the directory of a page is written: the codes of `struct` for the number of entries, an entry, and an offset."""
+    """How the directory of a page is written: the codes of `struct` for the number of entries, an
+    entry, and an offset."""
 
     count: struct.Struct
     entry: struct.Struct
@@ -25,7 +27,8 @@ class Layout(NamedTuple):
 
 
 def has_one_page(file: BinaryIO) -> bool:
-    """True where the header shows one page and no stack behind it; False where there may be more, or the header is damaged."""
+    """True where the header shows one page and no stack behind it; False where there may be more,
+    or the header is damaged."""
     try:
         return _has_one_page(file)
     except (struct.error, ValueError, OverflowError):
@@ -58,7 +61,8 @@ def _layout(order: str, version: int) -> Layout:
 
 
 def _directory(file: BinaryIO, layout: Layout, start: int) -> tuple[list[tuple[int, ...]], int]:
-    """The entries (tag, type, count, value or offset) of the first page, and where the next page is, 0 for none."""
+    """The entries (tag, type, count, value or offset) of the first page, and where the next page
+    is, 0 for none."""
     file.seek(start)
     count = layout.count.unpack(file.read(layout.count.size))[0]
     if count > MOST_ENTRIES:

@@ -1,4 +1,5 @@
-"""Reads the pages of any TIFF by the package tifffile: which of them are channels, and what their numbers mean."""
+"""Reads the pages of any TIFF by the package tifffile: which of them are channels, and what their
+numbers mean."""
 
 import io
 import math
@@ -22,14 +23,17 @@ ALPHAS = (1, 2)  # ExtraSamples: associated and unassociated alpha
 # PhotometricInterpretation
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
 JPEG, DEFLATE, WEBP = 7, (8, 32946), 50001
-# none, LZW, JPEG, deflate, PackBits, Zstandard, WebP: codecs whose output can be bounded by the image's own size
+# none, LZW, JPEG, deflate, PackBits, Zstandard, WebP: codecs whose output can be bounded by the
+# image's own size
 COMPRESSIONS = (1, 5, JPEG, *DEFLATE, 32773, 50000, WEBP)
-# tifffile's letters of axes: a page's samples and a stack's channels; pages of which the file says no more than their number
+# tifffile's letters of axes: a page's samples and a stack's channels; pages of which the file says
+# no more than their number
 SAMPLES, CHANNELS, UNKNOWN = "S", "C", ("Q", "I")
 
 
 class Stack(NamedTuple):
-    """How the planes of a series are divided: `planes` are their numbers `[images, planes of one image]`; `parts` says it for people."""
+    """How the planes of a series are divided: `planes` are their numbers `[images, planes of one
+    image]`; `parts` says it for people."""
 
     series: object
     planes: np.ndarray
@@ -37,7 +41,8 @@ class Stack(NamedTuple):
 
 
 class OuterAxis(NamedTuple):
-    """An axis of a stack outside its pages: its place among them, what people call it, and whether it counts channels or images."""
+    """An axis of a stack outside its pages: its place among them, what people call it, and whether
+    it counts channels or images."""
 
     place: int
     name: str
@@ -54,11 +59,13 @@ def read(
 ) -> Stored:
     """The bands of one image, upright.
 
-    Overviews and masks are passed over. Samples of a page and axis C of a stack are channels. Pages of which the file does not say
-    what they are, are channels where there are as many as asked for. All other axes (Z, T, ...) count images.
+    Overviews and masks are passed over. Samples of a page and axis C of a stack are channels. Pages
+    of which the file does not say what they are, are channels where there are as many as asked for.
+    All other axes (Z, T, ...) count images.
 
     Raises:
-        UnreadableImage: several_images, not_3_channels, unsupported_..., needs_imagecodecs, too_large, too_small.
+        UnreadableImage: several_images, not_3_channels, unsupported_..., needs_imagecodecs,
+            too_large, too_small.
         UserError: the package tifffile is missing.
     """
     with _opened(io.BytesIO(data)) as file:
@@ -96,7 +103,8 @@ def _opened(stream: BinaryIO):
     except tifffile.TiffFileError:
         raise UnreadableImage("unsupported_tiff") from None
     except (ValueError, NotImplementedError, ModuleNotFoundError) as error:
-        # tifffile's own decoders name the package, but for Zstandard, where they lack a module of Python 3.14
+        # tifffile's own decoders name the package, but for Zstandard, where they lack a module of
+        # Python 3.14
         needs_imagecodecs = "imagecodecs" in str(error) or isinstance(error, ModuleNotFoundError)
         raise UnreadableImage("needs_imagecodecs" if needs_imagecodecs else "corrupt") from None
 
@@ -138,7 +146,8 @@ def _outer_axes(series, num_channels: int) -> list[OuterAxis]:
 
 
 def _check_page(page, max_pixels: int) -> None:
-    """Refuse a page of a kind or size that is not read, before anything of that size is allocated."""
+    """Refuse a page of a kind or size that is not read, before anything of that size is
+    allocated."""
     if page.dtype is None or page.dtype.kind not in "uifb":
         raise UnreadableImage(f"unsupported_type {page.dtype}")
     if page.axes not in ("YX", "YXS", "SYX"):
@@ -166,7 +175,8 @@ def _check_bands(page, planes: int, num_channels: int, max_pixels: int) -> None:
 
 
 def _kept_bands(page, planes: int, num_channels: int) -> int:
-    """How many bands are left without alpha, which pictures of one and three channels do without."""
+    """How many bands are left without alpha, which pictures of one and three channels do
+    without."""
     colours = 3 if _is_colour(page) else 1
     declared = (
         len(page.extrasamples) == 1
@@ -196,7 +206,8 @@ def _plane(series, number: int, data: bytes, max_pixels: int) -> np.ndarray:
 
 
 def _decoded(own, keyframe) -> np.ndarray:
-    """The numbers of a page. tifffile (seen in 2026.3.3) takes planes of JPEG, each of them grey, for colours, and fails."""
+    """The numbers of a page. tifffile (seen in 2026.3.3) takes planes of JPEG, each of them grey,
+    for colours, and fails."""
     photometric = keyframe.photometric
     if keyframe.compression == JPEG and keyframe.axes == "SYX":
         keyframe.photometric = BLACK_IS_ZERO
@@ -207,7 +218,8 @@ def _decoded(own, keyframe) -> np.ndarray:
 
 
 def _behind_the_page(page, number: int, data: bytes) -> np.ndarray:
-    """ImageJ and tifffile describe one page, and write the numbers of all of them one after the other."""
+    """ImageJ and tifffile describe one page, and write the numbers of all of them one after the
+    other."""
     dtype = page.dtype.newbyteorder(page.parent.byteorder)
     count = math.prod(page.shape)
     start = page.dataoffsets[0] + number * count * dtype.itemsize
@@ -217,7 +229,8 @@ def _behind_the_page(page, number: int, data: bytes) -> np.ndarray:
 
 
 def _check_segments(page, keyframe, data: bytes) -> None:
-    """Refuse strips and tiles that inflate beyond their own size: libraries would make room for what a header promises."""
+    """Refuse strips and tiles that inflate beyond their own size: libraries would make room for
+    what a header promises."""
     limit = math.prod(keyframe.chunks) * keyframe.dtype.itemsize
     if keyframe.compression in DEFLATE:
         for segment in _segments(page, data):
@@ -263,7 +276,8 @@ def _colours(page, indices: np.ndarray) -> np.ndarray:
 
 
 def _full_scale(page, values: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """Up to 16 bits without sign have a white, the largest number of their bits; it may be zero where a page has one sample."""
+    """Up to 16 bits without sign have a white, the largest number of their bits; it may be zero
+    where a page has one sample."""
     values = values.view(np.uint8) if values.dtype.kind == "b" else values
     if values.dtype.kind != "u" or page.bitspersample > 16:
         return values, None

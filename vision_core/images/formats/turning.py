@@ -1,4 +1,5 @@
-"""What brings stored rows and columns upright: EXIF 2.3, tag 0x0112, which is also the Orientation of TIFF 6.0."""
+"""What brings stored rows and columns upright: EXIF 2.3, tag 0x0112, which is also the Orientation
+of TIFF 6.0."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,5 @@
-"""Files that hold several images, or a compressed one: how many, and their content, which is read once for many images."""
+"""Files that hold several images, or a compressed one: how many, and their content, which is read
+once for many images."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ PIECE_BYTES = 16 * 2**20
 
 
 def count_images(paths: Sequence[str], num_channels: int, roots: Sequence[str]) -> list[int | None]:
-    """For every file how many images it holds, from its header; None where that cannot be read, which reading the image will tell."""
+    """For every file how many images it holds, from its header; None where that cannot be read,
+    which reading the image will tell."""
     quiet = len(paths) < FILES_WITHOUT_A_BAR or rank() != 0
     return [
         _count(path, num_channels, roots)
@@ -70,7 +72,8 @@ def _count_in(file: BinaryIO, path: str, num_channels: int, roots: Sequence[str]
 def volume_bytes(path: str, *roots: str) -> bytes:
     """The content of a file of at most 2 GiB, gunzipped where it is compressed.
 
-    The last files are kept, up to 256 MiB of them and at least one, so that the next image of a file costs no reading.
+    The last files are kept, up to 256 MiB of them and at least one, so that the next image of a
+    file costs no reading.
 
     Raises:
         UnreadableImage: as for `regular_files.read_regular_file`, and truncated or corrupt.
@@ -117,7 +120,8 @@ def _read(file: BinaryIO) -> bytes:
 
 
 def _gunzipped(file: BinaryIO) -> bytes:
-    """What the header of the content promises, at most 2 GiB and a piece: what only inflates is no image, and is not inflated."""
+    """What the header of the content promises, at most 2 GiB and a piece: what only inflates is no
+    image, and is not inflated."""
     packed = file.seek(0, os.SEEK_END)
     file.seek(0)
     with gzip.GzipFile(fileobj=file) as opened:

@@ -31,9 +31,11 @@ WITHOUT_PICTURES = "without a picture"
 
 
 class FileSource(EncodedImageSource):
-    """Files below `root`, named by their paths relative to it. A file outside of `roots`, links resolved, is unreadable.
+    """Files below `root`, named by their paths relative to it. A file outside of `roots`, links
+    resolved, is unreadable.
 
-    A file that holds several images is as many, in order: `scan.dcm#0`, `scan.dcm#1`, ..., all with the file's label.
+    A file that holds several images is as many, in order: `scan.dcm#0`, `scan.dcm#1`, ..., all with
+    the file's label.
 
     Args:
         labels: one for each of `paths`.
@@ -71,7 +73,8 @@ class FileSource(EncodedImageSource):
             self.description += f"; {without_pictures:,} files {WITHOUT_PICTURES}"
 
     def _expand(self) -> int:
-        """Each image of a file by itself, where a file has several. Gives the number of files without any."""
+        """Each image of a file by itself, where a file has several. Gives the number of files
+        without any."""
         uncertain = [
             number
             for number, path in enumerate(self.paths)
@@ -133,7 +136,8 @@ class FileSource(EncodedImageSource):
 
 
 class FolderSource(FileSource):
-    """All images below a folder, sorted by path; see `folder_walk.list_images` for links and for what is left out.
+    """All images below a folder, sorted by path; see `folder_walk.list_images` for links and for
+    what is left out.
 
     Where all images lie in sub-folders, the first folder's name is the class.
     """
@@ -179,7 +183,8 @@ def open_folder(
     background: str | None = None,
     **options: str,
 ) -> ImageSource:
-    """A folder, with masks and depths in parallel folders `mask` and `depth`: for `a/b.jpg` the file `a/b.png`; `options` as for `make_annotations`.
+    """A folder, with masks and depths in parallel folders `mask` and `depth`: for `a/b.jpg` the
+    file `a/b.png`; `options` as for `make_annotations`.
 
     With `tile`, the whole slides below the folder by tiles; see `slide_source.open_slides`.
     """
@@ -238,10 +243,12 @@ def open_list(
     level: str | None = None,
     background: str | None = None,
 ) -> ImageSource:
-    """One path a line, relative to `root` (default: the list's folder) and inside it, with an optional tab and integer label.
+    """One path a line, relative to `root` (default: the list's folder) and inside it, with an
+    optional tab and integer label.
 
     Raises:
-        UserError: the list, or a line of it that leads outside, has a label that is no whole number, or lacks one that others have.
+        UserError: the list, or a line of it that leads outside, has a label that is no whole
+            number, or lacks one that others have.
     """
     name, cure = f"list file {path}", "give a text file with one image path a line"
     if not os.path.lexists(path):

@@ -26,7 +26,8 @@ class Listing:
 
     Attributes:
         paths: the images, sorted.
-        left_out: how many files of every ending were left out, and the reason where there is one to tell.
+        left_out: how many files of every ending were left out, and the reason where there is one to
+            tell.
         links_out: files among `paths` that are links out of the folder, which will not be read.
         read_once: linked folders whose target is read at another place already.
     """
@@ -62,13 +63,16 @@ class Listing:
 
 
 def list_images(root: str, endings: tuple[str, ...], follow_links: bool = False) -> Listing:
-    """The files below `root` whose names end in `endings`, or that have no ending and begin like an image.
+    """The files below `root` whose names end in `endings`, or that have no ending and begin like an
+    image.
 
-    Hidden files and folders are passed over. A linked folder inside `root` is met where it really is. With `follow_links` every other folder is
-    read too, each once, so that loops end: in its own place where that is below `root`, else at the first link to it.
+    Hidden files and folders are passed over. A linked folder inside `root` is met where it really
+    is. With `follow_links` every other folder is read too, each once, so that loops end: in its own
+    place where that is below `root`, else at the first link to it.
 
     Raises:
-        UserError: a folder that cannot be listed, or without `follow_links` a linked folder outside.
+        UserError: a folder that cannot be listed, or without `follow_links` a linked folder
+            outside.
     """
     walk = _Walk(root, endings, follow_links)
     walk.go()
@@ -77,7 +81,8 @@ def list_images(root: str, endings: tuple[str, ...], follow_links: bool = False)
 
 
 def labels_of_folders(paths: list[str]) -> tuple[list[int] | None, list[str] | None]:
-    """The number of every path's first folder, and the folders' names; None where a file lies outside of all folders."""
+    """The number of every path's first folder, and the folders' names; None where a file lies
+    outside of all folders."""
     folders = [path.partition("/")[0] if "/" in path else None for path in paths]
     if None in folders:
         return None, None
@@ -139,7 +144,8 @@ class _Walk:
         return subfolders
 
     def _other_entry(self, entry: os.DirEntry, relative: str, subfolders: list[str]) -> None:
-        """What is neither hidden nor plainly an image: a folder, a link, a file of another ending."""
+        """What is neither hidden nor plainly an image: a folder, a link, a file of another
+        ending."""
         is_link = entry.is_symlink()
         if _is_folder(entry):
             (self._linked_folders if is_link else subfolders).append(relative)

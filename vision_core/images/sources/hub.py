@@ -1,4 +1,5 @@
-"""Data sets of the Hugging Face hub (or a local dataset folder) through `datasets`, indexed or streamed."""
+"""Data sets of the Hugging Face hub (or a local dataset folder) through `datasets`, indexed or
+streamed."""
 
 import hashlib
 import os
@@ -34,7 +35,8 @@ from vision_core.unreadable import UnreadableImage
 
 
 class NoSuchSplit(UserError):
-    """A part that the data does not have. `datasets` has a ValueError for it, and for a configuration that is not there."""
+    """A part that the data does not have. `datasets` has a ValueError for it, and for a
+    configuration that is not there."""
 
 
 def open_hub(
@@ -53,7 +55,8 @@ def open_hub(
     follow_links: str = "false",
     **options: str,
 ) -> ImageSource | ImageStream:
-    """`NAME[:CONFIG]` as `datasets.load_dataset` takes them; images stay encoded until our own decoder reads them.
+    """`NAME[:CONFIG]` as `datasets.load_dataset` takes them; images stay encoded until our own
+    decoder reads them.
 
     Raises:
         UserError: `datasets` is missing, the data cannot be loaded, or a column is not there.
@@ -119,7 +122,8 @@ def _load_dataset(
 def _annotations(
     dataset, source: "HubSource", wanted: dict[str, str | None], options: dict[str, str]
 ) -> Annotations | None:
-    """The columns beside the image, by the usual names unless they are named; see `parquet_source.open_parquet`."""
+    """The columns beside the image, by the usual names unless they are named; see
+    `parquet_source.open_parquet`."""
     for option, column in wanted.items():
         if column is not None and column not in dataset.features:
             raise UserError(
@@ -161,7 +165,8 @@ def _image_column(
 
 
 def _text_column(dataset, source: "HubSource", wanted: str | None, *usual: str) -> Read | None:
-    """What reads a column of texts, or None where none is named and there is none of the usual names."""
+    """What reads a column of texts, or None where none is named and there is none of the usual
+    names."""
     schema = dataset.features.arrow_schema
     found = [
         name
@@ -182,7 +187,8 @@ def _read_column(dataset, column: str) -> list:
 class Roots(NamedTuple):
     """Where the images of a data set may lie that are files of their own.
 
-    real: folders in which a file must lie, its links resolved. named: a folder in whose files links are followed wherever they lead, or None.
+    real: folders in which a file must lie, its links resolved. named: a folder in whose files links
+    are followed wherever they lead, or None.
     """
 
     real: tuple[str, ...]
@@ -195,7 +201,8 @@ class Roots(NamedTuple):
 
 
 class HubSource(EncodedImageSource):
-    """A `datasets.Dataset` with an image column, memory-mapped by `datasets`; `asked_for` says whether the user named the labels' column."""
+    """A `datasets.Dataset` with an image column, memory-mapped by `datasets`; `asked_for` says
+    whether the user named the labels' column."""
 
     def __init__(
         self,
@@ -242,11 +249,13 @@ class HubSource(EncodedImageSource):
 
 
 class HubStream(ImageStream):
-    """A streamed data set: shards go to processes and data workers, and each of them shuffles blocks of `shuffle_buffer` images.
+    """A streamed data set: shards go to processes and data workers, and each of them shuffles
+    blocks of `shuffle_buffer` images.
 
-    A block is filled from up to ten shards in turn. The order is a function of (epoch, world size, number of data workers): the same run
-    twice sees the same images, and a reader goes on behind any of them. With fewer shards than processes every process reads all
-    shards and keeps its share; a data worker without a shard stays idle.
+    A block is filled from up to ten shards in turn. The order is a function of (epoch, world size,
+    number of data workers): the same run twice sees the same images, and a reader goes on behind
+    any of them. With fewer shards than processes every process reads all shards and keeps its
+    share; a data worker without a shard stays idle.
     """
 
     def __init__(
@@ -313,7 +322,8 @@ class HubStream(ImageStream):
 
 
 def state_of_table(dataset: Any) -> str:
-    """Columns, and bytes and rows of every split, as `datasets` knows them of a data set: the same on another machine."""
+    """Columns, and bytes and rows of every split, as `datasets` knows them of a data set: the same
+    on another machine."""
     splits = {
         name: (split.num_bytes, split.num_examples)
         for name, split in (dataset.info.splits or {}).items()
@@ -325,7 +335,8 @@ def state_of_table(dataset: Any) -> str:
 
 
 def encoded_bytes(value: dict | None, roots: Roots) -> bytes:
-    """The bytes of an undecoded `datasets.Image`. A path without bytes is read only inside `roots`: it is what a data file says."""
+    """The bytes of an undecoded `datasets.Image`. A path without bytes is read only inside `roots`:
+    it is what a data file says."""
     value = value or {}
     if value.get("bytes") is not None:
         return value["bytes"]
@@ -369,7 +380,8 @@ def _columns(name: str, features, image: str | None, label: str | None) -> tuple
 
 
 def _numbers_only(name: str, features, label: str | None, asked_for: bool) -> str | None:
-    """The column of a stream's labels: class numbers, for what texts there are is known at the end alone."""
+    """The column of a stream's labels: class numbers, for what texts there are is known at the end
+    alone."""
     if label is None:
         return None
     import datasets

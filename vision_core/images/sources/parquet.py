@@ -26,14 +26,17 @@ USUAL_IMAGE = "image"
 
 
 class ParquetSource(EncodedImageSource):
-    """Rows of the files that `pattern` matches, in sorted order of files; a row's id is its file and number.
+    """Rows of the files that `pattern` matches, in sorted order of files; a row's id is its file
+    and number.
 
-    Where the encoded images take less than 1 GiB they are read at once and kept, so that forked data workers share them. Above that
-    each process keeps the last 8 row groups: fine in file order, slow in random order, for which `hf:FOLDER` maps the same files.
+    Where the encoded images take less than 1 GiB they are read at once and kept, so that forked
+    data workers share them. Above that each process keeps the last 8 row groups: fine in file
+    order, slow in random order, for which `hf:FOLDER` maps the same files.
 
     Args:
         image: column of images; default `image`, or the only one that looks like images.
-        label: column of labels, of which `label_values.py` says what they mean; default `label` or `labels`, where there is one.
+        label: column of labels, of which `label_values.py` says what they mean; default `label` or
+            `labels`, where there is one.
         at_once: whether to read what fits into memory now, or when it is first asked for.
     """
 
@@ -139,8 +142,10 @@ def open_parquet(
     copy_of: str | None = None,
     **options: str,
 ) -> ParquetSource:
-    """The rows with what stands beside the image in columns: by default mask and depth (images), captions or caption (text or lists of it), and
-    target_image_id, the `image_id` from which a picture was made. `options` as for `make_annotations`. Nothing of it is read before it is asked for.
+    """The rows with what stands beside the image in columns: by default mask and depth (images),
+    captions or caption (text or lists of it), and target_image_id, the `image_id` from which a
+    picture was made. `options` as for `make_annotations`. Nothing of it is read before it is asked
+    for.
 
     Raises UserError for a column that is not there or holds something else.
     """
@@ -180,7 +185,8 @@ def _image_column(
 
 
 def _text_column(source: ParquetSource, schema, wanted: str | None, *usual: str) -> Read | None:
-    """What reads a column of texts, or None where none is named and there is none of the usual names."""
+    """What reads a column of texts, or None where none is named and there is none of the usual
+    names."""
     if wanted is None:
         wanted = next(
             (
@@ -220,7 +226,8 @@ def _values(path: str, file, column: str) -> list:
 
 
 def _read(path: str, column: str, rows: int, read: Callable[..., Any]):
-    """The arrow column of `rows` values that `read` of pyarrow gives. Raises UserError for pages that are damaged."""
+    """The arrow column of `rows` values that `read` of pyarrow gives. Raises UserError for pages
+    that are damaged."""
     import pyarrow
 
     try:
@@ -326,7 +333,8 @@ def _read_labels(paths: list[str], opened: list, schema, label: str | None) -> L
 
 
 def _class_names(path: str, schema, label: str) -> list[str] | None:
-    """Names of a ClassLabel, or of a list of them, in the metadata that `datasets` writes. Raises UserError for something else in its place."""
+    """Names of a ClassLabel, or of a list of them, in the metadata that `datasets` writes. Raises
+    UserError for something else in its place."""
     try:
         metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         feature = metadata.get("info", {}).get("features", {}).get(label, {})

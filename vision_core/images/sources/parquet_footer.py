@@ -1,7 +1,8 @@
 """The footer of a parquet file, checked against the file before pyarrow reads anything by it.
 
-pyarrow (seen in 26.0) ends the process where it is asked for a column of a footer whose statistics do not fit, and makes room for what a footer promises.
-The footer is Thrift's compact protocol; the numbers of fields are those of `parquet.thrift` in apache/parquet-format.
+pyarrow (seen in 26.0) ends the process where it is asked for a column of a footer whose statistics
+do not fit, and makes room for what a footer promises. The footer is Thrift's compact protocol; the
+numbers of fields are those of `parquet.thrift` in apache/parquet-format.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ REPETITION_HISTOGRAM, DEFINITION_HISTOGRAM = 2, 3
 
 
 class Leaf(NamedTuple):
-    """A column as it is stored: how often its values may repeat and be missing on the way down to it."""
+    """A column as it is stored: how often its values may repeat and be missing on the way down to
+    it."""
 
     most_repetition: int
     most_definition: int
@@ -66,7 +68,8 @@ class Group(NamedTuple):
 
 
 def check_footers(pattern: str) -> None:
-    """Read the footers of all files that a pattern matches, or that end in .parquet below a folder; what lies elsewhere than on a disk is passed over.
+    """Read the footers of all files that a pattern matches, or that end in .parquet below a folder;
+    what lies elsewhere than on a disk is passed over.
 
     For libraries that open the files themselves. Raises UserError for the first that is damaged.
     """
@@ -79,7 +82,8 @@ def check_footers(pattern: str) -> None:
 def read_footer(path: str) -> list[Group]:
     """The row groups of a file whose footer agrees with itself and with the file.
 
-    Raises UserError for a file that is no parquet file, truncated, encrypted, or of which counts, places or sizes are not possible.
+    Raises UserError for a file that is no parquet file, truncated, encrypted, or of which counts,
+    places or sizes are not possible.
     """
     try:
         with open_regular_file(path) as file:
@@ -130,7 +134,8 @@ def _groups(footer: dict[int, Any], size: int) -> list[Group]:
 
 
 def _leaves(elements: list[dict[int, Any]]) -> Iterator[Leaf]:
-    """The columns as they are stored, from the schema, which is a tree written from the root down."""
+    """The columns as they are stored, from the schema, which is a tree written from the root
+    down."""
     if not elements:
         raise ThriftError("has no schema")
     # of each group that is open: how many of its children are to come, and its levels

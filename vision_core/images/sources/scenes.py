@@ -1,4 +1,5 @@
-"""The embedded scenes as a source of images: `scenes`, `scenes:?size=96&count=5000&seed=1&split=held_out`."""
+"""The embedded scenes as a source of images: `scenes`,
+`scenes:?size=96&count=5000&seed=1&split=held_out`."""
 
 import hashlib
 from functools import lru_cache
@@ -14,7 +15,8 @@ DEFAULTS = {"size": "64", "count": "20000", "seed": "0", "split": "train"}
 
 
 class ScenesSource(ImageSource):
-    """`count` scenes of one split, drawn when they are asked for. Labels are known without drawing and are balanced."""
+    """`count` scenes of one split, drawn when they are asked for. Labels are known without drawing
+    and are balanced."""
 
     def __init__(self, size: int, count: int, seed: int, split: str) -> None:
         self.size, self.count, self.seed, self.split = size, count, seed, split
@@ -34,7 +36,8 @@ class ScenesSource(ImageSource):
         return f"scenes {self.size} {self.count} {self.seed} {self.split} {looks}"
 
     def __getitem__(self, index: int) -> ImageRecord:
-        """Record `index`: image uint8 [3, size, size], label the category of the main object. Raises IndexError outside 0 .. count - 1."""
+        """Record `index`: image uint8 [3, size, size], label the category of the main object.
+        Raises IndexError outside 0 .. count - 1."""
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
         scene = draw_scene(self.seed, index, self.size, self.split)
@@ -55,7 +58,8 @@ class SceneAnnotations:
         self._name = (source.seed, source.size, source.split)
 
     def mask(self, index: int) -> Tensor:
-        """`[S, S]` int64: 0 for the backdrop, else 1 + the category of the object that is seen there."""
+        """`[S, S]` int64: 0 for the backdrop, else 1 + the category of the object that is seen
+        there."""
         scene = _drawn(*self._name, index)
         numbers = [0, *(1 + CATEGORIES.index(each.category) for each in scene.objects)]
         return scene.masks.new_tensor(numbers).long()[scene.masks.long()]
@@ -80,7 +84,8 @@ def _drawn(seed: int, size: int, split: str, index: int) -> Scene:
 
 
 def open_scenes(options: dict[str, str]) -> ScenesSource:
-    """Scenes by the options size (pixels, default 64), count (20000), seed (0), split ("train" or "held_out").
+    """Scenes by the options size (pixels, default 64), count (20000), seed (0), split ("train" or
+    "held_out").
 
     Raises UserError for an unknown option or a value that cannot be drawn.
     """

@@ -37,7 +37,8 @@ BACKGROUND = ("leave_out", "keep")
 
 
 class TileOptions(NamedTuple):
-    """What is cut out of a slide: tiles of `tile` pixels on a side at `level`, with those of the background where `keep_background`."""
+    """What is cut out of a slide: tiles of `tile` pixels on a side at `level`, with those of the
+    background where `keep_background`."""
 
     tile: int
     level: int
@@ -45,7 +46,8 @@ class TileOptions(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """The tiles of one slide that are images: `places` is `[n, 2]`, their rows and columns in the grid, in this order."""
+    """The tiles of one slide that are images: `places` is `[n, 2]`, their rows and columns in the
+    grid, in this order."""
 
     path: str
     grid: Grid
@@ -53,7 +55,8 @@ class Tiles(NamedTuple):
 
 
 class SlideSource(ImageSource):
-    """Tiles of slides below `root`, in order of slide, row, column; an id is `slide.svs#level0:x,y` with the tile's corner in pixels of its level."""
+    """Tiles of slides below `root`, in order of slide, row, column; an id is `slide.svs#level0:x,y`
+    with the tile's corner in pixels of its level."""
 
     def __init__(
         self,
@@ -209,7 +212,8 @@ def _slides_below(root: str, follow_links: bool) -> tuple[list[str], list[str]]:
 def _cut(
     root: str, paths: list[str], roots: tuple[str, ...], options: TileOptions
 ) -> tuple[list[Tiles], int, list[str]]:
-    """The tiles of all slides, how many there are with those of the background, and the slides that cannot be opened."""
+    """The tiles of all slides, how many there are with those of the background, and the slides that
+    cannot be opened."""
     slides, total, unreadable = [], 0, []
     for path in tqdm(
         paths,

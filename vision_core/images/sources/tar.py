@@ -1,4 +1,5 @@
-"""Webdataset shards: tar files of images and what stands beside them, read by offset, never extracted."""
+"""Webdataset shards: tar files of images and what stands beside them, read by offset, never
+extracted."""
 
 from __future__ import annotations
 
@@ -29,10 +30,11 @@ Fields = dict[str, Member]
 
 
 class TarSource(EncodedImageSource):
-    """The images of shards, in order of shard and place; an id is shard and key. `members` says where each lies.
+    """The images of shards, in order of shard and place; an id is shard and key. `members` says
+    where each lies.
 
-    The headers are read once; images are read by their offset, so the order is exact and a member's name is never a path. Links,
-    devices and members above 256 MiB are unreadable.
+    The headers are read once; images are read by their offset, so the order is exact and a member's
+    name is never a path. Links, devices and members above 256 MiB are unreadable.
     """
 
     def __init__(self, shards: list[str], members: list[Member], num_channels: int) -> None:
@@ -70,12 +72,14 @@ def open_shards(
     captions: str | None = None,
     **options: str,
 ) -> TarSource:
-    """The samples of the shards that `pattern` names (`tar_shards.py`), with what stands beside the image under the same key.
+    """The samples of the shards that `pattern` names (`tar_shards.py`), with what stands beside the
+    image under the same key.
 
-    image: the field that is the image, several joined by `;` where samples have one of them; by default the one that is an extension
-    alone (`jpg`, `png`), or else the only field of pictures, masks and depths aside. label, captions: a field, or `json:KEY`; by
-    default `cls`, and `txt` or a usual key of `json`. mask, depth: a field; by default `seg.png` or `mask.png`, and `depth.png`.
-    `options` as for `make_annotations`.
+    image: the field that is the image, several joined by `;` where samples have one of them; by
+    default the one that is an extension alone (`jpg`, `png`), or else the only field of pictures,
+    masks and depths aside. label, captions: a field, or `json:KEY`; by default `cls`, and `txt` or
+    a usual key of `json`. mask, depth: a field; by default `seg.png` or `mask.png`, and
+    `depth.png`. `options` as for `make_annotations`.
 
     Raises UserError for shards without images, or a field that is named and not beside every image.
     """
@@ -187,7 +191,8 @@ class Samples:
         return samples
 
     def _image_fields(self, members: list[Member]) -> tuple[str, ...]:
-        """Extensions alone where there are any, or else the only field of pictures besides masks and depths."""
+        """Extensions alone where there are any, or else the only field of pictures besides masks
+        and depths."""
         fields = {
             member.field for member in members if f".{member.field}".endswith(self.extensions)
         }
@@ -212,9 +217,11 @@ class Samples:
         return found[0] if found else None
 
     def _beside(self, choice: str, asked_for: bool) -> list[Member] | None:
-        """The member of a field beside each image, in their order, or None where not all have one; then it is noted, or refused.
+        """The member of a field beside each image, in their order, or None where not all have one;
+        then it is noted, or refused.
 
-        What has the key that webdataset reads at the first dot, `22` beside `22.05.png`, belongs to all images that begin with it.
+        What has the key that webdataset reads at the first dot, `22` beside `22.05.png`, belongs to
+        all images that begin with it.
         """
         field = choice.partition(":")[0].lower()
         found = [self._member(image, field) for image in self.images]

@@ -1,4 +1,5 @@
-"""The headers of a plain tar file, one after the other, each checked against the file: POSIX ustar and pax, GNU tar.
+"""The headers of a plain tar file, one after the other, each checked against the file: POSIX ustar
+and pax, GNU tar.
 
 Python's `tarfile` reads a header of pax or a long name whole, however large it says it is, calls itself for each of them, and takes a damaged header
 for the end of the archive. Here what a header promises is bounded, and whatever does not fit is an error with its place.
@@ -53,7 +54,8 @@ class DamagedHeader(TarError):
 
 
 class Header(NamedTuple):
-    """A member: its name, where its bytes lie, their number, and what it is. The questions are named as in `tarfile.TarInfo`."""
+    """A member: its name, where its bytes lie, their number, and what it is. The questions are
+    named as in `tarfile.TarInfo`."""
 
     name: str
     offset: int
@@ -114,7 +116,8 @@ def _why_no_tar(block: bytes) -> str:
 
 
 def _has_its_checksum(block: bytes) -> bool:
-    """The sum of a header's bytes, its own place taken as blanks; some writers took bytes for numbers with a sign."""
+    """The sum of a header's bytes, its own place taken as blanks; some writers took bytes for
+    numbers with a sign."""
     text = block[CHECKSUM].strip(b"\0 ")
     try:
         expected = int(text, 8)
@@ -201,7 +204,8 @@ def _size_of_pax(text: str, place: int) -> int:
 
 
 def _content_bytes(header: Header) -> int:
-    """How many bytes lie behind a header; links, folders and devices have none, whatever they say."""
+    """How many bytes lie behind a header; links, folders and devices have none, whatever they
+    say."""
     is_folder = header.kind == b"\0" and header.name.endswith("/")  # as tar wrote them before POSIX
     return 0 if header.kind in WITHOUT_CONTENT or is_folder else header.size
 

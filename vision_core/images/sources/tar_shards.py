@@ -32,17 +32,19 @@ class Member(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """The members of a shard that have a key and a field, in their order, and how many files of macOS were passed over."""
+    """The members of a shard that have a key and a field, in their order, and how many files of
+    macOS were passed over."""
 
     members: list[Member]
     of_macos: int
 
 
 def shards_named(pattern: str) -> list[str]:
-    """The shards that a text names, as webdataset reads it: several joined by `::`, and braces `{000000..000003}` or `{a,b}`.
+    """The shards that a text names, as webdataset reads it: several joined by `::`, and braces
+    `{000000..000003}` or `{a,b}`.
 
-    Each of them may be a glob pattern or a folder. The order is that of the text, sorted within a pattern; a shard named twice comes once.
-    Raises UserError where one of them matches nothing.
+    Each of them may be a glob pattern or a folder. The order is that of the text, sorted within a
+    pattern; a shard named twice comes once. Raises UserError where one of them matches nothing.
     """
     paths: dict[str, None] = {}
     for part in pattern.split("::"):
@@ -52,8 +54,9 @@ def shards_named(pattern: str) -> list[str]:
 
 
 def expand_braces(text: str) -> list[str]:
-    """The texts that bash makes of braces, as the package braceexpand does for webdataset: `{000..120}`, `{0..8..2}`, `{a..c}`,
-    `{train,val-{1..3}}`, several of them, one in another. Braces that hold neither a range nor a comma stay.
+    """The texts that bash makes of braces, as the package braceexpand does for webdataset:
+    `{000..120}`, `{0..8..2}`, `{a..c}`, `{train,val-{1..3}}`, several of them, one in another.
+    Braces that hold neither a range nor a comma stay.
 
     Raises UserError where a brace is not closed, or where there would be more than a million texts.
     """
@@ -70,7 +73,8 @@ def expand_braces(text: str) -> list[str]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces: what stands in outermost braces, with them, and what stands between them."""
+    """The text in pieces: what stands in outermost braces, with them, and what stands between
+    them."""
     depth, start = 0, 0
     for place, character in enumerate(text):
         if character == "{":
@@ -137,7 +141,8 @@ def _items(inner: str) -> Iterator[str]:
 
 
 def read_shard(number: int, path: str) -> Shard:
-    """The headers of a plain tar file, each read once. Raises UserError for a file that is no such one, or is damaged."""
+    """The headers of a plain tar file, each read once. Raises UserError for a file that is no such
+    one, or is damaged."""
     members: list[Member] = []
     of_macos = 0
     try:
@@ -168,8 +173,9 @@ def read_shard(number: int, path: str) -> Shard:
 def key_and_field(name: str) -> tuple[str, str]:
     """A member's name as key and field, the field in lower case and empty where there is none.
 
-    The field begins behind the first dot of the last part of the path, as webdataset has it, unless what follows would hold a part that
-    begins with a digit: `a.seg.png` is the field `seg.png` of `a`, but `22.05.png` the field `png` of `22.05`.
+    The field begins behind the first dot of the last part of the path, as webdataset has it, unless
+    what follows would hold a part that begins with a digit: `a.seg.png` is the field `seg.png` of
+    `a`, but `22.05.png` the field `png` of `22.05`.
     """
     folder, slash, last = name.rpartition("/")
     stem, *parts = last.split(".")
@@ -203,7 +209,8 @@ def read_member(path: str, member: Member) -> bytes:
 
 
 def _is_of_macos(name: str) -> bool:
-    """What macOS puts beside each file of an archive: `._a.jpg`, which ends like a picture and is none."""
+    """What macOS puts beside each file of an archive: `._a.jpg`, which ends like a picture and is
+    none."""
     return name.rpartition("/")[2].startswith("._")
 
 

@@ -1,4 +1,5 @@
-"""Thrift's compact protocol, in which parquet writes its footer: structs as dicts of field numbers, and nothing that is not there."""
+"""Thrift's compact protocol, in which parquet writes its footer: structs as dicts of field numbers,
+and nothing that is not there."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ class ThriftError(ValueError):
 
 
 def read_struct(data: bytes) -> dict[int, Any]:
-    """The fields of the struct with which `data` begins: numbers, bytes, lists, and structs as dicts. Raises ThriftError."""
+    """The fields of the struct with which `data` begins: numbers, bytes, lists, and structs as
+    dicts. Raises ThriftError."""
     try:
         return _Reader(data).struct(MOST_DEPTH)
     except IndexError:

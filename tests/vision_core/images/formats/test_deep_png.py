@@ -1,4 +1,5 @@
-"""PNG of 16 bits in colours and with alpha, against what libpng's own binding of imagecodecs wrote, and another writer's interlaced rows."""
+"""PNG of 16 bits in colours and with alpha, against what libpng's own binding of imagecodecs wrote,
+and another writer's interlaced rows."""
 
 import struct
 import zlib
@@ -37,7 +38,8 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def written(values: np.ndarray, interlaced: bool = False, pieces: int = 1) -> bytes:
-    """A PNG without filters, by the specification: rows of the passes of Adam7 where interlaced, in as many chunks."""
+    """A PNG without filters, by the specification: rows of the passes of Adam7 where interlaced, in
+    as many chunks."""
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     parts = [values[y::step_y, x::step_x] for x, y, step_x, step_y in passes]
     rows = b"".join(

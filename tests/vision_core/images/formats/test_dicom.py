@@ -1,4 +1,5 @@
-"""DICOM against pydicom's own modality and VOI functions, on its test files and on files that its writer makes."""
+"""DICOM against pydicom's own modality and VOI functions, on its test files and on files that its
+writer makes."""
 
 import io
 import sys
@@ -73,7 +74,8 @@ def ct(**attributes) -> bytes:
 
 
 def shown(data: bytes) -> np.ndarray:
-    """0 to 1 by pydicom's functions: the output of the window over its whole range, MONOCHROME1 negative."""
+    """0 to 1 by pydicom's functions: the output of the window over its whole range, MONOCHROME1
+    negative."""
     dataset = dcmread(io.BytesIO(data))
     low, high = (
         (-(2 ** (dataset.BitsStored - 1)), 2 ** (dataset.BitsStored - 1) - 1)

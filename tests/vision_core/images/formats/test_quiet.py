@@ -1,4 +1,5 @@
-"""What image libraries say of damaged files does not reach descriptor 2, from any thread, and everything else does."""
+"""What image libraries say of damaged files does not reach descriptor 2, from any thread, and
+everything else does."""
 
 import io
 import logging
@@ -55,7 +56,8 @@ def run(what: str) -> subprocess.CompletedProcess:
 
 
 def test_libtiff_says_nothing_and_its_errors_arrive() -> None:
-    """Pillow alone writes lines: the fault is there, and is still told of as an exception or read over as Pillow does."""
+    """Pillow alone writes lines: the fault is there, and is still told of as an exception or read
+    over as Pillow does."""
     quiet, loud = run("decoder"), run("pillow")
     assert b"Fax" in loud.stderr
     assert quiet.returncode == 0 and quiet.stderr == b""
@@ -100,7 +102,8 @@ def test_our_own_log_lines_and_those_of_other_threads_are_not(
 
 
 def test_warnings_come_back_whatever_order_threads_end_in() -> None:
-    """Two threads, of which the first to begin ends first: with filters of their own, the second would bring back those of the first for ever."""
+    """Two threads, of which the first to begin ends first: with filters of their own, the second
+    would bring back those of the first for ever."""
     began, ended = threading.Event(), threading.Event()
     with warnings.catch_warnings():
         before = list(warnings.filters)

@@ -1,4 +1,5 @@
-"""Which reader a TIFF gets, its stacks of pages, its limits, and what is missing without the optional packages."""
+"""Which reader a TIFF gets, its stacks of pages, its limits, and what is missing without the
+optional packages."""
 
 import io
 import re

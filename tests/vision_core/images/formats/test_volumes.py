@@ -1,4 +1,5 @@
-"""NIfTI against nibabel, FITS against astropy, and what folders make of files that hold several images."""
+"""NIfTI against nibabel, FITS against astropy, and what folders make of files that hold several
+images."""
 
 import gzip
 import io

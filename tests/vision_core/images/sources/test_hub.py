@@ -36,7 +36,8 @@ def own_cache(tmp_path: Path, monkeypatch) -> None:
 def write(
     folder: Path, files: int = 4, rows: int = 3, bad: int | None = None, image: str = "image"
 ) -> Path:
-    """A local dataset folder: `files` parquet shards of `rows` rows, the pixel value counts the rows."""
+    """A local dataset folder: `files` parquet shards of `rows` rows, the pixel value counts the
+    rows."""
     folder.mkdir()
     features = datasets.Features(
         {

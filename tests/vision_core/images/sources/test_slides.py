@@ -1,4 +1,5 @@
-"""Whole slides by tiles, from pyramids that tifffile writes, against tifffile's reading of the same region."""
+"""Whole slides by tiles, from pyramids that tifffile writes, against tifffile's reading of the same
+region."""
 
 import sys
 from pathlib import Path
