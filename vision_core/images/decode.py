@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.files.regular_files import read_regular_file
-from vision_core.images.formats.by_content import format_of, pictures, reader_of, tiff
+from vision_core.images.formats import pictures, tiff
+from vision_core.images.formats.by_content import format_of, reader_of
 from vision_core.images.formats.deep_png import is_deep
 from vision_core.images.formats.quiet import quiet_libraries
 from vision_core.images.formats.volumes import inflated

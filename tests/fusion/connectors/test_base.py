@@ -5,8 +5,7 @@ import inspect
 import pytest
 import torch
 
-from fusion import CONNECTORS
-from fusion.connectors.base import build as build_connector
+from fusion import CONNECTORS, build_connector
 from fusion.connectors.base import num_image_tokens
 from fusion.connectors.geometry import ImageLayout
 from vision_core.errors import UserError

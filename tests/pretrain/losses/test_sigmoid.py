@@ -112,9 +112,10 @@ def test_a_gradient_that_stays_on_its_process_would_be_noticed(monkeypatch):
     for process in range(2):
         half = slice(PAIRS // 2 * process, PAIRS // 2 * (process + 1))
         monkeypatch.setattr("pretrain.losses.sigmoid.rank", lambda process=process: process)
-        gathered = lambda own, process=process: torch.cat(
-            [own, others[1]] if process == 0 else [others[0], own]
-        )  # noqa: E731
+
+        def gathered(own, process=process):
+            return torch.cat([own, others[1]] if process == 0 else [others[0], own])
+
         monkeypatch.setattr("pretrain.losses.sigmoid.gather_rows", gathered)
         losses.append(loss_of(images[half], texts[half], parts))
         losses[-1].backward()

@@ -18,9 +18,9 @@ from PIL import Image
 from vision_core.errors import UserError
 from vision_core.images.annotations import IGNORED
 from vision_core.images.decode import decode_values
-from vision_core.images.formats.by_content import tiff
+from vision_core.images.formats import tiff
 from vision_core.images.open_source import open_source
-from vision_core.images.open_source import parquet as parquet_source
+from vision_core.images.sources import parquet as parquet_source
 from vision_core.scenes.draw import draw_scene
 from vision_core.unreadable import UnreadableImage
 

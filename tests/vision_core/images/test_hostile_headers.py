@@ -376,9 +376,11 @@ def lies() -> dict[str, tuple[bytes, str]]:
     """Files whose headers promise what is not there, and how the reason begins."""
     picture = Image.fromarray(smooth(3))
     png, jpeg, gif, bmp = (saved(picture, format) for format in ("PNG", "JPEG", "GIF", "BMP"))
-    app = lambda marker, length: (
-        jpeg[:2] + b"\xff" + bytes([marker]) + struct.pack(">H", length) + b"x" * 20 + jpeg[2:]
-    )  # noqa: E731
+
+    def app(marker, length):
+        head = b"\xff" + bytes([marker]) + struct.pack(">H", length)
+        return jpeg[:2] + head + b"x" * 20 + jpeg[2:]
+
     gz = b"\x1f\x8b\x08\0\0\0\0\0\0\x03"
     dims = "'descr': '|u1', 'fortran_order': False, 'shape': "
     return {

@@ -4,7 +4,7 @@ images at all."""
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from vision_core.images.formats.by_content import arrays, dicom, fits, heif, nifti, pictures, tiff
+from vision_core.images.formats import arrays, dicom, fits, heif, nifti, pictures, tiff
 from vision_core.images.formats.endings import ENDINGS_OF_FORMATS, SLIDE_ENDINGS
 from vision_core.images.formats.optional_packages import (
     ASTROPY,

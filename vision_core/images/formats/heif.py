@@ -5,7 +5,7 @@ import io
 from PIL import Image, features
 
 from vision_core.errors import UserError
-from vision_core.images.formats.by_content import pictures
+from vision_core.images.formats import pictures
 from vision_core.images.formats.optional_packages import PILLOW_HEIF
 from vision_core.images.pixel_options import PixelOptions
 from vision_core.images.stored import Stored

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from vision_core.images.formats.by_content import pictures
+from vision_core.images.formats import pictures
 from vision_core.images.formats.tiff_header import STACK_BEHIND_A_PAGE, has_one_page
 from vision_core.images.pixel_options import PixelOptions
 from vision_core.images.stored import Stored
@@ -42,7 +42,7 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
     picture = open_plain(data, options.max_pixels) if num_channels in (1, 3) and not part else None
     if picture is not None:
         return pictures.numbers_of(picture)
-    from vision_core.images.formats.by_content import tiff_pages
+    from vision_core.images.formats import tiff_pages
 
     return tiff_pages.read(data, num_channels, options, part)
 
@@ -50,7 +50,7 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
 def read_numbers(data: bytes, max_pixels: int) -> Stored:
     """The numbers of one channel, at most `max_pixels`; of a palette the indices. Raises as
     `tiff_pages.read` does."""
-    from vision_core.images.formats.by_content import tiff_pages
+    from vision_core.images.formats import tiff_pages
 
     return tiff_pages.read(
         data, 1, PixelOptions(max_pixels=max_pixels), None, colours_of_palette=False
@@ -62,7 +62,7 @@ def count_parts(file: BinaryIO, num_channels: int) -> int:
     UnreadableImage."""
     if has_one_page(file):
         return 1
-    from vision_core.images.formats.by_content import tiff_pages
+    from vision_core.images.formats import tiff_pages
 
     file.seek(0)
     return tiff_pages.count_parts(file, num_channels)

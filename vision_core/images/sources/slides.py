@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from vision_core.errors import UserError
 from vision_core.files.regular_files import data_roots, files_fingerprint, state_of_files
-from vision_core.images.formats.by_content import SLIDE_ENDINGS, ending_of, pictures
+from vision_core.images.formats import pictures
+from vision_core.images.formats.by_content import SLIDE_ENDINGS, ending_of
 from vision_core.images.formats.slides import (
     LEAST_TISSUE,
     Grid,

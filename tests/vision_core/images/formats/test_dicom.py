@@ -16,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from vision_core.errors import UserError
 from vision_core.images.decode import count_parts, decode_image, read_stored
-from vision_core.images.formats.by_content import by_content as formats
+from vision_core.images.formats import by_content as formats
 from vision_core.images.open_source import open_source
 from vision_core.images.pixel_options import PixelOptions, Scale
 from vision_core.unreadable import UnreadableImage

@@ -22,7 +22,7 @@ from vision_core.images.decode import (
     picture_tensor,
     read_stored,
 )
-from vision_core.images.formats.by_content import tiff as reader
+from vision_core.images.formats import tiff as reader
 from vision_core.unreadable import MAX_PIXELS, cure
 
 pytest.importorskip("imagecodecs")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vision_core.errors import UserError
 from vision_core.images.decode import count_parts, decode_image, read_stored
-from vision_core.images.formats.by_content import volumes
+from vision_core.images.formats import volumes
 from vision_core.images.open_source import open_source
 from vision_core.images.pixel_options import PixelOptions, Scale
 from vision_core.unreadable import UnreadableImage

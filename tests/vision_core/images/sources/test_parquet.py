@@ -10,7 +10,7 @@ from PIL import Image
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.open_source import open_source
-from vision_core.images.open_source import parquet as parquet_source
+from vision_core.images.sources import parquet as parquet_source
 
 
 def png(value: int) -> bytes:
