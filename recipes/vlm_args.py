@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vision_core.arguments import option
+from vision_core.conversation_kinds import is_stream
 from vision_core.errors import UserError
-from vision_core.source_text import is_stream
 from vision_core.trainer.options import TrainerOptions, check_output
 from vision_core.trainer.zero_config import zero_config
 

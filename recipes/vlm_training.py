@@ -34,6 +34,7 @@ from fusion.training.models import check_model_folder, load_model, merge_adapter
 from fusion.training.small_default import corpus, write_small_default
 from fusion.training.trainer import GroupedByLength, Plan, VlmTrainer
 from recipes.vlm_args import VlmArguments, check_stage, deepspeed_config, program_of
+from vision_core.conversation_kinds import is_stream
 from vision_core.printable import say
 from vision_core.processes.distributed import (
     is_main_process,
@@ -49,7 +50,6 @@ from vision_core.runs.checkpoint_fit import refuse_other_start
 from vision_core.runs.data_facts import DataFacts
 from vision_core.runs.folder_checks import check_folder, checkpoint_ahead, config_in
 from vision_core.runs.run_folder import RunFolder
-from vision_core.source_text import is_stream
 from vision_core.trainer.preview import introduction, preview
 from vision_core.trainer.resume import look_at_start
 from vision_core.trainer.run_trainer import open_run, training_arguments

@@ -1,55 +1,67 @@
-"""What names a source of conversations: `kind:where?option=value&option=value`. Imports nothing
-heavy."""
+"""The grammar of source texts, `KIND:WHERE?option=value&option=value`: images, conversations,
+tasks and encoders are all named this way. Imports nothing heavy.
 
-from collections.abc import Mapping
+A reader splits the options off with `split_options`, finds out the kind, and calls
+`refuse_unknown`. `name` is how messages call the text, for example `dataset 'hf:x?y=z'`.
+"""
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
 
 from vision_core.errors import UserError
 
-COLUMN_OPTIONS = ("question", "answer", "thoughts", "caption", "image")
-ROW_OPTIONS = {"images", "follow_links", "max_pixels", "http", "weight", *COLUMN_OPTIONS}
-STREAM_OPTIONS = {"stream", "shuffle_buffer"}
-OPTIONS = {
-    "llava": ROW_OPTIONS,
-    "messages": ROW_OPTIONS,
-    "parquet": ROW_OPTIONS | STREAM_OPTIONS,
-    "hf": ROW_OPTIONS | STREAM_OPTIONS | {"split", "revision"},
-    "scenes": {"count", "size", "seed", "split", "turns", "weight"},
-}
+
+def split_options(text: str, name: str) -> tuple[str, dict[str, str]]:
+    """`HEAD?a=b&c=d` as (HEAD, {a: b, c: d}).
+
+    A `?` without `option=` behind it belongs to the head, where it may be part of a glob pattern.
+
+    Raises UserError for an option without a value and for one that is given twice.
+    """
+    head, tail = re.fullmatch(r"(.*?)(?:\?(\w+=[^?]*))?", text, re.DOTALL).groups(default="")
+    options: dict[str, str] = {}
+    for item in tail.split("&") if tail else []:
+        key, _, value = item.partition("=")
+        if not value:
+            raise UserError(f"{name}: option {key!r} has no value; write {key}=VALUE once")
+        if key in options:
+            raise UserError(f"{name}: option {key!r} is given twice; write {key}=VALUE once")
+        options[key] = value
+    return head, options
 
 
-def parse_source(
-    text: str,
-    known: Mapping[str, set[str]] = OPTIONS,
-    what: str = "conversations",
-) -> tuple[str, str, dict[str, str]]:
-    """(kind, where, options). known: the names of options by kind. Raises UserError for another
-    kind or option."""
-    head, _, tail = text.partition("?")
-    kind, colon, where = head.partition(":")
-    if kind not in known or (kind != "scenes" and not where):
-        raise UserError(
-            f"{text!r} names no {what}; write KIND:WHERE with a kind of {', '.join(known)}"
-        )
-    options = dict(item.partition("=")[::2] for item in tail.split("&")) if tail else {}
-    unknown = sorted(set(options) - known[kind])
-    if unknown:
-        options_of_kind = ", ".join(sorted(known[kind])) or "none"
-        raise UserError(
-            f"{text!r}: unknown option {unknown[0]!r}; options of {kind}: {options_of_kind}"
-        )
-    return kind, where, options
+def refuse_unknown(
+    options: Mapping[str, str], known: Collection[str], name: str, kind: str
+) -> None:
+    """Raise UserError for an option that a source of this kind does not have, with the nearest
+    that it has."""
+    for key in options:
+        if key not in known:
+            listed = ", ".join(known) or "none"
+            raise UserError(
+                f"{name}: unknown option {key!r}{did_you_mean(key, known)}; "
+                f"options of {kind}: {listed}"
+            )
 
 
-def is_stream(text: str) -> bool:
-    """Whether a source is to be read as it arrives. Raises UserError for options that contradict
-    each other."""
-    options = parse_source(text)[2]
-    asked = options.get("stream", "false")
-    if asked not in ("true", "false"):
-        raise UserError(f"{text!r}: stream={asked} is neither true nor false")
-    if asked == "false" and "shuffle_buffer" in options:
-        cure = "leave it out, or add stream=true"
-        raise UserError(
-            f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; {cure}"
-        )
-    return asked == "true"
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """`, did you mean 'x'?` where a known word is spelt like this one, and otherwise nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def true_or_false(options: Mapping[str, str], key: str, name: str, default: bool = False) -> bool:
+    """The value of an option that is `true` or `false`. Raises UserError for any other text."""
+    value = options.get(key, str(default).lower())
+    if value not in ("true", "false"):
+        raise UserError(f"{name}: {key}={value} is neither true nor false")
+    return value == "true"
+
+
+def whole_number(options: Mapping[str, str], key: str, name: str, default: int) -> int:
+    """The value of an option that is a whole number from 0. Raises UserError for any other text."""
+    value = options.get(key, str(default))
+    if not re.fullmatch(r"[0-9]+", value):
+        raise UserError(f"{name}: {key}={value} is no whole number")
+    return int(value)

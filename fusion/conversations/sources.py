@@ -30,7 +30,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -43,6 +42,7 @@ from fusion.conversations.conversation import BadRow, Conversation, scene_conver
 from fusion.conversations.images import ImageReader
 from fusion.conversations.rows import Columns, Row, read_row, unread_keys
 from fusion.conversations.scene_turns import Turns, scene_turns
+from vision_core.conversation_kinds import COLUMN_OPTIONS, is_stream, parse_conversations
 from vision_core.errors import UserError, first_line
 from vision_core.files.regular_files import refuse_special_files, short_names, state_of_files
 from vision_core.files.text_files import check_openable, is_deep, open_bytes, parse_json, read_bytes
@@ -52,7 +52,7 @@ from vision_core.images.sources.hub import state_of_table
 from vision_core.images.sources.parquet_footer import check_footers
 from vision_core.randomness import numpy_generator
 from vision_core.scenes.draw import draw_scene
-from vision_core.source_text import COLUMN_OPTIONS, is_stream, parse_source
+from vision_core.source_text import true_or_false, whole_number
 
 MAX_LIST_BYTES = 16 * 2**30
 MAX_LINE_BYTES = 256 * 2**20  # a row may hold its images
@@ -230,7 +230,7 @@ class TableSource(RowSource):
         self.undecoded = table.with_format("arrow")
 
     def state_of_files(self) -> tuple[str, str]:
-        kind, where, _ = parse_source(self.name)
+        kind, where, _ = parse_conversations(self.name)
         if kind == "parquet" and (files := sorted(glob.glob(where, recursive=True))):
             return state_of_files(zip(short_names(files), files, strict=True))
         return state_of_table(self.table), self.table._fingerprint
@@ -282,7 +282,7 @@ class SceneConversations(ConversationSource):
 
 def open_conversations(text: str) -> ConversationSource:
     """The source that `text` names; see the module. Raises UserError for what cannot be opened."""
-    kind, where, options = parse_source(text)
+    kind, where, options = parse_conversations(text)
     if is_stream(text):
         reason = "of which nobody can ask for a row by its number or for their count"
         raise UserError(f"{text!r} is a stream, {reason}; leave out stream=true")
@@ -290,10 +290,9 @@ def open_conversations(text: str) -> ConversationSource:
         reader = image_reader(text, options, Path(where).parent)
         source: ConversationSource = JsonSource(Path(where), reader, columns_of(text, options))
     elif kind == "scenes":
-        numbers = {
-            name: whole_number(text, name, options.get(name, default))
-            for name, default in (("count", "1000"), ("size", "64"), ("seed", "0"))
-        }
+        count = whole_number(options, "count", repr(text), 1000)
+        size = whole_number(options, "size", repr(text), 64)
+        seed = whole_number(options, "seed", repr(text), 0)
         split = options.get("split", "train")
         if split not in ("train", "held_out"):
             raise UserError(
@@ -302,9 +301,7 @@ def open_conversations(text: str) -> ConversationSource:
         turns = options.get("turns", "one")
         if turns not in ("one", "all"):
             raise UserError(f"{text!r}: turns={turns} is neither one nor all")
-        source = SceneConversations(
-            numbers["count"], numbers["size"], numbers["seed"], split, turns
-        )
+        source = SceneConversations(count, size, seed, split, turns)
     else:
         reader, columns = image_reader(text, options), columns_of(text, options)
         source = TableSource(text, open_table(kind, where, options), reader, columns)
@@ -320,18 +317,10 @@ def image_reader(text: str, options: Mapping[str, str], folder: Path | None = No
     max_pixels = take_pixel_options(text, options)[0].max_pixels
     return ImageReader(
         named,
-        yes_or_no(text, "http", options),
-        yes_or_no(text, "follow_links", options),
+        true_or_false(options, "http", repr(text)),
+        true_or_false(options, "follow_links", repr(text)),
         max_pixels,
     )
-
-
-def yes_or_no(text: str, name: str, options: Mapping[str, str]) -> bool:
-    """The value of option `name` of the source `text`, which is no by default. Raises UserError."""
-    value = options.get(name, "false")
-    if value not in ("true", "false"):
-        raise UserError(f"{text!r}: {name}={value} is neither true nor false")
-    return value == "true"
 
 
 def columns_of(text: str, options: Mapping[str, str]) -> Columns:
@@ -387,13 +376,6 @@ def _open_table(kind: str, where: str, options: Mapping[str, str], streaming: bo
             error.__cause__ or error
         )  # `datasets` says that something failed, and its cause says what
         raise UserError(f"{kind}:{where} cannot be opened ({reason})") from None
-
-
-def whole_number(text: str, name: str, value: str) -> int:
-    """The value of option `name` of the source `text`. Raises UserError."""
-    if not re.fullmatch(r"\d+", value):
-        raise UserError(f"{text!r}: {name}={value} is no whole number")
-    return int(value)
 
 
 def weight_of(text: str, options: Mapping[str, str]) -> float:

@@ -31,12 +31,12 @@ from fusion.conversations.sources import (
     open_conversations,
     open_table,
     weight_of,
-    whole_number,
 )
+from vision_core.conversation_kinds import parse_conversations
 from vision_core.errors import UserError, first_line
 from vision_core.files.regular_files import short_names, state_of_files
 from vision_core.images.sources.hub import state_of_table
-from vision_core.source_text import parse_source
+from vision_core.source_text import whole_number
 
 
 class ConversationStream:
@@ -63,7 +63,7 @@ class ConversationStream:
     def state_of_files(self) -> tuple[str, str]:
         """As of a `ConversationSource`; of a table that is read from elsewhere, what `datasets`
         knows of it."""
-        kind, where, _ = parse_source(self.name)
+        kind, where, _ = parse_conversations(self.name)
         if kind == "parquet" and (files := sorted(glob(where, recursive=True))):
             return state_of_files(zip(short_names(files), files, strict=True))
         return state_of_table(self.table), ""
@@ -128,8 +128,8 @@ def open_stream(text: str) -> ConversationStream:
 
     Raises UserError for what cannot be opened.
     """
-    kind, where, options = parse_source(text)
-    shuffle_buffer = whole_number(text, "shuffle_buffer", options.get("shuffle_buffer", "1000"))
+    kind, where, options = parse_conversations(text)
+    shuffle_buffer = whole_number(options, "shuffle_buffer", repr(text), 1000)
     weight, images, columns = (
         weight_of(text, options),
         image_reader(text, options),

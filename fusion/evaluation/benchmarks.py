@@ -49,8 +49,8 @@ from fusion.evaluation.benchmark_files import (
     whole_number,
 )
 from fusion.evaluation.tasks import PLAIN_PROMPT, Question, Task, conversations_task
+from vision_core.conversation_kinds import CONVERSATION_KINDS, parse_conversations
 from vision_core.errors import UserError
-from vision_core.source_text import OPTIONS, parse_source
 
 OMNI3D = "Omni3D"
 LETTER_PROMPT = "{question}\n{options}\nAnswer with the letter of the right choice."
@@ -328,11 +328,11 @@ def open_task(text: str, limit: int | None = None) -> Task:
 
     Raises UserError for what cannot be opened, BadRow for a row that is no question.
     """
-    known = {kind: options for kind, (_, options) in BENCHMARKS.items()} | OPTIONS
-    kind, where, options = parse_source(text, known, "task")
+    known = {kind: options for kind, (_, options) in BENCHMARKS.items()} | CONVERSATION_KINDS
+    kind, where, options = parse_conversations(text, known, "task")
     task = (
         conversations_task(text, limit)
-        if kind in OPTIONS
+        if kind in CONVERSATION_KINDS
         else BENCHMARKS[kind][0](text, Path(where), **options)
     )
     if not task.questions:

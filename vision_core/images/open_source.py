@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from vision_core.errors import UserError
 from vision_core.images.pixel_options import PIXEL_OPTIONS, Scale, take_pixel_options
 from vision_core.images.source import ImageSource, ImageStream
 from vision_core.printable import printable
+from vision_core.source_text import did_you_mean, refuse_unknown, split_options
 
 BESIDE_IMAGES = ("mask", "ignore", "depth", "depth_scale")
 IN_COLUMNS = (*BESIDE_IMAGES, "captions", "copy_of")
@@ -114,43 +113,20 @@ def _open(
 
 
 def parse_source(text: str) -> tuple[str, str, dict[str, str]]:
-    """`kind:where?a=b` as (kind, where, options), all checked but `where`. A `?` without `name=`
-    behind it belongs to a glob pattern."""
-    head, tail = re.fullmatch(r"(.*?)(?:\?(\w+=[^?]*))?", text, re.DOTALL).groups(default="")
+    """A source text as (kind, where, options); all is checked but what lies at `where`."""
+    name = f"dataset {text!r}"
+    head, options = split_options(text, name)
     kind, colon, where = head.partition(":")
     if head == "scenes":
         kind = "scenes"
     elif not colon or (kind not in KINDS and os.path.exists(head)):
         kind, where = "folder", head
     if kind not in KINDS:
-        raise UserError(
-            f"dataset {text!r}: unknown kind {kind!r}{_hint(kind, KINDS)}; known: {', '.join(KINDS)}"
-        )
+        known = ", ".join(KINDS)
+        raise UserError(f"{name}: unknown kind {kind!r}{did_you_mean(kind, KINDS)}; known: {known}")
     if "?" in where and kind not in ("parquet", "wds", "folder"):
-        raise UserError(
-            f"dataset {text!r}: an option is written name=value, several are joined by &"
-        )
+        raise UserError(f"{name}: an option is written name=value, several are joined by &")
     if not where and kind != "scenes":
-        raise UserError(f"dataset {text!r} names no data; write {kind}:WHERE")
-    return kind, where, _parse_options(text, kind, tail)
-
-
-def _parse_options(text: str, kind: str, tail: str) -> dict[str, str]:
-    options: dict[str, str] = {}
-    for item in tail.split("&") if tail else []:
-        key, equals, value = item.partition("=")
-        if key not in KINDS[kind]:
-            known = ", ".join(KINDS[kind]) or "none"
-            raise UserError(
-                f"dataset {text!r}: unknown option {key!r}{_hint(key, KINDS[kind])}; options of {kind}: {known}"
-            )
-        if not value or key in options:
-            problem = "is given twice" if key in options else "has no value"
-            raise UserError(f"dataset {text!r}: option {key!r} {problem}; write {key}=VALUE once")
-        options[key] = value
-    return options
-
-
-def _hint(word: str, known) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{name} names no data; write {kind}:WHERE")
+    refuse_unknown(options, KINDS[kind], name, kind)
+    return kind, where, options

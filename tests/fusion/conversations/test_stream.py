@@ -26,8 +26,8 @@ from fusion.training.models import load_model
 from fusion.training.small_default import corpus, write_small_default
 from recipes.vlm_args import SftArguments
 from vision_core.arguments import parse_arguments
+from vision_core.conversation_kinds import is_stream
 from vision_core.errors import UserError
-from vision_core.source_text import is_stream
 
 SFT = "recipes/sva_sft.py"
 FILES, ROWS = 3, 20  # of each file
