@@ -169,13 +169,13 @@ def test_script_folders_shadow_no_package():
 
 
 ARGUMENT_FILES = sorted(
-    path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*_args.py")
+    path for package in MAY_IMPORT for path in (ROOT / package).rglob("*args.py")
 )
 
 
 @pytest.mark.parametrize("path", ARGUMENT_FILES, ids=show)
 def test_options_are_flat_fields_of_plain_types(path):
-    module = importlib.import_module(f"{path.parent.name}.{path.stem}")
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     own = [
         x
         for x in vars(module).values()

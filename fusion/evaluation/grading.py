@@ -1,7 +1,7 @@
 """Whether an answer is right: one pinned way for each kind of question, printed with every score.
 
 The graders of published benchmarks give what the benchmark's own or lmms-eval's code gives:
-tests/recipes/official_grades.json holds its grades of some hundred answers each. One thing is added
+tests/fusion/evaluation/official_grades.json holds its grades of some hundred answers each. One thing is added
 where a letter is asked for: a letter that the answer tells beyond doubt (`told_letter`) is
 believed, also where that code reads it wrongly or not at all.
 """

@@ -15,7 +15,7 @@ import torch
 from vision_core.printable import in_code
 from vision_core.processes.distributed import world_size
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors")
 DRAWN = ("scenes", "tiny:")  # data and models that the program makes itself
 CODE = "vision-encoder-fusion"

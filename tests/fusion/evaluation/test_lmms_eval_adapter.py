@@ -36,7 +36,7 @@ from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError
 from vision_core.images.decode import decode_image
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 needs_lmms_eval = pytest.mark.skipif(
     importlib.util.find_spec("lmms_eval") is None,
     reason='lmms-eval is missing: pip install -e ".[lmms]"',

@@ -13,7 +13,7 @@ import pytest
 
 from vision_core.files.files_aside import SECONDS_OF_A_DAY, THIS_MACHINE, remove_litter, write_whole
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # writes aside for ever: it stands in the middle of a file when it is stopped or killed
 WRITER = """
 import sys, time

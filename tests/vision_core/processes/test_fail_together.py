@@ -17,7 +17,7 @@ from PIL import Image
 
 from fusion.training.small_default import write_small_default
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SOON = 20  # seconds, on cores that others use too
 SHORT = ("--per_device_train_batch_size", 2, "--dataloader_num_workers", 0)
 TINY = (

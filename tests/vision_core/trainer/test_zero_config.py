@@ -15,7 +15,7 @@ OPTIONS = {
     "max_grad_norm": 1.0,
     "bf16": False,
 }
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "zero").glob("*.json"))
+SHIPPED = sorted((Path(__file__).parents[3] / "recipes" / "zero").glob("*.json"))
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)

@@ -17,7 +17,7 @@ from PIL import Image
 from vision_core.images.decode import UnreadableImage, decode_image
 from vision_core.images.formats.quiet import LOGGERS, quiet_libraries
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 LIBTIFF = """
 import io, os, sys
 from PIL import Image

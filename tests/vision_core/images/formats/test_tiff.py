@@ -27,7 +27,7 @@ from vision_core.unreadable import MAX_PIXELS, cure
 
 pytest.importorskip("imagecodecs")
 tifffile = pytest.importorskip("tifffile")
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 DICE = np.random.default_rng(0)
 COLOUR = DICE.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 PLANES_16 = DICE.integers(0, 65536, (3, 24, 32), dtype=np.uint16)

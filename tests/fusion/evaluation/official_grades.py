@@ -1,8 +1,8 @@
 """The grades that official code gives to the answers in official_grades.json. Where lmms_eval is,
 it writes them anew.
 
-    python tests/recipes/official_grades.py                           lmms-eval's grades: of all but
-    POPE python tests/recipes/official_grades.py --pope_evaluation FILE    and POPE's, by
+    python tests/fusion/evaluation/official_grades.py                           lmms-eval's grades: of all but
+    POPE python tests/fusion/evaluation/official_grades.py --pope_evaluation FILE    and POPE's, by
     evaluate.py of AoiDragon/POPE
 
 `official` is the grade of an answer by lmms-eval 0.7.3, of POPE by its own script. Our graders give the same grade, but
