@@ -285,7 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--max_samples", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

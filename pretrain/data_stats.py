@@ -27,11 +27,11 @@ class DataStatsArguments:
         "data",
     )
     num_channels: int = option(3, "channels of the images", "data")
-    samples: int = option(200, "images to look at, the same ones every time", "data")
+    max_samples: int = option(200, "images to look at, the same ones every time", "data")
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UserError(f"--samples {self.samples} must be above 0")
+        if self.max_samples < 1:
+            raise UserError(f"--max_samples {self.max_samples} must be above 0")
 
 
 if __name__ == "__main__":
@@ -65,7 +65,7 @@ EIGHT_BITS = 255
 def main() -> None:
     """Read the options, look, print."""
     args = parse_arguments(DataStatsArguments, description=__doc__)
-    say(report(args.dataset, args.num_channels, args.samples))
+    say(report(args.dataset, args.num_channels, args.max_samples))
 
 
 def report(text: str, num_channels: int, samples: int) -> str:

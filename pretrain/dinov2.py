@@ -99,7 +99,7 @@ def main() -> None:
     set_cpu_threads(args.num_cpu_threads)
     accelerator = Accelerator(
         # float16 is cast and scaled in the loop, the same on every device
-        mixed_precision="no" if args.mixed_precision == "fp16" else args.mixed_precision,
+        mixed_precision="bf16" if args.bf16 else "no",
         log_with=args.report_to or None,
         project_dir=args.output_dir or "outputs",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=1))],
@@ -166,7 +166,7 @@ class Trainer:
         self.method = build_method(args)
         self.method.to(accelerator.device)
         self.optimizer = build_optimizer(args, self.method)
-        self.scaler = LossScaler(accelerator.device.type, enabled=args.mixed_precision == "fp16")
+        self.scaler = LossScaler(accelerator.device.type, enabled=args.fp16)
         self.schedules = build_schedules(args, layout.global_batch)
         self.benchmark, self.references = None, {}
         self.model, self.step, self.knn, self.latest = None, 0, {}, {}

@@ -38,7 +38,7 @@ class CheckArguments:
     write_clean: str | None = option(
         None, "new file for the good rows: .jsonl, or .parquet for tables", "data"
     )
-    num_workers: int = option(2, "processes that read", "run")
+    dataloader_num_workers: int = option(2, "processes that read", "run")
     output_dir: str | None = option(
         None, "new folder for bad_rows.jsonl; default: the next one in outputs/", "run"
     )
@@ -137,7 +137,7 @@ def main() -> None:
     clean = clean_target(args.write_clean, sources, written.exists())
     bad = []
     for text, source in sources:
-        checked = list(check(source, processor, args.max_length, args.num_workers, text))
+        checked = list(check(source, processor, args.max_length, args.dataloader_num_workers, text))
         wrong = [each for each in checked if each.reason]
         bad += [
             json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n"

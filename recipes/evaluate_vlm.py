@@ -38,7 +38,7 @@ class EvaluateVlmArguments:
         "cv_bench:, mmvp:, pope:, gqa:, mmbench:, captions:, vqa:, textvqa:, or conversations",
         "tasks",
     )
-    limit: int | None = option(
+    max_samples: int | None = option(
         None, "questions of each task, the first ones; default: all", "tasks"
     )
     baselines: list[Literal["blind", "shuffled"]] = option(
@@ -66,7 +66,7 @@ def check_arguments(args: EvaluateVlmArguments) -> None:
         )
     if not args.tasks or len(set(args.tasks)) < len(args.tasks):
         raise UserError(f"--tasks {' '.join(args.tasks) or '[]'}: name at least one, each once")
-    check_counts(args, "limit", "batch_size")
+    check_counts(args, "max_samples", "batch_size")
     if args.thought_tokens < 0:
         raise UserError(f"--thought_tokens {args.thought_tokens} is not possible; give 0 or more")
     check_work(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
@@ -97,7 +97,7 @@ def main() -> None:
     check_arguments(args)
     check_model_folder(args.model)
     device = join_processes()
-    tasks = [open_task(text, args.limit) for text in args.tasks]
+    tasks = [open_task(text, args.max_samples) for text in args.tasks]
     model, processor = load_model(args.model)
     model.to(device).eval()
     work = None

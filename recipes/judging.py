@@ -31,13 +31,12 @@ from vision_core.processes.distributed import broadcast_text, is_main_process
 from vision_core.runs.checkpoints import write_text_atomically
 from vision_core.runs.work_folder import PARTIAL, WorkFolder, config_of
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Options that decide about the features beside the encoder and the images; the rest of a result's
 # key is in `KeptResults`.
 OF_THE_FEATURES = (
     "dense_image_size",
     "preprocess",
-    "precision",
+    "bf16",
     "seed",
     "batch_size",
     "max_bad_fraction",
@@ -80,7 +79,7 @@ def load(source: str, args: JudgingArguments, device: torch.device) -> Encoder:
     encoder = load_encoder(
         source,
         image_size=args.image_size,
-        dtype=DTYPES[args.precision],
+        dtype=torch.bfloat16 if args.bf16 else torch.float32,
         preprocess=args.preprocess,
         position_offset=args.position_offset,
         seed=args.seed,
@@ -112,7 +111,7 @@ def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) ->
         encoder,
         splits,
         cache_folder(args.cache_dir),
-        limits=(args.max_train_images, args.max_test_images),
+        limits=(args.max_train_samples, args.max_test_samples),
         dense_size=tuple(args.dense_image_size) if args.dense_image_size else None,
         seed=args.seed,
         batch_size=args.batch_size,

@@ -50,13 +50,11 @@ class JudgingArguments:
         "of DINOv2's position interpolation in transformers; published without registers: 0.1 (docs/encoders.md)",
         "encoder",
     )
-    precision: Literal["float32", "bfloat16"] = option(
-        "float32", "of the encoder's weights", "encoder"
-    )
-    max_train_images: int | None = option(
+    bf16: bool = option(False, "the encoder's weights in bfloat16", "encoder")
+    max_train_samples: int | None = option(
         None, "training images, drawn by the seed; default: all", "data"
     )
-    max_test_images: int | None = option(
+    max_test_samples: int | None = option(
         None, "test images, drawn by the seed; default: all", "data"
     )
     ground_truth: str | None = option(
@@ -154,8 +152,8 @@ def check_judging(args: JudgingArguments, tasks: Sequence[str], name: str) -> No
         "linear_iterations",
         "dense_iterations",
         "batch_size",
-        "max_train_images",
-        "max_test_images",
+        "max_train_samples",
+        "max_test_samples",
     )
     if args.dataloader_num_workers < 0:
         raise UserError(

@@ -82,7 +82,7 @@ def check_streams(args: VlmArguments) -> None:
     them at once."""
     if held_out := next(filter(is_stream, args.eval_conversations), None):
         raise UserError(
-            f"--eval_conversations {held_out} is a stream, which is not measured on; leave out stream=true"
+            f"--eval_conversations {held_out} is a stream, which is not measured on; leave out streaming=true"
         )
     stream = next(filter(is_stream, args.conversations), None)
     if stream is None:

@@ -19,6 +19,7 @@ import yaml
 from vision_core.errors import UserError
 from vision_core.files.text_files import MAX_YAML_BYTES, read_text, yaml_node
 from vision_core.printable import shortened
+from vision_core.renamed_options import PROGRAM_LINE, nodes_by_present_names
 from vision_core.spelling import cure_for
 
 T = TypeVar("T")
@@ -233,12 +234,14 @@ def _yaml_pairs(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
     stay as written."""
     name = f"config file {path}"
     cure = "name a YAML file of lines `key: value`"
-    node = yaml_node(read_text(path, name, cure, "utf-8-sig", MAX_YAML_BYTES), name)
+    text = read_text(path, name, cure, "utf-8-sig", MAX_YAML_BYTES)
+    node = yaml_node(text, name)
     if node is None:
         return []
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"config file {path} must hold lines `key: value`")
-    return node.value
+    is_of_a_run = text.startswith(PROGRAM_LINE)
+    return nodes_by_present_names(node.value) if is_of_a_run else node.value
 
 
 def _convert_node(node: yaml.Node, hint: Any) -> Any:

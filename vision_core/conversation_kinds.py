@@ -8,7 +8,7 @@ from vision_core.source_text import refuse_unknown, split_options, true_or_false
 
 COLUMN_OPTIONS = ("question", "answer", "thoughts", "caption", "image")
 ROW_OPTIONS = ("images", "follow_links", "max_pixels", "http", "weight", *COLUMN_OPTIONS)
-STREAM_OPTIONS = ("stream", "shuffle_buffer")
+STREAM_OPTIONS = ("streaming", "shuffle_buffer")
 CONVERSATION_KINDS: dict[str, tuple[str, ...]] = {
     "llava": ROW_OPTIONS,
     "messages": ROW_OPTIONS,
@@ -37,15 +37,15 @@ def parse_conversations(
 
 
 def is_stream(text: str) -> bool:
-    """Whether a source of conversations is read as it arrives (`stream=true`).
+    """Whether a source of conversations is read as it arrives (`streaming=true`).
 
     Raises UserError for options that contradict each other.
     """
     options = parse_conversations(text)[2]
-    streamed = true_or_false(options, "stream", repr(text))
+    streamed = true_or_false(options, "streaming", repr(text))
     if not streamed and "shuffle_buffer" in options:
         raise UserError(
             f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; "
-            "leave it out, or add stream=true"
+            "leave it out, or add streaming=true"
         )
     return streamed

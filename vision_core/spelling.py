@@ -58,7 +58,7 @@ MEANINGS: list[tuple[str, str]] = [
         "val val_data val_dir val_dataset validation valid test test_data test_dir test_dataset eval_data eval_dir eval_path",
     ),
     (
-        "mixed_precision precision bf16",
+        "bf16",
         "precision amp amp_dtype dtype autocast half fp16 fp32 bf16 float16 bfloat16 mixed_precision use_amp",
     ),
     (
@@ -106,13 +106,16 @@ MEANINGS: list[tuple[str, str]] = [
         "eval_every eval_interval eval_freq val_every val_interval val_freq eval_period_iterations",
     ),
     (
-        "gradient_checkpointing activation_checkpointing",
+        "activation_checkpointing",
         "grad_checkpointing gradient_checkpointing activation_checkpointing checkpointing recompute",
     ),
     (
         "max_length",
         "model_max_length max_seq_length max_seq_len seq_len seq_length context_length cutoff_len",
     ),
+    ("max_train_samples", "max_train_images train_limit limit_train"),
+    ("max_test_samples", "max_test_images max_eval_samples test_limit limit_eval"),
+    ("max_samples", "limit samples max_images num_samples n_samples"),
     ("lora_rank", "lora lora_r lora_enable use_lora"),
     ("seed", "random_seed manual_seed"),
     ("name", "run_name exp_name experiment experiment_name project"),

@@ -21,7 +21,7 @@ both:
     address are fetched, whenever they are read
 
 `weight=W` in any source: how often it is drawn in a mixture. Rows are read when they are asked for:
-of a JSONL file only the offsets of its lines are kept. With `stream=true` a table is read as it
+of a JSONL file only the offsets of its lines are kept. With `streaming=true` a table is read as it
 arrives (conversation_stream.py).
 """
 
@@ -285,7 +285,7 @@ def open_conversations(text: str) -> ConversationSource:
     kind, where, options = parse_conversations(text)
     if is_stream(text):
         reason = "of which nobody can ask for a row by its number or for their count"
-        raise UserError(f"{text!r} is a stream, {reason}; leave out stream=true")
+        raise UserError(f"{text!r} is a stream, {reason}; leave out streaming=true")
     if kind in ("llava", "messages"):
         reader = image_reader(text, options, Path(where).parent)
         source: ConversationSource = JsonSource(Path(where), reader, columns_of(text, options))

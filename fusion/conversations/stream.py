@@ -1,8 +1,8 @@
 """A stream of conversations: a table that is read as it arrives, without a download in advance, of
 unknown length.
 
-    hf:NAME[:CONFIG]?split=train&stream=true       a data set of the Hub, or of a folder
-    parquet:GLOB?stream=true                       files here, or where `datasets` reads from
+    hf:NAME[:CONFIG]?split=train&streaming=true       a data set of the Hub, or of a folder
+    parquet:GLOB?streaming=true                       files here, or where `datasets` reads from
     (hf://, https://, s3://)
 
 `shuffle_buffer=N` (1000) in either: rows held in memory, of which each draw takes one at random; 0

@@ -66,10 +66,9 @@ class DINOv2Arguments:
     dry_run: bool = option(
         False, "resolve everything, draw one batch, print shapes and sizes, train nothing", "run"
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] = option(
-        "bf16",
-        "no is float32; fp16, with a loss scale, is for GPUs without bfloat16 (V100, T4)",
-        "run",
+    bf16: bool = option(True, "mixed precision; neither this nor fp16 is float32", "run")
+    fp16: bool = option(
+        False, "mixed precision with a loss scale, on GPUs without bfloat16 (V100, T4)", "run"
     )
     health_steps: int | None = option(
         None,
@@ -79,7 +78,7 @@ class DINOv2Arguments:
     stop_when_sick: bool = option(
         False, "stop with an error at the first alarm of the run's health", "run"
     )
-    gradient_checkpointing: bool = option(
+    activation_checkpointing: bool = option(
         False, "recompute the student's layers in the backward pass: less memory", "run"
     )
     num_cpu_threads: int | None = option(
@@ -354,6 +353,8 @@ def config_of(args: DINOv2Arguments) -> str:
 
 def check_arguments(args: DINOv2Arguments) -> None:
     """Refuse values that cannot train, naming the key and the cure."""
+    if args.bf16 and args.fp16:
+        raise UserError("bf16 and fp16 are two kinds of mixed precision; fp16 needs --bf16 false")
     sizes = {"global_crop_size": args.global_crop_size}
     if args.num_local_crops:
         sizes["local_crop_size"] = args.local_crop_size

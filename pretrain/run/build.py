@@ -85,7 +85,7 @@ def build_method(args: DINOv2Arguments) -> SelfDistillation:
         koleo_gather=args.koleo_gather,
         koleo_precision=args.koleo_precision,
         drop_path_rate=args.drop_path_rate,
-        recompute=args.gradient_checkpointing,
+        recompute=args.activation_checkpointing,
     )
 
 

@@ -18,7 +18,7 @@ from vision_core.runs.run_facts import batch_text, data_licence, made_with, mill
 SHOWN_SETTINGS = (
     "backbone", "patch_size", "num_register_tokens", "num_local_crops", "blur", "mask_count",
     "num_prototypes", "separate_ibot_head", "centering", "ibot_weighting", "koleo_precision", "train_weight_g", "learning_rate",
-    "warmup_steps", "ema_momentum", "drop_path_rate", "mixed_precision", "seed",
+    "warmup_steps", "ema_momentum", "drop_path_rate", "bf16", "fp16", "seed",
 )  # fmt: skip
 UNKNOWN = "It has seen no other images than these; what it makes of others is not known, and nothing was done about biases in the data."
 

@@ -124,11 +124,11 @@ def memory_estimate(args: DINOv2Arguments, batch: dict, num_parameters: int) -> 
         * (part.shape[2] * part.shape[3] // args.patch_size**2 + 1 + args.num_register_tokens)
         for part in crops
     )
-    kept_layers = 1 if args.gradient_checkpointing else layers
+    kept_layers = 1 if args.activation_checkpointing else layers
     rows = (
         sum(len(part) for part in crops) + len(batch["mask_indices"]) + len(batch["global_crops"])
     )
-    bytes_per_value = 4 if args.mixed_precision == "no" else 2
+    bytes_per_value = 2 if args.bf16 or args.fp16 else 4
     activations = (
         tokens * width * ACTIVATIONS_PER_WIDTH * kept_layers * bytes_per_value
         + 3 * rows * args.num_prototypes * 4

@@ -26,7 +26,7 @@ head_hidden_dim: 32
 head_bottleneck_dim: 16
 drop_path_rate: 0.3
 centering: softmax
-mixed_precision: "no"
+bf16: false
 per_device_train_batch_size: 8
 dataloader_num_workers: 2
 max_steps: 60

@@ -151,11 +151,13 @@ def test_options_are_joined_to_those_that_are_there():
 def test_the_program_runs_and_its_mistakes_are_one_line(runs, plates, tmp_path):
     said = runs.finish(
         runs.start(
-            "pretrain/data_stats.py", "--dataset", plates, "--num_channels", 1, "--samples", 4
+            "pretrain/data_stats.py", "--dataset", plates, "--num_channels", 1, "--max_samples", 4
         )
     )
     assert "to paste" in said and "uint16 (" in said
-    assert "--samples 0 must be above 0" in runs.error("pretrain/data_stats.py", "--samples", 0)
+    assert "--max_samples 0 must be above 0" in runs.error(
+        "pretrain/data_stats.py", "--max_samples", 0
+    )
 
 
 def test_nothing_readable_is_one_line(tmp_path):
@@ -163,4 +165,4 @@ def test_nothing_readable_is_one_line(tmp_path):
     with pytest.raises(UserError, match="none of 1 images of .* could be read: "):
         report(f"folder:{tmp_path}", 3, 10)
     with pytest.raises(UserError, match="must be above 0"):
-        DataStatsArguments(samples=-1)
+        DataStatsArguments(max_samples=-1)

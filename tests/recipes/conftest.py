@@ -248,9 +248,9 @@ TALK = (
 JUDGE = (
     "--dataset",
     "scenes?count=40",
-    "--max_train_images",
+    "--max_train_samples",
     16,
-    "--max_test_images",
+    "--max_test_samples",
     8,
     "--tasks",
     "knn",
@@ -288,7 +288,7 @@ PROGRAMS = {
     ),
     "vlm_evaluation": (
         "recipes/evaluate_vlm.py",
-        ("--model", "sft", "--tasks", "scenes?count=4", "--limit", 2),
+        ("--model", "sft", "--tasks", "scenes?count=4", "--max_samples", 2),
     ),
     "language_model": ("recipes/small_language_model.py", ("--conversations", "scenes?count=8")),
 }

@@ -191,9 +191,9 @@ def test_training_and_test_images_of_their_own(encoder, colours, run):
         data,
         "--tasks",
         "knn",
-        "--max_train_images",
+        "--max_train_samples",
         20,
-        "--max_test_images",
+        "--max_test_samples",
         10,
     )
     assert report["images"] == {"train": 20, "test": 10}

@@ -337,7 +337,9 @@ def test_mistakes_are_said_before_anything_is_loaded(runs, model_folder):
     assert "each once" in runs.error(
         SCRIPT, "--model", model_folder, "--tasks", "scenes?count=2", "scenes?count=2"
     )
-    assert "--limit 0 is not possible" in runs.error(SCRIPT, "--model", model_folder, "--limit", 0)
+    assert "--max_samples 0 is not possible" in runs.error(
+        SCRIPT, "--model", model_folder, "--max_samples", 0
+    )
 
 
 def test_tasks_of_one_benchmark_are_kept_apart(runs, model_folder, tmp_path):

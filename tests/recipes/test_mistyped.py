@@ -136,7 +136,7 @@ HEADER = (
     "steps            1",
     "what trains:",
 )
-JUDGING = ["--max_train_images", "16", "--max_test_images", "8", "--linear_iterations", "2"]
+JUDGING = ["--max_train_samples", "16", "--max_test_samples", "8", "--linear_iterations", "2"]
 
 
 @pytest.mark.timeout(120)
@@ -156,7 +156,7 @@ JUDGING = ["--max_train_images", "16", "--max_test_images", "8", "--linear_itera
         (
             "recipes/evaluate_vlm.py",
             ["--model", "{there}/encoder"],
-            ["--model", "{there}/model", "--tasks", "scenes?count=4", "--limit", "2"],
+            ["--model", "{there}/model", "--tasks", "scenes?count=4", "--max_samples", "2"],
         ),
         ("recipes/evaluate_vlm.py", ["--model", "{there}/model", "--tasks", "pope:absent"], None),
         (

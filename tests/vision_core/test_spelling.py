@@ -8,6 +8,7 @@ from fusion.fuse_args import ConvertArguments as ConvertCambrianArguments
 from fusion.fuse_args import FuseArguments
 from pretrain.run.args import DINOv2Arguments
 from pretrain.run.image_args import MaeArguments, SiglipArguments
+from recipes.evaluate_vlm import EvaluateVlmArguments
 from recipes.judging_args import CompareArguments, EvaluateArguments
 from recipes.vlm_args import AlignArguments, SftArguments
 from vision_core.spelling import MEANINGS, cure_for
@@ -15,6 +16,7 @@ from vision_core.spelling import MEANINGS, cure_for
 PROGRAMS = {
     "dinov2": DINOv2Arguments, "siglip": SiglipArguments, "mae": MaeArguments, "align": AlignArguments, "sft": SftArguments,
     "evaluate": EvaluateArguments, "compare": CompareArguments, "fuse": FuseArguments,
+    "evaluate_vlm": EvaluateVlmArguments,
 }  # fmt: skip
 OPTIONS = {
     name: [field.name for field in dataclasses.fields(program)]
@@ -41,9 +43,12 @@ IMAGES = ("dinov2", "siglip", "mae")
         ("data data_path data_dir train_data", (*IMAGES, "evaluate"), "dataset"),
         ("data data_path dataset", ("align", "sft"), "conversations"),
         ("data dataset data_path", ("compare",), "datasets"),
-        ("precision fp16 bf16 amp", ("dinov2",), "mixed_precision"),
-        ("precision amp mixed_precision", ("siglip", "align"), "bf16"),
-        ("fp16 dtype bf16", ("evaluate",), "precision"),
+        ("precision amp mixed_precision", ("dinov2", "siglip", "align", "evaluate"), "bf16"),
+        ("fp16 dtype", ("evaluate",), "bf16"),
+        ("gradient_checkpointing", ("dinov2", "align"), "activation_checkpointing"),
+        ("max_train_images", ("evaluate", "compare"), "max_train_samples"),
+        ("max_test_images", ("evaluate", "compare"), "max_test_samples"),
+        ("limit", ("evaluate_vlm",), "max_samples"),
         ("wandb tensorboard log_with", ("dinov2",), "report_to"),
         ("resume auto_resume resume_from", (*TRAINERS, "fuse"), "resume_from_checkpoint"),
         ("pretrained weights checkpoint ckpt", TRAINERS, "init_from"),

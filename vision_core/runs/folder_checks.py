@@ -16,6 +16,7 @@ from vision_core.errors import AllDone, UserError
 from vision_core.files.text_files import MAX_YAML_BYTES, read_bytes, yaml_value
 from vision_core.printable import say
 from vision_core.processes.launchers import is_first_launched
+from vision_core.renamed_options import PROGRAM_LINE, by_present_names
 from vision_core.runs import checkpoints
 from vision_core.runs.folder_kinds import UNFINISHED_WORK, folder_kind
 from vision_core.runs.folder_lock import refuse_in_use
@@ -28,7 +29,6 @@ HOW_IT_IS_RUN = (
 )  # say how a run starts and stops, not what it is
 AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
 FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
-PROGRAM_LINE = "# options of "  # begins the first line of a config.yaml, which names its program
 ABSENT = "(absent)"
 # What a start leaves that did nothing else: it stands in nobody's way.
 LITTER = (".lock", "config.yaml", "unfinished.json", "bad_samples.jsonl")
@@ -264,7 +264,7 @@ def _read_mapping(text: str) -> dict[str, Any]:
         raise UserError(
             "config.yaml of the run must hold lines `key: value`: mend it or move it away"
         )
-    return mapping or {}
+    return by_present_names(mapping or {})
 
 
 def run_numbers(root: Path, name: str) -> list[int]:

@@ -21,11 +21,11 @@ from typing import Any
 
 from vision_core.errors import UserError, undo_if_failed
 from vision_core.files.json_lines import JsonLines
+from vision_core.renamed_options import PROGRAM_LINE
 from vision_core.runs import checkpoints
 from vision_core.runs.folder_checks import (
     AUTO,
     FINISHED,
-    PROGRAM_LINE,
     RESUME_KEY,
     changed_keys,
     checkpoint_to_resume,

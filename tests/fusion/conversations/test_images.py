@@ -247,7 +247,7 @@ def test_a_path_in_a_table_needs_a_folder(folder, tmp_path):
     assert same(open_conversations(f"parquet:{tmp_path}/rows.parquet?images={folder}")[0].images[0])
     assert same(
         next(
-            iter(open_stream(f"parquet:{tmp_path}/rows.parquet?images={folder}&stream=true"))
+            iter(open_stream(f"parquet:{tmp_path}/rows.parquet?images={folder}&streaming=true"))
         ).images[0]
     )
 
@@ -280,7 +280,7 @@ def test_images_anywhere_in_a_table_that_datasets_would_decode(tmp_path):
     table.to_parquet(tmp_path / "rows.parquet")
     for source in (
         open_conversations(f"parquet:{tmp_path}/rows.parquet"),
-        list(open_stream(f"parquet:{tmp_path}/rows.parquet?stream=true")),
+        list(open_stream(f"parquet:{tmp_path}/rows.parquet?streaming=true")),
     ):
         assert (
             same(source[0].images[0], 1)

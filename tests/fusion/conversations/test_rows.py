@@ -251,7 +251,7 @@ def test_columns_of_questions_and_answers_in_files_and_tables(tmp_path):
         open_conversations(f"{name}{options}")
         for name in (f"llava:{tmp_path}/rows.jsonl", f"parquet:{tmp_path}/rows.parquet")
     ]
-    read_as.append(list(open_stream(f"parquet:{tmp_path}/rows.parquet{options}&stream=true")))
+    read_as.append(list(open_stream(f"parquet:{tmp_path}/rows.parquet{options}&streaming=true")))
     for source in read_as:
         first, second = source[0].messages, source[1].messages
         assert [(m.role, m.text, m.thoughts) for m in first] == [
@@ -312,7 +312,7 @@ def test_options_that_do_not_go_together(kind, options, said, tmp_path):
     )
     with pytest.raises(UserError, match=said):
         if kind == "stream":
-            open_stream(f"parquet:{tmp_path}/rows.parquet?{options}&stream=true")
+            open_stream(f"parquet:{tmp_path}/rows.parquet?{options}&streaming=true")
         else:
             open_conversations(
                 f"{kind}:{tmp_path}/rows.{'jsonl' if kind == 'llava' else 'parquet'}?{options}"

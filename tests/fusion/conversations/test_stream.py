@@ -63,7 +63,7 @@ def written(folder, name="x", files=FILES, rows=ROWS, change=None):
         pyarrow.parquet.write_table(
             pyarrow.Table.from_pylist(content), folder / f"train-{file}.parquet", row_group_size=7
         )
-    return f"parquet:{folder}/*.parquet?stream=true"
+    return f"parquet:{folder}/*.parquet?streaming=true"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_rows_come_in_the_order_of_the_files_as_with_an_index(stream):
 def test_a_folder_as_the_hub_has_it(stream):
     folder = Path(stream.removeprefix("parquet:").partition("?")[0]).parent
     assert [
-        answer(each)[1] for each in open_stream(f"hf:{folder}?split=train&stream=true")
+        answer(each)[1] for each in open_stream(f"hf:{folder}?split=train&streaming=true")
     ] == list(range(FILES * ROWS))
 
 
@@ -267,11 +267,11 @@ def test_a_stream_without_rows():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("stream=perhaps", "neither true nor false"),
-        ("shuffle_buffer=9", "add stream=true"),
-        ("stream=true&shuffle_buffer=many", "no whole number"),
-        ("stream=true&weight=0", "above 0"),
-        ("stream=true&seed=1", "unknown option 'seed'"),
+        ("streaming=perhaps", "neither true nor false"),
+        ("shuffle_buffer=9", "add streaming=true"),
+        ("streaming=true&shuffle_buffer=many", "no whole number"),
+        ("streaming=true&weight=0", "above 0"),
+        ("streaming=true&seed=1", "unknown option 'seed'"),
     ],
 )
 def test_options_of_streams(options, said):
@@ -282,9 +282,9 @@ def test_options_of_streams(options, said):
 
 def test_streams_that_cannot_be_opened():
     with pytest.raises(UserError, match="cannot be opened"):
-        open_stream("parquet:absent/*.parquet?stream=true")
-    with pytest.raises(UserError, match="unknown option 'stream'"):
-        is_stream("llava:rows.jsonl?stream=true")
+        open_stream("parquet:absent/*.parquet?streaming=true")
+    with pytest.raises(UserError, match="unknown option 'streaming'"):
+        is_stream("llava:rows.jsonl?streaming=true")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_streams_are_not_measured_on_nor_asked_for_a_row(stream):
     for opened in (open_conversations, open_task):
         with pytest.raises(
             UserError,
-            match="is a stream, of which nobody can ask for a row by its number .*; leave out stream=true",
+            match="is a stream, of which nobody can ask for a row by its number .*; leave out streaming=true",
         ):
             opened(stream)
 
@@ -415,7 +415,7 @@ def test_mistakes_through_the_command_line(runs, stream, model_folder, tmp_path)
     )
     assert "--max_steps" in runs.error(SFT, *options([stream], tmp_path / "none", max_steps=-1))
     assert not (tmp_path / "none").exists()
-    assert "leave out stream=true" in runs.error(
+    assert "leave out streaming=true" in runs.error(
         "recipes/check_conversations.py", "--conversations", stream
     )
 

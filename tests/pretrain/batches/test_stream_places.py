@@ -31,7 +31,7 @@ num_prototypes: 32
 head_hidden_dim: 32
 head_bottleneck_dim: 16
 centering: softmax
-mixed_precision: "no"
+bf16: false
 per_device_train_batch_size: 4
 dataloader_num_workers: 2
 max_steps: 16

@@ -35,7 +35,8 @@ logging_steps: 1
 save_steps: 5
 save_total_limit: 10
 num_cpu_threads: 1
-mixed_precision: fp16
+bf16: false
+fp16: true
 """
 
 

@@ -171,7 +171,7 @@ OPENERS = {
     "splits_beside": lambda folder: open_source(f"parquet:{folder}/*.parquet?captions=texts"),
     "conversations": lambda folder: open_conversations(f"parquet:{folder}/*.parquet"),
     "hub_conversations": lambda folder: open_conversations(f"hf:{folder}"),
-    "stream": lambda folder: open_stream(f"parquet:{folder}/*.parquet?stream=true"),
+    "stream": lambda folder: open_stream(f"parquet:{folder}/*.parquet?streaming=true"),
     "benchmark": lambda folder: cv_bench("cv_bench", folder / "b.parquet"),
 }
 
