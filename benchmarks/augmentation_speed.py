@@ -56,9 +56,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, one thread; milliseconds per image")
     for (height, width), global_size, local_size, num_local in CASES:
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-        crops = MultiCrop(
-            (global_size, global_size), (local_size, local_size), num_local, blur="official"
-        )
+        crops = MultiCrop((global_size, global_size), (local_size, local_size), num_local, blur="official")
         large, small = torchvision_crop(global_size), torchvision_crop(local_size)
         ours = milliseconds(lambda image=image, crops=crops: crops(image))
         theirs = milliseconds(

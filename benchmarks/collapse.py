@@ -56,23 +56,17 @@ def main() -> None:
     args = parser.parse_args()
     checks = {}
     for name, options in RUNS.items():
-        folder = (
-            args.output_dir / f"{name.replace(' ', '_')}_{args.max_steps}_steps_seed_{args.seed}"
-        )
+        folder = args.output_dir / f"{name.replace(' ', '_')}_{args.max_steps}_steps_seed_{args.seed}"
         if not (folder / "figures").is_dir():  # written last
             train(folder, options | {"max_steps": args.max_steps, "seed": args.seed})
         checks[name] = read_checks(folder)
     print(table(checks))
     pictures = [
-        curve_picture(
-            curves(checks, "dino_loss"), "DINO loss", "nats", {"ln K": math.log(NUM_PROTOTYPES)}
-        ),
+        curve_picture(curves(checks, "dino_loss"), "DINO loss", "nats", {"ln K": math.log(NUM_PROTOTYPES)}),
         curve_picture(
             curves(checks, "prototypes_in_use"), "Prototypes in use", "share of the greatest value"
         ),
-        curve_picture(
-            curves(checks, "information"), "Information of the targets about the image", "nats"
-        ),
+        curve_picture(curves(checks, "information"), "Information of the targets about the image", "nats"),
         curve_picture(curves(checks, "feature_cosine"), "Cosine of two images' features", "mean"),
     ]
     contact_sheet([pictures[:2], pictures[2:]]).save(args.output_dir / "collapse.png")
@@ -81,9 +75,7 @@ def main() -> None:
 
 def train(folder: Path, options: dict) -> None:
     """One run of the script, as a user starts it."""
-    words = [
-        word for name, value in (COMMON | options).items() for word in (f"--{name}", str(value))
-    ]
+    words = [word for name, value in (COMMON | options).items() for word in (f"--{name}", str(value))]
     subprocess.run(
         [sys.executable, str(ROOT / "pretrain" / "dinov2.py"), *words, "--output_dir", str(folder)],
         check=True,
@@ -106,15 +98,10 @@ def curves(checks: dict[str, list[dict]], name: str) -> dict[str, tuple[list[int
 
 def table(checks: dict[str, list[dict]]) -> str:
     """Markdown: the last figures of every run, and what was flagged when."""
-    rows = [
-        "| run | " + " | ".join(COLUMNS) + " | alarms (step) |",
-        "|---" * (len(COLUMNS) + 2) + "|",
-    ]
+    rows = ["| run | " + " | ".join(COLUMNS) + " | alarms (step) |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name, lines in checks.items():
         values = [f"{lines[-1][f'health_{column}']:.3f}" for column in COLUMNS]
-        alarms = ", ".join(
-            f"{alarm} ({line['step']})" for line in lines for alarm in line.get("alarms", [])
-        )
+        alarms = ", ".join(f"{alarm} ({line['step']})" for line in lines for alarm in line.get("alarms", []))
         rows.append(f"| {name} | " + " | ".join(values) + f" | {alarms or 'none'} |")
     return "\n".join(rows)
 

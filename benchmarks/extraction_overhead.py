@@ -46,11 +46,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = Dinov2Model(
         Dinov2Config(
-            hidden_size=384,
-            num_hidden_layers=12,
-            num_attention_heads=6,
-            image_size=SIDE,
-            patch_size=16,
+            hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=SIDE, patch_size=16
         )
     ).eval()
     source, encoder = InMemory(), TransformersEncoder(model, ImageTransform((SIDE, SIDE))).freeze()
@@ -64,9 +60,7 @@ def main() -> None:
         bare.append(time.perf_counter() - start)
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            cached_features(
-                encoder, source, vector_features, "vectors", Path(folder), batch_size=BATCH
-            )
+            cached_features(encoder, source, vector_features, "vectors", Path(folder), batch_size=BATCH)
             whole.append(time.perf_counter() - start)
     bare_time, whole_time = min(bare), min(whole)
     print(

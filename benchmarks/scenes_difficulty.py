@@ -24,9 +24,7 @@ from vision_core.scenes.draw import CATEGORIES, draw_scene  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--size", type=int, default=64, help="side of the scenes in pixels (default 64)"
-    )
+    parser.add_argument("--size", type=int, default=64, help="side of the scenes in pixels (default 64)")
     parser.add_argument(
         "--bank",
         type=int,
@@ -34,17 +32,11 @@ def main() -> None:
         help="training scenes: the k-NN bank, and what the convnet learns from (default 4000)",
     )
     parser.add_argument(
-        "--queries",
-        type=int,
-        default=1000,
-        help="held-out scenes that are classified (default 1000)",
+        "--queries", type=int, default=1000, help="held-out scenes that are classified (default 1000)"
     )
     parser.add_argument("--neighbours", type=int, default=20, help="k of k-NN (default 20)")
     parser.add_argument(
-        "--epochs",
-        type=int,
-        default=8,
-        help="passes of the supervised convnet over the bank (default 8)",
+        "--epochs", type=int, default=8, help="passes of the supervised convnet over the bank (default 8)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the scenes and of the networks (default 0)"
@@ -54,9 +46,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     start = time.process_time()
     bank, bank_labels = draw_many(args.seed, args.bank, args.size, "train")
-    print(
-        f"milliseconds per scene of {args.size} px: {1000 * (time.process_time() - start) / args.bank:.2f}"
-    )
+    print(f"milliseconds per scene of {args.size} px: {1000 * (time.process_time() - start) / args.bank:.2f}")
     queries, query_labels = draw_many(args.seed, args.queries, args.size, "held_out")
 
     network = small_convnet(len(CATEGORIES))
@@ -102,9 +92,7 @@ def knn_accuracy(
 ) -> float:
     """Share of queries whose weighted vote is right: cosine similarity, weights exp(similarity /
     temperature) (Wu et al. 2018, section 3.4)."""
-    similarity, nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(
-        neighbours
-    )
+    similarity, nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(neighbours)
     votes = torch.zeros(len(queries), int(bank_labels.max()) + 1).scatter_add_(
         1, bank_labels[nearest], (similarity / temperature).exp()
     )
@@ -133,11 +121,7 @@ def random_convolutions() -> Callable[[Tensor], Tensor]:
 def small_convnet(classes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels_in, channels in ((3, 32), (32, 64), (64, 128), (128, 128)):
-        layers += [
-            nn.Conv2d(channels_in, channels, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-        ]
+        layers += [nn.Conv2d(channels_in, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
 
 

@@ -69,16 +69,11 @@ def make_model(device: str) -> tuple[FusionVlmForConditionalGeneration, FusionPr
         "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536, "image_size": SIDE, "patch_size": PATCH,
     }  # fmt: skip
     encoders = [
-        build_transformers(
-            vit | {"model_type": kind}, ImageTransform((SIDE, SIDE)), dtype=torch.float32
-        )
+        build_transformers(vit | {"model_type": kind}, ImageTransform((SIDE, SIDE)), dtype=torch.float32)
         for kind in ("dinov2", "siglip_vision_model")
     ]
     vision, _ = fuse_encoders(
-        encoders,
-        hidden_size=320,
-        connector_options={"width": 256, "num_heads": 4},
-        grid=SIDE // PATCH,
+        encoders, hidden_size=320, connector_options={"width": 256, "num_heads": 4}, grid=SIDE // PATCH
     )
     sizes = {
         "hidden_size": 320,
@@ -90,9 +85,7 @@ def make_model(device: str) -> tuple[FusionVlmForConditionalGeneration, FusionPr
     }
     language_model, tokenizer = tiny_language_model("qwen3", **sizes)
     language_model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
-    model, processor = assemble_vlm(
-        vision, language_model, tokenizer, num_sva_layers=3, sva_stride=2
-    )
+    model, processor = assemble_vlm(vision, language_model, tokenizer, num_sva_layers=3, sva_stride=2)
     model.requires_grad_(True)
     for encoder in model.vision_model.encoders:
         encoder.freeze()
@@ -111,29 +104,17 @@ def draw_samples(count: int, processor: FusionProcessor, seed: int = 0) -> list[
         length = max(int(scale * min(median * rng.lognormal(0.0, 0.7), 2048)), 6)
         ids = rng.integers(300, VOCABULARY, length).tolist()
         image_tokens = (
-            [processor.image_token_id] * processor.image_processor.num_tokens(SIDE, SIDE)
-            if has_image
-            else []
+            [processor.image_token_id] * processor.image_processor.num_tokens(SIDE, SIDE) if has_image else []
         )
         prompt = len(image_tokens) + max(int((1 - learnt) * length), 1)
         tokens = image_tokens + ids
-        image = (
-            torch.from_numpy(rng.integers(0, 255, (3, SIDE, SIDE), dtype="uint8"))
-            if has_image
-            else None
-        )
-        samples.append(
-            {"input_ids": tokens, "labels": [-100] * prompt + tokens[prompt:], "image": image}
-        )
+        image = torch.from_numpy(rng.integers(0, 255, (3, SIDE, SIDE), dtype="uint8")) if has_image else None
+        samples.append({"input_ids": tokens, "labels": [-100] * prompt + tokens[prompt:], "image": image})
     return samples
 
 
 def make_batches(
-    samples: list[dict],
-    levers: set[str],
-    size: int,
-    processor: FusionProcessor,
-    cache: MapCache | None,
+    samples: list[dict], levers: set[str], size: int, processor: FusionProcessor, cache: MapCache | None
 ) -> list[dict]:
     """All samples once, in batches."""
     order = range(len(samples))
@@ -167,15 +148,11 @@ def serve(levers: set[str], count: int, size: int, device: str, turns: Connectio
     with tempfile.TemporaryDirectory() as folder:
         cache = None
         if "cache" in levers:
-            cache = MapCache(
-                Path(folder), model.vision_model, processor.image_processor, torch.float32
-            )
+            cache = MapCache(Path(folder), model.vision_model, processor.image_processor, torch.float32)
             images = [sample["image"] for sample in samples if sample["image"] is not None]
             cache.fill([*images, BLANK], model.vision_model, processor.image_processor)
         batches = make_batches(samples, levers, size, processor, cache)
-    optimizer = torch.optim.AdamW(
-        [each for each in model.parameters() if each.requires_grad], lr=1e-5
-    )
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-5)
     while turns.recv():
         reset_peak(device)
         started = time.perf_counter()
@@ -196,9 +173,7 @@ def step(
     device = model.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         loss = model(
-            **batch,
-            supervised_only=supervised_only,
-            **({} if supervised_only else {"use_cache": False}),
+            **batch, supervised_only=supervised_only, **({} if supervised_only else {"use_cache": False})
         ).loss
     loss.backward()
     optimizer.step()
@@ -234,9 +209,7 @@ def peak_bytes(device: str) -> int:
     )
 
 
-def useful_flops(
-    model: FusionVlmForConditionalGeneration, samples: list[dict], cached: bool
-) -> float:
+def useful_flops(model: FusionVlmForConditionalGeneration, samples: list[dict], cached: bool) -> float:
     """Of one pass without padding, products alone: 6 per parameter and token where it trains, 2
     where it is frozen; the head at learnt positions.
 
@@ -248,16 +221,11 @@ def useful_flops(
     images = sum(sample["image"] is not None for sample in samples)
     head = model.get_output_embeddings().weight.numel()
     layers = sum(each.numel() for each in model.get_decoder().layers.parameters())
-    encoders = sum(
-        each.numel() for encoder in model.vision_model.encoders for each in encoder.parameters()
-    )
+    encoders = sum(each.numel() for encoder in model.vision_model.encoders for each in encoder.parameters())
     places = model.config.vision_config.grid**2
     looks = sum(
         each.numel()
-        for each in [
-            *model.vision_model.connector.parameters(),
-            *model.vision_sampler_layers.parameters(),
-        ]
+        for each in [*model.vision_model.connector.parameters(), *model.vision_sampler_layers.parameters()]
     )
     return 6.0 * (layers * tokens + head * learnt + looks * images * places) + (
         0.0 if cached else 2.0 * encoders * images * places
@@ -294,9 +262,7 @@ def main() -> None:
     for name, levers in LEVERS.items():
         pipes[name], other = context.Pipe()
         context.Process(
-            target=serve,
-            args=(levers, args.samples, args.batch_size, args.device, other),
-            daemon=True,
+            target=serve, args=(levers, args.samples, args.batch_size, args.device, other), daemon=True
         ).start()
     done: dict[str, list[tuple[float, int]]] = {name: [] for name in LEVERS}
     for turn in tqdm(range(args.turns + 1), desc="turns"):

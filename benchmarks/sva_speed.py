@@ -28,14 +28,7 @@ from tqdm import tqdm
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 from fusion.connectors.windows import VisionWindows
 
-QUERIES, WINDOWS, WIDTH, HIDDEN, CONNECTOR_LAYERS, LLM_LAYERS = (
-    576,
-    (1, 1, 1, 16),
-    1024,
-    4096,
-    3,
-    10,
-)
+QUERIES, WINDOWS, WIDTH, HIDDEN, CONNECTOR_LAYERS, LLM_LAYERS = (576, (1, 1, 1, 16), 1024, 4096, 3, 10)
 MODES = {"plain": ("plain", False), "fast": ("fast", False), "fast, checkpointed": ("fast", True)}
 
 
@@ -44,12 +37,8 @@ def make(images: int, device: str) -> tuple[torch.nn.ModuleList, VisionWindows, 
     torch.manual_seed(0)
     with torch.device(device):
         widths = [WIDTH] * CONNECTOR_LAYERS + [HIDDEN] * LLM_LAYERS
-        layers = torch.nn.ModuleList(
-            VisionCrossAttentionLayer(width, WIDTH, 16, WINDOWS) for width in widths
-        )
-        tokens = tuple(
-            torch.randn(images * QUERIES, size, WIDTH, requires_grad=True) for size in WINDOWS
-        )
+        layers = torch.nn.ModuleList(VisionCrossAttentionLayer(width, WIDTH, 16, WINDOWS) for width in widths)
+        tokens = tuple(torch.randn(images * QUERIES, size, WIDTH, requires_grad=True) for size in WINDOWS)
         context = torch.randn(images, WIDTH, requires_grad=True)
         image = torch.arange(images).repeat_interleave(QUERIES)
         return (
@@ -59,9 +48,7 @@ def make(images: int, device: str) -> tuple[torch.nn.ModuleList, VisionWindows, 
         )
 
 
-def step(
-    layers: torch.nn.ModuleList, windows: VisionWindows, states: torch.Tensor, path: str
-) -> None:
+def step(layers: torch.nn.ModuleList, windows: VisionWindows, states: torch.Tensor, path: str) -> None:
     """One forward and backward pass; the gradients of the one before are gone."""
     layers.zero_grad(set_to_none=True)
     windows = VisionWindows(
@@ -133,9 +120,7 @@ def main() -> None:
     pipes = {}
     for mode in MODES:
         pipes[mode], other = context.Pipe()
-        context.Process(
-            target=serve, args=(mode, args.images, args.device, other), daemon=True
-        ).start()
+        context.Process(target=serve, args=(mode, args.images, args.device, other), daemon=True).start()
     results = {mode: [] for mode in MODES}
     for turn in tqdm(range(args.turns + 1), desc="turns"):
         for mode, pipe in pipes.items():

@@ -19,7 +19,9 @@ from encoders.base import Encoder
 from encoders.evaluation.features import evaluating
 from vision_core.errors import UserError
 
-MOST_PREFIX_TOKENS = 32  # more keys beside the patches than CLS and registers: the keys are no patches of the last layer
+MOST_PREFIX_TOKENS = (
+    32  # more keys beside the patches than CLS and registers: the keys are no patches of the last layer
+)
 ROWS_AT_ONCE = 256
 
 Query = Literal["cls", "pooling", "mean"]
@@ -59,17 +61,11 @@ def last_attention(encoder: Encoder, pixel_values: Tensor) -> LastAttention:
         with _LastCall() as mode:
             features = encoder(pixel_values.to(encoder.device), [-1])
         if mode.call is None:
-            raise UserError(
-                f"{encoder.name} has no attention that can be shown; choose a vision transformer"
-            )
+            raise UserError(f"{encoder.name} has no attention that can be shown; choose a vision transformer")
         weights, query = _weights_of_interest(mode.call, features.cls is not None)
     grid = features.patch_map.shape[-2:]
     num_prefix = weights.shape[-1] - grid.numel()
-    if (
-        weights.ndim != 3
-        or len(weights) != len(pixel_values)
-        or not 0 <= num_prefix <= MOST_PREFIX_TOKENS
-    ):
+    if weights.ndim != 3 or len(weights) != len(pixel_values) or not 0 <= num_prefix <= MOST_PREFIX_TOKENS:
         raise UserError(
             f"{encoder.name}: its last attention does not look at all patches at once, so it makes no map; choose a plain ViT"
         )
@@ -105,9 +101,7 @@ def _weights_of_interest(call: _Call, has_cls: bool) -> tuple[Tensor, Query]:
     """`[n, heads, keys]`, and whose they are. Fewer queries than keys: a pooling head."""
     query: Query = "pooling" if call.num_queries < call.num_keys else "cls" if has_cls else "mean"
     count = 1 if query == "cls" else call.num_queries
-    parts = [
-        slice(start, min(start + ROWS_AT_ONCE, count)) for start in range(0, count, ROWS_AT_ONCE)
-    ]
+    parts = [slice(start, min(start + ROWS_AT_ONCE, count)) for start in range(0, count, ROWS_AT_ONCE)]
     return sum(call.weights(rows).sum(-2) for rows in parts) / count, query
 
 
@@ -125,16 +119,12 @@ def _scaled_dot_product(
     key heads, S, d]`."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if is_causal:
-        attn_mask = torch.ones(
-            query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
-        ).tril()
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
 
     def weights(rows: slice) -> Tensor:
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1) if enable_gqa else key
         scores = query[:, :, rows].float() @ keys.float().mT * scale
-        return (
-            scores if attn_mask is None else _masked(scores, _rows_of(attn_mask, rows))
-        ).softmax(-1)
+        return (scores if attn_mask is None else _masked(scores, _rows_of(attn_mask, rows))).softmax(-1)
 
     return _Call(weights, query.shape[-2], key.shape[-2])
 
@@ -147,9 +137,7 @@ def _multi_head(arguments: dict[str, Any]) -> _Call:
     def weights(rows: slice) -> Tensor:
         chosen = {"query": query[rows], "attn_mask": None if mask is None else _rows_of(mask, rows)}
         exact = {
-            name: value.float()
-            if isinstance(value, Tensor) and value.is_floating_point()
-            else value
+            name: value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
             for name, value in (arguments | chosen).items()
         }
         return F.multi_head_attention_forward(

@@ -26,8 +26,7 @@ def snippet(num_channels: int) -> str:
     if num_channels == 1:
         return SNIPPET.format(image="image.jpg", words="upright, its luminance of 0 to 1")
     return SNIPPET.format(
-        image="image.tif",
-        words=f"a file of {num_channels} bands, in the scale of the encoder's mean and std",
+        image="image.tif", words=f"a file of {num_channels} bands, in the scale of the encoder's mean and std"
     )
 
 
@@ -46,8 +45,7 @@ def write_card(folder: Path, encoder: Encoder) -> None:
     write_model_card(
         folder / "README.md",
         title=f"Encoder from {encoder.name}",
-        summary=f"A vision encoder, saved from {source}"
-        + (", with random weights." if untrained else "."),
+        summary=f"A vision encoder, saved from {source}" + (", with random weights." if untrained else "."),
         training_command=f"# saved by encoders.save_encoder from {encoder.name}; nothing was trained",
         data=f"What the source was trained on. {data_licence([encoder.source])}"
         if not untrained

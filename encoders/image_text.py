@@ -13,11 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from encoders.adapters.open_clip_encoder import (
-    import_open_clip,
-    load_whole_model,
-    transform_from_preprocess,
-)
+from encoders.adapters.open_clip_encoder import import_open_clip, load_whole_model, transform_from_preprocess
 from encoders.adapters.transformers_encoder import TransformersEncoder, read_config, read_transform
 from encoders.preprocess import ImageTransform, Preprocess
 from vision_core.errors import UserError
@@ -69,18 +65,14 @@ class ImageTextModel(nn.Module):
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """`[B, 3, H, W]`, preprocessed as `transform` says, to `[B, D]` of length 1, float32.
         Raises UserError for sizes that the model cannot take."""
-        return F.normalize(
-            self.image_vectors(pixel_values.to(self.device, self.dtype)).float(), dim=-1
-        )
+        return F.normalize(self.image_vectors(pixel_values.to(self.device, self.dtype)).float(), dim=-1)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """n texts, cut to the length that the model was trained with, to `[n, D]` of length 1,
         float32."""
         batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-        return F.normalize(
-            torch.cat([self.text_vectors(list(batch)).float() for batch in batches]), dim=-1
-        )
+        return F.normalize(torch.cat([self.text_vectors(list(batch)).float() for batch in batches]), dim=-1)
 
     def image_vectors(self, pixel_values: Tensor) -> Tensor:
         """`[B, D]`, as the adapter's library gives them."""
@@ -104,9 +96,7 @@ class ImageTextModel(nn.Module):
 class TransformersImageText(ImageTextModel):
     """A `SiglipModel`, `Siglip2Model`, `CLIPModel` or `MetaClip2Model` with its tokenizer."""
 
-    def __init__(
-        self, model: nn.Module, tokenizer: Any, transform: ImageTransform, source: str = ""
-    ) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, transform: ImageTransform, source: str = "") -> None:
         super().__init__(transform, model.logit_scale, getattr(model, "logit_bias", None), source)
         self.model, self.tokenizer = model, tokenizer
         self.tower = TEXT_TOWERS[model.config.model_type]
@@ -130,9 +120,9 @@ class TransformersImageText(ImageTextModel):
         if self.tower.padded:
             lower = [text.lower() for text in texts]
             tokens = {
-                "input_ids": self.tokenizer(
-                    lower, padding="max_length", padding_side="right", **options
-                )["input_ids"]
+                "input_ids": self.tokenizer(lower, padding="max_length", padding_side="right", **options)[
+                    "input_ids"
+                ]
             }
         else:
             said = self.tokenizer(texts, padding=True, padding_side="right", **options)
@@ -144,9 +134,7 @@ class TransformersImageText(ImageTextModel):
 class OpenClipImageText(ImageTextModel):
     """Both towers of an open_clip model with its tokenizer."""
 
-    def __init__(
-        self, model: nn.Module, tokenizer: Any, transform: ImageTransform, source: str = ""
-    ) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, transform: ImageTransform, source: str = "") -> None:
         super().__init__(transform, model.logit_scale, model.logit_bias, source)
         self.model, self.tokenizer = model, tokenizer
         self.requires_grad_(False).eval()
@@ -164,10 +152,7 @@ class OpenClipImageText(ImageTextModel):
 
 
 def load_image_text(
-    source: str | os.PathLike,
-    *,
-    dtype: torch.dtype = torch.float32,
-    preprocess: Preprocess = "published",
+    source: str | os.PathLike, *, dtype: torch.dtype = torch.float32, preprocess: Preprocess = "published"
 ) -> ImageTextModel:
     """The image-text model that `source` names, frozen, on the CPU.
 
@@ -189,9 +174,7 @@ def load_image_text(
 def _load(text: str, dtype: torch.dtype) -> ImageTextModel:
     kind, _, name = text.partition(":")
     if os.path.isdir(text):
-        refuse_folder(
-            text, "an encoder with a text tower", ("encoder", "other_vlm", "model", "unknown")
-        )
+        refuse_folder(text, "an encoder with a text tower", ("encoder", "other_vlm", "model", "unknown"))
         return _load_transformers(text, text, dtype)
     if kind == "hf" and name:
         with hub_or_cache(text):
@@ -212,10 +195,7 @@ def has_text_tower(source: str | os.PathLike) -> bool:
     kind, _, name = text.partition(":")
     if os.path.isdir(text) or kind == "hf":
         place = text if os.path.isdir(text) else name
-        return (
-            not (Path(place) / "encoder.json").is_file()
-            and read_config(place).model_type in TEXT_TOWERS
-        )
+        return not (Path(place) / "encoder.json").is_file() and read_config(place).model_type in TEXT_TOWERS
     return kind == "open_clip"
 
 

@@ -97,9 +97,7 @@ def load_encoder(
     ):  # random weights are a function of the seed, and the caller's random numbers are left alone
         torch.manual_seed(seed_of(seed, "encoder"))
         if text.startswith(UNTRAINED):
-            encoder = _untrained(
-                text.removeprefix(UNTRAINED), size, dtype, options | {"untrained": True}
-            )
+            encoder = _untrained(text.removeprefix(UNTRAINED), size, dtype, options | {"untrained": True})
         else:
             encoder = _trained(text, size, dtype, options)
     if size is not None:
@@ -132,9 +130,7 @@ def check_source(source: str) -> None:
         except UserError as error:
             raise UserError(f"{error}{_nearest(text) if kind == 'hf' else ''}") from None
     elif kind == "dinov2_pth" and not os.path.exists(name):
-        raise UserError(
-            f"{name} cannot be read as weights: there is no such file; name a published .pth"
-        )
+        raise UserError(f"{name} cannot be read as weights: there is no such file; name a published .pth")
     elif kind == "tiny" and name not in FAMILY_NAMES:
         raise UserError(f"tiny:{name} does not exist; the families are {', '.join(FAMILY_NAMES)}")
     elif kind == "timm":
@@ -149,10 +145,7 @@ def check_source(source: str) -> None:
 
 
 def build_encoder(
-    config: EncoderConfig,
-    *,
-    dtype: torch.dtype = torch.float32,
-    attn_implementation: str | None = None,
+    config: EncoderConfig, *, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None
 ) -> Encoder:
     """The encoder that `config` describes with random weights, trainable; inside
     `torch.device("meta")` it takes no memory.
@@ -205,9 +198,7 @@ def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(
-            f"{target} exists and is not empty; name another folder, nothing is overwritten"
-        )
+        raise UserError(f"{target} exists and is not empty; name another folder, nothing is overwritten")
     with published_whole(target) as written:
         weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
         save_file(weights, written / WEIGHTS_FILE)
@@ -215,9 +206,7 @@ def save_encoder(encoder: Encoder, folder: str | os.PathLike) -> None:
         write_card(written, encoder)
 
 
-def _trained(
-    text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]
-) -> Encoder:
+def _trained(text: str, size: tuple[int, int] | None, dtype: torch.dtype, options: dict[str, Any]) -> Encoder:
     kind, name = _kind_and_name(text)
     if kind == "folder":
         return _from_folder(Path(text), size, dtype, options)
@@ -313,9 +302,7 @@ def _from_folder(
         from encoders.adapters.timm_encoder import load_timm
 
         _refuse_position_options(str(folder), options)
-        return load_timm(
-            f"local-dir:{folder}", pretrained=True, image_size=size, dtype=dtype, **options
-        )
+        return load_timm(f"local-dir:{folder}", pretrained=True, image_size=size, dtype=dtype, **options)
     if not (folder / CONFIG_FILE).is_file():
         _check_checkpoint(folder)
         return load_transformers(str(folder), dtype=dtype, **options)
@@ -332,9 +319,7 @@ def _from_folder(
         check_openable(folder / WEIGHTS_FILE, str(folder / WEIGHTS_FILE), "save the encoder again")
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder / WEIGHTS_FILE} cannot be read ({error}); save the encoder again"
-        ) from None
+        raise UserError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); save the encoder again") from None
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
@@ -378,9 +363,7 @@ def _config_of(place: str) -> EncoderConfig:
         return _read_config(Path(place))
     config = read_config(place)
     family_of(config, place)
-    return EncoderConfig(
-        "transformers", vision_config(config).to_dict(), read_transform(place).to_dict()
-    )
+    return EncoderConfig("transformers", vision_config(config).to_dict(), read_transform(place).to_dict())
 
 
 def _read_config(folder: Path) -> EncoderConfig:

@@ -34,9 +34,7 @@ def sincos_positions(num_patches: int, width: int) -> Tensor:
     ...
     """
     side, quarter = round(num_patches**0.5), width // 4
-    assert side * side == num_patches and 4 * quarter == width, (
-        f"{num_patches} patches of width {width}"
-    )
+    assert side * side == num_patches and 4 * quarter == width, f"{num_patches} patches of width {width}"
     frequencies = WAVELENGTH ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     line = torch.cat([angles.sin(), angles.cos()], dim=1)

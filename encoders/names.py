@@ -14,10 +14,7 @@ HUB = (
         for size in ("s16", "s16plus", "b16", "l16", "h16plus", "7b16")
     ),
     "facebook/dinov3-vitl16-pretrain-sat493m",
-    *(
-        f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m"
-        for size in ("tiny", "small", "base", "large")
-    ),
+    *(f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m" for size in ("tiny", "small", "base", "large")),
     *(f"google/siglip-base-patch16-{size}" for size in (224, 256, 384, 512)),
     "google/siglip-base-patch16-256-multilingual",
     "google/siglip-large-patch16-256",

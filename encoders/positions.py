@@ -13,9 +13,7 @@ from vision_core.errors import UserError
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 
 
-def set_position_interpolation(
-    model: nn.Module, antialias: bool | None, offset: float | None
-) -> None:
+def set_position_interpolation(model: nn.Module, antialias: bool | None, offset: float | None) -> None:
     """Let a Dinov2Model or Dinov2WithRegistersModel resample its positions with these choices; the
     model is changed.
 
@@ -56,9 +54,7 @@ def set_position_interpolation(
     model.embeddings.interpolate_pos_encoding = MethodType(interpolate, model.embeddings)
 
 
-def resampled_positions(
-    positions: Tensor, grid: tuple[int, int], antialias: bool, offset: float
-) -> Tensor:
+def resampled_positions(positions: Tensor, grid: tuple[int, int], antialias: bool, offset: float) -> Tensor:
     """`[1, 1 + side * side, D]`, CLS first, as `[1, 1 + grid_height * grid_width, D]`: bicubic, in
     float32, CLS untouched."""
     side = int((positions.shape[1] - 1) ** 0.5)
@@ -70,6 +66,4 @@ def resampled_positions(
         patches = F.interpolate(stored, scale_factor=scale, mode="bicubic", antialias=antialias)
     else:
         patches = F.interpolate(stored, size=grid, mode="bicubic", antialias=antialias)
-    return torch.cat(
-        [positions[:, :1], patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1
-    )
+    return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)

@@ -57,9 +57,7 @@ class ImageTransform:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     fit: Literal["crop", "squash"] = "crop"
     margin: float = 1.0
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = (
-        "bicubic"
-    )
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bicubic"
     preprocess: Preprocess = "whole"
     resampler: Literal["tensor", "tensor_float", "pillow"] = "tensor"
     num_channels: int = 3
@@ -73,9 +71,7 @@ class ImageTransform:
         In its own type and scale, but float32 of 0..1 where the resampler is `tensor_float`.
         """
         if self.preprocess == "published":
-            return published_view(
-                image, self.size, self.fit, self.margin, self.interpolation, self.resampler
-            )
+            return published_view(image, self.size, self.fit, self.margin, self.interpolation, self.resampler)
         if self.fit == "crop":
             margin = margin_for(image, self.size, max(self.margin, 1.0))
             return centre_view(image, self.size, margin, self.interpolation)
@@ -96,9 +92,7 @@ class ImageTransform:
         taken = encoder_images(images, self.num_channels, pictures, options)
         return self.pixels(torch.stack([self.view(image) for image in taken]))
 
-    def resized(
-        self, size: tuple[int, int], fit: Literal["crop", "squash"] | None = None
-    ) -> ImageTransform:
+    def resized(self, size: tuple[int, int], fit: Literal["crop", "squash"] | None = None) -> ImageTransform:
         """The same with another size and, where given, another fit; an image that is squashed then
         is seen whole."""
         margin = 1.0 if fit == "squash" else self.margin
@@ -107,8 +101,7 @@ class ImageTransform:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
         }
 
     @classmethod
@@ -117,10 +110,7 @@ class ImageTransform:
         check_types(cls, values, "the description of an image transform")
         try:
             made = cls(
-                **{
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in values.items()
-                }
+                **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
             )
         except TypeError as error:
             raise UserError(
@@ -147,10 +137,7 @@ class ImageTransform:
 
 
 def centre_view(
-    image: Tensor,
-    size: tuple[int, int],
-    margin: float = PUBLISHED_MARGIN,
-    interpolation: str = "bicubic",
+    image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN, interpolation: str = "bicubic"
 ) -> Tensor:
     """`[C, H, W]` resized (with antialiasing) so that it covers `margin` times `size`, then the
     central `[C, *size]` of it; same type.
@@ -180,9 +167,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
                 f"image_mean and image_std need one number for each of {images.shape[1]} channels, not {len(values)}"
             )
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    mean, std = (
-        torch.tensor(list(values), device=images.device).view(1, -1, 1, 1) for values in (mean, std)
-    )
+    mean, std = (torch.tensor(list(values), device=images.device).view(1, -1, 1, 1) for values in (mean, std))
     return (images - mean) / std
 
 

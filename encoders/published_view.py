@@ -47,9 +47,7 @@ def resize(image: Tensor, size: Sequence[int], interpolation: str) -> Tensor:
     size as it is."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return V.resize(
-        image, list(size), interpolation=InterpolationMode(interpolation), antialias=True
-    )
+    return V.resize(image, list(size), interpolation=InterpolationMode(interpolation), antialias=True)
 
 
 def _target(image: Size, size: Size, fit: str, margin: float, resampler: str) -> Size:

@@ -32,12 +32,8 @@ AutoModel.register(FusedVisionConfig, FusedVisionModel)
 AutoModelForImageTextToText.register(FusionVlmConfig, FusionVlmForConditionalGeneration)
 # Tools that do not know which kind of model a folder holds, TRL among them, take this class.
 AutoModelForCausalLM.register(FusionVlmConfig, FusionVlmForConditionalGeneration)
-AutoImageProcessor.register(
-    FusedVisionConfig, image_processor_classes={"torchvision": FusionImageProcessor}
-)
-AutoImageProcessor.register(
-    FusionVlmConfig, image_processor_classes={"torchvision": FusionImageProcessor}
-)
+AutoImageProcessor.register(FusedVisionConfig, image_processor_classes={"torchvision": FusionImageProcessor})
+AutoImageProcessor.register(FusionVlmConfig, image_processor_classes={"torchvision": FusionImageProcessor})
 AutoProcessor.register(FusionVlmConfig, FusionProcessor)
 
 __all__ = [

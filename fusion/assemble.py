@@ -8,12 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from encoders.base import Encoder
 from encoders.load import load_encoder
@@ -70,9 +65,7 @@ def fuse_encoders(
     grid = grid or min(own_grids)
     config = FusedVisionConfig(
         encoders=[encoder.config().to_dict() for encoder in loaded],
-        encoder_grids=list(
-            encoder_grids or [max(round(own / grid), 1) * grid for own in own_grids]
-        ),
+        encoder_grids=list(encoder_grids or [max(round(own / grid), 1) * grid for own in own_grids]),
         connector=connector,
         connector_options=connector_options,
         hidden_size=hidden_size,
@@ -135,9 +128,7 @@ def assemble_vlm(
     if isinstance(language_model, str):
         language_model, tokenizer = load_language_model(language_model)
     if tokenizer is None:
-        raise UserError(
-            "a language model that is given as an object needs its tokenizer; pass tokenizer="
-        )
+        raise UserError("a language model that is given as an object needs its tokenizer; pass tokenizer=")
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             f"{type(tokenizer).__name__} does not tell where in a text its tokens stand, so answers cannot be told from prompts; "
@@ -165,9 +156,7 @@ def assemble_vlm(
         sva_stride=sva_stride,
         zero_init_sva=zero_init_sva,
     )
-    config._attn_implementation = (
-        attention  # a new config takes the settings of the configs in it away
-    )
+    config._attn_implementation = attention  # a new config takes the settings of the configs in it away
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "vision layers"))
         if image_token_id >= language_model.get_input_embeddings().num_embeddings:
@@ -195,14 +184,10 @@ def load_language_model(
         return _load_language_model(name, dtype)
 
 
-def _load_language_model(
-    name: str, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False
-        ), tokenizer
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False), tokenizer
     except Exception as error:  # a broken checkpoint raises whatever its reader does
         reason = first_line(error)
         raise UserError(

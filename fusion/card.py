@@ -94,9 +94,7 @@ def write_card(
         training_command=command,
         data=f"{data}\n\n{licence_of_parts(names)}",
         results=[],
-        settings=facts_of_vision(vision)
-        | (facts_of_language(model) if is_vlm else {})
-        | made_with(),
+        settings=facts_of_vision(vision) | (facts_of_language(model) if is_vlm else {}) | made_with(),
         note=note,
         tags=["vision", "fusion"],
         pipeline_tag="image-text-to-text" if is_vlm else "image-feature-extraction",
@@ -131,8 +129,7 @@ def facts_of_language(model: FusionVlmForConditionalGeneration) -> dict[str, obj
     return {
         "language model": type(model.language_model).__name__,
         "parameters of the language model": millions([model.language_model]),
-        "layers followed by a look at the encoders": ", ".join(map(str, model.config.sva_layers))
-        or "none",
+        "layers followed by a look at the encoders": ", ".join(map(str, model.config.sva_layers)) or "none",
         "parameters of those looks": millions(looks),
         "parameters": millions([model]),
     }

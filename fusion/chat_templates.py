@@ -145,16 +145,12 @@ def chat_template_for(
     if isinstance(template, dict):
         return {name: chat_template_for(each, tokenizer) for name, each in template.items()}
     complete = WITHOUT_THOUGHTS + FLATTEN_CONTENT + (template or PLAIN)
-    return (
-        BOS + complete if adds_bos(tokenizer) and not _writes_bos(complete, tokenizer) else complete
-    )
+    return BOS + complete if adds_bos(tokenizer) and not _writes_bos(complete, tokenizer) else complete
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts BOS in front of a text by itself."""
-    return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [
-        tokenizer.bos_token_id
-    ]
+    return tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def _writes_bos(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:

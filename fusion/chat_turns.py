@@ -185,10 +185,7 @@ def add_stops(generation_config: Any, processor: FusionProcessor) -> None:
 def _probe(processor: FusionProcessor, thinking: bool = False) -> RenderedChat:
     """A question and an answer, `MARK`, behind thoughts, `SECOND_MARK`, and with a system turn
     where the template wants it."""
-    turns: list[dict[str, Any]] = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": MARK},
-    ]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
     if thinking:
         turns[-1]["thoughts"] = SECOND_MARK
     reason: Exception | None = None
@@ -251,9 +248,7 @@ class _Template:
         if prompt.startswith(before) and OPEN_THOUGHTS.search(extra):
             if thoughts and not is_last:
                 raise _dropped_thoughts(number)
-            return Beginning(
-                prompt=extra, learnt=f"{thoughts}\n</think>\n\n" if thoughts else "</think>\n\n"
-            )
+            return Beginning(prompt=extra, learnt=f"{thoughts}\n</think>\n\n" if thoughts else "</think>\n\n")
         if prompt.startswith(before) and THOUGHTS.search(extra):
             if thoughts:
                 raise _dropped_thoughts(number)
@@ -291,15 +286,10 @@ class _Template:
         last = eos if is_closed else found.group()
         return Ending(shared[: found.end()] + (last if is_closed else ""), last, last)
 
-    def _ending_by_next_turn(
-        self, messages: Messages, number: int, behind: str, alone: str
-    ) -> Ending:
+    def _ending_by_next_turn(self, messages: Messages, number: int, behind: str, alone: str) -> Ending:
         """The first of the tokenizer's own tokens in what introduces a question behind the
         answer."""
-        asked = [
-            *_marked(messages[: number + 1], number, MARK),
-            {"role": "user", "content": SECOND_MARK},
-        ]
+        asked = [*_marked(messages[: number + 1], number, MARK), {"role": "user", "content": SECOND_MARK}]
         between = self.render(asked).partition(MARK)[2].partition(SECOND_MARK)[0]
         found = self.tokens.search(between)
         text = between[: found.end()] if found else ""
@@ -327,15 +317,9 @@ def _said(rendered: str, before: str, behind: str, content: str) -> str:
     """The answer between two parts of the template's text. Raises ChatTemplateError where it is not
     `content`."""
     said = rendered[len(before) : len(rendered) - len(behind)]
-    is_kept = (
-        rendered.startswith(before)
-        and rendered.endswith(behind)
-        and said.strip() == content.strip()
-    )
+    is_kept = rendered.startswith(before) and rendered.endswith(behind) and said.strip() == content.strip()
     if not is_kept or not said.strip():
-        raise ChatTemplateError(
-            "the chat template changes what the assistant says; use another template"
-        )
+        raise ChatTemplateError("the chat template changes what the assistant says; use another template")
     return said
 
 
@@ -346,17 +330,10 @@ def _dropped_thoughts(number: int) -> ChatTemplateError:
     )
 
 
-def _refuse_own_tokens(
-    template: _Template, message: Mapping[str, Any], number: int, ending: Ending
-) -> None:
+def _refuse_own_tokens(template: _Template, message: Mapping[str, Any], number: int, ending: Ending) -> None:
     """Raises ChatTemplateError for an answer with a text in it that the tokenizer takes for a token
     of its own."""
-    control = {
-        *template.processor.tokenizer.all_special_tokens,
-        ending.last,
-        ending.stop,
-        IMAGE_TOKEN,
-    }
+    control = {*template.processor.tokenizer.all_special_tokens, ending.last, ending.stop, IMAGE_TOKEN}
     words = (message.get("thoughts") or "") + message["content"]
     found = next((token for token in sorted(control) if token in words), None)
     if found is not None:
@@ -366,9 +343,7 @@ def _refuse_own_tokens(
 
 
 @lru_cache(maxsize=8)
-def _own_tokens(
-    tokenizer: PreTrainedTokenizerBase, eos_token: str | None, size: int
-) -> re.Pattern[str]:
+def _own_tokens(tokenizer: PreTrainedTokenizerBase, eos_token: str | None, size: int) -> re.Pattern[str]:
     """Finds the tokens that never arise from words: special ones, and those added by name.
 
     eos_token, size: of the tokenizer, so that what is added to it later counts.

@@ -11,10 +11,7 @@ ALIGNMENT = 64  # bytes, of tensors that torch allocates on a CPU
 
 
 def load_strictly(
-    from_pretrained: Callable[..., Any],
-    *args: Any,
-    output_loading_info: bool = False,
-    **kwargs: Any,
+    from_pretrained: Callable[..., Any], *args: Any, output_loading_info: bool = False, **kwargs: Any
 ) -> Any:
     """`from_pretrained(*args, **kwargs)`. Raises UserError where a tensor is missing, left over or
     of another shape.

@@ -45,8 +45,7 @@ class FusedVisionConfig(ClassesOfAPackage, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.encoders = [
-            each.to_dict() if isinstance(each, EncoderConfig) else dict(each)
-            for each in self.encoders or []
+            each.to_dict() if isinstance(each, EncoderConfig) else dict(each) for each in self.encoders or []
         ]
         self.encoder_grids = [int(side) for side in self.encoder_grids or []]
         self.connector_options = dict(self.connector_options or {})
@@ -107,11 +106,7 @@ class FusionVlmConfig(ClassesOfAPackage, PreTrainedConfig):
                 f"layers {', '.join(map(str, self.sva_layers))} are to be followed by vision layers, but the language model has only "
                 f"{self.text_config.num_hidden_layers} (0 to {self.text_config.num_hidden_layers - 1}); lower num_sva_layers, sva_start or sva_stride"
             )
-        if (
-            self.sva_layers
-            and self.vision_config.encoders
-            and self.vision_config.connector != "sva"
-        ):
+        if self.sva_layers and self.vision_config.encoders and self.vision_config.connector != "sva":
             raise UserError(
                 f"num_sva_layers={self.num_sva_layers} needs the connector sva, not {self.vision_config.connector}, which has no windows; "
                 "set num_sva_layers=0"

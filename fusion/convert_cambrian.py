@@ -20,13 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.chat_templates import named_template
@@ -54,7 +48,9 @@ CONFIG_KEYS = [
 # Which prompt a released model was trained with is written in its config only as the number of
 # tokens in front of the image (`image_position`).
 PROMPTS = {91: "cambrian_llama3", 35: "vicuna_v1", 87: "cambrian_chatml"}
-RELEASED_DATA = "Cambrian-1's: Tong et al. 2024 name the data of alignment and of fine-tuning. Nothing was trained here."
+RELEASED_DATA = (
+    "Cambrian-1's: Tong et al. 2024 name the data of alignment and of fine-tuning. Nothing was trained here."
+)
 RELEASED_NOTE = "The weights are those of the released checkpoint under other names; the authors' licence holds for them, and nothing was measured here."
 NUM_HEADS = 16  # of every released model; it is written in the code, not in the config
 WITHIN_A_LAYER = [
@@ -73,29 +69,20 @@ OUTSIDE = [
     (r"model\.(vision_query|image_newline)", r"vision_model.connector.\1"),
 ]
 LAYERS = [
-    (
-        r"model\.vision_sampler_(\d+)\.layers\.(\d+)\.(.+)",
-        r"vision_model.connector.vision_sampler.\1.\2.",
-    ),
+    (r"model\.vision_sampler_(\d+)\.layers\.(\d+)\.(.+)", r"vision_model.connector.vision_sampler.\1.\2."),
     (r"model\.vision_sampler_layers\.(\d+)\.layers\.0\.(.+)", r"vision_sampler_layers.\1."),
 ]
 
 
-def new_name(
-    published: str, grid: int, group_grids: Sequence[int], encoder_grids: Sequence[int]
-) -> str:
+def new_name(published: str, grid: int, group_grids: Sequence[int], encoder_grids: Sequence[int]) -> str:
     """Our name of a published tensor of the connector or of the layers in the language model, in a
     model of these grids. Raises UserError for another."""
     for pattern, replacement in LAYERS:
         match = re.fullmatch(pattern, published)
         if match:
-            of_queries = (
-                grid if "vision_sampler_layers" in published else group_grids[int(match[1])]
-            )
+            of_queries = grid if "vision_sampler_layers" in published else group_grids[int(match[1])]
             windowed = [encoder for encoder, side in enumerate(encoder_grids) if side > of_queries]
-            return match.expand(replacement) + _within_a_layer(
-                published, match[match.lastindex], windowed
-            )
+            return match.expand(replacement) + _within_a_layer(published, match[match.lastindex], windowed)
     for pattern, replacement in OUTSIDE:
         match = re.fullmatch(pattern, published)
         if match:
@@ -120,9 +107,7 @@ def _within_a_layer(published: str, rest: str, windowed: Sequence[int]) -> str:
 
 
 def _unknown(published: str) -> UserError:
-    return UserError(
-        f"{published} is no tensor of the published Cambrian-1 layout; nothing was written"
-    )
+    return UserError(f"{published} is no tensor of the published Cambrian-1 layout; nothing was written")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -174,9 +159,7 @@ def convert(
         language_model,
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
         chat_template=template,
-        num_sva_layers=0
-        if published["connector_only"]
-        else published["num_of_vision_sampler_layers"],
+        num_sva_layers=0 if published["connector_only"] else published["num_of_vision_sampler_layers"],
         sva_start=published["start_of_vision_sampler_layers"],
         sva_stride=published["stride_of_vision_sampler_layers"],
     )
@@ -184,20 +167,14 @@ def convert(
     grids = connector.grid, connector.group_grids, connector.encoder_grids
     take_over(
         model,
-        {
-            new_name(name, *grids): tensor
-            for name, tensor in tensors.items()
-            if name not in of_language_model
-        },
+        {new_name(name, *grids): tensor for name, tensor in tensors.items() if name not in of_language_model},
     )
     return model, processor
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A released model's config. Raises UserError where it cannot be read or says too little."""
-    refuse_folder(
-        folder, "a released Cambrian-1", ("cambrian", "language_model", "model", "unknown")
-    )
+    refuse_folder(folder, "a released Cambrian-1", ("cambrian", "language_model", "model", "unknown"))
     name, cure = str(folder / "config.json"), "name a released checkpoint's folder"
     published = parse_json(read_text(name, name, cure), f"{name} cannot be read", cure)
     if not isinstance(published, dict):
@@ -266,11 +243,7 @@ def take_over(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     Raises UserError where one is missing, left over or of another shape.
     """
     have_theirs = ("vision_model.encoders.", "language_model.", *model.all_tied_weights_keys)
-    own = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(have_theirs)
-    }
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(have_theirs)}
     for problem, names in (
         ("has no", set(own) - set(tensors)),
         ("has, and the model has not,", set(tensors) - set(own)),
@@ -294,19 +267,11 @@ def main() -> None:
     args = parse_arguments(ConvertArguments, description=CONVERT_HELP)
     check_converting(args)
     model, processor = convert(Path(args.checkpoint), args.encoders, args.chat_template)
-    work = WorkFolder.open(
-        args.output_dir, "", config_of(args), args.resume_from_checkpoint, CONVERT
-    )
+    work = WorkFolder.open(args.output_dir, "", config_of(args), args.resume_from_checkpoint, CONVERT)
     command = run_again("-m fusion.convert_cambrian", work.path)
     work.publish(
         lambda folder: save_fused(
-            folder,
-            model,
-            processor,
-            command=command,
-            stub=True,
-            data=RELEASED_DATA,
-            note=RELEASED_NOTE,
+            folder, model, processor, command=command, stub=True, data=RELEASED_DATA, note=RELEASED_NOTE
         )
     )
     say(f"saved {work.path}")

@@ -14,13 +14,7 @@ from typing import Any
 
 from encoders.base import Encoder
 from encoders.load import check_source, load_encoder
-from fusion.assemble import (
-    assemble_vlm,
-    fuse_encoders,
-    image_processor_of,
-    load_language_model,
-    own_grid,
-)
+from fusion.assemble import assemble_vlm, fuse_encoders, image_processor_of, load_language_model, own_grid
 from fusion.chat_templates import named_template
 from fusion.connectors.build import connector_options
 from fusion.fuse_args import FUSE, FUSE_HELP, FUSED, FuseArguments, check_fusing
@@ -56,9 +50,7 @@ def main() -> None:
         connector=args.connector,
         connector_options=options,
         grid=grid,
-        encoder_grids=[
-            given or max(round(own_grid(encoder) / grid), 1) * grid for encoder, given in loaded
-        ],
+        encoder_grids=[given or max(round(own_grid(encoder) / grid), 1) * grid for encoder, given in loaded],
         newline=args.newline,
         fit=args.fit,
         mask_rule=args.mask_rule,
@@ -80,14 +72,10 @@ def main() -> None:
             zero_init_sva=args.zero_init_output,
             seed=args.seed,
         )
-    work = WorkFolder.open(
-        args.output_dir, FUSED, config_of(args), args.resume_from_checkpoint, FUSE
-    )
+    work = WorkFolder.open(args.output_dir, FUSED, config_of(args), args.resume_from_checkpoint, FUSE)
     say_now(f"writing {work.path} ...")
     command = run_again("-m fusion.fuse", work.path)
-    work.publish(
-        lambda folder: save_fused(folder, model, processor, command=command, stub=args.stub)
-    )
+    work.publish(lambda folder: save_fused(folder, model, processor, command=command, stub=args.stub))
     say(f"saved {work.path}; its README.md shows how to load it")
 
 
@@ -130,9 +118,7 @@ def load_with_options(text: str) -> tuple[Encoder, int | None]:
         try:
             options[name] = ENCODER_OPTIONS[name](value)
         except KeyError:
-            raise UserError(
-                f"{text}: unknown option {name!r}; known: {', '.join(ENCODER_OPTIONS)}"
-            ) from None
+            raise UserError(f"{text}: unknown option {name!r}; known: {', '.join(ENCODER_OPTIONS)}") from None
         except ValueError:
             raise UserError(
                 f"{text}: {name}={value} cannot be read; write ?layers=-2&norm=false&image_size=336&grid=24"

@@ -58,9 +58,7 @@ class FuseArguments:
         "connector",
     )
     grid: int | None = option(
-        None,
-        "side of the grid of tokens; default: the smallest of the encoders' grids",
-        "connector",
+        None, "side of the grid of tokens; default: the smallest of the encoders' grids", "connector"
     )
     newline: bool = option(True, "a learned token behind every row of tokens", "connector")
     connector_width: int | None = option(
@@ -69,9 +67,7 @@ class FuseArguments:
     connector_heads: int | None = option(
         None, "attention heads inside an sva or resampler; default 16", "connector"
     )
-    connector_depth: int | None = option(
-        None, "layers inside an sva or resampler; default 3", "connector"
-    )
+    connector_depth: int | None = option(None, "layers inside an sva or resampler; default 3", "connector")
     num_queries: int | None = option(None, "tokens of a resampler; default 64", "connector")
     group_grids: list[int] | None = option(
         None, "sva: grids of the query groups; default one group of --grid", "connector"
@@ -82,9 +78,7 @@ class FuseArguments:
     zero_init_output: bool = option(
         False, "sva: layers, those in the language model too, start as the identity", "connector"
     )
-    fit: Literal["pad", "squash"] = option(
-        "pad", "images are padded to a square, or squashed", "images"
-    )
+    fit: Literal["pad", "squash"] = option("pad", "images are padded to a square, or squashed", "images")
     mask_rule: Literal["exact", "published"] = option(
         "exact", "which cells an image covers: any overlap, or the released code's floors", "images"
     )

@@ -34,17 +34,10 @@ def fitted_view(image: Tensor, transform: ImageTransform, fit: Fit) -> Tensor:
     height, width = image.shape[-2:]
     if fit == "pad" and height != width:
         image = V.resize(
-            image,
-            [height, side] if width > height else [side, width],
-            interpolation=mode,
-            antialias=True,
+            image, [height, side] if width > height else [side, width], interpolation=mode, antialias=True
         )
         before, all_of_it = abs(height - width) // 2, abs(height - width)
-        borders = (
-            [0, before, 0, all_of_it - before]
-            if width > height
-            else [before, 0, all_of_it - before, 0]
-        )
+        borders = [0, before, 0, all_of_it - before] if width > height else [before, 0, all_of_it - before, 0]
         image = V.pad(image, borders, fill=[int(value * 255) for value in transform.mean])
     if tuple(image.shape[-2:]) == (side, side):
         return image
@@ -81,11 +74,7 @@ class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.transforms, self.fit, self.mask_rule = (
-            [dict(each) for each in transforms],
-            fit,
-            mask_rule,
-        )
+        self.transforms, self.fit, self.mask_rule = ([dict(each) for each in transforms], fit, mask_rule)
         self.grid, self.tokens_per_cell, self.newline, self.fixed_tokens = (
             grid,
             tokens_per_cell,
@@ -93,9 +82,7 @@ class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
             fixed_tokens,
         )
 
-    def preprocess(
-        self, images: Any, return_tensors: str | None = "pt", **kwargs: Any
-    ) -> BatchFeature:
+    def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """See the class. Raises UserError for no images and for options; the processing belongs to
         the encoders."""
         known = {name: value for name, value in kwargs.items() if value is not None}
@@ -104,9 +91,7 @@ class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
                 f"{', '.join(sorted(known))}: this processor takes no options, its encoders' preprocessing is fixed; leave them out"
             )
         if return_tensors not in (None, "pt"):
-            raise UserError(
-                f"return_tensors={return_tensors!r}: pixels are torch tensors; use 'pt'"
-            )
+            raise UserError(f"return_tensors={return_tensors!r}: pixels are torch tensors; use 'pt'")
         views = make_flat_list_of_images(self.fetch_images(images))
         if not views:
             raise UserError("no images were given; leave images out for text alone")
@@ -132,9 +117,7 @@ class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
         if self.fixed_tokens:
             return self.fixed_tokens
         return num_image_tokens(
-            image_box(height, width, self.grid, self.fit, self.mask_rule),
-            self.tokens_per_cell,
-            self.newline,
+            image_box(height, width, self.grid, self.fit, self.mask_rule), self.tokens_per_cell, self.newline
         )
 
     def fetch_images(self, images: Any) -> Any:

@@ -37,9 +37,7 @@ class ReadsImages:
         `generate` calls this once, repeats its images for beams, and cuts them where a prompt is
         read in chunks.
         """
-        return BaseModelOutputWithPooling(
-            pooler_output=self.vision_model.encode(pixel_values, image_sizes)
-        )
+        return BaseModelOutputWithPooling(pooler_output=self.vision_model.encode(pixel_values, image_sizes))
 
     @contextmanager
     def reading(
@@ -68,19 +66,12 @@ class ReadsImages:
                 "images need input_ids, which say where they stand, and not inputs_embeds; give input_ids"
             )
         if past_key_values is not None:
-            kwargs["past_key_values"] = (
-                past_key_values  # as transformers before 5.24 calls it, then `cache`
-            )
+            kwargs["past_key_values"] = past_key_values  # as transformers before 5.24 calls it, then `cache`
         cache = past_key_values if past_key_values is not None else kwargs.get("cache")
         places = None if input_ids is None else input_ids == self.config.image_token_id
         if places is not None and (images or (places.any() and not _is_continued(cache))):
             inputs_embeds = _written(inputs_embeds, places, images)
-        if (
-            position_ids is None
-            and cache is None
-            and attention_mask is not None
-            and attention_mask.ndim == 2
-        ):
+        if position_ids is None and cache is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(
                 0
             )  # padding on the left shifts no position
@@ -113,25 +104,17 @@ class ReadsImages:
 
         Without images they are followed by nothing.
         """
-        cells = (
-            torch.cat([image.cells for image in images])
-            if images and self.config.sva_layers
-            else None
-        )
+        cells = torch.cat([image.cells for image in images]) if images and self.config.sva_layers else None
         if (
             cells is None or not cells.any()
         ):  # a part of a prompt may have no more of an image than the end of a row
             yield
             return
         windows = VisionWindows.join([image.windows for image in images])
-        rows = (
-            places.flatten().nonzero().flatten()[cells.to(places.device)]
-        )  # in the flattened [B * T]
+        rows = places.flatten().nonzero().flatten()[cells.to(places.device)]  # in the flattened [B * T]
         layers = decoder_layers(self.language_model)
         hooks = [
-            layers[number].register_forward_hook(
-                _look(self.vision_sampler_layers[index], windows, rows)
-            )
+            layers[number].register_forward_hook(_look(self.vision_sampler_layers[index], windows, rows))
             for index, number in enumerate(self.config.sva_layers)
         ]
         try:
@@ -190,7 +173,5 @@ def _written(inputs_embeds: Tensor, places: Tensor, images: Sequence[EncodedImag
             f"({', '.join(map(str, counts)) or 'none'}); "
             "make text and images with one call of the processor, one <image> for each image, and truncate no image"
         )
-    tokens = torch.cat([image.tokens for image in images]).to(
-        inputs_embeds.device, inputs_embeds.dtype
-    )
+    tokens = torch.cat([image.tokens for image in images]).to(inputs_embeds.device, inputs_embeds.dtype)
     return inputs_embeds.masked_scatter(places[..., None].to(inputs_embeds.device), tokens)

@@ -39,9 +39,7 @@ def lora_config(
     try:
         from peft import LoraConfig
     except ImportError:
-        raise UserError(
-            "LoRA needs the package peft; pip install 'vision-encoder-fusion[recipes]'"
-        ) from None
+        raise UserError("LoRA needs the package peft; pip install 'vision-encoder-fusion[recipes]'") from None
     head = model.get_output_embeddings()
     names = {
         name.rpartition(".")[2]

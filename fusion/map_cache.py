@@ -30,7 +30,9 @@ from vision_core.files.sealed_tensors import (
     write_sealed,
 )
 
-ROOM = "make room and start again, which goes on from what is there, or name another folder by --feature_cache"
+ROOM = (
+    "make room and start again, which goes on from what is there, or name another folder by --feature_cache"
+)
 WRITERS = 16  # files that are brought to the disk at once, which takes little longer than one
 IMAGE = "image"  # whose maps a file holds, told in the file too
 

@@ -74,9 +74,7 @@ class FusedPreTrainedModel(ClassesOfAPackage, PreTrainedModel):
     _supports_attention_backend = True
     # accelerate compares the names of the very classes; a model of transformers says itself what of
     # it stays together
-    _no_split_modules = [
-        kind.__name__ for kind in (*COMPUTING_WITH_INNER_WEIGHTS, *CONNECTORS.values())
-    ]
+    _no_split_modules = [kind.__name__ for kind in (*COMPUTING_WITH_INNER_WEIGHTS, *CONNECTORS.values())]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -127,9 +125,7 @@ class FusedVisionModel(FusedPreTrainedModel):
     main_input_name = "pixel_values"
     base_model_prefix = "vision_model"
 
-    def __init__(
-        self, config: FusedVisionConfig, encoders: Sequence[Encoder] | None = None
-    ) -> None:
+    def __init__(self, config: FusedVisionConfig, encoders: Sequence[Encoder] | None = None) -> None:
         super().__init__(config)
         if not config.encoders:
             raise UserError(
@@ -141,9 +137,7 @@ class FusedVisionModel(FusedPreTrainedModel):
                 build_encoder(each, dtype=dtype, attn_implementation=attention)
                 for each in config.encoder_configs
             ]
-        self.encoders = nn.ModuleList(
-            encoder.freeze(not config.train_encoders) for encoder in encoders
-        )
+        self.encoders = nn.ModuleList(encoder.freeze(not config.train_encoders) for encoder in encoders)
         self.connector: Connector = build_connector(
             config.connector,
             [output_width(encoder) for encoder in self.encoders],
@@ -199,9 +193,7 @@ class FusedVisionModel(FusedPreTrainedModel):
         weights = next(self.connector.parameters())
         return moved(patch_map, weights.device).to(weights.dtype)
 
-    def forward(
-        self, pixel_values: Pixels, image_sizes: Tensor, **kwargs: Any
-    ) -> FusedVisionOutput:
+    def forward(self, pixel_values: Pixels, image_sizes: Tensor, **kwargs: Any) -> FusedVisionOutput:
         """See `encode` and `FusedVisionOutput`."""
         images = [image.tokens for image in self.encode(pixel_values, image_sizes)]
         mask = nn.utils.rnn.pad_sequence(

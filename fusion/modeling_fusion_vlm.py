@@ -191,12 +191,8 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
         )
         with reading as inputs:
             if supervised_only and labels is not None:
-                return CausalLMOutputWithPast(
-                    loss=supervised_loss(self.language_model, labels, **inputs)
-                )
-            if (
-                isinstance(logits_to_keep, Tensor) or logits_to_keep
-            ):  # which not every language model knows
+                return CausalLMOutputWithPast(loss=supervised_loss(self.language_model, labels, **inputs))
+            if isinstance(logits_to_keep, Tensor) or logits_to_keep:  # which not every language model knows
                 inputs["logits_to_keep"] = logits_to_keep
             return self.language_model(labels=labels, **inputs)
 
@@ -223,7 +219,5 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
             raise UserError(
                 "generate needs padding on the left: the attention_mask ends with 0; set processor.tokenizer.padding_side = 'left'"
             )
-        processors = LogitsProcessorList(
-            [NeverSaid(self.config.image_token_id), *(logits_processor or [])]
-        )
+        processors = LogitsProcessorList([NeverSaid(self.config.image_token_id), *(logits_processor or [])])
         return super().generate(inputs, generation_config, processors, **kwargs)

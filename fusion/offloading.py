@@ -38,9 +38,7 @@ def _offloading_hook(module: nn.Module) -> Any:
     """The hook that brings weights within `module`, or None where they stay."""
     for each in module.modules():
         hook = getattr(each, "_hf_hook", None)
-        for single in getattr(
-            hook, "hooks", [hook]
-        ):  # a module with several hooks has one SequentialHook
+        for single in getattr(hook, "hooks", [hook]):  # a module with several hooks has one SequentialHook
             if getattr(single, "offload", False):
                 return single
     return None

@@ -48,9 +48,7 @@ def recorded_shares(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def attention_shares(
-    model: FusedVisionModel | FusionVlmForConditionalGeneration, **inputs: Any
-) -> Tensor:
+def attention_shares(model: FusedVisionModel | FusionVlmForConditionalGeneration, **inputs: Any) -> Tensor:
     """Shares of each encoder in the attention of each token, mean over layers and heads, `[N,
     encoders]`, rows summing to 1.
 
@@ -69,9 +67,7 @@ def attention_shares(
 
 
 def share_picture(
-    model: FusedVisionModel | FusionVlmForConditionalGeneration,
-    images: Sequence[Any],
-    inputs: dict[str, Any],
+    model: FusedVisionModel | FusionVlmForConditionalGeneration, images: Sequence[Any], inputs: dict[str, Any]
 ) -> Image.Image:
     """A row for each image, a column for each encoder: how much of a token's attention goes to it
     at every place, on one scale for the whole picture.

@@ -45,31 +45,19 @@ class FusionProcessor(ClassesOfAPackage, ProcessorMixin):
     ) -> BatchFeature:
         """See the class. add_special_tokens: False takes texts as they are, without BOS."""
         if text is not None and add_special_tokens:
-            text = (
-                self.with_bos(text)
-                if isinstance(text, str)
-                else [self.with_bos(each) for each in text]
-            )
+            text = self.with_bos(text) if isinstance(text, str) else [self.with_bos(each) for each in text]
         return super().__call__(images=images, text=text, add_special_tokens=False, **kwargs)
 
     def with_bos(self, text: str) -> str:
         """The text, beginning with BOS where the tokenizer would add one."""
         bos = self.tokenizer.bos_token
-        return (
-            text
-            if bos is None or text.startswith(bos) or not adds_bos(self.tokenizer)
-            else bos + text
-        )
+        return text if bos is None or text.startswith(bos) or not adds_bos(self.tokenizer) else bos + text
 
-    def replace_image_token(
-        self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any
-    ) -> str:
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         height, width = image_inputs["image_sizes"][image_idx].tolist()
         return self.image_token * self.image_processor.num_tokens(height, width)
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
         """How many tokens images of these (height, width) will have; serving engines ask."""
-        counts = [
-            self.image_processor.num_tokens(height, width) for height, width in image_sizes or []
-        ]
+        counts = [self.image_processor.num_tokens(height, width) for height, width in image_sizes or []]
         return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))

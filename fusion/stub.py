@@ -67,8 +67,6 @@ def write_stub(folder: Path) -> None:
     for name, classes in AUTO_MAPS[model_type].items():
         path = folder / name
         values = json.loads(path.read_text(encoding="utf-8"))
-        values["auto_map"] = {
-            auto: f"{Path(STUB_FILE).stem}.{each}" for auto, each in classes.items()
-        }
+        values["auto_map"] = {auto: f"{Path(STUB_FILE).stem}.{each}" for auto, each in classes.items()}
         write_text_atomically(path, json.dumps(values, indent=2) + "\n")
     write_text_atomically(folder / STUB_FILE, STUB)

@@ -84,9 +84,7 @@ def _learnt_logits(learnt: Tensor, own: Head, states: Tensor) -> Tensor:
     return own(_flat(states)[learnt.to(states.device)][None])
 
 
-def _loss_as_logits(
-    learnt: Tensor, target: Tensor, chunk: int, own: Head, states: Tensor
-) -> Tensor:
+def _loss_as_logits(learnt: Tensor, target: Tensor, chunk: int, own: Head, states: Tensor) -> Tensor:
     """What passes through the language model in place of logits, `[1, 2, 2]` in float32: the summed
     loss, and below it `PROBE`."""
     chosen = _flat(states)[learnt.to(states.device)]
@@ -103,9 +101,7 @@ def _checked(logits: Tensor, name: str) -> Tensor:
     """The loss out of what `_loss_as_logits` gave, `[1, 2, 2]`, after its way through the language
     model `name`, which must not change it."""
     untouched = (
-        logits.shape == (1, 2, 2)
-        and logits.dtype == torch.float32
-        and bool((logits[:, 1] == PROBE).all())
+        logits.shape == (1, 2, 2) and logits.dtype == torch.float32 and bool((logits[:, 1] == PROBE).all())
     )
     assert untouched, (
         f"{name} changes its logits behind the head by a setting that AFTER_THE_HEAD does not have"

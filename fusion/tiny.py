@@ -43,10 +43,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def tiny_language_model(
-    family: str = "llama",
-    seed: int = 0,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    **sizes: Any,
+    family: str = "llama", seed: int = 0, tokenizer: PreTrainedTokenizerBase | None = None, **sizes: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An untrained causal language model of `family`, one of `FAMILIES`, and its tokenizer (by
     default one token per byte); `sizes` in place of `SIZES`.

@@ -5,12 +5,7 @@ import math
 
 import torch
 from torch import nn
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-)
+from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from encoders.positions import set_position_interpolation
 
@@ -104,9 +99,7 @@ def initialise_backbone(backbone: Backbone, register_init_std: float) -> None:
 
 def num_register_tokens(backbone: Backbone) -> int:
     """How many register tokens stand between CLS and the patches."""
-    return (
-        backbone.config.num_register_tokens if isinstance(backbone, Dinov2WithRegistersModel) else 0
-    )
+    return backbone.config.num_register_tokens if isinstance(backbone, Dinov2WithRegistersModel) else 0
 
 
 def position_grid_size(height: int, width: int, patch_size: int) -> int:

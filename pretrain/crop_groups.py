@@ -42,8 +42,7 @@ def forward_crop_groups(
     """
     masks = masks or [None] * len(groups)
     embedded = [
-        backbone.embeddings(crops, bool_masked_pos=mask)
-        for crops, mask in zip(groups, masks, strict=True)
+        backbone.embeddings(crops, bool_masked_pos=mask) for crops, mask in zip(groups, masks, strict=True)
     ]
     shapes = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
     tokens = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
@@ -53,9 +52,7 @@ def forward_crop_groups(
     return _split(backbone.layernorm(tokens), shapes)
 
 
-def draw_kept_crops(
-    num_layers: int, crops_per_group: list[int], drop_path_rate: float
-) -> KeptCrops | None:
+def draw_kept_crops(num_layers: int, crops_per_group: list[int], drop_path_rate: float) -> KeptCrops | None:
     """Rows that survive stochastic depth, drawn from torch's global CPU generator: max(int(b * (1 -
     rate)), 1) of each group of b.
 
@@ -66,8 +63,7 @@ def draw_kept_crops(
 
     def draw() -> list[Tensor]:
         return [
-            torch.randperm(crops)[: max(int(crops * (1 - drop_path_rate)), 1)]
-            for crops in crops_per_group
+            torch.randperm(crops)[: max(int(crops * (1 - drop_path_rate)), 1)] for crops in crops_per_group
         ]
 
     return [(draw(), draw()) for _ in range(num_layers)]
@@ -81,9 +77,7 @@ def _run_layer(
     return _add_branch(tokens, shapes, feed_forward_rows, partial(_feed_forward_branch, layer))
 
 
-def _add_branch(
-    tokens: Tensor, shapes: list[Shape], kept_rows: list[Tensor] | None, branch
-) -> Tensor:
+def _add_branch(tokens: Tensor, shapes: list[Shape], kept_rows: list[Tensor] | None, branch) -> Tensor:
     """`tokens + branch(tokens)`, or, with `kept_rows`, the branch of those crops alone, scaled by
     crops / kept."""
     if kept_rows is None:
@@ -105,9 +99,7 @@ def _add_branch(
 def _attention_branch(layer, tokens: Tensor, shapes: list[Shape]) -> Tensor:
     attention = layer.attention
     normed = layer.norm1(tokens)
-    projected = [
-        projection(normed) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    ]
+    projected = [projection(normed) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)]
     per_group = zip(*(_split(part, shapes) for part in projected), strict=True)
     attended = [
         _attend(*(_heads(part, attention.head_dim) for part in group), attention.scaling)
@@ -126,9 +118,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, scale=scale)
     # the CPU kernel's backward pass is about four times slower in half precision than in float32
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(
-            query.float(), key.float(), value.float(), scale=scale
-        )
+        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), scale=scale)
 
 
 def _heads(tokens: Tensor, head_dim: int) -> Tensor:

@@ -22,9 +22,7 @@ class DataStatsArguments:
     """Looks at a fixed sample of a source's images; trains and writes nothing."""
 
     dataset: str = option(
-        "scenes?size=64",
-        "images: folder, list:, parquet:, hf:, wds:, scenes (see docs/data.md)",
-        "data",
+        "scenes?size=64", "images: folder, list:, parquet:, hf:, wds:, scenes (see docs/data.md)", "data"
     )
     num_channels: int = option(3, "channels of the images", "data")
     max_samples: int = option(200, "images to look at, the same ones every time", "data")
@@ -47,13 +45,7 @@ from vision_core.images.open_source import open_source, parse_source
 from vision_core.images.pixel_options import PixelOptions, Scale, scale_text
 from vision_core.images.pixels import to_pixels
 from vision_core.images.ranges import full_scale_of, needs_scale, used_share, usual_range
-from vision_core.images.sampled import (
-    BandStatistics,
-    StoredSample,
-    sample_indices,
-    sample_stored,
-    stored_of,
-)
+from vision_core.images.sampled import BandStatistics, StoredSample, sample_indices, sample_stored, stored_of
 from vision_core.images.source import ImageSource
 from vision_core.printable import say
 from vision_core.unreadable import UnreadableImage
@@ -106,9 +98,7 @@ def proposed_options(source: ImageSource, sample: StoredSample) -> PixelOptions:
     return replace(options, scale=Scale("values", low, high))
 
 
-def pixel_statistics(
-    source: ImageSource, samples: int, options: PixelOptions
-) -> list[BandStatistics]:
+def pixel_statistics(source: ImageSource, samples: int, options: PixelOptions) -> list[BandStatistics]:
     """Mean and std per channel of the pixels that training would make of the sample; pictures of 0
     to 255 as 0..1."""
     bands: list[BandStatistics] = []
@@ -132,18 +122,13 @@ def band_table(sample: StoredSample) -> list[str]:
     titles = ["band", "least", "1 %", "mean", "99 %", "greatest", "std", "bits", "missing"]
     rows = [titles, *(_band_row(sample, number) for number in range(len(sample.bands)))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def _band_row(sample: StoredSample, number: int) -> list[str]:
     band = sample.bands[number]
     low, high = sample.percentiles((1, 99), number)
-    numbers = [
-        _number(value) for value in (band.least, low, band.mean, high, band.greatest, band.std)
-    ]
+    numbers = [_number(value) for value in (band.least, low, band.mean, high, band.greatest, band.std)]
     missing = band.missing / max(band.missing + band.count, 1)
     return [str(number + 1), *numbers, bits_in_use(sample, number), f"{missing:.2%}"]
 

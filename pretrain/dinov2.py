@@ -17,9 +17,7 @@ from pretrain.run.args import PROGRAM, DINOv2Arguments, check_start, config_of
 from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
-LAUNCHERS = (
-    launchers_above()
-)  # now: one that dies during the imports must not leave an orphan that trains on
+LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
     look_first(DINOv2Arguments, __doc__, check_start)
@@ -121,17 +119,11 @@ def main() -> None:
     run = None
     if accelerator.is_main_process:
         run = RunFolder.open(
-            args.output_dir,
-            args.name,
-            config_of(args),
-            args.resume_from_checkpoint,
-            program=PROGRAM,
+            args.output_dir, args.name, config_of(args), args.resume_from_checkpoint, program=PROGRAM
         )
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
-    accelerator.project_configuration = ProjectConfiguration(
-        str(output_dir)
-    )  # where trackers write
+    accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
     with StopRequest(LAUNCHERS, args.grace_seconds) as stop:
         trainer = Trainer(args, accelerator, source, layout, run, output_dir)
         trainer.start(checkpoint)
@@ -149,20 +141,12 @@ class Trainer:
     """One run: what it is made of, the loop, and what the loop calls."""
 
     def __init__(
-        self,
-        args,
-        accelerator,
-        source,
-        layout: BatchLayout,
-        run: RunFolder | None,
-        output_dir: Path,
+        self, args, accelerator, source, layout: BatchLayout, run: RunFolder | None, output_dir: Path
     ) -> None:
         self.args, self.accelerator, self.source, self.layout = args, accelerator, source, layout
         self.run, self.output_dir = run, output_dir
         if run is not None:
-            print_once(
-                introduction(args, source, layout, output_dir, run.step, accelerator.device.type)
-            )
+            print_once(introduction(args, source, layout, output_dir, run.step, accelerator.device.type))
         self.method = build_method(args)
         self.method.to(accelerator.device)
         self.optimizer = build_optimizer(args, self.method)
@@ -178,12 +162,7 @@ class Trainer:
         state = None
         if checkpoint:
             state = resume_from(
-                Path(checkpoint),
-                args.init_from,
-                args.max_steps,
-                self.method,
-                self.optimizer,
-                changes,
+                Path(checkpoint), args.init_from, args.max_steps, self.method, self.optimizer, changes
             )
         self.step = state["step"] if state else 0
         self.monitor = Monitor(
@@ -202,9 +181,7 @@ class Trainer:
         self.benchmark = build_benchmark(args, self.source, self.run is not None)
         self.data = data_facts(self.source, self.benchmark) if self.run is not None else []
         for line in (
-            tell_changed_data(checkpoint, state.get("data"), self.data, args.changed_data)
-            if state
-            else ()
+            tell_changed_data(checkpoint, state.get("data"), self.data, args.changed_data) if state else ()
         ):
             self.monitor.say(line)
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
@@ -269,11 +246,7 @@ class Trainer:
     def course_options(self) -> tuple[int, int, str]:
         """The seed, the global batch and how images are read: with other ones a resumed run is
         another run."""
-        return (
-            self.args.seed,
-            self.layout.global_batch,
-            pixel_options_text(self.source.pixel_options),
-        )
+        return (self.args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options))
 
     def begin(self) -> Iterator[dict]:
         """The batches from this step on, the first of which has been read. Only then, on all
@@ -299,9 +272,7 @@ class Trainer:
         skipped_in_a_row, stopped = 0, False
         while self.step < args.max_steps and not stopped:
             began, places = time.monotonic(), self.places.mark()
-            micro_batches = [
-                self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)
-            ]
+            micro_batches = [self.next_batch(batches) for _ in range(args.gradient_accumulation_steps)]
             outcome = self.training_step(micro_batches, stop)
             if outcome == "broken off":
                 self.places.go_back(places)
@@ -310,9 +281,7 @@ class Trainer:
                 return
             stop.step_took(time.monotonic() - began)
             self.step += 1
-            skipped_in_a_row = (
-                0 if outcome == "taken" else skipped_in_a_row + (outcome == "skipped")
-            )
+            skipped_in_a_row = 0 if outcome == "taken" else skipped_in_a_row + (outcome == "skipped")
             if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
                 self.save(needed=True)
                 raise UserError(
@@ -324,9 +293,7 @@ class Trainer:
             if last or self.step % self.health_steps == 0:
                 self.check_health()
             # whoever told us to stop waits half a minute, and k-NN may take longer
-            if args.eval_dataset is not None and (
-                last or (self.step % args.eval_steps == 0 and not stopped)
-            ):
+            if args.eval_dataset is not None and (last or (self.step % args.eval_steps == 0 and not stopped)):
                 self.judge(None if last else stop)
                 stopped = stop.agreed()
             if self.step % args.logging_steps == 0:
@@ -348,9 +315,7 @@ class Trainer:
         apply_schedules(
             self.optimizer, at["learning_rate"], at["last_layer_learning_rate"], at["weight_decay"]
         )
-        torch.manual_seed(
-            seed_of(self.args.seed, "step", self.step, self.accelerator.process_index)
-        )
+        torch.manual_seed(seed_of(self.args.seed, "step", self.step, self.accelerator.process_index))
         totals: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(micro_batches):
             if number and stop.breaks_off():
@@ -380,9 +345,7 @@ class Trainer:
             self.method.discard_centers()
         self.scaler.update()
         if rescaled:
-            self.monitor.tell_rescaled(
-                self.step + 1, self.scaler.figures(), self.scaler.get_scale()
-            )
+            self.monitor.tell_rescaled(self.step + 1, self.scaler.figures(), self.scaler.get_scale())
         elif not taken:
             self.monitor.report_skipped(
                 self.step + 1, own_loss, [name for batch in micro_batches for name in batch["ids"]]
@@ -449,9 +412,7 @@ class Trainer:
             for name, value in self.latest.items()
             if name in ("dino_global_loss", "dino_local_loss")
         )
-        figures["dino_loss"] = (
-            dino_loss / args.dino_loss_weight if args.dino_loss_weight else float("nan")
-        )
+        figures["dino_loss"] = dino_loss / args.dino_loss_weight if args.dino_loss_weight else float("nan")
         figures["gradient_norm"] = float(self.latest.get("backbone_grad_norm", float("nan")))
         alarms = self.health.look_at(self.step, figures)
         self.monitor.log(
@@ -460,13 +421,9 @@ class Trainer:
             | ({"alarms": alarms} if alarms else {}),
         )
         for name in alarms:
-            self.monitor.say(
-                f"health, step {self.step}: {MEANINGS[name](figures)} (docs/health.md)"
-            )
+            self.monitor.say(f"health, step {self.step}: {MEANINGS[name](figures)} (docs/health.md)")
         if alarms and args.stop_when_sick:
-            raise UserError(
-                f"step {self.step}: stopped by stop_when_sick: {MEANINGS[alarms[0]](figures)}"
-            )
+            raise UserError(f"step {self.step}: stopped by stop_when_sick: {MEANINGS[alarms[0]](figures)}")
 
     def save(self, needed: bool) -> None:
         """A checkpoint, and the run's root refreshed from it; `needed`: the run ends where it
@@ -479,9 +436,7 @@ class Trainer:
         """What the crops are, how large the backbone is, and what it has to beat."""
         if self.run is None:
             return
-        parameters = sum(
-            parameter.numel() for parameter in self.method.student["backbone"].parameters()
-        )
+        parameters = sum(parameter.numel() for parameter in self.method.student["backbone"].parameters())
         self.monitor.say(
             f"crops           {build_multicrop(self.args, self.source).describe(self.in_own_scale)}"
         )

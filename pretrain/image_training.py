@@ -27,12 +27,7 @@ from vision_core.images.ranges import range_notes
 from vision_core.images.source import ImageSource
 from vision_core.model_card import write_model_card
 from vision_core.printable import say
-from vision_core.processes.distributed import (
-    is_main_process,
-    print_once,
-    refuse_unequal,
-    world_size,
-)
+from vision_core.processes.distributed import is_main_process, print_once, refuse_unequal, world_size
 from vision_core.processes.launchers import is_first_launched
 from vision_core.processes.stopping import StopRequest
 from vision_core.randomness import numpy_generator
@@ -107,24 +102,16 @@ class ImageTrainer(RunTrainer):
         """Matrices alone, as published: neither biases and norms nor SigLIP's temperature."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """By the library's reader: it writes a model under the names of released checkpoints, which
         for ViTMAE are not those of its modules."""
         cure = cure_of(resume_from_checkpoint, self.changes)
         saved = load_whole(
-            type(self.model),
-            resume_from_checkpoint,
-            "--resume_from_checkpoint",
-            self.model.config,
-            cure,
+            type(self.model), resume_from_checkpoint, "--resume_from_checkpoint", self.model.config, cure
         )
         theirs = read_config(resume_from_checkpoint).to_dict()
         refuse_misfit(
-            resume_from_checkpoint,
-            misfit_of_configs(theirs, self.model.config.to_dict()),
-            self.changes,
+            resume_from_checkpoint, misfit_of_configs(theirs, self.model.config.to_dict()), self.changes
         )
         self.model.load_state_dict(saved.state_dict())
 
@@ -234,9 +221,7 @@ def check_enough(
                 if fits
                 else "give more images, or start fewer processes"
             )
-            raise UserError(
-                f"--{name} has {len(images)} images, fewer than a step's {needed}; {cure}"
-            )
+            raise UserError(f"--{name} has {len(images)} images, fewer than a step's {needed}; {cure}")
 
 
 def train_images(
@@ -264,10 +249,7 @@ def train_images(
         adam_beta1=adam_betas[0],
         adam_beta2=adam_betas[1],
     )
-    with (
-        StopRequest(launchers, options.grace_seconds) as stop,
-        tempfile.TemporaryDirectory() as aside,
-    ):
+    with StopRequest(launchers, options.grace_seconds) as stop, tempfile.TemporaryDirectory() as aside:
         refuse_unequal({"the training data": len(data), "the held-out data": len(held_out or ())})
         check_enough(data, held_out, options, settings.world_size)
         processor = fitted_processor(processor, data.source)
@@ -275,15 +257,10 @@ def train_images(
             print_once(f"note: {note}")
         if options.dry_run:
             check_folder(options.output_dir, name, options.resume_from_checkpoint, program)
-        run, folder, checkpoint = (
-            (None, aside, "") if options.dry_run else open_run(options, name, program)
-        )
+        run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name, program)
         settings.output_dir = folder
         facts = look_at_start(
-            run,
-            facts_of_images(data, held_out) if run else [],
-            options.init_from,
-            options.changed_data,
+            run, facts_of_images(data, held_out) if run else [], options.init_from, options.changed_data
         )
         trainer = trainer_type(
             model,
@@ -355,9 +332,7 @@ def write_card(
     """README.md of the run's folder, with the last losses of the log."""
     figures = {"loss": "training loss, at the end", "eval_loss": "loss of held-out images"}
     log = trainer.state.log_history
-    last = {
-        key: next((line[key] for line in reversed(log) if key in line), None) for key in figures
-    }
+    last = {key: next((line[key] for line in reversed(log) if key in line), None) for key in figures}
     write_model_card(
         folder / "README.md",
         training_command=run_again(program, folder, "accelerate launch"),
@@ -380,9 +355,7 @@ def facts(options: TrainerOptions, trainer: ImageTrainer) -> dict[str, str]:
     return {
         "parameters": millions([trainer.model]),
         "image sizes": f"{config.image_size} x {config.image_size} in patches of {config.patch_size}",
-        "images": batch_text(
-            options.per_device_train_batch_size, options.gradient_accumulation_steps
-        ),
+        "images": batch_text(options.per_device_train_batch_size, options.gradient_accumulation_steps),
         "steps": f"{trainer.state.global_step:,}",
         **made_with(),
     }
@@ -391,10 +364,5 @@ def facts(options: TrainerOptions, trainer: ImageTrainer) -> dict[str, str]:
 def seen(options: TrainerOptions, trainer: ImageTrainer, num_images: int) -> str:
     """How much the model has seen."""
     step = trainer.state.global_step
-    drawn = (
-        step
-        * options.per_device_train_batch_size
-        * options.gradient_accumulation_steps
-        * world_size()
-    )
+    drawn = step * options.per_device_train_batch_size * options.gradient_accumulation_steps * world_size()
     return f"It was trained for {step:,} steps and has seen {drawn:,} images, {drawn / num_images:.1f} passes over {num_images:,}."

@@ -73,8 +73,7 @@ class LoadReport:
             part = ".".join(name.split(".")[:2])
             parts[part] = parts.get(part, 0) + 1
         return [
-            f"  unused: {part}, {count} tensor{'s' if count > 1 else ''}"
-            for part, count in parts.items()
+            f"  unused: {part}, {count} tensor{'s' if count > 1 else ''}" for part, count in parts.items()
         ]
 
 
@@ -135,15 +134,11 @@ def _check_kind(folder: Path) -> None:
     kind = folder_kind(folder)
     if kind.name in OF_OTHER_LIBRARIES:
         cure = "give the same model of transformers, such as hf:facebook/dinov2-small, or its published file as dinov2_pth:FILE"
-        raise UserError(
-            f"init_from={folder} is {kind.is_a}, whose weights have other names; {cure}"
-        )
+        raise UserError(f"init_from={folder} is {kind.is_a}, whose weights have other names; {cure}")
     refuse_folder(folder, "an encoder", UNDERSTOOD)
 
 
-def fitted_state(
-    backbone: Backbone, tensors: dict[str, Tensor], report: LoadReport
-) -> dict[str, Tensor]:
+def fitted_state(backbone: Backbone, tensors: dict[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
     """A state of the backbone: its own tensors replaced by those of the source, whose fate `report`
     keeps."""
     state, wrong = backbone.state_dict(), []
@@ -178,9 +173,7 @@ def resize_position_embeddings(table: Tensor, side: int) -> Tensor:
     old = math.isqrt(grid.shape[1])
     grid = grid.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", antialias=side < old)
-    return torch.cat(
-        [cls, grid.permute(0, 2, 3, 1).reshape(1, side * side, -1).to(cls.dtype)], dim=1
-    )
+    return torch.cat([cls, grid.permute(0, 2, 3, 1).reshape(1, side * side, -1).to(cls.dtype)], dim=1)
 
 
 def fit_channels(projection: Tensor, num_channels: int) -> Tensor:
@@ -198,9 +191,7 @@ def _fitted(name: str, given: Tensor, own: Tensor, report: LoadReport) -> Tensor
     """The source's tensor in the run's shape, or None where no rule makes it so."""
     if name == POSITIONS and given.shape[-1] == own.shape[-1]:
         old, new = (math.isqrt(table.shape[1] - 1) for table in (given, own))
-        report.resized[name] = (
-            f"position embeddings resized from {old} x {old} to {new} x {new} (bicubic)"
-        )
+        report.resized[name] = f"position embeddings resized from {old} x {old} to {new} x {new} (bicubic)"
         return resize_position_embeddings(given, new)
     if name == PATCHES and (given.shape[0], *given.shape[2:]) == (own.shape[0], *own.shape[2:]):
         old, new = given.shape[1], own.shape[1]
@@ -227,10 +218,7 @@ def _of_pth(path: Path) -> FoundWeights:
 
 def _of_saved_encoder(source: str) -> FoundWeights:
     encoder = load_encoder(source)
-    if (
-        not isinstance(encoder, TransformersEncoder)
-        or encoder.model.config.model_type not in MODEL_TYPES
-    ):
+    if not isinstance(encoder, TransformersEncoder) or encoder.model.config.model_type not in MODEL_TYPES:
         raise UserError(
             f"it is no DINOv2 of transformers ({encoder.library}); give one of {' or '.join(MODEL_TYPES)}"
         )

@@ -18,9 +18,7 @@ from pretrain.run.image_args import MaeArguments, check_run
 from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
-LAUNCHERS = (
-    launchers_above()
-)  # now: one that dies during the imports must not leave an orphan that trains on
+LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
     look_first(MaeArguments, __doc__, partial(check_run, "mae"))
@@ -36,14 +34,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from encoders.mae_weights import initialise_mae
 from encoders.preprocess import normalise
 from pretrain.batches.multicrop import PUBLISHED_POSES, Poses, random_view
-from pretrain.image_training import (
-    DrawnImages,
-    ImageTrainer,
-    Item,
-    load_whole,
-    open_parts,
-    train_images,
-)
+from pretrain.image_training import DrawnImages, ImageTrainer, Item, load_whole, open_parts, train_images
 from pretrain.run.feeding import feeding
 from pretrain.run.own_evaluation import keep_evaluation_of_resumed_run
 from vision_core.arguments import parse_arguments
@@ -78,12 +69,8 @@ def main() -> None:
     model, processor = start(args)
     source, held_out = open_parts(args)
     side = model.config.image_size
-    poses = Poses(
-        args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns
-    )
-    make = partial(
-        masked_crop, side, (side // model.config.patch_size) ** 2, args.seed, poses=poses
-    )
+    poses = Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns)
+    make = partial(masked_crop, side, (side // model.config.patch_size) ** 2, args.seed, poses=poses)
     train_images(
         "mae",
         args,
@@ -98,9 +85,7 @@ def main() -> None:
             "title": "mae: a masked autoencoder",
             "summary": "Trained without labels to tell the pixels of hidden patches from those that are seen.",
             "tags": ("mae", "self-supervised"),
-            "loading": feeding(
-                LOADING, 3, source.pixel_options, source.pixel_options.scale is not None
-            ),
+            "loading": feeding(LOADING, 3, source.pixel_options, source.pixel_options.scale is not None),
         },
     )
 
@@ -109,9 +94,7 @@ def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """The model that is trained, and its image processor: loaded, or small and new."""
     if args.init_from:
         with (
-            nullcontext()
-            if os.path.exists(args.init_from)
-            else hub_or_cache(f"--init_from {args.init_from}")
+            nullcontext() if os.path.exists(args.init_from) else hub_or_cache(f"--init_from {args.init_from}")
         ):
             return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
     config = ViTMAEConfig(

@@ -8,10 +8,7 @@ from pretrain.backbone import Backbone, num_register_tokens
 
 
 def parameter_groups(
-    backbone: Backbone,
-    heads: list[nn.Module],
-    layerwise_decay: float = 1.0,
-    patch_embed_lr_mult: float = 0.2,
+    backbone: Backbone, heads: list[nn.Module], layerwise_decay: float = 1.0, patch_embed_lr_mult: float = 0.2
 ) -> list[dict]:
     """AdamW groups with `params`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`; equal ones are
     fused, in a fixed order.
@@ -65,7 +62,4 @@ def clip_per_module(modules: dict[str, nn.Module], max_norm: float) -> dict[str,
     """Clip each module's gradients by its own norm (none where `max_norm` is 0); returns the norms
     before clipping."""
     limit = max_norm or float("inf")
-    return {
-        name: nn.utils.clip_grad_norm_(module.parameters(), limit)
-        for name, module in modules.items()
-    }
+    return {name: nn.utils.clip_grad_norm_(module.parameters(), limit) for name, module in modules.items()}

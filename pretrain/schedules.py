@@ -40,9 +40,7 @@ def frozen(schedule: np.ndarray, steps: int) -> np.ndarray:
     return copy
 
 
-def scaled_learning_rate(
-    base: float, global_batch: int, rule: Literal["sqrt", "linear", "none"]
-) -> float:
+def scaled_learning_rate(base: float, global_batch: int, rule: Literal["sqrt", "linear", "none"]) -> float:
     """`base` for a batch of 1024 (sqrt rule, DINOv2) or of 256 (linear rule, DINO), scaled to
     `global_batch`."""
     if rule == "sqrt":

@@ -62,9 +62,7 @@ class SelfDistillation(nn.Module):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        heads = {"dino_head": dino_head} | (
-            {"ibot_head": ibot_head} if ibot_head is not None else {}
-        )
+        heads = {"dino_head": dino_head} | ({"ibot_head": ibot_head} if ibot_head is not None else {})
         self.student = nn.ModuleDict({"backbone": backbone, **heads})
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
@@ -114,12 +112,10 @@ class SelfDistillation(nn.Module):
 
         Draws stochastic depth from torch's global CPU generator.
         """
-        teacher_cls, teacher_patches = self.teacher_targets(
-            global_crops, mask_indices, teacher_temp
-        )
+        teacher_cls, teacher_patches = self.teacher_targets(global_crops, mask_indices, teacher_temp)
         student = self.student_outputs(global_crops, local_crops, masks, mask_indices)
         losses = self.dino_losses(student, teacher_cls) | {
-            "koleo_loss": self.koleo_loss_weight * self.koleo(student["global_cls"]),
+            "koleo_loss": self.koleo_loss_weight * self.koleo(student["global_cls"])
         }
         if self.ibot_loss_weight:
             losses["ibot_loss"] = self.ibot_loss_weight * ibot_loss(
@@ -130,10 +126,7 @@ class SelfDistillation(nn.Module):
                 self.student_temp,
                 self.ibot_weighting,
             )
-        return {
-            "loss": sum(losses.values()),
-            **{name: loss.detach() for name, loss in losses.items()},
-        }
+        return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
 
     @torch.no_grad()
     def teacher_targets(
@@ -143,15 +136,9 @@ class SelfDistillation(nn.Module):
         `[M, K]` (None without iBOT)."""
         (tokens,) = forward_crop_groups(self.teacher["backbone"], [global_crops])
         cls, patches = self._cls_and_patches(tokens)
-        cls_logits, patch_logits = self._project(
-            self.teacher, cls, self._masked(patches, mask_indices)
-        )
-        cls_probs = self.dino_centering(cls_logits, teacher_temp).unflatten(
-            0, (NUM_GLOBAL_CROPS, -1)
-        )
-        return cls_probs, None if patch_logits is None else self.ibot_centering(
-            patch_logits, teacher_temp
-        )
+        cls_logits, patch_logits = self._project(self.teacher, cls, self._masked(patches, mask_indices))
+        cls_probs = self.dino_centering(cls_logits, teacher_temp).unflatten(0, (NUM_GLOBAL_CROPS, -1))
+        return cls_probs, None if patch_logits is None else self.ibot_centering(patch_logits, teacher_temp)
 
     def student_outputs(
         self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, mask_indices: Tensor
@@ -167,9 +154,7 @@ class SelfDistillation(nn.Module):
         tokens = forward_crop_groups(backbone, groups, group_masks, kept, self.recompute)
         global_cls, patches = self._cls_and_patches(tokens[0])
         cls = torch.cat([group[:, 0] for group in tokens])
-        cls_logits, patch_logits = self._project(
-            self.student, cls, self._masked(patches, mask_indices)
-        )
+        cls_logits, patch_logits = self._project(self.student, cls, self._masked(patches, mask_indices))
         return {
             "global_cls": global_cls,
             "global_logits": cls_logits[: len(global_crops)],
@@ -177,45 +162,32 @@ class SelfDistillation(nn.Module):
             "patch_logits": patch_logits,
         }
 
-    def dino_losses(
-        self, student: dict[str, Tensor | None], teacher_cls: Tensor
-    ) -> dict[str, Tensor]:
+    def dino_losses(self, student: dict[str, Tensor | None], teacher_cls: Tensor) -> dict[str, Tensor]:
         """DINO's cross-entropies, local to global and across the two global crops, over their
         common number of terms."""
         images = teacher_cls.shape[1]
         global_logits = student["global_logits"].unflatten(0, (-1, images))
         local_logits = (
-            None
-            if student["local_logits"] is None
-            else student["local_logits"].unflatten(0, (-1, images))
+            None if student["local_logits"] is None else student["local_logits"].unflatten(0, (-1, images))
         )
         scale = self.dino_loss_weight / num_loss_terms(
             NUM_GLOBAL_CROPS, 0 if local_logits is None else len(local_logits)
         )
-        losses = {
-            "dino_global_loss": scale
-            * dino_loss(global_logits, teacher_cls, True, self.student_temp)
-        }
+        losses = {"dino_global_loss": scale * dino_loss(global_logits, teacher_cls, True, self.student_temp)}
         if local_logits is not None:
-            losses["dino_local_loss"] = scale * dino_loss(
-                local_logits, teacher_cls, False, self.student_temp
-            )
+            losses["dino_local_loss"] = scale * dino_loss(local_logits, teacher_cls, False, self.student_temp)
         return losses
 
     def koleo(self, global_cls: Tensor) -> Tensor:
         """KoLeo of each global crop's CLS tokens, summed over the crops (so the published weight
         0.1 counts once a crop)."""
         views = global_cls.chunk(NUM_GLOBAL_CROPS)
-        return sum(
-            koleo_loss(view, self.koleo_gather, precision=self.koleo_precision) for view in views
-        )
+        return sum(koleo_loss(view, self.koleo_gather, precision=self.koleo_precision) for view in views)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, for every parameter."""
-        torch._foreach_lerp_(
-            list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum
-        )
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
 
     def update_centers(self) -> None:
         """Take this step's batch statistics into the centers."""

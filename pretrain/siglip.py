@@ -18,9 +18,7 @@ from pretrain.run.image_args import SiglipArguments, check_run
 from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
-LAUNCHERS = (
-    launchers_above()
-)  # now: one that dies during the imports must not leave an orphan that trains on
+LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
     look_first(SiglipArguments, __doc__, partial(check_run, "siglip"))
@@ -96,10 +94,7 @@ def main() -> None:
         LAUNCHERS,
         model,
         processor,
-        *(
-            each and DrawnImages(each, partial(pair, each, args.seed))
-            for each in (source, held_out)
-        ),
+        *(each and DrawnImages(each, partial(pair, each, args.seed)) for each in (source, held_out)),
         collate=partial(collate, processor, model.config.text_config.max_position_embeddings),
         trainer_type=SiglipTrainer,
         adam_betas=(0.9, 0.95),  # published
@@ -108,9 +103,7 @@ def main() -> None:
             "summary": "Trained on pairs of images and captions with SigLIP's sigmoid loss.",
             "tags": ("siglip", "image-text"),
             "pipeline_tag": "zero-shot-image-classification",
-            "loading": feeding(
-                LOADING, 3, source.pixel_options, source.pixel_options.scale is not None
-            ),
+            "loading": feeding(LOADING, 3, source.pixel_options, source.pixel_options.scale is not None),
         },
     )
 
@@ -131,9 +124,7 @@ def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]
     on the captions."""
     if args.init_from:
         with (
-            nullcontext()
-            if os.path.exists(args.init_from)
-            else hub_or_cache(f"--init_from {args.init_from}")
+            nullcontext() if os.path.exists(args.init_from) else hub_or_cache(f"--init_from {args.init_from}")
         ):
             return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
     tokenizer = tokenizer_of_run(args, source)
@@ -162,9 +153,7 @@ def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]
         model.logit_scale, math.log(10)
     )  # published: 10 and -10, so that training starts at the share of pairs that match
     nn.init.constant_(model.logit_bias, -10.0)
-    image_processor = SiglipImageProcessor(
-        size={"height": args.image_size, "width": args.image_size}
-    )
+    image_processor = SiglipImageProcessor(size={"height": args.image_size, "width": args.image_size})
     return model, SiglipProcessor(image_processor, tokenizer)
 
 
@@ -172,11 +161,7 @@ def tokenizer_of_run(args: SiglipArguments, source: ImageSource) -> Any:
     """That of the checkpoint from which a run goes on, whose numbers its weights know; trained on
     the captions for a new run."""
     checkpoint = checkpoint_ahead(args.output_dir, args.resume_from_checkpoint)
-    return (
-        load_processor(str(checkpoint)).tokenizer
-        if checkpoint
-        else caption_tokenizer(captions_of(source))
-    )
+    return load_processor(str(checkpoint)).tokenizer if checkpoint else caption_tokenizer(captions_of(source))
 
 
 def load_processor(name: str) -> Any:
@@ -194,9 +179,7 @@ def load_processor(name: str) -> Any:
 def caption_tokenizer(captions: Iterator[str]) -> PreTrainedTokenizerFast:
     """As the released models have it: lower case, an end behind every text, also where it is cut
     (the tower pools the last place), padding that is read."""
-    tokenizer = corpus_tokenizer(
-        captions, model_max_length=TEXT_LENGTH, model_input_names=["input_ids"]
-    )
+    tokenizer = corpus_tokenizer(captions, model_max_length=TEXT_LENGTH, model_input_names=["input_ids"])
     end, number = tokenizer.eos_token, tokenizer.eos_token_id
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -216,9 +199,7 @@ def pair(source: ImageSource, seed: int, image: Tensor, epoch: int, index: int) 
     an image without any."""
     captions = source.annotations.captions(index)
     if not captions:
-        raise UserError(
-            f"{source.id_of(index)} has no caption; give it one or take it out of the data"
-        )
+        raise UserError(f"{source.id_of(index)} has no caption; give it one or take it out of the data")
     chosen = int(numpy_generator("caption", seed, epoch, index).integers(len(captions)))
     return {"image": image, "text": captions[chosen].lower()}
 
@@ -251,9 +232,7 @@ class SiglipTrainer(ImageTrainer):
         """Scalar; see `sigmoid_loss`."""
         outputs = model(**inputs)
         bare = self.accelerator.unwrap_model(model)
-        return sigmoid_loss(
-            outputs.image_embeds, outputs.text_embeds, bare.logit_scale, bare.logit_bias
-        )
+        return sigmoid_loss(outputs.image_embeds, outputs.text_embeds, bare.logit_scale, bare.logit_bias)
 
 
 if __name__ == "__main__":

@@ -130,9 +130,7 @@ def main() -> None:
     check_arguments(args)
     sources = [(text, open_conversations(text)) for text in args.conversations]
     processor = load_processor(args.model) if args.model else None
-    work = WorkFolder.open(
-        args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM
-    )
+    work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
     written = work.partial / "write_clean.txt"  # there as soon as this work may have made that file
     clean = clean_target(args.write_clean, sources, written.exists())
     bad = []
@@ -140,8 +138,7 @@ def main() -> None:
         checked = list(check(source, processor, args.max_length, args.dataloader_num_workers, text))
         wrong = [each for each in checked if each.reason]
         bad += [
-            json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n"
-            for each in wrong
+            json.dumps({"source": text, "row": each.row + 1, "reason": each.reason}) + "\n" for each in wrong
         ]
         report(text, checked, wrong)
         say(f"\n{UNCHECKED if processor is None else proved(processor)}")
@@ -150,9 +147,7 @@ def main() -> None:
             write_text_atomically(written, f"{clean}\n")
             say(written_clean(clean, source, checked))
     status = int(bool(bad) and clean is None)
-    work.publish(
-        lambda folder: (folder / BAD_ROWS).write_text("".join(bad), encoding="utf-8"), status
-    )
+    work.publish(lambda folder: (folder / BAD_ROWS).write_text("".join(bad), encoding="utf-8"), status)
     if bad:
         say(f"\nall bad rows: {work.path / BAD_ROWS}")
     if status:
@@ -209,14 +204,10 @@ def written_clean(file: Path, source: ConversationSource, checked: Sequence[Chec
     good = [each.row for each in checked if not each.reason]
     left_out = [each.row + 1 for each in checked if each.reason]
     if not good:
-        raise UserError(
-            f"--write_clean {file}: no row is good, and nothing was written; mend the rows"
-        )
+        raise UserError(f"--write_clean {file}: no row is good, and nothing was written; mend the rows")
     write_rows(file, source, good)
     named = (
-        f"left out: {len(left_out):,} rows: {number_ranges(left_out)}"
-        if left_out
-        else "no row was left out"
+        f"left out: {len(left_out):,} rows: {number_ranges(left_out)}" if left_out else "no row was left out"
     )
     return f"\nwrote {len(good):,} rows to {file}; {named}"
 
@@ -229,9 +220,7 @@ def number_ranges(numbers: Iterable[int]) -> str:
             ranges[-1][1] = number
         else:
             ranges.append([number, number])
-    words = [
-        str(first) if first == last else f"{first}-{last}" for first, last in ranges[:RANGES_SHOWN]
-    ]
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:RANGES_SHOWN]]
     more = f" and {len(ranges) - RANGES_SHOWN:,} more places" if len(ranges) > RANGES_SHOWN else ""
     return ", ".join(words) + more
 
@@ -258,11 +247,7 @@ def check(
     """All rows in order."""
     rows = Rows(source, processor, max_length)
     loader = DataLoader(
-        rows,
-        batch_size=64,
-        num_workers=num_workers,
-        collate_fn=list,
-        worker_init_fn=leave_signals_to_parent,
+        rows, batch_size=64, num_workers=num_workers, collate_fn=list, worker_init_fn=leave_signals_to_parent
     )
     with tqdm(total=len(source), desc=printable(name), unit="row", leave=False) as bar:
         for batch in loader:
@@ -273,15 +258,11 @@ def check(
 def reasons(wrong: Sequence[Checked]) -> list[str]:
     """Kinds of faults, the most frequent first, with examples. A kind is a reason without names and
     numbers."""
-    kinds = [
-        re.sub(r"\d+|/\S+|\S+\.\w{2,5}\b", "…", each.reason.partition(": ")[2]) for each in wrong
-    ]
+    kinds = [re.sub(r"\d+|/\S+|\S+\.\w{2,5}\b", "…", each.reason.partition(": ")[2]) for each in wrong]
     lines = []
     for kind, count in Counter(kinds).most_common():
         lines.append(f"{count:,} x {kind}")
-        lines += [
-            f"    {each.reason}" for each, its in zip(wrong, kinds, strict=True) if its == kind
-        ][:SHOWN]
+        lines += [f"    {each.reason}" for each, its in zip(wrong, kinds, strict=True) if its == kind][:SHOWN]
     return lines
 
 
@@ -289,10 +270,7 @@ def described(good: Sequence[Checked]) -> str:
     """What a row has, as a table."""
     figures = {"images": [each.images for each in good]}
     if good and good[0].tokens:
-        figures |= {
-            "tokens": [each.tokens for each in good],
-            "learnt tokens": [each.learnt for each in good],
-        }
+        figures |= {"tokens": [each.tokens for each in good], "learnt tokens": [each.learnt for each in good]}
     rows = []
     for name, values in figures.items():
         low, middle, high, most = np.percentile(values, [0, 50, 95, 100], method="nearest")

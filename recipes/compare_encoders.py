@@ -87,9 +87,7 @@ def main() -> None:
     output = open_output(args, "comparison")
     say = say_line if is_main_process() else lambda text: None
     noted: set[tuple[str, str]] = set()
-    compared = [
-        judge(source, data, tasks, args, device, output, say, noted) for source in args.encoders
-    ]
+    compared = [judge(source, data, tasks, args, device, output, say, noted) for source in args.encoders]
     if output.work is not None:
         output.work.publish(lambda folder: write_report(folder, args, compared, data, device))
         say(f"\n{(output.path / 'table.md').read_text()}\ntables, JSON and pictures: {output.path}")
@@ -101,9 +99,7 @@ def check_encoders(args: CompareArguments) -> None:
 
     Raises UserError for that, and where none looks at images of `CHANNELS` channels.
     """
-    channels = {
-        source: load(source, args, torch.device("cpu")).num_channels for source in args.encoders
-    }
+    channels = {source: load(source, args, torch.device("cpu")).num_channels for source in args.encoders}
     if CHANNELS not in channels.values():
         found = ", ".join(f"{source} has {number}" for source, number in channels.items())
         raise UserError(
@@ -142,8 +138,7 @@ def judge(
     for text, splits in data.items():
         frozen = frozen_features(encoder, splits, args)
         problems = {
-            name: problem_with_data(name, splits) or problem_with_encoder(name, encoder)
-            for name in tasks
+            name: problem_with_data(name, splits) or problem_with_encoder(name, encoder) for name in tasks
         }
         possible = [name for name, problem in problems.items() if problem is None]
         row.not_run += [problem for problem in problems.values() if problem]
@@ -185,9 +180,7 @@ def write_report(
     figures.mkdir()
     bar_picture(bars(compared), "higher is better", "%").save(figures / "comparison.png")
     loaded = {row.source: load(row.source, args, device) for row in compared}
-    encoders = {
-        name: encoder for name, encoder in loaded.items() if encoder.num_channels == CHANNELS
-    }
+    encoders = {name: encoder for name, encoder in loaded.items() if encoder.num_channels == CHANNELS}
     for kind in KINDS:
         side_by_side(encoders, first_images(data), kind).save(figures / f"{kind}.png")
     pictures = "\n\n".join(f"![{name}](figures/{name}.png)" for name in ("comparison", *KINDS))

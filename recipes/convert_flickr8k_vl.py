@@ -25,9 +25,7 @@ class ConvertArguments:
     """From where to where."""
 
     source: str | None = option(None, "folder with train-*.parquet and test-*.parquet", "data")
-    output_dir: str | None = option(
-        None, "a new folder for images/, train.jsonl and test.jsonl", "data"
-    )
+    output_dir: str | None = option(None, "a new folder for images/, train.jsonl and test.jsonl", "data")
     resume_from_checkpoint: str | None = resume_option("data")
 
 
@@ -64,18 +62,14 @@ def main() -> None:
     """Write both splits."""
     args = parse_arguments(ConvertArguments, description=__doc__)
     check_arguments(args)
-    files = {
-        split: sorted(Path(args.source).glob(f"{split}-*.parquet")) for split in ("train", "test")
-    }
+    files = {split: sorted(Path(args.source).glob(f"{split}-*.parquet")) for split in ("train", "test")}
     for split, found in files.items():
         if not found:
             raise UserError(
                 f"--source {args.source} has no {split}-*.parquet; name the folder of flickr8k_vl"
             )
         check_columns(found)
-    work = WorkFolder.open(
-        args.output_dir, "", config_of(args), args.resume_from_checkpoint, PROGRAM
-    )
+    work = WorkFolder.open(args.output_dir, "", config_of(args), args.resume_from_checkpoint, PROGRAM)
     work.publish(lambda folder: convert_all(files, folder, work.path))
 
 
@@ -84,10 +78,7 @@ def convert_all(files: Mapping[str, list[Path]], folder: Path, shown_as: Path) -
     (folder / "images").mkdir()
     for split, found in files.items():
         counts = convert(found, folder, split)
-        say(
-            f"{shown_as / split}.jsonl: "
-            + ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
-        )
+        say(f"{shown_as / split}.jsonl: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
 
 
 def check_columns(files: list[Path]) -> None:
@@ -101,9 +92,7 @@ def check_columns(files: list[Path]) -> None:
                 f"{file} cannot be read as parquet ({str(error).splitlines()[0]}); copy it again"
             ) from None
         if missing:
-            raise UserError(
-                f"{file} has no column {', '.join(sorted(missing))}; is it of flickr8k_vl?"
-            )
+            raise UserError(f"{file} has no column {', '.join(sorted(missing))}; is it of flickr8k_vl?")
 
 
 def convert(files: list[Path], folder: Path, split: str) -> dict[str, int]:
@@ -119,9 +108,7 @@ def convert(files: list[Path], folder: Path, split: str) -> dict[str, int]:
                         {"from": "human", "value": f"<image>\n{question}"},
                         {"from": "gpt", "value": answer},
                     ]
-                    out.write(
-                        json.dumps({"image": name, "kind": kind, "conversations": turns}) + "\n"
-                    )
+                    out.write(json.dumps({"image": name, "kind": kind, "conversations": turns}) + "\n")
                     counts[kind] = counts.get(kind, 0) + 1
     return counts
 
@@ -131,9 +118,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     try:
         return pyarrow.parquet.read_table(file, columns=sorted(COLUMNS)).to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise UserError(
-            f"{file} cannot be read as parquet ({first_line(error)}); copy it again"
-        ) from None
+        raise UserError(f"{file} cannot be read as parquet ({first_line(error)}); copy it again") from None
 
 
 def questions(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -29,18 +29,14 @@ class EvaluateVlmArguments:
     """Which model answers which questions."""
 
     model: str | None = option(
-        None,
-        "folder of a fused vision-language model: of recipes/sva_sft.py, or of fusion.fuse",
-        "model",
+        None, "folder of a fused vision-language model: of recipes/sva_sft.py, or of fusion.fuse", "model"
     )
     tasks: list[str] = option(
         ["scenes?count=400&split=held_out"],
         "cv_bench:, mmvp:, pope:, gqa:, mmbench:, captions:, vqa:, textvqa:, or conversations",
         "tasks",
     )
-    max_samples: int | None = option(
-        None, "questions of each task, the first ones; default: all", "tasks"
-    )
+    max_samples: int | None = option(None, "questions of each task, the first ones; default: all", "tasks")
     baselines: list[Literal["blind", "shuffled"]] = option(
         ["blind", "shuffled"], "the same without images, and with those of other questions", "tasks"
     )
@@ -102,22 +98,16 @@ def main() -> None:
     model.to(device).eval()
     work = None
     if is_main_process():
-        work = WorkFolder.open(
-            args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM
-        )
+        work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
     partial = Path(broadcast_text(str(work.partial) if work else ""))
     fingerprint = broadcast_text(model_fingerprint(Path(args.model), device.type) if work else "")
     results = []
     for task in tasks:
-        kept = KeptAnswers(
-            partial, header_of(fingerprint, task, args.batch_size, args.thought_tokens)
-        )
+        kept = KeptAnswers(partial, header_of(fingerprint, task, args.batch_size, args.thought_tokens))
         if len(kept) and is_main_process():
             say(f"{task.name}: {len(kept):,} answers of an earlier start are kept")
         scores = {
-            shown: answer_and_score(
-                model, processor, task, shown, args.batch_size, args.thought_tokens, kept
-            )
+            shown: answer_and_score(model, processor, task, shown, args.batch_size, args.thought_tokens, kept)
             for shown in ("images", *args.baselines)
         }
         results.append((task, scores))
@@ -137,10 +127,7 @@ def table(task: Task, scores: dict[str, Score]) -> str:
     columns = {"images": "score", "blind": "blind", "shuffled": "wrong images"}
     rows = [
         {"questions": f"all ({len(task.questions)})"}
-        | {
-            columns[shown]: f"{score.score:.1f} ± {score.error:.1f}"
-            for shown, score in scores.items()
-        }
+        | {columns[shown]: f"{score.score:.1f} ± {score.error:.1f}" for shown, score in scores.items()}
         | ({} if guessed is None else {"chance": f"{guessed:.1f}"})
     ]
     rows.append(
@@ -150,9 +137,7 @@ def table(task: Task, scores: dict[str, Score]) -> str:
     for name in scores["images"].figures:
         values = {columns[shown]: f"{score.figures[name]:.1f}" for shown, score in scores.items()}
         rows.append({"questions": name} | values)
-    for group, (_, count) in (
-        scores["images"].groups.items() if len(scores["images"].groups) > 1 else ()
-    ):
+    for group, (_, count) in scores["images"].groups.items() if len(scores["images"].groups) > 1 else ():
         rows.append(
             {"questions": f"{group} ({count})"}
             | {columns[shown]: f"{score.groups[group][0]:.1f}" for shown, score in scores.items()}
@@ -204,12 +189,7 @@ def write_report(
 
 def score_as_json(score: Score) -> dict[str, Any]:
     """Everything but the single answers; figures where the benchmark has some beside its score."""
-    report = {
-        "score": score.score,
-        "error": score.error,
-        "loss": score.loss,
-        "groups": score.groups,
-    }
+    report = {"score": score.score, "error": score.error, "loss": score.loss, "groups": score.groups}
     return report | ({"figures": score.figures} if score.figures else {})
 
 
@@ -224,20 +204,14 @@ def sheet(task: Task, score: Score, count: int = 12, columns: int = 4) -> Image.
             else Image.new("RGB", (TILE, TILE), "white")
         )
         tiles.append(_with_text(picture, question.text, given, question.expected[0], points))
-    return contact_sheet(
-        [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    )
+    return contact_sheet([tiles[start : start + columns] for start in range(0, len(tiles), columns)])
 
 
-def _with_text(
-    picture: Image.Image, asked: str, given: str, expected: str, points: float
-) -> Image.Image:
+def _with_text(picture: Image.Image, asked: str, given: str, expected: str, points: float) -> Image.Image:
     """The question above an image, the answer below it."""
     font, width = ImageFont.load_default(13), 2 * TILE
     above = wrap(asked.split("Answer with")[0], width, font)[:5]
-    below = wrap(
-        f"{given or '(nothing)'}" + ("" if points == 1 else f"   [{expected}]"), width, font
-    )[:2]
+    below = wrap(f"{given or '(nothing)'}" + ("" if points == 1 else f"   [{expected}]"), width, font)[:2]
     tile = Image.new("RGB", (width, TILE + 7 * LINE_HEIGHT), "white")
     tile.paste(picture, (0, 5 * LINE_HEIGHT))
     draw = ImageDraw.Draw(tile)

@@ -33,14 +33,7 @@ from vision_core.runs.work_folder import PARTIAL, WorkFolder, config_of
 
 # Options that decide about the features beside the encoder and the images; the rest of a result's
 # key is in `KeptResults`.
-OF_THE_FEATURES = (
-    "dense_image_size",
-    "preprocess",
-    "bf16",
-    "seed",
-    "batch_size",
-    "max_bad_fraction",
-)
+OF_THE_FEATURES = ("dense_image_size", "preprocess", "bf16", "seed", "batch_size", "max_bad_fraction")
 BAD_SAMPLES = "bad_samples.jsonl"  # as in a folder of pretraining
 PARADIGMS = {
     "dinov2": "self-distillation", "dinov2_with_registers": "self-distillation", "dinov3_vit": "self-distillation", "dinov3_convnext": "self-distillation",
@@ -100,9 +93,7 @@ def notes_on(splits: Splits, encoder: Encoder) -> list[str]:
         values * channels if len(values) == 1 else values
         for values in (encoder.transform.mean, encoder.transform.std)
     )
-    return [
-        f"note: {note}" for note in range_notes(splits.train, channels, mean, std, is_trained=True)
-    ]
+    return [f"note: {note}" for note in range_notes(splits.train, channels, mean, std, is_trained=True)]
 
 
 def frozen_features(encoder: Encoder, splits: Splits, args: JudgingArguments) -> FrozenFeatures:
@@ -190,9 +181,7 @@ def run_tasks(
                 output.partial, frozen, {name: getattr(args, name) for name in OF_THE_FEATURES}
             )
             results = kept_results(kept, tasks, args)
-        missing = json.loads(
-            broadcast_text(json.dumps([name for name in tasks if name not in results]))
-        )
+        missing = json.loads(broadcast_text(json.dumps([name for name in tasks if name not in results])))
         for name in missing:
             TASKS[name].prepare(frozen)
         if kept is None:
@@ -208,9 +197,7 @@ def run_tasks(
                     plain(result_as_json(results[name])),
                     results[name].picture,
                 )
-            figures = ", ".join(
-                f"{metric} {shown(value)}" for metric, value in results[name].metrics.items()
-            )
+            figures = ", ".join(f"{metric} {shown(value)}" for metric, value in results[name].metrics.items())
             say(f"  {name:<22}{figures}; {results[name].images_in_words}{again}")
         say(f"{dataset}: {frozen.used_in_words}")
         return {name: results[name] for name in tasks}
@@ -307,21 +294,13 @@ def plain(report: Any) -> Any:
 
 def result_as_json(result: TaskResult) -> dict[str, Any]:
     """Everything but the picture."""
-    return {
-        field.name: getattr(result, field.name)
-        for field in fields(result)
-        if field.name != "picture"
-    }
+    return {field.name: getattr(result, field.name) for field in fields(result) if field.name != "picture"}
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows under the columns of the first appearance; an empty cell where a row lacks one."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [
-        columns,
-        ["---"] * len(columns),
-        *([row.get(name, "") for name in columns] for row in rows),
-    ]
+    lines = [columns, ["---"] * len(columns), *([row.get(name, "") for name in columns] for row in rows)]
     return "\n".join("| " + " | ".join(map(printable, line)) + " |" for line in lines)
 
 

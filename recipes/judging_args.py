@@ -36,9 +36,7 @@ class JudgingArguments:
         None, "side at which images are looked at; default: as published", "encoder"
     )
     dense_image_size: list[int] | None = option(
-        None,
-        "height and width for the dense tasks; default: the images' own, up to 2,048 patches",
-        "encoder",
+        None, "height and width for the dense tasks; default: the images' own, up to 2,048 patches", "encoder"
     )
     preprocess: Literal["whole", "published"] = option(
         "whole",
@@ -51,18 +49,12 @@ class JudgingArguments:
         "encoder",
     )
     bf16: bool = option(False, "the encoder's weights in bfloat16", "encoder")
-    max_train_samples: int | None = option(
-        None, "training images, drawn by the seed; default: all", "data"
-    )
-    max_test_samples: int | None = option(
-        None, "test images, drawn by the seed; default: all", "data"
-    )
+    max_train_samples: int | None = option(None, "training images, drawn by the seed; default: all", "data")
+    max_test_samples: int | None = option(None, "test images, drawn by the seed; default: all", "data")
     ground_truth: str | None = option(
         None, "JSON of easy, hard and junk images for the task retrieval", "tasks"
     )
-    linear_iterations: int = option(
-        2000, "of the linear probe, batches of 128; published: 12,500", "tasks"
-    )
+    linear_iterations: int = option(2000, "of the linear probe, batches of 128; published: 12,500", "tasks")
     dense_iterations: int = option(
         600, "of segmentation and depth heads; published: 40,000 and 38,400", "tasks"
     )
@@ -72,9 +64,7 @@ class JudgingArguments:
         "tasks",
     )
     max_bad_fraction: float = option(
-        0.01,
-        "stop when more than this share of the training or of the test images is unreadable",
-        "data",
+        0.01, "stop when more than this share of the training or of the test images is unreadable", "data"
     )
     seed: int = option(0, "of draws, heads and untrained encoders", "tasks")
     batch_size: int = option(64, "images that go through the encoder at once", "run")
@@ -83,9 +73,7 @@ class JudgingArguments:
         None, "where features are kept; default: a folder in the user's cache", "run"
     )
     output_dir: str | None = option(
-        None,
-        "new folder for table, JSON and pictures; default: the next free one in outputs/",
-        "run",
+        None, "new folder for table, JSON and pictures; default: the next free one in outputs/", "run"
     )
     resume_from_checkpoint: str | None = resume_option()
 
@@ -123,9 +111,7 @@ class CompareArguments(JudgingArguments):
         ["scenes?count=600"], "data sets, each with training and test images; docs/data.md", "data"
     )
     tasks: list[TaskName] | None = option(
-        None,
-        "what to judge by, wherever data and encoder allow it; default: one task of each kind",
-        "tasks",
+        None, "what to judge by, wherever data and encoder allow it; default: one task of each kind", "tasks"
     )
 
 
@@ -148,12 +134,7 @@ def check_judging(args: JudgingArguments, tasks: Sequence[str], name: str) -> No
             f"--tasks {' '.join(tasks) or '[]'}: name at least one of {', '.join(get_args(TaskName))}, each once"
         )
     check_counts(
-        args,
-        "linear_iterations",
-        "dense_iterations",
-        "batch_size",
-        "max_train_samples",
-        "max_test_samples",
+        args, "linear_iterations", "dense_iterations", "batch_size", "max_train_samples", "max_test_samples"
     )
     if args.dataloader_num_workers < 0:
         raise UserError(

@@ -85,9 +85,7 @@ def main() -> None:
             f"{args.models} holds no VARIANT-SEED/judged; run recipes/everything_on_scenes.sh first"
         )
     models = [read(folder) for folder in folders]
-    work = WorkFolder.open(
-        args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM
-    )
+    work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
     work.publish(lambda folder: write_page(folder, models))
     say(f"{markdown_table(rows(models, TOTALS))}\n\nthe page: {work.path / 'README.md'}")
 
@@ -111,30 +109,21 @@ def read(folder: Path) -> Judged:
         for line in (folder / "judged" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     return Judged(
-        variant,
-        seed,
-        name,
-        scores,
-        ([step for step, _ in losses], [loss for _, loss in losses]),
-        answers,
+        variant, seed, name, scores, ([step for step, _ in losses], [loss for _, loss in losses]), answers
     )
 
 
 def with_means(groups: dict[str, float]) -> dict[str, float]:
     """Percent of each kind of question, and the means over the kinds of `what`, of `where` and of
     both."""
-    means = {
-        name: statistics.fmean(groups[kind] for kind in kinds) for name, kinds in KINDS.items()
-    }
+    means = {name: statistics.fmean(groups[kind] for kind in kinds) for name, kinds in KINDS.items()}
     return means | {"all": statistics.fmean(groups.values())} | groups
 
 
 TOTALS = ("what", "where", "all")
 
 
-def rows(
-    models: Sequence[Judged], columns: Sequence[str], shown: str = "images"
-) -> list[dict[str, str]]:
+def rows(models: Sequence[Judged], columns: Sequence[str], shown: str = "images") -> list[dict[str, str]]:
     """A row for each variant: mean and spread over its seeds."""
     table = []
     for variant in dict.fromkeys(each.variant for each in models):

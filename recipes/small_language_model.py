@@ -53,9 +53,7 @@ def main() -> None:
     args = parse_arguments(LanguageModelArguments, description=__doc__)
     check_arguments(args)
     model, tokenizer = small_language_model(corpus(args.conversations), args.seed)
-    work = WorkFolder.open(
-        args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM
-    )
+    work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
     work.publish(lambda folder: save(folder, model, tokenizer))
     say(
         f"saved {work.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens"

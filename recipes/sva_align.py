@@ -17,9 +17,7 @@ from recipes.vlm_args import AlignArguments, check_stage
 from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
-LAUNCHERS = (
-    launchers_above()
-)  # now: one that dies during the imports must not leave an orphan that trains on
+LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
     look_first(AlignArguments, __doc__, partial(check_stage, "align"))

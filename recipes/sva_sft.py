@@ -17,9 +17,7 @@ from recipes.vlm_args import SftArguments, check_stage
 from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
 
-LAUNCHERS = (
-    launchers_above()
-)  # now: one that dies during the imports must not leave an orphan that trains on
+LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
     look_first(SftArguments, __doc__, partial(check_stage, "sft"))
@@ -52,10 +50,7 @@ def plan(args: SftArguments, model: FusionVlmForConditionalGeneration) -> Plan:
     )
     rates = [
         (pattern, each)
-        for pattern, each in (
-            (ENCODER, args.encoder_learning_rate),
-            (SAMPLER, args.sampler_learning_rate),
-        )
+        for pattern, each in ((ENCODER, args.encoder_learning_rate), (SAMPLER, args.sampler_learning_rate))
         if each is not None
     ]
     model.requires_grad_(True)
@@ -74,9 +69,7 @@ def with_lora(model: FusionVlmForConditionalGeneration, rank: int, seed: int) ->
     torch.manual_seed(seed_of(seed, "lora"))  # it draws its matrices without being asked
     # its matrices in the dtype of the others: ZeRO-3 has them in bf16 already, and takes no second
     # dtype
-    return get_peft_model(
-        model, lora_config(model, rank=rank, alpha=2 * rank), autocast_adapter_dtype=False
-    )
+    return get_peft_model(model, lora_config(model, rank=rank, alpha=2 * rank), autocast_adapter_dtype=False)
 
 
 def main() -> None:

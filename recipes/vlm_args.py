@@ -46,22 +46,16 @@ class VlmArguments(TrainerOptions):
     sampler_learning_rate: float | None = option(
         None, "of the aggregator's queries and cross-attention layers, everywhere", "optimisation"
     )
-    activation_checkpointing: bool = option(
-        False, "compute activations again in the backward pass", "memory"
-    )
+    activation_checkpointing: bool = option(False, "compute activations again in the backward pass", "memory")
     packing: bool = option(
         False, "several short conversations in one row, each seeing itself alone", "memory"
     )
     group_by_length: bool = option(False, "conversations of like length in one batch", "memory")
     feature_cache: str | None = option(
-        None,
-        "a folder for what frozen encoders make of each image; computed once, then read",
-        "memory",
+        None, "a folder for what frozen encoders make of each image; computed once, then read", "memory"
     )
     feature_cache_dtype: Literal["fp32", "bf16"] = option("bf16", "what it is kept in", "memory")
-    deepspeed: str | None = option(
-        None, "a ZeRO config, recipes/zero/zero2.json or zero3.json", "memory"
-    )
+    deepspeed: str | None = option(None, "a ZeRO config, recipes/zero/zero2.json or zero3.json", "memory")
 
     def __post_init__(self) -> None:
         if not self.conversations:

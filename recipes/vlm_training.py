@@ -87,9 +87,7 @@ def train(
                 say(f"no --init_from: small stand-ins are made{learning}")
             # before ZeRO-3 takes over how models are made, and while a signal still ends the
             # program at once: there is nothing yet to save
-            write_small_default(
-                Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run
-            )
+            write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
         # before signals are remembered: a launcher's ends a process that waits for others to join,
         # one of which has failed
         settings = vlm_training_arguments(args)
@@ -118,14 +116,10 @@ def _train(
     stop: StopRequest,
 ) -> None:
     sources = opened_alike(args)
-    run, folder, checkpoint = open_run(
-        args, stage, program_of(stage), partial(check_checkpoint, args)
-    )
+    run, folder, checkpoint = open_run(args, stage, program_of(stage), partial(check_checkpoint, args))
     settings.output_dir = folder
     print_once(header(args, folder, checkpoint))
-    facts = look_at_start(
-        run, facts_of_rows(*sources) if run else [], args.init_from, args.changed_data
-    )
+    facts = look_at_start(run, facts_of_rows(*sources) if run else [], args.init_from, args.changed_data)
     trainer = build_trainer(args, planned, base, settings, *sources, run)
     trainer.facts = facts
     print_once(introduction(trainer))
@@ -145,14 +139,11 @@ def dry_run(
     `--feature_cache`; then what it would be."""
     if args.resume_from_checkpoint and is_main_process():
         check_checkpoint(
-            args,
-            check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage)),
+            args, check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage))
         )
     sources = opened_alike(args)
     settings.output_dir = aside
-    trainer = build_trainer(
-        replace(args, feature_cache=None), planned, base, settings, *sources, None
-    )
+    trainer = build_trainer(replace(args, feature_cache=None), planned, base, settings, *sources, None)
     rows = trainer.train_dataset
     lengths = [len(rows[number]["input_ids"]) for number in range(min(len(rows), FIRST_ROWS))]
     longest = f"longest          {max(lengths):,} tokens, of the first {len(lengths):,} rows; --max_length is {args.max_length:,}"
@@ -163,9 +154,7 @@ def check_checkpoint(args: VlmArguments, checkpoint: Path | None) -> None:
     """Raises UserError where a run with these options could not take up the optimizer's states of
     `checkpoint`."""
     if checkpoint is not None:
-        refuse_other_layout(
-            checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size()
-        )
+        refuse_other_layout(checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size())
 
 
 def header(args: VlmArguments, folder: str, checkpoint: str) -> list[str]:
@@ -191,9 +180,7 @@ def build_trainer(
 ) -> VlmTrainer:
     """The model of `base` with what `planned` says of it, the data, and what trains the one on the
     other."""
-    cache = (
-        filled_cache(args, base, settings, [*sources, *held_out]) if args.feature_cache else None
-    )
+    cache = filled_cache(args, base, settings, [*sources, *held_out]) if args.feature_cache else None
     model, processor = load_model(base, MASTERS)
     if is_deepspeed_zero3_enabled():
         fetch_whole_layers(model)
@@ -257,9 +244,7 @@ def training_data(
     forward."""
     step = batch * args.gradient_accumulation_steps * world_size()
     if any(map(is_stream, args.conversations)):
-        stream = StreamDataset(
-            sources, processor, args.max_length, args.seed, args.max_steps * step
-        )
+        stream = StreamDataset(sources, processor, args.max_length, args.seed, args.max_steps * step)
         return stream, SequentialSampler(stream)
     data = ConversationDataset(sources, processor, args.max_length, args.seed, cache)
     return data, order_by_length(args, data, step) if args.group_by_length else None
@@ -315,25 +300,17 @@ def fetch_whole_layers(model: nn.Module) -> None:
 
 def order_by_length(args: VlmArguments, data: ConversationDataset, step: int) -> GroupedByLength:
     """Samples of like length in one step, which takes `step` of them."""
-    return GroupedByLength(
-        data.rough_lengths(), step, partial(numpy_generator, "length groups", args.seed)
-    )
+    return GroupedByLength(data.rough_lengths(), step, partial(numpy_generator, "length groups", args.seed))
 
 
 def filled_cache(
-    args: VlmArguments,
-    base: str,
-    settings: TrainingArguments,
-    sources: Sequence[ConversationSource],
+    args: VlmArguments, base: str, settings: TrainingArguments, sources: Sequence[ConversationSource]
 ) -> MapCache:
     """The cache of the frozen encoders' features, with every image of the run in it. Raises
     UserError; see `fill_for_a_run`."""
     with whole_models(settings):
         model, processor = load_model(base, MASTERS)
-    vision_model, image_processor = (
-        model.vision_model.to(settings.device),
-        processor.image_processor,
-    )
+    vision_model, image_processor = (model.vision_model.to(settings.device), processor.image_processor)
     cache = MapCache(
         Path(args.feature_cache), vision_model, image_processor, DTYPES[args.feature_cache_dtype]
     )

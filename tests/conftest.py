@@ -22,12 +22,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # each worker takes its share of the cores; runs have one thread each
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker takes its share of the cores; runs have one thread each
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault(
         "OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
     )
@@ -45,16 +41,8 @@ ALIKE = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.env
 class Run:
     """A run in a session of its own, with what it printed and what it wrote."""
 
-    def __init__(
-        self, pid: int, poll: Callable[[], int | None], arguments: list[str], log: Path
-    ) -> None:
-        self.pid, self._poll, self.arguments, self.log, self.status = (
-            pid,
-            poll,
-            arguments,
-            log,
-            None,
-        )
+    def __init__(self, pid: int, poll: Callable[[], int | None], arguments: list[str], log: Path) -> None:
+        self.pid, self._poll, self.arguments, self.log, self.status = (pid, poll, arguments, log, None)
 
     def poll(self) -> int | None:
         """The exit status (negative: the signal that ended it), or None while it lives."""
@@ -103,9 +91,7 @@ class Run:
 
     def children(self) -> list[int]:
         """The living children of the run's first process."""
-        return [
-            pid for pid, fields in _processes() if int(fields[1]) == self.pid and fields[0] != "Z"
-        ]
+        return [pid for pid, fields in _processes() if int(fields[1]) == self.pid and fields[0] != "Z"]
 
     def kill_a_child(self) -> bool:
         """kill -9 of one child of the first process; False where there is none just now, as between
@@ -210,10 +196,7 @@ class Runs:
         )
 
     def start_two(
-        self,
-        script: str | Path,
-        *arguments,
-        folders: tuple[Path | None, Path | None] = (None, None),
+        self, script: str | Path, *arguments, folders: tuple[Path | None, Path | None] = (None, None)
     ) -> list[Run]:
         """The processes of one job, forked, with the environment that torchrun gives its own; each
         in its folder of `folders`, as on two machines."""
@@ -274,8 +257,7 @@ class Runs:
         if set(found) != {expect}:
             kill(*runs)
             raise AssertionError(
-                f"statuses {found} (None: not through)\n"
-                + "\n".join(run.printed[-3000:] for run in runs)
+                f"statuses {found} (None: not through)\n" + "\n".join(run.printed[-3000:] for run in runs)
             )
         self.started = [
             run for run in self.started if run not in runs
@@ -332,12 +314,7 @@ class Runs:
             "path": str(what.parent) if kind == "file" else path,
         }
         pid = server.ask(
-            order
-            | {
-                "environment": environment or {},
-                "folder": str(folder or self.folder),
-                "log": str(log),
-            }
+            order | {"environment": environment or {}, "folder": str(folder or self.folder), "log": str(log)}
         )
         return self._begun(Run(pid, lambda: server.ask({"poll": pid}), words, log))
 
@@ -381,9 +358,7 @@ class Server:
     def ask(self, order: dict) -> int | None:
         print(json.dumps(order), file=self.process.stdin, flush=True)
         answer = self.answers.readline()
-        assert answer, (
-            f"the server of the tests' runs has ended with status {self.process.wait(10)}"
-        )
+        assert answer, f"the server of the tests' runs has ended with status {self.process.wait(10)}"
         return json.loads(answer)
 
     def stop(self) -> None:

@@ -27,13 +27,7 @@ SCRIPTS = (
 
 
 def be_the_run(
-    kind: str,
-    what: str,
-    arguments: list[str],
-    path: str,
-    environment: dict[str, str],
-    folder: str,
-    log: str,
+    kind: str, what: str, arguments: list[str], path: str, environment: dict[str, str], folder: str, log: str
 ) -> None:
     status = 1
     try:
@@ -116,9 +110,7 @@ def exit_status(pid: int) -> int | None:
 
 
 def serve(orders, answers) -> None:
-    torch.set_num_threads(
-        1
-    )  # a process that has run OpenMP threads cannot be forked and run them again
+    torch.set_num_threads(1)  # a process that has run OpenMP threads cannot be forked and run them again
     for line in orders:
         order = json.loads(line)
         answer = exit_status(order["poll"]) if "poll" in order else os.fork() or be_the_run(**order)

@@ -107,11 +107,7 @@ class Cases(dict[str, tuple[Case, tuple[str, ...]]]):
         return add
 
     def end_in_one_line(
-        self,
-        name: str,
-        tmp_path: Path,
-        capsys: pytest.CaptureFixture,
-        monkeypatch: pytest.MonkeyPatch,
+        self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Assert it of the case of this name."""
         make, said = self[name]
@@ -125,9 +121,7 @@ class Cases(dict[str, tuple[Case, tuple[str, ...]]]):
         printed = capsys.readouterr().err
         *before, line, end_of_text = printed.split("\n")
         assert (
-            end.value.code == 2
-            and not end_of_text
-            and all(each.startswith("warning: ") for each in before)
+            end.value.code == 2 and not end_of_text and all(each.startswith("warning: ") for each in before)
         ), printed
         assert (
             line.startswith("error: ")
@@ -137,11 +131,7 @@ class Cases(dict[str, tuple[Case, tuple[str, ...]]]):
         assert all(each in line for each in said), line
         outside = os.path.realpath(place.outside)
         assert (
-            not [
-                path
-                for path in (*OPENED, *descriptors)
-                if path.startswith((outside, "/etc/hostname"))
-            ]
+            not [path for path in (*OPENED, *descriptors) if path.startswith((outside, "/etc/hostname"))]
             and SECRET not in line
         )
 
@@ -163,9 +153,7 @@ OPENED: list[str] = []
 
 def note_opened(event: str, arguments: tuple) -> None:
     is_path = event == "open" and isinstance(arguments[0], str) and arguments[0].startswith("/")
-    if (
-        is_path and "\0" not in arguments[0]
-    ):  # what is opened below a descriptor is noted by `really_opened`
+    if is_path and "\0" not in arguments[0]:  # what is opened below a descriptor is noted by `really_opened`
         OPENED.append(os.path.realpath(arguments[0]))
 
 

@@ -23,19 +23,13 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.attn = nn.ModuleDict(
-            {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
-        )
-        self.mlp = nn.ModuleDict(
-            {"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)}
-        )
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
         self.ls1, self.ls2 = Scale(width), Scale(width)
 
     def forward(self, x):
         batch, tokens, width = x.shape
-        qkv = self.attn["qkv"](self.norm1(x)).reshape(
-            batch, tokens, 3, self.heads, width // self.heads
-        )
+        qkv = self.attn["qkv"](self.norm1(x)).reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         weights = (query @ key.transpose(-2, -1) / math.sqrt(width // self.heads)).softmax(-1)
         x = x + self.ls1.gamma * self.attn["proj"](
@@ -96,17 +90,12 @@ class PublishedDinov2(nn.Module):
         options = {"size": (rows, columns)}
         if self.offset:
             options = {
-                "scale_factor": (
-                    float(rows + self.offset) / side,
-                    float(columns + self.offset) / side,
-                )
+                "scale_factor": (float(rows + self.offset) / side, float(columns + self.offset) / side)
             }
         grid = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(grid, mode="bicubic", antialias=self.antialias, **options)
         assert grid.shape[-2:] == (rows, columns)
-        return torch.cat(
-            [table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, rows * columns, -1)], dim=1
-        )
+        return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).reshape(1, rows * columns, -1)], dim=1)
 
     @torch.no_grad()
     def forward(self, images):

@@ -47,25 +47,15 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.lineno, node.module
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
-            ("import_module", "__import__")
-        ):
-            yield from (
-                (node.lineno, name.value)
-                for name in node.args[:1]
-                if isinstance(name, ast.Constant)
-            )
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from ((node.lineno, name.value) for name in node.args[:1] if isinstance(name, ast.Constant))
 
 
 def wrong_arrows(source: str, package: str) -> list[str]:
     """The imports of the project's own folders that `package` may not have."""
     allowed = MAY_IMPORT[package] | {package}
     names = ((line, name.partition(".")[0]) for line, name in imports(ast.parse(source)))
-    return [
-        f"line {line}: {package} imports {name}"
-        for line, name in names
-        if name in OWN_FOLDERS - allowed
-    ]
+    return [f"line {line}: {package} imports {name}" for line, name in names if name in OWN_FOLDERS - allowed]
 
 
 def unsafe_loads(source: str) -> list[str]:
@@ -139,8 +129,7 @@ def test_wrong_arrows_are_seen(package, source):
 def test_allowed_arrows_pass():
     assert (
         wrong_arrows(
-            "import torch\nfrom encoders import x\nfrom . import y\nimport pretrain.heads",
-            "pretrain",
+            "import torch\nfrom encoders import x\nfrom . import y\nimport pretrain.heads", "pretrain"
         )
         == []
     )
@@ -150,36 +139,24 @@ def test_script_folders_shadow_no_package():
     """A script's folder is first on sys.path: `pretrain/datasets.py` there would be what every
     library imports as `datasets`."""
     installed = importlib.metadata.packages_distributions()
-    others = {
-        name for name, owners in installed.items() if set(owners) != {"vision-encoder-fusion"}
-    }
+    others = {name for name, owners in installed.items() if set(owners) != {"vision-encoder-fusion"}}
     entries = [path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).iterdir()]
-    modules = [
-        path
-        for path in entries
-        if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))
-    ]
+    modules = [path for path in entries if path.suffix == ".py" or (path.is_dir() and any(path.glob("*.py")))]
     shadowing = [
-        show(path)
-        for path in modules
-        if path.stem in (sys.stdlib_module_names | others) - {"__init__"}
+        show(path) for path in modules if path.stem in (sys.stdlib_module_names | others) - {"__init__"}
     ]
     assert modules and "torch" in others and "json" in sys.stdlib_module_names
     assert shadowing == []
 
 
-ARGUMENT_FILES = sorted(
-    path for package in MAY_IMPORT for path in (ROOT / package).rglob("*args.py")
-)
+ARGUMENT_FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*args.py"))
 
 
 @pytest.mark.parametrize("path", ARGUMENT_FILES, ids=show)
 def test_options_are_flat_fields_of_plain_types(path):
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     own = [
-        x
-        for x in vars(module).values()
-        if dataclasses.is_dataclass(x) and x.__module__ == module.__name__
+        x for x in vars(module).values() if dataclasses.is_dataclass(x) and x.__module__ == module.__name__
     ]
     assert own
     for arguments_type in own:
@@ -220,7 +197,9 @@ def test_unsafe_loads_are_seen(source):
 
 
 def test_safe_loads_pass():
-    safe = "torch.load(p, weights_only=True); AutoModel.from_pretrained(p, trust_remote_code=False); np.load(p)"
+    safe = (
+        "torch.load(p, weights_only=True); AutoModel.from_pretrained(p, trust_remote_code=False); np.load(p)"
+    )
     assert unsafe_loads(safe + "; Dinov2Model.from_pretrained(p)") == []
 
 
@@ -260,9 +239,7 @@ def test_tracked_files_name_no_machine():
 
 def test_machine_paths_are_seen():
     planted = "/".join(["", "home", "me", "data"])
-    assert MACHINE_PATH.search(f"open('{planted}')") and REGISTRY.search(
-        "https://" + "pypi" + ".org/simple"
-    )
+    assert MACHINE_PATH.search(f"open('{planted}')") and REGISTRY.search("https://" + "pypi" + ".org/simple")
     assert not MACHINE_PATH.search(
         "#!/usr/bin/env bash, > /dev/null, $ROOT/work/x, https://a.b/home/c, docs/root/x"
     )

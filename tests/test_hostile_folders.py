@@ -30,11 +30,7 @@ def model_case(name: str, files: dict[str, str | None], *said: str) -> None:
         folder = place.data / "m"
         if "fused" in name:
             return lambda: check_model_folder(str(folder))
-        return (
-            (lambda: read_cambrian(folder))
-            if "cambrian" in name
-            else (lambda: check_source(str(folder)))
-        )
+        return (lambda: read_cambrian(folder)) if "cambrian" in name else (lambda: check_source(str(folder)))
 
 
 NUMBERS = {
@@ -57,16 +53,12 @@ model_case(
 model_case("config.json is nested", {"config.json": DEEP, "model.safetensors": "x"})
 model_case("encoder.json is nested", {"encoder.json": DEEP}, "encoder.json")
 model_case(
-    "encoder.json with NaN",
-    {"encoder.json": '{"library": "timm", "transform": {"size": [NaN, 1]}}'},
-    "NaN",
+    "encoder.json with NaN", {"encoder.json": '{"library": "timm", "transform": {"size": [NaN, 1]}}'}, "NaN"
 )
 model_case("encoder.json is a list", {"encoder.json": "[1]"}, "encoder.json")
 model_case("fused, config.json is a pipe", {"config.json": None}, "config.json")
 model_case("fused, config.json is nested", {"config.json": DEEP}, "nested too deeply")
-model_case(
-    "fused, a type with escape codes", {"config.json": json.dumps({"model_type": ESCAPE * 100})}
-)
+model_case("fused, a type with escape codes", {"config.json": json.dumps({"model_type": ESCAPE * 100})})
 model_case("cambrian with NaN", cambrian(image_token_len=float("nan")), "nan")
 model_case("cambrian, a number of 4,000 digits", cambrian(hidden_size=10**4000), "hidden_size")
 model_case("cambrian, a number that is a list", cambrian(hidden_size=[[1]]), "hidden_size")

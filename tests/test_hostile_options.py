@@ -24,15 +24,10 @@ LAUGHS = "a: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 yaml_case("nested 5,000 deep", "widths: " + "[" * 5000 + "]" * 5000, "nested too deeply")
 yaml_case("nested 5,000 deep, never closed", "widths: " + "[" * 5000, "nested too deeply")
 yaml_case("blocks nested 5,000 deep", "widths:\n  " + "- " * 5000 + "1\n", "nested too deeply")
-yaml_case(
-    "mappings nested 5,000 deep", "widths: " + "{a: " * 5000 + "1" + "}" * 5000, "nested too deeply"
-)
+yaml_case("mappings nested 5,000 deep", "widths: " + "{a: " * 5000 + "1" + "}" * 5000, "nested too deeply")
 yaml_case("a value of 1 MB", f"dataset: {'x' * 2**20}\n", "bytes")
 yaml_case(
-    "a value of 200 kB where a number is expected",
-    f"learning_rate: {'x' * 200_000}\n",
-    "line 1",
-    "a number",
+    "a value of 200 kB where a number is expected", f"learning_rate: {'x' * 200_000}\n", "line 1", "a number"
 )
 yaml_case("aliases that multiply", LAUGHS, "aliases")
 yaml_case("a key of 100 kB", f"{'k' * 100_000}: 1\n")

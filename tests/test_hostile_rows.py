@@ -41,9 +41,7 @@ row_case("escape codes in a path", with_image(f"{ESCAPE}.png"), r"\x1b[31mred")
 row_case("a line break in a path", with_image("a.png\nerror: all is well"), r"a.png\nerror")
 row_case("another direction of writing", with_image(OVERRIDE), r"gpj.\u202eexe")
 row_case(
-    "half a character",
-    '{"image": "\\ud800.png", "conversations": ' + json.dumps(TURNS) + "}",
-    r"\ud800.png",
+    "half a character", '{"image": "\\ud800.png", "conversations": ' + json.dumps(TURNS) + "}", r"\ud800.png"
 )
 row_case("up and out", with_image("../outside/secret.png"), "leads out")
 row_case("out by a link of a folder", with_image("out/secret.png"), "leads out")
@@ -62,14 +60,10 @@ row_case(
     "bytes that are no text",
     '{"conversations": "\udcff"}'.encode("utf-8", "surrogateescape").decode("latin-1"),
 )
-row_case(
-    "a data URL of 2 MB that is none", with_image("data:image/png;base64," + "\x1b" * 2_000_000)
-)
+row_case("a data URL of 2 MB that is none", with_image("data:image/png;base64," + "\x1b" * 2_000_000))
 
 
-@CASES.add(
-    "row: a line that is longer than a row may be", "rows.jsonl, line 2", "more than 1,000 bytes; "
-)
+@CASES.add("row: a line that is longer than a row may be", "rows.jsonl, line 2", "more than 1,000 bytes; ")
 def _(place: Place) -> Callable[[], object]:
     lines = [json.dumps({"conversations": TURNS, "note": "x" * count}) for count in (1, 5000, 2)]
     path = place.write("rows.jsonl", "\n".join(lines) + "\n")
@@ -122,23 +116,14 @@ def pope_row(image: object, label: object = "no") -> dict:
 
 
 for kind in ("pipe", "socket", "folder", "circle"):
-    task_case(
-        f"its image is a {kind}",
-        "pope",
-        "p.jsonl",
-        pope_row(f"{kind}.jpg"),
-        "line 1",
-        f"{kind}.jpg",
-    )
+    task_case(f"its image is a {kind}", "pope", "p.jsonl", pope_row(f"{kind}.jpg"), "line 1", f"{kind}.jpg")
 task_case("NUL in a path", "pope", "p.jsonl", pope_row("a\0b.jpg"), "line 1", r"a\x00b.jpg")
 task_case("a path of 5,000 characters", "pope", "p.jsonl", pope_row(LONG), "line 1")
 task_case("escape codes in a path", "pope", "p.jsonl", pope_row(ESCAPE), "line 1", r"\x1b")
 task_case("half a character", "pope", "p.jsonl", pope_row("\ud800.jpg"), "line 1", r"\ud800.jpg")
 task_case("up and out", "pope", "p.jsonl", pope_row("../outside/secret.png"), "line 1", "leads out")
 task_case("an image that is a list", "pope", "p.jsonl", pope_row([["a"] * 100_000]), "line 1")
-task_case(
-    "a label with escape codes", "pope", "p.jsonl", pope_row("good.png", ESCAPE * 1000), "line 1"
-)
+task_case("a label with escape codes", "pope", "p.jsonl", pope_row("good.png", ESCAPE * 1000), "line 1")
 task_case(
     "NaN as an image's number",
     "textvqa",
@@ -167,9 +152,7 @@ task_case(
     "index\tquestion\tA\tanswer\n1\t?\tx\tA\n" + "y" * 1_000_000,
     "image",
 )
-task_case(
-    "columns with escape codes", "mmbench", "m.tsv", f"{ESCAPE}\t{'c' * 100_000}\n1\t2\n", r"\x1b"
-)
+task_case("columns with escape codes", "mmbench", "m.tsv", f"{ESCAPE}\t{'c' * 100_000}\n1\t2\n", r"\x1b")
 task_case(
     "people whose answers are numbers without end",
     "vqa",
@@ -190,9 +173,7 @@ def truth_case(name: str, values: dict, *said: str) -> None:
 
 
 truth_case("NaN as a number", {"gnd": [{"easy": [float("nan")], "hard": [], "junk": []}]}, "NaN")
-truth_case(
-    "a number of 4,000 digits", {"gnd": [{"easy": [10**4000], "hard": [], "junk": []}]}, "63 bits"
-)
+truth_case("a number of 4,000 digits", {"gnd": [{"easy": [10**4000], "hard": [], "junk": []}]}, "63 bits")
 truth_case("names that are lists", {"imlist": [[["a"] * 100_000]]}, "imlist")
 truth_case("a query with escape codes", {"qimlist": [ESCAPE + LONG], "gnd": [{}]}, r"\x1b")
 

@@ -21,9 +21,7 @@ def place(runs, tmp_path_factory) -> Path:
     """A pipe of every ending, a model's folder with a pipe, a good fused model, rows with hostile
     paths, a few pictures."""
     folder = tmp_path_factory.mktemp("hostile")
-    write_small_default(
-        folder / "fused", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0
-    )
+    write_small_default(folder / "fused", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
     runs.finish(
         runs.start("recipes/check_conversations.py", "--help")
     )  # the first start waits for all imports
@@ -85,7 +83,5 @@ def test_one_line(name, runs, place, tmp_path):
 
 def test_names_in_what_a_program_says_are_printable(runs, place, tmp_path):
     """The same names as classes, in the lines of a run that goes well."""
-    printed = runs.finish(
-        runs.start("pretrain/data_stats.py", "--dataset", f"folder:{place}/images")
-    )
+    printed = runs.finish(runs.start("pretrain/data_stats.py", "--dataset", f"folder:{place}/images"))
     assert "\x1b" not in printed and "\x07" not in printed

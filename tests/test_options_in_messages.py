@@ -58,9 +58,7 @@ def fields_of(module: str, name: str) -> set[str]:
     for node in tree_of(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             inherited = [fields_of(module, base.id) for base in node.bases]
-            return {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)}.union(
-                *inherited
-            )
+            return {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)}.union(*inherited)
         if isinstance(node, ast.ImportFrom) and name in [each.name for each in node.names]:
             return fields_of(node.module, name)
     raise AssertionError(f"{module} has no {name}")
@@ -68,9 +66,7 @@ def fields_of(module: str, name: str) -> set[str]:
 
 def path_of(module: str) -> Path | None:
     place = ROOT / module.replace(".", "/")
-    return next(
-        (path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None
-    )
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
 @cache
@@ -111,14 +107,9 @@ def texts(module: str) -> Iterator[str]:
         if isinstance(node, ast.JoinedStr):
             left_out |= {id(part) for part in node.values}
             yield "".join(
-                part.value if isinstance(part, ast.Constant) else _inserted(part)
-                for part in node.values
+                part.value if isinstance(part, ast.Constant) else _inserted(part) for part in node.values
             )
-        elif (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and id(node) not in left_out
-        ):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in left_out:
             yield node.value
 
 
@@ -140,12 +131,7 @@ def names_in(text: str) -> set[str]:
 def advised() -> list[tuple[str, str, str]]:
     """(module, option, text) of everything that a program can print."""
     modules = sorted(set().union(*map(reached_by, PROGRAMS)))
-    return [
-        (module, name, text)
-        for module in modules
-        for text in texts(module)
-        for name in names_in(text)
-    ]
+    return [(module, name, text) for module in modules for text in texts(module) for name in names_in(text)]
 
 
 def test_every_option_in_a_message_is_one_of_a_program_that_can_print_it():
@@ -153,9 +139,7 @@ def test_every_option_in_a_message_is_one_of_a_program_that_can_print_it():
     assert len(found) > 100  # the test has found the messages
     for module, name, text in found:
         takes = [
-            program
-            for program in PROGRAMS
-            if module in reached_by(program) and name in options_of(program)
+            program for program in PROGRAMS if module in reached_by(program) and name in options_of(program)
         ]
         is_to_paste = module == "pretrain.data_stats" and name in options_of("pretrain.dinov2")
         assert takes or is_to_paste, (
@@ -179,10 +163,7 @@ def test_modules_of_several_programs_advise_what_all_of_them_take():
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "give another --no_such_option",
-        "`python recipes/sva_sft.py --init_from X --cache_dir Y` trains it",
-    ],
+    ["give another --no_such_option", "`python recipes/sva_sft.py --init_from X --cache_dir Y` trains it"],
 )
 def test_a_wrong_name_would_be_seen(text):
     assert names_in(text) & {"no_such_option", "cache_dir"}

@@ -47,16 +47,7 @@ def third_party_imports(path: Path) -> set[str]:
 def test_distribution_and_its_floors():
     assert (PROJECT["name"], PROJECT["requires-python"]) == ("vision-encoder-fusion", ">=3.11")
     assert {"torch>=2.11", "transformers>=5.23"} <= set(PROJECT["dependencies"])
-    assert set(EXTRAS) == {
-        "pretrain",
-        "encoders",
-        "recipes",
-        "lmms",
-        "scientific",
-        "slides",
-        "heif",
-        "test",
-    }
+    assert set(EXTRAS) == {"pretrain", "encoders", "recipes", "lmms", "scientific", "slides", "heif", "test"}
     assert all((ROOT / name).is_file() for name in [PROJECT["readme"], *PROJECT["license-files"]])
 
 
@@ -76,22 +67,15 @@ def test_loading_a_model_needs_no_training_or_plotting_library():
 
 
 def test_every_folder_with_modules_is_a_listed_package():
-    folders = {
-        path.parent.relative_to(ROOT) for top in TOP_PACKAGES for path in (ROOT / top).rglob("*.py")
-    }
+    folders = {path.parent.relative_to(ROOT) for top in TOP_PACKAGES for path in (ROOT / top).rglob("*.py")}
     assert {".".join(folder.parts) for folder in folders} == set(PACKAGES)
-    assert [
-        name for name in PACKAGES if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()
-    ] == []
+    assert [name for name in PACKAGES if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()] == []
 
 
 def test_configs_are_package_data():
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]
     installed = {
-        path
-        for package, globs in patterns.items()
-        for g in globs
-        for path in (ROOT / package).glob(g)
+        path for package, globs in patterns.items() for g in globs for path in (ROOT / package).glob(g)
     }
     data = {
         path
@@ -103,19 +87,14 @@ def test_configs_are_package_data():
 
 
 def test_every_import_is_a_declared_dependency():
-    declared = {
-        "huggingface-hub",
-        "tokenizers",
-    }  # transformers stands on them; their floors are its to say
+    declared = {"huggingface-hub", "tokenizers"}  # transformers stands on them; their floors are its to say
     declared |= requirement_names(
         PROJECT["dependencies"] + [x for name in EXTRAS if name != "test" for x in EXTRAS[name]]
     )
     owners = importlib.metadata.packages_distributions()
     for path in (path for top in TOP_PACKAGES for path in (ROOT / top).rglob("*.py")):
         for name in third_party_imports(path):
-            assert {normalized(owner) for owner in owners.get(name, [name])} & declared, (
-                f"{path}: {name}"
-            )
+            assert {normalized(owner) for owner in owners.get(name, [name])} & declared, f"{path}: {name}"
 
 
 @pytest.mark.parametrize("last", ["accelerate launch pretrain/dinov2.py", "pytest -n 2"])

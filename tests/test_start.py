@@ -29,9 +29,7 @@ def start(program: str, *arguments: str) -> tuple[int, str, str, set[str]]:
     command = [sys.executable, "-X", "importtime", *words, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     lines = done.stderr.splitlines()
-    imported = {
-        line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")
-    }
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
     said = [line for line in lines if not line.startswith("import time:")]
     return done.returncode, done.stdout, "\n".join(said), imported
 
@@ -48,11 +46,7 @@ def test_help_and_a_mistyped_option_are_answered_before_anything_heavy_is_import
 @pytest.mark.parametrize(
     ("program", "arguments", "said"),
     [
-        (
-            "pretrain/dinov2.py",
-            ("--num_channels", "4"),
-            "image_mean has 3 values, num_channels is 4",
-        ),
+        ("pretrain/dinov2.py", ("--num_channels", "4"), "image_mean has 3 values, num_channels is 4"),
         ("pretrain/dinov2.py", ("--output_dir", "docs"), "docs is not empty"),
         ("pretrain/mae.py", ("--mask_ratio", "1"), "--mask_ratio 1.0 must hide some"),
         ("pretrain/siglip.py", ("--output_dir", "docs"), "docs is not empty"),
@@ -98,12 +92,8 @@ def test_another_process_of_a_launcher_says_nothing(monkeypatch):
 
 def test_a_package_knows_the_program_that_it_is_imported_for(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["-m", "--seed", "1"])
-    monkeypatch.setattr(
-        sys, "orig_argv", ["python", "-X", "dev", "-m", "fusion.fuse", "--seed", "1"]
-    )
-    assert launchers.is_program("fusion.fuse") and not launchers.is_program(
-        "fusion.convert_cambrian"
-    )
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "-m", "fusion.fuse", "--seed", "1"])
+    assert launchers.is_program("fusion.fuse") and not launchers.is_program("fusion.convert_cambrian")
     monkeypatch.setattr(sys, "orig_argv", ["python", "mine.py", "-m", "fusion.fuse"])
     monkeypatch.setattr(sys, "argv", ["mine.py", "-m", "fusion.fuse"])
     assert not launchers.is_program("fusion.fuse", "fuse")
@@ -121,10 +111,7 @@ def test_a_package_knows_its_installed_command(monkeypatch, tmp_path):
 # Of each launcher its command, and its own status where the program's is 2.
 LAUNCHERS = {
     "accelerate": ([sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"], 1),
-    "torchrun": (
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-        1,
-    ),
+    "torchrun": ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], 1),
     "deepspeed": (
         [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1", "--no_local_rank"],
         2,
@@ -144,8 +131,4 @@ def test_the_line_stands_behind_what_a_launcher_says_of_its_end(name, runs):
         time.sleep(0.05)
     lines = run.printed.splitlines()
     assert not run.processes() and any("error" in line.lower() for line in lines[:-1])
-    assert (
-        lines[-1]
-        == "error: command line: unknown option 'lr'; did you mean learning_rate?"
-        != lines[-2]
-    )
+    assert lines[-1] == "error: command line: unknown option 'lr'; did you mean learning_rate?" != lines[-2]

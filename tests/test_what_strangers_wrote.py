@@ -48,10 +48,7 @@ LOADERS = {
     "load_file", "safe_open", "torch.load", "np.load", "np.loadtxt", "np.genfromtxt", "np.fromfile", "yaml.safe_load", "yaml.load",
     "yaml.compose", "json.load",
 }  # fmt: skip
-PRINTS = {
-    "vision_core/printable.py",
-    "vision_core/arguments.py",
-}  # the owner, and the text of --help
+PRINTS = {"vision_core/printable.py", "vision_core/arguments.py"}  # the owner, and the text of --help
 
 
 def bare_reads(source: str) -> Iterator[str]:
@@ -67,10 +64,7 @@ def _reads(call: ast.Call) -> bool:
         return True
     if name in ("open", "io.open", "os.open", "codecs.open"):
         return not _writes(call, 1) and "O_CREAT" not in ast.unparse(call)
-    if not isinstance(call.func, ast.Attribute) or ast.unparse(call.func.value) in (
-        *NOT_A_PATH,
-        "os",
-    ):
+    if not isinstance(call.func, ast.Attribute) or ast.unparse(call.func.value) in (*NOT_A_PATH, "os"):
         return False
     if call.func.attr in ("read_text", "read_bytes"):
         return not call.args  # a source's own method takes an index
@@ -78,9 +72,7 @@ def _reads(call: ast.Call) -> bool:
 
 
 def _writes(call: ast.Call, place: int) -> bool:
-    given = [each.value for each in call.keywords if each.arg == "mode"] + call.args[
-        place : place + 1
-    ]
+    given = [each.value for each in call.keywords if each.arg == "mode"] + call.args[place : place + 1]
     mode = given[0].value if given and isinstance(given[0], ast.Constant) else "r"
     return isinstance(mode, str) and any(letter in mode for letter in "wxa")
 

@@ -183,9 +183,7 @@ def _read_command_line(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]
 def _count_values(following: list[str], hint: Any) -> int:
     """How many tokens after `--key` are its values: for a list all up to the next option, for
     others at most one."""
-    available = next(
-        (i for i, token in enumerate(following) if token.startswith("--")), len(following)
-    )
+    available = next((i for i, token in enumerate(following) if token.startswith("--")), len(following))
     return available if get_origin(_split_optional(hint)[0]) is list else min(available, 1)
 
 
@@ -194,22 +192,16 @@ def _convert_command_line(key: str, texts: list[str], hint: Any) -> Any:
     if not texts and kind is bool:
         return True
     if not texts:
-        raise UserError(
-            f"command line: --{key} expects {describe_type(hint)}, but no value follows"
-        )
+        raise UserError(f"command line: --{key} expects {describe_type(hint)}, but no value follows")
     if is_optional and len(texts) == 1 and texts[0].lower() == "none":
         return None
     try:
         if get_origin(kind) is list:
-            return (
-                [] if texts == ["[]"] else [_parse_text(text, get_args(kind)[0]) for text in texts]
-            )
+            return [] if texts == ["[]"] else [_parse_text(text, get_args(kind)[0]) for text in texts]
         return _parse_text(texts[0], kind)
     except (ValueError, KeyError):
         shown = shortened(repr(" ".join(texts)), SHOWN_OF_A_VALUE)
-        raise UserError(
-            f"command line: --{key} expects {describe_type(hint)}, not {shown}"
-        ) from None
+        raise UserError(f"command line: --{key} expects {describe_type(hint)}, not {shown}") from None
 
 
 def _read_yaml(path: str, hints: dict[str, Any]) -> dict[str, Any]:
@@ -246,9 +238,7 @@ def _yaml_pairs(path: str) -> list[tuple[yaml.Node, yaml.Node]]:
 
 def _convert_node(node: yaml.Node, hint: Any) -> Any:
     kind, is_optional = _split_optional(hint)
-    is_none_word = (
-        isinstance(node, yaml.ScalarNode) and node.style is None and node.value.lower() == "none"
-    )
+    is_none_word = isinstance(node, yaml.ScalarNode) and node.style is None and node.value.lower() == "none"
     if is_optional and (node.tag == NULL_TAG or is_none_word):
         return None
     if get_origin(kind) is list:
@@ -262,17 +252,9 @@ def _convert_node(node: yaml.Node, hint: Any) -> Any:
 
 def _show_node(node: yaml.Node) -> str:
     if isinstance(node, yaml.ScalarNode):
-        return (
-            "an empty value"
-            if node.tag == NULL_TAG
-            else shortened(repr(node.value), SHOWN_OF_A_VALUE)
-        )
-    if isinstance(node, yaml.SequenceNode) and all(
-        isinstance(item, yaml.ScalarNode) for item in node.value
-    ):
-        return shortened(
-            f"the list [{', '.join(item.value for item in node.value)}]", SHOWN_OF_A_VALUE
-        )
+        return "an empty value" if node.tag == NULL_TAG else shortened(repr(node.value), SHOWN_OF_A_VALUE)
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        return shortened(f"the list [{', '.join(item.value for item in node.value)}]", SHOWN_OF_A_VALUE)
     return "a mapping" if isinstance(node, yaml.MappingNode) else "a list of lists or mappings"
 
 
@@ -329,14 +311,9 @@ def _help_text(arguments_type: type, hints: dict[str, Any], description: str, pr
     for group, fields in _fields_by_group(arguments_type).items():
         lines.append(f"{group or 'options'}:")
         for field in fields:
-            lines.append(
-                f"  --{field.name}  {describe_type(hints[field.name])}  {_describe_default(field)}"
-            )
+            lines.append(f"  --{field.name}  {describe_type(hints[field.name])}  {_describe_default(field)}")
             lines += textwrap.wrap(
-                field.metadata.get("help", ""),
-                width=110,
-                initial_indent=" " * 6,
-                subsequent_indent=" " * 6,
+                field.metadata.get("help", ""), width=110, initial_indent=" " * 6, subsequent_indent=" " * 6
             )
         lines.append("")
     return "\n".join(lines)
@@ -358,9 +335,6 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(
-    list,
-    lambda dumper, items: dumper.represent_sequence(
-        "tag:yaml.org,2002:seq", items, flow_style=True
-    ),
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 )
 _Dumper.add_implicit_resolver(NULL_TAG, re.compile("none", re.IGNORECASE), list("nN"))

@@ -19,9 +19,7 @@ CONVERSATION_KINDS: dict[str, tuple[str, ...]] = {
 
 
 def parse_conversations(
-    text: str,
-    kinds: Mapping[str, Collection[str]] = CONVERSATION_KINDS,
-    what: str = "conversations",
+    text: str, kinds: Mapping[str, Collection[str]] = CONVERSATION_KINDS, what: str = "conversations"
 ) -> tuple[str, str, dict[str, str]]:
     """A source text as (kind, where, options); `kinds` gives the options of each kind.
 

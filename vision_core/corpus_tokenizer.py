@@ -13,10 +13,7 @@ SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>"}
 
 
 def corpus_tokenizer(
-    texts: Iterable[str],
-    more_special: Sequence[str] = (),
-    chat_template: str | None = None,
-    **more: Any,
+    texts: Iterable[str], more_special: Sequence[str] = (), chat_template: str | None = None, **more: Any
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on `texts`; any text can be written with it.
 

@@ -99,7 +99,9 @@ def run_script(main: Callable[[], None]) -> None:
         _run(main)
     except UserError as error:
         *traceback_lines, message = str(error).strip().splitlines() or ["no reason given"]
-        if traceback_lines:  # a data worker's error arrives with it in front; its last line is `module.Type: message`
+        if (
+            traceback_lines
+        ):  # a data worker's error arrives with it in front; its last line is `module.Type: message`
             message = re.sub(r"^[\w.]+: ", "", message)
         say_last(f"error: {message}")
         _tell_others()
@@ -116,11 +118,7 @@ def run_script(main: Callable[[], None]) -> None:
         repeat_behind_launchers(end.line)
         raise
     except Exception as error:
-        if (
-            isinstance(error, OSError)
-            and error.errno in FAULTS_OF_A_NAME
-            and error.filename is not None
-        ):
+        if isinstance(error, OSError) and error.errno in FAULTS_OF_A_NAME and error.filename is not None:
             say_last(
                 f"error: {os.fsdecode(error.filename)} cannot be used: {error.strerror}; give another path"
             )

@@ -64,9 +64,7 @@ def write_model_card(
         f"## Use\n\n{loading.strip()}",
         f"## Results\n\n{measured}",
         f"## Training\n\n{_code(training_command)}",
-        _table([{"setting": name, "value": value} for name, value in settings.items()])
-        if settings
-        else "",
+        _table([{"setting": name, "value": value} for name, value in settings.items()]) if settings else "",
         f"## Data\n\n{data.strip()}",
         f"## Limits\n\n{note.strip()}",
     ]
@@ -87,11 +85,7 @@ def _code(command: str) -> str:
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table; a row that lacks a column has an empty cell there."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [
-        columns,
-        ["---"] * len(columns),
-        *([row.get(name, "") for name in columns] for row in rows),
-    ]
+    lines = [columns, ["---"] * len(columns), *([row.get(name, "") for name in columns] for row in rows)]
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
 
 

@@ -64,9 +64,7 @@ def say(text: object, file: TextIO | None = None) -> None:
         print(lines, file=stream, flush=True)
     except UnicodeEncodeError:  # a terminal of another encoding
         print(
-            lines.encode(stream.encoding, "backslashreplace").decode(stream.encoding),
-            file=stream,
-            flush=True,
+            lines.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True
         )
 
 

@@ -33,9 +33,7 @@ def by_present_names(options: dict[str, Any]) -> dict[str, Any]:
     return present
 
 
-def nodes_by_present_names(
-    pairs: list[tuple[yaml.Node, yaml.Node]],
-) -> list[tuple[yaml.Node, yaml.Node]]:
+def nodes_by_present_names(pairs: list[tuple[yaml.Node, yaml.Node]]) -> list[tuple[yaml.Node, yaml.Node]]:
     """The same for the keys and values of a YAML file, whose lines stay known."""
     present = []
     for key, value in pairs:

@@ -31,17 +31,14 @@ def split_options(text: str, name: str) -> tuple[str, dict[str, str]]:
     return head, options
 
 
-def refuse_unknown(
-    options: Mapping[str, str], known: Collection[str], name: str, kind: str
-) -> None:
+def refuse_unknown(options: Mapping[str, str], known: Collection[str], name: str, kind: str) -> None:
     """Raise UserError for an option that a source of this kind does not have, with the nearest
     that it has."""
     for key in options:
         if key not in known:
             listed = ", ".join(known) or "none"
             raise UserError(
-                f"{name}: unknown option {key!r}{did_you_mean(key, known)}; "
-                f"options of {kind}: {listed}"
+                f"{name}: unknown option {key!r}{did_you_mean(key, known)}; options of {kind}: {listed}"
             )
 
 

@@ -28,10 +28,7 @@ MEANINGS: list[tuple[str, str]] = [
         "max_steps",
         "steps num_steps train_steps num_train_steps total_steps max_train_steps iters iterations max_iter max_iters max_iterations",
     ),
-    (
-        "warmup_steps",
-        "warmup warmup_epochs num_warmup_steps warmup_iters warmup_ratio lr_warmup_steps",
-    ),
+    ("warmup_steps", "warmup warmup_epochs num_warmup_steps warmup_iters warmup_ratio lr_warmup_steps"),
     ("weight_decay", "wd decay"),
     ("max_grad_norm", "clip clip_grad clip_grad_norm grad_clip grad_clip_norm gradient_clip_val"),
     ("adam_beta1", "beta1"),

@@ -10,12 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-)
+from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from encoders.adapters.transformers_encoder import TransformersEncoder
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
@@ -43,11 +38,7 @@ TOP = {
 IN_BLOCK = {
     "norm1": ["norm1"],
     "norm2": ["norm2"],
-    "attn.qkv": [
-        "attention.q_proj",
-        "attention.k_proj",
-        "attention.v_proj",
-    ],  # stacked in this order
+    "attn.qkv": ["attention.q_proj", "attention.k_proj", "attention.v_proj"],  # stacked in this order
     "attn.proj": ["attention.o_proj"],
     "ls1.gamma": ["layer_scale1.lambda1"],
     "ls2.gamma": ["layer_scale2.lambda1"],
@@ -81,9 +72,7 @@ class ConversionReport:
         )
 
 
-def load_dinov2_pth(
-    path: Path, *, dtype: torch.dtype = torch.float32, **options: Any
-) -> TransformersEncoder:
+def load_dinov2_pth(path: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> TransformersEncoder:
     """The model of a published file, or of a `teacher_checkpoint.pth` of the published training;
     `options` as for `TransformersEncoder`.
 
@@ -121,7 +110,9 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     check_openable(path, f"{path} cannot be read as weights", "give the published .pth file")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is broken, or holds more than tensors, raises whatever its reader does
+    except (
+        Exception
+    ) as error:  # a file that is broken, or holds more than tensors, raises whatever its reader does
         raise UserError(
             f"{path} cannot be read as weights ({first_line(error)}); give the published .pth file"
         ) from None
@@ -135,20 +126,14 @@ def _of_the_teacher(values: Any) -> dict[str, Tensor]:
     """The teacher's tensors of a training state, or all of a file without a teacher; no wrapper's
     prefixes."""
     while isinstance(values, dict):
-        inner = next(
-            (values[key] for key in WRAPPING_KEYS if isinstance(values.get(key), dict)), None
-        )
+        inner = next((values[key] for key in WRAPPING_KEYS if isinstance(values.get(key), dict)), None)
         if inner is None:
             break
         values = inner
     tensors = values if isinstance(values, dict) else {}
-    tensors = {
-        WRAPPERS.sub("", key): value for key, value in tensors.items() if isinstance(value, Tensor)
-    }
+    tensors = {WRAPPERS.sub("", key): value for key, value in tensors.items() if isinstance(value, Tensor)}
     of_teacher = {
-        key.removeprefix("teacher."): value
-        for key, value in tensors.items()
-        if key.startswith("teacher.")
+        key.removeprefix("teacher."): value for key, value in tensors.items() if key.startswith("teacher.")
     }
     return of_teacher or tensors
 
@@ -160,9 +145,7 @@ def _check_backbone(tensors: dict[str, Tensor], path: Path) -> None:
         problem = "holds one process's share of sharded weights"
         cure = "give the eval/training_N/teacher_checkpoint.pth of the same training"
     elif any(key.startswith("rope_embed.") for key in tensors):
-        name = DINOV3_NAMES.get(
-            tensors["cls_token"].shape[-1] if "cls_token" in tensors else 0, "vitb16"
-        )
+        name = DINOV3_NAMES.get(tensors["cls_token"].shape[-1] if "cls_token" in tensors else 0, "vitb16")
         problem = "is a DINOv3, whose layout is not read here"
         cure = (
             f"take the same weights as hf:facebook/dinov3-{name}-pretrain-lvd1689m, after you accept the licence there and "
@@ -184,9 +167,7 @@ def convert_dinov2(
     wanted, filled, matched, unused = model.state_dict(), {}, {}, []
     for key in published:
         parts = parts_of(key, published[key])
-        if parts and all(
-            name in wanted and wanted[name].shape == part.shape for name, part in parts.items()
-        ):
+        if parts and all(name in wanted and wanted[name].shape == part.shape for name, part in parts.items()):
             filled |= {name: part.clone() for name, part in parts.items()}
             matched[key] = list(parts)
         else:
@@ -237,8 +218,6 @@ def _empty_model(published: dict[str, Tensor]) -> Dinov2Model | Dinov2WithRegist
     }
     if "register_tokens" in published:
         return Dinov2WithRegistersModel(
-            Dinov2WithRegistersConfig(
-                **shape, num_register_tokens=published["register_tokens"].shape[1]
-            )
+            Dinov2WithRegistersConfig(**shape, num_register_tokens=published["register_tokens"].shape[1])
         )
     return Dinov2Model(Dinov2Config(**shape))

@@ -71,14 +71,11 @@ class OpenClipEncoder(Encoder):
         maps = zip(output["image_intermediates"], prefixes, strict=True)
         by_number = {index + 1: each for index, each in zip(indices, maps, strict=True)}
         return Features(
-            tuple(self._layer(number, *by_number[number]) for number in layers),
-            output["image_features"],
+            tuple(self._layer(number, *by_number[number]) for number in layers), output["image_features"]
         )
 
     def _layer(self, number: int, patch_map: Tensor, prefix: Tensor | None) -> LayerFeatures:
-        return self.trunk.layer(
-            number, patch_map if prefix is None else (patch_map, prefix), self.norm
-        )
+        return self.trunk.layer(number, patch_map if prefix is None else (patch_map, prefix), self.norm)
 
 
 def load_open_clip(
@@ -140,13 +137,9 @@ def open_clip_from_architecture(
     fields = parts.CLIPVisionCfg.__dataclass_fields__
     vision = {name: value for name, value in architecture["vision_cfg"].items() if name in fields}
     vision["image_size"] = (
-        tuple(vision["image_size"])
-        if isinstance(vision["image_size"], list)
-        else vision["image_size"]
+        tuple(vision["image_size"]) if isinstance(vision["image_size"], list) else vision["image_size"]
     )
-    vision["timm_model_pretrained"] = (
-        False  # the weights come from a file of ours, or are to be random
-    )
+    vision["timm_model_pretrained"] = False  # the weights come from a file of ours, or are to be random
     visual = parts._build_vision_tower(
         architecture["embed_dim"], vision, architecture.get("quick_gelu", False)
     )

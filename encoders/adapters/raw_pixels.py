@@ -22,9 +22,7 @@ class RawPixels(Encoder):
     library = "raw_pixels"
     layer_widths, num_channels, stride, pooled_width = (3 * STRIDE**2,), 3, STRIDE, 3 * SIDE**2
 
-    def __init__(
-        self, transform: ImageTransform | None = None, layers: Sequence[int] = (-1,)
-    ) -> None:
+    def __init__(self, transform: ImageTransform | None = None, layers: Sequence[int] = (-1,)) -> None:
         super().__init__(
             transform or ImageTransform((64, 64), (0.0,), (1.0,)),
             layers=layers,

@@ -60,17 +60,11 @@ class Trunk:
             None if is_vit else _map_norm(model),
         )
 
-    def layer(
-        self, number: int, output: Tensor | tuple[Tensor, Tensor], norm: bool
-    ) -> LayerFeatures:
+    def layer(self, number: int, output: Tensor | tuple[Tensor, Tensor], norm: bool) -> LayerFeatures:
         """One layer's map, or map and prefix tokens, as `forward_intermediates` gives it, as the
         contract has it."""
         patch_map, prefix = output if isinstance(output, tuple) else (output, None)
-        if (
-            norm
-            and self.map_norm is not None
-            and self.map_norm.normalized_shape == (patch_map.shape[1],)
-        ):
+        if norm and self.map_norm is not None and self.map_norm.normalized_shape == (patch_map.shape[1],):
             return LayerFeatures(number, _normed(patch_map, self.map_norm), None, True)
         return LayerFeatures(
             number, patch_map, prefix[:, 0] if self.has_cls else None, norm and self.norms_layers
@@ -106,9 +100,7 @@ class TimmEncoder(Encoder):
         self.layer_widths, self.stride = self.trunk.widths, self.trunk.strides[-1]
         self.num_channels = model_args.get("in_chans", model.pretrained_cfg["input_size"][0])
         # Virchow is published with all its tokens and no image vector
-        self.pooled_width = (
-            None if getattr(model, "global_pool", None) == "" else model.head_hidden_size
-        )
+        self.pooled_width = None if getattr(model, "global_pool", None) == "" else model.head_hidden_size
         self.has_cls = self.trunk.has_cls
 
     def architecture(self) -> dict[str, Any]:
@@ -118,9 +110,7 @@ class TimmEncoder(Encoder):
         if self.trunk.native_size is None:
             return super().size_problem(height, width)
         problem = native_size_problem(self.trunk.native_size, height, width)
-        return (
-            problem and f"{problem}; give load_timm an image_size to have its positions resampled"
-        )
+        return problem and f"{problem}; give load_timm an image_size to have its positions resampled"
 
     def features(self, pixel_values: Tensor, layers: tuple[int, ...]) -> Features:
         options = {"norm": self.norm and self.trunk.norms_layers}
@@ -131,9 +121,7 @@ class TimmEncoder(Encoder):
         by_number = {index + 1: output for index, output in zip(indices, outputs, strict=True)}
         chosen = tuple(self.trunk.layer(number, by_number[number], self.norm) for number in layers)
         self._check_grid(pixel_values, chosen)
-        pooled = (
-            None if self.pooled_width is None else self.model.forward_head(final, pre_logits=True)
-        )
+        pooled = None if self.pooled_width is None else self.model.forward_head(final, pre_logits=True)
         return Features(chosen, pooled)
 
     def _check_grid(self, pixel_values: Tensor, layers: tuple[LayerFeatures, ...]) -> None:
@@ -192,12 +180,7 @@ def timm_from_architecture(
     _resolved(name)
     model, takes_any_size = _create(name, False, args)
     return TimmEncoder(
-        model.to(dtype),
-        transform,
-        name=name,
-        model_args=args,
-        takes_any_size=takes_any_size,
-        **options,
+        model.to(dtype), transform, name=name, model_args=args, takes_any_size=takes_any_size, **options
     )
 
 
@@ -220,9 +203,7 @@ def published_transform(model: nn.Module, takes_any_size: bool) -> ImageTransfor
         )
     size = _only_size(model) if not takes_any_size else None
     size = size or _multiple_of_stride(model, said["input_size"][-2:])
-    margin = math.floor(min(size) / said["crop_pct"]) / min(
-        size
-    )  # timm rounds the resized side down
+    margin = math.floor(min(size) / said["crop_pct"]) / min(size)  # timm rounds the resized side down
     fit = "squash" if said["crop_mode"] == "squash" else "crop"
     return ImageTransform(
         size,
@@ -240,7 +221,9 @@ def native_size_problem(native: tuple[int, int], height: int, width: int) -> str
     """What is wrong with a size for a model that takes only one."""
     if (height, width) == native:
         return None
-    return f"it takes images of {native[0]} x {native[1]} pixels and no other size, such as {height} x {width}"
+    return (
+        f"it takes images of {native[0]} x {native[1]} pixels and no other size, such as {height} x {width}"
+    )
 
 
 def _only_size(model: nn.Module) -> tuple[int, int] | None:
@@ -322,10 +305,7 @@ def _unsaid_args(name: str) -> dict[str, Any]:
     their cards have the user pass its classes.
     """
     source, _, place = name.partition(":")
-    readers = {
-        "local-dir": _hub().load_state_dict_from_path,
-        "hf-hub": _hub().load_state_dict_from_hf,
-    }
+    readers = {"local-dir": _hub().load_state_dict_from_path, "hf-hub": _hub().load_state_dict_from_hf}
     if source not in readers:
         return {}
     try:
@@ -352,9 +332,7 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> tuple[nn.Modul
             if "dynamic_img_size" not in str(error):
                 raise
         return create_model(name, **options), False
-    except (
-        Exception
-    ) as error:  # a model that cannot be made or loaded raises whatever its code does
+    except Exception as error:  # a model that cannot be made or loaded raises whatever its code does
         raise _unloadable(name, error) from None
 
 

@@ -19,9 +19,7 @@ VIT = {
     "image_size": SIDE,
     "patch_size": 8,
 }
-DINO = {name: value for name, value in VIT.items() if name != "intermediate_size"} | {
-    "mlp_ratio": 2
-}
+DINO = {name: value for name, value in VIT.items() if name != "intermediate_size"} | {"mlp_ratio": 2}
 STAGES = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}
 
 TRANSFORMERS: dict[str, dict[str, Any]] = {
@@ -44,12 +42,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "ijepa": {**VIT, "model_type": "ijepa"},
     "aimv2": {**VIT, "model_type": "aimv2_vision_model"},
     "aimv2_native": {**VIT, "model_type": "aimv2_vision_model", "is_native": True},
-    "internvl": {
-        **VIT,
-        "model_type": "internvl_vision",
-        "image_size": [SIDE, SIDE],
-        "patch_size": [8, 8],
-    },
+    "internvl": {**VIT, "model_type": "internvl_vision", "image_size": [SIDE, SIDE], "patch_size": [8, 8]},
     "radio": {**DINO, "model_type": "radio", "mlp_ratio": 2.0, "max_img_size": 128},
     "tipsv2": {**DINO, "model_type": "tipsv2_vision_model"},
 }
@@ -73,13 +66,7 @@ TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "lay
 OPEN_CLIP: dict[str, dict[str, Any]] = {
     "open_clip_vit": {
         "embed_dim": 32,
-        "vision_cfg": {
-            "image_size": SIDE,
-            "layers": 4,
-            "width": 64,
-            "head_width": 16,
-            "patch_size": 8,
-        },
+        "vision_cfg": {"image_size": SIDE, "layers": 4, "width": 64, "head_width": 16, "patch_size": 8},
         "text_cfg": TEXT,
     },
     "open_clip_convnext": {
@@ -102,9 +89,7 @@ def tiny_encoder(family: str, *, dtype: torch.dtype = torch.float32, **options: 
     UserError for another name."""
     options["untrained"] = True
     if family in TRANSFORMERS:
-        return build_transformers(
-            TRANSFORMERS[family], ImageTransform((SIDE, SIDE)), dtype=dtype, **options
-        )
+        return build_transformers(TRANSFORMERS[family], ImageTransform((SIDE, SIDE)), dtype=dtype, **options)
     if family in TIMM:
         from encoders.adapters.timm_encoder import load_timm
 

@@ -26,14 +26,7 @@ from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError, first_line
 from vision_core.files.regular_files import refuse_special_files
 
-RESAMPLES = {
-    0: "nearest",
-    1: "lanczos",
-    2: "bilinear",
-    3: "bicubic",
-    4: "box",
-    5: "hamming",
-}  # PIL's numbers
+RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 
 
 ATTENTION_FLAGS = {
@@ -75,22 +68,14 @@ class Family:
 
 FAMILIES = {
     "dinov2": Family("Dinov2Model", "layernorm"),
-    "dinov2_with_registers": Family(
-        "Dinov2WithRegistersModel", "layernorm", registers="num_register_tokens"
-    ),
+    "dinov2_with_registers": Family("Dinov2WithRegistersModel", "layernorm", registers="num_register_tokens"),
     "dinov3_vit": Family("DINOv3ViTModel", "norm", registers="num_register_tokens"),
     "dinov3_convnext": Family("DINOv3ConvNextModel", "layer_norm", cls=False, stages=True),
     "convnext": Family("ConvNextModel", "layernorm", cls=False, stages=True),
     "convnextv2": Family("ConvNextV2Model", "layernorm", cls=False, stages=True),
-    "siglip_vision_model": Family(
-        "SiglipVisionModel", "post_layernorm", cls=False, sizes="argument"
-    ),
-    "siglip2_vision_model": Family(
-        "Siglip2VisionModel", "post_layernorm", cls=False, sizes="patches"
-    ),
-    "clip_vision_model": Family(
-        "CLIPVisionModel", "post_layernorm", last_is_normed=False, sizes="argument"
-    ),
+    "siglip_vision_model": Family("SiglipVisionModel", "post_layernorm", cls=False, sizes="argument"),
+    "siglip2_vision_model": Family("Siglip2VisionModel", "post_layernorm", cls=False, sizes="patches"),
+    "clip_vision_model": Family("CLIPVisionModel", "post_layernorm", last_is_normed=False, sizes="argument"),
     "metaclip_2_vision_model": Family(
         "MetaClip2VisionModel", "post_layernorm", last_is_normed=False, sizes="argument"
     ),
@@ -100,15 +85,9 @@ FAMILIES = {
     "aimv2_vision_model": Family(
         "Aimv2VisionModel", "rms_norm", cls=False, sizes="native", tower="vision_model"
     ),
-    "internvl_vision": Family(
-        "InternVLVisionModel", "layernorm", pooled="none", tower="vision_tower"
-    ),
-    "radio": Family(
-        "RadioModel", None, last_is_normed=False, prefix="num_summary_tokens", pooled="summary"
-    ),
-    "tipsv2_vision_model": Family(
-        "Tipsv2VisionModel", "layernorm", registers="num_register_tokens"
-    ),
+    "internvl_vision": Family("InternVLVisionModel", "layernorm", pooled="none", tower="vision_tower"),
+    "radio": Family("RadioModel", None, last_is_normed=False, prefix="num_summary_tokens", pooled="summary"),
+    "tipsv2_vision_model": Family("Tipsv2VisionModel", "layernorm", registers="num_register_tokens"),
 }
 WHOLE_MODELS = {  # image-text and vision-language models that hold a vision tower
     "siglip": "siglip_vision_model",
@@ -165,14 +144,10 @@ class TransformersEncoder(Encoder):
             getattr(config, "position_offset", None) if position_offset is None else position_offset
         )
         self.layer_widths = tuple(
-            config.hidden_sizes
-            if self.family.stages
-            else [config.hidden_size] * config.num_hidden_layers
+            config.hidden_sizes if self.family.stages else [config.hidden_size] * config.num_hidden_layers
         )
         self.num_channels = config.num_channels
-        self.stride = (
-            4 * 2 ** (self.num_layers - 1) if self.family.stages else _square(config.patch_size)
-        )
+        self.stride = 4 * 2 ** (self.num_layers - 1) if self.family.stages else _square(config.patch_size)
         self.num_prefix_tokens = _num_prefix_tokens(self.family, config)
         self.has_norm = self.family.norm is not None and not isinstance(
             self._final_norm, nn.Identity
@@ -263,10 +238,7 @@ class TransformersEncoder(Encoder):
             tokens = self._final_norm(tokens) if self.norm else tokens
         cls = tokens[:, 0] if self.has_cls else None
         return LayerFeatures(
-            number,
-            tokens_to_map(tokens[:, self.num_prefix_tokens :], grid),
-            cls,
-            self.norm and self.has_norm,
+            number, tokens_to_map(tokens[:, self.num_prefix_tokens :], grid), cls, self.norm and self.has_norm
         )
 
     def _stage(self, output: Any, number: int) -> LayerFeatures:
@@ -297,9 +269,7 @@ def load_transformers(
     return TransformersEncoder(model, read_transform(name), **options)
 
 
-def load_backbone(
-    name: str, config: PretrainedConfig, *, dtype: torch.dtype = torch.float32
-) -> nn.Module:
+def load_backbone(name: str, config: PretrainedConfig, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The vision tower of a checkpoint with this config. Raises UserError as
     `load_transformers`."""
     family = family_of(config, name)
@@ -307,11 +277,7 @@ def load_backbone(
     try:
         with _quiet():  # the text tower's weights are not wanted, and what is missing is said below
             model, report = getattr(transformers, family.vision_class).from_pretrained(
-                name,
-                dtype=dtype,
-                output_loading_info=True,
-                key_mapping=mapping,
-                config=vision_config(config),
+                name, dtype=dtype, output_loading_info=True, key_mapping=mapping, config=vision_config(config)
             )
     except Exception as error:  # a broken checkpoint raises whatever its reader does
         raise _unreadable(name, error) from None
@@ -377,9 +343,7 @@ def _refuse_own_code(said: dict[str, Any], name: str) -> None:
         cure = "take one in transformers' own format, such as hf:nvidia/C-RADIOv4-H"
     else:
         return
-    raise UserError(
-        f"{name} needs code of its own (trust_remote_code), which is never run here; {cure}"
-    )
+    raise UserError(f"{name} needs code of its own (trust_remote_code), which is never run here; {cure}")
 
 
 def vision_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -420,17 +384,12 @@ def transform_from_processor(processor: Any) -> ImageTransform:
     Raises UserError for sizes of another kind than sides, shorter side and crop, or patches.
     """
     said = processor.to_dict()
-    size, crop = (
-        dict(said.get("size") or {}),
-        said.get("crop_size") if said.get("do_center_crop") else None,
-    )
+    size, crop = (dict(said.get("size") or {}), said.get("crop_size") if said.get("do_center_crop") else None)
     fit, margin = "crop", 1.0
     if crop:
         target = (crop["height"], crop["width"])
         fit = "crop" if "shortest_edge" in size else "squash"
-        margin = (
-            size["shortest_edge"] / min(target) if fit == "crop" else size["height"] / target[0]
-        )
+        margin = size["shortest_edge"] / min(target) if fit == "crop" else size["height"] / target[0]
         if fit == "squash" and round(margin * target[1]) != size["width"]:
             raise UserError(
                 f"an image processor that resizes to {size} and crops {crop} is not understood; give the encoder an image size"
@@ -440,15 +399,11 @@ def transform_from_processor(processor: Any) -> ImageTransform:
     ):  # ConvNext: below 384 a crop of this share, from 384 on squashed
         target = (size["shortest_edge"],) * 2
         fit, margin = (
-            ("crop", int(target[0] / said["crop_pct"]) / target[0])
-            if target[0] < 384
-            else ("squash", 1.0)
+            ("crop", int(target[0] / said["crop_pct"]) / target[0]) if target[0] < 384 else ("squash", 1.0)
         )
     elif "height" in size:
         target, fit = (size["height"], size["width"]), "squash"
-    elif (
-        "max_num_patches" in said
-    ):  # NaFlex: any grid of so many patches; the square one stands for all
+    elif "max_num_patches" in said:  # NaFlex: any grid of so many patches; the square one stands for all
         target, fit = (int(said["max_num_patches"] ** 0.5) * said["patch_size"],) * 2, "squash"
     elif "shortest_edge" in size:
         target = (size["shortest_edge"],) * 2
@@ -456,20 +411,14 @@ def transform_from_processor(processor: Any) -> ImageTransform:
         raise UserError(
             f"an image processor that resizes to {size} is not understood; give the encoder an image size"
         )
-    mean, std = (
-        (said["image_mean"], said["image_std"])
-        if said.get("do_normalize", True)
-        else ([0.0], [1.0])
-    )
+    mean, std = (said["image_mean"], said["image_std"]) if said.get("do_normalize", True) else ([0.0], [1.0])
     resampler = "tensor_float" if isinstance(processor, DINOv3ViTImageProcessor) else "tensor"
     interpolation = RESAMPLES[int(said.get("resample", 3))]
     transform = ImageTransform(
         target, tuple(mean), tuple(std), fit, margin, interpolation, "published", resampler
     )
     in_own_scale = not said.get("do_rescale", True)
-    return replace(
-        transform, pictures=not in_own_scale, pixel_options=said.get("pixel_options", "")
-    )
+    return replace(transform, pictures=not in_own_scale, pixel_options=said.get("pixel_options", ""))
 
 
 @contextmanager

@@ -75,9 +75,7 @@ def one_cycle(step: int, iterations: int, warmup: float) -> float:
     return rise * (1 + math.cos(math.pi * step / iterations)) / 2
 
 
-def shuffled_batches(
-    num_images: int, batch_size: int, iterations: int, seed: int
-) -> Iterator[list[int]]:
+def shuffled_batches(num_images: int, batch_size: int, iterations: int, seed: int) -> Iterator[list[int]]:
     """Indices for every iteration: epochs, each in an order drawn from `seed` and its number,
     joined end to end."""
     order = (
@@ -100,13 +98,9 @@ def head_outputs(head: nn.Module, inputs: Sequence[Rows], batch_size: int) -> It
 def gather(inputs: Sequence[Rows], indices: Sequence[int], device: torch.device) -> list[Tensor]:
     """A float32 batch of each of `inputs`, read row by row: they may lie on disk. Raises UserError
     for values that are not finite."""
-    batches = [
-        torch.stack([rows[index] for index in indices]).to(device).float() for rows in inputs
-    ]
+    batches = [torch.stack([rows[index] for index in indices]).to(device).float() for rows in inputs]
     for batch in batches:
-        if (
-            not torch.stack(batch.aminmax()).isfinite().all()
-        ):  # ten times faster than asking every number
+        if not torch.stack(batch.aminmax()).isfinite().all():  # ten times faster than asking every number
             row = next(row for row, values in enumerate(batch) if not values.isfinite().all())
             raise UserError(
                 f"the features of image {indices[row]} are not finite; extract them in float32, or from another checkpoint"

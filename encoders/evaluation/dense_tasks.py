@@ -42,9 +42,7 @@ def four_layers(frozen: FrozenFeatures) -> tuple[int, ...]:
 
 def run_segmentation(frozen: FrozenFeatures, dense_iterations: int) -> TaskResult:
     """A linear head on the last layer's map."""
-    train, test = (
-        _annotated(frozen, split, last_layer(frozen), "mask") for split in ("train", "test")
-    )
+    train, test = (_annotated(frozen, split, last_layer(frozen), "mask") for split in ("train", "test"))
     num_classes = _num_classes(frozen, train.annotations + test.annotations)
     name = f"map_{frozen.encoder.num_layers}"
     result = linear_segmentation(
@@ -52,14 +50,8 @@ def run_segmentation(frozen: FrozenFeatures, dense_iterations: int) -> TaskResul
         seed=frozen.seed, progress=frozen.progress, device=frozen.encoder.device,
     )  # fmt: skip
     rows = [
-        [
-            _shown(frozen, index),
-            label_picture(truth, num_classes),
-            label_picture(prediction, num_classes),
-        ]
-        for index, truth, prediction in zip(
-            test.kept, test.annotations, result.predictions, strict=False
-        )
+        [_shown(frozen, index), label_picture(truth, num_classes), label_picture(prediction, num_classes)]
+        for index, truth, prediction in zip(test.kept, test.annotations, result.predictions, strict=False)
     ]
     protocol = f"linear head on the last layer at {_size(frozen)}, {dense_iterations:,} iterations of 16 (published: 40,000), mIoU over the whole set"
     metrics = {"mIoU": result.miou, "pixel accuracy": result.pixel_accuracy}
@@ -70,17 +62,13 @@ def run_segmentation(frozen: FrozenFeatures, dense_iterations: int) -> TaskResul
     return TaskResult(metrics, protocol, picture, details, _counted(train, test))
 
 
-def run_depth(
-    frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str = "all"
-) -> TaskResult:
+def run_depth(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str = "all") -> TaskResult:
     """A linear head on the last layer's map, and its CLS token where there is one.
 
     depth_protocol: "all" for all known depths, or the benchmark that says which count.
     """
     number, judged = frozen.encoder.num_layers, PROTOCOLS.get(depth_protocol)
-    train, test = (
-        _annotated(frozen, split, last_layer(frozen), "depth") for split in ("train", "test")
-    )
+    train, test = (_annotated(frozen, split, last_layer(frozen), "depth") for split in ("train", "test"))
     farthest = _farthest(train.annotations, judged)
     map_name, cls_name = f"map_{number}", f"cls_{number}"
     result = linear_depth(
@@ -93,18 +81,11 @@ def run_depth(
     training = f"{dense_iterations:,} iterations of 16 (published: 38,400)"
     head = f"linear head on the last layer{beside} at {_size(frozen)}, {training}"
     return _depth_result(
-        frozen,
-        result,
-        train,
-        test,
-        f"{head}, {judged or f'depths up to {farthest:.0f} m'}",
-        farthest,
+        frozen, result, train, test, f"{head}, {judged or f'depths up to {farthest:.0f} m'}", farthest
     )
 
 
-def run_depth_dpt(
-    frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str = "all"
-) -> TaskResult:
+def run_depth_dpt(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str = "all") -> TaskResult:
     """A DPT head on four layers; a model with fewer gives its last one several times.
 
     depth_protocol: as in `run_depth`.
@@ -123,12 +104,7 @@ def run_depth_dpt(
     blocks = ", ".join(map(str, read))
     head = f"DPT head of {DPT_CHANNELS} channels (published: 256) on layers {blocks} at {_size(frozen)}, {training}"
     return _depth_result(
-        frozen,
-        result,
-        train,
-        test,
-        f"{head}, {judged or f'depths up to {farthest:.0f} m'}",
-        farthest,
+        frozen, result, train, test, f"{head}, {judged or f'depths up to {farthest:.0f} m'}", farthest
     )
 
 
@@ -142,9 +118,7 @@ def run_emergent_segmentation(frozen: FrozenFeatures) -> TaskResult:
         [],
         [],
     )
-    for index in tqdm(
-        frozen.indices["test"], "attention", disable=not frozen.progress, leave=False
-    ):
+    for index in tqdm(frozen.indices["test"], "attention", disable=not frozen.progress, leave=False):
         what = ""
         try:
             image, what = source[index].image, "mask "
@@ -219,9 +193,7 @@ def _num_classes(frozen: FrozenFeatures, masks: list[Tensor]) -> int:
 
 def _farthest(depths: list[Tensor], judged: DepthProtocol | None) -> float:
     """The end of the bins: the benchmark's, or what the training images show, in whole metres."""
-    return (
-        judged.max_depth if judged else float(max(1.0, max(depth.max() for depth in depths).ceil()))
-    )
+    return judged.max_depth if judged else float(max(1.0, max(depth.max() for depth in depths).ceil()))
 
 
 def _depth_result(
@@ -234,9 +206,7 @@ def _depth_result(
 ) -> TaskResult:
     rows = [
         [_shown(frozen, index), depth_picture(truth, farthest), depth_picture(prediction, farthest)]
-        for index, truth, prediction in zip(
-            test.kept, test.annotations, result.predictions, strict=False
-        )
+        for index, truth, prediction in zip(test.kept, test.annotations, result.predictions, strict=False)
     ]
     metrics = {
         "RMSE (m)": result.rmse,
@@ -264,7 +234,5 @@ def _white(mask: Tensor) -> Image.Image:
 
 def _sheet(rows: Sequence[Sequence[Image.Image]], captions: list[str]) -> Image.Image:
     """The first rows, every tile as large as the image in front of it."""
-    shown = [
-        [tile.resize(row[0].size, Image.Resampling.NEAREST) for tile in row] for row in rows[:SHOWN]
-    ]
+    shown = [[tile.resize(row[0].size, Image.Resampling.NEAREST) for tile in row] for row in rows[:SHOWN]]
     return contact_sheet(shown, captions)

@@ -82,9 +82,7 @@ def linear_depth(
     for lengths that differ and for test depths of another size than the protocol's.
     """
     if (train_cls is None) != (test_cls is None):
-        raise UserError(
-            "depth: CLS tokens must be given for training and test images, or for neither"
-        )
+        raise UserError("depth: CLS tokens must be given for training and test images, or for neither")
     train_inputs = [train_maps] if train_cls is None else [train_maps, train_cls]
     test_inputs = [test_maps] if test_cls is None else [test_maps, test_cls]
     _check("training", train_inputs, train_depths, max_depth)
@@ -163,9 +161,7 @@ def expected_depth(logits: Tensor, max_depth: float) -> Tensor:
     return (sums[..., 0] + BIN_FLOOR * bins.sum()) / (sums[..., 1] + BIN_FLOOR * len(bins))
 
 
-def sig_loss(
-    predicted: Tensor, truth: Tensor, max_depth: float, warming_up: bool = False
-) -> Tensor:
+def sig_loss(predicted: Tensor, truth: Tensor, max_depth: float, warming_up: bool = False) -> Tensor:
     """sqrt(var(g) + 0.15 mean(g)^2) with g = log(predicted + 0.001) - log(truth + 0.001), over the
     known pixels of a batch `[B, H, W]`; 0 without any.
 
@@ -195,11 +191,7 @@ def depth_errors(
     ratio = torch.maximum(p / t, t / p)
     rmse = (p - t).square().mean().sqrt()
     return torch.stack(
-        [
-            rmse,
-            ((p - t).abs() / t).mean(),
-            *((ratio < 1.25**power).double().mean() for power in (1, 2, 3)),
-        ]
+        [rmse, ((p - t).abs() / t).mean(), *((ratio < 1.25**power).double().mean() for power in (1, 2, 3))]
     )
 
 
@@ -240,9 +232,7 @@ def _train(
     warm_up = min(WARM_UP, iterations // 10)
 
     def loss(logits: Tensor, truth: Tensor, step: int) -> Tensor:
-        return sig_loss(
-            _resized_depth(logits, max_depth, truth.shape[-2:]), truth, max_depth, step < warm_up
-        )
+        return sig_loss(_resized_depth(logits, max_depth, truth.shape[-2:]), truth, max_depth, step < warm_up)
 
     targets = training_targets(depths, inputs[0][0].shape[-2:], torch.float32)
     train_head(
@@ -278,11 +268,7 @@ def _judge(
 
 
 def _check(
-    split: str,
-    inputs: Sequence[Rows],
-    depths: Rows,
-    max_depth: float,
-    protocol: DepthProtocol | None = None,
+    split: str, inputs: Sequence[Rows], depths: Rows, max_depth: float, protocol: DepthProtocol | None = None
 ) -> None:
     check_rows("depth", split, inputs, depths)
     any_known = False

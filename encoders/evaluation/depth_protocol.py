@@ -30,9 +30,7 @@ class DepthProtocol:
         if tuple(truth.shape) != self.size:
             found, own = ("{} x {}".format(*size) for size in (truth.shape, self.size))
             problem = f"{self.name} is judged on depths of {own} pixels, not {found}"
-            raise UserError(
-                f"depth: {problem}; give the benchmark's own, or leave --depth_protocol out"
-            )
+            raise UserError(f"depth: {problem}; give the benchmark's own, or leave --depth_protocol out")
         inside = torch.zeros_like(truth, dtype=torch.bool)
         inside[self.rows, self.columns] = True
         return inside & (truth > self.min_depth) & (truth < self.max_depth)

@@ -29,15 +29,11 @@ class DPTHead(nn.Module):
         )
         self.fusion = nn.ModuleList(FusionBlock(channels, joins=number < 3) for number in range(4))
         self.output = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels, out_channels, 1),
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, out_channels, 1)
         )
 
     def forward(self, *layers: Tensor) -> Tensor:
-        maps = [
-            reassemble(layer) for reassemble, layer in zip(self.reassemble, layers, strict=True)
-        ]
+        maps = [reassemble(layer) for reassemble, layer in zip(self.reassemble, layers, strict=True)]
         fused = self.fusion[3](maps[3], None, maps[2].shape[-2:])
         fused = self.fusion[2](maps[2], fused, maps[1].shape[-2:])
         fused = self.fusion[1](maps[1], fused, maps[0].shape[-2:])

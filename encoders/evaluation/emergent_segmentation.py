@@ -114,7 +114,5 @@ def _judge(maps: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor, Te
 
 def _objects(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Where there is an object, and what counts at all, bool `[H, W]`."""
-    counted = (
-        torch.ones_like(mask, dtype=torch.bool) if mask.dtype == torch.bool else mask != NOWHERE
-    )
+    counted = torch.ones_like(mask, dtype=torch.bool) if mask.dtype == torch.bool else mask != NOWHERE
     return (mask != 0) & counted, counted

@@ -86,9 +86,7 @@ def cached_features(
     indices = list(range(len(source))) if indices is None else indices
     key = _key(encoder, source, name, transform, indices)
     folder = cache_dir / hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-    there = together(
-        lambda: _shards_there(folder, key, source, progress) if is_main_process() else []
-    )
+    there = together(lambda: _shards_there(folder, key, source, progress) if is_main_process() else [])
     names = json.loads(broadcast_text(json.dumps([shard.path.name for shard in there])))
     missing = _uncovered(names, len(indices))
     together(lambda: _say_what_is_needed(folder, encoder, len(missing), image_bytes, progress))
@@ -98,10 +96,7 @@ def cached_features(
     names = sorted([*names, *(each for part in gather_objects(made) for each in part)])
     stored = StoredFeatures(together(lambda: _opened(folder, names, key, there)))
     if not len(stored.kept):
-        bad = [
-            UnreadableSample(source.id_of(index), reason)
-            for index, reason in stored.reasons.items()
-        ]
+        bad = [UnreadableSample(source.id_of(index), reason) for index, reason in stored.reasons.items()]
         raise none_readable(source.description, bad)
     return stored
 
@@ -158,9 +153,7 @@ def _key(
         "features": name,
         "beside": "contents, reasons",  # entries of earlier versions lack them
         "transform": transform.to_dict(),
-        "indices": hashlib.blake2b(
-            torch.tensor(indices).numpy().tobytes(), digest_size=16
-        ).hexdigest(),
+        "indices": hashlib.blake2b(torch.tensor(indices).numpy().tobytes(), digest_size=16).hexdigest(),
         "device": encoder.device.type,  # another device rounds in another way
     }
     return json.dumps(fields, indent=1, sort_keys=True)
@@ -174,9 +167,7 @@ def _shards_there(folder: Path, key: str, source: ImageSource, progress: bool) -
         shutil.rmtree(folder)  # of an earlier version, whose files carry no digest
     shards, damaged = [], 0
     paths = sorted(folder.glob("*.safetensors"))
-    for path in tqdm(
-        paths, desc="cached features read", unit="file", disable=not progress, leave=False
-    ):
+    for path in tqdm(paths, desc="cached features read", unit="file", disable=not progress, leave=False):
         status = path.lstat()
         try:
             shard = read_shard(path, key)
@@ -223,9 +214,7 @@ def _opened(folder: Path, names: Sequence[str], key: str, there: Sequence[Shard]
         ) from None
 
 
-def _say_what_is_needed(
-    folder: Path, encoder: Encoder, count: int, image_bytes: int, progress: bool
-) -> None:
+def _say_what_is_needed(folder: Path, encoder: Encoder, count: int, image_bytes: int, progress: bool) -> None:
     if count and image_bytes and is_main_process():
         line = check_room(
             folder, count * image_bytes, f"features of {encoder.name} for {count:,} images", ROOM
@@ -314,20 +303,14 @@ class _Filling:
         self.source, self.transform, self.indices = source, transform, indices
         self.folder, self.key = folder, key
 
-    def fill(
-        self, positions: list[int], batch_size: int, num_workers: int, progress: bool
-    ) -> list[str]:
+    def fill(self, positions: list[int], batch_size: int, num_workers: int, progress: bool) -> list[str]:
         """Compute and write the images at `positions` of the indices; the names of the files.
         Raises UserError."""
         batches = _batches_of(positions, batch_size)
         loader = _view_loader(self.source, self.indices, self.transform, batches, num_workers)
         name = f"features of {self.encoder.name}"
         bar = tqdm(
-            loader,
-            desc=name,
-            unit="batch",
-            disable=not progress or not is_main_process(),
-            leave=False,
+            loader, desc=name, unit="batch", disable=not progress or not is_main_process(), leave=False
         )
         waiting: list[dict[str, Tensor]] = []
         reasons: dict[int, str] = {}
@@ -360,13 +343,8 @@ class _Filling:
                 raise UserError(f"{where} are not finite; use float32, or another checkpoint")
         return [{**features, KEPT: torch.tensor([index for index, _ in read]), CONTENTS: contents}]
 
-    def _write(
-        self, start: int, stop: int, batches: list[dict[str, Tensor]], reasons: dict[int, str]
-    ) -> str:
-        nothing = {
-            KEPT: torch.empty(0, dtype=torch.long),
-            CONTENTS: torch.empty(0, 2, dtype=torch.long),
-        }
+    def _write(self, start: int, stop: int, batches: list[dict[str, Tensor]], reasons: dict[int, str]) -> str:
+        nothing = {KEPT: torch.empty(0, dtype=torch.long), CONTENTS: torch.empty(0, 2, dtype=torch.long)}
         whole = (
             {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
             if batches

@@ -25,10 +25,7 @@ def vector_features(encoder: Encoder, pixel_values: Tensor) -> dict[str, Tensor]
     """
     last = encoder.num_layers
     features = encoder(pixel_values, range(max(1, last + 1 - NUM_BLOCKS), last + 1))
-    vectors = {
-        "patch_mean": features.patch_map.float().mean((2, 3)),
-        "gem": gem(features.patch_map.float()),
-    }
+    vectors = {"patch_mean": features.patch_map.float().mean((2, 3)), "gem": gem(features.patch_map.float())}
     if features.pooled is not None:
         vectors["pooled"] = features.pooled.float()
     for back, layer in enumerate(reversed(features.layers), start=1):
@@ -40,9 +37,7 @@ def vector_features(encoder: Encoder, pixel_values: Tensor) -> dict[str, Tensor]
     return vectors
 
 
-def map_features(
-    encoder: Encoder, pixel_values: Tensor, layers: Iterable[int]
-) -> dict[str, Tensor]:
+def map_features(encoder: Encoder, pixel_values: Tensor, layers: Iterable[int]) -> dict[str, Tensor]:
     """Maps `map_<number>` `[B, C, h, w]` and, where there is one, CLS tokens `cls_<number>` `[B,
     C]` of `layers`, float16: half the disk for 3 digits."""
     stored = {}

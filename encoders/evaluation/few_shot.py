@@ -34,9 +34,7 @@ def few_shot(
     n_tries); logistic regression has C = 1 on features of length 1. Numbers of images that some
     class does not have are left out; UserError where that leaves none.
     """
-    smallest, count = min(
-        ((labels == label).sum().item(), label) for label in labels.unique().tolist()
-    )[::-1]
+    smallest, count = min(((labels == label).sum().item(), label) for label in labels.unique().tolist())[::-1]
     possible = [number for number in shots if number <= count]
     if not possible:
         raise UserError(
@@ -64,10 +62,6 @@ def draw_shots(labels: Tensor, number: int, seed: int, draw: int) -> Tensor:
     for label in labels.unique().tolist():
         own = (labels == label).nonzero()[:, 0]
         rows.append(
-            own[
-                torch.from_numpy(
-                    numpy_generator(seed, "shots", draw, label).permutation(len(own))[:number]
-                )
-            ]
+            own[torch.from_numpy(numpy_generator(seed, "shots", draw, label).permutation(len(own))[:number])]
         )
     return torch.cat(rows)

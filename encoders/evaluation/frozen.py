@@ -12,13 +12,7 @@ from torch import Tensor
 
 from encoders.base import Encoder
 from encoders.evaluation.feature_cache import Compute, cached_features
-from encoders.evaluation.features import (
-    draw_subset,
-    map_bytes,
-    map_features,
-    vector_bytes,
-    vector_features,
-)
+from encoders.evaluation.features import draw_subset, map_bytes, map_features, vector_bytes, vector_features
 from encoders.evaluation.stored_features import StoredFeatures, StoredRows
 from encoders.evaluation.used_images import MAX_BAD_FRACTION, check_share, found_in, in_words
 from encoders.preprocess import ImageTransform
@@ -65,8 +59,7 @@ class FrozenFeatures:
         self.encoder, self.seed, self.progress = encoder, seed, progress
         self.sources: dict[str, ImageSource] = {"train": splits.train, "test": splits.test}
         self.indices = {
-            name: self._draw(name, limit)
-            for name, limit in zip(("train", "test"), limits, strict=True)
+            name: self._draw(name, limit) for name, limit in zip(("train", "test"), limits, strict=True)
         }
         self.cache_dir, self.batch_size, self.num_workers = cache_dir, batch_size, num_workers
         self._dense_size = dense_size
@@ -103,11 +96,7 @@ class FrozenFeatures:
         transform = self.dense_transform
         image_bytes = map_bytes(self.encoder, transform.size, layers)
         stored = self._extract(
-            split,
-            lambda encoder, pixels: map_features(encoder, pixels, layers),
-            name,
-            transform,
-            image_bytes,
+            split, lambda encoder, pixels: map_features(encoder, pixels, layers), name, transform, image_bytes
         )
         rows = {name: stored.rows(name) for name in stored.names}
         fits = 2 * sum(torch.Size(each.shape).numel() for each in rows.values()) < BYTES_IN_MEMORY
@@ -139,9 +128,7 @@ class FrozenFeatures:
         `training_rows`; and these annotations."""
         source, kept = self.sources[split], self.kept(split, dense=True)
         rows, annotations, bad = [], [], []
-        for row in (
-            self.training_rows(dense=True).tolist() if split == "train" else range(len(kept))
-        ):
+        for row in self.training_rows(dense=True).tolist() if split == "train" else range(len(kept)):
             try:
                 annotations.append(getattr(source.annotations, kind)(kept[row]))
                 rows.append(row)
@@ -180,12 +167,7 @@ class FrozenFeatures:
         which need not look again."""
         extracted = {split: self._num_extracted(split) for split in self.indices}
         read = {split: count for split, count in extracted.items() if count is not None}
-        return {
-            "read": read,
-            "looked_at": sorted(self._looked_at),
-            "bad": self.bad,
-            "in_both": self.in_both,
-        }
+        return {"read": read, "looked_at": sorted(self._looked_at), "bad": self.bad, "in_both": self.in_both}
 
     def take_over(self, known: dict[str, Any]) -> None:
         """Go on from `what_was_read` of the same encoder on the same images."""
@@ -200,18 +182,12 @@ class FrozenFeatures:
         """What was read, what could not be, and what was left out because it is in both parts."""
         parts = {"train": "training images", "test": "test images"}
         words = " and ".join(
-            f"{self.num_read(split):,} {part}"
-            for split, part in parts.items()
-            if self.num_read(split)
+            f"{self.num_read(split):,} {part}" for split, part in parts.items() if self.num_read(split)
         )
         for split, part in parts.items():
             if self.bad[split]:
-                samples = [
-                    UnreadableSample(name, reason) for name, reason in self.bad[split].items()
-                ]
-                words += (
-                    f"; left out of the {part}, because they cannot be read: {in_words(samples)}"
-                )
+                samples = [UnreadableSample(name, reason) for name, reason in self.bad[split].items()]
+                words += f"; left out of the {part}, because they cannot be read: {in_words(samples)}"
         if self.in_both:
             words += (
                 f"; {self.in_both:,} of {self.num_read('test'):,} test images are among the training images, "
@@ -240,12 +216,7 @@ class FrozenFeatures:
                 )
         names = self.sources["train"].class_names
         greatest = max(
-            (
-                number
-                for source in self.sources.values()
-                for row in source.multi_labels
-                for number in row
-            ),
+            (number for source in self.sources.values() for row in source.multi_labels for number in row),
             default=-1,
         )
         rows = self.kept(split)
@@ -271,10 +242,7 @@ class FrozenFeatures:
             self._stored[split, name] = stored
             self.note_unreadable(
                 split,
-                (
-                    UnreadableSample(source.id_of(index), reason)
-                    for index, reason in stored.reasons.items()
-                ),
+                (UnreadableSample(source.id_of(index), reason) for index, reason in stored.reasons.items()),
             )
         return self._stored[split, name]
 
@@ -302,9 +270,7 @@ def dense_size_for(encoder: Encoder, source: ImageSource) -> tuple[int, int]:
     """
     height, width = _first_size(source)
     scale = min(1.0, (MOST_PATCHES * encoder.stride**2 / (height * width)) ** 0.5)
-    size = tuple(
-        max(round(side * scale / encoder.stride), 1) * encoder.stride for side in (height, width)
-    )
+    size = tuple(max(round(side * scale / encoder.stride), 1) * encoder.stride for side in (height, width))
     return encoder.transform.size if encoder.size_problem(*size) else size
 
 

@@ -61,11 +61,7 @@ class KeptResults:
         return TaskResult(picture=picture, **kept["result"])
 
     def keep(
-        self,
-        task: str,
-        settings: Mapping[str, Any],
-        result: dict[str, Any],
-        picture: Image.Image | None,
+        self, task: str, settings: Mapping[str, Any], result: dict[str, Any], picture: Image.Image | None
     ) -> None:
         """Write a task's result, as JSON without its picture. Raises UserError where it cannot be
         written."""

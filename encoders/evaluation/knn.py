@@ -50,9 +50,7 @@ def knn_predict(
     return torch.cat(
         [
             ranked[:, 0]
-            for ranked in _ranked_classes(
-                similarity, neighbours, num_classes, k, temperature, chunk
-            )
+            for ranked in _ranked_classes(similarity, neighbours, num_classes, k, temperature, chunk)
         ]
     )
 
@@ -116,12 +114,7 @@ def knn_accuracies(
 
 
 def _ranked_classes(
-    similarity: Tensor,
-    neighbours: Tensor,
-    num_classes: int,
-    k: int,
-    temperature: float,
-    chunk: int = 1024,
+    similarity: Tensor, neighbours: Tensor, num_classes: int, k: int, temperature: float, chunk: int = 1024
 ) -> Iterator[Tensor]:
     """The five first classes `[chunk, 5]` by the first k neighbours (or as many as there are), -1
     for one without a vote; chunk after chunk.
@@ -132,9 +125,7 @@ def _ranked_classes(
     tie_size = (k + 1) * num_classes
     scale = 2 ** min(FINEST, LARGEST_KEY - math.ceil(math.log2(tie_size + 1)))
     reversed_numbers = torch.arange(num_classes - 1, -1, -1, device=similarity.device)
-    for near, labels in zip(
-        similarity[:, :k].split(chunk), neighbours[:, :k].split(chunk), strict=True
-    ):
+    for near, labels in zip(similarity[:, :k].split(chunk), neighbours[:, :k].split(chunk), strict=True):
         shape = (len(near), num_classes)
         # subtracting the best similarity changes no vote's share and keeps exp in range
         weights = torch.exp((near - near[:, :1]) / temperature)
@@ -155,10 +146,7 @@ def _ranked_classes(
 def _hits(ranked: Tensor, labels: Tensor) -> dict[str, float]:
     """Percent of the `labels [m]` that stand first, and anywhere, in `ranked [m, 5]`."""
     hits = ranked == labels[:, None]
-    return {
-        "top1": 100 * hits[:, 0].double().mean().item(),
-        "top5": 100 * hits.any(1).double().mean().item(),
-    }
+    return {"top1": 100 * hits[:, 0].double().mean().item(), "top5": 100 * hits.any(1).double().mean().item()}
 
 
 def knn_accuracy(

@@ -87,9 +87,7 @@ class KnnBenchmark:
         max_bad_fraction: float = 1.0,
         origin: str = "",
     ) -> None:
-        bank, queries = draw_bank_and_queries(
-            bank_source, query_source, bank_size, num_queries, seed
-        )
+        bank, queries = draw_bank_and_queries(bank_source, query_source, bank_size, num_queries, seed)
         _check_k(k, len(bank))
         kind = OneKind()
         self.bank = load_images(bank_source, bank, transform, progress, kind)
@@ -107,10 +105,7 @@ class KnnBenchmark:
         self.in_bank = self._leave_queries_out_of_the_bank(bank_source.description)
         _check_k(k, len(self.bank.labels))
         self.transform, self.k, self.origin = transform, k, origin
-        self.data = [
-            image_facts("eval_dataset", query_source),
-            image_facts("eval_bank_dataset", bank_source),
-        ]
+        self.data = [image_facts("eval_dataset", query_source), image_facts("eval_bank_dataset", bank_source)]
         self.margin = max(self.bank.margin, self.queries.margin)
         self.sizes = {
             "bank": len(self.bank.labels),
@@ -165,9 +160,7 @@ class KnnBenchmark:
         accuracies = {}
         for name, feature in (("raw_pixels", raw_pixels), ("colour_histogram", colour_histogram)):
             bank, queries = (
-                torch.cat(
-                    [feature(to_unit_range(batch, low, high)) for batch in part.images.split(BATCH)]
-                )
+                torch.cat([feature(to_unit_range(batch, low, high)) for batch in part.images.split(BATCH)])
                 for part in (self.bank, self.queries)
             )
             accuracies[name] = self._accuracy(bank, queries)
@@ -231,9 +224,7 @@ def load_images(
     """
     kind = kind or OneKind()
     images, labels, contents, bad, largest = None, [], [], [], 1.0
-    for index in tqdm(
-        indices, desc="reading images to judge by", disable=not progress, leave=False
-    ):
+    for index in tqdm(indices, desc="reading images to judge by", disable=not progress, leave=False):
         try:
             record = source[index]
         except UnreadableImage as error:
@@ -249,9 +240,7 @@ def load_images(
         contents.append(content_hash(view))
     if images is None:
         raise none_readable(source.description, bad)
-    return LabelledImages(
-        images[: len(labels)], torch.tensor(labels), torch.stack(contents), bad, largest
-    )
+    return LabelledImages(images[: len(labels)], torch.tensor(labels), torch.stack(contents), bad, largest)
 
 
 def _check_k(k: int, bank_size: int) -> None:

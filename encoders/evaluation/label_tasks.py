@@ -15,12 +15,7 @@ from encoders.evaluation.knn import knn_accuracies
 from encoders.evaluation.linear import linear_probe, logistic_regression
 from encoders.evaluation.multi_label import knn_mean_average_precision, multi_label_probe
 from encoders.evaluation.results import TaskResult
-from encoders.evaluation.retrieval import (
-    GroundTruth,
-    label_retrieval,
-    read_ground_truth,
-    revisited_retrieval,
-)
+from encoders.evaluation.retrieval import GroundTruth, label_retrieval, read_ground_truth, revisited_retrieval
 from vision_core.errors import UserError
 
 WHITENED_FROM = 2000  # with fewer images a whitening learns noise
@@ -30,19 +25,14 @@ def run_knn(frozen: FrozenFeatures) -> TaskResult:
     """Weighted k-NN with the image vector and with the mean of the patches."""
     names = list(dict.fromkeys([frozen.main_vector_name, "patch_mean"]))
     both = {name: _both(frozen, name) for name in names}
-    scores = {
-        name: knn_accuracies(*vectors_and_labels) for name, vectors_and_labels in both.items()
-    }
-    best = {
-        name: max(by_k, key=lambda k, by_k=by_k: by_k[k]["top1"]) for name, by_k in scores.items()
-    }
+    scores = {name: knn_accuracies(*vectors_and_labels) for name, vectors_and_labels in both.items()}
+    best = {name: max(by_k, key=lambda k, by_k=by_k: by_k[k]["top1"]) for name, by_k in scores.items()}
     metrics = {
         "top-1": scores[names[0]][best[names[0]]]["top1"],
         "top-5": scores[names[0]][best[names[0]]]["top5"],
     }
     metrics |= {
-        f"top-1 of the {name.replace('_', ' ')}": scores[name][best[name]]["top1"]
-        for name in names[1:]
+        f"top-1 of the {name.replace('_', ' ')}": scores[name][best[name]]["top1"] for name in names[1:]
     }
     protocol = f"weighted k-NN of the {names[0].replace('_', ' ')} vector, cosine, temperature 0.07, best k of {', '.join(map(str, scores[names[0]]))}"
     return TaskResult(
@@ -102,16 +92,16 @@ def run_logistic(frozen: FrozenFeatures) -> TaskResult:
     result = logistic_regression(
         *_both(frozen, frozen.main_vector_name), seed=frozen.seed, progress=frozen.progress
     )
-    protocol = "logistic regression on the image vector, its C chosen on a held-out tenth of the training images"
+    protocol = (
+        "logistic regression on the image vector, its C chosen on a held-out tenth of the training images"
+    )
     metrics = {"top-1": result.top1, "top-5": result.top5}
     return TaskResult(metrics, protocol, details={"chosen": result.chosen}, images=_counted(frozen))
 
 
 def run_few_shot(frozen: FrozenFeatures) -> TaskResult:
     """A few images of each class."""
-    table = few_shot(
-        *_both(frozen, frozen.main_vector_name), seed=frozen.seed, progress=frozen.progress
-    )
+    table = few_shot(*_both(frozen, frozen.main_vector_name), seed=frozen.seed, progress=frozen.progress)
     metrics = {
         f"{name}, {shots} a class": mean
         for shots in reversed(table["knn"])
@@ -134,17 +124,13 @@ def run_retrieval(frozen: FrozenFeatures, ground_truth: str | None) -> TaskResul
     if ground_truth is None:
         scores = label_retrieval(queries, frozen.labels("test"), progress=frozen.progress)
         protocol = "test images search one another; those with the same label are relevant"
-        return TaskResult(
-            {"mAP": scores["mAP"]}, protocol, details=scores, images={"test": len(queries)}
-        )
+        return TaskResult({"mAP": scores["mAP"]}, protocol, details=scores, images={"test": len(queries)})
     truth = read_ground_truth(ground_truth)
     _check_images(ground_truth, truth, frozen)
     database = frozen.vectors("train")[frozen.main_vector_name]
     scores = revisited_retrieval(queries, database, truth.gnd)
     metrics = {f"{setup} mAP": scores[setup]["mAP"] for setup in ("medium", "hard", "easy")}
-    protocol = (
-        f"revisited protocol by {Path(ground_truth).name}; test images search the training images"
-    )
+    protocol = f"revisited protocol by {Path(ground_truth).name}; test images search the training images"
     return TaskResult(
         metrics, protocol, details=scores, images={"train": len(database), "test": len(queries)}
     )
@@ -153,9 +139,7 @@ def run_retrieval(frozen: FrozenFeatures, ground_truth: str | None) -> TaskResul
 def run_copy_detection(frozen: FrozenFeatures) -> TaskResult:
     """Test images search the training images that they were made from; those whose original was not
     read or not drawn are left out."""
-    (database, ids), (copies, copy_ids) = (
-        _descriptors(frozen, split) for split in ("train", "test")
-    )
+    (database, ids), (copies, copy_ids) = (_descriptors(frozen, split) for split in ("train", "test"))
     known, kept = frozen.sources["test"].annotations, frozen.kept("test")
     originals = [f"train {known.copy_of[index]}" for index in kept]
     there = set(ids)
@@ -196,8 +180,7 @@ def _by_class(frozen: FrozenFeatures, figures: list[float]) -> dict[str, float |
     """Figures by class name or number; None for NaN, which JSON has not."""
     names = frozen.sources["test"].class_names or [str(number) for number in range(len(figures))]
     return {
-        name: None if math.isnan(figure) else figure
-        for name, figure in zip(names, figures, strict=False)
+        name: None if math.isnan(figure) else figure for name, figure in zip(names, figures, strict=False)
     }
 
 
@@ -226,10 +209,7 @@ def _check_images(path: str, truth: GroundTruth, frozen: FrozenFeatures) -> None
                 f"{path} names {len(names)} {split} images, of which {len(kept)} were read; give exactly its images, in its order"
             )
         for index in kept:
-            if (
-                Path(names[index]).stem not in source.id_of(index)
-                and Path(source.id_of(index)).suffix
-            ):
+            if Path(names[index]).stem not in source.id_of(index) and Path(source.id_of(index)).suffix:
                 raise UserError(
                     f"{path}: image {index} should be {names[index]}, but is {source.id_of(index)}; sort the images as in the file"
                 )

@@ -51,12 +51,7 @@ class HeadGroup:
 
 def head_groups(num_blocks: int) -> list[HeadGroup]:
     """The published groups, where the CLS tokens of `num_blocks` blocks are there."""
-    return [
-        HeadGroup(blocks, mean)
-        for blocks in BLOCKS
-        if blocks <= num_blocks
-        for mean in (False, True)
-    ]
+    return [HeadGroup(blocks, mean) for blocks in BLOCKS if blocks <= num_blocks for mean in (False, True)]
 
 
 def linear_probe(
@@ -102,9 +97,7 @@ def linear_probe(
             iterations,
             seed_of(seed, group.blocks, group.with_patch_mean),
         )
-        accuracies = [
-            _top(scores, labels[held_out])[0] for scores in head_scores(inputs[held_out], *weights)
-        ]
+        accuracies = [_top(scores, labels[held_out])[0] for scores in head_scores(inputs[held_out], *weights)]
         for number, (rate, accuracy) in enumerate(zip(LEARNING_RATES, accuracies, strict=True)):
             setting = {
                 "learning_rate": rate,
@@ -117,8 +110,7 @@ def linear_probe(
                 best = (setting, group, [each[number : number + 1] for each in weights])
     chosen, group, weights = best
     top1, top5 = _top(
-        head_scores(group.inputs(test_cls_blocks, test_patch_mean).to(device), *weights)[0],
-        test_labels,
+        head_scores(group.inputs(test_cls_blocks, test_patch_mean).to(device), *weights)[0], test_labels
     )
     return LinearResult(top1, top5, chosen, table)
 
@@ -161,10 +153,7 @@ def train_heads(
         error = error_of(torch.einsum("bd,hdc->hbc", x, weight) + bias[:, None], y) / len(y)
         rate = scaled * (1 + math.cos(math.pi * step / iterations)) / 2
         for value, slope, gradient in zip(
-            (weight, bias),
-            velocity,
-            (torch.einsum("bd,hbc->hdc", x, error), error.sum(1)),
-            strict=True,
+            (weight, bias), velocity, (torch.einsum("bd,hbc->hdc", x, error), error.sum(1)), strict=True
         ):
             slope.mul_(MOMENTUM).add_(gradient)
             value.sub_(slope * rate.view(-1, *[1] * (value.ndim - 1)))
@@ -204,9 +193,7 @@ def logistic_regression(
             break
     model = LogisticRegression(C=best["C"], max_iter=1000).fit(x, y)
     scores = torch.full(
-        (len(test_features), int(max(labels.max(), test_labels.max())) + 1),
-        -torch.inf,
-        dtype=torch.double,
+        (len(test_features), int(max(labels.max(), test_labels.max())) + 1), -torch.inf, dtype=torch.double
     )
     scores[:, torch.from_numpy(model.classes_)] = torch.from_numpy(
         model.predict_log_proba(test_features.double().numpy())
@@ -215,16 +202,12 @@ def logistic_regression(
     return LinearResult(top1, top5, {"C": best["C"]}, table)
 
 
-def fit_logistic(
-    features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor
-) -> float:
+def fit_logistic(features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor) -> float:
     """Top-1 in percent of scikit-learn's logistic regression with C = 1 on features of length 1."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import normalize
 
-    model = LogisticRegression(max_iter=1000).fit(
-        normalize(features.double().numpy()), labels.numpy()
-    )
+    model = LogisticRegression(max_iter=1000).fit(normalize(features.double().numpy()), labels.numpy())
     return 100 * model.score(normalize(test_features.double().numpy()), test_labels.numpy())
 
 
@@ -238,9 +221,7 @@ def hold_out(labels: Tensor, seed: int, share: float = HELD_OUT) -> tuple[Tensor
             raise UserError(
                 f"linear: class {label} has one training image, so none can be held out to choose by; give two or more, or leave it out"
             )
-        rows = rows[
-            torch.from_numpy(numpy_generator(seed, "held out", label).permutation(len(rows)))
-        ]
+        rows = rows[torch.from_numpy(numpy_generator(seed, "held out", label).permutation(len(rows)))]
         count = max(1, round(share * len(rows)))
         held_out.append(rows[:count])
         kept.append(rows[count:])
@@ -254,10 +235,7 @@ def _batches(num_rows: int, iterations: int, seed: int) -> Iterator[Tensor]:
     for _ in range(iterations):
         while len(order) < min(BATCH, num_rows):
             order = torch.cat(
-                [
-                    order,
-                    torch.from_numpy(numpy_generator(seed, "batches", epoch).permutation(num_rows)),
-                ]
+                [order, torch.from_numpy(numpy_generator(seed, "batches", epoch).permutation(num_rows))]
             )
             epoch += 1
         yield order[:BATCH]

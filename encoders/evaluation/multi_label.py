@@ -48,10 +48,7 @@ def average_precision(scores: Tensor, marks: Tensor) -> Tensor:
     `average_precision_score`; no interpolation).
     """
     return torch.stack(
-        [
-            _average_precision(scores[:, number], marks[:, number])
-            for number in range(marks.shape[1])
-        ]
+        [_average_precision(scores[:, number], marks[:, number]) for number in range(marks.shape[1])]
     )
 
 
@@ -140,14 +137,9 @@ def knn_mean_average_precision(
     figures = {}
     for k in possible:
         votes = torch.stack(
-            [
-                near[:k] @ marks[row[:k]].to(near.dtype)
-                for near, row in zip(weights, rows, strict=True)
-            ]
+            [near[:k] @ marks[row[:k]].to(near.dtype) for near, row in zip(weights, rows, strict=True)]
         )
-        figures[k] = mean_average_precision(
-            votes / weights[:, :k].sum(1, keepdim=True), query_marks
-        )
+        figures[k] = mean_average_precision(votes / weights[:, :k].sum(1, keepdim=True), query_marks)
     return figures
 
 
@@ -175,9 +167,7 @@ def _hold_out(marks: Tensor, test_marks: Tensor, seed: int) -> tuple[Tensor, Ten
         raise UserError(
             "multi_label: fewer than two training images have a class, so none can be held out to choose by; give more"
         )
-    order = torch.from_numpy(
-        numpy_generator(seed, "held out", "several classes").permutation(len(marks))
-    )
+    order = torch.from_numpy(numpy_generator(seed, "held out", "several classes").permutation(len(marks)))
     count = max(1, round(HELD_OUT * len(marks)))
     while not marks[order[:count]].any():
         count += 1

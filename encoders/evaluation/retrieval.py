@@ -68,10 +68,7 @@ def rank_relevance(similarity: Tensor, relevant: Tensor) -> Tensor:
     is.
     """
     irrelevant_first = relevant.byte().argsort(dim=-1, stable=True)
-    similarity, relevant = (
-        similarity.gather(-1, irrelevant_first),
-        relevant.gather(-1, irrelevant_first),
-    )
+    similarity, relevant = (similarity.gather(-1, irrelevant_first), relevant.gather(-1, irrelevant_first))
     return relevant.gather(-1, similarity.argsort(dim=-1, descending=True, stable=True))
 
 
@@ -94,9 +91,7 @@ def label_retrieval(
     labels = labels.to(features.device)
     precisions = []
     for rows in tqdm(
-        torch.arange(len(features), device=features.device).split(chunk),
-        "retrieval",
-        disable=not progress,
+        torch.arange(len(features), device=features.device).split(chunk), "retrieval", disable=not progress
     ):
         similarity, relevant = features[rows] @ features.T, labels[rows, None] == labels
         own = (torch.arange(len(rows), device=rows.device), rows)
@@ -150,11 +145,7 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
         "write the published ground truth as JSON, pickles are not read",
     )
     values = parse_json(read_bytes(path, name, cure), name, cure, finite=True)
-    lists = (
-        [values.get(key) for key in ("imlist", "qimlist", "gnd")]
-        if isinstance(values, dict)
-        else []
-    )
+    lists = [values.get(key) for key in ("imlist", "qimlist", "gnd")] if isinstance(values, dict) else []
     if len(lists) != 3 or not all(isinstance(each, list) for each in lists):
         raise UserError(
             f"{path} is no ground truth: it needs the lists imlist, qimlist and gnd; write the published ones as JSON"
@@ -194,17 +185,11 @@ def check_finite(task: str, features: Tensor) -> None:
 
 
 def _judge_setup(
-    similarity: Tensor,
-    gnd: Sequence[Relevance],
-    positive: tuple[str, ...],
-    ignored: tuple[str, ...],
+    similarity: Tensor, gnd: Sequence[Relevance], positive: tuple[str, ...], ignored: tuple[str, ...]
 ) -> dict[str, float]:
     rankings = []
     for row, entry in zip(similarity, gnd, strict=True):
-        relevant, counted = (
-            torch.zeros_like(row, dtype=torch.bool),
-            torch.ones_like(row, dtype=torch.bool),
-        )
+        relevant, counted = (torch.zeros_like(row, dtype=torch.bool), torch.ones_like(row, dtype=torch.bool))
         relevant[[index for name in positive for index in entry[name]]] = True
         counted[[index for name in ignored for index in entry[name]]] = False
         rankings.append(rank_relevance(row[counted], relevant[counted]))
@@ -216,8 +201,7 @@ def _judge_setup(
     scores = _mean_precision(precisions, f"no query has anything that is {' or '.join(positive)}")
     found = [ranking for ranking in rankings if ranking.any()]
     return scores | {
-        f"mP@{k}": 100 * sum(precision_at(ranking, k) for ranking in found) / len(found)
-        for k in (1, 5, 10)
+        f"mP@{k}": 100 * sum(precision_at(ranking, k) for ranking in found) / len(found) for k in (1, 5, 10)
     }
 
 

@@ -37,11 +37,7 @@ def numbers_in_bank(bank: ImageSource, queries: ImageSource) -> dict[int, int]:
 def _used_classes(source: ImageSource) -> list[str] | list[int]:
     """Names, or numbers where there are none, of the classes that have an image."""
     numbers = sorted(set(source.labels))
-    return (
-        numbers
-        if source.class_names is None
-        else [source.class_names[number] for number in numbers]
-    )
+    return numbers if source.class_names is None else [source.class_names[number] for number in numbers]
 
 
 def _listed(names: Sequence[str | int]) -> str:

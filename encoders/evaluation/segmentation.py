@@ -144,17 +144,13 @@ def _colour(number: int) -> list[int]:
     return [round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)]
 
 
-def _judge(
-    head: nn.Module, maps: Rows, masks: Rows, num_classes: int, batch_size: int
-) -> SegmentationResult:
+def _judge(head: nn.Module, maps: Rows, masks: Rows, num_classes: int, batch_size: int) -> SegmentationResult:
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
     kept = []
     for index, logits in enumerate(head_outputs(head, [maps], batch_size)):
         truth = masks[index]
         predicted = (
-            F.interpolate(logits, truth.shape, mode="bilinear", align_corners=False)
-            .argmax(1)[0]
-            .cpu()
+            F.interpolate(logits, truth.shape, mode="bilinear", align_corners=False).argmax(1)[0].cpu()
         )
         confusion += confusion_matrix(predicted, truth, num_classes)
         if index < NUM_KEPT:

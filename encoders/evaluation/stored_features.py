@@ -16,13 +16,7 @@ import torch
 from torch import Tensor
 
 from vision_core.errors import UserError
-from vision_core.files.sealed_tensors import (
-    DamagedTensors,
-    NotSealed,
-    Sealed,
-    read_sealed,
-    write_sealed,
-)
+from vision_core.files.sealed_tensors import DamagedTensors, NotSealed, Sealed, read_sealed, write_sealed
 
 KEPT, CONTENTS = "kept", "contents"
 CHECKS = " crc32"  # behind a tensor's name: of each row's bytes, for those who read single rows
@@ -69,19 +63,13 @@ def shard_path(folder: Path, start: int, stop: int) -> Path:
     return folder / f"{start:09d}-{stop:09d}.safetensors"
 
 
-def write_shard(
-    path: Path, key: str, features: Mapping[str, Tensor], reasons: Mapping[int, str]
-) -> None:
+def write_shard(path: Path, key: str, features: Mapping[str, Tensor], reasons: Mapping[int, str]) -> None:
     """features: `[n, ...]` each, `kept` and `contents` among them. Raises OSError.
 
     Where another run has written the same shard meanwhile, that one stays: somebody may be reading
     it row by row.
     """
-    checks = {
-        name + CHECKS: _checks_of(value)
-        for name, value in features.items()
-        if name not in OF_ITSELF
-    }
+    checks = {name + CHECKS: _checks_of(value) for name, value in features.items() if name not in OF_ITSELF}
     metadata = {"key": key, "stretch": path.stem, "unreadable": json.dumps(list(reasons.items()))}
     write_sealed(path, {**features, **checks}, metadata, path.parent, keep_first=True)
 
@@ -126,15 +114,11 @@ class StoredFeatures:
         self.shards = shards
         self._full = [shard for shard in shards if len(shard.kept)]
         self.names = sorted(self._full[0].layouts) if self._full else []
-        self.kept = torch.cat(
-            [torch.empty(0, dtype=torch.long), *(shard.kept for shard in self._full)]
-        )
+        self.kept = torch.cat([torch.empty(0, dtype=torch.long), *(shard.kept for shard in self._full)])
         self.contents = torch.cat(
             [torch.empty(0, 2, dtype=torch.long), *(shard.contents for shard in self._full)]
         )
-        self.reasons = {
-            index: reason for shard in shards for index, reason in shard.reasons.items()
-        }
+        self.reasons = {index: reason for shard in shards for index, reason in shard.reasons.items()}
         self.unreadable = len(self.reasons)
 
     def load(self, name: str) -> Tensor:
@@ -154,9 +138,7 @@ class StoredFeatures:
 
     def rows(self, name: str) -> StoredRows:
         """The tensor row by row, for what does not fit into memory."""
-        return StoredRows(
-            name, [(shard, row) for shard in self._full for row in range(len(shard.kept))]
-        )
+        return StoredRows(name, [(shard, row) for shard in self._full for row in range(len(shard.kept))])
 
 
 class StoredRows:
@@ -201,6 +183,4 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except (OSError, NotSealed, DamagedTensors) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{path} does not hold the features that were written: {reason}; {AGAIN}"
-        ) from None
+        raise UserError(f"{path} does not hold the features that were written: {reason}; {AGAIN}") from None

@@ -8,12 +8,7 @@ from torch import Tensor
 from encoders.evaluation.feature_cache import unreadable_left_out
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult
-from encoders.evaluation.zero_shot import (
-    TEMPLATES,
-    class_embeddings,
-    retrieval_recalls,
-    zero_shot_accuracy,
-)
+from encoders.evaluation.zero_shot import TEMPLATES, class_embeddings, retrieval_recalls, zero_shot_accuracy
 from encoders.image_text import ImageTextModel, load_image_text
 from vision_core.errors import UserError
 
@@ -46,9 +41,7 @@ def run_image_text(frozen: FrozenFeatures) -> TaskResult:
     owners = torch.tensor([row for row, texts in enumerate(captions) for _ in texts])
     texts = model.encode_texts([text for texts in captions for text in texts]).cpu()
     protocol = f"{len(images):,} test images and their {len(owners):,} captions search each other (Karpathy's protocol), nothing trained"
-    return TaskResult(
-        retrieval_recalls(images, texts, owners), protocol, images={"test": len(kept)}
-    )
+    return TaskResult(retrieval_recalls(images, texts, owners), protocol, images={"test": len(kept)})
 
 
 def _image_text_model(frozen: FrozenFeatures) -> ImageTextModel:

@@ -20,9 +20,7 @@ NAMED = 5
 HASH_WORDS = 2  # int64 numbers of a content's hash
 
 
-def check_share(
-    bad: Sequence[UnreadableSample], looked_at: int, max_fraction: float, part: str
-) -> None:
+def check_share(bad: Sequence[UnreadableSample], looked_at: int, max_fraction: float, part: str) -> None:
     """Raise UserError where more than this share of `looked_at` images cannot be read.
 
     The images of each part are counted by themselves, because 13 unreadable ones among 16 test
@@ -81,6 +79,4 @@ def content_hash(view: Tensor) -> Tensor:
 def found_in(contents: Tensor, others: Tensor) -> Tensor:
     """`[n]` bool: which of the hashes `[n, 2]` are among `[m, 2]`."""
     there = set(map(tuple, others.tolist()))
-    return torch.tensor(
-        [tuple(content) in there for content in contents.tolist()], dtype=torch.bool
-    )
+    return torch.tensor([tuple(content) in there for content in contents.tolist()], dtype=torch.bool)

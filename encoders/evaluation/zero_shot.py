@@ -40,9 +40,7 @@ def class_embeddings(
     one without {}, or an empty name.
     """
     if not class_names or not templates:
-        raise UserError(
-            "zero-shot: there are no class names or no templates; give at least one of each"
-        )
+        raise UserError("zero-shot: there are no class names or no templates; give at least one of each")
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(
@@ -76,10 +74,7 @@ def zero_shot_accuracy(
         raise UserError(
             f"zero-shot: labels go from {labels.min()} to {labels.max()}, but there are {len(class_embeddings)} class names"
         )
-    images, classes = (
-        unit_rows("zero-shot", image_embeddings),
-        unit_rows("zero-shot", class_embeddings),
-    )
+    images, classes = (unit_rows("zero-shot", image_embeddings), unit_rows("zero-shot", class_embeddings))
     own = labels.to(images.device)[:, None] == torch.arange(len(classes), device=images.device)
     return {f"top{k}": share for k, share in _recalls(images, classes, own, (1, 5), chunk).items()}
 
@@ -97,10 +92,7 @@ def retrieval_recalls(
     lengths that differ, texts of images that are not there, images without text and embeddings that
     are not finite.
     """
-    images, texts = (
-        unit_rows("retrieval", image_embeddings),
-        unit_rows("retrieval", text_embeddings),
-    )
+    images, texts = (unit_rows("retrieval", image_embeddings), unit_rows("retrieval", text_embeddings))
     image_of_text = torch.as_tensor(image_of_text).to(images.device)
     if len(texts) != len(image_of_text):
         raise UserError(

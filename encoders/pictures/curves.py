@@ -56,9 +56,7 @@ def _figure_and_axes() -> tuple[Any, Any]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError(
-            "curves need matplotlib; pip install 'vision-encoder-fusion[pretrain]'"
-        ) from None
+        raise UserError("curves need matplotlib; pip install 'vision-encoder-fusion[pretrain]'") from None
     figure = Figure(figsize=(8, 4), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
@@ -71,6 +69,6 @@ def _drawn(figure: Any, axes: Any, legend: bool) -> Image.Image:
     if legend:
         figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.canvas.draw()
-    return Image.frombuffer(
-        "RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()
-    ).convert("RGB")
+    return Image.frombuffer("RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()).convert(
+        "RGB"
+    )

@@ -31,9 +31,7 @@ def patch_pca(patch_maps: Tensor) -> Tensor:
     scores = principal_scores(tokens.flatten(0, 1), 3)
     low, high = torch.quantile(scores, torch.tensor([0.01, 0.99]), dim=0)
     scores = ((scores - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
-    return (
-        scores.unflatten(0, tokens.shape[:2]).transpose(1, 2).unflatten(-1, patch_maps.shape[-2:])
-    )
+    return scores.unflatten(0, tokens.shape[:2]).transpose(1, 2).unflatten(-1, patch_maps.shape[-2:])
 
 
 def principal_scores(rows: Tensor, count: int) -> Tensor:
@@ -82,15 +80,11 @@ def pca_picture(encoder: Encoder, images: Tensor, pixels: Tensor) -> Image.Image
     """Images `[n, 3, H, W]` in 0..1 above the joint PCA of their patch tokens, its three components
     as red, green and blue."""
     shown = [to_picture(image) for image in images]
-    components = [
-        _enlarged(colours(each), shown[0]) for each in patch_pca(_patch_maps(encoder, pixels))
-    ]
+    components = [_enlarged(colours(each), shown[0]) for each in patch_pca(_patch_maps(encoder, pixels))]
     return contact_sheet([shown, components])
 
 
-def cosine_picture(
-    encoder: Encoder, images: Tensor, pixels: Tensor, patch: tuple[int, int]
-) -> Image.Image:
+def cosine_picture(encoder: Encoder, images: Tensor, pixels: Tensor, patch: tuple[int, int]) -> Image.Image:
     """Images `[n, 3, H, W]` in 0..1 with the patch (row, column) framed, above every patch's cosine
     similarity to it."""
     maps = cosine_maps(_patch_maps(encoder, pixels), patch)
@@ -117,17 +111,13 @@ def side_by_side(
     shown = [to_picture(image.float() / 255) for image in images]
     rows = [[_pointed(tile, place) if kind == "cosine" else tile] for tile in shown]
     for encoder in encoders.values():
-        pixels = encoder.transform.resized(encoder.transform.size, "squash")(images).to(
-            encoder.device
-        )
+        pixels = encoder.transform.resized(encoder.transform.size, "squash")(images).to(encoder.device)
         for row, tile, drawn in zip(rows, shown, _tiles(encoder, pixels, kind, place), strict=True):
             row.append(_enlarged(drawn, tile))
     return contact_sheet(rows, ["image", *encoders])
 
 
-def _tiles(
-    encoder: Encoder, pixels: Tensor, kind: Kind, place: tuple[float, float]
-) -> list[Image.Image]:
+def _tiles(encoder: Encoder, pixels: Tensor, kind: Kind, place: tuple[float, float]) -> list[Image.Image]:
     encoder.grid(*pixels.shape[-2:])
     if kind == "attention":
         try:

@@ -33,23 +33,17 @@ def contact_sheet(
     A column is as wide as its widest picture, a row as high.
     """
     columns = max(len(row) for row in rows)
-    widths = [
-        max(row[column].width for row in rows if column < len(row)) for column in range(columns)
-    ]
+    widths = [max(row[column].width for row in rows if column < len(row)) for column in range(columns)]
     heights = [max(picture.height for picture in row) for row in rows]
     font = ImageFont.load_default(CAPTION_SIZE)
-    texts = [
-        wrap(text, width - GAP, font) for text, width in zip(captions or [], widths, strict=False)
-    ]
+    texts = [wrap(text, width - GAP, font) for text, width in zip(captions or [], widths, strict=False)]
     head = LINE_HEIGHT * max(len(lines) for lines in texts) + GAP if texts else 0
     lefts = [sum(widths[:column]) + column * GAP for column in range(columns)]
     tops = [head + sum(heights[:line]) + line * GAP for line in range(len(rows))]
     sheet = Image.new("RGB", (lefts[-1] + widths[-1], tops[-1] + heights[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     for left, lines in zip(lefts, texts, strict=False):
-        for number, line in enumerate(
-            lines, start=-len(lines)
-        ):  # the last line stands on the picture
+        for number, line in enumerate(lines, start=-len(lines)):  # the last line stands on the picture
             draw.text((left + 2, head - GAP + number * LINE_HEIGHT), line, fill="black", font=font)
     for top, row in zip(tops, rows, strict=True):
         for left, picture in zip(lefts, row, strict=False):
@@ -94,9 +88,7 @@ def heat(values: Tensor, span: tuple[float, float] | None = None) -> Image.Image
     position = ((values - low) / (high - low).clamp_min(1e-12)) * (len(HEAT_COLOURS) - 1)
     left = position.long().clamp_max(len(HEAT_COLOURS) - 2)
     table = torch.tensor(HEAT_COLOURS)
-    return colours(
-        torch.lerp(table[left], table[left + 1], (position - left)[..., None]).permute(2, 0, 1)
-    )
+    return colours(torch.lerp(table[left], table[left + 1], (position - left)[..., None]).permute(2, 0, 1))
 
 
 def display(images: Tensor) -> Tensor:

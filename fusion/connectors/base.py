@@ -78,9 +78,7 @@ class Connector(nn.Module):
             else None
         )
 
-    def aggregate(
-        self, maps: Sequence[Tensor], layout: ImageLayout
-    ) -> tuple[Tensor, VisionWindows | None]:
+    def aggregate(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, VisionWindows | None]:
         """Tokens `[N * tokens_per_cell, H]` of the N covered cells (or `[B * fixed_tokens, H]`),
         and the windows they came from, where there are any."""
         raise NotImplementedError
@@ -90,26 +88,18 @@ class Connector(nn.Module):
         tokens, windows = self(maps, layout)
         boxes = layout.boxes(self.grid)
         newline = self.image_newline is not None
-        lengths = [
-            self.fixed_tokens or num_image_tokens(box, self.tokens_per_cell, newline)
-            for box in boxes
-        ]
+        lengths = [self.fixed_tokens or num_image_tokens(box, self.tokens_per_cell, newline) for box in boxes]
         parts = (
             [None] * len(boxes)
             if windows is None
             else windows.split([box.rows * box.columns for box in boxes])
         )
         cells = [
-            self._cells(length, box).to(tokens.device)
-            for length, box in zip(lengths, boxes, strict=True)
+            self._cells(length, box).to(tokens.device) for length, box in zip(lengths, boxes, strict=True)
         ]
-        return [
-            EncodedImage(*image) for image in zip(tokens.split(lengths), cells, parts, strict=True)
-        ]
+        return [EncodedImage(*image) for image in zip(tokens.split(lengths), cells, parts, strict=True)]
 
-    def forward(
-        self, maps: Sequence[Tensor], layout: ImageLayout
-    ) -> tuple[Tensor, VisionWindows | None]:
+    def forward(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, VisionWindows | None]:
         """Tokens of all images, `[sum of n, H]`, newlines among them, and the windows that their
         cells looked at.
 
@@ -118,8 +108,7 @@ class Connector(nn.Module):
         sharded training counts them, and stops where processes differ.
         """
         expected = [
-            (width, side, side)
-            for width, side in zip(self.encoder_widths, self.encoder_grids, strict=True)
+            (width, side, side) for width, side in zip(self.encoder_widths, self.encoder_grids, strict=True)
         ]
         assert [tuple(each.shape[1:]) for each in maps] == expected, (
             f"{[tuple(each.shape) for each in maps]} for {expected}"
@@ -132,8 +121,7 @@ class Connector(nn.Module):
         with_newlines = []
         for image, box in zip(of_images, boxes, strict=True):
             rows = torch.cat(
-                [image.unflatten(0, (box.rows, -1)), self.image_newline.expand(box.rows, 1, -1)],
-                dim=1,
+                [image.unflatten(0, (box.rows, -1)), self.image_newline.expand(box.rows, 1, -1)], dim=1
             )
             with_newlines.append(rows.flatten(0, 1))
         return torch.cat(with_newlines), windows
@@ -147,9 +135,7 @@ class Connector(nn.Module):
 
     def covered(self, patch_map: Tensor, layout: ImageLayout) -> Tensor:
         """The covered cells of a map `[B, C, grid, grid]`, `[N, C]`."""
-        return patch_map.permute(0, 2, 3, 1).flatten(0, 2)[
-            layout.cells(self.grid, patch_map.device)
-        ]
+        return patch_map.permute(0, 2, 3, 1).flatten(0, 2)[layout.cells(self.grid, patch_map.device)]
 
     def _needs(self, met: bool, what: str) -> None:
         if not met:
@@ -252,9 +238,7 @@ class InterleavedFeatures(Connector):
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)
         self._needs_own_grid()
         self.tokens_per_cell = len(encoder_widths)
-        self.mm_projectors = nn.ModuleList(
-            mlp(width, hidden_size, hidden_size) for width in encoder_widths
-        )
+        self.mm_projectors = nn.ModuleList(mlp(width, hidden_size, hidden_size) for width in encoder_widths)
 
     def aggregate(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, None]:
         each = [
@@ -283,15 +267,10 @@ class AdditiveFeatures(Connector):
     ) -> None:
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)
         self._needs_own_grid()
+        self._needs(len(set(encoder_widths)) == 1, "encoders of one width, as it adds their features")
+        self.shares = [1 / len(encoder_widths)] * len(encoder_widths) if shares is None else list(shares)
         self._needs(
-            len(set(encoder_widths)) == 1, "encoders of one width, as it adds their features"
-        )
-        self.shares = (
-            [1 / len(encoder_widths)] * len(encoder_widths) if shares is None else list(shares)
-        )
-        self._needs(
-            len(self.shares) == len(encoder_widths),
-            f"one share for each encoder, not {len(self.shares)}",
+            len(self.shares) == len(encoder_widths), f"one share for each encoder, not {len(self.shares)}"
         )
         self.mm_projector = mlp(encoder_widths[0], hidden_size, hidden_size)
 
@@ -315,8 +294,7 @@ class PixelShuffle(Connector):
     ) -> None:
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)
         widths = (
-            width * (side // grid) ** 2
-            for width, side in zip(encoder_widths, encoder_grids, strict=True)
+            width * (side // grid) ** 2 for width, side in zip(encoder_widths, encoder_grids, strict=True)
         )
         self.mm_projector = nn.Linear(sum(widths), hidden_size, bias=False)
 

@@ -56,7 +56,5 @@ def build_connector(
     known = connector_options(name)
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise UserError(
-            f"the connector {name} has no option {', '.join(unknown)}; it has {', '.join(known)}"
-        )
+        raise UserError(f"the connector {name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
     return CONNECTORS[name](encoder_widths, encoder_grids, hidden_size, grid, **options)

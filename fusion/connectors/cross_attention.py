@@ -49,18 +49,12 @@ class MultiEncoderAttention(nn.Module):
         self.q_norm, self.q_proj = nn.LayerNorm(width), nn.Linear(width, width, bias=False)
         self.k_norms = nn.ModuleList(nn.LayerNorm(width) for _ in encoders)
         self.k_projs = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in encoders)
-        self.v_norms = (
-            None if shared_norms else nn.ModuleList(nn.LayerNorm(width) for _ in encoders)
-        )
+        self.v_norms = None if shared_norms else nn.ModuleList(nn.LayerNorm(width) for _ in encoders)
         self.v_projs = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in encoders)
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(
-        self,
-        queries: Tensor,
-        windows: VisionWindows,
-        positions: Sequence[Tensor | None],
-        path: Path,
+        self, queries: Tensor, windows: VisionWindows, positions: Sequence[Tensor | None], path: Path
     ) -> Tensor:
         """`[N, width]` (or `[1, width]`, one for all) to `[N, width]`; positions: `[r * r, width]`
         for each encoder, or None."""
@@ -69,27 +63,19 @@ class MultiEncoderAttention(nn.Module):
         look = self._plain if path == "plain" else self._fast
         return self.o_proj(look(heads, windows, positions).flatten(1))
 
-    def _plain(
-        self, heads: Tensor, windows: VisionWindows, positions: Sequence[Tensor | None]
-    ) -> Tensor:
+    def _plain(self, heads: Tensor, windows: VisionWindows, positions: Sequence[Tensor | None]) -> Tensor:
         """The formula of the class."""
         keys, values = [], []
         for index, (tokens, position) in enumerate(zip(windows.tokens, positions, strict=True)):
             tokens = tokens if position is None else tokens + position
-            keys.append(
-                self.k_projs[index](self.k_norms[index](tokens)).unflatten(-1, (self.num_heads, -1))
-            )
+            keys.append(self.k_projs[index](self.k_norms[index](tokens)).unflatten(-1, (self.num_heads, -1)))
             values.append(
                 self.v_projs[index](self._v_norm(index)(tokens)).unflatten(-1, (self.num_heads, -1))
             )
         scores = torch.einsum("nhd,nkhd->nhk", heads, torch.cat(keys, dim=1))
-        return torch.einsum(
-            "nhk,nkhd->nhd", self._attend(scores, windows), torch.cat(values, dim=1)
-        )
+        return torch.einsum("nhk,nkhd->nhd", self._attend(scores, windows), torch.cat(values, dim=1))
 
-    def _fast(
-        self, heads: Tensor, windows: VisionWindows, positions: Sequence[Tensor | None]
-    ) -> Tensor:
+    def _fast(self, heads: Tensor, windows: VisionWindows, positions: Sequence[Tensor | None]) -> Tensor:
         """The same, by `_OneToken` where a window is one token and by `_Absorbed` where it is
         several."""
         parts = []
@@ -99,9 +85,7 @@ class MultiEncoderAttention(nn.Module):
             kind = _OneToken if self.window_sizes[index] == 1 else _Absorbed
             keys = folded(self.k_norms[index], self.k_projs[index])
             values = folded(self._v_norm(index), self.v_projs[index])
-            parts.append(
-                kind(heads, tokens, variance, position, keys, values, self.k_norms[index].eps)
-            )
+            parts.append(kind(heads, tokens, variance, position, keys, values, self.k_norms[index].eps))
         weights = self._attend(torch.cat([part.scores for part in parts], dim=-1), windows)
         each = weights.split(self.window_sizes, dim=-1)
         return sum(part.values(weight) for part, weight in zip(parts, each, strict=True))
@@ -114,9 +98,7 @@ class MultiEncoderAttention(nn.Module):
             scores = scores.masked_fill(~torch.cat(masks, dim=1)[:, None], float("-inf"))
         weights = scores.float().softmax(-1).to(scores.dtype)
         if windows.shares is not None:
-            shares = [
-                each.sum(-1) for each in weights.detach().float().split(self.window_sizes, dim=-1)
-            ]
+            shares = [each.sum(-1) for each in weights.detach().float().split(self.window_sizes, dim=-1)]
             windows.shares.append(torch.stack(shares, dim=-1))
         return weights
 
@@ -152,9 +134,9 @@ class _OneToken:
         values: Folding,
         eps: float,
     ) -> None:
-        both = F.linear(tokens[:, 0], torch.cat([keys[0], values[0]])) * (
-            variance + eps
-        ).rsqrt().to(tokens.dtype)
+        both = F.linear(tokens[:, 0], torch.cat([keys[0], values[0]])) * (variance + eps).rsqrt().to(
+            tokens.dtype
+        )
         both = both + torch.cat([keys[1], values[1]])
         projected_keys, self.projected = both.unflatten(-1, (2, *heads.shape[1:])).unbind(1)
         self.scores = (heads * projected_keys).sum(-1, keepdim=True)
@@ -186,10 +168,7 @@ class _Absorbed:
         eps: float,
     ) -> None:
         num_heads = heads.shape[1]
-        self.tokens, self.v_weight = (
-            tokens,
-            values[0].unflatten(0, (num_heads, -1)),
-        )  # [h, d, width]
+        self.tokens, self.v_weight = (tokens, values[0].unflatten(0, (num_heads, -1)))  # [h, d, width]
         self.v_bias, self.v_place = (
             values[1].unflatten(0, (num_heads, -1)),
             (position @ values[0].T).unflatten(-1, (num_heads, -1)),
@@ -198,23 +177,17 @@ class _Absorbed:
         covariance = torch.einsum("njc,jc->nj", tokens, place).float() / tokens.shape[-1]
         square = variance + place.float().square().mean(-1) + 2 * covariance + eps
         self.inverse_sigma = square.rsqrt().to(tokens.dtype)[:, None]
-        absorbed = torch.bmm(
-            heads.transpose(0, 1), keys[0].unflatten(0, (num_heads, -1))
-        ).transpose(0, 1)  # [N, h, width]
-        of_places = torch.einsum(
-            "nhd,jhd->nhj", heads, (position @ keys[0].T).unflatten(-1, (num_heads, -1))
-        )
+        absorbed = torch.bmm(heads.transpose(0, 1), keys[0].unflatten(0, (num_heads, -1))).transpose(
+            0, 1
+        )  # [N, h, width]
+        of_places = torch.einsum("nhd,jhd->nhj", heads, (position @ keys[0].T).unflatten(-1, (num_heads, -1)))
         bias = (heads * keys[1].unflatten(0, (num_heads, -1))).sum(-1, keepdim=True)
-        self.scores = (
-            torch.bmm(absorbed, tokens.transpose(1, 2)) + of_places
-        ) * self.inverse_sigma + bias
+        self.scores = (torch.bmm(absorbed, tokens.transpose(1, 2)) + of_places) * self.inverse_sigma + bias
 
     def values(self, weights: Tensor) -> Tensor:
         scaled = weights * self.inverse_sigma
         gathered = torch.bmm(scaled, self.tokens)  # [N, h, width]
-        projected = torch.bmm(gathered.transpose(0, 1), self.v_weight.transpose(1, 2)).transpose(
-            0, 1
-        )
+        projected = torch.bmm(gathered.transpose(0, 1), self.v_weight.transpose(1, 2)).transpose(0, 1)
         return (
             projected
             + torch.einsum("nhj,jhd->nhd", scaled, self.v_place)
@@ -259,15 +232,11 @@ class VisionCrossAttentionLayer(nn.Module):
         self.query_width, self.gradient_checkpointing = query_width, False
         self.proj_context = nn.Linear(width, width, bias=False)
         self.proj_in = nn.Linear(query_width + width, width, bias=False)
-        self.positions = nn.ParameterList(
-            torch.randn(size, width) for size in window_sizes if size > 1
-        )
+        self.positions = nn.ParameterList(torch.randn(size, width) for size in window_sizes if size > 1)
         self.attention = MultiEncoderAttention(width, num_heads, window_sizes, shared_norms)
         self.norm = nn.LayerNorm(width)
         self.proj_out = nn.Sequential(
-            nn.Linear(width, width, bias=False),
-            nn.GELU(),
-            nn.Linear(width, query_width, bias=False),
+            nn.Linear(width, width, bias=False), nn.GELU(), nn.Linear(width, query_width, bias=False)
         )
         if zero_init_output:
             nn.init.zeros_(self.proj_out[2].weight)
@@ -281,19 +250,13 @@ class VisionCrossAttentionLayer(nn.Module):
         return self._update(queries, windows, path)
 
     def _update(self, queries: Tensor, windows: VisionWindows, path: Path) -> Tensor:
-        joined = (
-            self._joined(queries, windows)
-            if path == "plain"
-            else self._joined_fast(queries, windows)
-        )
+        joined = self._joined(queries, windows) if path == "plain" else self._joined_fast(queries, windows)
         hidden = self.norm(joined + self.attention(joined, windows, self._places(), path))
         return queries + self.proj_out(hidden)
 
     def _joined(self, queries: Tensor, windows: VisionWindows) -> Tensor:
         context = windows.context[windows.image]
-        return self.proj_in(
-            torch.cat([queries.expand(len(context), -1), self.proj_context(context)], dim=-1)
-        )
+        return self.proj_in(torch.cat([queries.expand(len(context), -1), self.proj_context(context)], dim=-1))
 
     def _joined_fast(self, queries: Tensor, windows: VisionWindows) -> Tensor:
         """The context once per image, the query's half once where all queries are one."""

@@ -76,8 +76,5 @@ class ResamplerLayer(nn.Module):
         normed = self.query_norm(queries)
         keys = torch.cat([tokens, normed], dim=1)
         masked = torch.cat([padding, padding.new_zeros(normed.shape[:2])], dim=1)
-        queries = (
-            queries
-            + self.attention(normed, keys, keys, key_padding_mask=masked, need_weights=False)[0]
-        )
+        queries = queries + self.attention(normed, keys, keys, key_padding_mask=masked, need_weights=False)[0]
         return queries + self.mlp(self.mlp_norm(queries))

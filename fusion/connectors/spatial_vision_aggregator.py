@@ -116,16 +116,12 @@ class SpatialVisionAggregator(Connector):
         """Tokens under one cell of `grid`, in each encoder."""
         return tuple((side // grid) ** 2 for side in self.encoder_grids)
 
-    def aggregate(
-        self, maps: Sequence[Tensor], layout: ImageLayout
-    ) -> tuple[Tensor, VisionWindows]:
+    def aggregate(self, maps: Sequence[Tensor], layout: ImageLayout) -> tuple[Tensor, VisionWindows]:
         projected = [
             projector(patch_map.movedim(1, -1)).movedim(-1, 1)
             for projector, patch_map in zip(self.mm_projector_aux, maps, strict=True)
         ]
-        means = [
-            each.mean((2, 3)) for each in (projected[:1] if self.context == "first" else projected)
-        ]
+        means = [each.mean((2, 3)) for each in (projected[:1] if self.context == "first" else projected)]
         context = torch.stack(means).mean(0)
         covered = self._windows(projected, context, layout, self.grid)
         groups = [

@@ -39,10 +39,7 @@ class VisionWindows:
     def split(self, counts: Sequence[int]) -> list[VisionWindows]:
         """One for every image; `counts`: the queries of each."""
         tokens = [each.split(list(counts)) for each in self.tokens]
-        masks = [
-            [None] * len(counts) if each is None else each.split(list(counts))
-            for each in self.masks
-        ]
+        masks = [[None] * len(counts) if each is None else each.split(list(counts)) for each in self.masks]
         return [
             VisionWindows(
                 tuple(each[index] for each in tokens),
@@ -59,20 +56,13 @@ class VisionWindows:
         """The inverse of `split`."""
         if len(parts) == 1:
             return parts[0]
-        tokens = tuple(
-            torch.cat(each) for each in zip(*(part.tokens for part in parts), strict=True)
-        )
+        tokens = tuple(torch.cat(each) for each in zip(*(part.tokens for part in parts), strict=True))
         counts = [len(part.image) for part in parts]
         return VisionWindows(
             tokens,
-            tuple(
-                _join_masks(each, counts)
-                for each in zip(*(part.masks for part in parts), strict=True)
-            ),
+            tuple(_join_masks(each, counts) for each in zip(*(part.masks for part in parts), strict=True)),
             torch.cat([part.context for part in parts]),
-            torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(counts)).to(
-                tokens[0].device
-            ),
+            torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(counts)).to(tokens[0].device),
             parts[0].shares,
         )
 
@@ -138,9 +128,7 @@ class EncodedImage:
 
     def reshape(self, *shape: int) -> EncodedImage:
         """Itself: a row for each token is the one shape that it has."""
-        assert shape == (-1, self.shape[-1]), (
-            f"an image of tokens {tuple(self.shape)} has no shape {shape}"
-        )
+        assert shape == (-1, self.shape[-1]), f"an image of tokens {tuple(self.shape)} has no shape {shape}"
         return self
 
     def __getitem__(self, rows: Tensor) -> EncodedImage:
@@ -159,9 +147,7 @@ class EncodedImage:
     def join(images: Sequence[EncodedImage]) -> EncodedImage:
         """The tokens of several images, one image's behind the other's."""
         windows = (
-            None
-            if images[0].windows is None
-            else VisionWindows.join([image.windows for image in images])
+            None if images[0].windows is None else VisionWindows.join([image.windows for image in images])
         )
         tokens = torch.cat([image.tokens for image in images])
         cells = torch.cat([image.cells for image in images])

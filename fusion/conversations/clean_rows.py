@@ -15,14 +15,10 @@ def check_target(file: Path, source: ConversationSource) -> None:
     """Raises UserError where the good rows of `source` cannot be written to `file`; asked before
     hours of reading."""
     if not isinstance(source, JsonSource | TableSource):
-        raise UserError(
-            f"--write_clean: {source.name} has no rows in a file; leave --write_clean out"
-        )
+        raise UserError(f"--write_clean: {source.name} has no rows in a file; leave --write_clean out")
     suffix = ".jsonl" if isinstance(source, JsonSource) else ".parquet"
     if file.suffix != suffix:
-        raise UserError(
-            f"--write_clean {file}: the rows of {source.name} go into a {suffix} file; name one"
-        )
+        raise UserError(f"--write_clean {file}: the rows of {source.name} go into a {suffix} file; name one")
     _refuse_existing(file)
     if not file.parent.is_dir():
         raise UserError(f"--write_clean {file}: there is no folder {file.parent}; make it first")
@@ -63,6 +59,4 @@ def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
 
 def _refuse_existing(file: Path) -> None:
     if file.exists() or file.is_symlink():
-        raise UserError(
-            f"--write_clean {file} is there already, and is not overwritten; name a new file"
-        )
+        raise UserError(f"--write_clean {file} is there already, and is not overwritten; name a new file")

@@ -62,9 +62,7 @@ class ImageReader:
         if isinstance(given, Mapping):
             given = given.get("bytes") or given.get("path") or given.get("url")
             if not given:
-                raise BadRow(
-                    f"{where}: {what} is an object without bytes, path and url; give one of them"
-                )
+                raise BadRow(f"{where}: {what} is an object without bytes, path and url; give one of them")
         if isinstance(given, bytes):
             return self._decoded(given, f"{where}: {what}")
         if not isinstance(given, str):
@@ -115,9 +113,7 @@ def fetch(url: str, where: str) -> bytes:
     deadline = time.monotonic() + SECONDS_OF_A_DOWNLOAD
     data = bytearray()
     try:
-        request = Request(
-            quote(url, safe=IN_A_URL), headers={"User-Agent": "vision-encoder-fusion"}
-        )
+        request = Request(quote(url, safe=IN_A_URL), headers={"User-Agent": "vision-encoder-fusion"})
         with _opener().open(request, timeout=SECONDS_WITHOUT_AN_ANSWER) as answer:
             while chunk := answer.read1(2**16):
                 data += chunk
@@ -152,14 +148,8 @@ def _opener() -> OpenerDirector:
 def _data_of_url(url: str, what: str, where: str) -> bytes:
     """The bytes of `data:image/png;base64,...` (RFC 2397)."""
     head, comma, encoded = url.partition(",")
-    if (
-        not comma
-        or not head[5:].lower().startswith("image/")
-        or not head.lower().endswith(";base64")
-    ):
-        raise BadRow(
-            f"{where}: {what} is {shortened(url)}, not data:image/...;base64,...; write it so"
-        )
+    if not comma or not head[5:].lower().startswith("image/") or not head.lower().endswith(";base64"):
+        raise BadRow(f"{where}: {what} is {shortened(url)}, not data:image/...;base64,...; write it so")
     try:
         return base64.b64decode(b"".join(unquote_to_bytes(encoded).split()), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -190,8 +180,6 @@ def _unreadable(reason: str, name: str, path: str, folder: Path) -> str:
             return f"{out} by a link; add follow_links=true to the options of the source"
         return f"{out}; give paths inside it"
     if len(name) > 255 and not name.startswith(("/", ".")) and set(name).isdisjoint(" .\n"):
-        return (
-            f"an image is {quoted(name)}, no path; in front of base64 goes data:image/png;base64,"
-        )
+        return f"an image is {quoted(name)}, no path; in front of base64 goes data:image/png;base64,"
     why = reason.replace("_", " ")
     return f"{shortened(path)} cannot be read ({why}); mend the path, or name another folder by images="

@@ -59,9 +59,7 @@ class ConversationDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, row = self.places[index]
-        return training_item(
-            self.sources[number][int(row)], self.processor, self.max_length, self.cache
-        )
+        return training_item(self.sources[number][int(row)], self.processor, self.max_length, self.cache)
 
     def rough_lengths(self) -> list[int]:
         """Of every sample, in characters and image tokens: enough to put like to like, and no image
@@ -79,10 +77,7 @@ class ConversationDataset(Dataset):
 
 
 def training_item(
-    conversation: Conversation,
-    processor: FusionProcessor,
-    max_length: int,
-    cache: MapCache | None = None,
+    conversation: Conversation, processor: FusionProcessor, max_length: int, cache: MapCache | None = None
 ) -> dict[str, Any]:
     """A sample: `input_ids`, `labels` (lists), `pixel_values` `[images, P]` and `image_sizes`
     `[images, 2]`; with a `cache` it has `vision_maps` in place of the pixels. Raises BadRow."""
@@ -101,10 +96,7 @@ def image_inputs(
     if cache is None:
         return dict(processor.image_processor(list(images)))
     maps = [torch.stack(of_encoder) for of_encoder in zip(*map(cache.load, images), strict=True)]
-    return {
-        "vision_maps": maps,
-        "image_sizes": torch.tensor([image.shape[-2:] for image in images]),
-    }
+    return {"vision_maps": maps, "image_sizes": torch.tensor([image.shape[-2:] for image in images])}
 
 
 def rows_of(source: ConversationSource, seed: int, number: int) -> list[int]:
@@ -142,11 +134,7 @@ class ConversationCollator:
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         lengths = [len(item["input_ids"]) for item in items]
-        rows = (
-            pack_rows(lengths, max(lengths))
-            if self.packed
-            else [[sample] for sample in range(len(items))]
-        )
+        rows = pack_rows(lengths, max(lengths)) if self.packed else [[sample] for sample in range(len(items))]
         items = [items[sample] for row in rows for sample in row]
         shown = [item for item in items if "image_sizes" in item]
         tokens = self._rows(

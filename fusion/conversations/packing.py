@@ -14,9 +14,7 @@ def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[int] = []
     for sample in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
-        row = next(
-            (number for number, free in enumerate(room) if free >= lengths[sample]), len(rows)
-        )
+        row = next((number for number, free in enumerate(room) if free >= lengths[sample]), len(rows))
         if row == len(rows):
             rows.append([])
             room.append(capacity)

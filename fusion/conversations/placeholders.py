@@ -40,9 +40,7 @@ def refuse_placeholders(text: str, role: str, where: str) -> None:
     found = BOX.search(text)
     if found and f"</{found[1]}>" not in text:
         cure = "write names and coordinates into the text"
-        raise BadRow(
-            f"{where}: a text has {found[0]}, which is not filled in from `objects`; {cure}"
-        )
+        raise BadRow(f"{where}: a text has {found[0]}, which is not filled in from `objects`; {cure}")
     if role == "user":
         _refuse_films(text, where)
 

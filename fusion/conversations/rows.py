@@ -33,9 +33,7 @@ from fusion.conversations.turns import (
     unread_turn_keys,
 )
 
-CAPTION_INSTRUCTION = (
-    "Describe the picture in one sentence."  # what evaluate_vlm.py asks for captions too
-)
+CAPTION_INSTRUCTION = "Describe the picture in one sentence."  # what evaluate_vlm.py asks for captions too
 TURNS_KEYS = ("conversations", "messages", "texts")
 READ_KEYS = ("kind", "weight", "label", "kto_tag")
 IMAGES_KEYS = ("images", "image")
@@ -44,13 +42,7 @@ PREFERENCE_CURE = (
     "one answer is learnt, not which of two is better; keep the chosen one, as the assistant's turn"
 )
 TOKENS_CURE = "rows of tokens are made for one tokenizer; give the text"
-PREFERENCE_KEYS = (
-    "chosen",
-    "rejected",
-    "rejected_response",
-    "rejected_messages",
-    "rejected_images",
-)
+PREFERENCE_KEYS = ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images")
 REFUSED_KEYS = {
     **dict.fromkeys(("video", "videos", "video_path", "video_paths"), FILM_CURE),
     **dict.fromkeys(("audio", "audios", "audio_path", "audio_paths"), FILM_CURE),
@@ -65,15 +57,7 @@ CHOSEN_BY_COLUMNS = {
     "objects",
 }  # no more than metadata where the source says which columns are meant
 # other names that people give to the column of an image
-OTHER_IMAGE_KEYS = (
-    "image_path",
-    "image_paths",
-    "image_url",
-    "image_urls",
-    "image_file",
-    "img",
-    "img_path",
-)
+OTHER_IMAGE_KEYS = ("image_path", "image_paths", "image_url", "image_urls", "image_file", "img", "img_path")
 
 
 @dataclass(frozen=True)
@@ -115,8 +99,7 @@ class Row:
     def conversation(self, reader: ImageReader) -> Conversation:
         """The same with its images decoded. Raises BadRow."""
         images = tuple(
-            reader.read(image, f"image {number}", self.where)
-            for number, image in enumerate(self.images, 1)
+            reader.read(image, f"image {number}", self.where) for number, image in enumerate(self.images, 1)
         )
         return Conversation(self.where, self.messages, images, self.kind)
 
@@ -125,9 +108,7 @@ def read_row(row: Any, where: str, columns: Columns = Columns()) -> Row:  # noqa
     """A row of a file, whose images are not opened. Raises BadRow, which names row, key and
     cure."""
     if not isinstance(row, Mapping):
-        raise BadRow(
-            f"{where}: this is {type(row).__name__}, not an object; mend the row, or leave it out"
-        )
+        raise BadRow(f"{where}: this is {type(row).__name__}, not an object; mend the row, or leave it out")
     _refuse_what_is_not_trained(row, columns, where)
     turns = _turns_of_columns(row, columns, where) if columns.have_turns() else _turns(row, where)
     messages = _with_system(tuple(turn.message for turn in turns), row, where)
@@ -140,10 +121,7 @@ def read_row(row: Any, where: str, columns: Columns = Columns()) -> Row:  # noqa
         )
     kind = row.get("kind")
     return Row(
-        where,
-        _with_places(messages, len(images), where),
-        images,
-        kind if isinstance(kind, str) else "",
+        where, _with_places(messages, len(images), where), images, kind if isinstance(kind, str) else ""
     )
 
 
@@ -153,14 +131,7 @@ def unread_keys(row: Any, columns: Columns) -> set[str]:
         return set()
     turns_keys = () if columns.have_turns() else TURNS_KEYS
     images_keys = IMAGES_KEYS if columns.image is None else ()
-    read = {
-        *turns_keys,
-        *images_keys,
-        *SYSTEM_KEYS,
-        *refused_keys(columns),
-        *columns.named(),
-        *READ_KEYS,
-    }
+    read = {*turns_keys, *images_keys, *SYSTEM_KEYS, *refused_keys(columns), *columns.named(), *READ_KEYS}
     unread = {str(key) for key, value in row.items() if key not in read and not is_nothing(value)}
     for key in turns_keys:
         turns = row.get(key)
@@ -212,15 +183,10 @@ def _turns_of_columns(row: Mapping[str, Any], columns: Columns, where: str) -> l
         question, answer = CAPTION_INSTRUCTION, _text_of(row, columns.caption, where)
     else:
         assert columns.question is not None and columns.answer is not None
-        question, answer = (
-            _text_of(row, columns.question, where),
-            _text_of(row, columns.answer, where),
-        )
+        question, answer = (_text_of(row, columns.question, where), _text_of(row, columns.answer, where))
         if columns.question == "instruction" and not is_nothing(row.get("input")):
             cure = "write both into one column, and name that"
-            raise BadRow(
-                f"{where}: the row has `input` beside `instruction`, as Alpaca has it; {cure}"
-            )
+            raise BadRow(f"{where}: the row has `input` beside `instruction`, as Alpaca has it; {cure}")
     thoughts = row.get(columns.thoughts) if columns.thoughts is not None else None
     answered = {"role": "assistant", "content": answer, "thoughts": thoughts}
     return [read_turn({"role": "user", "content": question}, where), read_turn(answered, where)]
@@ -239,9 +205,7 @@ def _text_of(row: Mapping[str, Any], column: str, where: str) -> str:
     return row[column]
 
 
-def _with_system(
-    messages: tuple[Message, ...], row: Mapping[str, Any], where: str
-) -> tuple[Message, ...]:
+def _with_system(messages: tuple[Message, ...], row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     """The turns, with the row's system prompt in front where it has one."""
     text = one_system(one_value(row, SYSTEM_KEYS, "the system prompt", where), where)
     first = next((message for message in messages if message.role == "system"), None)
@@ -262,11 +226,7 @@ def _check_turns(messages: tuple[Message, ...], where: str) -> None:
         raise BadRow(
             f"{where}: turns are {said[1:-1]}; user and assistant take turns, and the assistant has the last: take out what has no answer"
         )
-    answers = [
-        (number, message)
-        for number, message in enumerate(messages, 1)
-        if message.role == "assistant"
-    ]
+    answers = [(number, message) for number, message in enumerate(messages, 1) if message.role == "assistant"]
     for number, message in answers:
         if not message.text.strip():
             raise BadRow(
@@ -301,9 +261,7 @@ def _listed(images: Any) -> tuple[Any, ...]:
     return tuple(images) if is_list else (images,)
 
 
-def _images_in_order(
-    of_row: tuple[Any, ...], shown: Sequence[ShownImage], where: str
-) -> tuple[Any, ...]:
+def _images_in_order(of_row: tuple[Any, ...], shown: Sequence[ShownImage], where: str) -> tuple[Any, ...]:
     """The images in the order of their places: those of the turns' parts, or those of the row.
 
     Parts may name images of the row by their numbers.

@@ -47,11 +47,7 @@ def what_and_where(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Of every object that is seen, in random order and named by its colour: its surface, kind and
     place."""
     asked = [
-        Question(
-            "object",
-            f"What is the {each.colour} object, and where?",
-            " ".join(words_of(each, scene)),
-        )
+        Question("object", f"What is the {each.colour} object, and where?", " ".join(words_of(each, scene)))
         for each in scene.objects
         if each.area
     ]
@@ -74,9 +70,7 @@ def object_of_cells(masks: Tensor, grid: int, numbers: int) -> Tensor:
     most pixels in each cell, or 0 where none has an eighth."""
     size, rest = divmod(len(masks), grid)
     assert not rest, f"{len(masks)} pixels have no {grid} cells of one size"
-    cells = (
-        masks.long().unfold(0, size, size).unfold(1, size, size).reshape(grid * grid, size * size)
-    )
+    cells = masks.long().unfold(0, size, size).unfold(1, size, size).reshape(grid * grid, size * size)
     shares = F.one_hot(cells, numbers).float().mean(1)
     shares[:, 0] = 1 / 8
     return shares.argmax(1)

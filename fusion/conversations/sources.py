@@ -115,9 +115,7 @@ class RowSource(ConversationSource):
 
     def size_of(self, index: int) -> tuple[int, int]:
         row = self.read(index)
-        return sum(len(message.text) + len(message.thoughts) for message in row.messages), len(
-            row.images
-        )
+        return sum(len(message.text) + len(message.thoughts) for message in row.messages), len(row.images)
 
     def unread_keys(self, index: int) -> set[str]:
         return unread_keys(self.row(index), self.columns)
@@ -136,9 +134,7 @@ class JsonSource(RowSource):
             raise UserError(f"{file} is not there; {NAME_A_FILE}")
         check_openable(file, str(file), NAME_A_FILE)
         if images.folder is not None and not os.path.isdir(images.folder):
-            raise UserError(
-                f"the folder of images {images.folder} is not there; name it by images="
-            )
+            raise UserError(f"the folder of images {images.folder} is not there; name it by images=")
         self.rows: list[Any] | None = None
         if file.suffix == ".json":
             self.rows = self._read_list()
@@ -153,9 +149,7 @@ class JsonSource(RowSource):
 
     def where(self, index: int) -> str:
         return (
-            f"{self.file}, line {self.lines[index]}"
-            if self.rows is None
-            else f"{self.file}, row {index + 1}"
+            f"{self.file}, line {self.lines[index]}" if self.rows is None else f"{self.file}, row {index + 1}"
         )
 
     def row(self, index: int) -> Any:
@@ -165,9 +159,7 @@ class JsonSource(RowSource):
             else parse_json(self.line(index), self.where(index), MEND, BadRow, most_depth=None)
         )
         if is_deep(row):
-            raise BadRow(
-                f"{self.where(index)}: the JSON is nested too deeply for a conversation; {MEND}"
-            )
+            raise BadRow(f"{self.where(index)}: the JSON is nested too deeply for a conversation; {MEND}")
         return row
 
     def line(self, index: int) -> bytes:
@@ -180,9 +172,7 @@ class JsonSource(RowSource):
             line = opened.readline(MAX_LINE_BYTES + 1)
         if len(line) > MAX_LINE_BYTES:
             cure = "give its images as files, or leave it out"
-            raise BadRow(
-                f"{self.where(index)}: the line has more than {MAX_LINE_BYTES:,} bytes; {cure}"
-            )
+            raise BadRow(f"{self.where(index)}: the line has more than {MAX_LINE_BYTES:,} bytes; {cure}")
         return line.rstrip(b"\r\n")
 
     def _opened(self) -> BinaryIO:
@@ -261,10 +251,7 @@ class SceneConversations(ConversationSource):
         self.split, self.turns = split, turns
 
     def state_of_files(self) -> tuple[str, str]:
-        return (
-            f"scenes of {self.size} pixels, seed {self.seed}, {self.split}, {self.turns} turns",
-            "",
-        )
+        return (f"scenes of {self.size} pixels, seed {self.seed}, {self.split}, {self.turns} turns", "")
 
     def __len__(self) -> int:
         return self.count
@@ -295,9 +282,7 @@ def open_conversations(text: str) -> ConversationSource:
         seed = whole_number(options, "seed", repr(text), 0)
         split = options.get("split", "train")
         if split not in ("train", "held_out"):
-            raise UserError(
-                f"{text!r}: there is no split {split!r} of scenes; use train or held_out"
-            )
+            raise UserError(f"{text!r}: there is no split {split!r} of scenes; use train or held_out")
         turns = options.get("turns", "one")
         if turns not in ("one", "all"):
             raise UserError(f"{text!r}: turns={turns} is neither one nor all")
@@ -333,9 +318,7 @@ def columns_of(text: str, options: Mapping[str, str]) -> Columns:
         raise UserError(f"{text!r}: question= and answer= go together; name both columns")
     if columns.caption is not None and columns.question is not None:
         cure = "leave out caption=, or question= and answer="
-        raise UserError(
-            f"{text!r}: a row has a caption or a question and an answer, not both; {cure}"
-        )
+        raise UserError(f"{text!r}: a row has a caption or a question and an answer, not both; {cure}")
     if columns.thoughts is not None and columns.question is None:
         raise UserError(
             f"{text!r}: thoughts= are those before an answer; name its column by answer=, and question="
@@ -362,9 +345,7 @@ def _open_table(kind: str, where: str, options: Mapping[str, str], streaming: bo
     try:
         check_footers(where)
         if kind == "parquet":
-            return datasets.load_dataset(
-                "parquet", data_files=where, split="train", streaming=streaming
-            )
+            return datasets.load_dataset("parquet", data_files=where, split="train", streaming=streaming)
         split, revision = options.get("split", "train"), options.get("revision")
         return datasets.load_dataset(
             name, config or None, split=split, revision=revision, streaming=streaming

@@ -85,20 +85,14 @@ class ConversationStream:
             for table in self.table.iter(batch_size=1):
                 yield number, table.to_pylist()[0]
                 number += 1
-        except (
-            Exception
-        ) as error:  # of the network, of a file, of a table that is unlike those before it
+        except Exception as error:  # of the network, of a file, of a table that is unlike those before it
             reason = shortened(first_line(error))
             at = f"{self.name}, row {number + 1}"
-            raise BadRow(
-                f"{at}: the stream breaks off ({reason}); mend it and resume the run"
-            ) from None
+            raise BadRow(f"{at}: the stream breaks off ({reason}); mend it and resume the run") from None
         if not number:
             raise UserError(f"{self.name} has no rows")
 
-    def shuffled_rows(
-        self, generator: np.random.Generator
-    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def shuffled_rows(self, generator: np.random.Generator) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """The same rows, each once.
 
         What is read goes to a random place in the buffer, and what was there comes out; what is
@@ -118,9 +112,7 @@ class ConversationStream:
 
     def conversation(self, number: int, row: Mapping[str, Any]) -> Conversation:
         """Row `number`, checked, its images decoded. Raises BadRow."""
-        return read_row(row, f"{self.name}, row {number + 1}", self.columns).conversation(
-            self.images
-        )
+        return read_row(row, f"{self.name}, row {number + 1}", self.columns).conversation(self.images)
 
 
 def open_stream(text: str) -> ConversationStream:

@@ -37,12 +37,7 @@ class StreamDataset(Dataset):
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        processor: FusionProcessor,
-        max_length: int,
-        seed: int,
-        samples: int,
+        self, sources: Sequence[Source], processor: FusionProcessor, max_length: int, seed: int, samples: int
     ) -> None:
         self.sources, self.processor, self.max_length, self.seed, self.samples = (
             list(sources),
@@ -101,11 +96,8 @@ def passes(source: Source, seed: int, number: int) -> Iterator[Draw]:
     for epoch in count():
         generator = numpy_generator("stream mixture", seed, number, epoch)
         if isinstance(source, ConversationStream):
-            yield from (
-                partial(source.conversation, *row) for row in source.shuffled_rows(generator)
-            )
+            yield from (partial(source.conversation, *row) for row in source.shuffled_rows(generator))
         else:
             yield from (
-                partial(source.__getitem__, row)
-                for row in generator.permutation(len(source)).tolist()
+                partial(source.__getitem__, row) for row in generator.permutation(len(source)).tolist()
             )

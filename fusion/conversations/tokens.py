@@ -38,12 +38,8 @@ def tokenise(
     """
     chat = rendered(conversation, processor)
     encoded = processor.tokenizer(chat.text, add_special_tokens=False, return_offsets_mapping=True)
-    labels = _labels(
-        encoded["input_ids"], encoded["offset_mapping"], chat, processor, conversation.where
-    )
-    counts = [
-        processor.image_processor.num_tokens(*image.shape[-2:]) for image in conversation.images
-    ]
+    labels = _labels(encoded["input_ids"], encoded["offset_mapping"], chat, processor, conversation.where)
+    counts = [processor.image_processor.num_tokens(*image.shape[-2:]) for image in conversation.images]
     places = encoded["input_ids"].count(processor.image_token_id)
     if places != len(counts):
         raise BadRow(
@@ -105,9 +101,7 @@ def _labels(
     """
     labels = [IGNORED] * len(ids)
     for answer in chat.answers:
-        within = [
-            place for place, (start, _) in enumerate(offsets) if answer.begin <= start < answer.end
-        ]
+        within = [place for place, (start, _) in enumerate(offsets) if answer.begin <= start < answer.end]
         _refuse_crossing(ids, offsets, answer, chat.text, processor, where)
         last, stop = processor.tokenizer.convert_tokens_to_ids([answer.last, answer.stop])
         if not within or ids[within[-1]] != last:
@@ -115,9 +109,7 @@ def _labels(
                 f"{where}: the end of an answer, {answer.last!r}, is not a token of its own; add it to the tokenizer"
             )
         if len(within) == 1:
-            raise BadRow(
-                f"{where}: the tokenizer knows nothing of an answer; give the row another one"
-            )
+            raise BadRow(f"{where}: the tokenizer knows nothing of an answer; give the row another one")
         for place in within:
             labels[place] = ids[place]
         labels[within[-1]] = stop

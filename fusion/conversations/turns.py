@@ -26,16 +26,11 @@ ROLES = {
     "developer": "system",  # OpenAI's newer name for it
 }
 CALLING_ROLES = ("function_call", "tool_call")
-ANSWERING_ROLES = (
-    "tool",
-    "function",
-    "function_response",
-    "tool_response",
-    "observation",
-    "ipython",
-)
+ANSWERING_ROLES = ("tool", "function", "function_response", "tool_response", "observation", "ipython")
 TOOL_ROLES = (*CALLING_ROLES, *ANSWERING_ROLES)
-TOOLS_CURE = "calls of tools are not trained; leave such rows out, or write the calls and their results as plain text"
+TOOLS_CURE = (
+    "calls of tools are not trained; leave such rows out, or write the calls and their results as plain text"
+)
 FILM_CURE = "only images are seen and only text is read; leave such rows out (of a video, frames can be given as images)"
 ROLE_KEYS = ("from", "role")
 TEXT_KEYS = ("value", "content")
@@ -45,13 +40,10 @@ THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thoughts")
 LEARNT_KEYS = ("weight", "loss", "train", "training")
 READ_TURN_KEYS = {*ROLE_KEYS, *TEXT_KEYS, *THOUGHT_KEYS, *LEARNT_KEYS}
 REFUSED_TURN_KEYS = {
-    **dict.fromkeys(
-        ("tool_calls", "tool_call_id", "function_call", "tools", "functions"), TOOLS_CURE
-    ),
+    **dict.fromkeys(("tool_calls", "tool_call_id", "function_call", "tools", "functions"), TOOLS_CURE),
     **dict.fromkeys(("video", "videos", "audio", "audios"), FILM_CURE),
     **dict.fromkeys(
-        ("image", "images"),
-        "give images in `images` of the row, or in parts of the turn's `content`",
+        ("image", "images"), "give images in `images` of the row, or in parts of the turn's `content`"
     ),
     "prefix": "an answer that somebody else has begun is not trained; write the whole answer as the assistant's turn",
     "train_detail": "answers are learnt whole or not at all; split the turn, or give `train` true or false",
@@ -103,9 +95,7 @@ def read_turn(turn: Any, where: str) -> Turn:
         _refuse_broken_text(each, where)
         refuse_placeholders(each, role, where)
     if role != "user" and IMAGE in text:
-        raise BadRow(
-            f"{where}: {IMAGE} stands in a turn of the {role}; images are shown by the user"
-        )
+        raise BadRow(f"{where}: {IMAGE} stands in a turn of the {role}; images are shown by the user")
     return Turn(Message(role, text, thoughts or "", learnt), shown)
 
 
@@ -124,20 +114,14 @@ def read_pair(pair: Any, where: str) -> tuple[Turn, Turn]:
         raise BadRow(
             f"{where}: an element of `texts` has a `system` of its own; give one in `system` of the row"
         )
-    return question, read_turn(
-        {"role": "assistant", "content": pair.get("assistant"), **flags}, where
-    )
+    return question, read_turn({"role": "assistant", "content": pair.get("assistant"), **flags}, where)
 
 
 def unread_turn_keys(turn: Any) -> set[str]:
     """The keys of a turn, or of a pair of `texts`, that nothing reads and that have a value."""
     if not isinstance(turn, Mapping):
         return set()
-    read = (
-        READ_TURN_KEYS
-        | REFUSED_TURN_KEYS.keys()
-        | ({"user", "assistant"} if "user" in turn else set())
-    )
+    read = READ_TURN_KEYS | REFUSED_TURN_KEYS.keys() | ({"user", "assistant"} if "user" in turn else set())
     return {str(key) for key, value in turn.items() if key not in read and not is_nothing(value)}
 
 
@@ -158,9 +142,7 @@ def refuse_keys(given: Mapping[str, Any], cures: Mapping[str, str], what: str, w
     """Raises BadRow for a key of `cures` that says something."""
     for key, cure in cures.items():
         if not is_nothing(given.get(key)):
-            raise BadRow(
-                f"{where}: {what} has `{key}` ({quoted(given[key])}), which is not used: {cure}"
-            )
+            raise BadRow(f"{where}: {what} has `{key}` ({quoted(given[key])}), which is not used: {cure}")
 
 
 def one_value(given: Mapping[str, Any], keys: Sequence[str], what: str, where: str) -> Any:
@@ -242,9 +224,7 @@ def _text_and_images(content: Any, where: str) -> tuple[str, tuple[ShownImage, .
     if isinstance(content, str):
         return content, ()
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise BadRow(
-            f"{where}: a turn's text is {type(content).__name__}, not text or a list of parts"
-        )
+        raise BadRow(f"{where}: a turn's text is {type(content).__name__}, not text or a list of parts")
     texts, shown = [], []
     for part in content:
         read = _read_part(part, where)
@@ -281,12 +261,8 @@ def _shown_image(part: Mapping[str, Any], where: str) -> ShownImage:
     Or, as the OpenAI API has it, `{"type": "image_url", "image_url": {"url": ...}}`.
     """
     cure = 'write {"type": "image", "image": "data:image/png;base64,..."}'
-    refuse_keys(
-        part, {"source": cure, "text": "give text a part of its own"}, "a part of type image", where
-    )
-    given = {
-        key: _address(part[key], key) for key in IMAGE_PART_KEYS if not is_nothing(part.get(key))
-    }
+    refuse_keys(part, {"source": cure, "text": "give text a part of its own"}, "a part of type image", where)
+    given = {key: _address(part[key], key) for key in IMAGE_PART_KEYS if not is_nothing(part.get(key))}
     image = one_value(given, IMAGE_PART_KEYS, "the image of a part", where)
     index = part.get("index")
     if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
@@ -294,9 +270,7 @@ def _shown_image(part: Mapping[str, Any], where: str) -> ShownImage:
             f"{where}: `index` of a part of type image is {quoted(index)}; give the number of an image"
         )
     if image is None and part["type"] == "image_url":
-        raise BadRow(
-            f'{where}: a part of type image_url has no `image_url`; write {{"url": ...}} into it'
-        )
+        raise BadRow(f'{where}: a part of type image_url has no `image_url`; write {{"url": ...}} into it')
     return ShownImage(image, index if image is None else None)
 
 

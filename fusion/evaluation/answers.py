@@ -103,9 +103,7 @@ def answers_to(
         do_sample=False,
     )
     expected = [task.questions[number].expected[0] for number in numbers]
-    return list(
-        zip(numbers, given, *expected_losses(model, processor, asked, expected), strict=True)
-    )
+    return list(zip(numbers, given, *expected_losses(model, processor, asked, expected), strict=True))
 
 
 def asked_question(task: Task, index: int, shown: Shown) -> Conversation:
@@ -113,9 +111,7 @@ def asked_question(task: Task, index: int, shown: Shown) -> Conversation:
     images, without any, or with those of another question."""
     question = task.questions[index]
     images = question.images()
-    turns = question.turns or (
-        Message("user", f"{IMAGE}\n" * len(images) + task.prompted(question)),
-    )
+    turns = question.turns or (Message("user", f"{IMAGE}\n" * len(images) + task.prompted(question)),)
     if shown == "blind":
         turns = tuple(replace(turn, text=without_places(turn.text)) for turn in turns)
         images = []
@@ -143,14 +139,10 @@ def graded(task: Task, given: Sequence[str], loss: float = math.nan) -> Score:
         ]
         factor = 100.0
     of_group = by_group(task, points, min)
-    groups = {
-        name: (factor * sum(each) / len(each), len(each)) for name, each in sorted(of_group.items())
-    }
+    groups = {name: (factor * sum(each) / len(each), len(each)) for name, each in sorted(of_group.items())}
     score, error = figure(task, of_group)
     beside = (
-        task.figures(given, [question.expected[0] for question in task.questions])
-        if task.figures
-        else {}
+        task.figures(given, [question.expected[0] for question in task.questions]) if task.figures else {}
     )
     return Score(factor * score, factor * error, loss, groups, list(given), points, beside)
 
@@ -185,9 +177,7 @@ def figure(task: Task, of_group: Mapping[str, list[float]]) -> tuple[float, floa
         else [(weight, of_group[name]) for name, weight in task.weights(of_group).items()]
     )
     mean = sum(weight * statistics.fmean(each) for weight, each in parts)
-    return mean, math.sqrt(
-        sum(weight**2 * statistics.pvariance(each) / len(each) for weight, each in parts)
-    )
+    return mean, math.sqrt(sum(weight**2 * statistics.pvariance(each) / len(each) for weight, each in parts))
 
 
 @torch.inference_mode()
@@ -207,15 +197,9 @@ def replies(
     """
     prompts = [render_prompt(processor, turns, thinking) for turns in conversations]
     inputs = processor(
-        text=prompts,
-        images=list(images) or None,
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
+        text=prompts, images=list(images) or None, padding=True, padding_side="left", return_tensors="pt"
     )
-    new = model.generate(**_on_device(inputs, model.device), **generation)[
-        :, inputs["input_ids"].shape[1] :
-    ]
+    new = model.generate(**_on_device(inputs, model.device), **generation)[:, inputs["input_ids"].shape[1] :]
     return [
         answer_in(processor, text, thinking)
         for text in processor.batch_decode(new, skip_special_tokens=False)
@@ -237,16 +221,12 @@ def expected_losses(
         whole = replace(question, messages=(*earlier, Message("assistant", answer)))
         tokens = tokenise(whole, processor, 2**20)
         item = {"input_ids": tokens.input_ids, "labels": tokens.labels}
-        items.append(
-            item | (image_inputs(question.images, processor, None) if question.images else {})
-        )
+        items.append(item | (image_inputs(question.images, processor, None) if question.images else {}))
     batch = ConversationCollator(processor)(items)
     labels = batch.pop("labels")[:, 1:].to(model.device)
     logits = model(**_on_device(batch, model.device)).logits[:, :-1].float()
     losses = (
-        F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
+        F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
         .view(labels.shape)
         .sum(1)
     )

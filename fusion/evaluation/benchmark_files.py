@@ -63,9 +63,7 @@ def table_rows(file: Path, delimiter: str, *columns: str) -> Iterator[tuple[str,
     """(place, fields by column) of each row of a CSV or TSV that has these columns. Raises
     UserError, BadRow."""
     csv.field_size_limit(2**31 - 1)  # images in base64
-    reader = csv.DictReader(
-        io.StringIO(read_text(file), newline=""), delimiter=delimiter, restkey=""
-    )
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), delimiter=delimiter, restkey="")
     try:
         header = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = header
@@ -80,9 +78,7 @@ def table_rows(file: Path, delimiter: str, *columns: str) -> Iterator[tuple[str,
     for number, row in enumerate(rows, start=1):
         where = f"{file}, row {number}"
         if "" in row and "" not in header:
-            raise BadRow(
-                f"{where}: there are more fields than the {len(header)} columns; {FETCH_AGAIN}"
-            )
+            raise BadRow(f"{where}: there are more fields than the {len(header)} columns; {FETCH_AGAIN}")
         yield where, row
 
 
@@ -117,9 +113,7 @@ def right_letter(answer: str, choices: Sequence[str], where: str) -> str:
     letter = re.sub(r"[()\s]", "", answer).upper()
     known = letters_of(choices)
     if len(letter) != 1 or letter not in known:
-        problem = (
-            f"the answer {shown(answer)} is none of the letters {known or '(none)'} of its choices"
-        )
+        problem = f"the answer {shown(answer)} is none of the letters {known or '(none)'} of its choices"
         raise BadRow(f"{where}: {problem}; {FETCH_AGAIN}")
     return letter
 

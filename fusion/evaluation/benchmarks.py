@@ -79,9 +79,7 @@ def cv_bench(name: str, where: Path) -> Task:
         expected = right_letter(text_field(row, "answer", at), choices, at)
         group = OMNI3D if text_field(row, "type", at) == "3D" else text_field(row, "source", at)
         image = _table_image(encoded, number, at)
-        questions.append(
-            Question(at, text_field(row, "question", at), (expected,), image, choices, group)
-        )
+        questions.append(Question(at, text_field(row, "question", at), (expected,), image, choices, group))
     return Task(name, questions, LETTER_PROMPT, vlm_grading.cv_bench, weights=cv_bench_weights)
 
 
@@ -127,18 +125,14 @@ def pope(name: str, where: Path, images: str | None = None) -> Task:
         if label not in ("yes", "no"):
             raise BadRow(f"{at}: the label {shown(label)} is neither yes nor no; {FETCH_AGAIN}")
         questions.append(Question(at, text_field(row, "text", at), (label,), image, ("yes", "no")))
-    return Task(
-        name, questions, YES_NO_PROMPT, vlm_grading.yes_no, figures=vlm_grading.pope_figures
-    )
+    return Task(name, questions, YES_NO_PROMPT, vlm_grading.yes_no, figures=vlm_grading.pope_figures)
 
 
 def gqa(name: str, where: Path, images: str | None = None) -> Task:
     questions = []
     for number, row in parsed(read_text(where), str(where), dict).items():
         at = f"{where}, question {number}"
-        image = file_image(
-            Path(images or where.parent), f"{text_field(row, 'imageId', at)}.jpg", at
-        )
+        image = file_image(Path(images or where.parent), f"{text_field(row, 'imageId', at)}.jpg", at)
         questions.append(
             Question(at, text_field(row, "question", at), (text_field(row, "answer", at),), image)
         )
@@ -163,9 +157,7 @@ def mmbench(name: str, where: Path) -> Task:
         answer = text_field(row, "answer", at, NO_ANSWERS)
         expected = right_letter(answer, choices, at)
         image = _base64_image(encoded, at)
-        questions.append(
-            Question(at, text, (expected,), image, choices, row.get("category") or "all", base)
-        )
+        questions.append(Question(at, text, (expected,), image, choices, row.get("category") or "all", base))
     return Task(name, questions, LETTER_PROMPT, vlm_grading.mmbench)
 
 
@@ -174,9 +166,7 @@ def captions(name: str, where: Path, images: str | None = None) -> Task:
     of_image: dict[str, list[str]] = {}
     for number, note in enumerate(items_field(table, "annotations", str(where)), start=1):
         at = f"{where}, annotation {number}"
-        of_image.setdefault(text_field(note, "image_id", at), []).append(
-            text_field(note, "caption", at)
-        )
+        of_image.setdefault(text_field(note, "image_id", at), []).append(text_field(note, "caption", at))
     questions = []
     for number, row in enumerate(items_field(table, "images", str(where)), start=1):
         at = f"{where}, image {number}"
@@ -226,8 +216,7 @@ def _plain_vqa_rows(where: Path) -> list[tuple[str, Any]]:
         cure = f"VQAv2's questions need annotations=FILE beside them, TextVQA's file is textvqa:{where}"
         raise UserError(f"{where} is no list of questions; {cure}")
     return [
-        (f"{where}, row {number}", row)
-        for number, row in enumerate(parsed(text, str(where), list), start=1)
+        (f"{where}, row {number}", row) for number, row in enumerate(parsed(text, str(where), list), start=1)
     ]
 
 
@@ -259,9 +248,7 @@ def _vqa_question(at: str, row: Any, folder: Path) -> Question:
     if len(people) < 2:
         cure = "VQA accuracy compares those of several people, ask questions with one as llava:FILE"
         raise BadRow(f"{at}: there is one answer; {cure}")
-    return Question(
-        at, text_field(row, "question", at), tuple(_said(each, at) for each in people), image
-    )
+    return Question(at, text_field(row, "question", at), tuple(_said(each, at) for each in people), image)
 
 
 def _said(person: Any, at: str) -> str:
@@ -284,9 +271,7 @@ def _mmbench_choices(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def _mmbench_image(
-    row: Mapping[str, str], index: str, base: str, kept: dict[str, str], at: str
-) -> str:
+def _mmbench_image(row: Mapping[str, str], index: str, base: str, kept: dict[str, str], at: str) -> str:
     """The image of a row in base64, or that of the earlier row that it names or is a turn of.
 
     kept: the images so far, by index; that of this row is put there.

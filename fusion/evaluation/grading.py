@@ -41,8 +41,7 @@ def last_word(given: str, expected: Sequence[str], choices: Sequence[str]) -> bo
     words = given.lower().split()
     of_expected = [each.split() for each in expected]
     return any(
-        len(words) == len(each) and normalised(words[-1]) == normalised(each[-1])
-        for each in of_expected
+        len(words) == len(each) and normalised(words[-1]) == normalised(each[-1]) for each in of_expected
     )
 
 
@@ -103,12 +102,7 @@ def pope_figures(given: Sequence[str], labels: Sequence[str]) -> dict[str, float
     precision = hits / max(sum(said), 1)
     recall = hits / max(list(labels).count("yes"), 1)
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    figures = {
-        "F1": f1,
-        "precision": precision,
-        "recall": recall,
-        "yes ratio": sum(said) / len(said),
-    }
+    figures = {"F1": f1, "precision": precision, "recall": recall, "yes ratio": sum(said) / len(said)}
     return {name: 100 * value for name, value in figures.items()}
 
 
@@ -143,9 +137,7 @@ def caption_words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9']+", text.lower())
 
 
-def cider_d(
-    given: Sequence[str], references: Sequence[Sequence[str]], sigma: float = 6.0
-) -> list[float]:
+def cider_d(given: Sequence[str], references: Sequence[Sequence[str]], sigma: float = 6.0) -> list[float]:
     """CIDEr-D of each caption against its references (Vedantam et al. 2015, equations 1-4 and
     section 6), times 10; document frequencies from `references`.
 
@@ -172,9 +164,7 @@ def cider_d(
 
 
 def _grams(words: Sequence[str]) -> list[tuple[str, ...]]:
-    return [
-        tuple(words[start : start + n]) for n in range(1, 5) for start in range(len(words) - n + 1)
-    ]
+    return [tuple(words[start : start + n]) for n in range(1, 5) for start in range(len(words) - n + 1)]
 
 
 def _weighted(
@@ -187,15 +177,10 @@ def _weighted(
     return vectors
 
 
-def _clipped_cosine(
-    one: dict[tuple[str, ...], float], other: dict[tuple[str, ...], float]
-) -> float:
-    length = math.sqrt(
-        sum(value**2 for value in one.values()) * sum(value**2 for value in other.values())
-    )
+def _clipped_cosine(one: dict[tuple[str, ...], float], other: dict[tuple[str, ...], float]) -> float:
+    length = math.sqrt(sum(value**2 for value in one.values()) * sum(value**2 for value in other.values()))
     return (
-        sum(min(value, other[gram]) * other[gram] for gram, value in one.items() if gram in other)
-        / length
+        sum(min(value, other[gram]) * other[gram] for gram, value in one.items() if gram in other) / length
         if length
         else 0.0
     )

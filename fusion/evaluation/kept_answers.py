@@ -61,9 +61,7 @@ class KeptAnswers:
     def __len__(self) -> int:
         return len(self._found)
 
-    def rows(
-        self, shown: str, numbers: Sequence[int], asked: Sequence[Conversation]
-    ) -> list[Row] | None:
+    def rows(self, shown: str, numbers: Sequence[int], asked: Sequence[Conversation]) -> list[Row] | None:
         """A batch's answers, or None where one is missing or was given to other images. asked: the
         batch as it would be asked now."""
         records = [self._found.get((shown, number)) for number in numbers]

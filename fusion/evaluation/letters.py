@@ -11,8 +11,7 @@ ARTICLES = {"a", "an", "the"}
 DECORATION = string.whitespace + string.punctuation
 LATEX_COMMAND = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\b")
 ANNOUNCEMENT = re.compile(
-    r"\b(?:answer|option|choice)\**(?:\s+is\b|\s*:)[\s:*]*(?:(?:option|choice|letter)\s+)?",
-    re.IGNORECASE,
+    r"\b(?:answer|option|choice)\**(?:\s+is\b|\s*:)[\s:*]*(?:(?:option|choice|letter)\s+)?", re.IGNORECASE
 )
 ANNOUNCED = re.compile(r"[^\w]*(?:\\boxed\{)?(?:a(?=[^\w\s]|\s*$)|[B-Zb-z]|A)(?![\w'’-])")
 MARKED = re.compile(
@@ -31,20 +30,7 @@ MMVP_PLACES = (
 )
 
 # what MMBench's evaluator lets stand around a letter that is a word of its own
-MMBENCH_MARKS = (
-    "{}.",
-    "{},",
-    "{}:",
-    "{})",
-    "{}).",
-    "({})",
-    "({}).",
-    ":{}",
-    ":{},",
-    ":{}.",
-    ":{})",
-    ":{}).",
-)
+MMBENCH_MARKS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 # how much lmms-eval 0.7.3 trusts a letter in each of these forms, and behind one of these phrases
 MMBENCH_FORMS = {"({})": 6, "{}.": 5, "{}:": 4, "{})": 3, "{} ": 2}
 AT_THE_START, AT_THE_END, AFTER_A_PHRASE, ANYWHERE = 10, 9, 7, 0
@@ -129,18 +115,12 @@ def mmbench_letter(given: str, choices: Sequence[str]) -> str:
     First by MMBench's own rules: one capital letter that is a word, then one choice whose text the
     answer contains. Where these say nothing, it is the letter in the form that is trusted most.
     """
-    return (
-        _only_letter(given)
-        or _contained_choice(given, choices)
-        or _most_trusted_letter(given, choices)
-    )
+    return _only_letter(given) or _contained_choice(given, choices) or _most_trusted_letter(given, choices)
 
 
 def letters_of(choices: Sequence[str]) -> str:
     """The letters of the choices that are not empty."""
-    return "".join(
-        letter for letter, choice in zip(string.ascii_uppercase, choices, strict=False) if choice
-    )
+    return "".join(letter for letter, choice in zip(string.ascii_uppercase, choices, strict=False) if choice)
 
 
 def _is_choice(letter: str, choices: Sequence[str]) -> bool:
@@ -176,9 +156,7 @@ def _only_letter(given: str) -> str:
 
 def _contained_choice(given: str, choices: Sequence[str]) -> str:
     contained = [
-        letter
-        for letter in letters_of(choices)
-        if choices[ord(letter) - ord("A")].lower() in given.lower()
+        letter for letter in letters_of(choices) if choices[ord(letter) - ord("A")].lower() in given.lower()
     ]
     return contained[0] if len(contained) == 1 else ""
 
@@ -193,10 +171,7 @@ def _most_trusted_letter(given: str, choices: Sequence[str]) -> str:
     text = f" {stripped} "
     places: list[tuple[int, int, str]] = []  # trust, position, letter
     for letter in letters_of(choices):
-        places += [
-            (trust, text.rfind(form.format(letter)), letter)
-            for form, trust in MMBENCH_FORMS.items()
-        ]
+        places += [(trust, text.rfind(form.format(letter)), letter) for form, trust in MMBENCH_FORMS.items()]
         places += [(AFTER_A_PHRASE, position, letter) for position in _behind_phrases(text, letter)]
         if re.match(rf"{letter}(?![^\W\d_])", stripped):
             places.append((AT_THE_START, 0, letter))
@@ -204,17 +179,11 @@ def _most_trusted_letter(given: str, choices: Sequence[str]) -> str:
             places.append((AT_THE_END, len(text) - 1, letter))
     found = [place for place in places if place[1] >= 0]
     if not found:
-        found = [
-            (ANYWHERE, text.rfind(letter), letter)
-            for letter in letters_of(choices)
-            if letter in text
-        ]
+        found = [(ANYWHERE, text.rfind(letter), letter) for letter in letters_of(choices) if letter in text]
     return max(found)[2] if found else ""
 
 
 def _behind_phrases(text: str, letter: str) -> list[int]:
     """Where the letter follows each phrase that stands in the text, -1 where it does not."""
     lower = text.lower()
-    return [
-        text.find(letter, lower.find(phrase) + len(phrase)) for phrase in PHRASES if phrase in lower
-    ]
+    return [text.find(letter, lower.find(phrase) + len(phrase)) for phrase in PHRASES if phrase in lower]

@@ -56,13 +56,8 @@ class FusionVlm(lmms):
             )
         self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens
         self.accelerator = Accelerator()
-        self._rank, self._world_size = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        self.device = (
-            torch.device(device) if device and self._world_size == 1 else self.accelerator.device
-        )
+        self._rank, self._world_size = (self.accelerator.process_index, self.accelerator.num_processes)
+        self.device = torch.device(device) if device and self._world_size == 1 else self.accelerator.device
         model, self.processor = load_model(pretrained)
         self.model = model.to(self.device).eval()
 
@@ -95,9 +90,7 @@ class FusionVlm(lmms):
         talks = [Talk(request.args[1], self._document(request)) for request in requests]
         while asked := [talk for talk in talks if talk.messages is not None]:
             for talk, answer in zip(
-                asked,
-                self._replies([talk.messages for talk in asked], requests[0].args[2]),
-                strict=True,
+                asked, self._replies([talk.messages for talk in asked], requests[0].args[2]), strict=True
             ):
                 talk.go_on(answer)
         return [talk.answers for talk in talks]
@@ -121,9 +114,7 @@ class FusionVlm(lmms):
         given: list[Any] = [None] * len(requests)
         bar = tqdm(total=len(requests), desc="answers", disable=self.rank != 0)
         for numbers in batches([request.args[2] for request in requests], self.batch_size):
-            for number, said in zip(
-                numbers, answer([requests[each] for each in numbers]), strict=True
-            ):
+            for number, said in zip(numbers, answer([requests[each] for each in numbers]), strict=True):
                 given[number] = said
             bar.update(len(numbers))
         bar.close()

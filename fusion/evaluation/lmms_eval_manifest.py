@@ -15,6 +15,4 @@ def manifest() -> ModelManifest:
         ModelManifest,  # lmms-eval is half imported when it comes here
     )
 
-    return ModelManifest(
-        "fusion_vlm", chat_class_path="fusion.evaluation.lmms_eval_adapter.FusionVlm"
-    )
+    return ModelManifest("fusion_vlm", chat_class_path="fusion.evaluation.lmms_eval_adapter.FusionVlm")

@@ -50,9 +50,7 @@ class Talk:
             self.messages, self.answers = None, self.answers if answers is None else list(answers)
 
 
-def generation_options(
-    options: Mapping[str, Any], max_new_tokens: int
-) -> tuple[list[str], dict[str, Any]]:
+def generation_options(options: Mapping[str, Any], max_new_tokens: int) -> tuple[list[str], dict[str, Any]]:
     """The stops, and the options of `generate`, for a task's `generation_kwargs`; `generate`
     refuses those that it does not know.
 
@@ -60,9 +58,7 @@ def generation_options(
     above 0. `image_aspect_ratio` is LLaVA's preprocessing, of which a fused model has its own.
     """
     asked = {
-        name: value
-        for name, value in options.items()
-        if value is not None and name != "image_aspect_ratio"
+        name: value for name, value in options.items() if value is not None and name != "image_aspect_ratio"
     }
     until = asked.pop("until", [])
     until = [stop for stop in ([until] if isinstance(until, str) else until) if stop]

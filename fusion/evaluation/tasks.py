@@ -65,9 +65,7 @@ class Task:
     def prompted(self, question: Question) -> str:
         """The text that the model reads."""
         options = "\n".join(
-            f"({chr(ord('A') + number)}) {choice}"
-            for number, choice in enumerate(question.choices)
-            if choice
+            f"({chr(ord('A') + number)}) {choice}" for number, choice in enumerate(question.choices) if choice
         )
         return self.prompt.format(question=question.text, options=options)
 
@@ -84,9 +82,7 @@ def conversations_task(name: str, limit: int | None) -> Task:
     """The first learnt answer of each conversation of a source, asked for with all that stands in
     front of it."""
     source = open_conversations(name)
-    return Task(
-        name, questions_of(source, limit), PLAIN_PROMPT, last_word if source.read_aloud else exact
-    )
+    return Task(name, questions_of(source, limit), PLAIN_PROMPT, last_word if source.read_aloud else exact)
 
 
 def questions_of(source: ConversationSource, limit: int | None = None) -> list[Question]:
@@ -107,9 +103,7 @@ def questions_of(source: ConversationSource, limit: int | None = None) -> list[Q
             where=conversation.where,
             text=turns[-1].text.replace(IMAGE, "").strip(),
             expected=(conversation.messages[answered].text.strip(),),
-            images=(lambda row=row, shown=shown: list(source[row].images[:shown]))
-            if shown
-            else list,
+            images=(lambda row=row, shown=shown: list(source[row].images[:shown])) if shown else list,
             choices=conversation.choices,
             group=conversation.kind or "all",
             turns=turns,

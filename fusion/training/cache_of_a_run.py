@@ -79,9 +79,7 @@ def _look(cache: MapCache, sources: Sequence[Sequence[HasImages]]) -> Found:
     for number, source in enumerate(sources):
         places += [(number, row) for row in range(rank(), len(source), world_size())]
     found, seen = Found(), set()
-    bar = tqdm(
-        places, desc="cached features read", unit="row", disable=not is_main_process(), leave=False
-    )
+    bar = tqdm(places, desc="cached features read", unit="row", disable=not is_main_process(), leave=False)
     for number, row in bar:
         for image in sources[number][row].images:
             path = cache.path(image)
@@ -103,11 +101,7 @@ def _say_what_is_needed(cache: MapCache, everybody: Sequence[Found]) -> None:
     if not is_main_process():
         return
     if damaged:
-        print_once(
-            [
-                f"{cache.folder}: {len(damaged):,} files were not what was written; they are made again"
-            ]
-        )
+        print_once([f"{cache.folder}: {len(damaged):,} files were not what was written; they are made again"])
     if needed:
         what = f"the features of {len(needed):,} images"
         print_once([check_room(cache.folder, len(needed) * cache.image_bytes, what, ROOM)])

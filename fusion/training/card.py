@@ -24,12 +24,7 @@ SHOWN = (
 
 
 def write_card(
-    folder: Path,
-    stage: str,
-    program: str,
-    options: Mapping[str, Any],
-    model: nn.Module,
-    state: TrainerState,
+    folder: Path, stage: str, program: str, options: Mapping[str, Any], model: nn.Module, state: TrainerState
 ) -> None:
     """README.md of the run's folder. program: its script. options: the run's, as it ran. state: the
     Trainer's, of which the last losses are shown."""
@@ -40,17 +35,12 @@ def write_card(
     }
     held_out = "; ".join(options["eval_conversations"])
     data = "; ".join(in_code(text) for text in options["conversations"])
-    names = {
-        "loss": "training loss, at the end",
-        "eval_loss": f"loss of held-out conversations ({held_out})",
-    }
+    names = {"loss": "training loss, at the end", "eval_loss": f"loss of held-out conversations ({held_out})"}
     write_model_card(
         folder / "README.md",
         title=f"Fused vision-language model after stage {stage}",
         summary=what_trained(stage, options),
-        training_command=run_again(
-            program, folder, "deepspeed" if options["deepspeed"] else "python"
-        ),
+        training_command=run_again(program, folder, "deepspeed" if options["deepspeed"] else "python"),
         data=f"{data}\n\n{data_licence(options['conversations'])}",
         results=[
             {"figure": names[name], "value": f"{value:.4f}"}

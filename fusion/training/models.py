@@ -17,9 +17,7 @@ from vision_core.errors import UserError
 from vision_core.files.text_files import parse_json, read_text
 from vision_core.runs.folder_kinds import refuse_folder
 
-FROM_SCRATCH = (
-    "from_scratch"  # in the config of a language model that no pretraining has taught its language
-)
+FROM_SCRATCH = "from_scratch"  # in the config of a language model that no pretraining has taught its language
 
 
 def load_model(

@@ -26,12 +26,7 @@ from fusion.conversations.scene_turns import SCENE_WORDS
 from fusion.conversations.stream import first_conversations
 from fusion.tiny import tiny_language_model
 from fusion.training.models import FROM_SCRATCH
-from fusion.training.stand_ins import (
-    drawn_scenes,
-    train_connector,
-    train_encoders,
-    train_language_model,
-)
+from fusion.training.stand_ins import drawn_scenes, train_connector, train_encoders, train_language_model
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.randomness import seed_of
 from vision_core.runs.publishing import published
@@ -71,9 +66,7 @@ def small_encoders(seed: int) -> list[Encoder]:
                 config | {"model_type": kind}, transform, dtype=torch.float32, untrained=True
             )
         (positions,) = (
-            parameter
-            for name, parameter in encoder.named_parameters()
-            if "position_embedding" in name
+            parameter for name, parameter in encoder.named_parameters() if "position_embedding" in name
         )
         with torch.no_grad():
             patches = positions.view(-1, positions.shape[-1])[-GRID * GRID :]
@@ -82,9 +75,7 @@ def small_encoders(seed: int) -> list[Encoder]:
     return encoders
 
 
-def small_language_model(
-    texts: Iterable[str], seed: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def small_language_model(texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An untrained Qwen3 and its tokenizer, for data with words like those of `texts`."""
     model, tokenizer = tiny_language_model(
         "qwen3", seed, corpus_tokenizer(texts, ROLES, CHAT_TEMPLATE), **LANGUAGE_MODEL
@@ -101,9 +92,7 @@ def corpus(sources: Sequence[str]) -> Iterator[str]:
                 yield from filter(None, (message.text, message.thoughts))
 
 
-def write_small_default(
-    folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False
-) -> None:
+def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False) -> None:
     """The fused model and its processor, for data with words like those of `texts`: untrained, or
     `stand_ins` that know drawn scenes."""
     encoders = small_encoders(seed)
@@ -122,13 +111,7 @@ def write_small_default(
         seed=seed,
     )
     model, processor = assemble_vlm(
-        vision_model,
-        language_model,
-        tokenizer,
-        num_sva_layers=2,
-        sva_stride=2,
-        zero_init_sva=True,
-        seed=seed,
+        vision_model, language_model, tokenizer, num_sva_layers=2, sva_stride=2, zero_init_sva=True, seed=seed
     )
     if stand_ins:
         train_language_model(model, processor, scenes, seed)

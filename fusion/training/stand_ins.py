@@ -60,9 +60,7 @@ CELL_CLASSES = (
 
 def drawn_scenes(side: int, seed: int) -> list[Scene]:
     """What all of them learn from, `side` pixels wide."""
-    numbers = tqdm(
-        range(SCENES), desc="scenes", unit="scene", leave=False, disable=not is_first_launched()
-    )
+    numbers = tqdm(range(SCENES), desc="scenes", unit="scene", leave=False, disable=not is_first_launched())
     return [draw_scene(seed, index, side) for index in numbers]
 
 
@@ -79,28 +77,16 @@ def train_encoders(encoders: Sequence[Encoder], scenes: Sequence[Scene], seed: i
                 nn.Linear(encoder.width, sum(CELL_CLASSES)),
             )
 
-        def loss(
-            step: int, encoder: Encoder = encoder, heads: tuple[nn.Linear, nn.Linear] = heads
-        ) -> Tensor:
+        def loss(step: int, encoder: Encoder = encoder, heads: tuple[nn.Linear, nn.Linear] = heads) -> Tensor:
             chosen = sampled(len(scenes), ENCODER_BATCH, seed, step)
             return encoder_loss(
-                encoder,
-                heads,
-                [scenes[number].image for number in chosen],
-                pictures[chosen],
-                cells[chosen],
+                encoder, heads, [scenes[number].image for number in chosen], pictures[chosen], cells[chosen]
             )
 
         encoder.freeze(False)
         encoder.train()
         parameters = [*encoder.parameters(), *heads[0].parameters(), *heads[1].parameters()]
-        minimise(
-            loss,
-            parameters,
-            ENCODER_STEPS,
-            1e-3,
-            f"encoder {number} of {len(encoders)} learns to see",
-        )
+        minimise(loss, parameters, ENCODER_STEPS, 1e-3, f"encoder {number} of {len(encoders)} learns to see")
         encoder.freeze()
         encoder.untrained = False
 
@@ -123,11 +109,7 @@ def encoder_loss(
     seen = answers[:, 0] > 0
     what_is_there = F.cross_entropy(logits[:, : CELL_CLASSES[0]], answers[:, 0])
     of_objects = cross_entropies(logits[seen], answers[seen], CELL_CLASSES)
-    return (
-        cross_entropies(heads[0](patches.mean(1)), pictures, PICTURE_CLASSES)
-        + what_is_there
-        + of_objects
-    )
+    return cross_entropies(heads[0](patches.mean(1)), pictures, PICTURE_CLASSES) + what_is_there + of_objects
 
 
 def cross_entropies(logits: Tensor, answers: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -171,26 +153,17 @@ def labels_of_cells(scene: Scene, grid: int) -> Tensor:
 
 
 def train_language_model(
-    model: FusionVlmForConditionalGeneration,
-    processor: FusionProcessor,
-    scenes: Sequence[Scene],
-    seed: int,
+    model: FusionVlmForConditionalGeneration, processor: FusionProcessor, scenes: Sequence[Scene], seed: int
 ) -> None:
     """On what and where the objects are, with words for the image."""
 
     def loss(step: int) -> Tensor:
         batch = [scenes[number] for number in sampled(len(scenes), LANGUAGE_BATCH, seed, step)]
-        return language_loss(
-            model, processor, batch, numpy_generator("stand-in questions", seed, step)
-        )
+        return language_loss(model, processor, batch, numpy_generator("stand-in questions", seed, step))
 
     model.language_model.train()
     minimise(
-        loss,
-        list(model.language_model.parameters()),
-        LANGUAGE_STEPS,
-        2e-3,
-        "language model learns to find",
+        loss, list(model.language_model.parameters()), LANGUAGE_STEPS, 2e-3, "language model learns to find"
     )
     model.language_model.eval()
 
@@ -209,11 +182,7 @@ def language_loss(
         processor.tokenizer.pad_token_id,
     )
     asked = [
-        tokenise(
-            scene_conversation("a stand-in's", scene, what_and_where(scene, rng)),
-            processor,
-            NO_LIMIT,
-        )
+        tokenise(scene_conversation("a stand-in's", scene, what_and_where(scene, rng)), processor, NO_LIMIT)
         for scene in scenes
     ]
     ids = pad_sequence(
@@ -225,9 +194,7 @@ def language_loss(
     words = chain(*(with_newlines(words_of_cells(scene, grid), grid) for scene in scenes))
     sums = sums_of_words(words, processor.tokenizer, embeddings.weight)
     read = embeddings(ids).masked_scatter((ids == processor.image_token_id)[..., None], sums)
-    return model.language_model(
-        inputs_embeds=read, attention_mask=ids != padding, labels=labels
-    ).loss
+    return model.language_model(inputs_embeds=read, attention_mask=ids != padding, labels=labels).loss
 
 
 def with_newlines(cells: Sequence[Sequence[str]], grid: int) -> list[Sequence[str]]:
@@ -244,9 +211,7 @@ def sums_of_words(
     return F.embedding_bag(torch.tensor(list(chain(*ids))), embeddings, starts, mode="sum")
 
 
-def tokens_of_words(
-    cells: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
+def tokens_of_words(cells: Iterable[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Of each cell the tokens of its words, as they stand within a text."""
     return tokenizer(
         ["".join(f" {word}" for word in words) for words in cells], add_special_tokens=False
@@ -254,18 +219,13 @@ def tokens_of_words(
 
 
 def train_connector(
-    model: FusionVlmForConditionalGeneration,
-    processor: FusionProcessor,
-    scenes: Sequence[Scene],
-    seed: int,
+    model: FusionVlmForConditionalGeneration, processor: FusionProcessor, scenes: Sequence[Scene], seed: int
 ) -> None:
     """On the words for what lies under its tokens."""
 
     def loss(step: int) -> Tensor:
         return connector_loss(
-            model,
-            processor,
-            [scenes[number] for number in sampled(len(scenes), CONNECTOR_BATCH, seed, step)],
+            model, processor, [scenes[number] for number in sampled(len(scenes), CONNECTOR_BATCH, seed, step)]
         )
 
     connector = model.vision_model.connector
@@ -286,16 +246,10 @@ def connector_loss(
     so that a token which is the sum of its words' embeddings makes them the likeliest.
     """
     embeddings = model.get_input_embeddings().weight.detach()
-    images = model.vision_model.encode(
-        **processor.image_processor([scene.image for scene in scenes])
-    )
+    images = model.vision_model.encode(**processor.image_processor([scene.image for scene in scenes]))
     scores = torch.cat([image.tokens[image.cells] for image in images]) @ embeddings.mT
     likely = (scores / (embeddings.shape[1] ** 0.5 * embeddings.square().mean())).log_softmax(-1)
-    cells = (
-        words
-        for scene in scenes
-        for words in words_of_cells(scene, model.config.vision_config.grid)
-    )
+    cells = (words for scene in scenes for words in words_of_cells(scene, model.config.vision_config.grid))
     ids = tokens_of_words(cells, processor.tokenizer)
     return -likely[
         torch.arange(len(ids)).repeat_interleave(torch.tensor(list(map(len, ids)))),
@@ -312,9 +266,7 @@ def minimise(
 ) -> None:
     """`loss(step)`, by AdamW; the rate rises for a fifteenth of the steps and falls along a
     cosine."""
-    optimizer = torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(steps // 15, 1), steps)
     for step in tqdm(range(steps), desc=title, unit="step", disable=not is_first_launched()):
         loss(step).backward()
@@ -326,6 +278,4 @@ def minimise(
 
 def sampled(count: int, batch: int, seed: int, step: int) -> Tensor:
     """`[batch]` numbers below `count`."""
-    return torch.from_numpy(
-        numpy_generator("stand-in batch", seed, step).integers(count, size=batch)
-    )
+    return torch.from_numpy(numpy_generator("stand-in batch", seed, step).integers(count, size=batch))

@@ -47,9 +47,7 @@ class VlmTrainer(RunTrainer):
 
     def rate_of(self, name: str) -> float:
         """By the first pattern that is found in the name."""
-        return next(
-            (rate for pattern, rate in self.rates if pattern.search(name)), self.args.learning_rate
-        )
+        return next((rate for pattern, rate in self.rates if pattern.search(name)), self.args.learning_rate)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group of parameters for each rate, decayed or not."""
@@ -72,9 +70,7 @@ class VlmTrainer(RunTrainer):
             )
         return self.optimizer
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's loss, at learnt positions alone."""
         return super().compute_loss(model, {**inputs, "supervised_only": True}, *args, **kwargs)
 
@@ -112,9 +108,7 @@ class GroupedByLength(Sampler):
         size = self.STRETCH * self.batch
         for start in range(0, len(order), size):
             stretch = sorted(order[start : start + size], key=lambda sample: self.lengths[sample])
-            batches = [
-                stretch[first : first + self.batch] for first in range(0, len(stretch), self.batch)
-            ]
+            batches = [stretch[first : first + self.batch] for first in range(0, len(stretch), self.batch)]
             whole, rest = (
                 [each for each in batches if len(each) == self.batch],
                 [each for each in batches if len(each) < self.batch],

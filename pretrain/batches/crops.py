@@ -62,12 +62,7 @@ class StepMasks:
             generator = numpy_generator(self.seed, "mask targets", step)
             num_patches = self.grid[0] * self.grid[1]
             drawn = mask_targets(
-                2 * self.global_batch,
-                num_patches,
-                self.probability,
-                self.ratio,
-                generator,
-                self.exact,
+                2 * self.global_batch, num_patches, self.probability, self.ratio, generator, self.exact
             )
             self._targets = (step, drawn)
         return self._targets[1]
@@ -98,11 +93,7 @@ class IndexedCrops(Dataset):
     drawn from (seed, epoch, index)."""
 
     def __init__(
-        self,
-        source: ImageSource,
-        multicrop: Callable[[torch.Tensor], Crops],
-        masks: StepMasks,
-        seed: int,
+        self, source: ImageSource, multicrop: Callable[[torch.Tensor], Crops], masks: StepMasks, seed: int
     ) -> None:
         self.source, self.multicrop, self.masks, self.seed = source, multicrop, masks, seed
         self.kind = OneKind()
@@ -119,9 +110,7 @@ class IndexedCrops(Dataset):
                 index = int(redraws.integers(len(self.source)))
                 continue
             self.kind.look_at(record.image, record.id)
-            return cut(record, self.multicrop, self.masks, draw, self.seed, draw.index) | {
-                "bad": bad
-            }
+            return cut(record, self.multicrop, self.masks, draw, self.seed, draw.index) | {"bad": bad}
         raise UserError(
             f"{MAX_REDRAWS} images in a row could not be read, the last was {bad[-1][0]} ({bad[-1][1]})"
         )
@@ -158,9 +147,7 @@ class StreamedCrops(IterableDataset):
         draws, bad = self._draws(reader + samples // self.layout.per_device * readers, readers), []
         while True:
             before = samples
-            for record in self.stream.records(
-                self.layout.rank, self.layout.processes, epoch, start
-            ):
+            for record in self.stream.records(self.layout.rank, self.layout.processes, epoch, start):
                 if isinstance(record, UnreadableSample):
                     bad.append((record.id, record.reason))
                     continue
@@ -192,11 +179,7 @@ def collate(samples: list[dict]) -> dict:
     [2B, N] and their flat positions."""
 
     def crop_major(name: str) -> torch.Tensor | None:
-        crops = [
-            crop
-            for view in zip(*(sample[name] for sample in samples), strict=True)
-            for crop in view
-        ]
+        crops = [crop for view in zip(*(sample[name] for sample in samples), strict=True) for crop in view]
         return torch.stack(crops) if crops else None
 
     masks = torch.stack([sample["masks"] for sample in samples], dim=1).flatten(0, 1)
@@ -238,9 +221,7 @@ def make_loader(
         crops = StreamedCrops(source, multicrop, masks, seed, layout, began, readers)
         return DataLoader(crops, batch_size=layout.per_device, drop_last=True, **settings)
     sampler = StepSampler(len(source), layout, seed, first_step, last_step)
-    return DataLoader(
-        IndexedCrops(source, multicrop, masks, seed), batch_sampler=sampler, **settings
-    )
+    return DataLoader(IndexedCrops(source, multicrop, masks, seed), batch_sampler=sampler, **settings)
 
 
 def _start_worker(worker: int) -> None:

@@ -19,11 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as V
 
-from pretrain.batches.band_augmentations import (
-    random_band_jitter,
-    random_dropped_channels,
-    solarize_bands,
-)
+from pretrain.batches.band_augmentations import random_band_jitter, random_dropped_channels, solarize_bands
 from pretrain.batches.stain_jitter import random_stains
 
 ASPECT = (3 / 4, 4 / 3)
@@ -121,9 +117,7 @@ class MultiCrop:
             CropKind(global_crop_size, global_crop_scale, first, 0.0),
             CropKind(global_crop_size, global_crop_scale, second, solarize_probability),
         ]
-        self.local_crops = [
-            CropKind(local_crop_size, local_crop_scale, local, 0.0)
-        ] * num_local_crops
+        self.local_crops = [CropKind(local_crop_size, local_crop_scale, local, 0.0)] * num_local_crops
         self.colour_strength, self.grayscale_probability = colour_strength, grayscale_probability
         self.poses, self.solarize_probability, self.stain_strength = (
             poses,
@@ -170,9 +164,7 @@ class MultiCrop:
         need = "RGB of a known range (?scale=)" if self.is_rgb else "RGB"
         return f"{text}; left out, they need {need}: hue, saturation, grayscale, stains"
 
-    def _cut(
-        self, picture: Image.Image | Tensor, is_rgb: bool, dropped: list[int], kind: CropKind
-    ) -> Tensor:
+    def _cut(self, picture: Image.Image | Tensor, is_rgb: bool, dropped: list[int], kind: CropKind) -> Tensor:
         view = random_view(picture, kind.size, kind.scale, self.poses)
         view = self._with_colours(view) if is_rgb else view
         if self.band_jitter_strength:
@@ -212,16 +204,10 @@ def random_view(
         view = V.vertical_flip(view)
     if not turns:
         return view
-    return (
-        view.rot90(turns, (-2, -1))
-        if isinstance(view, Tensor)
-        else view.transpose(QUARTER_TURNS[turns])
-    )
+    return view.rot90(turns, (-2, -1)) if isinstance(view, Tensor) else view.transpose(QUARTER_TURNS[turns])
 
 
-def random_resized_crop(
-    picture: Image.Image | Tensor, size: tuple[int, int], scale: tuple[float, float]
-):
+def random_resized_crop(picture: Image.Image | Tensor, size: tuple[int, int], scale: tuple[float, float]):
     """A box of random area and aspect (Inception; torchvision's RandomResizedCrop), resized
     bicubically to `size`.
 

@@ -72,12 +72,7 @@ class StreamPlaces:
         if not (self._round or self.readers):
             return None
         readers = [list(place) for place in self.readers.values()]
-        return {
-            "began": self.began,
-            "dealing": self._dealing,
-            "readers": readers,
-            "ahead": len(self._round),
-        }
+        return {"began": self.began, "dealing": self._dealing, "readers": readers, "ahead": len(self._round)}
 
     def load_state_dict(self, states: list[dict | None] | None) -> list[str]:
         """Go on from the `state_dict`s of all processes, in the order of their ranks. Returns what

@@ -24,10 +24,7 @@ class SoftmaxCentering(nn.Module):
     """
 
     def __init__(
-        self,
-        num_prototypes: int,
-        momentum: float = 0.9,
-        reduction: Literal["ranks", "tokens"] = "ranks",
+        self, num_prototypes: int, momentum: float = 0.9, reduction: Literal["ranks", "tokens"] = "ranks"
     ) -> None:
         super().__init__()
         self.register_buffer("center", torch.zeros(1, num_prototypes))

@@ -24,9 +24,7 @@ def dino_loss(
         # the sum over teacher crops moves inside: one log-softmax serves all pairs of a student
         # crop
         target = targets - teacher_probs[view] if skip_same_view else targets
-        total = (
-            total - (target * F.log_softmax(logits.float() / student_temp, dim=-1)).sum(-1).mean()
-        )
+        total = total - (target * F.log_softmax(logits.float() / student_temp, dim=-1)).sum(-1).mean()
     return total
 
 

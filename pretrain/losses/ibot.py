@@ -30,9 +30,7 @@ def ibot_loss(
 
     M = 0 gives 0, connected to the graph.
     """
-    cross_entropy = -(
-        teacher_probs * F.log_softmax(student_logits.float() / student_temp, dim=-1)
-    ).sum(-1)
+    cross_entropy = -(teacher_probs * F.log_softmax(student_logits.float() / student_temp, dim=-1)).sum(-1)
     crops = num_crops if weighting == "published" else weights.sum().clamp_min(1)
     return (cross_entropy * weights).sum() / crops
 

@@ -38,9 +38,7 @@ class DINOv2Arguments:
     seed: int = option(0, "seed of every random draw", "run")
     max_steps: int = option(920, "optimizer steps", "run")
     logging_steps: int = option(10, "steps between two lines of metrics.jsonl", "run")
-    save_steps: int = option(
-        500, "steps between two checkpoints; the last step always saves", "run"
-    )
+    save_steps: int = option(500, "steps between two checkpoints; the last step always saves", "run")
     save_total_limit: int = option(2, "checkpoints to keep", "run")
     report_to: list[str] = option([], "trackers of accelerate: tensorboard, wandb, ...", "run")
     resume_from_checkpoint: str | None = option(
@@ -75,9 +73,7 @@ class DINOv2Arguments:
         "steps between two looks at the run's health (docs/health.md); default: a twenty-fifth of max_steps",
         "run",
     )
-    stop_when_sick: bool = option(
-        False, "stop with an error at the first alarm of the run's health", "run"
-    )
+    stop_when_sick: bool = option(False, "stop with an error at the first alarm of the run's health", "run")
     activation_checkpointing: bool = option(
         False, "recompute the student's layers in the backward pass: less memory", "run"
     )
@@ -89,30 +85,18 @@ class DINOv2Arguments:
 
     # --- data
     dataset: str = option(
-        "scenes?size=64",
-        "images: folder, list:, parquet:, hf:, wds:, scenes (see docs/data.md)",
-        "data",
+        "scenes?size=64", "images: folder, list:, parquet:, hf:, wds:, scenes (see docs/data.md)", "data"
     )
-    num_channels: int = option(
-        3, "input channels; other than 3 reads multi-band TIFF and .npy", "data"
-    )
-    image_mean: list[float] = option(
-        [0.485, 0.456, 0.406], "per channel, images scaled to 0..1", "data"
-    )
-    image_std: list[float] = option(
-        [0.229, 0.224, 0.225], "per channel, images scaled to 0..1", "data"
-    )
+    num_channels: int = option(3, "input channels; other than 3 reads multi-band TIFF and .npy", "data")
+    image_mean: list[float] = option([0.485, 0.456, 0.406], "per channel, images scaled to 0..1", "data")
+    image_std: list[float] = option([0.229, 0.224, 0.225], "per channel, images scaled to 0..1", "data")
     per_device_train_batch_size: int = option(64, "images per process and micro-batch", "data")
     gradient_accumulation_steps: int = option(
-        1,
-        "micro-batches per step; KoLeo and Sinkhorn see one micro-batch, centers move once a step",
-        "data",
+        1, "micro-batches per step; KoLeo and Sinkhorn see one micro-batch, centers move once a step", "data"
     )
     dataloader_num_workers: int = option(1, "processes that read and cut images", "data")
     dataloader_timeout: float = option(
-        600.0,
-        "seconds without a batch after which a data worker counts as hung; 0: for ever",
-        "data",
+        600.0, "seconds without a batch after which a data worker counts as hung; 0: for ever", "data"
     )
     max_bad_fraction: float = option(
         0.01, "stop when more than this share of the drawn images is unreadable", "data"
@@ -125,12 +109,8 @@ class DINOv2Arguments:
         "backbone",
     )
     hidden_size: int | None = option(None, "width, instead of the one of `backbone`", "backbone")
-    num_hidden_layers: int | None = option(
-        None, "layers, instead of those of `backbone`", "backbone"
-    )
-    num_attention_heads: int | None = option(
-        None, "heads, instead of those of `backbone`", "backbone"
-    )
+    num_hidden_layers: int | None = option(None, "layers, instead of those of `backbone`", "backbone")
+    num_attention_heads: int | None = option(None, "heads, instead of those of `backbone`", "backbone")
     patch_size: int = option(8, "pixels of a side of a patch", "backbone")
     num_register_tokens: int = option(0, "register tokens", "backbone")
     position_offset: float = option(
@@ -144,13 +124,9 @@ class DINOv2Arguments:
         "backbone",
     )
     ffn: Literal["mlp", "swiglu"] = option("mlp", "feed-forward layer", "backbone")
-    layerscale_value: float = option(
-        1.0, "initial LayerScale; published 1e-5, short runs need 1", "backbone"
-    )
+    layerscale_value: float = option(1.0, "initial LayerScale; published 1e-5, short runs need 1", "backbone")
     initializer_range: float = option(
-        0.08,
-        "std of the linear layers at the start; published 0.02, narrow ones need more",
-        "backbone",
+        0.08, "std of the linear layers at the start; published 0.02, narrow ones need more", "backbone"
     )
     drop_path_rate: float = option(0.0, "share of crops that skip a residual branch", "backbone")
 
@@ -206,9 +182,7 @@ class DINOv2Arguments:
         "jitter of haematoxylin, eosin and DAB in RGB histology: 0.05 light, 0.2 strong; 0: off",
         "crops and masks",
     )
-    mask_probability: float = option(
-        0.5, "share of the global crops that are masked", "crops and masks"
-    )
+    mask_probability: float = option(0.5, "share of the global crops that are masked", "crops and masks")
     mask_ratio: list[float] = option(
         [0.1, 0.5], "least and greatest share of masked patches", "crops and masks"
     )
@@ -228,9 +202,7 @@ class DINOv2Arguments:
     )
     ibot_bottleneck_dim: int = option(256, "bottleneck of a separate iBOT head", "heads and losses")
     train_weight_g: bool = option(
-        True,
-        "the last layer's norm g is trained (published code) or stays 1 (paper)",
-        "heads and losses",
+        True, "the last layer's norm g is trained (published code) or stays 1 (paper)", "heads and losses"
     )
     centering: Literal["softmax", "sinkhorn_knopp"] = option(
         "sinkhorn_knopp", "centering of the teacher", "heads and losses"
@@ -240,9 +212,7 @@ class DINOv2Arguments:
         "ranks", "mean of the processes' means (published) or over all tokens", "heads and losses"
     )
     student_temp: float = option(0.1, "temperature of the student", "heads and losses")
-    teacher_temp: float = option(
-        0.02, "temperature of the teacher; published 0.07", "heads and losses"
-    )
+    teacher_temp: float = option(0.02, "temperature of the teacher; published 0.07", "heads and losses")
     warmup_teacher_temp: float = option(
         0.02, "temperature of the teacher at the first step", "heads and losses"
     )
@@ -254,24 +224,18 @@ class DINOv2Arguments:
         "divide by all global crops (published) or by the masked ones (paper)",
         "heads and losses",
     )
-    koleo_loss_weight: float = option(
-        0.1, "weight of KoLeo, once per global crop", "heads and losses"
-    )
+    koleo_loss_weight: float = option(0.1, "weight of KoLeo, once per global crop", "heads and losses")
     koleo_gather: bool = option(
         False, "neighbours over all processes; published: each process alone", "heads and losses"
     )
     koleo_precision: Literal["float32", "autocast"] = option(
-        "float32",
-        "autocast computes in the features' type, as published; may be inf",
-        "heads and losses",
+        "float32", "autocast computes in the features' type, as published; may be inf", "heads and losses"
     )
 
     # --- optimisation
     learning_rate: float = option(8e-4, "before scaling by the global batch", "optimisation")
     lr_scaling: Literal["sqrt", "linear", "none"] = option(
-        "none",
-        "sqrt: x sqrt(global batch / 1024), published; linear: x global batch / 256",
-        "optimisation",
+        "none", "sqrt: x sqrt(global batch / 1024), published; linear: x global batch / 256", "optimisation"
     )
     min_learning_rate: float = option(1e-6, "at the end; never scaled", "optimisation")
     warmup_steps: int | None = option(
@@ -283,9 +247,7 @@ class DINOv2Arguments:
     weight_decay_end: float = option(0.4, "at the end (cosine)", "optimisation")
     adam_beta1: float = option(0.9, "AdamW", "optimisation")
     adam_beta2: float = option(0.95, "AdamW; published 0.999", "optimisation")
-    layerwise_decay: float = option(
-        1.0, "learning-rate factor per layer below the last", "optimisation"
-    )
+    layerwise_decay: float = option(1.0, "learning-rate factor per layer below the last", "optimisation")
     patch_embed_lr_mult: float = option(
         1.0, "learning-rate factor of the patch embedding; published 0.2", "optimisation"
     )
@@ -293,9 +255,7 @@ class DINOv2Arguments:
         0, "steps with learning rate 0 for the heads' last layer", "optimisation"
     )
     max_grad_norm: float = option(
-        3.0,
-        "gradient clipping, of the backbone and of each head by itself; 0: none",
-        "optimisation",
+        3.0, "gradient clipping, of the backbone and of each head by itself; 0: none", "optimisation"
     )
     ema_momentum: float = option(0.97, "of the teacher at the first step", "optimisation")
     ema_momentum_end: float = option(1.0, "of the teacher at the end (cosine)", "optimisation")
@@ -405,9 +365,7 @@ def check_arguments(args: DINOv2Arguments) -> None:
         if getattr(args, key) is not None and not 0 <= getattr(args, key) <= 1:
             raise UserError(f"{key}={getattr(args, key)}: it must lie between 0 and 1")
     if not 0 <= args.position_offset < 1:
-        raise UserError(
-            f"position_offset={args.position_offset}: the published one is 0.1, and 0 means none"
-        )
+        raise UserError(f"position_offset={args.position_offset}: the published one is 0.1, and 0 means none")
     if args.drop_path_rate == 1:
         raise UserError("drop_path_rate=1 drops every branch; published values are 0 to 0.4")
     if args.dino_loss_weight == 0 and args.ibot_loss_weight == 0:
@@ -439,9 +397,7 @@ def check_beginning(args: DINOv2Arguments) -> None:
     """Refuse what is to end after some steps and would not end within the run, all at once, with
     the words of a short trial."""
     names = ("warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps")
-    too_long = [
-        name for name in names if getattr(args, name) and getattr(args, name) >= args.max_steps
-    ]
+    too_long = [name for name in names if getattr(args, name) and getattr(args, name) >= args.max_steps]
     if too_long:
         given = ", ".join(f"{name}={getattr(args, name)}" for name in too_long)
         short = " ".join(f"--{name} 0" for name in too_long)
@@ -455,8 +411,4 @@ def backbone_shape(args: DINOv2Arguments) -> tuple[int, int, int]:
     """Hidden size, layers and heads: those of `backbone`, each replaced where it is given by
     itself."""
     width, layers, heads = BACKBONE_SIZES[args.backbone]
-    return (
-        args.hidden_size or width,
-        args.num_hidden_layers or layers,
-        args.num_attention_heads or heads,
-    )
+    return (args.hidden_size or width, args.num_hidden_layers or layers, args.num_attention_heads or heads)

@@ -143,9 +143,7 @@ def build_multicrop(args: DINOv2Arguments, source: ImageSource | ImageStream) ->
         args.grayscale_probability,
         args.image_mean,
         args.image_std,
-        poses=Poses(
-            args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns
-        ),
+        poses=Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns),
         solarize_probability=args.solarize_probability,
         band_jitter_strength=args.band_jitter_strength,
         channel_drop_probability=args.channel_drop_probability,
@@ -194,9 +192,7 @@ def open_training_data(args: DINOv2Arguments, processes: int) -> ImageSource | I
     problem = _held_out_problem(source, part, at_least)
     if problem is None:
         return part
-    print_once(
-        [f"not judged      {problem}; name labelled images by --eval_dataset to see k-NN accuracy"]
-    )
+    print_once([f"not judged      {problem}; name labelled images by --eval_dataset to see k-NN accuracy"])
     args.eval_dataset = None
     return source
 
@@ -229,9 +225,7 @@ def build_benchmark(
     learnt_scale = source.pixel_options.scale
     is_held_out = args.eval_dataset == HELD_OUT
     queries = (
-        source.held_out
-        if is_held_out
-        else open_source(args.eval_dataset, args.num_channels, learnt_scale)
+        source.held_out if is_held_out else open_source(args.eval_dataset, args.num_channels, learnt_scale)
     )
     bank, origin = choose_bank(args, source, queries)
     num_queries = args.knn_num_queries
@@ -245,10 +239,7 @@ def build_benchmark(
         bank_size=args.knn_bank_size,
         num_queries=num_queries,
         transform=ImageTransform(
-            evaluation_size(args),
-            tuple(args.image_mean),
-            tuple(args.image_std),
-            margin=PUBLISHED_MARGIN,
+            evaluation_size(args), tuple(args.image_mean), tuple(args.image_std), margin=PUBLISHED_MARGIN
         ),
         k=args.knn_k,
         seed=args.seed,
@@ -290,16 +281,10 @@ def choose_bank(
 
 def same_images(one: ImageSource | ImageStream, other: ImageSource) -> bool:
     """Whether two sources are the same files; what else they share is found by its content."""
-    return (
-        isinstance(one, ImageSource)
-        and len(one) == len(other)
-        and one.fingerprint == other.fingerprint
-    )
+    return isinstance(one, ImageSource) and len(one) == len(other) and one.fingerprint == other.fingerprint
 
 
-def data_facts(
-    source: ImageSource | ImageStream, benchmark: KnnBenchmark | None
-) -> list[DataFacts]:
+def data_facts(source: ImageSource | ImageStream, benchmark: KnnBenchmark | None) -> list[DataFacts]:
     """Of the images that are trained on and of those that judge, where they are others."""
     training = image_facts("dataset", source)
     judging = benchmark.data if benchmark else []

@@ -48,17 +48,10 @@ def write_card(
         summary=f"Pretrained without labels by DINOv2 self-distillation (DINO, iBOT, KoLeo) for {step} of {args.max_steps} steps.",
         training_command=run_again(PROGRAM, folder, "accelerate launch"),
         data=f"{source.description}. Source: {in_code(args.dataset)}.\n\n{data_licence([args.dataset])}",
-        results=[
-            {"features": name, "k-NN top-1, %": f"{value:.1f}"} for name, value in results.items()
-        ],
-        settings=facts(args, step, backbone)
-        | {name: getattr(args, name) for name in SHOWN_SETTINGS},
+        results=[{"features": name, "k-NN top-1, %": f"{value:.1f}"} for name, value in results.items()],
+        settings=facts(args, step, backbone) | {name: getattr(args, name) for name in SHOWN_SETTINGS},
         note=" ".join(
-            [
-                seen(args, step, num_images),
-                *judged(args, references, accuracies, benchmark),
-                UNKNOWN,
-            ]
+            [seen(args, step, num_images), *judged(args, references, accuracies, benchmark), UNKNOWN]
         ),
         tags=("dinov2", "self-supervised"),
         loading=feeding(LOADING_SNIPPET, args.num_channels, source.pixel_options, in_own_scale),
@@ -72,9 +65,7 @@ def facts(args: DINOv2Arguments, step: int, backbone: nn.Module) -> dict[str, st
         "local crops": args.local_crop_size if args.num_local_crops else None,
     }
     sizes["evaluated at"] = args.eval_image_size or args.global_crop_size
-    shown = [
-        f"{name} {' x '.join(map(str, image_size(size)))}" for name, size in sizes.items() if size
-    ]
+    shown = [f"{name} {' x '.join(map(str, image_size(size)))}" for name, size in sizes.items() if size]
     return {
         "parameters": millions([backbone]),
         "image sizes": ", ".join(shown),
@@ -86,9 +77,7 @@ def facts(args: DINOv2Arguments, step: int, backbone: nn.Module) -> dict[str, st
 
 def seen(args: DINOv2Arguments, step: int, num_images: int | None) -> str:
     """How much the model has seen."""
-    drawn = (
-        step * args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
-    )
+    drawn = step * args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size()
     passes = f", {drawn / num_images:.1f} passes over {num_images:,} images" if num_images else ""
     return f"It was trained for {step:,} steps and has seen {drawn:,} images{passes}."
 
@@ -104,9 +93,7 @@ def judged(
         return ["Nothing was measured: whether its features are good for anything is not known."]
     best = max(accuracies.values())
     not_above = [
-        f"{name.replace('_', ' ')} ({value:.1f} %)"
-        for name, value in references.items()
-        if value >= best
+        f"{name.replace('_', ' ')} ({value:.1f} %)" for name, value in references.items() if value >= best
     ]
     lines = [
         f"The numbers are k-NN on frozen features of {in_code(args.eval_dataset)} alone: {benchmark.description}."

@@ -9,10 +9,7 @@ from pathlib import Path
 from pretrain.batches.order import BatchLayout, StepSampler
 from vision_core.errors import UserError
 from vision_core.images.source import ImageSource, ImageStream
-from vision_core.processes.data_workers import (
-    end_data_workers,
-    worker_deaths_unnoticed,
-)
+from vision_core.processes.data_workers import end_data_workers, worker_deaths_unnoticed
 
 NAMED_IN_FLIGHT = 8
 
@@ -48,9 +45,7 @@ def data_workers_watched(
     try:
         yield
     except BaseException as error:
-        with (
-            worker_deaths_unnoticed()
-        ):  # or torch's handler would raise in the middle of what follows
+        with worker_deaths_unnoticed():  # or torch's handler would raise in the middle of what follows
             cause = _worker_death(error)
             if cause is None:
                 raise
@@ -76,9 +71,7 @@ def _worker_death(error: BaseException) -> str | None:
     return None
 
 
-def _images_in_flight(
-    source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: int
-) -> str:
+def _images_in_flight(source: ImageSource | ImageStream, layout: BatchLayout, seed: int, step: int) -> str:
     """Names of the first images of a step, '' for a stream."""
     if not isinstance(source, ImageSource):
         return ""

@@ -45,10 +45,7 @@ def dry_run(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: Ba
 
 
 def rehearse(
-    args: DINOv2Arguments,
-    source: ImageSource | ImageStream,
-    layout: BatchLayout,
-    method: SelfDistillation,
+    args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation
 ) -> None:
     """Everything that a run does before its first step, but for its folder. Raises UserError where
     the run would."""
@@ -57,9 +54,7 @@ def rehearse(
     build_schedules(args, layout.global_batch)
     state = None
     if checkpoint:
-        changes = changed_keys(
-            read_config(checkpoint.parent), config_of(replace(args, dry_run=False))
-        )
+        changes = changed_keys(read_config(checkpoint.parent), config_of(replace(args, dry_run=False)))
         state = resume_from(checkpoint, args.init_from, args.max_steps, method, optimizer, changes)
     elif args.init_from:
         load_weights(method, args.init_from)
@@ -89,10 +84,7 @@ def describe_run(
         for name in ("global_crops", "local_crops", "masks")
         if batch[name] is not None
     ]
-    parts = {
-        name: sum(value.numel() for value in part.parameters())
-        for name, part in method.student.items()
-    }
+    parts = {name: sum(value.numel() for value in part.parameters()) for name, part in method.student.items()}
     counts = [f"  {name:<14}{count / 1e6:.2f} M parameters" for name, count in parts.items()]
     states, activations = memory_estimate(args, batch, sum(parts.values()))
     return "\n".join(
@@ -120,14 +112,11 @@ def memory_estimate(args: DINOv2Arguments, batch: dict, num_parameters: int) -> 
     width, layers, _ = backbone_shape(args)
     crops = [batch[name] for name in ("global_crops", "local_crops") if batch[name] is not None]
     tokens = sum(
-        len(part)
-        * (part.shape[2] * part.shape[3] // args.patch_size**2 + 1 + args.num_register_tokens)
+        len(part) * (part.shape[2] * part.shape[3] // args.patch_size**2 + 1 + args.num_register_tokens)
         for part in crops
     )
     kept_layers = 1 if args.activation_checkpointing else layers
-    rows = (
-        sum(len(part) for part in crops) + len(batch["mask_indices"]) + len(batch["global_crops"])
-    )
+    rows = sum(len(part) for part in crops) + len(batch["mask_indices"]) + len(batch["global_crops"])
     bytes_per_value = 2 if args.bf16 or args.fp16 else 4
     activations = (
         tokens * width * ACTIVATIONS_PER_WIDTH * kept_layers * bytes_per_value

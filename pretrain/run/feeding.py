@@ -8,9 +8,7 @@ The encoder was trained on files read by this project, as `{where}` with {num_ch
 options; the image processor normalises what they give.
 
 """
-OPEN_PICTURE = (
-    "from transformers.image_utils import load_image  # upright and in colour, as in training"
-)
+OPEN_PICTURE = "from transformers.image_utils import load_image  # upright and in colour, as in training"
 OPEN_NUMBERS = "from vision_core.images.open_source import open_source  # of vision-encoder-fusion: reads files as training did"
 PICTURE, TENSORS = 'load_image("image.jpg")', 'return_tensors="pt"'
 

@@ -88,11 +88,7 @@ def draw_probes(
 
 @torch.no_grad()
 def health_figures(
-    method: SelfDistillation,
-    probes: Tensor,
-    mean: list[float],
-    std: list[float],
-    teacher_temp: float,
+    method: SelfDistillation, probes: Tensor, mean: list[float], std: list[float], teacher_temp: float
 ) -> dict[str, float]:
     """The figures of the module's head. All processes call it, each with its own probes; all get
     the figures of all probes.
@@ -102,9 +98,9 @@ def health_figures(
     """
     device = next(method.parameters()).device
     parts = [
-        forward_crop_groups(method.teacher["backbone"], [normalise(batch, mean, std).to(device)])[
-            0
-        ][:, 0].float()
+        forward_crop_groups(method.teacher["backbone"], [normalise(batch, mean, std).to(device)])[0][
+            :, 0
+        ].float()
         for batch in probes.split(PROBE_BATCH)
     ]
     cls = gather_rows(torch.cat(parts))
@@ -112,9 +108,7 @@ def health_figures(
     targets = method.dino_centering(method.teacher["dino_head"](cls), teacher_temp)
     method.dino_centering.discard()
     # in float64, where a sum notices that any of the parameters has moved
-    teacher_sum = sum(
-        float(parameter.double().abs().sum()) for parameter in method.teacher.parameters()
-    )
+    teacher_sum = sum(float(parameter.double().abs().sum()) for parameter in method.teacher.parameters())
     return target_figures(targets) | feature_figures(cls) | {"teacher_sum": teacher_sum}
 
 
@@ -167,15 +161,11 @@ class HealthWatch:
         self.first_spread = self.first_spread or figures["feature_spread"]
         self.greatest_rank = max(self.greatest_rank, figures["rankme"])
         signs = {
-            "uniform": abs(figures["dino_loss"] - self.uniform_loss)
-            < UNIFORM_LOSS * self.uniform_loss
+            "uniform": abs(figures["dino_loss"] - self.uniform_loss) < UNIFORM_LOSS * self.uniform_loss
             and figures["information"] < UNIFORM_INFORMATION,
             "few_prototypes": figures["prototypes_in_use"] < FEW_PROTOTYPES,
             "features": figures["feature_spread"] < LOST_SPREAD * self.first_spread
-            or (
-                figures["feature_cosine"] > SAME_DIRECTION
-                and figures["feature_cosine"] > self.last_cosine
-            ),
+            or (figures["feature_cosine"] > SAME_DIRECTION and figures["feature_cosine"] > self.last_cosine),
             "rank": figures["rankme"] < LOST_RANK * self.greatest_rank,
             "gradients": bool(self.gradient_norms)
             and figures["gradient_norm"] > GRADIENT_JUMP * median(self.gradient_norms),
@@ -185,17 +175,13 @@ class HealthWatch:
         self.last_cosine, self.last_teacher = figures["feature_cosine"], figures["teacher_sum"]
         if step <= self.quiet_steps:
             return []
-        self.streaks = {
-            name: self.streaks.get(name, 0) + 1 if sick else 0 for name, sick in signs.items()
-        }
+        self.streaks = {name: self.streaks.get(name, 0) + 1 if sick else 0 for name, sick in signs.items()}
         return [name for name, streak in self.streaks.items() if streak == CHECKS_IN_A_ROW]
 
     def state_dict(self) -> dict:
         """Plain numbers, exact in JSON."""
         return {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("uniform_loss", "quiet_steps")
+            name: value for name, value in vars(self).items() if name not in ("uniform_loss", "quiet_steps")
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -245,9 +231,7 @@ def _stream_records(stream: ImageStream, count: int) -> Iterator[ImageRecord | U
             return
 
 
-def _drawn_records(
-    source: ImageSource, count: int, seed: int
-) -> Iterator[ImageRecord | UnreadableSample]:
+def _drawn_records(source: ImageSource, count: int, seed: int) -> Iterator[ImageRecord | UnreadableSample]:
     for index in draw_subset(len(source), count, seed, "probes")[rank() :: world_size()]:
         try:
             yield source[index]

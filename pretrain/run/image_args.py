@@ -23,9 +23,7 @@ class SiglipArguments(TrainerOptions):
     dataset: str = option("scenes?count=20000", "images with captions; docs/data.md", "data")
     eval_dataset: str | None = option(BY_DATASET, EVALUATED, "data")
     init_from: str | None = option(
-        None,
-        "a SigLIP of transformers to go on from, with its processor; default: a new small one",
-        "model",
+        None, "a SigLIP of transformers to go on from, with its processor; default: a new small one", "model"
     )
     image_size: int = option(64, "pixels of a side, of a new model", "model")
     patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
@@ -56,13 +54,9 @@ class MaeArguments(TrainerOptions):
     image_size: int = option(64, "pixels of a side, of a new model", "model")
     patch_size: int = option(8, "pixels of a side of a patch, of a new model", "model")
     hidden_size: int = option(128, "width of a new model; the decoder has half of it", "model")
-    num_hidden_layers: int = option(
-        4, "layers of a new model; the decoder has half of them", "model"
-    )
+    num_hidden_layers: int = option(4, "layers of a new model; the decoder has half of them", "model")
     num_attention_heads: int = option(4, "of a new model", "model")
-    mask_ratio: float = option(
-        0.75, "share of the patches that are hidden, of a new model", "model"
-    )
+    mask_ratio: float = option(0.75, "share of the patches that are hidden, of a new model", "model")
     horizontal_flip_probability: float = option(
         0.5, "share of the crops that are mirrored; published 0.5", "crops"
     )
@@ -111,14 +105,10 @@ def check_run(name: str, args: TrainerOptions) -> None:
     check_output(name, program_of(name), args)
 
 
-def check_widths(
-    hidden_size: int, num_attention_heads: int, image_size: int, patch_size: int
-) -> None:
+def check_widths(hidden_size: int, num_attention_heads: int, image_size: int, patch_size: int) -> None:
     """Raises UserError for a new model that cannot be built."""
     if min(hidden_size, num_attention_heads, image_size, patch_size) < 1:
-        raise UserError(
-            "--hidden_size, --num_attention_heads, --image_size and --patch_size must be above 0"
-        )
+        raise UserError("--hidden_size, --num_attention_heads, --image_size and --patch_size must be above 0")
     if image_size % patch_size:
         raise UserError(f"--image_size {image_size} is no multiple of --patch_size {patch_size}")
     if hidden_size % num_attention_heads:

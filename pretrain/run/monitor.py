@@ -34,11 +34,7 @@ def not_finite(own_loss: Tensor, ids: list[str]) -> tuple[float, list[int], list
     shares = list(enumerate(gather_objects((float(own_loss), ids))))
     sick = [(rank, loss, names) for rank, (loss, names) in shares if not math.isfinite(loss)]
     sick = sick or [(rank, loss, names) for rank, (loss, names) in shares]
-    return (
-        sick[0][1],
-        [rank for rank, _, _ in sick],
-        [name for _, _, names in sick for name in names],
-    )
+    return (sick[0][1], [rank for rank, _, _ in sick], [name for _, _, names in sick for name in names])
 
 
 class Monitor:
@@ -94,8 +90,7 @@ class Monitor:
         if self.run is not None:
             self.run.append_metrics({"step": step, **metrics})
         self.accelerator.log(
-            {name: value for name, value in metrics.items() if isinstance(value, int | float)},
-            step=step,
+            {name: value for name, value in metrics.items() if isinstance(value, int | float)}, step=step
         )
 
     def say(self, text: str) -> None:
@@ -107,9 +102,7 @@ class Monitor:
         """Say that a step was not taken because its gradients overflowed in float16, which is how
         the loss scale finds its place."""
         self.log(step, {"skipped": True} | figures)
-        self.say(
-            f"step {step} not taken: gradients overflowed in float16; the loss scale falls to {scale:g}"
-        )
+        self.say(f"step {step} not taken: gradients overflowed in float16; the loss scale falls to {scale:g}")
 
     def report_skipped(self, step: int, own_loss: Tensor, ids: list[str]) -> None:
         """Say which images were in a step whose loss or gradients were not finite: those of the
@@ -119,9 +112,7 @@ class Monitor:
         """
         loss, ranks, all_ids = not_finite(own_loss, ids)
         self.log(step, {"skipped": True, "loss": loss, "ranks": ranks, "ids": all_ids})
-        self.say(
-            f"step {step} skipped: loss {loss} or its gradients are not finite (ids in metrics.jsonl)"
-        )
+        self.say(f"step {step} skipped: loss {loss} or its gradients are not finite (ids in metrics.jsonl)")
 
     def name_unreadable(self, what: str, bad: list[UnreadableSample]) -> None:
         """Say which images were left out of something, and keep all names in bad_samples.jsonl."""
@@ -133,10 +124,7 @@ class Monitor:
 
     def state_dict(self) -> dict:
         """The unfinished averages, exact in JSON."""
-        return {
-            "count": self.count,
-            "sums": {name: float(value) for name, value in self.sums.items()},
-        }
+        return {"count": self.count, "sums": {name: float(value) for name, value in self.sums.items()}}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on with the averages of `state_dict`."""
@@ -148,10 +136,7 @@ class Monitor:
     def _write_window(self, step: int, settings: dict[str, float]) -> None:
         means = {name: float(value) / self.count for name, value in self.sums.items()}
         elapsed = time.perf_counter() - self.window_start
-        speed = {
-            "images_per_second": self.images / elapsed,
-            "data_wait": min(self.waited / elapsed, 1.0),
-        }
+        speed = {"images_per_second": self.images / elapsed, "data_wait": min(self.waited / elapsed, 1.0)}
         show_loss(self.bar, means["loss"], speed["images_per_second"])
         self.log(step, means | settings | speed)
         self.sums, self.count = {}, 0
@@ -160,17 +145,14 @@ class Monitor:
 
 def knn_line(step: int, accuracies: dict[str, float]) -> str:
     """k-NN accuracies as one line for people."""
-    return f"step {step}: k-NN " + ", ".join(
-        f"{name} {value:.1f} %" for name, value in accuracies.items()
-    )
+    return f"step {step}: k-NN " + ", ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
 
 
 def peak_memory_gib() -> float:
     """Greatest resident memory of this process plus that of its greatest finished or running data
     worker, in GiB."""
     own, children = (
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     return (own + children) / 2**20
 
@@ -187,9 +169,7 @@ def write_figures(
     pca.png on its first queries."""
     folder.mkdir(exist_ok=True)
     # a checkpoint that was carried to another folder may have come without its history
-    lines = (
-        [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-    )
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     losses = {
         name: curve
         for name, curve in _curves(lines).items()

@@ -7,9 +7,7 @@ from typing import Any
 from vision_core.arguments import explicit_keys
 from vision_core.runs.folder_checks import config_in
 
-BY_DATASET = (
-    "auto"  # the default of --eval_dataset, which config.yaml never shows: it holds what was chosen
-)
+BY_DATASET = "auto"  # the default of --eval_dataset, which config.yaml never shows: it holds what was chosen
 HELD_OUT = "held_out"
 
 
@@ -32,9 +30,7 @@ def keep_evaluation_of_resumed_run(args: Any) -> None:
     resume = str(args.resume_from_checkpoint).lower()
     if resume in ("none", "false") or "eval_dataset" in explicit_keys(type(args)):
         return
-    folder = (
-        args.output_dir if resume in ("true", "auto") else Path(args.resume_from_checkpoint).parent
-    )
+    folder = args.output_dir if resume in ("true", "auto") else Path(args.resume_from_checkpoint).parent
     kept = config_in(Path(folder or "outputs"))
     if "eval_dataset" in kept:
         args.eval_dataset = kept["eval_dataset"]

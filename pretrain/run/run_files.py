@@ -20,12 +20,7 @@ from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.source import ImageSource, ImageStream
 from vision_core.processes.data_workers import worker_deaths_unnoticed
 from vision_core.processes.distributed import broadcast_text
-from vision_core.runs.checkpoints import (
-    CheckpointNotWritten,
-    replace_files,
-    write_checkpoint,
-    writing,
-)
+from vision_core.runs.checkpoints import CheckpointNotWritten, replace_files, write_checkpoint, writing
 from vision_core.runs.publishing import published
 from vision_core.runs.run_folder import RunFolder
 
@@ -51,13 +46,7 @@ class RunFiles:
         in_own_scale: bool,
         say: Callable[[str], None],
     ) -> None:
-        self.args, self.run, self.source, self.method, self.optimizer = (
-            args,
-            run,
-            source,
-            method,
-            optimizer,
-        )
+        self.args, self.run, self.source, self.method, self.optimizer = (args, run, source, method, optimizer)
         self.benchmark, self.in_own_scale, self.say = benchmark, in_own_scale, say
         self.failed_saves = 0  # in a row
         self.saved_step: int | None = None  # by this run
@@ -95,10 +84,7 @@ class RunFiles:
         run's root. Raises CheckpointNotWritten."""
         root = self.run.path
         checkpoint = write_checkpoint(
-            root,
-            state["step"],
-            lambda folder: self._fill(folder, state),
-            self.args.save_total_limit,
+            root, state["step"], lambda folder: self._fill(folder, state), self.args.save_total_limit
         )
         self.run.remove_damaged()
         replace_files(checkpoint, root, PUBLISHED_FILES)
@@ -136,12 +122,6 @@ class RunFiles:
         margin = self.benchmark.margin if self.benchmark else PUBLISHED_MARGIN
         reading = pixel_options_text(self.source.pixel_options)
         save_image_processor(
-            folder,
-            evaluation_size(args),
-            args.image_mean,
-            args.image_std,
-            margin,
-            self.in_own_scale,
-            reading,
+            folder, evaluation_size(args), args.image_mean, args.image_std, margin, self.in_own_scale, reading
         )
         self.run.sync_lines()

@@ -29,12 +29,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # The root of a run's folder holds copies of these from its newest checkpoint; weights last, so that
 # a reader never sees new weights with an old config.
-PUBLISHED_FILES = [
-    "config.json",
-    "preprocessor_config.json",
-    "heads.safetensors",
-    "model.safetensors",
-]
+PUBLISHED_FILES = ["config.json", "preprocessor_config.json", "heads.safetensors", "model.safetensors"]
 
 
 def save_training_state(
@@ -99,11 +94,7 @@ def first_misfit(folder: Path, method: SelfDistillation) -> str:
     student, backbone = shapes(method.student.state_dict()), method.teacher["backbone"]
     misfits = (
         (misfit_of_shapes, shapes_in(folder / "student.safetensors"), student),
-        (
-            misfit_of_shapes,
-            shapes_in(folder / "heads.safetensors"),
-            shapes(heads_and_centers(method)),
-        ),
+        (misfit_of_shapes, shapes_in(folder / "heads.safetensors"), shapes(heads_and_centers(method))),
         (
             misfit_of_optimizer,
             shapes_in(folder / "optimizer.safetensors"),
@@ -185,14 +176,10 @@ def heads_and_centers(method: SelfDistillation) -> dict[str, Tensor]:
     """The teacher's heads as `dino_head.*`, `ibot_head.*`, and the centers as `dino_centering.*`,
     `ibot_centering.*`."""
     heads = {
-        name: value
-        for name, value in method.teacher.state_dict().items()
-        if not name.startswith("backbone.")
+        name: value for name, value in method.teacher.state_dict().items() if not name.startswith("backbone.")
     }
     for name in ("dino_centering", "ibot_centering"):
-        heads |= {
-            f"{name}.{key}": value for key, value in getattr(method, name).state_dict().items()
-        }
+        heads |= {f"{name}.{key}": value for key, value in getattr(method, name).state_dict().items()}
     return heads
 
 
@@ -208,9 +195,7 @@ def load_heads_and_centers(method: SelfDistillation, tensors: dict[str, Tensor])
             value.copy_(tensors[name])
 
 
-def optimizer_tensors(
-    method: SelfDistillation, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
+def optimizer_tensors(method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state as `<parameter name>/<step, exp_avg or exp_avg_sq>`."""
     names = {parameter: name for name, parameter in method.student.named_parameters()}
     return {

@@ -2,12 +2,7 @@
 
 import pytest
 import torch
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-)
+from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from vision_core.images.source import ImageRecord, ImageSource
 from vision_core.unreadable import UnreadableImage
@@ -26,9 +21,7 @@ def tiny_model():
         torch.manual_seed(0)
         if registers is None:
             return Dinov2Model(Dinov2Config(**shape))
-        return Dinov2WithRegistersModel(
-            Dinov2WithRegistersConfig(**shape, num_register_tokens=registers)
-        )
+        return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**shape, num_register_tokens=registers))
 
     return build
 
@@ -53,9 +46,7 @@ class MemorySource(ImageSource):
         if self.images[index] is None:
             raise UnreadableImage("broken")
         return ImageRecord(
-            self.id_of(index),
-            self.images[index],
-            None if self.labels is None else self.labels[index],
+            self.id_of(index), self.images[index], None if self.labels is None else self.labels[index]
         )
 
     def id_of(self, index):

@@ -33,9 +33,7 @@ def larger_weights(monkeypatch):
 
 
 def pixels_for(encoder, batch=2):
-    return torch.randn(
-        batch, 3, *encoder.transform.size, generator=torch.Generator().manual_seed(0)
-    )
+    return torch.randn(batch, 3, *encoder.transform.size, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -46,9 +44,7 @@ def test_against_transformers_own_attentions(family, implementation, larger_weig
     encoder.model.set_attn_implementation("eager")
     grid = encoder.grid(*pixels.shape[-2:])
     with torch.no_grad():
-        theirs = encoder.model(**encoder._inputs(pixels, grid), output_attentions=True).attentions[
-            -1
-        ]
+        theirs = encoder.model(**encoder._inputs(pixels, grid), output_attentions=True).attentions[-1]
     theirs = (theirs[:, :, 0] if family in OWN_ROW else theirs.mean(2))[
         ..., encoder.num_prefix_tokens :
     ].unflatten(-1, grid)
@@ -71,9 +67,7 @@ def test_the_pooling_query_of_siglip(family, larger_weights):
     encoder(pixels)
     handle.remove()
     with torch.no_grad():
-        _, weights = head.attention(
-            seen["probe"], seen["tokens"], seen["tokens"], average_attn_weights=False
-        )
+        _, weights = head.attention(seen["probe"], seen["tokens"], seen["tokens"], average_attn_weights=False)
     ours = attention_maps(encoder, pixels)
     torch.testing.assert_close(ours.flatten(2), weights[:, :, 0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(ours.sum((2, 3)), torch.ones(2, 4))

@@ -43,14 +43,7 @@ PREFIX_TOKENS = {
     "radio": 10,
     "tipsv2": 2,
 }
-STAGES = {
-    "dinov3_convnext",
-    "convnext",
-    "convnextv2",
-    "timm_convnext",
-    "timm_resnet",
-    "open_clip_convnext",
-}
+STAGES = {"dinov3_convnext", "convnext", "convnextv2", "timm_convnext", "timm_resnet", "open_clip_convnext"}
 WHOLE = {
     "siglip": "SiglipModel",
     "siglip2": "Siglip2Model",
@@ -64,9 +57,7 @@ WHOLE = {
 def encoders():
     made = {}
     return lambda family: (
-        made.setdefault(family, load_encoder(f"tiny:{family}"))
-        if family not in made
-        else made[family]
+        made.setdefault(family, load_encoder(f"tiny:{family}")) if family not in made else made[family]
     )
 
 
@@ -82,10 +73,7 @@ def test_shapes_and_grid(encoders, family):
     height, width = encoder.transform.size
     features = encoder(pixels_for(encoder))
     by_hand = (height // encoder.stride, width // encoder.stride)
-    assert (
-        features.patch_map.shape == (3, encoder.width, *by_hand)
-        and encoder.grid(height, width) == by_hand
-    )
+    assert features.patch_map.shape == (3, encoder.width, *by_hand) and encoder.grid(height, width) == by_hand
     assert (features.cls is not None) == (family in CLS)
     assert (features.pooled is None) == (family in NO_POOLED) == (encoder.pooled_width is None)
     if features.pooled is not None:
@@ -118,9 +106,7 @@ def test_patches_are_where_they_are_in_the_image(encoders, family):
     changed = pixels.clone()
     side = encoder.transform.size[0] // 4
     changed[..., :side, -side:] += 3
-    difference = (encoder(changed, [layer]).patch_map - encoder(pixels, [layer]).patch_map).norm(
-        dim=1
-    )[0]
+    difference = (encoder(changed, [layer]).patch_map - encoder(pixels, [layer]).patch_map).norm(dim=1)[0]
     row, column = divmod(int(difference.argmax()), difference.shape[1])
     assert row < difference.shape[0] / 2 and column >= difference.shape[1] / 2
 
@@ -171,9 +157,7 @@ def test_the_norm_can_be_left_out(encoders, family):
     for number in (2, normed.num_layers):
         lengths = normed(pixels, [number]).patch_map.norm(dim=1)
         assert normed(pixels, [number]).normalised and not raw(pixels, [number]).normalised
-        assert not torch.allclose(
-            raw(pixels, [number]).patch_map, normed(pixels, [number]).patch_map
-        )
+        assert not torch.allclose(raw(pixels, [number]).patch_map, normed(pixels, [number]).patch_map)
         torch.testing.assert_close(
             lengths, torch.full_like(lengths, lengths.mean().item()), rtol=0.02, atol=0
         )
@@ -186,9 +170,7 @@ def test_saved_and_loaded_it_is_bit_for_bit_the_same(encoders, family, tmp_path)
     loaded = load_encoder(tmp_path / "encoder")
     pixels = pixels_for(encoder)
     assert torch.equal(encoder(pixels).patch_map, loaded(pixels).patch_map)
-    assert encoder.pooled_width is None or torch.equal(
-        encoder(pixels).pooled, loaded(pixels).pooled
-    )
+    assert encoder.pooled_width is None or torch.equal(encoder(pixels).pooled, loaded(pixels).pooled)
     with pytest.raises(UserError, match="not empty"):
         save_encoder(encoder, tmp_path / "encoder")
 
@@ -254,9 +236,7 @@ def test_compiled(encoders, family):
     encoder = load_encoder(f"tiny:{family}")
     pixels = pixels_for(encoder)
     compiled = torch.compile(encoder, backend="aot_eager")
-    torch.testing.assert_close(
-        compiled(pixels).patch_map, encoder(pixels).patch_map, rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(compiled(pixels).patch_map, encoder(pixels).patch_map, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", sorted(PREFIX_TOKENS))
@@ -278,22 +258,14 @@ def test_against_the_bare_model_of_transformers(encoders, family):
             {number: output[0] if isinstance(output, tuple) else output}
         )
 
-    handles = [
-        block.register_forward_hook(keep(number)) for number, block in enumerate(blocks, start=1)
-    ]
+    handles = [block.register_forward_hook(keep(number)) for number, block in enumerate(blocks, start=1)]
     features = encoder(pixels, [2, 4])
     for handle in handles:
         handle.remove()
     for layer in features.layers:
-        norm = (
-            getattr(encoder.model, encoder.family.norm)
-            if encoder.family.norm
-            else torch.nn.Identity()
-        )
+        norm = getattr(encoder.model, encoder.family.norm) if encoder.family.norm else torch.nn.Identity()
         tokens = norm(captured[layer.number])[:, PREFIX_TOKENS[family] :]
-        torch.testing.assert_close(
-            layer.patch_map.flatten(2).transpose(1, 2), tokens, rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(layer.patch_map.flatten(2).transpose(1, 2), tokens, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["internvl", "radio"])
@@ -306,9 +278,7 @@ def test_radio_pools_its_summary_and_normalises_pixels_itself(encoders):
     pixels = pixels_for(encoder, 2)
     assert encoder.pooled_width == 2 * encoder.width
     assert torch.equal(encoder(pixels).pooled, encoder.model(pixels).summary)
-    torch.testing.assert_close(
-        encoder(pixels).patch_map.flatten(2).mT, encoder.model(pixels).features
-    )
+    torch.testing.assert_close(encoder(pixels).patch_map.flatten(2).mT, encoder.model(pixels).features)
 
 
 def test_the_tower_of_tipsv2(encoders, tmp_path):
@@ -340,13 +310,11 @@ def test_radio_in_the_layout_of_its_checkpoints(encoders, tmp_path):
     tower = encoders("radio")
     tower.model.save_pretrained(tmp_path)
     size = {"height": 64, "width": 64}
-    transformers.CLIPImageProcessor(
-        size=size, do_center_crop=False, do_normalize=False
-    ).save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(size=size, do_center_crop=False, do_normalize=False).save_pretrained(
+        tmp_path
+    )
     loaded, pixels = load_encoder(tmp_path), pixels_for(tower, 2)
-    assert torch.equal(
-        loaded(pixels).patch_map, tower(pixels).patch_map
-    ) and loaded.transform.std == (1.0,)
+    assert torch.equal(loaded(pixels).patch_map, tower(pixels).patch_map) and loaded.transform.std == (1.0,)
 
 
 @pytest.mark.parametrize("family", sorted(STAGES))
@@ -400,9 +368,7 @@ def test_the_tower_of_a_whole_image_text_model(encoders, family, tmp_path):
     loaded = load_encoder(tmp_path)
     assert isinstance(loaded, TransformersEncoder) and loaded.transform.fit == "crop"
     pixels = pixels_for(tower, 2)
-    torch.testing.assert_close(
-        loaded(pixels).patch_map, tower(pixels).patch_map, rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(loaded(pixels).patch_map, tower(pixels).patch_map, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("class_name", ["InternVLModel", "InternVLForConditionalGeneration"])
@@ -427,12 +393,8 @@ def test_the_tower_of_a_vision_language_model(encoders, class_name, tmp_path, ca
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     capfd.readouterr()
     loaded = load_encoder(tmp_path)
-    assert torch.equal(
-        loaded(pixels_for(tower, 2)).patch_map, tower(pixels_for(tower, 2)).patch_map
-    )
-    assert "UNEXPECTED" not in "".join(
-        capfd.readouterr()
-    )  # the language model's weights are no news
+    assert torch.equal(loaded(pixels_for(tower, 2)).patch_map, tower(pixels_for(tower, 2)).patch_map)
+    assert "UNEXPECTED" not in "".join(capfd.readouterr())  # the language model's weights are no news
 
 
 PROCESSOR = {
@@ -451,7 +413,4 @@ def test_a_reload_in_a_fresh_process_needs_no_network(runs, encoders, tmp_path):
     save_encoder(encoders("siglip"), tmp_path / "encoder")
     code = "import sys, torch\nfrom encoders import load_encoder\nprint([load_encoder(sys.argv[1])(torch.ones(1, 3, 64, 64)).patch_map.double().sum().item()])"
     printed = runs.finish(runs.start_plain(code, tmp_path / "encoder", project=True))
-    assert (
-        str([encoders("siglip")(torch.ones(1, 3, 64, 64)).patch_map.double().sum().item()])
-        in printed
-    )
+    assert str([encoders("siglip")(torch.ones(1, 3, 64, 64)).patch_map.double().sum().item()]) in printed

@@ -13,14 +13,7 @@ import transformers
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
-from torchvision.transforms import (
-    CenterCrop,
-    Compose,
-    InterpolationMode,
-    Normalize,
-    Resize,
-    ToTensor,
-)
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from transformers import AutoImageProcessor
 
 from encoders import load_encoder
@@ -51,11 +44,7 @@ PROCESSORS = {
     "TIPSv2": ("Tipsv2ImageProcessor", {}),
     "RADIO": (
         "CLIPImageProcessor",
-        {
-            "size": {"shortest_edge": 432},
-            "crop_size": {"height": 432, "width": 432},
-            "do_normalize": False,
-        },
+        {"size": {"shortest_edge": 432}, "crop_size": {"height": 432, "width": 432}, "do_normalize": False},
     ),
     "Lanczos": ("ViTImageProcessor", {"resample": 1}),
 }
@@ -71,16 +60,12 @@ TIMM_MODELS += ["mobilenetv3_small_100", "resnetv2_50x1_bit.goog_in21k", "eva02_
 
 
 def picture(height, width, mode="RGB"):
-    values = np.random.default_rng(height * width).integers(
-        0, 256, (height, width, 3), dtype=np.uint8
-    )
+    values = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
 
 
 def greatest_difference(ours, theirs):
-    return max(
-        (ours(picture(*size))[0] - theirs(picture(*size))).abs().max().item() for size in SIZES
-    )
+    return max((ours(picture(*size))[0] - theirs(picture(*size))).abs().max().item() for size in SIZES)
 
 
 @pytest.mark.parametrize("family", PROCESSORS)
@@ -90,9 +75,7 @@ def test_the_pixels_are_those_of_transformers(family, tmp_path):
     processor = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=False)
     transform = transform_from_processor(processor)
     assert (
-        greatest_difference(
-            transform, lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
-        )
+        greatest_difference(transform, lambda image: processor(image, return_tensors="pt")["pixel_values"][0])
         < 1e-4
     )
 
@@ -107,9 +90,7 @@ def test_the_pixels_are_those_of_timm(name):
     assert greatest_difference(transform, theirs) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("crop_pct", "mode"), [(1.15, "center"), (0.9, "squash"), (0.95, "center")]
-)
+@pytest.mark.parametrize(("crop_pct", "mode"), [(1.15, "center"), (0.9, "squash"), (0.95, "center")])
 def test_the_pixels_are_those_of_timm_with_borders_and_squashed_crops(crop_pct, mode):
     with torch.device("meta"):
         model = timm.create_model("vit_tiny_patch16_224", num_classes=0)
@@ -140,23 +121,14 @@ def test_the_pixels_are_those_of_open_clip(said):
 def test_the_pixels_of_a_published_file_are_those_of_its_repository():
     """facebookresearch/dinov2 `data/transforms.py: make_classification_eval_transform`."""
     theirs = Compose(
-        [
-            Resize(256, InterpolationMode.BICUBIC),
-            CenterCrop(224),
-            ToTensor(),
-            Normalize(*IMAGENET.values()),
-        ]
+        [Resize(256, InterpolationMode.BICUBIC), CenterCrop(224), ToTensor(), Normalize(*IMAGENET.values())]
     )
-    ours = ImageTransform(
-        (224, 224), margin=PUBLISHED_MARGIN, preprocess="published", resampler="pillow"
-    )
+    ours = ImageTransform((224, 224), margin=PUBLISHED_MARGIN, preprocess="published", resampler="pillow")
     assert greatest_difference(ours, theirs) < 1e-5
 
 
 def test_small_pictures_can_be_looked_at_whole():
-    published = ImageTransform(
-        (64, 64), (0.0,), (1.0,), margin=PUBLISHED_MARGIN, preprocess="published"
-    )
+    published = ImageTransform((64, 64), (0.0,), (1.0,), margin=PUBLISHED_MARGIN, preprocess="published")
     image = torch.zeros(3, 64, 64, dtype=torch.uint8)
     image[:, 0] = 255  # a border that the published crop cuts off
     assert published(image).max() < 1 and ImageTransform.from_dict(published.to_dict()) == published
@@ -202,21 +174,15 @@ def test_every_form_of_one_picture_gives_the_same_pixels(encoder, tmp_path):
     for form in forms:
         assert torch.equal(encoder.transform(form), expected)
         assert torch.equal(encoder.transform([form, form]), expected.expand(2, -1, -1, -1))
-    assert torch.equal(
-        encoder.transform(planes.expand(2, -1, -1, -1)), expected.expand(2, -1, -1, -1)
-    )
-    assert torch.equal(
-        encoder.transform(form for form in forms[:2]), expected.expand(2, -1, -1, -1)
-    )
+    assert torch.equal(encoder.transform(planes.expand(2, -1, -1, -1)), expected.expand(2, -1, -1, -1))
+    assert torch.equal(encoder.transform(form for form in forms[:2]), expected.expand(2, -1, -1, -1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_floats_are_pictures_of_0_to_1(encoder, dtype):
     planes = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     floats = (planes.double() / 255).to(dtype)
-    torch.testing.assert_close(
-        encoder.transform(floats), encoder.transform(planes), rtol=0, atol=2e-2
-    )
+    torch.testing.assert_close(encoder.transform(floats), encoder.transform(planes), rtol=0, atol=2e-2)
     if dtype in (torch.float32, torch.float64):
         torch.testing.assert_close(
             encoder.transform(floats.numpy()), encoder.transform(planes), rtol=0, atol=1e-5
@@ -242,10 +208,7 @@ REFUSED = {
         LARGE,
         "values of type int64, whose white is not known; where all values are 0 to 255, convert them to uint8",
     ),
-    "uint16": (
-        LARGE.to(torch.uint16) * 200,
-        r"type uint16.*take image.astype\('float32'\) / 65535",
-    ),
+    "uint16": (LARGE.to(torch.uint16) * 200, r"type uint16.*take image.astype\('float32'\) / 65535"),
     "uint16 array": (LARGE.numpy().astype(np.uint16), "type uint16"),
     "int8": (LARGE.to(torch.int8), "type int8"),
     "bool": (LARGE > 100, "True and False"),
@@ -260,10 +223,7 @@ REFUSED = {
         "normalised pixels go to the encoder itself, without transform",
     ),
     "NaN": (torch.full((3, 8, 8), torch.nan), "not finite"),
-    "four channels": (
-        torch.zeros(4, 40, 40),
-        r"the shape \[4, 40, 40\]; this encoder takes \[3, H, W\]",
-    ),
+    "four channels": (torch.zeros(4, 40, 40), r"the shape \[4, 40, 40\]; this encoder takes \[3, H, W\]"),
     "no channel": (torch.zeros(40), r"the shape \[40\]"),
     "nothing": ([], "there is no image in the list"),
     "a number": (3, "an image is of type int; give a path"),
@@ -285,9 +245,7 @@ class Bands(Encoder):
     """As much of an encoder as has a number of channels."""
 
     def __init__(self, num_channels, mean):
-        super().__init__(
-            ImageTransform((16, 16), mean, (100.0,), preprocess="published", resampler="pillow")
-        )
+        super().__init__(ImageTransform((16, 16), mean, (100.0,), preprocess="published", resampler="pillow"))
         self.num_channels = num_channels
 
 
@@ -313,9 +271,7 @@ def test_bands_keep_their_scale(channels, tmp_path):
     )
     with pytest.raises(UserError, match="give float32 in the scale of the encoder's mean and std"):
         transform(bands.astype(np.uint16))
-    with pytest.raises(
-        UserError, match=rf"the shape \[5, 16, 16\]; this encoder takes \[{channels}, H, W\]"
-    ):
+    with pytest.raises(UserError, match=rf"the shape \[5, 16, 16\]; this encoder takes \[{channels}, H, W\]"):
         transform(np.zeros((5, 16, 16), np.float32))
 
 
@@ -332,9 +288,7 @@ def test_one_channel_of_a_picture_is_its_luminance():
 def test_three_bands_of_another_range_are_taken_as_they_are():
     """Decibels of a radar, say: the transform says that its numbers are no pictures of 0 to 1."""
     decibels = torch.rand(3, 32, 32) * 20 - 25
-    transform = ImageTransform(
-        (32, 32), mean=(-15.0, -20.0, -18.0), std=(5.0, 5.0, 5.0), pictures=False
-    )
+    transform = ImageTransform((32, 32), mean=(-15.0, -20.0, -18.0), std=(5.0, 5.0, 5.0), pictures=False)
     pixels = transform(decibels)
     means = torch.tensor(transform.mean).view(3, 1, 1)
     torch.testing.assert_close(pixels[0], (decibels - means) / 5)
@@ -345,9 +299,7 @@ def test_three_bands_around_zero_are_numbers_too_as_arrays_and_as_files(tmp_path
     ratios = np.random.default_rng(0).normal(0, 3, (3, 32, 32)).astype(np.float32)
     save_image_processor(tmp_path, (32, 32), [0.0] * 3, [3.0] * 3, 1.0, in_own_scale=True)
     transform = transform_from_processor(AutoImageProcessor.from_pretrained(tmp_path))
-    tifffile.imwrite(
-        tmp_path / "ratios.tif", ratios, photometric="minisblack", planarconfig="separate"
-    )
+    tifffile.imwrite(tmp_path / "ratios.tif", ratios, photometric="minisblack", planarconfig="separate")
     for form in (ratios, tmp_path / "ratios.tif", (tmp_path / "ratios.tif").read_bytes()):
         torch.testing.assert_close(transform(form)[0], torch.from_numpy(ratios / 3))
     with pytest.raises(UserError, match="make an image of uint8"):

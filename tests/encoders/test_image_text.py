@@ -25,10 +25,7 @@ CLASSES = {
 PROCESSORS = {
     "siglip": ("SiglipImageProcessor", {"size": {"height": 64, "width": 64}}),
     "siglip2": ("Siglip2ImageProcessor", {"patch_size": 8, "max_num_patches": 64}),
-    "clip": (
-        "CLIPImageProcessor",
-        {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
-    ),
+    "clip": ("CLIPImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
     "metaclip_2": (
         "CLIPImageProcessor",
         {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
@@ -46,8 +43,7 @@ def train_tokenizer(family):
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
         tokenizer.train_from_iterator(
-            words,
-            trainers.BpeTrainer(special_tokens=["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]),
+            words, trainers.BpeTrainer(special_tokens=["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"])
         )
         trained = json.loads(tokenizer.to_str())["model"]
         return transformers.Siglip2Tokenizer(
@@ -58,9 +54,7 @@ def train_tokenizer(family):
     tokenizer.train_from_iterator(
         words, trainers.WordLevelTrainer(special_tokens=["<pad>", "<unk>", "<bos>", "<eos>"])
     )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <eos>", special_tokens=[("<eos>", 3)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 3)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>"
     )
@@ -100,9 +94,7 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(scope="module")
 def published(checkpoints):
     """The library's own model of a family."""
-    return lambda family: (
-        getattr(transformers, CLASSES[family]).from_pretrained(checkpoints(family)).eval()
-    )
+    return lambda family: getattr(transformers, CLASSES[family]).from_pretrained(checkpoints(family)).eval()
 
 
 def pixels(count=2, side=64):
@@ -119,27 +111,19 @@ def test_vectors_have_length_one_and_the_same_width(checkpoints, family):
     images, texts = model.encode_images(pixels()), model.encode_texts(TEXTS)
     assert images.shape[0] == 2 and texts.shape[0] == 3 and images.shape[1] == texts.shape[1]
     for rows in (images, texts):
-        assert (
-            torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-5)
-            and not rows.requires_grad
-        )
+        assert torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-5) and not rows.requires_grad
         assert (rows[0] - rows[1]).norm() > 0.01
     assert model.transform.size == (64, 64) and model.transform.fit == (
         "squash" if "siglip" in family else "crop"
     )
-    assert (
-        not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
-    )
+    assert not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
 
 
 @pytest.mark.parametrize("family", ["siglip", "clip", "metaclip_2"])
 def test_images_are_those_of_transformers(checkpoints, published, family):
     expected = published(family).get_image_features(pixels()).pooler_output
     torch.testing.assert_close(
-        load_image_text(checkpoints(family)).encode_images(pixels()),
-        unit(expected),
-        rtol=1e-4,
-        atol=1e-5,
+        load_image_text(checkpoints(family)).encode_images(pixels()), unit(expected), rtol=1e-4, atol=1e-5
     )
 
 
@@ -163,25 +147,16 @@ def test_texts_are_those_of_transformers(checkpoints, published, family):
     tokenizer = train_tokenizer(family)
     if TEXT_TOWERS[family].padded:
         tokens = tokenizer(
-            TEXTS,
-            padding="max_length",
-            padding_side="right",
-            max_length=LENGTH,
-            return_tensors="pt",
+            TEXTS, padding="max_length", padding_side="right", max_length=LENGTH, return_tensors="pt"
         )
         expected = published(family).get_text_features(tokens["input_ids"]).pooler_output
     else:
         tokens = tokenizer(TEXTS, padding=True, return_tensors="pt")
         expected = (
-            published(family)
-            .get_text_features(tokens["input_ids"], tokens["attention_mask"])
-            .pooler_output
+            published(family).get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
         )
     torch.testing.assert_close(
-        load_image_text(checkpoints(family)).encode_texts(TEXTS),
-        unit(expected),
-        rtol=1e-4,
-        atol=1e-5,
+        load_image_text(checkpoints(family)).encode_texts(TEXTS), unit(expected), rtol=1e-4, atol=1e-5
     )
 
 
@@ -191,9 +166,7 @@ def test_a_text_does_not_depend_on_its_batch(checkpoints, family):
     together = model.encode_texts(TEXTS)
     alone = torch.cat([model.encode_texts([text]) for text in TEXTS])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        model.encode_texts(TEXTS, batch_size=2), together, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(model.encode_texts(TEXTS, batch_size=2), together, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -217,9 +190,7 @@ def test_long_texts_are_cut(checkpoints, family):
 def test_logits_are_those_of_transformers(checkpoints, published, family):
     reference, model = published(family), load_image_text(checkpoints(family))
     assert model.logit_scale == pytest.approx(reference.logit_scale.exp().item())
-    assert model.logit_bias == (
-        reference.logit_bias.item() if hasattr(reference, "logit_bias") else 0
-    )
+    assert model.logit_bias == (reference.logit_bias.item() if hasattr(reference, "logit_bias") else 0)
 
 
 def test_other_sizes_are_interpolated_or_refused(checkpoints):
@@ -231,8 +202,7 @@ def test_other_sizes_are_interpolated_or_refused(checkpoints):
 
 def test_bfloat16(checkpoints):
     exact, half = (
-        load_image_text(checkpoints("siglip"), dtype=dtype)
-        for dtype in (torch.float32, torch.bfloat16)
+        load_image_text(checkpoints("siglip"), dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
     )
     assert half.dtype == torch.bfloat16 and half.encode_images(pixels()).dtype == torch.float32
     assert ((half.encode_images(pixels()) * exact.encode_images(pixels())).sum(1) > 0.99).all()
@@ -255,10 +225,7 @@ def test_encoders_without_a_text_tower(tmp_path, checkpoints):
     ("missing", "message"),
     [
         ("config.json", "a folder of weights without config.json"),
-        (
-            "tokenizer*",
-            "has a tokenizer of 2 tokens for a text tower of 19; add its tokenizer.json",
-        ),
+        ("tokenizer*", "has a tokenizer of 2 tokens for a text tower of 19; add its tokenizer.json"),
         ("preprocessor_config.json", "no image processor"),
     ],
 )
@@ -275,9 +242,7 @@ def test_a_checkpoint_without_some_weights(tmp_path):
     write_checkpoint("clip", tmp_path)
     model = transformers.CLIPModel.from_pretrained(tmp_path)
     weights = {
-        name: value
-        for name, value in model.state_dict().items()
-        if not name.startswith("text_model.")
+        name: value for name, value in model.state_dict().items() if not name.startswith("text_model.")
     }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks \d+ weights of a CLIPModel, such as text_model"):
@@ -307,18 +272,11 @@ def test_open_clip_is_that_of_the_library(tiny_open_clip):
         torch.testing.assert_close(
             model.encode_images(pixels()), reference.encode_image(pixels(), normalize=True)
         )
-        torch.testing.assert_close(
-            model.encode_texts(TEXTS), reference.encode_text(tokens, normalize=True)
-        )
+        torch.testing.assert_close(model.encode_texts(TEXTS), reference.encode_text(tokens, normalize=True))
         logits, _ = reference.get_logits(pixels(), tokens)
-    ours = (
-        model.logit_scale * model.encode_images(pixels()) @ model.encode_texts(TEXTS).T
-        + model.logit_bias
-    )
+    ours = model.logit_scale * model.encode_images(pixels()) @ model.encode_texts(TEXTS).T + model.logit_bias
     torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
-    assert (
-        model.transform.size == (64, 64) and model.transform.mean == open_clip.OPENAI_DATASET_MEAN
-    )
+    assert model.transform.size == (64, 64) and model.transform.mean == open_clip.OPENAI_DATASET_MEAN
 
 
 def test_open_clip_in_bfloat16(tiny_open_clip):

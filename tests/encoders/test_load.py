@@ -66,17 +66,13 @@ def test_random_weights_leave_the_callers_random_numbers_alone():
 def test_frozen_or_not(run_folder):
     assert not any(parameter.requires_grad for parameter in load_encoder(run_folder).parameters())
     open_one = load_encoder(run_folder, frozen=False)
-    assert (
-        all(parameter.requires_grad for parameter in open_one.parameters())
-        and open_one.train().training
-    )
+    assert all(parameter.requires_grad for parameter in open_one.parameters()) and open_one.train().training
 
 
 def test_positions_can_be_antialiased(run_folder):
     pixels = torch.randn(1, 3, 16, 16)
     first, second = (
-        load_encoder(run_folder, position_antialias=choice)(pixels).patch_map
-        for choice in (False, True)
+        load_encoder(run_folder, position_antialias=choice)(pixels).patch_map for choice in (False, True)
     )
     assert not torch.allclose(first, second)
     config = load_encoder(run_folder, position_antialias=True).config()
@@ -106,9 +102,7 @@ def test_the_transform_gives_the_processors_pixels(name, shape):
     rows, columns = torch.meshgrid(
         torch.linspace(0, 9, shape[0]), torch.linspace(0, 7, shape[1]), indexing="ij"
     )
-    image = (
-        torch.stack([rows.sin(), columns.cos(), (rows * columns).sin()]).mul(100).add(128).byte()
-    )
+    image = torch.stack([rows.sin(), columns.cos(), (rows * columns).sin()]).mul(100).add(128).byte()
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     ours = transform([image])
     assert ours.shape == theirs.shape
@@ -168,9 +162,7 @@ def test_names_are_checked_without_their_weights(run_folder, tmp_path):
     (tmp_path / "config.json").write_text((run_folder / "config.json").read_text())
     with pytest.raises(UserError, match="has a config but no weights"):
         check_source(str(tmp_path))
-    (tmp_path / "preprocessor_config.json").write_text(
-        (run_folder / "preprocessor_config.json").read_text()
-    )
+    (tmp_path / "preprocessor_config.json").write_text((run_folder / "preprocessor_config.json").read_text())
     assert check_source(f"untrained:{tmp_path}") is None
 
 
@@ -180,9 +172,7 @@ def test_folders_that_hold_no_encoder(run_folder, tmp_path):
     (tmp_path / "config.json").write_text((run_folder / "config.json").read_text())
     with pytest.raises(UserError, match="has a config but no weights"):
         load_encoder(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(
-        (run_folder / "model.safetensors").read_bytes()[:5000]
-    )
+    (tmp_path / "model.safetensors").write_bytes((run_folder / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(UserError, match="cannot be loaded"):
         load_encoder(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((run_folder / "model.safetensors").read_bytes())
@@ -201,9 +191,7 @@ def test_a_checkpoint_without_some_weights(run_folder, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["layernorm.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        UserError, match="lacks 1 weights of a Dinov2Model, such as layernorm.weight"
-    ):
+    with pytest.raises(UserError, match="lacks 1 weights of a Dinov2Model, such as layernorm.weight"):
         load_encoder(tmp_path)
 
 
@@ -240,9 +228,7 @@ def test_sizes_layers_and_channels_that_do_not_fit(run_folder):
         UserError, match="position_antialias is for dinov2 and dinov2_with_registers, not siglip"
     ):
         build_encoder(
-            EncoderConfig(
-                **{**load_encoder("tiny:siglip").config().__dict__, "position_antialias": True}
-            )
+            EncoderConfig(**{**load_encoder("tiny:siglip").config().__dict__, "position_antialias": True})
         )
 
 
@@ -260,12 +246,11 @@ def test_a_native_size_that_is_no_multiple_of_the_patch():
         "image_size": 62,
         "patch_size": 14,
     }
-    encoder = TransformersEncoder(
-        SiglipVisionModel(SiglipVisionConfig(**shape)), ImageTransform((62, 62))
+    encoder = TransformersEncoder(SiglipVisionModel(SiglipVisionConfig(**shape)), ImageTransform((62, 62)))
+    assert encoder(torch.zeros(1, 3, 62, 62)).patch_map.shape == (1, 24, 4, 4) and encoder.grid(62, 62) == (
+        4,
+        4,
     )
-    assert encoder(torch.zeros(1, 3, 62, 62)).patch_map.shape == (1, 24, 4, 4) and encoder.grid(
-        62, 62
-    ) == (4, 4)
     with pytest.raises(UserError, match="a height of 63 is no multiple of the stride 14; use 56"):
         encoder(torch.zeros(1, 3, 63, 62))
     with pytest.raises(UserError, match="layers 3 do not exist"):
@@ -273,10 +258,7 @@ def test_a_native_size_that_is_no_multiple_of_the_patch():
 
 
 def test_names():
-    assert (
-        "hf:google/siglip-base-patch16-224" in list_encoders("*siglip*")
-        and len(list_encoders()) > 1500
-    )
+    assert "hf:google/siglip-base-patch16-224" in list_encoders("*siglip*") and len(list_encoders()) > 1500
     assert all("dinov2" in name.lower() for name in list_encoders("*DINOv2*"))
     assert list_encoders("nothing like this") == []
     assert "hf:facebook/dinov2-large" in nearest_encoders("facebook/dinov2_large")
@@ -287,9 +269,7 @@ def test_the_processor_of_a_run_is_read_back(run_folder):
     processor = AutoImageProcessor.from_pretrained(run_folder, trust_remote_code=False)
     image = torch.randint(0, 256, (3, 90, 120), dtype=torch.uint8)
     theirs = processor(image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(
-        load_encoder(run_folder).transform([image]), theirs, rtol=0, atol=2e-5
-    )
+    torch.testing.assert_close(load_encoder(run_folder).transform([image]), theirs, rtol=0, atol=2e-5)
 
 
 def test_repositories_with_code_of_their_own_get_the_line_that_works(tmp_path):
@@ -304,13 +284,9 @@ def test_repositories_with_code_of_their_own_get_the_line_that_works(tmp_path):
         "somebodys_own": "in transformers' own format, or as timm:NAME",
     }
     for model_type, cure in cases.items():
-        (tmp_path / "config.json").write_text(
-            json.dumps({"model_type": model_type, "auto_map": own_code})
-        )
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "auto_map": own_code}))
         (tmp_path / "model.safetensors").write_bytes(b"")
-        with pytest.raises(
-            UserError, match=f"needs code of its own .*which is never run here; .*{cure}"
-        ):
+        with pytest.raises(UserError, match=f"needs code of its own .*which is never run here; .*{cure}"):
             load_encoder(tmp_path)
 
 

@@ -31,9 +31,7 @@ def test_the_offset_is_that_of_the_published_code(file, size):
     model, source = file
     pixels = torch.randn(2, 3, *size)
     expected = copy.deepcopy(model).double()(pixels.double())[:, 1:]
-    ours = (
-        load_encoder(source, image_size=size, position_offset=0.1)(pixels).patch_map.flatten(2).mT
-    )
+    ours = load_encoder(source, image_size=size, position_offset=0.1)(pixels).patch_map.flatten(2).mT
     assert (ours - expected).abs().max() < 1e-4
     if size != (70, 70):  # the stored grid
         without = load_encoder(source, image_size=size)(pixels).patch_map.flatten(2).mT
@@ -48,9 +46,7 @@ def test_with_registers_the_published_code_antialiases_and_has_no_offset(size):
     pixels = torch.randn(2, 3, *size)
     expected = copy.deepcopy(model).double()(pixels.double())[:, 5:]
     for offset in (None, 0.0):
-        encoder = TransformersEncoder(
-            copy.deepcopy(converted), ImageTransform(size), position_offset=offset
-        )
+        encoder = TransformersEncoder(copy.deepcopy(converted), ImageTransform(size), position_offset=offset)
         assert (encoder(pixels).patch_map.flatten(2).mT - expected).abs().max() < 1e-4
 
 
@@ -64,9 +60,7 @@ def test_it_goes_into_the_config_through_saving_and_compiling(file, tmp_path):
     loaded = load_encoder(tmp_path / "saved")
     assert torch.equal(loaded(pixels).patch_map, encoder(pixels).patch_map)
     compiled = torch.compile(encoder, backend="aot_eager")
-    torch.testing.assert_close(
-        compiled(pixels).patch_map, encoder(pixels).patch_map, rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(compiled(pixels).patch_map, encoder(pixels).patch_map, rtol=1e-5, atol=1e-6)
     old = {name: value for name, value in config.to_dict().items() if name != "position_offset"}
     assert EncoderConfig.from_dict(old).position_offset is None
 
@@ -92,15 +86,11 @@ def test_a_run_that_was_trained_with_it_says_so_in_its_config(tmp_path):
 def test_where_there_is_no_such_choice(file):
     for family in ("siglip", "dinov3_vit"):
         config = load_encoder(f"tiny:{family}").config()
-        with pytest.raises(
-            UserError, match="position_offset is for dinov2 and dinov2_with_registers, not "
-        ):
+        with pytest.raises(UserError, match="position_offset is for dinov2 and dinov2_with_registers, not "):
             build_encoder(replace(config, position_offset=0.1))
     with pytest.raises(
         UserError, match="position_offset is for DINOv2 in transformers, not for tiny:timm_vit"
     ):
         load_encoder("tiny:timm_vit", position_offset=0.1)
-    with pytest.raises(
-        UserError, match=r"position_offset=1.5 is not possible; the published one is 0.1"
-    ):
+    with pytest.raises(UserError, match=r"position_offset=1.5 is not possible; the published one is 0.1"):
         load_encoder(file[1], position_offset=1.5)

@@ -7,13 +7,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as V
 from transformers import AutoImageProcessor
 
-from encoders.preprocess import (
-    PUBLISHED_MARGIN,
-    centre_view,
-    margin_for,
-    normalise,
-    save_image_processor,
-)
+from encoders.preprocess import PUBLISHED_MARGIN, centre_view, margin_for, normalise, save_image_processor
 from vision_core.errors import UserError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -34,8 +28,7 @@ def photograph(height, width, channels=3):
     "shape", [(32, 32), (37, 53), (211, 98), (500, 375), (333, 501), (20, 31), (75, 1000)]
 )
 @pytest.mark.parametrize(
-    ("size", "margin"),
-    [(32, PUBLISHED_MARGIN), (56, PUBLISHED_MARGIN), (224, PUBLISHED_MARGIN), (30, 1.0)],
+    ("size", "margin"), [(32, PUBLISHED_MARGIN), (56, PUBLISHED_MARGIN), (224, PUBLISHED_MARGIN), (30, 1.0)]
 )
 def test_the_saved_processor_gives_the_same_pixels(tmp_path, shape, size, margin):
     save_image_processor(tmp_path, (size, size), MEAN, STD, margin)
@@ -52,9 +45,7 @@ def test_non_square_views_agree_where_the_image_is_as_elongated(tmp_path):
     processor = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=False)
     image = photograph(90, 200)
     ours = normalise(centre_view(image, (32, 64))[None], MEAN, STD)
-    torch.testing.assert_close(
-        ours, processor(image, return_tensors="pt")["pixel_values"], rtol=0, atol=2e-5
-    )
+    torch.testing.assert_close(ours, processor(image, return_tensors="pt")["pixel_values"], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
@@ -65,9 +56,7 @@ def test_multi_band_data_keeps_its_scale_in_the_processor_too(tmp_path, channels
     image = photograph(60, 47, channels).float() * 10
     ours = normalise(centre_view(image, (32, 32))[None], mean, std)
     for given in (image, image.numpy()):
-        theirs = processor(given, return_tensors="pt", input_data_format="channels_first")[
-            "pixel_values"
-        ]
+        theirs = processor(given, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
 
 
@@ -83,10 +72,7 @@ def test_the_processor_loads_where_only_transformers_is_imported(runs, tmp_path)
     assert "BitImageProcessor (1, 3, 224, 224) False" in printed
     # what the released checkpoints' file says
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert saved["size"] == {"shortest_edge": 256} and saved["crop_size"] == {
-        "height": 224,
-        "width": 224,
-    }
+    assert saved["size"] == {"shortest_edge": 256} and saved["crop_size"] == {"height": 224, "width": 224}
     assert (
         saved["resample"] == 3
         and saved["image_mean"] == MEAN
@@ -98,12 +84,8 @@ def test_the_processor_loads_where_only_transformers_is_imported(runs, tmp_path)
 def test_the_view_is_that_of_pillow():
     """An independent bicubic resize with antialiasing; both round to 8 bits, hence the tolerance of
     one and a half steps."""
-    rows, columns = torch.meshgrid(
-        torch.linspace(0, 9, 300), torch.linspace(0, 7, 400), indexing="ij"
-    )
-    image = (
-        torch.stack([rows.sin(), columns.cos(), (rows * columns).sin()]).mul(100).add(128).byte()
-    )
+    rows, columns = torch.meshgrid(torch.linspace(0, 9, 300), torch.linspace(0, 7, 400), indexing="ij")
+    image = torch.stack([rows.sin(), columns.cos(), (rows * columns).sin()]).mul(100).add(128).byte()
     picture = (
         Image.fromarray(image.permute(1, 2, 0).numpy())
         .resize((341, 256), Image.Resampling.BICUBIC)

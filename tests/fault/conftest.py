@@ -61,9 +61,7 @@ def _nothing_left(runs):
 @pytest.fixture(scope="session")
 def start(runs, config):
     """start(folder, *options) -> Run, forked."""
-    return lambda folder, *options: runs.start(
-        SCRIPT, "--config", config, "--output_dir", folder, *options
-    )
+    return lambda folder, *options: runs.start(SCRIPT, "--config", config, "--output_dir", folder, *options)
 
 
 @pytest.fixture(scope="session")
@@ -81,14 +79,7 @@ def launch(runs, config):
 
     def launch(launcher: list[str], folder: Path, *options):
         return runs.launch(
-            launcher,
-            SCRIPT,
-            "--config",
-            config,
-            "--output_dir",
-            folder,
-            *options,
-            environment=environment,
+            launcher, SCRIPT, "--config", config, "--output_dir", folder, *options, environment=environment
         )
 
     return launch
@@ -102,9 +93,7 @@ def same(last_step):
         assert metrics(ours) == metrics(theirs)
         newest = f"checkpoint-{last_step(theirs)}"
         for name in ("model", "heads", "student", "optimizer"):
-            ours_file, theirs_file = (
-                folder / newest / f"{name}.safetensors" for folder in (ours, theirs)
-            )
+            ours_file, theirs_file = (folder / newest / f"{name}.safetensors" for folder in (ours, theirs))
             assert ours_file.read_bytes() == theirs_file.read_bytes(), name
             assert all(tensor.isfinite().all() for tensor in load_file(ours_file).values()), name
 
@@ -146,9 +135,7 @@ def talk(runs, tmp_path_factory):
         for n in range(16)
     ]
     (given / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    write_small_default(
-        given / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0
-    )
+    write_small_default(given / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
 
     def arguments(folder: Path, *options) -> list:
         data = [

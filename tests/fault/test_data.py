@@ -20,9 +20,7 @@ def write_images(folder, count, damaged=()):
     folder.mkdir()
     for index in range(count):
         path = folder / f"{index:03d}.png"
-        Image.fromarray(
-            np.random.default_rng(index).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        ).save(path)
+        Image.fromarray(np.random.default_rng(index).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
         if index in damaged:
             data = path.read_bytes()
             path.write_bytes([b"", data[: len(data) // 2], b"<html>no image</html>"][index % 3])
@@ -33,9 +31,7 @@ def bad_samples(folder):
     return [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
 
 
-def test_every_bad_image_is_named_the_same_on_every_run_and_across_a_kill(
-    start, same, last_step, tmp_path
-):
+def test_every_bad_image_is_named_the_same_on_every_run_and_across_a_kill(start, same, last_step, tmp_path):
     damaged = random.Random(0).sample(range(200), 24)
     images = write_images(tmp_path / "images", 200, damaged)
     options = ("--dataset", images, "--max_bad_fraction", 0.2)
@@ -53,9 +49,7 @@ def test_every_bad_image_is_named_the_same_on_every_run_and_across_a_kill(
     same(killed, first)
 
 
-def test_two_ranks_name_the_bad_images_of_both_and_stop_together_above_the_share(
-    start_two, tmp_path
-):
+def test_two_ranks_name_the_bad_images_of_both_and_stop_together_above_the_share(start_two, tmp_path):
     images = write_images(tmp_path / "images", 200, range(24))
     options = ("--dataset", images, "--per_device_train_batch_size", 4, "--max_steps", 30)
     for rank in start_two(tmp_path / "run", *options, "--max_bad_fraction", 0.2):
@@ -75,10 +69,7 @@ def test_a_number_that_overflows_on_one_rank_reaches_no_weight(start_two, metric
     """One of 40 arrays holds 1e38: its steps are left out on both ranks, its loss is logged as it
     was, its name is told."""
     orders = [
-        [
-            [draw.index for draw in draws]
-            for draws in StepSampler(40, BatchLayout(4, 1, 2, rank), 0, 0, 12)
-        ]
+        [[draw.index for draw in draws] for draws in StepSampler(40, BatchLayout(4, 1, 2, rank), 0, 0, 12)]
         for rank in (0, 1)
     ]
     sick = orders[1][2][1]  # drawn by rank 1 in step 3
@@ -86,19 +77,8 @@ def test_a_number_that_overflows_on_one_rank_reaches_no_weight(start_two, metric
     images.mkdir()
     for index in range(40):
         values = np.random.default_rng(index).normal(size=(4, 40, 40)).astype(np.float32)
-        np.save(
-            images / f"{index:03d}.npy", np.full_like(values, 1e38) if index == sick else values
-        )
-    bands = (
-        "--num_channels",
-        4,
-        "--image_mean",
-        *[0] * 4,
-        "--image_std",
-        *[1] * 4,
-        "--dataset",
-        images,
-    )
+        np.save(images / f"{index:03d}.npy", np.full_like(values, 1e38) if index == sick else values)
+    bands = ("--num_channels", 4, "--image_mean", *[0] * 4, "--image_std", *[1] * 4, "--dataset", images)
     for rank in start_two(
         tmp_path / "run",
         *bands,
@@ -113,29 +93,21 @@ def test_a_number_that_overflows_on_one_rank_reaches_no_weight(start_two, metric
     ):
         assert rank.wait() == 0, rank.printed
     skipped = [line for line in metrics(tmp_path / "run") if line.get("skipped")]
-    expected = [
-        (step + 1, [rank]) for step in range(12) for rank in (0, 1) if sick in orders[rank][step]
-    ]
-    assert [(line["step"], line["ranks"]) for line in skipped] == expected and expected[0] == (
-        3,
-        [1],
-    ), skipped
+    expected = [(step + 1, [rank]) for step in range(12) for rank in (0, 1) if sick in orders[rank][step]]
+    assert [(line["step"], line["ranks"]) for line in skipped] == expected and expected[0] == (3, [1]), (
+        skipped
+    )
     assert all(
-        line["loss"] in ("nan", "inf")
-        and f"{sick:03d}.npy" in line["ids"]
-        and len(line["ids"]) == 4
+        line["loss"] in ("nan", "inf") and f"{sick:03d}.npy" in line["ids"] and len(line["ids"]) == 4
         for line in skipped
     )
     for name in ("model", "heads", "student", "optimizer"):
-        before, after = (
-            tmp_path / "run" / f"checkpoint-{step}" / f"{name}.safetensors" for step in (2, 3)
-        )
+        before, after = (tmp_path / "run" / f"checkpoint-{step}" / f"{name}.safetensors" for step in (2, 3))
         assert before.read_bytes() == after.read_bytes(), f"the skipped step has changed {name}"
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         for name in ("model", "heads", "student", "optimizer"):
             assert all(
-                tensor.isfinite().all()
-                for tensor in load_file(checkpoint / f"{name}.safetensors").values()
+                tensor.isfinite().all() for tensor in load_file(checkpoint / f"{name}.safetensors").values()
             )
 
 
@@ -144,16 +116,7 @@ def test_a_run_whose_every_number_overflows_stops_at_the_third_step(start, metri
     images.mkdir()
     for index in range(40):
         np.save(images / f"{index:03d}.npy", np.full((4, 40, 40), 1e38, dtype=np.float32))
-    bands = (
-        "--num_channels",
-        4,
-        "--image_mean",
-        *[0] * 4,
-        "--image_std",
-        *[1] * 4,
-        "--dataset",
-        images,
-    )
+    bands = ("--num_channels", 4, "--image_mean", *[0] * 4, "--image_std", *[1] * 4, "--dataset", images)
     run = start(tmp_path / "run", *bands)
     assert run.wait() == 2
     assert "not finite for 3 steps in a row, the last is step 3" in run.printed.splitlines()[-1]
@@ -193,9 +156,7 @@ def test_one_two_and_one_processes_are_one_course(runs, start_two, start, metric
     for left, right in zip(ours, theirs, strict=True):
         for name in (name for name in right if name.endswith("loss")):
             worst = max(worst, abs(left[name] - right[name]) / abs(right[name]))
-    print(
-        f"largest relative difference of a loss over 60 steps, 1 -> 2 -> 1 processes: {worst:.1e}"
-    )
+    print(f"largest relative difference of a loss over 60 steps, 1 -> 2 -> 1 processes: {worst:.1e}")
     assert 0 < worst < 1e-5, worst
 
 
@@ -206,9 +167,7 @@ def test_uneven_shards_do_not_hang(start_two, metrics, tmp_path, shards):
 
     images = write_images(tmp_path / "images", 101)
     rows = {
-        "image": [
-            {"bytes": path.read_bytes(), "path": path.name} for path in sorted(images.glob("*.png"))
-        ]
+        "image": [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(images.glob("*.png"))]
     }
     dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     (tmp_path / "data").mkdir()
@@ -227,9 +186,7 @@ def test_uneven_shards_do_not_hang(start_two, metrics, tmp_path, shards):
     assert metrics(tmp_path / "run")[-1]["step"] == 30
 
 
-def test_a_killed_data_worker_is_one_line_and_the_run_resumes(
-    start, whole, same, last_step, tmp_path
-):
+def test_a_killed_data_worker_is_one_line_and_the_run_resumes(start, whole, same, last_step, tmp_path):
     run = start(tmp_path / "run")
     run.wait_for_step(8)
     os.kill(run.children()[0], signal.SIGKILL)
@@ -237,12 +194,9 @@ def test_a_killed_data_worker_is_one_line_and_the_run_resumes(
     line = run.printed.splitlines()[-1]
     # torch has three ways to notice it
     assert any(
-        words in line
-        for words in ("is killed by signal", "exited unexpectedly", "died while it handed over")
+        words in line for words in ("is killed by signal", "exited unexpectedly", "died while it handed over")
     ), line
-    assert (
-        line.startswith("error: step ") and "scene" in line and "--resume_from_checkpoint" in line
-    )
+    assert line.startswith("error: step ") and "scene" in line and "--resume_from_checkpoint" in line
     assert not run.processes()
     assert start(tmp_path / "run", "--resume_from_checkpoint", "true").wait() == 0
     same(tmp_path / "run", whole)
@@ -270,8 +224,6 @@ def test_tiny_data(start, tmp_path, count, status):
     run = start(tmp_path / "run", "--dataset", images, "--max_steps", 5)
     assert run.wait(20) == status, run.printed
     if status:
-        assert (
-            run.printed.splitlines()[-1].startswith("error: ") and f"{count} images" in run.printed
-        )
+        assert run.printed.splitlines()[-1].startswith("error: ") and f"{count} images" in run.printed
     else:
         assert "skipped" not in run.printed

@@ -59,9 +59,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_goes_on(
     assert "error: " in named.printed and "checkpoint-24" in named.printed and name in named.printed
     run = start(folder, *SHORT, "--resume_from_checkpoint", "true")
     assert run.wait() == 0, run.printed
-    assert (
-        "checkpoint-24" in run.printed and name in run.printed and "steps 23 to 24" in run.printed
-    )
+    assert "checkpoint-24" in run.printed and name in run.printed and "steps 23 to 24" in run.printed
     same(folder, short)
 
 
@@ -106,11 +104,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_built(start,
         and str(folder) in run.printed
         and len(run.printed.splitlines()) == 1
     )
-    assert (
-        (tmp_path / "file").read_text()
-        == (tmp_path / "folder" / "thesis.txt").read_text()
-        == "mine"
-    )
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "thesis.txt").read_text() == "mine"
 
 
 def test_a_second_run_in_one_folder_is_refused_and_the_first_goes_on(start, whole, same, tmp_path):

@@ -27,9 +27,7 @@ POINTS = [
 
 def whole_and_nothing_else(folder: Path) -> None:
     assert [
-        path.name
-        for path in folder.iterdir()
-        if path.name.startswith((".tmp", ".del", "set-aside"))
+        path.name for path in folder.iterdir() if path.name.startswith((".tmp", ".del", "set-aside"))
     ] == []
     assert list_checkpoints(folder) and all(
         verify_checkpoint(path) is None for path in list_checkpoints(folder)
@@ -50,31 +48,19 @@ def limit(run, size: int) -> None:
 
 
 @pytest.mark.skipif(
-    shutil.which("cc") is None,
-    reason="there is no C compiler for the library that makes single writes fail",
+    shutil.which("cc") is None, reason="there is no C compiler for the library that makes single writes fail"
 )
 def test_a_disk_that_is_full_at_20_points_costs_20_saves_and_no_bit(runs, talk, metrics, tmp_path):
     """Every second save fails, each at another write: of every kind of file in a checkpoint, in its
     middle and at its end."""
     library = tmp_path / "full_disk.so"
     subprocess.run(
-        [
-            "cc",
-            "-shared",
-            "-fPIC",
-            "-O1",
-            "-o",
-            library,
-            Path(__file__).with_name("full_disk.c"),
-            "-ldl",
-        ],
+        ["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("full_disk.c"), "-ldl"],
         check=True,
     )
     steps = ("--max_steps", 2 * len(POINTS) + 2)
     runs.finish(talk(tmp_path / "whole", *steps, "--save_steps", 100))
-    full_at = ",".join(
-        f"{2 * place + 2}:{name}:{number}" for place, (name, number) in enumerate(POINTS)
-    )
+    full_at = ",".join(f"{2 * place + 2}:{name}:{number}" for place, (name, number) in enumerate(POINTS))
     script, *options = talk.arguments(tmp_path / "run", *steps, "--save_steps", 1)
     environment = {"LD_PRELOAD": str(library), "FULL_AT": full_at}
     printed = runs.finish(runs.launch([sys.executable], script, *options, environment=environment))
@@ -84,22 +70,18 @@ def test_a_disk_that_is_full_at_20_points_costs_20_saves_and_no_bit(runs, talk, 
     odd = [
         line
         for line in lines
-        if not (
-            "warning: " in line and "MB are free" in line and "tries again 1 steps later" in line
-        )
+        if not ("warning: " in line and "MB are free" in line and "tries again 1 steps later" in line)
     ]
     assert odd == []
     assert len(POINTS) == 20 and "Traceback" not in printed
     whole_and_nothing_else(tmp_path / "run")
-    assert losses(tmp_path / "run", metrics) == losses(
-        tmp_path / "whole", metrics
-    ) and same_weights(tmp_path / "run", tmp_path / "whole")
+    assert losses(tmp_path / "run", metrics) == losses(tmp_path / "whole", metrics) and same_weights(
+        tmp_path / "run", tmp_path / "whole"
+    )
     print(f"{len(lines)} full disks, one line each, no loss and no weight differs")
 
 
-def test_two_failed_saves_in_a_row_end_a_recipe_and_room_makes_it_go_on(
-    runs, talk, metrics, tmp_path
-):
+def test_two_failed_saves_in_a_row_end_a_recipe_and_room_makes_it_go_on(runs, talk, metrics, tmp_path):
     folder, steps = tmp_path / "run", ("--max_steps", 12, "--save_steps", 2)
     runs.finish(talk(tmp_path / "whole", *steps))
     run = talk(folder, *steps)
@@ -108,9 +90,7 @@ def test_two_failed_saves_in_a_row_end_a_recipe_and_room_makes_it_go_on(
     printed = runs.finish(run, expect=2)
     last = printed.strip().splitlines()[-1]
     assert (
-        last.startswith(f"error: {folder}/checkpoint-")
-        and "needs at least" in last
-        and "make room" in last
+        last.startswith(f"error: {folder}/checkpoint-") and "needs at least" in last and "make room" in last
     )
     assert printed.count("was not written") == 2 and "Traceback" not in printed
     whole_and_nothing_else(folder)

@@ -9,9 +9,7 @@ from vision_core.runs.checkpoints import list_checkpoints, newest_checkpoint, ve
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
 
-def test_kills_at_random_steps_leave_the_run_bit_for_bit_as_it_was(
-    start, whole, same, last_step, tmp_path
-):
+def test_kills_at_random_steps_leave_the_run_bit_for_bit_as_it_was(start, whole, same, last_step, tmp_path):
     """8 kills with two data workers: every loss, gradient norm and health figure, and all states at
     the end, are equal."""
     folder, generator, replayed = tmp_path / "run", random.Random(0), 0
@@ -60,17 +58,15 @@ def test_kills_inside_saves_never_leave_a_torn_or_no_checkpoint(start, tmp_path)
         assert newest_step(folder) >= before >= 1
         run = start(folder, *options, "--resume_from_checkpoint", "true")
     run.wait_until(lambda: any(folder.glob(f".tmp-*-{run.pid}")))
-    assert not any(
-        path.name.endswith(str(other)) for path in folder.glob(".tmp-*") for other in killed
-    ), "left behind by a killed save"
+    assert not any(path.name.endswith(str(other)) for path in folder.glob(".tmp-*") for other in killed), (
+        "left behind by a killed save"
+    )
     print(f"30 kills, {inside} of them inside the writing of a checkpoint")
     assert inside >= 15, f"only {inside} of 30 kills hit the writing of a checkpoint"
     assert all(verify_checkpoint(path) is None for path in list_checkpoints(folder))
 
 
-def test_a_full_disk_costs_one_save_and_two_in_a_row_end_the_run(
-    start, whole, same, last_step, tmp_path
-):
+def test_a_full_disk_costs_one_save_and_two_in_a_row_end_the_run(start, whole, same, last_step, tmp_path):
     """A file size limit from outside makes the errors of a full disk. Once: warned, and equal at
     the end. Always: stopped."""
     folder = tmp_path / "run"
@@ -88,10 +84,7 @@ def test_a_full_disk_costs_one_save_and_two_in_a_row_end_the_run(
     run.wait_for_step(6)
     resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     assert run.wait() == 2
-    assert (
-        run.printed.splitlines()[-1].startswith("error:")
-        and "make room" in run.printed.splitlines()[-1]
-    )
+    assert run.printed.splitlines()[-1].startswith("error:") and "make room" in run.printed.splitlines()[-1]
     assert newest_step(folder) == 5 and not list(folder.glob(".tmp-*"))
     assert start(folder, "--resume_from_checkpoint", "true").wait() == 0
     same(folder, whole)

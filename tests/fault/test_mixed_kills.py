@@ -25,16 +25,7 @@ EARLY, KILL, SAVE, WORKER, LAUNCHER = (
     "the launcher",
 )
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
-COMMON = (
-    "--max_steps",
-    60,
-    "--save_steps",
-    4,
-    "--logging_steps",
-    1,
-    "--per_device_train_batch_size",
-    4,
-)
+COMMON = ("--max_steps", 60, "--save_steps", 4, "--logging_steps", 1, "--per_device_train_batch_size", 4)
 SCENES = ("--dataset", "scenes?size=64&count=40", "--eval_dataset", "none")
 KINDS = {
     "mae": (EARLY, KILL, SAVE, "SIGTERM", "SIGUSR1", LAUNCHER, WORKER),
@@ -57,20 +48,10 @@ def command(config, talk, tmp_path):
         if name in ("mae", "siglip"):
             return (f"pretrain/{name}.py", *SCENES, *COMMON, *workers(name), "--output_dir", folder)
         if name == "dinov2":
-            return (
-                "pretrain/dinov2.py",
-                "--config",
-                config,
-                "--save_steps",
-                4,
-                "--output_dir",
-                folder,
-            )
+            return ("pretrain/dinov2.py", "--config", config, "--save_steps", 4, "--output_dir", folder)
         more = ["--max_steps", 40, "--save_steps", 4, *workers(name)]
         if "ZeRO" in name:
-            (tmp_path / "zero.json").write_text(
-                json.dumps({"zero_optimization": {"stage": int(name[-1])}})
-            )
+            (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": int(name[-1])}}))
             more += ["--deepspeed", tmp_path / "zero.json"]
         script, *options = talk.arguments(folder, *more)
         return ("recipes/sva_align.py" if name == "align" else script, *options)
@@ -88,9 +69,9 @@ def losses(folder: Path) -> list[tuple]:
 
 
 def partial_ones(folder: Path) -> list[Path]:
-    return [
-        path for path in folder.glob("checkpoint-*") if verify_checkpoint(path) is not None
-    ] + list(folder.glob(".tmp-*"))
+    return [path for path in folder.glob("checkpoint-*") if verify_checkpoint(path) is not None] + list(
+        folder.glob(".tmp-*")
+    )
 
 
 def hurt(run, kind, last_step, generator) -> None:
@@ -103,10 +84,7 @@ def hurt(run, kind, last_step, generator) -> None:
     if kind == SAVE:
         whole = set(list_checkpoints(run.folder))
         run.wait_until(
-            lambda: (
-                set(run.folder.glob("checkpoint-*")) - whole
-                or list(run.folder.glob(f".tmp-*-{run.pid}"))
-            )
+            lambda: set(run.folder.glob("checkpoint-*")) - whole or list(run.folder.glob(f".tmp-*-{run.pid}"))
         )
     assert run.poll() is None
     if kind.startswith("SIG"):
@@ -119,9 +97,7 @@ def hurt(run, kind, last_step, generator) -> None:
         os.kill(run.pid, signal.SIGKILL)
         deadline = time.monotonic() + 20
         while run.poll() is None or run.processes():
-            assert time.monotonic() < deadline, (
-                "something is alive 20 s after kill -9 of its launcher"
-            )
+            assert time.monotonic() < deadline, "something is alive 20 s after kill -9 of its launcher"
             time.sleep(0.02)
     else:
         run.kill()
@@ -135,9 +111,7 @@ def test_mixed_kills_leave_the_run_bit_for_bit_as_it_was(runs, command, last_ste
     for kind in KINDS[name]:
         if kind == LAUNCHER:
             run = runs.launch(
-                ACCELERATE,
-                *again,
-                environment={"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+                ACCELERATE, *again, environment={"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
             )
         else:
             run = runs.start(*again)
@@ -170,9 +144,7 @@ def test_mixed_kills_of_an_evaluation_change_no_answer(runs, talk, tmp_path):
     for count in ANSWERS_BEFORE_A_KILL:
         run = runs.start(*arguments, "--output_dir", folder, *AUTO)
         run.wait_until(
-            lambda count=count: (
-                (folder / "unfinished.json").exists() and kept_answers(folder) >= count
-            )
+            lambda count=count: (folder / "unfinished.json").exists() and kept_answers(folder) >= count
         )
         run.kill()
         assert not (folder / "results.json").exists()
@@ -180,15 +152,11 @@ def test_mixed_kills_of_an_evaluation_change_no_answer(runs, talk, tmp_path):
     assert results(folder) == results(whole)
     assert (folder / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
     assert not (folder / "partial").exists() and not (folder / "unfinished.json").exists()
-    print(
-        f"evaluate_vlm: {len(ANSWERS_BEFORE_A_KILL)} kills, 0 answers differ, nothing partial is left"
-    )
+    print(f"evaluate_vlm: {len(ANSWERS_BEFORE_A_KILL)} kills, 0 answers differ, nothing partial is left")
 
 
 def kept_answers(folder: Path) -> int:
-    return sum(
-        len(path.read_text().splitlines()) for path in folder.glob("partial/answers-*.jsonl")
-    )
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("partial/answers-*.jsonl"))
 
 
 def results(folder: Path) -> dict:

@@ -17,14 +17,7 @@ ROOT = Path(__file__).parents[2]
 SFT = "recipes/sva_sft.py"
 ZERO2 = ("--deepspeed", ROOT / "recipes" / "zero" / "zero2.json")
 # several processes of accelerate's are torchrun's
-ACCELERATE = [
-    sys.executable,
-    "-m",
-    "accelerate.commands.launch",
-    "--multi_gpu",
-    "--num_processes",
-    "2",
-]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +71,7 @@ def test_all_of_a_job_ends_in_the_words_of_the_process_that_met_it(runs, talk, t
     print(f"{name}: all of the job gone {time.monotonic() - began:.1f} s after the line")
     lines = [line for line in run.printed.replace("\r", "\n").splitlines() if line.strip()]
     assert lines[-1].startswith("error: ") and "absent.png cannot be read" in lines[-1]
-    assert not any(
-        words in run.printed for words in ("Connection closed by peer", "Exception raised from")
-    )
+    assert not any(words in run.printed for words in ("Connection closed by peer", "Exception raised from"))
 
 
 def test_a_disk_that_is_full_for_one_process(runs, talk, tmp_path):

@@ -186,14 +186,7 @@ def test_nothing_is_shown_before_it_is_on_the_disk_and_nothing_old_goes_before(
     folder = tmp_path / "run"
     ways = {
         "dinov2": lambda: start(
-            folder,
-            *STEPS,
-            "--warmup_steps",
-            0,
-            "--save_total_limit",
-            1,
-            "--dataloader_num_workers",
-            0,
+            folder, *STEPS, "--warmup_steps", 0, "--save_total_limit", 1, "--dataloader_num_workers", 0
         ),
         "siglip": lambda: runs.start("pretrain/siglip.py", *SMALL, *STEPS, "--output_dir", folder),
         "sft": lambda: talk(folder, *STEPS),
@@ -203,22 +196,15 @@ def test_nothing_is_shown_before_it_is_on_the_disk_and_nothing_old_goes_before(
     began, disk = time.monotonic(), Disk(folder)
     for call in trace(ways[trainer]):
         disk.play(call)
-    assert [name for name in disk.shown if name.startswith("checkpoint-")] == [
-        "checkpoint-1",
-        "checkpoint-2",
-    ]
+    assert [name for name in disk.shown if name.startswith("checkpoint-")] == ["checkpoint-1", "checkpoint-2"]
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"]
     (end, *before) = reversed(disk.shown)
     assert end == "finished.json" and disk.unsynced == set()
     weights = [
-        name
-        for name in before
-        if not name.startswith("checkpoint-") and name.endswith(".safetensors")
+        name for name in before if not name.startswith("checkpoint-") and name.endswith(".safetensors")
     ]
     assert "model.safetensors" in weights
-    if (
-        trainer != "dinov2"
-    ):  # which draws its figures and writes its card behind the weights, at every save
+    if trainer != "dinov2":  # which draws its figures and writes its card behind the weights, at every save
         assert before[: len(weights)] == weights, "of what is published the weights are last"
     assert list(folder.glob("global_step*")) == [] and (
         trainer != "zero2" or list((folder / "checkpoint-2").glob("global_step*"))

@@ -60,9 +60,7 @@ def safetensors_bytes(header: object, body: bytes = b"", length: int | None = No
 LYING_HEADERS = {
     "longer than allowed": safetensors_bytes({}, length=10**8 + 1),
     "longer than the file": safetensors_bytes({}, length=2**40),
-    "past the end": safetensors_bytes(
-        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
-    ),
+    "past the end": safetensors_bytes({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}),
     "overlapping": safetensors_bytes(
         {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, b"\0" * 4
     ),
@@ -73,12 +71,9 @@ LYING_HEADERS = {
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["model.safetensors", "heads.safetensors", "student.safetensors", "optimizer.safetensors"],
+    "name", ["model.safetensors", "heads.safetensors", "student.safetensors", "optimizer.safetensors"]
 )
-def test_a_checkpoint_with_a_payload_and_a_true_manifest_is_refused(
-    start, whole, marker, tmp_path, name
-):
+def test_a_checkpoint_with_a_payload_and_a_true_manifest_is_refused(start, whole, marker, tmp_path, name):
     """Somebody else's checkpoint: the hashes are right, the content is not."""
     for form, data in (pickles(marker) | LYING_HEADERS).items():
         folder = tmp_path / form.replace(" ", "_")
@@ -87,17 +82,15 @@ def test_a_checkpoint_with_a_payload_and_a_true_manifest_is_refused(
         def write(target, data=data, source=source):
             for path in source.iterdir():
                 if path.name != "MANIFEST.json":
-                    (target / path.name).write_bytes(
-                        data if path.name == name else path.read_bytes()
-                    )
+                    (target / path.name).write_bytes(data if path.name == name else path.read_bytes())
 
         folder.mkdir()
         write_checkpoint(folder, 60, write, 1)
         run = start(folder, "--resume_from_checkpoint", "true")
         assert run.wait(30) == 2, f"{form}: {run.printed}"
-        assert (
-            run.printed.splitlines()[-1].startswith("error: ") and "Traceback" not in run.printed
-        ), run.printed
+        assert run.printed.splitlines()[-1].startswith("error: ") and "Traceback" not in run.printed, (
+            run.printed
+        )
 
 
 def test_other_pickles_in_a_checkpoint_are_never_read(start, whole, marker, tmp_path):
@@ -117,9 +110,7 @@ def test_other_pickles_in_a_checkpoint_are_never_read(start, whole, marker, tmp_
             if path.name != "MANIFEST.json":
                 (target / path.name).write_bytes(path.read_bytes())
         for name in names:
-            (target / name).write_bytes(
-                pickles(marker)["pickle" if name.endswith("pkl") else "zip"]
-            )
+            (target / name).write_bytes(pickles(marker)["pickle" if name.endswith("pkl") else "zip"])
 
     folder.mkdir()
     write_checkpoint(folder, 60, write, 1)
@@ -160,18 +151,13 @@ def test_payloads_among_the_images_are_named(start, marker, tmp_path):
     )
     run = start(tmp_path / "folder_run", "--dataset", images, *options)
     assert run.wait() == 0, run.printed
-    assert {"payload.npy", "plain.npy"} == {
-        line["id"] for line in bad_samples(tmp_path / "folder_run")
-    }
+    assert {"payload.npy", "plain.npy"} == {line["id"] for line in bad_samples(tmp_path / "folder_run")}
 
     with tarfile.open(tars / "shard-0.tar", "w") as archive:
         for index in range(40):
             add(archive, f"{index:02d}.png", png(index))
         add(archive, "../../escaped.png", png(0))
-        (
-            add(archive, "90.pkl", pickles(marker)["pickle"]),
-            add(archive, "91.pth", pickles(marker)["zip"]),
-        )
+        (add(archive, "90.pkl", pickles(marker)["pickle"]), add(archive, "91.pth", pickles(marker)["zip"]))
         add(archive, "92.png", pickles(marker)["pickle"])
         link = tarfile.TarInfo("93.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -206,12 +192,7 @@ def test_code_beside_an_encoder_is_not_run(whole, marker, tmp_path):
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(marker)!r}, 'w')\n")
-    command = [
-        sys.executable,
-        str(ROOT / "recipes" / "evaluate_encoder.py"),
-        "--encoder",
-        str(folder),
-    ]
+    command = [sys.executable, str(ROOT / "recipes" / "evaluate_encoder.py"), "--encoder", str(folder)]
     options = [
         "--dataset",
         "scenes?size=32&count=50",
@@ -219,16 +200,9 @@ def test_code_beside_an_encoder_is_not_run(whole, marker, tmp_path):
         "scenes?size=32&count=50&split=held_out",
     ]
     result = subprocess.run(
-        [*command, *options],
-        input="y\n" * 9,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        [*command, *options], input="y\n" * 9, capture_output=True, text=True, timeout=120, check=False
     )
-    assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("error: "), (
-        result.stderr
-    )
+    assert result.returncode == 2 and result.stderr.splitlines()[-1].startswith("error: "), result.stderr
     assert str(folder) in result.stderr
 
 

@@ -35,9 +35,7 @@ def test_sigterm_to_the_launcher_saves_and_leaves_nobody(
     if name == "deepspeed" and not Path(LAUNCHERS[name][0]).exists():
         pytest.skip("deepspeed is not installed; pip install -e '.[recipes]'")
     folder = tmp_path / "run"
-    run = launch(
-        [*runs.deepspeed(1), "--no_local_rank"] if name == "deepspeed" else LAUNCHERS[name], folder
-    )
+    run = launch([*runs.deepspeed(1), "--no_local_rank"] if name == "deepspeed" else LAUNCHERS[name], folder)
     run.wait_for_step(7)
     os.kill(run.pid, signal.SIGTERM)
     told = time.monotonic()
@@ -73,9 +71,7 @@ def test_sigusr1_to_the_launcher_saves_and_leaves_nobody(launch, last_step, tmp_
     assert (folder / f"checkpoint-{last_step(folder)}").is_dir()
 
 
-def test_a_signal_to_the_whole_session_finds_the_data_workers_alive(
-    start, whole, same, last_step, tmp_path
-):
+def test_a_signal_to_the_whole_session_finds_the_data_workers_alive(start, whole, same, last_step, tmp_path):
     """A scheduler, or Ctrl-C, signals the workers too; the step in progress still gets its batch.
     The shell's status is told."""
     folder = tmp_path / "run"
@@ -95,7 +91,9 @@ def test_ctrl_c_under_a_launcher_ends_in_the_runs_own_words(launch, last_step, t
     run.wait_for_step(4)
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(60) != 0 and gone(run)
-    words = f"told to stop: step {last_step(tmp_path / 'run')} of 60 is saved; --output_dir {tmp_path / 'run'}"
+    words = (
+        f"told to stop: step {last_step(tmp_path / 'run')} of 60 is saved; --output_dir {tmp_path / 'run'}"
+    )
     assert [line for line in run.printed.splitlines() if line.strip()][-1].startswith(words)
 
 
@@ -125,9 +123,7 @@ def test_kill_9_takes_the_data_workers_along(start, tmp_path):
     assert gone(run)
 
 
-def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(
-    runs, launch, start_two, same, last_step, tmp_path
-):
+def test_two_ranks_stop_at_one_step_and_go_on_bit_for_bit(runs, launch, start_two, same, last_step, tmp_path):
     """SIGTERM to torchrun, to one rank alone, and kill -9 of a rank; against a run of two ranks
     that nothing happened to."""
     whole, folder = tmp_path / "whole", tmp_path / "run"

@@ -46,8 +46,7 @@ def reference_layer(p, query, context, windows, masks, num_heads):
                 for out, letter in ((keys, "k"), (values, "v")):
                     name = f"cross_attn.{letter}_proj_{i}"
                     out.append(
-                        p[f"{name}.1.weight"]
-                        @ layer_norm(x, p[f"{name}.0.weight"], p[f"{name}.0.bias"])
+                        p[f"{name}.1.weight"] @ layer_norm(x, p[f"{name}.0.weight"], p[f"{name}.0.bias"])
                     )
     d = len(q) // num_heads
     attended = np.zeros(len(q))
@@ -56,9 +55,7 @@ def reference_layer(p, query, context, windows, masks, num_heads):
         scores = np.array([q[part] @ key[part] / math.sqrt(d) for key in keys])
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
-        attended[part] = sum(
-            weight * value[part] for weight, value in zip(weights, values, strict=True)
-        )
+        attended[part] = sum(weight * value[part] for weight, value in zip(weights, values, strict=True))
     h = layer_norm(h + p["cross_attn.o_proj.weight"] @ attended, p["norm.weight"], p["norm.bias"])
     return query + p["proj_out.linear_2.weight"] @ gelu(p["proj_out.linear_1.weight"] @ h)
 
@@ -109,10 +106,7 @@ def reference_aggregator(p, maps, valid, grid, group_grids, depth, num_heads):
         groups.append(tokens.reshape(grid * grid, -1))
     joined = np.concatenate(groups, axis=1)
     hidden = np.stack(
-        [
-            gelu(p["model.mm_projector.0.weight"] @ row + p["model.mm_projector.0.bias"])
-            for row in joined
-        ]
+        [gelu(p["model.mm_projector.0.weight"] @ row + p["model.mm_projector.0.bias"]) for row in joined]
     )
     return hidden @ p["model.mm_projector.2.weight"].T + p["model.mm_projector.2.bias"]
 
@@ -185,15 +179,11 @@ def shaken():
 def fused():
     """`fused(connector, encoders, ...)`: a tiny fused vision model and its image processor."""
 
-    def build(
-        connector="sva", encoders=("tiny:dinov2", "tiny:timm_siglip"), hidden_size=64, **options
-    ):
+    def build(connector="sva", encoders=("tiny:dinov2", "tiny:timm_siglip"), hidden_size=64, **options):
         if connector == "sva":
             options.setdefault("connector_options", SMALL)
         options = {"grid": 4, "encoder_grids": [4, 8][: len(encoders)], **options}
-        return fuse_encoders(
-            list(encoders), hidden_size=hidden_size, connector=connector, **options
-        )
+        return fuse_encoders(list(encoders), hidden_size=hidden_size, connector=connector, **options)
 
     return build
 
@@ -205,9 +195,7 @@ def vlm(fused):
 
     def build(family="llama", vision=None, sizes=None, **options):
         options = {"num_sva_layers": 2, "sva_stride": 2, **options}
-        return assemble_vlm(
-            (vision or fused())[0], *tiny_language_model(family, **(sizes or {})), **options
-        )
+        return assemble_vlm((vision or fused())[0], *tiny_language_model(family, **(sizes or {})), **options)
 
     return build
 
@@ -217,9 +205,7 @@ def pictures():
     """Noise of five shapes, the last of one pixel."""
     generator = np.random.default_rng(0)
     shapes = [(60, 80), (90, 30), (64, 64), (20, 64), (1, 1)]
-    return [
-        Image.fromarray(generator.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes
-    ]
+    return [Image.fromarray(generator.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
 
 
 LLAVA_TEMPLATE = """\
@@ -253,13 +239,9 @@ def build_tiny_llava():
     )
     torch.manual_seed(0)
     config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>")
     )
-    image_processor = CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    )
+    image_processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = LlavaProcessor(
         image_processor,
         tokenizer,

@@ -7,12 +7,7 @@ from fusion.chat_templates import CHAT_TEMPLATES, chat_template_for, named_templ
 from fusion.tiny import tiny_tokenizer
 from vision_core.errors import UserError
 
-TALK = [
-    ("user", "<image>\nWhat is it?"),
-    ("assistant", "A cat."),
-    ("user", "Sure?"),
-    ("assistant", "Yes."),
-]
+TALK = [("user", "<image>\nWhat is it?"), ("assistant", "A cat."), ("user", "Sure?"), ("assistant", "Yes.")]
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -58,9 +53,7 @@ def test_published_prompts(turns, system):
         + "<|im_start|>assistant\n" * asked
     )
     assert rendered("cambrian_chatml", given, asked).endswith("<|im_end|>" + chatml)
-    phi = (
-        "".join(f"\n<|{role}|>\n{said}<|end|>" for role, said in talk) + "\n<|assistant|>\n" * asked
-    )
+    phi = "".join(f"\n<|{role}|>\n{said}<|end|>" for role, said in talk) + "\n<|assistant|>\n" * asked
     assert (
         rendered("cambrian_phi3", given, asked)
         == f"<|system|>\n{system or 'You are a helpful AI assistant.'}<|end|>{phi}"
@@ -76,10 +69,7 @@ def test_cambrians_own_words():
         "trained by NYU Vision X. \n    As a multimodal AI" in broken
         and "open-ended questions. <|eot_id|>" in broken
     )
-    assert (
-        "trained by NYU Vision X. As a multimodal AI" in flat
-        and "open-ended questions.<|im_end|>" in flat
-    )
+    assert "trained by NYU Vision X. As a multimodal AI" in flat and "open-ended questions.<|im_end|>" in flat
     words = [
         text.partition("You are")[2].partition("<|e" if text is broken else "<|im_end")[0].split()
         for text in (broken, flat)

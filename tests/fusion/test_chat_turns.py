@@ -36,10 +36,7 @@ def assembled(template, tokens):
 
 def test_generation_stops_where_training_ends_answers(tmp_path):
     model, processor = assembled(CHATML, ["<|im_start|>", "<|im_end|>"])
-    end, eos = (
-        processor.tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        processor.tokenizer.eos_token_id,
-    )
+    end, eos = (processor.tokenizer.convert_tokens_to_ids("<|im_end|>"), processor.tokenizer.eos_token_id)
     assert stop_token_ids(processor) == [end] and model.generation_config.eos_token_id == [eos, end]
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -75,9 +72,7 @@ def test_stops_are_added_to_those_there_are():
         config.eos_token_id = known
         add_stops(config, processor)
         assert config.eos_token_id == after
-    assert (
-        processor.decode([end], skip_special_tokens=True) == ""
-    )  # though it was added as an ordinary token
+    assert processor.decode([end], skip_special_tokens=True) == ""  # though it was added as an ordinary token
 
 
 def test_a_template_that_wants_a_system_turn():
@@ -93,12 +88,8 @@ def test_a_template_that_wants_a_system_turn():
 
 
 def test_a_template_under_which_nothing_can_be_learnt_is_said():
-    with pytest.warns(
-        UserWarning, match="no answer can be learnt under this chat template: .* drops"
-    ):
-        assembled(
-            "{%- for message in messages -%}{{ message['content'] | upper }}{%- endfor -%}", []
-        )
+    with pytest.warns(UserWarning, match="no answer can be learnt under this chat template: .* drops"):
+        assembled("{%- for message in messages -%}{{ message['content'] | upper }}{%- endfor -%}", [])
 
 
 def test_an_answer_with_the_end_in_it_is_refused():
@@ -106,8 +97,7 @@ def test_an_answer_with_the_end_in_it_is_refused():
     for text in ("a<|im_end|>\n<|im_start|>user\nb", "<s>old</s> new", "see <image>"):
         turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
         with pytest.raises(
-            ChatTemplateError,
-            match="turn 2 contains .* a token of its own; write it in other words",
+            ChatTemplateError, match="turn 2 contains .* a token of its own; write it in other words"
         ):
             render_chat(processor, turns)
 
@@ -126,8 +116,7 @@ def test_a_saved_llama_tokenizer_reads_as_before(tmp_path):
     processor.save_pretrained(tmp_path)
     text = "<s>a b</s>a"
     assert (
-        AutoProcessor.from_pretrained(tmp_path)(text=text)["input_ids"]
-        == processor(text=text)["input_ids"]
+        AutoProcessor.from_pretrained(tmp_path)(text=text)["input_ids"] == processor(text=text)["input_ids"]
     )
 
 
@@ -138,8 +127,7 @@ def test_tokenizers_that_cannot_serve_are_refused():
     model, _ = tiny_language_model("llama")
     vision, _ = fuse_encoders(["tiny:dinov2"], hidden_size=64, connector="mlp", grid=8)
     with pytest.raises(
-        UserError,
-        match="ByT5Tokenizer does not tell where .* use a tokenizer with a tokenizer.json",
+        UserError, match="ByT5Tokenizer does not tell where .* use a tokenizer with a tokenizer.json"
     ):
         assemble_vlm(vision, model, ByT5Tokenizer())
 

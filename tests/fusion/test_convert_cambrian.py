@@ -24,10 +24,7 @@ def layer(prefix, query_width, windowed):
     """Published tensors of a sampler layer, as the specs list them."""
     shapes = {"proj_context.weight": (WIDTH, WIDTH), "proj_in.weight": (WIDTH, query_width + WIDTH)}
     shapes |= {"norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
-    shapes |= {
-        "proj_out.linear_1.weight": (WIDTH, WIDTH),
-        "proj_out.linear_2.weight": (query_width, WIDTH),
-    }
+    shapes |= {"proj_out.linear_1.weight": (WIDTH, WIDTH), "proj_out.linear_2.weight": (query_width, WIDTH)}
     for part in ("q_proj", "k_proj_0", "v_proj_0", "k_proj_1", "v_proj_1"):
         shapes |= {
             f"cross_attn.{part}.0.weight": (WIDTH,),
@@ -52,23 +49,15 @@ def published(tmp_path):
     }
     shapes |= {f"model.mm_projector_aux_{i}.{j}.bias": (WIDTH,) for i in (0, 1) for j in (0, 2, 3)}
     shapes |= {f"model.mm_projector_aux_{i}.3.weight": (WIDTH,) for i in (0, 1)}
-    shapes |= {
-        "model.mm_projector.0.weight": (HIDDEN, WIDTH),
-        "model.mm_projector.0.bias": (HIDDEN,),
-    }
-    shapes |= {
-        "model.mm_projector.2.weight": (HIDDEN, HIDDEN),
-        "model.mm_projector.2.bias": (HIDDEN,),
-    }
+    shapes |= {"model.mm_projector.0.weight": (HIDDEN, WIDTH), "model.mm_projector.0.bias": (HIDDEN,)}
+    shapes |= {"model.mm_projector.2.weight": (HIDDEN, HIDDEN), "model.mm_projector.2.bias": (HIDDEN,)}
     shapes |= {"model.vision_query": (1, WIDTH), "model.image_newline": (HIDDEN,)}
     for depth in range(3):
         shapes |= layer(f"model.vision_sampler_0.layers.{depth}", WIDTH, {1: 2})
     for index in range(2):
         shapes |= layer(f"model.vision_sampler_layers.{index}.layers.0", HIDDEN, {1: 2})
     generator = torch.Generator().manual_seed(0)
-    tensors = {
-        name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()
-    }
+    tensors = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     tensors |= {name: tensor.contiguous() for name, tensor in language_model.state_dict().items()}
     folder = tmp_path / "cambrian"
     folder.mkdir()
@@ -95,13 +84,9 @@ def test_every_tensor_finds_its_place(published, references, pictures):
     state = model.state_dict()
     grids = (GRID, (GRID,), (4, 8))
     for name, tensor in tensors.items():
-        is_language = name.startswith(
-            ("model.embed_tokens", "model.layers", "model.norm", "lm_head")
-        )
+        is_language = name.startswith(("model.embed_tokens", "model.layers", "model.norm", "lm_head"))
         ours = state[f"language_model.{name}" if is_language else new_name(name, *grids)]
-        assert torch.equal(ours[: len(tensor)], tensor), (
-            name
-        )  # the embeddings have a row more, for <image>
+        assert torch.equal(ours[: len(tensor)], tensor), name  # the embeddings have a row more, for <image>
     assert model.config.sva_layers == [0, 3]
     assert model.config.vision_config.mask_rule == "published"
     # what the tensors mean: the connector on a square image against the published formula
@@ -119,9 +104,7 @@ def test_every_tensor_finds_its_place(published, references, pictures):
         )
     ]
     valid = [torch.ones(side, side).numpy() for side in (4, 8)]
-    expected = torch.from_numpy(
-        references[1](weights, maps, valid, GRID, (GRID,), depth=3, num_heads=16)
-    )
+    expected = torch.from_numpy(references[1](weights, maps, valid, GRID, (GRID,), depth=3, num_heads=16))
     image = model.vision_model.encode(**inputs)[0]
     tokens = image.tokens[image.cells].double()
     assert (tokens - expected).norm() / expected.norm() < 1e-5

@@ -14,9 +14,7 @@ DATA = ROOT.parent / "shared" / "data"
 @pytest.mark.skipif(not DATA.exists(), reason="the photographs of ../shared/data are not here")
 def test_the_page_runs(runs, tmp_path):
     blocks = re.findall(
-        r"```(bash|python)\n(.*?)```",
-        (ROOT / "docs" / "fusion.md").read_text(encoding="utf-8"),
-        re.DOTALL,
+        r"```(bash|python)\n(.*?)```", (ROOT / "docs" / "fusion.md").read_text(encoding="utf-8"), re.DOTALL
     )
     commands = [shlex.split(code.replace("\\\n", " ")) for kind, code in blocks if kind == "bash"]
     for python, option, what, *arguments in commands:

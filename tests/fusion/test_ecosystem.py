@@ -90,10 +90,7 @@ def test_assisted_generation_is_greedy(model_and_processor, pictures):
 
 def chat(picture, text):
     return [
-        {
-            "role": "user",
-            "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}],
-        }
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}
     ]
 
 
@@ -105,9 +102,7 @@ def test_pipeline_in_batches(model_and_processor, pictures):
     options = {"return_full_text": False, "generate_kwargs": GREEDY}
     together = generator(text=messages, batch_size=3, **options)
     alone = [generator(text=each, **options) for each in messages]
-    assert [each[0]["generated_text"] for each in together] == [
-        each[0]["generated_text"] for each in alone
-    ]
+    assert [each[0]["generated_text"] for each in together] == [each[0]["generated_text"] for each in alone]
     texts = [f"<image> {text}" for text in asked]
     plain = generator(images=pictures[:3], text=texts, **options)
     inputs = processor(text=texts, images=pictures[:3], return_tensors="pt", padding=True)
@@ -147,14 +142,10 @@ def test_weights_on_disk(fused, vlm, pictures, tmp_path, device_map, connector):
     """timm's and open_clip's encoders, the aggregator's layers and the resampler's compute with
     weights of modules that they do not call."""
     encoders = (
-        ("tiny:dinov2", "tiny:timm_siglip")
-        if connector == "sva"
-        else ("tiny:siglip", "tiny:open_clip_vit")
+        ("tiny:dinov2", "tiny:timm_siglip") if connector == "sva" else ("tiny:siglip", "tiny:open_clip_vit")
     )
     options = (
-        {}
-        if connector == "sva"
-        else {"connector_options": {"width": 16, "num_heads": 4, "num_queries": 5}}
+        {} if connector == "sva" else {"connector_options": {"width": 16, "num_heads": 4, "num_queries": 5}}
     )
     layers = {} if connector == "sva" else {"num_sva_layers": 0}
     model, processor = vlm(vision=fused(connector, encoders=encoders, **options), **layers)
@@ -167,9 +158,7 @@ def test_weights_on_disk(fused, vlm, pictures, tmp_path, device_map, connector):
     }
     placed = loaded_on(tmp_path / "model", known, tmp_path / "aside")
     with torch.no_grad():
-        torch.testing.assert_close(
-            placed(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(placed(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
     assert torch.equal(placed.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
 
 
@@ -189,9 +178,7 @@ def test_automatic_device_map(model_and_processor, pictures, tmp_path):
     assert not split
     inputs = several_images(processor, pictures)
     with torch.no_grad():
-        torch.testing.assert_close(
-            placed(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(placed(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
     assert torch.equal(placed.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
 
 
@@ -242,9 +229,7 @@ def test_an_assistant_that_talks_of_images(talks_of_images, pictures):
     inputs = one_image(processor, pictures)
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     alone = model.generate(**inputs, **options)
-    assert torch.equal(
-        model.generate(**inputs, **options, assistant_model=model.language_model), alone
-    )
+    assert torch.equal(model.generate(**inputs, **options, assistant_model=model.language_model), alone)
     with pytest.raises(
         UserError, match="a fused model cannot be one; pass assistant_model=its.language_model"
     ):
@@ -260,9 +245,7 @@ def test_a_stray_image_token_behind_a_prompt_is_a_token_like_any_other(fused_vlm
         cache = model(**inputs, use_cache=True).past_key_values
         logits = model(input_ids=stray, past_key_values=cache, attention_mask=mask).logits
     assert torch.isfinite(logits).all()
-    without = {
-        name: value for name, value in inputs.items() if name not in ("pixel_values", "image_sizes")
-    }
+    without = {name: value for name, value in inputs.items() if name not in ("pixel_values", "image_sizes")}
     with pytest.raises(UserError, match="places for image tokens and 0 images"):
         model.generate(**without, **GREEDY)
 
@@ -289,9 +272,7 @@ def test_rows_of_images_are_cut_like_tensors(fused_vlm):
         image, number = windows[cell]
         for ours, theirs in zip(part.windows.tokens, image.windows.tokens, strict=True):
             assert torch.equal(ours[place], theirs[number])
-        assert torch.equal(
-            part.windows.context[part.windows.image[place]], image.windows.context[0]
-        )
+        assert torch.equal(part.windows.context[part.windows.image[place]], image.windows.context[0])
 
 
 def test_layers_are_found_with_and_without_the_head(fused_vlm):
@@ -301,9 +282,7 @@ def test_layers_are_found_with_and_without_the_head(fused_vlm):
 
 def test_a_fused_model_is_no_language_model_of_another(fused, fused_vlm):
     model, processor = fused_vlm
-    with pytest.raises(
-        UserError, match="is a fused vision-language model itself; name a language model"
-    ):
+    with pytest.raises(UserError, match="is a fused vision-language model itself; name a language model"):
         assemble_vlm(fused()[0], model, processor.tokenizer)
 
 
@@ -313,22 +292,13 @@ def test_distributed_data_parallel_on_a_loaded_model(runs, vlm, tiny_llava, tmp_
     for name, (model, processor) in {"fused": vlm(), "llava": tiny_llava()}.items():
         model.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)
-    wanted = [
-        f"plain:{tmp_path / 'fused'}",
-        f"text:{tmp_path / 'fused'}",
-        f"text:{tmp_path / 'llava'}",
-    ]
+    wanted = [f"plain:{tmp_path / 'fused'}", f"text:{tmp_path / 'fused'}", f"text:{tmp_path / 'llava'}"]
     torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
     worker = Path(__file__).with_name("two_process_worker.py")
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     runs.finish(
         runs.launch(
-            torchrun,
-            worker,
-            tmp_path / "result.json",
-            *wanted,
-            environment=environment,
-            folder=tmp_path,
+            torchrun, worker, tmp_path / "result.json", *wanted, environment=environment, folder=tmp_path
         )
     )
     results = json.loads((tmp_path / "result.json").read_text())

@@ -27,19 +27,13 @@ SMALL = ("--connector_width", 16, "--connector_heads", 4, "--connector_depth", 1
 def test_without_arguments_it_fuses_tiny_encoders(runs, tmp_path):
     """By the command as users type it."""
     run = runs.launch(
-        [sys.executable, "-m"],
-        "fusion.fuse",
-        *SMALL,
-        environment={"PYTHONPATH": str(ROOT)},
-        folder=tmp_path,
+        [sys.executable, "-m"], "fusion.fuse", *SMALL, environment={"PYTHONPATH": str(ROOT)}, folder=tmp_path
     )
     printed = runs.finish(run)
     assert "tiny:siglip: 64 x 64 pixels -> 8 x 8, 1 x 1 under each token" in printed
     assert "sva: 72 tokens of 1024 for a square image" in printed
     assert AutoModel.from_pretrained(tmp_path / "outputs" / "fused-1").config.connector == "sva"
-    assert "outputs/fused-1" in runs.error(
-        FUSE, "--output_dir", "outputs/fused-1", *SMALL, folder=tmp_path
-    )
+    assert "outputs/fused-1" in runs.error(FUSE, "--output_dir", "outputs/fused-1", *SMALL, folder=tmp_path)
 
 
 def test_two_folders_and_a_language_model_become_one_and_its_card_works(runs, tmp_path, pictures):
@@ -67,17 +61,13 @@ def test_two_folders_and_a_language_model_become_one_and_its_card_works(runs, tm
     for folder, options in (("vision", two), ("vlm", stubbed)):
         runs.finish(runs.start(FUSE, *options, "--output_dir", folder, *SMALL, folder=tmp_path))
         card = (tmp_path / folder / "README.md").read_text()
-        snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace(
-            "path/to/this/folder", folder
-        )
+        snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("path/to/this/folder", folder)
         runs.finish(runs.start_plain(snippet, project=True, folder=tmp_path))
         assert f"--output_dir {folder}" in card
 
 
 @pytest.mark.parametrize("kind", ["vision", "vlm"])
-def test_with_the_stub_a_process_that_imports_only_transformers_loads_it(
-    runs, tmp_path, fused, vlm, kind
-):
+def test_with_the_stub_a_process_that_imports_only_transformers_loads_it(runs, tmp_path, fused, vlm, kind):
     model, processor = fused() if kind == "vision" else vlm()
     save_fused(tmp_path / "model", model, processor, command="a command", stub=True)
     auto = {
@@ -122,10 +112,7 @@ def test_without_the_stub_the_folder_has_no_code(tmp_path, vlm):
         (("--encoders", "tiny:dinov2?grid=x"), "grid=x cannot be read"),
         (("--encoders", "nowhere"), "'nowhere' is no folder and names no encoder"),
         (("--num_sva_layers", 2), "--num_sva_layers goes with --language_model"),
-        (
-            ("--language_model", "tiny:nothing"),
-            "tiny:nothing does not exist; the families are llama",
-        ),
+        (("--language_model", "tiny:nothing"), "tiny:nothing does not exist; the families are llama"),
         (("--language_model", "nowhere"), "the language model nowhere cannot be loaded"),
     ],
 )
@@ -145,18 +132,14 @@ def test_attention_shares_sum_to_one_and_make_a_picture(vlm, fused, pictures):
     vision, image_processor = fused()
     assert attention_shares(vision, **image_processor(pictures)).shape[1] == 2
     with pytest.raises(UserError, match="connector sva"):
-        attention_shares(
-            fused("channel_concat", encoder_grids=[4, 4])[0], **image_processor(pictures)
-        )
+        attention_shares(fused("channel_concat", encoder_grids=[4, 4])[0], **image_processor(pictures))
 
 
 def test_the_picture_of_shares_shows_an_image_upright(fused, tmp_path):
     """As the encoders saw it, so that a share stands at its place."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = Image.fromarray(
-        np.arange(64, dtype=np.uint8).repeat(3).reshape(1, 64, 3).repeat(32, axis=0) * 4
-    )
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).repeat(3).reshape(1, 64, 3).repeat(32, axis=0) * 4)
     image.save(tmp_path / "turned.png", exif=exif)
     image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
     model, image_processor = fused()
@@ -177,7 +160,5 @@ def test_shares_follow_the_attention(fused, pictures):
         layer.attention.k_norms[1].weight.data.zero_()
     even = attention_shares(model, **batch)
     inside = torch.full((len(even),), 1 / 5)  # one key of the first encoder, four of the second
-    assert (
-        even[:, 0] >= inside - 1e-5
-    ).all()  # more where windows of the second are partly padding
+    assert (even[:, 0] >= inside - 1e-5).all()  # more where windows of the second are partly padding
     assert torch.allclose(even.amin(0)[0], torch.tensor(0.2), atol=1e-5)

@@ -34,9 +34,7 @@ TRANSFORMS = [
 
 def pillow(image: Image.Image | np.ndarray, format: str, **options) -> bytes:
     stream = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(
-        stream, format, **options
-    )
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, format, **options)
     return stream.getvalue()
 
 
@@ -61,11 +59,7 @@ def turned(image: Image.Image | np.ndarray, format: str, orientation: int, **opt
 
 
 def animated(format: str, **options) -> bytes:
-    frames = [
-        COLOUR,
-        COLOUR.transpose(Image.Transpose.ROTATE_180),
-        Image.new("RGB", COLOUR.size, "red"),
-    ]
+    frames = [COLOUR, COLOUR.transpose(Image.Transpose.ROTATE_180), Image.new("RGB", COLOUR.size, "red")]
     return pillow(frames[0], format, save_all=True, append_images=frames[1:], **options)
 
 
@@ -73,9 +67,7 @@ def colour_png_16() -> bytes:
     """Pillow writes none: PNG specification, colour type 2, 16 bits, no filter."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     height, width = COLOUR_16.shape[:2]
     rows = b"".join(b"\0" + row.tobytes() for row in COLOUR_16.astype(">u2"))
@@ -121,19 +113,13 @@ FILES = {
     "tiff_palette_alpha": pillow(PALETTE.convert("PA"), "TIFF"),
     "tiff_ycbcr": pillow(COLOUR.convert("YCbCr"), "TIFF"),
     "tiff_cmyk": pillow(COLOUR.convert("CMYK"), "TIFF"),
-    "tiff_pages_of_channels": tiff(
-        VALUES.transpose(2, 0, 1), photometric="minisblack", metadata=None
-    ),
-    "tiff_imagej_channels": tiff(
-        COLOUR_16.transpose(2, 0, 1), imagej=True, metadata={"axes": "CYX"}
-    ),
+    "tiff_pages_of_channels": tiff(VALUES.transpose(2, 0, 1), photometric="minisblack", metadata=None),
+    "tiff_imagej_channels": tiff(COLOUR_16.transpose(2, 0, 1), imagej=True, metadata={"axes": "CYX"}),
     "tiff_ome_channels": tiff(
         COLOUR_16.transpose(2, 0, 1), ome=True, photometric="minisblack", metadata={"axes": "CYX"}
     ),
     "tiff_planes": tiff(VALUES.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
-    "tiff_planes_16": tiff(
-        COLOUR_16.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"
-    ),
+    "tiff_planes_16": tiff(COLOUR_16.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
     "tiff_overviews": tiff_with_overview(),
     "tiff_grey_16": tiff(GREY_16, photometric="minisblack"),
     "tiff_grey_16_big_endian": tiff(GREY_16, photometric="minisblack", byteorder=">"),
@@ -141,59 +127,32 @@ FILES = {
     "tiff_colour_16": tiff(COLOUR_16, photometric="rgb"),
     "tiff_white_is_zero": tiff(255 - GREY, photometric="miniswhite"),
     "tiff_white_is_zero_16": tiff(65535 - GREY_16, photometric="miniswhite"),
-    "tiff_white_is_zero_16_zlib": tiff(
-        65535 - GREY_16, photometric="miniswhite", compression="zlib"
-    ),
+    "tiff_white_is_zero_16_zlib": tiff(65535 - GREY_16, photometric="miniswhite", compression="zlib"),
     "tiff_imagej": tiff(GREY, imagej=True),
     "tiff_imagej_16": tiff(GREY_16, imagej=True),
     "tiff_ome": tiff(VALUES, ome=True, photometric="rgb"),
     "tiff_ome_16": tiff(GREY_16, ome=True, photometric="minisblack"),
 }
 FILES |= {f"jpeg_turned_{number}": turned(COLOUR, "JPEG", number) for number in range(1, 9)}
+FILES |= {f"png_palette_turned_{number}": turned(PALETTE, "PNG", number, transparency=3) for number in (3, 6)}
+FILES |= {f"webp_turned_{number}": turned(COLOUR, "WEBP", number, lossless=True) for number in (2, 8)}
 FILES |= {
-    f"png_palette_turned_{number}": turned(PALETTE, "PNG", number, transparency=3)
-    for number in (3, 6)
+    f"tiff_turned_{number}": turned(COLOUR, "TIFF", number, compression="tiff_lzw") for number in (5, 6)
 }
-FILES |= {
-    f"webp_turned_{number}": turned(COLOUR, "WEBP", number, lossless=True) for number in (2, 8)
-}
-FILES |= {
-    f"tiff_turned_{number}": turned(COLOUR, "TIFF", number, compression="tiff_lzw")
-    for number in (5, 6)
-}
-FILES |= {
-    "tiff_grey_16_turned": turned(GREY_16, "TIFF", 6),
-    "tiff_grey_turned": turned(GREY, "TIFF", 8),
-}
+FILES |= {"tiff_grey_16_turned": turned(GREY_16, "TIFF", 6), "tiff_grey_turned": turned(GREY, "TIFF", 8)}
 
 # what was written, where no decoder comes between it and the pixels
 ARRAYS = {
-    **dict.fromkeys(
-        ("png", "webp", "bmp", "tiff", "tiff_lzw", "tiff_ome", "webp_animated", "apng"), VALUES
-    ),
+    **dict.fromkeys(("png", "webp", "bmp", "tiff", "tiff_lzw", "tiff_ome", "webp_animated", "apng"), VALUES),
     **dict.fromkeys(("tiff_pages_of_channels", "tiff_planes", "tiff_overviews"), VALUES),
     **dict.fromkeys(("png_grey", "tiff_imagej", "tiff_white_is_zero"), GREY),
     **dict.fromkeys(
-        (
-            "png_grey_16",
-            "tiff_grey_16",
-            "tiff_grey_16_big_endian",
-            "tiff_grey_16_lzw",
-            "tiff_imagej_16",
-        ),
+        ("png_grey_16", "tiff_grey_16", "tiff_grey_16_big_endian", "tiff_grey_16_lzw", "tiff_imagej_16"),
         GREY_16,
     ),
+    **dict.fromkeys(("tiff_ome_16", "tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib"), GREY_16),
     **dict.fromkeys(
-        ("tiff_ome_16", "tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib"), GREY_16
-    ),
-    **dict.fromkeys(
-        (
-            "png_colour_16",
-            "tiff_colour_16",
-            "tiff_imagej_channels",
-            "tiff_ome_channels",
-            "tiff_planes_16",
-        ),
+        ("png_colour_16", "tiff_colour_16", "tiff_imagej_channels", "tiff_ome_channels", "tiff_planes_16"),
         COLOUR_16,
     ),
 }
@@ -201,12 +160,7 @@ ARRAYS = {
 # maps a file into memory it takes rows for columns, it has the first of several pages, and of
 # planes of 16 bits it makes noise.
 NO_COPIES = {
-    *(
-        "tiff_white_is_zero_16",
-        "tiff_white_is_zero_16_zlib",
-        "tiff_grey_16_turned",
-        "tiff_grey_turned",
-    ),
+    *("tiff_white_is_zero_16", "tiff_white_is_zero_16_zlib", "tiff_grey_16_turned", "tiff_grey_turned"),
     *("tiff_pages_of_channels", "tiff_imagej_channels", "tiff_ome_channels", "tiff_planes_16"),
 }
 
@@ -241,14 +195,10 @@ OF_COPIES = {
 }
 OF_ARRAYS = {
     "array": lambda values: values,
-    "array_channels_first": lambda values: np.ascontiguousarray(
-        np.atleast_3d(values).transpose(2, 0, 1)
-    ),
+    "array_channels_first": lambda values: np.ascontiguousarray(np.atleast_3d(values).transpose(2, 0, 1)),
     "array_channels_last": np.atleast_3d,
     "tensor": torch.from_numpy,
-    "tensor_channels_first": lambda values: torch.from_numpy(np.atleast_3d(values)).permute(
-        2, 0, 1
-    ),
+    "tensor_channels_first": lambda values: torch.from_numpy(np.atleast_3d(values)).permute(2, 0, 1),
 }
 CELLS = [
     *[(name, form) for name in FILES for form in OF_FILES],
@@ -318,17 +268,13 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_values_of_no_known_scale_are_refused_in_every_form(tmp_path, processor, name, form):
     (tmp_path / name).write_bytes(REFUSED[name])
-    with pytest.raises(
-        UserError, match=r"unsupported_mode .*save it as grey of 8 or 16 bits, or as RGB"
-    ):
+    with pytest.raises(UserError, match=r"unsupported_mode .*save it as grey of 8 or 16 bits, or as RGB"):
         processor(OF_FILES[form](tmp_path / name))
 
 
 @pytest.mark.parametrize("form", OF_FILES)
 def test_the_first_of_several_pages_is_no_picture(tmp_path, processor, form):
-    (tmp_path / "pages").write_bytes(
-        tiff(np.stack([VALUES, 255 - VALUES]), photometric="rgb", metadata=None)
-    )
+    (tmp_path / "pages").write_bytes(tiff(np.stack([VALUES, 255 - VALUES]), photometric="rgb", metadata=None))
     with pytest.raises(
         UserError,
         match="several_images pages=2.; it holds more than one image: save each as a file of its own",
@@ -374,12 +320,7 @@ CHAT_FORMS = {
 def test_images_within_chat_messages(folder, model_and_processor, form, name):
     processor = model_and_processor[1]
     turns = chat(OF_FILES[form](folder / name), CHAT_FORMS[form])
-    options = {
-        "tokenize": True,
-        "return_dict": True,
-        "add_generation_prompt": True,
-        "return_tensors": "pt",
-    }
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
     inputs = processor.apply_chat_template(turns, **options)
     expected = processor.image_processor(decode_image(FILES[name]))
     assert inputs["image_sizes"].tolist() == expected["image_sizes"].tolist()
@@ -390,9 +331,7 @@ def test_the_pipeline_sees_a_chats_image_as_training_does(folder, model_and_proc
     model, processor = model_and_processor
     seen = []
     generate = model.generate
-    monkeypatch.setattr(
-        model, "generate", lambda **inputs: seen.append(inputs) or generate(**inputs)
-    )
+    monkeypatch.setattr(model, "generate", lambda **inputs: seen.append(inputs) or generate(**inputs))
     ask = pipeline("image-text-to-text", model=model, processor=processor)
     ask(text=chat(str(folder / "png_grey_16"), "url"), max_new_tokens=2)
     expected = processor.image_processor(decode_image(FILES["png_grey_16"]))["pixel_values"]
@@ -402,13 +341,7 @@ def test_the_pipeline_sees_a_chats_image_as_training_does(folder, model_and_proc
 def test_lists_and_batches_of_images(processor):
     batch = np.stack([VALUES, 255 - VALUES])
     expected = processor([VALUES, 255 - VALUES])["pixel_values"]
-    for several in (
-        batch,
-        torch.from_numpy(batch),
-        [[batch[0]], [batch[1]]],
-        [batch],
-        (batch[0], batch[1]),
-    ):
+    for several in (batch, torch.from_numpy(batch), [[batch[0]], [batch[1]]], [batch], (batch[0], batch[1])):
         assert all(map(torch.equal, processor(several)["pixel_values"], expected))
 
 

@@ -19,18 +19,14 @@ TRANSFORMS = [
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(
-    ("height", "width"), [(60, 80), (90, 30), (64, 64), (20, 200), (1, 1), (31, 20)]
-)
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (90, 30), (64, 64), (20, 200), (1, 1), (31, 20)])
 def test_padding_after_the_long_side_is_resized_is_padding_before(height, width, mode):
     """Exactly so without the rounding of uint8 pictures between two passes."""
     image = torch.randint(0, 256, (3, height, width)).float()
     transform = ImageTransform((32, 32), (0.1, 0.5, 0.9), (1.0,) * 3, interpolation=mode)
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
-    padded = V.pad(
-        image, [left, top, side - width - left, side - height - top], fill=[25, 127, 229]
-    )
+    padded = V.pad(image, [left, top, side - width - left, side - height - top], fill=[25, 127, 229])
     expected = V.resize(padded, [32, 32], interpolation=InterpolationMode(mode), antialias=True)
     view = fitted_view(image, transform, "pad")
     assert view.shape == (3, 32, 32)
@@ -49,9 +45,7 @@ def test_pixels_of_every_encoder_have_its_own_size_mean_and_std(pictures):
     assert batch["image_sizes"].tolist() == [[60, 80], [90, 30], [64, 64], [20, 64], [1, 1]]
     raw = torch.from_numpy(np.array(pictures[2])).permute(2, 0, 1)
     expected = (
-        V.resize(raw, [48, 48], interpolation=InterpolationMode.BILINEAR, antialias=True).float()
-        / 255
-        * 2
+        V.resize(raw, [48, 48], interpolation=InterpolationMode.BILINEAR, antialias=True).float() / 255 * 2
         - 1
     )
     assert torch.allclose(views[1][2], expected, atol=1e-6)
@@ -96,11 +90,7 @@ def test_numbers_of_tokens():
     [
         ([], {}, "no images were given"),
         ([np.zeros((5, 5, 3))], {}, "float64; give PIL images or uint8"),
-        (
-            [Image.new("RGB", (4, 4))],
-            {"do_resize": False},
-            "do_resize: this processor takes no options",
-        ),
+        ([Image.new("RGB", (4, 4))], {"do_resize": False}, "do_resize: this processor takes no options"),
         ([Image.new("RGB", (4, 4))], {"return_tensors": "np"}, "use 'pt'"),
     ],
 )

@@ -69,9 +69,7 @@ def cache_in(root, vision):
 
 def files_of(root):
     return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file()
+        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
     }
 
 
@@ -93,9 +91,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_every_damaged_file_is_noticed_and_made_again(
-    damage, vision, images, whole, tmp_path, capsys
-):
+def test_every_damaged_file_is_noticed_and_made_again(damage, vision, images, whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     cache = cache_in(tmp_path, vision)
     every = [*images, BLANK]
@@ -160,11 +156,7 @@ def test_litter_is_removed_at_the_next_start(vision, images, tmp_path):
     cache = cache_in(tmp_path, vision)
     old = cache.folder / "0a" / f"{'0a' * 16}.tmp-77"
     old.parent.mkdir(parents=True)
-    litter = [
-        cache.folder / f".tmp-{THIS_MACHINE}-{os.getpid()}-0badf00d",
-        old,
-        old.with_suffix(".tmp-78"),
-    ]
+    litter = [cache.folder / f".tmp-{THIS_MACHINE}-{os.getpid()}-0badf00d", old, old.with_suffix(".tmp-78")]
     for path in litter:
         path.write_bytes(b"half a file")
     os.utime(old, (time.time() - 2 * 86400,) * 2)
@@ -249,9 +241,7 @@ print("after:", vision_model.shown, all(image in cache for image in images))
 """
 
 
-def test_a_full_disk_is_told_before_and_during_and_the_next_start_goes_on(
-    runs, model_folder, tmp_path
-):
+def test_a_full_disk_is_told_before_and_during_and_the_next_start_goes_on(runs, model_folder, tmp_path):
     script = tmp_path / "full_disk.py"
     script.write_text(FULL_DISK)
     (tmp_path / "disk").mkdir()
@@ -259,15 +249,12 @@ def test_a_full_disk_is_told_before_and_during_and_the_next_start_goes_on(
     if "no disk of its own" in printed:
         pytest.skip("no permission to mount a file system of 4 MB")
     said = {
-        name: re.search(f"{name}: .*", printed)[0].strip()
-        for name in ("before", "during", "left", "after")
+        name: re.search(f"{name}: .*", printed)[0].strip() for name in ("before", "during", "left", "after")
     }
     no_room = "has no room for the features of 41 images: they need 2.2 MB, and 1.7 MB are free; make room"
     assert no_room in said["before"], printed
     assert said["before"].endswith("--feature_cache 0")  # no image was shown to an encoder
-    full = (
-        "was not written: No space left on device; it needs 0.1 MB, and 0.0 MB are free; make room"
-    )
+    full = "was not written: No space left on device; it needs 0.1 MB, and 0.0 MB are free; make room"
     assert full in said["during"], printed
     assert said["left"] == "left: 32 True" and said["after"] == "after: 9 True", printed
 
@@ -316,9 +303,7 @@ def assert_same_features(root, whole):
     )
     for name, path in files.items():
         for number, tensor in load_file(path).items():
-            torch.testing.assert_close(
-                tensor, load_file(expected[name])[number], rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(tensor, load_file(expected[name])[number], rtol=1e-4, atol=1e-5)
 
 
 def test_two_ranks_and_two_runs_fill_one_cache_together(runs, model_folder, whole, tmp_path):
@@ -326,9 +311,7 @@ def test_two_ranks_and_two_runs_fill_one_cache_together(runs, model_folder, whol
     script.write_text(FILL)
     ranks = runs.start_two(script, model_folder, tmp_path / "ranks")
     shown = filled_by(runs, ranks)
-    assert (
-        sum(shown) == 49 and min(shown) > 0
-    )  # each image by one of them, also those that both have met
+    assert sum(shown) == 49 and min(shown) > 0  # each image by one of them, also those that both have met
     assert_same_features(tmp_path / "ranks", whole)
     both = filled_by(runs, [runs.start(script, model_folder, tmp_path / "runs") for _ in range(2)])
     assert all(0 <= each <= 49 for each in both) and sum(both) >= 49
@@ -339,9 +322,7 @@ def test_two_ranks_and_two_runs_fill_one_cache_together(runs, model_folder, whol
 def test_a_killed_fill_goes_on_from_what_is_there(runs, model_folder, whole, tmp_path):
     script = tmp_path / "fill.py"
     script.write_text(
-        FILL.replace(
-            "lambda module, inputs:", "lambda module, inputs: __import__('time').sleep(0.2) or"
-        )
+        FILL.replace("lambda module, inputs:", "lambda module, inputs: __import__('time').sleep(0.2) or")
     )
     root = tmp_path / "cache"
     job = runs.start(script, model_folder, root)

@@ -27,10 +27,7 @@ def test_tokens_are_as_many_as_the_processor_says(fused, pictures):
 
 def test_the_encoders_keep_their_weights(fused):
     encoders = [load_encoder("tiny:dinov2"), load_encoder("tiny:timm_siglip")]
-    before = [
-        {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-        for encoder in encoders
-    ]
+    before = [{name: tensor.clone() for name, tensor in encoder.state_dict().items()} for encoder in encoders]
     model, _ = fuse_encoders(
         encoders, hidden_size=8, grid=4, connector="channel_concat", encoder_grids=[4, 4]
     )
@@ -79,8 +76,7 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("pretrain", "
 """
     runs.finish(runs.start_plain(script, project=True))
     assert torch.equal(
-        torch.load(tmp_path / "tokens.pt", weights_only=True),
-        tokens_of(model, processor(pictures[0])),
+        torch.load(tmp_path / "tokens.pt", weights_only=True), tokens_of(model, processor(pictures[0]))
     )
 
 
@@ -88,11 +84,7 @@ def test_layers_and_grids_of_an_encoder_come_back(tmp_path, pictures):
     stages = load_encoder("tiny:convnext", layers=(1, 2, 3, 4))
     penultimate = load_encoder("tiny:clip", layers=(-2,), norm=False, image_size=48)
     model, processor = fuse_encoders(
-        [penultimate, stages],
-        hidden_size=8,
-        grid=3,
-        encoder_grids=[6, 12],
-        connector="pixel_shuffle",
+        [penultimate, stages], hidden_size=8, grid=3, encoder_grids=[6, 12], connector="pixel_shuffle"
     )
     assert model.connector.encoder_widths == (64, 16 + 24 + 32 + 48)
     model.save_pretrained(tmp_path)
@@ -121,9 +113,7 @@ def test_encoders_train_when_asked(tmp_path, fused, pictures):
     loaded = AutoModel.from_pretrained(tmp_path).train()
     loaded(**processor(pictures[:2])).last_hidden_state.square().sum().backward()
     assert all(encoder.training for encoder in loaded.encoders)
-    assert (
-        loaded.encoders[0].model.embeddings.patch_embeddings.projection.weight.grad.abs().sum() > 0
-    )
+    assert loaded.encoders[0].model.embeddings.patch_embeddings.projection.weight.grad.abs().sum() > 0
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, fused):
@@ -133,16 +123,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, fused):
     gone = dict(tensors)
     del gone["connector.vision_query"]
     save_file(gone, file, metadata={"format": "pt"})
-    with pytest.raises(
-        UserError, match=r"lacks connector\.vision_query; save the whole model again"
-    ):
+    with pytest.raises(UserError, match=r"lacks connector\.vision_query; save the whole model again"):
         AutoModel.from_pretrained(tmp_path)
     save_file({**tensors, "connector.surplus": torch.zeros(3)}, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"does not know: connector\.surplus"):
         AutoModel.from_pretrained(tmp_path)
-    save_file(
-        {**tensors, "connector.vision_query": torch.zeros(3, 3)}, file, metadata={"format": "pt"}
-    )
+    save_file({**tensors, "connector.vision_query": torch.zeros(3, 3)}, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"tensors of another shape: connector\.vision_query"):
         AutoModel.from_pretrained(tmp_path)
 
@@ -186,9 +172,7 @@ def test_bad_input(fused, pictures):
     with pytest.raises(UserError, match="see 3 channels and squares"):
         fuse_encoders([load_encoder("tiny:dinov2", image_size=(64, 32))], hidden_size=8)
     with pytest.raises(UserError, match="2 encoders and 1 encoder_grids"):
-        FusedVisionConfig(
-            encoders=[encoder.config() for encoder in model.encoders], encoder_grids=[4]
-        )
+        FusedVisionConfig(encoders=[encoder.config() for encoder in model.encoders], encoder_grids=[4])
     with pytest.raises(UserError, match="needs encoders"):
         FusedVisionModel(FusedVisionConfig())
     with pytest.raises(UserError, match="fit is 'pad' or 'squash'"):

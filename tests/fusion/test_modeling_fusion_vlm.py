@@ -13,11 +13,7 @@ from fusion.lora import lora_config
 from fusion.tiny import FAMILIES, tiny_language_model
 from vision_core.errors import UserError
 
-TEXTS = [
-    "what is <image> here",
-    "a dog runs",
-    "<image><image> and <image> side by side",
-]  # 1, 0 and 3 images
+TEXTS = ["what is <image> here", "a dog runs", "<image><image> and <image> side by side"]  # 1, 0 and 3 images
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +71,7 @@ def test_logits_with_a_cache_are_those_without(vlm, pictures, family):
     uncached = logits(model, {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
     with torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values
-        cached = model(
-            input_ids=more, past_key_values=cache, attention_mask=torch.ones_like(ids)
-        ).logits
+        cached = model(input_ids=more, past_key_values=cache, attention_mask=torch.ones_like(ids)).logits
     assert (cached - uncached[:, -2:]).norm() <= 1e-4 * uncached[:, -2:].norm()
     assert (whole - uncached[:, :-2]).norm() <= 1e-4 * whole.norm()
 
@@ -87,9 +81,7 @@ def test_beams_and_several_sequences_see_their_own_images(model_and_processor, p
     batch = mixed_batch(processor, pictures)
     together = answers(model, batch, num_beams=3, num_return_sequences=2)
     for index in range(len(TEXTS)):
-        alone = answers(
-            model, single(processor, pictures, index), num_beams=3, num_return_sequences=2
-        )
+        alone = answers(model, single(processor, pictures, index), num_beams=3, num_return_sequences=2)
         assert alone == together[2 * index : 2 * index + 2]
 
 
@@ -133,12 +125,8 @@ def test_layers_in_the_language_model_change_image_positions_from_their_layer_on
         without = model(**inputs, output_hidden_states=True).hidden_states
     model.config.num_sva_layers = 1
     image = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"]).pooler_output[0]
-    places = (
-        (inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten()[image.cells]
-    )
-    changed = [
-        (one - other)[0].abs().amax(1) > 0 for one, other in zip(with_layer, without, strict=True)
-    ]
+    places = (inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten()[image.cells]
+    changed = [(one - other)[0].abs().amax(1) > 0 for one, other in zip(with_layer, without, strict=True)]
     assert not any(each.any() for each in changed[:2])
     assert changed[2].nonzero().flatten().tolist() == places.tolist()  # newlines keep their states
 
@@ -168,10 +156,7 @@ def test_training_reaches_every_new_part_whichever_side_is_padded(vlm, pictures,
             name for name, each in new.items() if each.grad is None or not each.grad.abs().sum() > 0
         ] == []
         assert all(parameter.grad is None for parameter in model.vision_model.encoders.parameters())
-        results[side] = (
-            output.loss.detach(),
-            {name: each.grad.clone() for name, each in new.items()},
-        )
+        results[side] = (output.loss.detach(), {name: each.grad.clone() for name, each in new.items()})
     assert torch.allclose(results["left"][0], results["right"][0], rtol=1e-5)
     for name, gradient in results["left"][1].items():
         assert (gradient - results["right"][1][name]).norm() <= 1e-4 * gradient.norm() + 1e-7
@@ -193,9 +178,7 @@ def test_checkpointing_gives_the_same_gradients(vlm, pictures):
         calls = calls_of_vision_layers(twin)
         twin(**batch, labels=batch["input_ids"]).loss.backward()
         assert len(calls) == 2
-        gradients.append(
-            {name: each.grad for name, each in twin.named_parameters() if each.grad is not None}
-        )
+        gradients.append({name: each.grad for name, each in twin.named_parameters() if each.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-7), name
@@ -241,9 +224,7 @@ with torch.no_grad():
 def test_type_and_device_map(tmp_path, model_and_processor, pictures):
     model, processor = model_and_processor
     model.save_pretrained(tmp_path)
-    half = AutoModelForImageTextToText.from_pretrained(
-        tmp_path, dtype=torch.bfloat16, device_map="cpu"
-    )
+    half = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="cpu")
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     batch = mixed_batch(processor, pictures)
     kept = batch["attention_mask"].bool()
@@ -251,9 +232,7 @@ def test_type_and_device_map(tmp_path, model_and_processor, pictures):
     assert "LlamaDecoderLayer" in half._no_split_modules
 
 
-def test_the_chat_template_takes_images_and_is_the_language_models_own(
-    vlm, fused, pictures, tmp_path
-):
+def test_the_chat_template_takes_images_and_is_the_language_models_own(vlm, fused, pictures, tmp_path):
     language_model, tokenizer = tiny_language_model()
     tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}|{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}[assistant|{% endif %}"
     _, processor = assemble_vlm(fused()[0], language_model, tokenizer)
@@ -271,10 +250,7 @@ def test_the_chat_template_takes_images_and_is_the_language_models_own(
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    counts = [
-        processor.image_processor.num_tokens(picture.height, picture.width)
-        for picture in pictures[:2]
-    ]
+    counts = [processor.image_processor.num_tokens(picture.height, picture.width) for picture in pictures[:2]]
     assert int((inputs["input_ids"] == processor.image_token_id).sum()) == sum(counts)
     plain = assemble_vlm(fused()[0], *tiny_language_model())[1]
     assert plain.apply_chat_template(messages, add_generation_prompt=True).endswith(
@@ -312,30 +288,20 @@ def test_lora_stays_in_the_language_model_and_the_connector_is_saved(vlm, pictur
 def test_bad_input(model_and_processor, pictures, vlm, fused):
     model, processor = model_and_processor
     batch = mixed_batch(processor, pictures)
-    without = {
-        name: value for name, value in batch.items() if name not in ("pixel_values", "image_sizes")
-    }
+    without = {name: value for name, value in batch.items() if name not in ("pixel_values", "image_sizes")}
     with pytest.raises(
         UserError,
         match=r"places for image tokens and 0 images have 0 \(none\); make text and images with one call",
     ):
         model(**without)
-    fewer = {
-        **batch,
-        "pixel_values": batch["pixel_values"][:2],
-        "image_sizes": batch["image_sizes"][:2],
-    }
+    fewer = {**batch, "pixel_values": batch["pixel_values"][:2], "image_sizes": batch["image_sizes"][:2]}
     with pytest.raises(UserError, match="places for image tokens and 2 images have"):
         model(**fewer)
     with pytest.raises(UserError, match="image_sizes is missing"):
         model(**{**batch, "image_sizes": None})
     with pytest.raises(UserError, match="holds no images"):
         model(
-            **{
-                **without,
-                "pixel_values": batch["pixel_values"][:0],
-                "image_sizes": batch["image_sizes"][:0],
-            }
+            **{**without, "pixel_values": batch["pixel_values"][:0], "image_sizes": batch["image_sizes"][:0]}
         )
     right = mixed_batch(processor, pictures, padding_side="right")
     with pytest.raises(UserError, match="needs padding on the left"):

@@ -39,10 +39,7 @@ def test_families_that_scale_their_logits(family):
     ids, labels, mask = batch(len(tokenizer))
     own = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     torch.testing.assert_close(
-        supervised_loss(model, labels, chunk=5, input_ids=ids, attention_mask=mask),
-        own,
-        rtol=1e-6,
-        atol=0,
+        supervised_loss(model, labels, chunk=5, input_ids=ids, attention_mask=mask), own, rtol=1e-6, atol=0
     )
 
 
@@ -126,13 +123,7 @@ def _of(family, **sizes):
 
     tokenizer = tiny_tokenizer()
     config = AutoConfig.for_model(
-        family,
-        vocab_size=len(tokenizer),
-        **SIZES,
-        **sizes,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        family, vocab_size=len(tokenizer), **SIZES, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2
     )
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval(), tokenizer

@@ -39,16 +39,10 @@ def said(text):
 
 def sft(model, processor, pictures, folder):
     data = datasets.Dataset.from_list(
-        [
-            {"images": images, "messages": prompt + said("a dog")}
-            for images, prompt in rows(pictures)
-        ]
+        [{"images": images, "messages": prompt + said("a dog")} for images, prompt in rows(pictures)]
     )
     return SFTTrainer(
-        model,
-        SFTConfig(folder, max_length=None, **COMMON),
-        train_dataset=data,
-        processing_class=processor,
+        model, SFTConfig(folder, max_length=None, **COMMON), train_dataset=data, processing_class=processor
     )
 
 
@@ -57,10 +51,7 @@ def sft_with_lora(model, processor, pictures, folder):
     if not hasattr(model, "vision_sampler_layers"):
         pytest.skip("lora_config is for fused models")
     data = datasets.Dataset.from_list(
-        [
-            {"images": images, "messages": prompt + said("a dog")}
-            for images, prompt in rows(pictures)
-        ]
+        [{"images": images, "messages": prompt + said("a dog")} for images, prompt in rows(pictures)]
     )
     settings = SFTConfig(folder, max_length=None, **COMMON)
     return SFTTrainer(
@@ -80,10 +71,7 @@ def sft_of_completions(model, processor, pictures, folder):
         ]
     )
     return SFTTrainer(
-        model,
-        SFTConfig(folder, max_length=None, **COMMON),
-        train_dataset=data,
-        processing_class=processor,
+        model, SFTConfig(folder, max_length=None, **COMMON), train_dataset=data, processing_class=processor
     )
 
 
@@ -109,12 +97,7 @@ def grpo(model, processor, pictures, folder):
         [{"images": images, "prompt": prompt} for images, prompt in rows(pictures) if images]
     )
     settings = GRPOConfig(
-        folder,
-        num_generations=2,
-        max_completion_length=6,
-        steps_per_generation=2,
-        beta=0.1,
-        **COMMON,
+        folder, num_generations=2, max_completion_length=6, steps_per_generation=2, beta=0.1, **COMMON
     )
 
     def reward(completions, **columns):
@@ -131,9 +114,7 @@ def model_and_processor(request, vlm, tiny_llava):
 
 
 @pytest.mark.parametrize("trainer_of", [sft, sft_with_lora, sft_of_completions, dpo, grpo])
-def test_two_steps_change_what_trains_and_nothing_else(
-    model_and_processor, pictures, tmp_path, trainer_of
-):
+def test_two_steps_change_what_trains_and_nothing_else(model_and_processor, pictures, tmp_path, trainer_of):
     model, processor = model_and_processor
     model.save_pretrained(
         tmp_path / "start"
@@ -143,13 +124,9 @@ def test_two_steps_change_what_trains_and_nothing_else(
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
     trainer.train()
     assert all(
-        torch.isfinite(torch.tensor(each["loss"]))
-        for each in trainer.state.log_history
-        if "loss" in each
+        torch.isfinite(torch.tensor(each["loss"])) for each in trainer.state.log_history if "loss" in each
     )
-    changed = {
-        name for name, each in model.named_parameters() if not torch.equal(each, before[name])
-    }
+    changed = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
     frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
     assert not changed & frozen
     assert any("language_model" in name for name in changed)

@@ -49,9 +49,7 @@ def two_steps(folder: str, kind: str) -> dict[str, list[float]]:
         optimizer.zero_grad()
         losses.append(loss.item())
     sums = [None, None]
-    dist.all_gather_object(
-        sums, sum(each.double().abs().sum().item() for each in whole.parameters())
-    )
+    dist.all_gather_object(sums, sum(each.double().abs().sum().item() for each in whole.parameters()))
     return {"losses": losses, "sums": sums}
 
 

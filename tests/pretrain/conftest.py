@@ -67,9 +67,7 @@ def trainings(runs, tmp_path_factory):
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory):
     path = tmp_path_factory.mktemp("picture") / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 52, 3), dtype=np.uint8)).save(
-        path
-    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 52, 3), dtype=np.uint8)).save(path)
     return path
 
 
@@ -82,8 +80,7 @@ def metrics(folder: Path) -> list[dict]:
     """metrics.jsonl without what depends on the clock. JSON holds every float exactly."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [
-        {name: value for name, value in line.items() if name not in (*CLOCKS, *EVAL_CLOCKS)}
-        for line in lines
+        {name: value for name, value in line.items() if name not in (*CLOCKS, *EVAL_CLOCKS)} for line in lines
     ]
     return [line for line in lines if "train_loss" not in line]  # the mean since the last start
 
@@ -93,13 +90,8 @@ def same():
     def same(ours: Path, theirs: Path) -> None:
         """Every logged number and every byte of the weights are equal."""
         assert metrics(ours) == metrics(theirs)
-        assert (ours / "model.safetensors").read_bytes() == (
-            theirs / "model.safetensors"
-        ).read_bytes()
-        assert all(
-            torch.isfinite(tensor).all()
-            for tensor in load_file(ours / "model.safetensors").values()
-        )
+        assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(ours / "model.safetensors").values())
 
     return same
 
@@ -112,12 +104,7 @@ def snippet():
         text = card.read_text()
         code = text[text.index("```python\n") + 10 :].partition("```")[0]
         names: dict = {}
-        exec(
-            code.replace("path/to/this/folder", str(card.parent)).replace(
-                "image.jpg", str(picture)
-            ),
-            names,
-        )
+        exec(code.replace("path/to/this/folder", str(card.parent)).replace("image.jpg", str(picture)), names)
         return names
 
     return snippet

@@ -29,23 +29,17 @@ def small_backbone(registers: int, swiglu: bool = False):
 
 def crops_and_masks(dtype=torch.float32):
     torch.manual_seed(1)
-    crops = [
-        torch.randn(shape).to(dtype) for shape in ((6, 3, 32, 32), (10, 3, 16, 16), (3, 3, 8, 24))
-    ]
+    crops = [torch.randn(shape).to(dtype) for shape in ((6, 3, 32, 32), (10, 3, 16, 16), (3, 3, 8, 24))]
     return crops, [torch.rand(6, 64) < 0.3, None, torch.rand(3, 12) < 0.5]
 
 
 def separate_forward(backbone, crops, mask, kept):
     """One group alone, layer by layer, every branch computed for all crops and then kept or not."""
     tokens = backbone.embeddings(crops, bool_masked_pos=mask)
-    for layer, (attention_rows, feed_forward_rows) in zip(
-        backbone.encoder.layer, kept, strict=True
-    ):
+    for layer, (attention_rows, feed_forward_rows) in zip(backbone.encoder.layer, kept, strict=True):
         attended, _ = layer.attention(layer.norm1(tokens))
         tokens = tokens + keep(layer.layer_scale1(attended), attention_rows)
-        tokens = tokens + keep(
-            layer.layer_scale2(layer.mlp(layer.norm2(tokens))), feed_forward_rows
-        )
+        tokens = tokens + keep(layer.layer_scale2(layer.mlp(layer.norm2(tokens))), feed_forward_rows)
     return backbone.layernorm(tokens)
 
 
@@ -61,15 +55,12 @@ def relative_difference(left, right):
 
 def gradients(backbone, outputs):
     weights = [
-        torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
-        for output in outputs
+        torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output) for output in outputs
     ]
     loss = sum((output * weight).sum() for output, weight in zip(outputs, weights, strict=True))
     # the softmax does not see a bias of the keys: its gradient is 0 in exact arithmetic and only
     # rounding here
-    parameters = [
-        value for name, value in backbone.named_parameters() if not name.endswith("k_proj.bias")
-    ]
+    parameters = [value for name, value in backbone.named_parameters() if not name.endswith("k_proj.bias")]
     return torch.autograd.grad(loss, parameters)
 
 
@@ -79,16 +70,11 @@ def assert_same(backbone, together, alone):
     exact = together[0].dtype == torch.float64
     left, right = gradients(backbone, together), gradients(backbone, alone)
     if not exact:
-        left, right = (
-            [torch.cat([gradient.flatten() for gradient in side])] for side in (left, right)
-        )
+        left, right = ([torch.cat([gradient.flatten() for gradient in side])] for side in (left, right))
     differences = [
-        relative_difference(*pair)
-        for pair in zip([*together, *left], [*alone, *right], strict=True)
+        relative_difference(*pair) for pair in zip([*together, *left], [*alone, *right], strict=True)
     ]
-    print(
-        f"largest relative difference {max(differences):.1e}"
-    )  # docs/results.md reads it from pytest -rP
+    print(f"largest relative difference {max(differences):.1e}")  # docs/results.md reads it from pytest -rP
     assert max(differences) < (1e-10 if exact else 1e-5)
 
 

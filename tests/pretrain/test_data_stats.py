@@ -19,9 +19,7 @@ from vision_core.images.open_source import open_source
 def plates(tmp_path):
     """Grey of 12 bits in 16; one file cannot be read."""
     for number in range(8):
-        values = (
-            np.random.default_rng(number).gamma(3, 300, (40, 50)).clip(0, 4095).astype(np.uint16)
-        )
+        values = np.random.default_rng(number).gamma(3, 300, (40, 50)).clip(0, 4095).astype(np.uint16)
         tifffile.imwrite(tmp_path / f"{number}.tif", values)
     (tmp_path / "bad.tif").write_bytes(b"II*\x00broken")
     return tmp_path
@@ -44,12 +42,10 @@ def pasted(text):
 
 def test_the_table_is_numpys(plates, capsys):
     text = report(f"folder:{plates}", 1, 200)
-    values = np.concatenate(
-        [tifffile.imread(path).ravel() for path in plates.glob("[0-9].tif")]
-    ).astype(np.float64)
-    row = (
-        next(line for line in text.splitlines() if re.match(r" +1 ", line)).replace(",", "").split()
+    values = np.concatenate([tifffile.imread(path).ravel() for path in plates.glob("[0-9].tif")]).astype(
+        np.float64
     )
+    row = next(line for line in text.splitlines() if re.match(r" +1 ", line)).replace(",", "").split()
     expected = [
         values.min(),
         np.percentile(values, 1),
@@ -92,14 +88,12 @@ def test_bits_are_counted_where_they_are_stored_at_the_top(tmp_path):
 
 def test_8_bit_pictures_need_mean_and_std_alone(tmp_path):
     for number in range(5):
-        Image.fromarray(
-            np.random.default_rng(number).integers(0, 200, (20, 24, 3), dtype=np.uint8)
-        ).save(tmp_path / f"{number}.png")
+        Image.fromarray(np.random.default_rng(number).integers(0, 200, (20, 24, 3), dtype=np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
     options = pasted(report(f"folder:{tmp_path}", 3, 10))
     values = (
-        np.stack([np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]).astype(
-            np.float64
-        )
+        np.stack([np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir())]).astype(np.float64)
         / 255
     )
     assert options["dataset"] == [f"folder:{tmp_path}"]
@@ -112,11 +106,7 @@ def test_8_bit_pictures_need_mean_and_std_alone(tmp_path):
 
 
 def test_bands_and_their_missing_values_have_a_row_each(tmp_path):
-    values = (
-        np.random.default_rng(0)
-        .normal([[[5]], [[-20]], [[300]]], 2, (3, 30, 30))
-        .astype(np.float32)
-    )
+    values = np.random.default_rng(0).normal([[[5]], [[-20]], [[300]]], 2, (3, 30, 30)).astype(np.float32)
     values[1, :3] = np.nan
     np.save(tmp_path / "a.npy", values)
     rows = [
@@ -124,14 +114,9 @@ def test_bands_and_their_missing_values_have_a_row_each(tmp_path):
         for line in report(f"folder:{tmp_path}?bands=2,3/3", 2, 10).splitlines()
         if re.match(r" +[12] ", line)
     ]
-    assert [row[-1] for row in rows] == ["10.00%", "0.00%"] and [row[-2] for row in rows] == [
-        "-",
-        "-",
-    ]
+    assert [row[-1] for row in rows] == ["10.00%", "0.00%"] and [row[-2] for row in rows] == ["-", "-"]
     np.testing.assert_allclose(
-        [float(row[3]) for row in rows],
-        [np.nanmean(values[1]), values[2].mean(dtype=float)],
-        rtol=1e-3,
+        [float(row[3]) for row in rows], [np.nanmean(values[1]), values[2].mean(dtype=float)], rtol=1e-3
     )
 
 
@@ -150,14 +135,10 @@ def test_options_are_joined_to_those_that_are_there():
 
 def test_the_program_runs_and_its_mistakes_are_one_line(runs, plates, tmp_path):
     said = runs.finish(
-        runs.start(
-            "pretrain/data_stats.py", "--dataset", plates, "--num_channels", 1, "--max_samples", 4
-        )
+        runs.start("pretrain/data_stats.py", "--dataset", plates, "--num_channels", 1, "--max_samples", 4)
     )
     assert "to paste" in said and "uint16 (" in said
-    assert "--max_samples 0 must be above 0" in runs.error(
-        "pretrain/data_stats.py", "--max_samples", 0
-    )
+    assert "--max_samples 0 must be above 0" in runs.error("pretrain/data_stats.py", "--max_samples", 0)
 
 
 def test_nothing_readable_is_one_line(tmp_path):

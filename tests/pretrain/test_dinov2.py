@@ -65,11 +65,7 @@ def run(config):
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {
-            name: value
-            for name, value in line.items()
-            if name not in ("images_per_second", "data_wait")
-        }
+        {name: value for name, value in line.items() if name not in ("images_per_second", "data_wait")}
         for line in lines
     ]
 
@@ -94,10 +90,7 @@ def test_the_folder_is_what_was_promised(whole):
     for name in ("loss", "health", "knn", "attention", "pca"):
         with Image.open(whole / "figures" / f"{name}.png") as picture:
             assert min(picture.size) > 100
-    assert sorted(path.name for path in whole.glob("checkpoint-*")) == [
-        "checkpoint-10",
-        "checkpoint-12",
-    ]
+    assert sorted(path.name for path in whole.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
     assert [line["step"] for line in metrics(whole) if "loss" in line] == [3, 6, 9, 12]
     assert [line["step"] for line in metrics(whole) if "knn_cls" in line] == [6, 12]
     heads = load_file(whole / "heads.safetensors")
@@ -129,16 +122,10 @@ def test_resumed_is_uninterrupted_bit_for_bit(run, whole, tmp_path, step):
     run("--output_dir", folder, "--resume_from_checkpoint", "true", "--save_total_limit", 10)
     assert metrics(folder) == metrics(whole)
     for name in ("model", "heads"):
-        assert (folder / f"{name}.safetensors").read_bytes() == (
-            whole / f"{name}.safetensors"
-        ).read_bytes()
+        assert (folder / f"{name}.safetensors").read_bytes() == (whole / f"{name}.safetensors").read_bytes()
     for name in ("student", "optimizer"):
-        ours, theirs = (
-            load_file(path / "checkpoint-12" / f"{name}.safetensors") for path in (folder, whole)
-        )
-        assert ours.keys() == theirs.keys() and all(
-            torch.equal(ours[key], theirs[key]) for key in ours
-        )
+        ours, theirs = (load_file(path / "checkpoint-12" / f"{name}.safetensors") for path in (folder, whole))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize("save_steps", [5, 3])
@@ -177,9 +164,7 @@ def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume
     run("--output_dir", tmp_path / "run", *options, "--resume_from_checkpoint", "true")
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     for name in ("student", "optimizer", "heads", "model"):
-        ours, theirs = (
-            tmp_path / each / "checkpoint-6" / f"{name}.safetensors" for each in ("run", "whole")
-        )
+        ours, theirs = (tmp_path / each / "checkpoint-6" / f"{name}.safetensors" for each in ("run", "whole"))
         assert ours.read_bytes() == theirs.read_bytes(), name
     ours, theirs = (
         json.loads((tmp_path / each / "checkpoint-6" / "training_state.json").read_text())
@@ -190,14 +175,7 @@ def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume
 
 def test_init_from_takes_weights_and_heads(run, whole, tmp_path, capsys):
     run(
-        "--output_dir",
-        tmp_path / "run",
-        "--init_from",
-        whole,
-        "--max_steps",
-        3,
-        "--report_to",
-        "tensorboard",
+        "--output_dir", tmp_path / "run", "--init_from", whole, "--max_steps", 3, "--report_to", "tensorboard"
     )
     assert "heads loaded too" in capsys.readouterr().out
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
@@ -206,19 +184,9 @@ def test_init_from_takes_weights_and_heads(run, whole, tmp_path, capsys):
 def test_it_runs_uninstalled_from_another_folder_through_two_processes(runs, config, tmp_path):
     torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
     environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": ""}
-    extra = (
-        "--output_dir",
-        "run",
-        "--max_steps",
-        4,
-        "--koleo_gather",
-        "--gradient_accumulation_steps",
-        2,
-    )
+    extra = ("--output_dir", "run", "--max_steps", 4, "--koleo_gather", "--gradient_accumulation_steps", 2)
     runs.finish(
-        runs.launch(
-            torchrun, "pretrain/dinov2.py", config, *extra, environment=environment, folder=tmp_path
-        )
+        runs.launch(torchrun, "pretrain/dinov2.py", config, *extra, environment=environment, folder=tmp_path)
     )
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert metrics(tmp_path / "run")[-1]["step"] == 4
@@ -256,9 +224,7 @@ def test_a_mistake_is_seen_by_a_dry_run_and_leaves_no_folder(runs, config, tmp_p
 def test_wrong_weights_are_named_before_the_images_that_judge_are_read(run, tmp_path, extra):
     """None of these images can be read, which would be said first."""
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text(
-        json.dumps({"architecture": "vit_small_patch14_dinov2"})
-    )
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"architecture": "vit_small_patch14_dinov2"}))
     for number in range(40):
         path = tmp_path / "images" / f"class{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,9 +237,7 @@ def test_wrong_weights_are_named_before_the_images_that_judge_are_read(run, tmp_
 
 
 def test_a_dry_run_sees_a_used_folder(runs, config, whole):
-    assert "is not empty" in runs.error(
-        "pretrain/dinov2.py", config, "--output_dir", whole, "--dry_run"
-    )
+    assert "is not empty" in runs.error("pretrain/dinov2.py", config, "--output_dir", whole, "--dry_run")
 
 
 def test_non_finite_losses_never_reach_the_weights(run, tmp_path, monkeypatch):
@@ -306,10 +270,7 @@ def test_multi_band_images_train(run, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for number in range(20):
-        np.save(
-            images / f"{number}.npy",
-            np.random.default_rng(number).random((5, 24, 30), dtype=np.float32),
-        )
+        np.save(images / f"{number}.npy", np.random.default_rng(number).random((5, 24, 30), dtype=np.float32))
     run(
         "--dataset", images, "--eval_dataset", "none", "--output_dir", tmp_path / "run", "--max_steps", 3, "--num_channels", 5,
         "--image_mean", *[0.5] * 5, "--image_std", *[0.3] * 5, "--global_crop_size", 16, 32,
@@ -355,9 +316,7 @@ def test_the_folder_of_another_run_is_refused_with_the_two_commands(run, whole):
 
 
 def test_the_two_core_recipe_is_the_default_job():
-    named = parse_arguments(
-        DINOv2Arguments, [str(ROOT / "pretrain" / "configs" / "scenes_2_cores.yaml")]
-    )
+    named = parse_arguments(DINOv2Arguments, [str(ROOT / "pretrain" / "configs" / "scenes_2_cores.yaml")])
     assert named == DINOv2Arguments(name="scenes")
 
 

@@ -15,9 +15,7 @@ from vision_core.errors import UserError
 
 def tiny(registers=0, **settings):
     torch.manual_seed(0)
-    return build_backbone(
-        32, 3, 2, patch_size=4, image_size=16, num_register_tokens=registers, **settings
-    )
+    return build_backbone(32, 3, 2, patch_size=4, image_size=16, num_register_tokens=registers, **settings)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +51,7 @@ def test_head_is_its_formula():
 def test_swiglu_width(width, hidden):
     with torch.device("meta"):
         model = Dinov2Model(
-            Dinov2Config(
-                hidden_size=width, num_hidden_layers=1, num_attention_heads=16, use_swiglu_ffn=True
-            )
+            Dinov2Config(hidden_size=width, num_hidden_layers=1, num_attention_heads=16, use_swiglu_ffn=True)
         )
     assert model.encoder.layer[0].mlp.gate_proj.out_features == hidden
 
@@ -100,12 +96,7 @@ def test_groups_follow_the_published_rules():
     assert rule(embeddings.patch_embeddings.projection.weight) == (0.5**4 * 0.2, 1.0, False)
     assert rule(embeddings.patch_embeddings.projection.bias) == (0.5**4 * 0.2, 0.0, False)
     assert rule(layer.mlp.fc1.weight) == (0.5**2, 1.0, False)
-    for undecayed in (
-        layer.mlp.fc1.bias,
-        layer.norm1.weight,
-        layer.norm1.bias,
-        layer.layer_scale1.lambda1,
-    ):
+    for undecayed in (layer.mlp.fc1.bias, layer.norm1.weight, layer.norm1.bias, layer.layer_scale1.lambda1):
         assert rule(undecayed) == (0.5**2, 0.0, False)
     assert rule(backbone.layernorm.weight) == (1.0, 0.0, False)
     assert rule(head.mlp[0].weight) == (1.0, 1.0, False)
@@ -114,9 +105,7 @@ def test_groups_follow_the_published_rules():
     optimizer = torch.optim.AdamW(groups, lr=0.0)
     apply_schedules(optimizer, 1e-3, 0.0, 0.1)
     assert {
-        (group["lr"], group["weight_decay"])
-        for group in optimizer.param_groups
-        if group["is_last_layer"]
+        (group["lr"], group["weight_decay"]) for group in optimizer.param_groups if group["is_last_layer"]
     } == {(0.0, 0.1)}
 
 
@@ -137,9 +126,7 @@ def test_weights_of_another_grid_are_resized_and_other_shapes_refused(tmp_path):
     larger = build_backbone(32, 3, 2, patch_size=4, image_size=32)
     lines = load_backbone_weights(larger, str(tmp_path))
     assert "resized from 4 x 4 to 8 x 8" in lines[1]
-    assert torch.equal(
-        larger.encoder.layer[0].mlp.fc1.weight, donor.encoder.layer[0].mlp.fc1.weight
-    )
+    assert torch.equal(larger.encoder.layer[0].mlp.fc1.weight, donor.encoder.layer[0].mlp.fc1.weight)
     wider = build_backbone(64, 3, 2, patch_size=4, image_size=16)
     with pytest.raises(UserError, match="do not fit"):
         load_backbone_weights(wider, str(tmp_path))

@@ -41,9 +41,7 @@ def test_told_to_stop_it_saves_and_goes_on_later(training, runs, same, tmp_path)
     time.sleep(0.05)
     os.killpg(stopped.pid, signal.SIGTERM)
     runs.finish(stopped, expect=143)
-    assert (
-        len(list(folder.glob("checkpoint-*"))) == 1 and not (folder / "model.safetensors").exists()
-    )
+    assert len(list(folder.glob("checkpoint-*"))) == 1 and not (folder / "model.safetensors").exists()
     training.finish(folder, "--save_steps", 1000, *RESUME)
     same(folder, training.whole)
 
@@ -55,9 +53,7 @@ def test_two_processes_are_one_with_twice_the_batch_and_resume_in_the_second_epo
     half = ("--per_device_train_batch_size", 4)
     runs.finish(*training.start_two(straight, *half))
     for name in ("loss", "eval_loss", "grad_norm"):
-        torch.testing.assert_close(
-            logged(straight, name), logged(training.whole, name), rtol=1e-4, atol=0
-        )
+        torch.testing.assert_close(logged(straight, name), logged(training.whole, name), rtol=1e-4, atol=0)
     kill(runs, folder, *training.start_two(folder, *half))
     runs.finish(*training.start_two(folder, *half, *RESUME))
     same(folder, straight)
@@ -84,9 +80,7 @@ def test_a_dry_run_says_what_the_run_would_be_and_writes_nothing(training, tmp_p
         and "steps            14\n" in shown
         and "pixel_values      [8, 3, 32, 32]" in shown
     )
-    assert not (tmp_path / "run").exists() and "is not empty" in training.error(
-        training.whole, "--dry_run"
-    )
+    assert not (tmp_path / "run").exists() and "is not empty" in training.error(training.whole, "--dry_run")
 
 
 @pytest.mark.parametrize(
@@ -99,10 +93,7 @@ def test_a_dry_run_says_what_the_run_would_be_and_writes_nothing(training, tmp_p
             "--dataset has 40 images, fewer than a step's 48; lower --per_device_train_batch_size",
         ),
         (("--gradient_accumulation_steps", 8), "--dataset has 40 images, fewer than a step's 64"),
-        (
-            ("--eval_dataset", "scenes?size=32&count=4"),
-            "--eval_dataset has 4 images, fewer than a step's 8",
-        ),
+        (("--eval_dataset", "scenes?size=32&count=4"), "--eval_dataset has 4 images, fewer than a step's 8"),
         (("--init_from", "nowhere"), "cannot be loaded"),
     ],
 )

@@ -49,10 +49,7 @@ def prefixed(state, prefix):
     return {f"{prefix}{name}": value for name, value in state.items()}
 
 
-HEADS = {
-    "dino_head.mlp.0.weight": torch.zeros(2, 2),
-    "dino_head.last_layer.weight_v": torch.zeros(2, 2),
-}
+HEADS = {"dino_head.mlp.0.weight": torch.zeros(2, 2), "dino_head.last_layer.weight_v": torch.zeros(2, 2)}
 OTHER = {"student.backbone.cls_token": torch.zeros(1, 1, 128)}
 DUMPS = {
     "published": lambda state: state,
@@ -82,16 +79,11 @@ def test_a_file_of_facebookresearch(name, registers, chunks, tmp_path):
     run, pixels = backbone(registers), torch.randn(2, 3, 70, 70)
     lines = load_backbone_weights(run, f"dinov2_pth:{tmp_path / 'weights.pth'}")
     assert (features(run, pixels) - model(pixels)).abs().max() < 1e-4
-    assert (
-        f"{len(run.state_dict())} backbone tensors loaded" in lines[0]
-        and "0 resized, 0 fresh" in lines[0]
-    )
+    assert f"{len(run.state_dict())} backbone tensors loaded" in lines[0] and "0 resized, 0 fresh" in lines[0]
     heads = [line for line in lines if "unused" in line and "dino_head" in line]
     assert len(heads) == (2 if name in ("teacher_checkpoint.pth", "training state") else 0)
     loaded = load_encoder(f"dinov2_pth:{tmp_path / 'weights.pth'}", image_size=70)
-    assert (
-        loaded(pixels).patch_map.flatten(2).mT - model(pixels)[:, 1 + registers :]
-    ).abs().max() < 1e-4
+    assert (loaded(pixels).patch_map.flatten(2).mT - model(pixels)[:, 1 + registers :]).abs().max() < 1e-4
 
 
 def test_a_path_alone_a_folder_hf_and_a_saved_encoder(tmp_path, monkeypatch):
@@ -206,9 +198,7 @@ def test_a_run_with_the_published_offset_trains_with_it():
     torch.testing.assert_close(ours, model.positions(3, 4), rtol=1e-5, atol=1e-6)
     teacher = copy.deepcopy(run)  # as SelfDistillation makes it: it must resample its own positions
     teacher.embeddings.position_embeddings.data.zero_()
-    assert not teacher.embeddings.interpolate_pos_encoding(
-        torch.zeros(1, 1 + 12, 128), 42, 56
-    ).any()
+    assert not teacher.embeddings.interpolate_pos_encoding(torch.zeros(1, 1 + 12, 128), 42, 56).any()
     assert run.config.position_offset == 0.1
     assert TransformersEncoder(run, ImageTransform((42, 56))).position_offset == 0.1
 
@@ -217,10 +207,7 @@ def test_a_run_with_the_published_offset_trains_with_it():
     ("files", "said"),
     [
         (
-            {
-                "config.json": '{"architecture": "vit_small_patch14_dinov2"}',
-                "model.safetensors": "",
-            },
+            {"config.json": '{"architecture": "vit_small_patch14_dinov2"}', "model.safetensors": ""},
             "is a checkpoint of timm, whose weights",
         ),
         (

@@ -69,8 +69,7 @@ def test_ibot_without_masks_is_zero_and_connected():
 
 def koleo_loop(features):
     rows = [
-        [value / math.sqrt(sum(v * v for v in row)) for value in row]
-        for row in features.double().tolist()
+        [value / math.sqrt(sum(v * v for v in row)) for value in row] for row in features.double().tolist()
     ]
     total = 0.0
     for i, row in enumerate(rows):
@@ -164,7 +163,5 @@ def test_uniform_outputs_give_the_specs_losses(prototypes):
     assert across.item() == pytest.approx(2 / 18 * log_k, rel=1e-5)
     masks = torch.zeros(6, 4, dtype=torch.bool)
     masks[:3, :2] = True
-    patches = ibot_loss(
-        torch.zeros(6, prototypes), uniform.flatten(0, 1), masked_token_weights(masks), 6
-    )
+    patches = ibot_loss(torch.zeros(6, prototypes), uniform.flatten(0, 1), masked_token_weights(masks), 6)
     assert patches.item() == pytest.approx(0.5 * log_k, rel=1e-5)

@@ -31,9 +31,7 @@ def whole(mae):
 @pytest.fixture
 def tiny():
     return start(
-        MaeArguments(
-            image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
-        )
+        MaeArguments(image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     )
 
 
@@ -42,9 +40,7 @@ def test_the_loss_is_that_of_the_paper(tiny):
     over their deviation; loops in float64."""
     model, processor = tiny
     generator = torch.Generator().manual_seed(0)
-    images = [
-        torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8, generator=generator) for _ in range(3)
-    ]
+    images = [torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8, generator=generator) for _ in range(3)]
     batch = collate(
         processor.image_mean,
         processor.image_std,
@@ -56,16 +52,10 @@ def test_the_loss_is_that_of_the_paper(tiny):
     for pixels, noise, guesses in zip(
         batch["pixel_values"].double(), batch["noise"], output.logits.double(), strict=True
     ):
-        hidden = noise.argsort()[
-            4:
-        ].tolist()  # a quarter of 16 patches is seen, those of the lowest noise
+        hidden = noise.argsort()[4:].tolist()  # a quarter of 16 patches is seen, those of the lowest noise
         for patch in hidden:
             row, column = divmod(patch, 4)
-            target = (
-                pixels[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
-                .permute(1, 2, 0)
-                .flatten()
-            )
+            target = pixels[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].permute(1, 2, 0).flatten()
             target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
             errors.append(
                 sum(
@@ -81,13 +71,9 @@ def test_the_loss_is_that_of_the_paper(tiny):
 def test_a_crop_is_a_function_of_seed_epoch_and_image():
     image = torch.arange(3 * 40 * 48).reshape(3, 40, 48).remainder(256).to(torch.uint8)
     first, again = masked_crop(32, 16, 0, image, 1, 7), masked_crop(32, 16, 0, image, 1, 7)
-    assert first["view"].shape == (3, 32, 32) and all(
-        torch.equal(first[name], again[name]) for name in first
-    )
+    assert first["view"].shape == (3, 32, 32) and all(torch.equal(first[name], again[name]) for name in first)
     for other in ((1, 1, 7), (0, 2, 7), (0, 1, 8)):
-        assert not torch.equal(
-            masked_crop(32, 16, other[0], image, *other[1:])["noise"], first["noise"]
-        )
+        assert not torch.equal(masked_crop(32, 16, other[0], image, *other[1:])["noise"], first["noise"])
 
 
 def test_a_new_model_starts_as_published(tiny):
@@ -144,14 +130,11 @@ def test_it_loads_everywhere_and_means_the_same(whole, picture, snippet):
     features = encoder(pixels)
     assert names["tokens"].shape == (1, 17, 32)
     torch.testing.assert_close(features.pooled, names["tokens"][:, 0])
-    torch.testing.assert_close(
-        features.patch_map.flatten(2).transpose(1, 2), names["tokens"][:, 1:]
-    )
+    torch.testing.assert_close(features.patch_map.flatten(2).transpose(1, 2), names["tokens"][:, 1:])
     assert AutoModel.from_pretrained(whole).config.mask_ratio == 0.75
     assert encoder.transform.interpolation == "bicubic" and paradigm(encoder) == "reconstruction"
     assert torch.equal(
-        ViTMAEForPreTraining.from_pretrained(whole).decoder.decoder_pos_embed,
-        sincos_positions(16, 16),
+        ViTMAEForPreTraining.from_pretrained(whole).decoder.decoder_pos_embed, sincos_positions(16, 16)
     )
     assert not list(whole.glob("*.bin"))
 
@@ -168,9 +151,7 @@ def test_accumulated_batches_are_one(mae, whole, logged, tmp_path):
     )
     mae.finish(tmp_path / "run", *options, "--eval_dataset", "none")
     for name in ("loss", "grad_norm"):
-        torch.testing.assert_close(
-            logged(tmp_path / "run", name), logged(whole, name), rtol=1e-4, atol=0
-        )
+        torch.testing.assert_close(logged(tmp_path / "run", name), logged(whole, name), rtol=1e-4, atol=0)
 
 
 def test_mistakes_are_one_line(mae, picture, tmp_path):

@@ -35,17 +35,13 @@ def folder(tmp_path):
         )
     for number in range(3):
         values = random.uniform(0, 2999, (40, 40, 3)).astype(np.float32)
-        tifffile.imwrite(
-            tmp_path / f"{'ab'[number % 2]}/float{number}.tif", values, photometric="rgb"
-        )
+        tifffile.imwrite(tmp_path / f"{'ab'[number % 2]}/float{number}.tif", values, photometric="rgb")
     return tmp_path
 
 
 def crops_of(source):
     masks = StepMasks((4, 4), 9, 0, 0.5, (0.1, 0.5), True)
-    multicrop = MultiCrop(
-        (32, 32), (16, 16), 1, **CROPS, known_range=source.pixel_options.scale is not None
-    )
+    multicrop = MultiCrop((32, 32), (16, 16), 1, **CROPS, known_range=source.pixel_options.scale is not None)
     return list(make_loader(source, multicrop, masks, BatchLayout(9, 1, 1, 0), 0, 0, 1, 0))
 
 
@@ -74,9 +70,7 @@ def drawn_from(source):
 USES = {
     "k-NN": lambda source, folder: knn_of(source),
     "features": features_of,
-    "features of views that are floats": lambda source, folder: features_of(
-        source, folder, "tensor_float"
-    ),
+    "features of views that are floats": lambda source, folder: features_of(source, folder, "tensor_float"),
     "batches": lambda source, folder: list(
         unreadable_left_out(source, list(range(len(source))), TRANSFORM, 2, False, print)
     ),

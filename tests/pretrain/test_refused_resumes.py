@@ -110,9 +110,7 @@ class Finished:
     def goes_on(self, folder: Path, *edit) -> str:
         return self.runs.finish(
             self.runs.start(
-                *self.command(
-                    "--resume_from_checkpoint", folder / "checkpoint-2", *edit, folder=folder
-                )
+                *self.command("--resume_from_checkpoint", folder / "checkpoint-2", *edit, folder=folder)
             )
         )
 
@@ -165,9 +163,7 @@ def test_a_refused_resume_changes_nothing(finished, tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_data_that_cannot_be_read_and_damaged_folders_are_refused_with_nothing_changed(
-    finished, tmp_path
-):
+def test_data_that_cannot_be_read_and_damaged_folders_are_refused_with_nothing_changed(finished, tmp_path):
     unreadable = tmp_path / "unreadable"
     unreadable.mkdir()
     for number in range(24):
@@ -224,9 +220,7 @@ def test_a_dry_run_refuses_what_the_run_would(finished, tmp_path):
     images = Path(shutil.copytree(finished.images, tmp_path / "images"))
     (images / "000.png").unlink()
     fewer = (*rehearsed, "--dataset", f"folder:{images}")
-    assert "1 images fewer (23 instead of 24)" in finished.refused(
-        *fewer, "--changed_data", "refuse"
-    )
+    assert "1 images fewer (23 instead of 24)" in finished.refused(*fewer, "--changed_data", "refuse")
     before = tree(finished.folder)
     printed = finished.runs.finish(finished.runs.start(*finished.command(*RESUME, *fewer)))
     assert "1 images fewer (23 instead of 24)" in printed and "nothing is written" in printed
@@ -245,12 +239,7 @@ def test_changed_data_is_told_in_one_line_or_refused(finished, tmp_path):
 
     def refused_and_told(change: str) -> None:
         line = finished.refused(
-            "--changed_data",
-            "refuse",
-            *here,
-            "--resume_from_checkpoint",
-            run / "checkpoint-2",
-            folder=run,
+            "--changed_data", "refuse", *here, "--resume_from_checkpoint", run / "checkpoint-2", folder=run
         )
         assert change in line and "--changed_data note" in line, line
         assert change in finished.goes_on(run, *here)
@@ -261,9 +250,7 @@ def test_changed_data_is_told_in_one_line_or_refused(finished, tmp_path):
     refused_and_told("the same number, other names or sizes")
     (images / "100.png").unlink()
     refused_and_told("dataset has 1 images fewer (23 instead of 24)")
-    shutil.copyfile(
-        finished.images / "001.png", images / "001.png"
-    )  # now, and not when the others were
+    shutil.copyfile(finished.images / "001.png", images / "001.png")  # now, and not when the others were
     refused_and_told("the same names and sizes, written anew since")
     facts = json.loads(
         (

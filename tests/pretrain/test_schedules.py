@@ -11,14 +11,10 @@ from vision_core.errors import UserError
 
 def cosine_loop(base, final, total, warmup, start):
     values = (
-        [start + (base - start) * i / (warmup - 1) for i in range(warmup)]
-        if warmup > 1
-        else [start] * warmup
+        [start + (base - start) * i / (warmup - 1) for i in range(warmup)] if warmup > 1 else [start] * warmup
     )
     n = total - warmup
-    return values + [
-        final + 0.5 * (base - final) * (1 + math.cos(math.pi * i / n)) for i in range(n)
-    ]
+    return values + [final + 0.5 * (base - final) * (1 + math.cos(math.pi * i / n)) for i in range(n)]
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(50, 0), (50, 10), (50, 50), (7, 2)])

@@ -77,9 +77,7 @@ def scaled(run, plates, tmp_path_factory):
 
 def reading(folder):
     """The options with which a run has read its images."""
-    return json.loads((folder / "checkpoint-2" / "training_state.json").read_text())[
-        "pixel_options"
-    ]
+    return json.loads((folder / "checkpoint-2" / "training_state.json").read_text())["pixel_options"]
 
 
 def test_the_card_feeds_the_encoder_as_training_did(scaled, plates):
@@ -89,18 +87,12 @@ def test_the_card_feeds_the_encoder_as_training_did(scaled, plates):
     assert f"folder:path/to/images?{reading(scaled)}" in card
     code = card[card.index("```python\n") + 10 :].partition("```")[0]
     names: dict = {}
-    exec(
-        code.replace("path/to/this/folder", str(scaled)).replace("path/to/images", str(plates)),
-        names,
-    )
+    exec(code.replace("path/to/this/folder", str(scaled)).replace("path/to/images", str(plates)), names)
     image = open_source(f"folder:{plates}?scale=auto")[0].image
     expected = ImageTransform((32, 32), margin=PUBLISHED_MARGIN)([image])
     assert image.dtype == torch.float32 and len(image.unique()) > 500
     torch.testing.assert_close(names["inputs"]["pixel_values"], expected, rtol=0, atol=2e-3)
-    assert (
-        names["tokens"].shape[-1] == 32
-        and not AutoImageProcessor.from_pretrained(scaled).do_rescale
-    )
+    assert names["tokens"].shape[-1] == 32 and not AutoImageProcessor.from_pretrained(scaled).do_rescale
 
 
 def test_a_run_says_its_range_and_how_to_judge_it(run, plates, tmp_path, capsys):
@@ -143,9 +135,7 @@ def test_images_that_are_judged_in_a_run_are_read_with_the_scale_that_was_learnt
     )  # with a scale of their own they would be equal
 
 
-def test_a_resumed_run_whose_images_are_read_otherwise_says_so(
-    run, scaled, plates, tmp_path, capsys
-):
+def test_a_resumed_run_whose_images_are_read_otherwise_says_so(run, scaled, plates, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(scaled, folder)
     run(
@@ -174,27 +164,14 @@ def test_crops_take_three_bands_for_colours_only_where_black_and_white_are_known
     "options, message",
     [
         (
-            {
-                "stain_strength": 0.1,
-                "num_channels": 4,
-                "image_mean": [0.0] * 4,
-                "image_std": [1.0] * 4,
-            },
+            {"stain_strength": 0.1, "num_channels": 4, "image_mean": [0.0] * 4, "image_std": [1.0] * 4},
             "stain_strength=0.1 needs RGB",
         ),
         (
-            {
-                "channel_drop_probability": 0.1,
-                "num_channels": 1,
-                "image_mean": [0.0],
-                "image_std": [1.0],
-            },
+            {"channel_drop_probability": 0.1, "num_channels": 1, "image_mean": [0.0], "image_std": [1.0]},
             "needs several channels",
         ),
-        (
-            {"vertical_flip_probability": 1.5},
-            "vertical_flip_probability=1.5: it must lie between 0 and 1",
-        ),
+        ({"vertical_flip_probability": 1.5}, "vertical_flip_probability=1.5: it must lie between 0 and 1"),
         ({"solarize_probability": -1.0}, "solarize_probability=-1.0: it must lie between 0 and 1"),
         ({"band_jitter_strength": -1.0}, "band_jitter_strength=-1.0: it must not be below 0"),
     ],
@@ -231,15 +208,11 @@ def test_other_methods_feed_scaled_images_once(name):
             processor.image_mean, processor.image_std, [{"view": values, "noise": torch.rand(16)}]
         )["pixel_values"]
     else:
-        processor = fitted_processor(
-            siglip.SiglipImageProcessor(size={"height": 32, "width": 32}), source
-        )
+        processor = fitted_processor(siglip.SiglipImageProcessor(size={"height": 32, "width": 32}), source)
         fed = processor([values], return_tensors="pt")["pixel_values"]
     mean, std = (torch.tensor(figures).view(-1, 1, 1) for figures in normalisation(processor))
     torch.testing.assert_close(fed[0], (values - mean) / std, rtol=0, atol=1e-5)
-    published = processor([values], return_tensors="pt", input_data_format="channels_first")[
-        "pixel_values"
-    ]
+    published = processor([values], return_tensors="pt", input_data_format="channels_first")["pixel_values"]
     torch.testing.assert_close(published[0], fed[0], rtol=0, atol=1e-5)
 
 
@@ -279,7 +252,5 @@ def test_an_encoder_of_a_scaled_run_reads_files_as_training_did(scaled, plates):
     encoder = load_encoder(scaled)
     path = next(plates.glob("a/*.tif"))
     source = open_source(f"folder:{plates}?scale=auto")
-    (index,) = [
-        number for number in range(len(source)) if source.id_of(number).endswith(f"a/{path.name}")
-    ]
+    (index,) = [number for number in range(len(source)) if source.id_of(number).endswith(f"a/{path.name}")]
     torch.testing.assert_close(encoder.transform(path), encoder.transform(source[index].image))

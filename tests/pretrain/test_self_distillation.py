@@ -64,22 +64,16 @@ def test_losses_are_those_of_the_published_recipe(registers, separate, centering
     local_cls, _ = tokens(method.student, given["local_crops"])
     head = method.student["dino_head"]
     expected = {
-        "dino_local_loss": dino_loss(head(local_cls).view(3, 6, 24), teacher_cls, False)
-        / (3 * 2 + 2),
+        "dino_local_loss": dino_loss(head(local_cls).view(3, 6, 24), teacher_cls, False) / (3 * 2 + 2),
         "dino_global_loss": dino_loss(head(cls).view(2, 6, 24), teacher_cls, True) / (3 * 2 + 2),
         "koleo_loss": 0.1 * (koleo_loss(cls[:6]) + koleo_loss(cls[6:])),
         "ibot_loss": ibot_loss(
-            method.student[patch_head](patches[given["masks"]]),
-            teacher_patches,
-            given["mask_weights"],
-            12,
+            method.student[patch_head](patches[given["masks"]]), teacher_patches, given["mask_weights"], 12
         ),
     }
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
-    assert losses["loss"].item() == pytest.approx(
-        sum(value.item() for value in expected.values()), rel=1e-5
-    )
+    assert losses["loss"].item() == pytest.approx(sum(value.item() for value in expected.values()), rel=1e-5)
 
 
 def test_teacher_starts_equal_and_follows_the_average():
@@ -101,9 +95,7 @@ def test_teacher_starts_equal_and_follows_the_average():
 def test_every_student_parameter_gets_a_gradient_and_no_teacher_one():
     method = build(registers=2, separate=True)
     method(**batch(), teacher_temp=0.05)["loss"].backward()
-    missing = [
-        name for name, parameter in method.student.named_parameters() if parameter.grad is None
-    ]
+    missing = [name for name, parameter in method.student.named_parameters() if parameter.grad is None]
     assert missing == []
     assert all(parameter.grad is None for parameter in method.teacher.parameters())
 
@@ -111,9 +103,7 @@ def test_every_student_parameter_gets_a_gradient_and_no_teacher_one():
 def test_without_local_crops_and_without_ibot():
     method = build(ibot_loss_weight=0.0)
     losses = method(**batch(local=0), teacher_temp=0.05)
-    assert set(losses) == {"loss", "dino_global_loss", "koleo_loss"} and torch.isfinite(
-        losses["loss"]
-    )
+    assert set(losses) == {"loss", "dino_global_loss", "koleo_loss"} and torch.isfinite(losses["loss"])
 
 
 def test_registers_differ_after_training():
@@ -126,9 +116,7 @@ def test_registers_differ_after_training():
         method.update_teacher(0.9)
         method.update_centers()
     registers = method.teacher["backbone"].embeddings.register_tokens[0]
-    assert (registers[0] - registers[1]).norm() > 1e-3 and (
-        registers[1] - registers[2]
-    ).norm() > 1e-3
+    assert (registers[0] - registers[1]).norm() > 1e-3 and (registers[1] - registers[2]).norm() > 1e-3
 
 
 def test_bfloat16_is_close_to_float32():
@@ -147,9 +135,7 @@ def test_two_processes_are_one(runs, tmp_path, centering):
         runs.start(WORKER, tmp_path / "1.json", centering),
         *runs.start_two(WORKER, tmp_path / "2.json", centering),
     )
-    alone, together = (
-        json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2)
-    )
+    alone, together = (json.loads((tmp_path / f"{processes}.json").read_text()) for processes in (1, 2))
     assert len(alone) == 3
     differences = {}
     for step, (one, two) in enumerate(zip(alone, together, strict=True)):

@@ -12,19 +12,9 @@ from pretrain.run.build import build_schedules
 from vision_core.errors import UserError
 from vision_core.trainer.run_trainer import check_warmup
 
-SCENES = (
-    "--dataset",
-    "scenes?size=64&count=24",
-    "--per_device_train_batch_size",
-    4,
-    "--logging_steps",
-    1,
-)
+SCENES = ("--dataset", "scenes?size=64&count=24", "--per_device_train_batch_size", 4, "--logging_steps", 1)
 SCRIPTS = {
-    "dinov2": (
-        "pretrain/dinov2.py",
-        (*SCENES, "--eval_dataset", "none", "--dataloader_num_workers", 0),
-    ),
+    "dinov2": ("pretrain/dinov2.py", (*SCENES, "--eval_dataset", "none", "--dataloader_num_workers", 0)),
     "mae": ("pretrain/mae.py", (*SCENES, "--eval_dataset", "none")),
     "siglip": ("pretrain/siglip.py", (*SCENES, "--eval_dataset", "none")),
 }
@@ -39,9 +29,7 @@ def test_an_unset_warm_up_fits(steps, warmup):
     assert args.warmup_steps == warmup and len(build_schedules(args, 64)["learning_rate"]) == steps
 
 
-@pytest.mark.parametrize(
-    "name", ["warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps"]
-)
+@pytest.mark.parametrize("name", ["warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps"])
 def test_a_beginning_that_was_given_and_does_not_end_is_refused(name):
     with pytest.raises(UserError, match=rf"{name}=2 is not below max_steps=2; .*--{name} 0"):
         check_arguments(DINOv2Arguments(max_steps=2, **{name: 2}))
@@ -90,10 +78,7 @@ def test_a_run_of_one_step_learns(runs, name, tmp_path):
     refused = runs.error(
         script, *options, "--max_steps", 2, "--warmup_steps", 7, "--output_dir", tmp_path / "other"
     )
-    assert (
-        "--warmup_steps 7 is not below the run's 2 steps" in refused
-        and not (tmp_path / "other").exists()
-    )
+    assert "--warmup_steps 7 is not below the run's 2 steps" in refused and not (tmp_path / "other").exists()
 
 
 @pytest.mark.timeout(200)
@@ -120,9 +105,7 @@ def test_a_finished_run_goes_on_with_the_schedule_of_more_steps(runs, name, tmp_
     assert sorted(found) == list(range(1, 9))
     for step in range(1, 9):
         expected = short[step] if step <= 4 else planned[step]
-        assert found[step]["learning_rate"] == pytest.approx(expected["learning_rate"], rel=1e-6), (
-            step
-        )
+        assert found[step]["learning_rate"] == pytest.approx(expected["learning_rate"], rel=1e-6), step
     assert (
         found[5]["learning_rate"] > 2 * found[4]["learning_rate"]
     )  # it jumps up, as docs/pretraining.md says
@@ -149,14 +132,7 @@ def test_a_resumed_run_has_the_learning_rate_that_it_is_given(runs, tmp_path):
     runs.finish(runs.start(script, *given, "--max_steps", 2, "--learning_rate", 1e-3))
     runs.finish(
         runs.start(
-            script,
-            *given,
-            "--max_steps",
-            4,
-            "--learning_rate",
-            1e-5,
-            "--resume_from_checkpoint",
-            "true",
+            script, *given, "--max_steps", 4, "--learning_rate", 1e-5, "--resume_from_checkpoint", "true"
         )
     )
     assert [line["learning_rate"] for line in metrics(tmp_path / "run").values()] == pytest.approx(
@@ -195,9 +171,7 @@ def test_a_resumed_run_logs_and_saves_as_often_as_it_now_says(runs, tmp_path):
         "--resume_from_checkpoint",
         "true",
     )
-    runs.finish(
-        runs.start(script, *options[:-4], "--eval_dataset", "none", *more, "--output_dir", folder)
-    )
+    runs.finish(runs.start(script, *options[:-4], "--eval_dataset", "none", *more, "--output_dir", folder))
     assert sorted(metrics(folder)) == [2, 3, 4, 5]
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
         f"checkpoint-{step}" for step in (2, 3, 4, 5)

@@ -51,12 +51,7 @@ def test_the_folder_is_what_was_promised(whole):
     ):
         assert (whole / name).is_file(), name
     assert not list(whole.glob("*.bin"))
-    assert sorted(int(path.name.split("-")[1]) for path in whole.glob("checkpoint-*")) == [
-        4,
-        8,
-        12,
-        14,
-    ]
+    assert sorted(int(path.name.split("-")[1]) for path in whole.glob("checkpoint-*")) == [4, 8, 12, 14]
 
 
 def test_it_loads_everywhere_and_means_the_same(whole, picture):
@@ -64,16 +59,10 @@ def test_it_loads_everywhere_and_means_the_same(whole, picture):
     the same image and texts."""
     model, processor = AutoModel.from_pretrained(whole).eval(), AutoProcessor.from_pretrained(whole)
     image, texts = Image.open(picture).convert("RGB"), ["A RED cup", "two green fish " * 40]
-    inputs = processor(
-        text=texts, images=image, padding="max_length", truncation=True, return_tensors="pt"
-    )
-    assert inputs.keys() == {"pixel_values", "input_ids"}, (
-        "a mask would hide the padding that training reads"
-    )
+    inputs = processor(text=texts, images=image, padding="max_length", truncation=True, return_tensors="pt")
+    assert inputs.keys() == {"pixel_values", "input_ids"}, "a mask would hide the padding that training reads"
     assert inputs["input_ids"].shape == (2, model.config.text_config.max_position_embeddings)
-    assert inputs["input_ids"][1, -1] == processor.tokenizer.eos_token_id, (
-        "the tower pools the last place"
-    )
+    assert inputs["input_ids"][1, -1] == processor.tokenizer.eos_token_id, "the tower pools the last place"
     outputs = model(**inputs)
     both, encoder = load_image_text(whole), load_encoder(whole)
     pixels = both.transform([torch.from_numpy(np.array(image)).permute(2, 0, 1)])
@@ -86,9 +75,7 @@ def test_it_loads_everywhere_and_means_the_same(whole, picture):
     torch.testing.assert_close(
         both.encode_images(inputs["pixel_values"]), outputs.image_embeds.detach(), atol=1e-5, rtol=0
     )
-    torch.testing.assert_close(
-        both.encode_texts(texts), outputs.text_embeds.detach(), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(both.encode_texts(texts), outputs.text_embeds.detach(), atol=1e-5, rtol=0)
     torch.testing.assert_close(
         encoder(pixels).pooled, model.get_image_features(pixel_values=pixels).pooler_output.detach()
     )
@@ -107,15 +94,7 @@ def test_the_temperature_does_not_decay(siglip, tmp_path):
     rate that moves little else."""
     folder = tmp_path / "run"
     siglip.finish(
-        folder,
-        "--weight_decay",
-        1000,
-        "--learning_rate",
-        1e-4,
-        "--max_steps",
-        3,
-        "--eval_dataset",
-        "none",
+        folder, "--weight_decay", 1000, "--learning_rate", 1e-4, "--max_steps", 3, "--eval_dataset", "none"
     )
     model = AutoModel.from_pretrained(folder)
     assert model.logit_scale.item() == pytest.approx(np.log(10), abs=1e-3)
@@ -142,11 +121,7 @@ def rows(tmp_path_factory, picture):
     folder = tmp_path_factory.mktemp("rows")
 
     def rows(captions):
-        columns = {
-            "image": [
-                {"bytes": picture.read_bytes(), "path": f"{number}.png"} for number in range(8)
-            ]
-        }
+        columns = {"image": [{"bytes": picture.read_bytes(), "path": f"{number}.png"} for number in range(8)]}
         if captions is not None:
             columns["caption"] = pa.array(captions, type=pa.list_(pa.string()))
         path = folder / f"{len(list(folder.iterdir()))}.parquet"
@@ -185,9 +160,7 @@ def test_mistakes_are_one_line(siglip, rows, tmp_path):
     folder = tmp_path / "run"
     (tmp_path / "stream").mkdir()
     shutil.copy(rows([["a picture"]] * 8), tmp_path / "stream" / "train.parquet")
-    assert "has no captions; name the column" in siglip.error(
-        folder, "--dataset", f"parquet:{rows(None)}"
-    )
+    assert "has no captions; name the column" in siglip.error(folder, "--dataset", f"parquet:{rows(None)}")
     assert "has no captions" in siglip.error(folder, "--eval_dataset", f"parquet:{rows(None)}")
     stream = f"hf:{tmp_path / 'stream'}?streaming=true&image=image"
     assert "is a stream; give images that can be read in any order" in siglip.error(
@@ -199,9 +172,7 @@ def test_mistakes_are_one_line(siglip, rows, tmp_path):
     assert not folder.exists(), "nothing is written before a run can start"
     some = rows([[] if number == 5 else ["a picture"] for number in range(8)])
     options = ("--dataset", f"parquet:{some}", "--eval_dataset", "none")
-    assert "has no caption; give it one or take it out of the data" in siglip.error(
-        folder, *options
-    )
+    assert "has no caption; give it one or take it out of the data" in siglip.error(folder, *options)
 
 
 def test_what_is_no_siglip_is_no_start(siglip, whole, tmp_path):
@@ -214,9 +185,7 @@ def test_what_is_no_siglip_is_no_start(siglip, whole, tmp_path):
         )
 
     assert "cannot be loaded" in error(copy("no weights", ["*.safetensors"]))
-    assert "has no processor of images and texts" in error(
-        copy("no tokenizer", ["tokenizer*", "processor*"])
-    )
+    assert "has no processor of images and texts" in error(copy("no tokenizer", ["tokenizer*", "processor*"]))
     part = copy("part")
     tensors = load_file(part / "model.safetensors")
     save_file(
@@ -224,7 +193,5 @@ def test_what_is_no_siglip_is_no_start(siglip, whole, tmp_path):
         part / "model.safetensors",
         {"format": "pt"},
     )
-    assert "lacks 1 weights of a siglip of this size, such as vision_model.head.probe" in error(
-        part
-    )
+    assert "lacks 1 weights of a siglip of this size, such as vision_model.head.probe" in error(part)
     assert not (tmp_path / "run").exists()

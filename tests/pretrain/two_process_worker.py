@@ -22,9 +22,9 @@ IMAGES, LOCAL = 8, 2
 def share(tensor, views, rank, world):
     """This process's images of a crop-major tensor."""
     per_process = IMAGES // world
-    return tensor.unflatten(0, (views, IMAGES))[
-        :, rank * per_process : (rank + 1) * per_process
-    ].flatten(0, 1)
+    return tensor.unflatten(0, (views, IMAGES))[:, rank * per_process : (rank + 1) * per_process].flatten(
+        0, 1
+    )
 
 
 def main(output: str, centering: str) -> None:

@@ -35,12 +35,10 @@ def save_run():
     def save(folder, channels=3):
         """What a run of pretraining leaves."""
         torch.manual_seed(0)
-        Dinov2Model(
-            Dinov2Config(**SHAPE, num_channels=channels, layerscale_value=0.5)
-        ).save_pretrained(folder)
-        save_image_processor(
-            folder, (32, 32), [0.5] * channels, [0.25] * channels, PUBLISHED_MARGIN
+        Dinov2Model(Dinov2Config(**SHAPE, num_channels=channels, layerscale_value=0.5)).save_pretrained(
+            folder
         )
+        save_image_processor(folder, (32, 32), [0.5] * channels, [0.25] * channels, PUBLISHED_MARGIN)
         return folder
 
     return save
@@ -157,9 +155,7 @@ def text_talk(tmp_path_factory):
         for n in range(16)
     ]
     (folder / "text.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    write_small_default(
-        folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0
-    )
+    write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
     return folder
 
 
@@ -188,8 +184,7 @@ def load_states(path):
     by one."""
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     classes = [
-        getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
-        for name in names
+        getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names
     ]
     with torch.serialization.safe_globals(classes):
         return torch.load(path, weights_only=True, map_location="cpu")
@@ -200,9 +195,7 @@ def check_zero_states(checkpoint, stage, processes):
     processes, and each part a part only."""
     (folder,) = checkpoint.glob("global_step*")
     names = sorted(path.name for path in folder.iterdir())
-    sharded = {
-        name for name in names if re.fullmatch(r"zero_pp_rank_\d+_mp_rank_00_model_states.pt", name)
-    }
+    sharded = {name for name in names if re.fullmatch(r"zero_pp_rank_\d+_mp_rank_00_model_states.pt", name)}
     assert len(sharded) == (processes if stage == 3 else 0), names
     states = [name for name in names if name.endswith("_optim_states.pt")]
     if stage == 0:
@@ -274,18 +267,12 @@ PROGRAMS = {
     ),
     "mae": ("pretrain/mae.py", ("--dataset", SCENES, "--eval_dataset", "none", *SMALL_STEP)),
     "fused": ("fusion/fuse.py", ("--hidden_size", 64, *SMALL_SVA)),
-    "vlm": (
-        "fusion/fuse.py",
-        ("--language_model", "tiny:llama", "--num_sva_layers", 1, *SMALL_SVA),
-    ),
+    "vlm": ("fusion/fuse.py", ("--language_model", "tiny:llama", "--num_sva_layers", 1, *SMALL_SVA)),
     "align": ("recipes/sva_align.py", ("--init_from", "vlm", *TALK)),
     "sft": ("recipes/sva_sft.py", ("--init_from", "align", *TALK)),
     "lora": ("recipes/sva_sft.py", ("--init_from", "align", "--lora_rank", 2, *TALK)),
     "evaluation": ("recipes/evaluate_encoder.py", ("--encoder", "dinov2", *JUDGE)),
-    "comparison": (
-        "recipes/compare_encoders.py",
-        ("--encoders", "dinov2", "--datasets", *JUDGE[1:]),
-    ),
+    "comparison": ("recipes/compare_encoders.py", ("--encoders", "dinov2", "--datasets", *JUDGE[1:])),
     "vlm_evaluation": (
         "recipes/evaluate_vlm.py",
         ("--model", "sft", "--tasks", "scenes?count=4", "--max_samples", 2),
@@ -308,12 +295,7 @@ def made(runs, tmp_path_factory):
     for name, (script, options) in PROGRAMS.items():
         runs.finish(
             runs.start(
-                script,
-                *options,
-                "--output_dir",
-                name,
-                folder=root,
-                environment={"XDG_CACHE_HOME": str(root)},
+                script, *options, "--output_dir", name, folder=root, environment={"XDG_CACHE_HOME": str(root)}
             )
         )
     save_encoder(load_encoder("tiny:siglip"), root / "saved")

@@ -83,16 +83,12 @@ def test_a_model_below_its_references_is_said_to_be(made):
         description = "bank 40, queries 20"
 
     references = {"raw_pixels": 33.7, "colour_histogram": 5.0, "untrained": 17.6}
-    said = " ".join(
-        judged(DINOv2Arguments(), references, {"cls": 10.0, "patch_mean": 12.0}, Benchmark())
-    )
+    said = " ".join(judged(DINOv2Arguments(), references, {"cls": 10.0, "patch_mean": 12.0}, Benchmark()))
     assert (
         "Its k-NN of 12.0 % is not above raw pixels (33.7 %) and untrained (17.6 %)" in said
         and "histogram" not in said
     )
-    assert "not above" not in " ".join(
-        judged(DINOv2Arguments(), references, {"cls": 55.0}, Benchmark())
-    )
+    assert "not above" not in " ".join(judged(DINOv2Arguments(), references, {"cls": 55.0}, Benchmark()))
     assert "Nothing was measured" in " ".join(judged(DINOv2Arguments(), {}, {}, None))
 
 
@@ -105,20 +101,12 @@ def test_the_command_of_a_card_starts_the_run_again(runs, made, programs, name):
     launcher, script, options = re.fullmatch(
         r"(accelerate launch|python) (\S+) (--config .*)", " ".join(command_of(card(made / name)))
     ).groups()
-    assert launcher == (
-        "python" if programs[name][0].startswith("recipes") else "accelerate launch"
-    )
-    assert (
-        Path(script) == ROOT / programs[name][0]
-        or (made / script).resolve() == ROOT / programs[name][0]
-    )
+    assert launcher == ("python" if programs[name][0].startswith("recipes") else "accelerate launch")
+    assert Path(script) == ROOT / programs[name][0] or (made / script).resolve() == ROOT / programs[name][0]
     printed = runs.finish(
         runs.start(programs[name][0], *shlex.split(options), "--dry_run", "true", folder=made)
     )
-    assert (
-        "nothing is trained, nothing is written" in printed
-        and not (made / f"{name}-again").exists()
-    )
+    assert "nothing is trained, nothing is written" in printed and not (made / f"{name}-again").exists()
 
 
 def test_it_starts_as_it_is_typed(runs, made):
@@ -140,16 +128,12 @@ def test_the_command_of_a_fused_model_makes_it_again(runs, made, name):
     python, option, module, *options = command_of(card(made / name))
     assert (python, option, module) == ("python", "-m", "fusion.fuse")
     runs.finish(runs.start("fusion/fuse.py", *options, folder=made))
-    weights = [
-        (made / folder / "model.safetensors").read_bytes() for folder in (name, f"{name}-again")
-    ]
+    weights = [(made / folder / "model.safetensors").read_bytes() for folder in (name, f"{name}-again")]
     shutil.rmtree(made / f"{name}-again")
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize(
-    "name", ["dinov2", "siglip", "mae", "fused", "vlm", "sft", "lora", "saved"]
-)
+@pytest.mark.parametrize("name", ["dinov2", "siglip", "mae", "fused", "vlm", "sft", "lora", "saved"])
 def test_the_lines_of_a_card_run(runs, made, tmp_path, name):
     Image.new("RGB", (40, 30), "orange").save(tmp_path / "image.jpg")
     (tmp_path / "model").symlink_to(made / name)
@@ -157,17 +141,14 @@ def test_the_lines_of_a_card_run(runs, made, tmp_path, name):
     printed = runs.finish(runs.start_plain(lines, project=True, folder=tmp_path))
     if name in ("vlm", "sft", "lora"):
         assert (
-            lines.count("apply_chat_template(") == 2
-            and printed.count("['") + printed.count('["') >= 1
+            lines.count("apply_chat_template(") == 2 and printed.count("['") + printed.count('["') >= 1
         )  # one conversation, and several
 
 
 def test_the_docs_ask_a_trained_model(runs, made, tmp_path):
     page = (ROOT / "docs" / "fine_tuning.md").read_text(encoding="utf-8")
     (lines,) = [
-        code
-        for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-        if "apply_chat_template" in code
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "apply_chat_template" in code
     ]
     Image.new("RGB", (40, 30), "orange").save(tmp_path / "image.jpg")
     (tmp_path / "outputs").mkdir()
@@ -223,8 +204,7 @@ def test_without_the_import_nothing_is_loaded_in_silence(runs, made, tmp_path, n
         ), lines
     else:
         assert all(
-            "pip install vision-encoder-fusion, then add the line `import fusion`" in line
-            for line in lines
+            "pip install vision-encoder-fusion, then add the line `import fusion`" in line for line in lines
         ), lines
 
 

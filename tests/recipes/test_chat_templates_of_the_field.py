@@ -21,10 +21,7 @@ SHIPPED = {
 }
 
 # The layouts of templates that trl has not, as their model cards describe them.
-OTHERS = {
-    path.stem: path.read_text()
-    for path in sorted((Path(__file__).parent / "layouts").glob("*.jinja"))
-}
+OTHERS = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "layouts").glob("*.jinja"))}
 TEMPLATES = SHIPPED | OTHERS | CHAT_TEMPLATES
 
 REAL = Path(os.environ.get("REAL_TOKENIZERS", "absent"))
@@ -45,13 +42,7 @@ ROWS = {
     "space before": [user("what?"), said("\n A cat.")],
     "as the question": [user("yes"), said("yes"), user("yes"), said("yes\n")],
     "empty system": [Message("system", ""), user("what?"), said("that")],
-    "two turns": [
-        Message("system", "be brief"),
-        user("what?"),
-        said(" one"),
-        user("and?"),
-        said("two\n\n"),
-    ],
+    "two turns": [Message("system", "be brief"), user("what?"), said(" one"), user("and?"), said("two\n\n")],
     "thoughts": [user("is it?"), said("yes", "well, perhaps")],
 }
 
@@ -64,9 +55,7 @@ def learnt_stretches(tokenised, processor):
         elif current:
             stretches.append(current)
             current = []
-    return [processor.tokenizer.decode(each) for each in stretches], [
-        each[-1] for each in stretches
-    ]
+    return [processor.tokenizer.decode(each) for each in stretches], [each[-1] for each in stretches]
 
 
 def check(processor, messages):
@@ -80,9 +69,7 @@ def check(processor, messages):
     texts, ends = learnt_stretches(tokenised, processor)
     first = next(number for number, message in enumerate(messages) if message.role == "assistant")
     prompt = render_prompt(
-        processor,
-        chat_messages(messages[:first]),
-        thinking=any(message.thoughts for message in messages),
+        processor, chat_messages(messages[:first]), thinking=any(message.thoughts for message in messages)
     )
     asked = processor(text=prompt)["input_ids"][0]
     assert tokenised.input_ids[: len(asked)] == asked, (
@@ -106,11 +93,7 @@ def test_each_answer_has_a_learnt_end_or_its_row_is_refused(name, chat_processor
     )  # of vision-language models, whose messages are no texts
     no_system = name.startswith("gemma") and not name.startswith(("gemma3", "gemma4"))
     for kind, reason in refused.items():
-        if (
-            kind != "thoughts"
-            and not wants_parts
-            and not (no_system and ROWS[kind][0].role == "system")
-        ):
+        if kind != "thoughts" and not wants_parts and not (no_system and ROWS[kind][0].role == "system"):
             assert reason is None, f"{name}, {kind}: {reason}"
 
 
@@ -151,11 +134,7 @@ def test_what_follows_an_earlier_answer_is_learnt_as_the_stop_of_a_last_one(chat
     tokenised = tokenise(Conversation("row 1", tuple(ROWS["two turns"])), processor, 2**20)
     end, stop = processor.tokenizer.convert_tokens_to_ids(["<|end|>", "<|return|>"])
     given, learnt = (
-        [
-            token
-            for token, label in zip(tokenised.input_ids, tokenised.labels, strict=True)
-            if label == stop
-        ],
+        [token for token, label in zip(tokenised.input_ids, tokenised.labels, strict=True) if label == stop],
         stop,
     )
     assert given == [end, stop] and stop_token_ids(processor) == [learnt]
@@ -193,20 +172,14 @@ def test_ends_with_a_tokenizer_that_eats_the_space_behind_them(chat_processor):
     ],
 )  # fmt: skip
 def test_real_tokenizers(folder, template, chat_processor, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(
-        REAL / folder / "package" / "models", trust_remote_code=False
-    )
+    tokenizer = AutoTokenizer.from_pretrained(REAL / folder / "package" / "models", trust_remote_code=False)
     processor = chat_processor(
         TEMPLATES[template] if template else tokenizer.chat_template, tokenizer=tokenizer
     )
-    refused = {
-        kind: check(processor, messages) for kind, messages in ROWS.items() if kind != "thoughts"
-    }
+    refused = {kind: check(processor, messages) for kind, messages in ROWS.items() if kind != "thoughts"}
     assert set(refused.values()) == {None}, refused
     shown = Conversation(
-        "row 1",
-        (user("<image>\nwhat?"), said("that")),
-        (torch.zeros(3, 64, 64, dtype=torch.uint8),),
+        "row 1", (user("<image>\nwhat?"), said("that")), (torch.zeros(3, 64, 64, dtype=torch.uint8),)
     )
     prompt = processor.apply_chat_template(
         [
@@ -227,7 +200,4 @@ def test_real_tokenizers(folder, template, chat_processor, tmp_path):
     processor.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=False)
     assert tokenise(shown, again, 2**20) == tokenise(shown, processor, 2**20)
-    assert (
-        tokenizer("x")["input_ids"][0] != tokenizer.bos_token_id
-        or prompt[0] == tokenizer.bos_token_id
-    )
+    assert tokenizer("x")["input_ids"][0] != tokenizer.bos_token_id or prompt[0] == tokenizer.bos_token_id

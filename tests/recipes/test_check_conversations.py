@@ -44,13 +44,9 @@ def test_every_bad_row_is_reported_with_its_line(runs, tmp_path):
     )
     printed = runs.finish(runs.launch([sys.executable], SCRIPT, *arguments), expect=1)
     assert "6 rows, 5 bad" in printed and "Traceback" not in printed
-    assert "| tokens |" in printed, (
-        "what the good row has is told beside what is wrong with the others"
-    )
+    assert "| tokens |" in printed, "what the good row has is told beside what is wrong with the others"
     assert "ends in </s>, which is learnt, and at which generation stops" in printed
-    found = [
-        json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()
-    ]
+    found = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
     assert [each["row"] for each in found] == [2, 3, 4, 5, 6]
     for line, said in (
         (2, "absent.png"),
@@ -59,10 +55,7 @@ def test_every_bad_row_is_reported_with_its_line(runs, tmp_path):
         (5, "leads out"),
         (6, "no JSON"),
     ):
-        assert (
-            f"{file}, line {line}:" in found[line - 2]["reason"]
-            and said in found[line - 2]["reason"]
-        )
+        assert f"{file}, line {line}:" in found[line - 2]["reason"] and said in found[line - 2]["reason"]
 
 
 @pytest.mark.timeout(200)
@@ -116,8 +109,7 @@ def test_the_good_rows_are_written_as_they_stand(runs, tmp_path):
     assert f"wrote 3 rows to {clean}; left out: 3 rows: 2, 4-5" in printed
     assert "keys that nothing reads: id (rows: 3), score (rows: 1)" in printed
     assert [
-        json.loads(line)["row"]
-        for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()
+        json.loads(line)["row"] for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()
     ] == [2, 4, 5]
     assert sorted(path.name for path in tmp_path.glob("*.jsonl*")) == [
         "clean.jsonl",
@@ -127,28 +119,19 @@ def test_the_good_rows_are_written_as_they_stand(runs, tmp_path):
         SCRIPT, *arguments, "--output_dir", tmp_path / "again"
     )
     printed = runs.finish(
-        runs.start(
-            SCRIPT, "--conversations", f"messages:{clean}", "--output_dir", tmp_path / "cleaned"
-        )
+        runs.start(SCRIPT, "--conversations", f"messages:{clean}", "--output_dir", tmp_path / "cleaned")
     )
     assert "3 rows, 0 bad" in printed
 
 
 def test_the_good_rows_of_a_list_and_of_a_table(tmp_path):
-    good = [
-        {"messages": TURNS, "id": 1, "text": "ü\ud83d"},
-        {"messages": TURNS, "id": 2, "text": None},
-    ]
+    good = [{"messages": TURNS, "id": 1, "text": "ü\ud83d"}, {"messages": TURNS, "id": 2, "text": None}]
     rows = [good[0], {"messages": TURNS, "video": "a.mp4"}, good[1]]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     write_rows(tmp_path / "clean.jsonl", open_conversations(f"llava:{tmp_path}/rows.json"), [0, 2])
-    assert [
-        json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()
-    ] == good
+    assert [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text().splitlines()] == good
     image = {"bytes": b"no image", "path": None}
-    table = [
-        {"messages": TURNS, "images": [image] * number, "number": number} for number in range(40)
-    ]
+    table = [{"messages": TURNS, "images": [image] * number, "number": number} for number in range(40)]
     features = datasets.Features({"images": datasets.List(datasets.Image())})
     features |= datasets.Dataset.from_list([{"messages": TURNS, "number": 0}]).features
     datasets.Dataset.from_list(table, features=datasets.Features(features)).to_parquet(
@@ -159,10 +142,7 @@ def test_the_good_rows_of_a_list_and_of_a_table(tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "clean.parquet").to_pylist() == [
         table[row] for row in (3, 7, 39)
     ]
-    assert (
-        open_conversations(f"parquet:{tmp_path}/clean.parquet").table.features
-        == source.table.features
-    )
+    assert open_conversations(f"parquet:{tmp_path}/clean.parquet").table.features == source.table.features
 
 
 def test_a_clean_file_that_cannot_be_written(tmp_path, monkeypatch):

@@ -33,9 +33,7 @@ def run(monkeypatch, tmp_path):
     return call
 
 
-def test_a_row_for_each_encoder_and_a_column_for_each_task_and_data_set(
-    encoder, colours, run, capsys
-):
+def test_a_row_for_each_encoder_and_a_column_for_each_task_and_data_set(encoder, colours, run, capsys):
     names = [str(encoder), f"untrained:{encoder}", "tiny:siglip", "tiny:vit_mae", "raw_pixels"]
     folder = run("--encoders", *names, "--datasets", colours, "scenes?count=40")
     table = (folder / "table.md").read_text()
@@ -67,39 +65,17 @@ def test_a_row_for_each_encoder_and_a_column_for_each_task_and_data_set(
     assert all(result["protocol"] for row in report for result in row["results"])
     page = (folder / "README.md").read_text()
     for name in ("comparison", "pca", "attention", "cosine"):
-        assert (
-            folder / "figures" / f"{name}.png"
-        ).stat().st_size > 1000 and f"figures/{name}.png" in page
-    assert (
-        "weighted k-NN" in page
-        and table.strip() in page
-        and table.strip() in capsys.readouterr().out
-    )
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 1000 and f"figures/{name}.png" in page
+    assert "weighted k-NN" in page and table.strip() in page and table.strip() in capsys.readouterr().out
 
 
 def test_a_task_that_no_data_set_allows_is_refused_at_once(encoder, run):
     with pytest.raises(UserError, match="copy_detection needs copy_of, which embedded scenes"):
-        run(
-            "--encoders",
-            encoder,
-            "--datasets",
-            "scenes?count=40",
-            "--tasks",
-            "knn",
-            "copy_detection",
-        )
+        run("--encoders", encoder, "--datasets", "scenes?count=40", "--tasks", "knn", "copy_detection")
     with pytest.raises(UserError, match="need at least one name each"):
         run("--encoders", "[]")
     with pytest.raises(UserError, match="is no folder and names no encoder"):
-        run(
-            "--encoders",
-            "raw_pixels",
-            "nonsense",
-            "--datasets",
-            "scenes?count=40",
-            "--tasks",
-            "knn",
-        )
+        run("--encoders", "raw_pixels", "nonsense", "--datasets", "scenes?count=40", "--tasks", "knn")
 
 
 def test_the_task_of_one_encoder_alone_is_allowed(run, encoder):
@@ -136,18 +112,10 @@ def test_an_encoder_of_another_number_of_channels_is_named_and_left_out(run, tmp
     ):
         run("--encoders", tmp_path / "grey", "--datasets", "scenes?count=12", "--tasks", "knn")
     folder = run(
-        "--encoders",
-        tmp_path / "grey",
-        "raw_pixels",
-        "--datasets",
-        "scenes?count=12",
-        "--tasks",
-        "knn",
+        "--encoders", tmp_path / "grey", "raw_pixels", "--datasets", "scenes?count=12", "--tasks", "knn"
     )
     grey, raw = json.loads((folder / "results.json").read_text())["encoders"]
-    assert (
-        grey["results"] == [] and "sees 1-channel images, and pictures have 3" in grey["not_run"][0]
-    )
+    assert grey["results"] == [] and "sees 1-channel images, and pictures have 3" in grey["not_run"][0]
     assert [each["task"] for each in raw["results"]] == ["knn"]
 
 
@@ -164,8 +132,7 @@ def test_what_the_last_encoder_refuses_is_said_before_the_first_is_judged(run, t
         "0.1",
     )
     with pytest.raises(
-        UserError,
-        match="position_offset is for DINOv2 in transformers, not for raw_pixels; leave it out",
+        UserError, match="position_offset is for DINOv2 in transformers, not for raw_pixels; leave it out"
     ):
         run(*arguments)
     assert not (tmp_path / "result").exists() and not (tmp_path / "cache").exists()

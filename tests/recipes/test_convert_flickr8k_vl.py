@@ -40,10 +40,9 @@ def test_all_kinds_become_rows(runs, tmp_path):
     assert "4 caption, 2 match, 2 entailment, 1 vqa" in runs.finish(
         runs.launch([sys.executable], SCRIPT, *arguments)
     )
-    assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {
-        "1.jpg",
-        "2.jpg",
-    } and not (tmp_path / "out" / "2.jpg").exists()
+    assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"1.jpg", "2.jpg"} and not (
+        tmp_path / "out" / "2.jpg"
+    ).exists()
     source = open_conversations(f"llava:{tmp_path}/out/train.jsonl?images={tmp_path}/out/images")
     answers = [source[number].messages[1].text for number in range(len(source))]
     assert answers == [

@@ -42,14 +42,7 @@ def run(monkeypatch, tmp_path):
 
     def call(*arguments, output="result"):
         places = [] if output is None else ["--output_dir", tmp_path / output]
-        given = [
-            "evaluate_encoder.py",
-            *arguments,
-            *QUICK,
-            "--cache_dir",
-            tmp_path / "cache",
-            *places,
-        ]
+        given = ["evaluate_encoder.py", *arguments, *QUICK, "--cache_dir", tmp_path / "cache", *places]
         monkeypatch.setattr(sys, "argv", [str(each) for each in given])
         evaluate_encoder.main()
         return json.loads((tmp_path / output / "results.json").read_text())
@@ -70,9 +63,7 @@ def test_it_runs_uninstalled_from_another_folder(encoder, colours, runs, tmp_pat
         tmp_path / "cache",
     )
     printed = runs.finish(
-        runs.launch(
-            [sys.executable], SCRIPT, *arguments, environment={"PYTHONPATH": ""}, folder=tmp_path
-        )
+        runs.launch([sys.executable], SCRIPT, *arguments, environment={"PYTHONPATH": ""}, folder=tmp_path)
     )
     folder = tmp_path / "outputs/evaluation-1"
     report = json.loads((folder / "results.json").read_text())
@@ -112,9 +103,7 @@ def test_depth_is_judged_as_on_nyu(encoder, colours, run, tmp_path):
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
     reports = {}
     for test, protocol in itertools.product(("near", "far"), ("nyu", "all")):
-        sources = [
-            f"parquet:{tmp_path}/{part}/*.parquet" for part in ("near-train", f"{test}-test")
-        ]
+        sources = [f"parquet:{tmp_path}/{part}/*.parquet" for part in ("near-train", f"{test}-test")]
         data = ("--dataset", sources[0], "--test_dataset", sources[1])
         arguments = ("--encoder", encoder, *data, "--tasks", "depth", "--depth_protocol", protocol)
         reports[test, protocol] = run(*arguments, output=f"{test}-{protocol}")["results"]["depth"]
@@ -126,16 +115,7 @@ def test_depth_is_judged_as_on_nyu(encoder, colours, run, tmp_path):
     )
     assert "depths up to" in reports["near", "all"]["protocol"]
     with pytest.raises(UserError, match="judged on depths of 480 x 640 pixels, not 40 x 48"):
-        run(
-            "--encoder",
-            encoder,
-            "--dataset",
-            colours,
-            "--tasks",
-            "depth",
-            "--depth_protocol",
-            "nyu",
-        )
+        run("--encoder", encoder, "--dataset", colours, "--tasks", "depth", "--depth_protocol", "nyu")
 
 
 def test_features_are_extracted_once(encoder, colours, run, tmp_path):
@@ -143,9 +123,7 @@ def test_features_are_extracted_once(encoder, colours, run, tmp_path):
     entries = sorted((tmp_path / "cache").iterdir())
     assert len(entries) == 2
     stamps = [entry.stat().st_mtime_ns for entry in entries]
-    second = run(
-        "--encoder", encoder, "--dataset", colours, "--tasks", "knn", "linear", output="again"
-    )
+    second = run("--encoder", encoder, "--dataset", colours, "--tasks", "knn", "linear", output="again")
     assert [entry.stat().st_mtime_ns for entry in sorted((tmp_path / "cache").iterdir())] == stamps
     assert first["results"]["knn"] == second["results"]["knn"]
 
@@ -156,9 +134,7 @@ def test_two_processes_give_what_one_gives(encoder, colours, run, runs, tmp_path
     places = ("--cache_dir", tmp_path / "cache2", "--output_dir", tmp_path / "two")
     runs.finish(*runs.start_two(SCRIPT, *arguments, *QUICK, *places))
     together = json.loads((tmp_path / "two" / "results.json").read_text())
-    assert together["results"]["knn"]["metrics"] == pytest.approx(
-        alone["results"]["knn"]["metrics"]
-    )
+    assert together["results"]["knn"]["metrics"] == pytest.approx(alone["results"]["knn"]["metrics"])
     assert together["results"]["segmentation"]["metrics"] == pytest.approx(
         alone["results"]["segmentation"]["metrics"], abs=1
     )
@@ -205,13 +181,11 @@ def test_multi_band_encoders_are_judged_on_multi_band_images(save_run, tmp_path,
         for index in range(24):
             folder = tmp_path / "images" / part / f"class{index % 2}"
             folder.mkdir(parents=True, exist_ok=True)
-            np.save(
-                folder / f"{index}.npy", generator.random((5, 40, 40), dtype=np.float32) + index % 2
-            )
+            np.save(folder / f"{index}.npy", generator.random((5, 40, 40), dtype=np.float32) + index % 2)
     assert (
-        run("--encoder", encoder, "--dataset", tmp_path / "images", "--tasks", "knn")["results"][
-            "knn"
-        ]["metrics"]["top-1"]
+        run("--encoder", encoder, "--dataset", tmp_path / "images", "--tasks", "knn")["results"]["knn"][
+            "metrics"
+        ]["top-1"]
         > 90
     )
 
@@ -233,10 +207,7 @@ def test_multi_band_encoders_are_judged_on_multi_band_images(save_run, tmp_path,
             ("--tasks", "segmentation", "--dense_image_size", 41, 48),
             "a height of 41 is no multiple of the stride 8",
         ),
-        (
-            ("--ground_truth", "absent.json", "--tasks", "retrieval"),
-            "absent.json cannot be read as JSON",
-        ),
+        (("--ground_truth", "absent.json", "--tasks", "retrieval"), "absent.json cannot be read as JSON"),
         (("--banks", "x"), "unknown option 'banks'"),
     ],
 )

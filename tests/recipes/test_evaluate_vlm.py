@@ -66,10 +66,7 @@ def test_cv_bench_and_its_mean(folder):
     ]  # fmt: skip
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "test.parquet")
     task = open_task(f"cv_bench:{folder}/test.parquet")
-    assert (
-        task.prompted(task.questions[0]).splitlines()[1:3] == ["(A) one", "(B) two"]
-        and chance(task) == 50
-    )
+    assert task.prompted(task.questions[0]).splitlines()[1:3] == ["(A) one", "(B) two"] and chance(task) == 50
     assert tuple(task.questions[3].images()[0].shape) == (3, 40, 48)
     score = graded(task, ["A", "A", "A", "(B) two"])
     assert score.groups == {"ADE20K": (100.0, 1), "COCO": (50.0, 2), "Omni3D": (100.0, 1)}
@@ -88,9 +85,7 @@ def test_chance_and_error_are_of_the_figure_that_is_weighted(folder):
         for group, (count, choices) in counts.items()
         for _ in range(count)
     ]
-    task = replace(
-        open_task("scenes?count=1"), questions=questions, grade=letter, weights=cv_bench_weights
-    )
+    task = replace(open_task("scenes?count=1"), questions=questions, grade=letter, weights=cv_bench_weights)
     assert chance(task) == pytest.approx(((20 + 25) / 2 + 50) / 2)
     generator = np.random.default_rng(0)
     scores = [graded(task, generator.choice(["A", "B"], len(questions))) for _ in range(400)]
@@ -137,13 +132,7 @@ def test_pope_gqa_vqa_and_captions(folder):
     assert graded(open_task(f"gqa:{folder / 'gqa.json'}?images={folder}"), ["Red."]).score == 100
     (folder / "vqa.json").write_text(
         json.dumps(
-            [
-                {
-                    "question": "Colour?",
-                    "image": "1.jpg",
-                    "answers": [{"answer": "red"}] * 3 + ["blue"] * 7,
-                }
-            ]
+            [{"question": "Colour?", "image": "1.jpg", "answers": [{"answer": "red"}] * 3 + ["blue"] * 7}]
         )
     )
     assert graded(open_task(f"vqa:{folder / 'vqa.json'}"), ["red"]).score == pytest.approx(
@@ -213,9 +202,7 @@ def test_baselines_show_no_image_and_those_of_others(model_folder, monkeypatch):
 
     def watched(model, processor, conversations, images, **generation):
         remaining = iter(images)
-        places = [
-            sum(turn["content"].count("<image>") for turn in turns) for turns in conversations
-        ]
+        places = [sum(turn["content"].count("<image>") for turn in turns) for turns in conversations]
         return [str(float(next(remaining).float().mean())) if count else "none" for count in places]
 
     monkeypatch.setattr(module, "replies", watched)
@@ -263,9 +250,7 @@ def test_a_conversation_is_asked_as_it_was_trained(model_folder, tmp_path, monke
 
 def test_baselines_of_a_conversation_keep_its_turns(tmp_path):
     task = open_task(pictures_in_turns(tmp_path))
-    right, blind, wrong = (
-        asked_question(task, 0, shown) for shown in ("images", "blind", "shuffled")
-    )
+    right, blind, wrong = (asked_question(task, 0, shown) for shown in ("images", "blind", "shuffled"))
     assert [len(each.images) for each in (right, blind, wrong)] == [2, 0, 2]
     assert [turn.text for turn in blind.messages] == ["Answer in French.", "Is  or  brighter?"]
     assert (
@@ -279,8 +264,7 @@ def test_an_answer_that_is_not_learnt_is_not_graded(tmp_path):
     turns = [("human", "a?"), ("gpt", "shown"), ("human", "b?"), ("gpt", "learnt")]
     row = {
         "conversations": [
-            {"from": who, "value": text, **({"weight": 0} if text == "shown" else {})}
-            for who, text in turns
+            {"from": who, "value": text, **({"weight": 0} if text == "shown" else {})} for who, text in turns
         ]
     }
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
@@ -293,8 +277,7 @@ def test_batched_answers_are_those_of_one_by_one(model_folder):
     task = open_task("scenes?count=5")
     with torch.no_grad():
         one, several = (
-            answer_and_score(model.eval(), processor, task, "images", size).answers
-            for size in (1, 3)
+            answer_and_score(model.eval(), processor, task, "images", size).answers for size in (1, 3)
         )
     assert one == several
 
@@ -312,14 +295,7 @@ def test_the_sheet_shows_the_images():
 def test_command_alone_and_in_two_processes(runs, model_folder, tmp_path):
     torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
     for name, start in (("one", runs.start), ("two", partial(runs.launch, torchrun))):
-        arguments = (
-            "--model",
-            model_folder,
-            "--tasks",
-            "scenes?count=7&split=held_out",
-            "--batch_size",
-            2,
-        )
+        arguments = ("--model", model_folder, "--tasks", "scenes?count=7&split=held_out", "--batch_size", 2)
         printed = runs.finish(start(SCRIPT, *arguments, "--output_dir", tmp_path / name))
         assert "wrong images" in printed and "grader last_word" in printed
     one, two = (
@@ -344,16 +320,12 @@ def test_mistakes_are_said_before_anything_is_loaded(runs, model_folder):
 
 def test_tasks_of_one_benchmark_are_kept_apart(runs, model_folder, tmp_path):
     """As POPE's three parts are."""
-    lines = [
-        {"image": "1.jpg", "text": "Is there a dog?", "label": label} for label in ("yes", "no")
-    ]
+    lines = [{"image": "1.jpg", "text": "Is there a dog?", "label": label} for label in ("yes", "no")]
     (tmp_path / "1.jpg").write_bytes(png())
     texts = [f"pope:{tmp_path / name}.json" for name in ("random", "popular")]
     for name, line in zip(("random", "popular"), lines, strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(line))
     runs.finish(
-        runs.start(
-            SCRIPT, "--model", model_folder, "--tasks", *texts, "--output_dir", tmp_path / "judged"
-        )
+        runs.start(SCRIPT, "--model", model_folder, "--tasks", *texts, "--output_dir", tmp_path / "judged")
     )
     assert list(json.loads((tmp_path / "judged" / "results.json").read_text())["tasks"]) == texts

@@ -18,11 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "recipes" / "everything_on_scenes.sh"
 def run(folder, timeout, **environment):
     chosen = os.environ | {"PYTHON": sys.executable, "SEEDS": "0", "STEPS": "2"} | environment
     return subprocess.run(
-        ["bash", str(SCRIPT), str(folder)],
-        env=chosen,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
+        ["bash", str(SCRIPT), str(folder)], env=chosen, capture_output=True, text=True, timeout=timeout
     )
 
 
@@ -51,14 +47,13 @@ def test_from_encoders_to_the_page(save_run, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     page = (out / "report" / "README.md").read_text()
     assert all(
-        f"| {name} | 1 |" in page
-        for name in ("dinov2", "siglip", "channel_concat", "sva_connector", "sva")
+        f"| {name} | 1 |" in page for name in ("dinov2", "siglip", "channel_concat", "sva_connector", "sva")
     )
     assert not list(out.rglob("*.unfinished-*"))
     again = run(out, 60)
-    assert again.returncode == 0 and [
-        line.split()[-1] for line in again.stdout.splitlines()[1:-1]
-    ] == ["report"]
+    assert again.returncode == 0 and [line.split()[-1] for line in again.stdout.splitlines()[1:-1]] == [
+        "report"
+    ]
 
 
 def test_what_fails_is_named(tmp_path):
@@ -75,9 +70,7 @@ def test_what_fails_is_named(tmp_path):
         for step in ("fused", "align", "sft", "judged"):
             (tmp_path / variant / step).mkdir(parents=True)
     done = run(tmp_path, 200)
-    program, chain = [line for line in done.stderr.splitlines() if not line.startswith("xargs:")][
-        -2:
-    ]
+    program, chain = [line for line in done.stderr.splitlines() if not line.startswith("xargs:")][-2:]
     assert done.returncode != 0 and "Traceback" not in done.stderr and program.startswith("error: ")
     assert chain.startswith("error: siglip-0/fused failed; all that it said is in")
     assert not (tmp_path / "report").exists() and not (tmp_path / "siglip-0" / "fused").exists()
@@ -96,7 +89,5 @@ def test_models_of_other_lengths_are_not_mixed(tmp_path):
 def test_without_an_interpreter_it_says_how_to_name_one(tmp_path):
     done = run(tmp_path / "out", 20, PYTHON="no-such-python")
     assert (
-        done.returncode == 2
-        and "PYTHON=.venv/bin/python" in done.stderr
-        and not (tmp_path / "out").exists()
+        done.returncode == 2 and "PYTHON=.venv/bin/python" in done.stderr and not (tmp_path / "out").exists()
     )

@@ -55,14 +55,8 @@ LOADERS = {
         FUSED,
     ),
     "fuse --language_model": (lambda folder: load_language_model(str(folder)), {"language_model"}),
-    "dinov2.py --init_from": (
-        lambda folder: load_backbone_weights(backbone(), str(folder)),
-        ENCODERS,
-    ),
-    "siglip.py, mae.py --init_from": (
-        lambda folder: load_whole(siglip_model(), str(folder)),
-        {"encoder"},
-    ),
+    "dinov2.py --init_from": (lambda folder: load_backbone_weights(backbone(), str(folder)), ENCODERS),
+    "siglip.py, mae.py --init_from": (lambda folder: load_whole(siglip_model(), str(folder)), {"encoder"}),
     "convert_cambrian --checkpoint": (lambda folder: read_config(folder), {"language_model"}),
     "zero_shot": (lambda folder: load_image_text(folder), {"encoder"}),
 }
@@ -101,11 +95,7 @@ def test_every_loader_says_what_a_folder_of_something_else_is(made, loader, name
 @pytest.mark.parametrize(
     ("script", "options", "said"),
     [
-        (
-            "recipes/evaluate_vlm.py",
-            ("--model", "dinov2"),
-            "recipes/evaluate_encoder.py --encoder dinov2",
-        ),
+        ("recipes/evaluate_vlm.py", ("--model", "dinov2"), "recipes/evaluate_encoder.py --encoder dinov2"),
         (
             "recipes/evaluate_encoder.py",
             ("--encoder", "sft", "--dataset", "scenes?count=40"),
@@ -116,26 +106,11 @@ def test_every_loader_says_what_a_folder_of_something_else_is(made, loader, name
             ("--encoders", "evaluation", "--datasets", "scenes?count=40"),
             "name what it judged: dinov2",
         ),
-        (
-            "recipes/sva_sft.py",
-            ("--init_from", "dinov2"),
-            "python -m fusion.fuse --encoders dinov2",
-        ),
-        (
-            "recipes/sva_sft.py",
-            ("--init_from", "lora/adapter"),
-            "name lora, which holds the merged model",
-        ),
+        ("recipes/sva_sft.py", ("--init_from", "dinov2"), "python -m fusion.fuse --encoders dinov2"),
+        ("recipes/sva_sft.py", ("--init_from", "lora/adapter"), "name lora, which holds the merged model"),
         (
             "pretrain/dinov2.py",
-            (
-                "--init_from",
-                "fused",
-                "--dataset",
-                "scenes?size=64&count=64",
-                "--eval_dataset",
-                "none",
-            ),
+            ("--init_from", "fused", "--dataset", "scenes?size=64&count=64", "--eval_dataset", "none"),
             "a fused vision encoder",
         ),
         (
@@ -172,9 +147,7 @@ OTHERS = {
 def test_a_run_of_another_program_is_not_resumed_and_keeps_its_config(runs, made, programs, script):
     folder = OTHERS[script]
     before = {path.name: path.read_bytes() for path in (made / folder).glob("*.yaml")}
-    said = runs.error(
-        script, "--output_dir", folder, "--resume_from_checkpoint", "true", folder=made
-    )
+    said = runs.error(script, "--output_dir", folder, "--resume_from_checkpoint", "true", folder=made)
     assert f"{folder} is a run of {programs[folder][0]}, not of {script}" in said
     assert {path.name: path.read_bytes() for path in (made / folder).glob("*.yaml")} == before
 

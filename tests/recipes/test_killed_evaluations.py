@@ -50,9 +50,7 @@ def kept_lines(folder):
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_evaluation_of_a_vlm_goes_on_and_gives_the_same_bytes(
-    runs, model_folder, tmp_path
-):
+def test_a_killed_evaluation_of_a_vlm_goes_on_and_gives_the_same_bytes(runs, model_folder, tmp_path):
     """Killed after the first lines; killed again, with a torn last line; begun by two processes and
     ended by one."""
     arguments = (
@@ -98,9 +96,7 @@ def test_kept_answers_are_those_of_one_model_task_and_image(model, model_folder,
     for cut in (0, 1, 100, len(answers) // 2, len(answers) - 1, len(answers)):
         (tmp_path / "answers-0000.jsonl").write_bytes(answers[:cut])
         kept = KeptAnswers(tmp_path, header)
-        assert len(kept) == max(
-            len(answers[:cut].splitlines()) - 1 - (0 < cut < len(answers) - 1), 0
-        )
+        assert len(kept) == max(len(answers[:cut].splitlines()) - 1 - (0 < cut < len(answers) - 1), 0)
         assert answer_and_score(*model, task, "images", 2, kept=kept) == score
     asked = [asked_question(task, number, "images") for number in (0, 1)]
     assert KeptAnswers(tmp_path, header).rows("images", (0, 1), asked) is not None
@@ -115,8 +111,7 @@ def test_kept_answers_are_those_of_one_model_task_and_image(model, model_folder,
     assert (
         len(
             KeptAnswers(
-                tmp_path,
-                header_of(header["model"], open_task("scenes?count=4&split=held_out"), 2, 0),
+                tmp_path, header_of(header["model"], open_task("scenes?count=4&split=held_out"), 2, 0)
             )
         )
         == 0
@@ -144,8 +139,7 @@ TASKS = ("knn", "linear", "segmentation", "depth", "emergent_segmentation")
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("script", "options"),
-    [(ENCODER, ("--encoder", "--dataset")), (COMPARE, ("--encoders", "--datasets"))],
+    ("script", "options"), [(ENCODER, ("--encoder", "--dataset")), (COMPARE, ("--encoders", "--datasets"))]
 )
 def test_a_killed_evaluation_of_encoders_runs_only_what_is_missing(
     runs, encoder, colours, tmp_path, script, options
@@ -178,10 +172,6 @@ def test_a_killed_evaluation_of_encoders_runs_only_what_is_missing(
         if path.suffix in (".png", ".md", ".jsonl"):
             assert path.read_bytes() == (hurt / path.relative_to(whole)).read_bytes(), path
     assert "all is done" in runs.finish(runs.start(script, *arguments, "--output_dir", hurt))
-    said = runs.error(
-        script, *(21 if word == 20 else word for word in arguments), "--output_dir", hurt
-    )
+    said = runs.error(script, *(21 if word == 20 else word for word in arguments), "--output_dir", hurt)
     assert "linear_iterations 20 there and 21 here, dense_iterations 20 there and 21 here" in said
-    assert "names a checkpoint, and" in runs.error(
-        script, *arguments[:-1], "true", "--output_dir", hurt
-    )
+    assert "names a checkpoint, and" in runs.error(script, *arguments[:-1], "true", "--output_dir", hurt)

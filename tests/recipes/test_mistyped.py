@@ -29,9 +29,7 @@ def there(tmp_path_factory):
         "image_size": 32,
     }
     Dinov2Model(Dinov2Config(**shape)).save_pretrained(folder / "encoder")
-    row = {
-        "conversations": [{"from": "human", "value": "question 1"}, {"from": "gpt", "value": "yes"}]
-    }
+    row = {"conversations": [{"from": "human", "value": "question 1"}, {"from": "gpt", "value": "yes"}]}
     (folder / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 8))
     Image.new("RGB", (32, 32)).save(folder / "1.png")
     (folder / "unseen.jsonl").write_text("\n".join([json.dumps(row | {"image": "absent.png"})] * 8))
@@ -57,11 +55,7 @@ CASES = {
         {"init_from": "{there}/encoder"},
         "type 'dinov2', not a fused",
     ),
-    "a model without weights": (
-        "recipes/sva_align.py",
-        {"init_from": "{there}/no_weights"},
-        "no weights",
-    ),
+    "a model without weights": ("recipes/sva_align.py", {"init_from": "{there}/no_weights"}, "no weights"),
     "rows that are not there": (
         "recipes/sva_align.py",
         {"conversations": "llava:{there}/absent.jsonl"},
@@ -86,9 +80,7 @@ def test_a_mistake_in_training_leaves_no_folder(case, runs, there, tmp_path):
     script, wrong, said = CASES[case]
     wrong = {name: value.format(there=there) for name, value in wrong.items()}
     folder = tmp_path / "new" / "run"
-    assert said in runs.error(
-        script, *training(there, **wrong), "--output_dir", folder, "--dry_run", "true"
-    )
+    assert said in runs.error(script, *training(there, **wrong), "--output_dir", folder, "--dry_run", "true")
     assert said in runs.error(script, *training(there, **wrong), "--output_dir", folder)
     assert not folder.parent.exists()
 
@@ -97,9 +89,7 @@ def test_a_mistake_in_training_leaves_no_folder(case, runs, there, tmp_path):
 def test_two_processes_leave_no_folder(runs, there, tmp_path):
     """Images that are missing are found behind the opening of the folder, by both."""
     arguments = training(
-        there,
-        conversations=f"llava:{there}/unseen.jsonl?images={there}",
-        output_dir=tmp_path / "run",
+        there, conversations=f"llava:{there}/unseen.jsonl?images={there}", output_dir=tmp_path / "run"
     )
     printed = runs.finish(*runs.start_two("recipes/sva_sft.py", *arguments), expect=2, seconds=100)
     assert "absent.png" in printed and not (tmp_path / "run").exists()
@@ -187,9 +177,7 @@ JUDGING = ["--max_train_samples", "16", "--max_test_samples", "8", "--linear_ite
         ),
     ],
 )
-def test_other_programs_are_corrected_in_the_same_folder(
-    script, wrong, right, runs, there, tmp_path
-):
+def test_other_programs_are_corrected_in_the_same_folder(script, wrong, right, runs, there, tmp_path):
     folder = tmp_path / "run"
 
     def start(options):

@@ -67,9 +67,7 @@ def folder(tmp_path_factory):
         for number in range(40)
     ]
     for split in ("train", "test"):
-        columns = {
-            name: [row[name] for row in rows] for name in ("image", "image_id", "captions", "vqa")
-        }
+        columns = {name: [row[name] for row in rows] for name in ("image", "image_id", "captions", "vqa")}
         text = pyarrow.struct([("text", pyarrow.string()), ("match", pyarrow.bool_())])
         verdict = pyarrow.struct([("hypothesis", pyarrow.string()), ("label", pyarrow.int64())])
         table = pyarrow.table(
@@ -99,9 +97,7 @@ def killed_at_work(runs, script, options, folder, name):
         place = folder / f"{name}-{number}"
         run = runs.start(script, *options, "--output_dir", place.name, *AUTO, folder=folder)
         run.wait_until(
-            lambda place=place, run=run: (
-                (place / "unfinished.json").exists() or run.poll() is not None
-            )
+            lambda place=place, run=run: (place / "unfinished.json").exists() or run.poll() is not None
         )
         run.kill()
         if (place / "unfinished.json").exists():
@@ -115,8 +111,7 @@ def test_killed_it_is_unfinished_and_the_same_command_finishes_it(runs, folder, 
     options, kind, status = PROGRAMS[script]
     name = script.rpartition("/")[2].removesuffix(".py")
     runs.finish(
-        runs.start(script, *options, "--output_dir", f"{name}-whole", *AUTO, folder=folder),
-        expect=status,
+        runs.start(script, *options, "--output_dir", f"{name}-whole", *AUTO, folder=folder), expect=status
     )
     place = killed_at_work(runs, script, options, folder, name)
     assert folder_kind(place).name == "unfinished_work" and not (place / "finished.json").exists()
@@ -132,9 +127,7 @@ def test_killed_it_is_unfinished_and_the_same_command_finishes_it(runs, folder, 
     again = runs.launch(*start, *command[1:], folder=folder, environment={"PYTHONPATH": str(ROOT)})
     printed = runs.finish(again, expect=status)
     imported = {
-        line.split("|")[-1].strip()
-        for line in printed.splitlines()
-        if line.startswith("import time:")
+        line.split("|")[-1].strip() for line in printed.splitlines() if line.startswith("import time:")
     }
     assert (
         "all is done" in printed
@@ -149,14 +142,7 @@ def test_killed_it_is_unfinished_and_the_same_command_finishes_it(runs, folder, 
 
 def test_a_clean_file_of_a_killed_start_is_written_again(runs, folder):
     """It was written before the kill, and no other file of that name is ever replaced."""
-    options = (
-        "--conversations",
-        "llava:rows.jsonl",
-        "--num_workers",
-        0,
-        "--write_clean",
-        "clean.jsonl",
-    )
+    options = ("--conversations", "llava:rows.jsonl", "--num_workers", 0, "--write_clean", "clean.jsonl")
     command = ("recipes/check_conversations.py", *options, "--output_dir", "cleaned", *AUTO)
     (folder / "clean.jsonl").write_text("precious")
     assert "is there already, and is not overwritten" in runs.error(*command, folder=folder)
@@ -170,6 +156,4 @@ def test_a_clean_file_of_a_killed_start_is_written_again(runs, folder):
     (folder / "cleaned" / "partial").mkdir()
     (folder / "cleaned" / "partial" / "write_clean.txt").write_text("clean.jsonl\n")
     runs.finish(runs.start(*command, folder=folder))
-    assert (folder / "clean.jsonl").read_bytes() == clean and (
-        folder / "cleaned" / "bad_rows.jsonl"
-    ).exists()
+    assert (folder / "clean.jsonl").read_bytes() == clean and (folder / "cleaned" / "bad_rows.jsonl").exists()

@@ -81,9 +81,7 @@ def test_every_path_asks_with_the_ids_of_training(processor, model, monkeypatch)
     by_call = call["input_ids"][0].tolist()
     text = processor.apply_chat_template(asked, add_generation_prompt=True)
     by_hand = processor(text=[text], images=[PICTURE], return_tensors="pt")["input_ids"][0].tolist()
-    by_pipeline = pipeline("image-text-to-text", model=model, processor=processor).preprocess(
-        Chat(asked)
-    )
+    by_pipeline = pipeline("image-text-to-text", model=model, processor=processor).preprocess(Chat(asked))
     seen = {}
     monkeypatch.setattr(
         type(model), "generate", lambda self, **inputs: seen.update(inputs) or inputs["input_ids"]

@@ -46,12 +46,8 @@ def given(tmp_path_factory):
         for n in range(12)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_small_default(
-        folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0
-    )
-    write_small_default(
-        folder / "other", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=1
-    )
+    write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
+    write_small_default(folder / "other", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=1)
     return folder
 
 
@@ -88,17 +84,13 @@ class Finished:
 
     def goes_on(self, *edit) -> str:
         return self.runs.finish(
-            self.runs.start(
-                *self.command("--resume_from_checkpoint", self.folder / "checkpoint-2", *edit)
-            )
+            self.runs.start(*self.command("--resume_from_checkpoint", self.folder / "checkpoint-2", *edit))
         )
 
 
 def test_a_refused_resume_changes_nothing_whole(runs, given, tmp_path):
     run = Finished(runs, given, tmp_path / "run")
-    run.refused(
-        "a run that goes on has the weights of its checkpoint", "--init_from", given / "other"
-    )
+    run.refused("a run that goes on has the weights of its checkpoint", "--init_from", given / "other")
     run.refused("a run that goes on has the weights of its checkpoint", "--init_from", None)
     printed = runs.finish(runs.start(*run.command(*RESUME, "--init_from", None)), expect=2)
     assert "stand-ins are made" not in printed, printed  # they learn for minutes
@@ -142,16 +134,12 @@ def test_a_refused_resume_changes_nothing_lora(runs, given, tmp_path):
     run = Finished(runs, given, tmp_path / "run", lora_rank=2)
     run.refused("r of LoRA is 2 in the checkpoint and 4", "--lora_rank", 4)
     run.refused("it holds an adapter of LoRA", "--lora_rank", 0)
-    run.refused(
-        "a run that goes on has the weights of its checkpoint", "--init_from", given / "other"
-    )
+    run.refused("a run that goes on has the weights of its checkpoint", "--init_from", given / "other")
     expected = load_file(run.folder / "model.safetensors")
     moved = Path(shutil.copytree(given / "model", tmp_path / "elsewhere"))
     assert "init_from" in run.goes_on("--init_from", moved)
     found = load_file(run.folder / "model.safetensors")
-    assert found.keys() == expected.keys() and all(
-        (found[name] == expected[name]).all() for name in found
-    )
+    assert found.keys() == expected.keys() and all((found[name] == expected[name]).all() for name in found)
 
 
 def test_a_refused_resume_changes_nothing_zero(runs, given, tmp_path):
@@ -179,11 +167,7 @@ def test_changed_rows_are_told_in_one_line_or_refused(runs, given, tmp_path):
     ):
         rows.write_text(content)
         run.refused(
-            change,
-            "--changed_data",
-            "refuse",
-            "--resume_from_checkpoint",
-            run.folder / "checkpoint-2",
+            change, "--changed_data", "refuse", "--resume_from_checkpoint", run.folder / "checkpoint-2"
         )
         assert change in run.goes_on()
         rows.write_text(text)

@@ -44,9 +44,7 @@ def test_the_page(runs, tmp_path):
     )
     assert "sva blind | 3 | 10.0 ± 0.0" in page and "| sva | 3 |" in printed
     question = open_task(TASK).questions[2]
-    assert (
-        f"| 2 | {question.text} | {question.expected[0]} | ~~(nothing)~~ | ~~(nothing)~~ |" in page
-    )
+    assert f"| 2 | {question.text} | {question.expected[0]} | ~~(nothing)~~ | ~~(nothing)~~ |" in page
     for picture in re.findall(r"\]\((figures/\w+\.png)\)", page):
         assert (tmp_path / "report" / picture).stat().st_size > 2000
     assert page.count("![") == 3
@@ -54,8 +52,7 @@ def test_the_page(runs, tmp_path):
 
 def test_means_are_over_kinds():
     groups = {
-        kind: float(number)
-        for number, kind in enumerate(kind for kinds in KINDS.values() for kind in kinds)
+        kind: float(number) for number, kind in enumerate(kind for kinds in KINDS.values() for kind in kinds)
     }
     assert with_means(groups) == groups | {"what": 1.0, "where": 5.0, "all": 3.5}
 

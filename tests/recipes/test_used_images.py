@@ -41,25 +41,14 @@ def lines(folder):
 
 def test_mostly_unreadable_test_images_stop_it(encoder, data, runs, tmp_path):
     """The case of 16 test files, 13 of them junk: it was "16 test images", 100.0."""
-    arguments = (
-        "--encoder",
-        encoder,
-        "--dataset",
-        data,
-        "--tasks",
-        "knn",
-        "--cache_dir",
-        tmp_path / "cache",
-    )
+    arguments = ("--encoder", encoder, "--dataset", data, "--tasks", "knn", "--cache_dir", tmp_path / "cache")
     said = runs.error(EVALUATE, *arguments, "--output_dir", tmp_path / "stopped")
     assert (
         "13 of 16 test images could not be read, more than max_bad_fraction=0.01: green/01.png (not_an_image)"
         in said
     )
     assert "and 8 more; give a JPEG, PNG" in said and "or remove them" in said
-    assert len(lines(tmp_path / "stopped")) == 14, (
-        "also the training image, and all names of the test images"
-    )
+    assert len(lines(tmp_path / "stopped")) == 14, "also the training image, and all names of the test images"
 
     arguments = (*arguments, "--max_bad_fraction", 1, "--output_dir", tmp_path / "result")
     printed = runs.finish(runs.start(EVALUATE, *arguments))  # from the cache, which remembers
@@ -99,16 +88,7 @@ def test_test_images_are_not_learnt_from(encoder, runs, tmp_path):
         tmp_path / "result",
     )
     printed = runs.finish(
-        runs.start(
-            EVALUATE,
-            "--encoder",
-            encoder,
-            "--dataset",
-            tmp_path / "data",
-            "--tasks",
-            *tasks,
-            *quick,
-        )
+        runs.start(EVALUATE, "--encoder", encoder, "--dataset", tmp_path / "data", "--tasks", *tasks, *quick)
     )
     assert "4 of 12 test images are among the training images" in printed
     report = json.loads((tmp_path / "result" / "results.json").read_text())
@@ -150,33 +130,15 @@ def dense(tmp_path):
             for row, column in ((0, "image"), (2, "mask"), (2, "depth")):
                 rows[row][column]["bytes"] = rows[row][column]["bytes"][:60]
         (tmp_path / "dense").mkdir(exist_ok=True)
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(rows), tmp_path / "dense" / f"{part}-0.parquet"
-        )
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "dense" / f"{part}-0.parquet")
     return tmp_path / "dense"
 
 
 def test_images_without_a_readable_mask_or_depth_are_left_out(encoder, dense, runs, tmp_path):
     """The first test image is unreadable, so the comparison's pictures show the next ones."""
     tasks = ("segmentation", "depth", "depth_dpt", "emergent_segmentation")
-    places = (
-        "--cache_dir",
-        tmp_path / "cache",
-        "--output_dir",
-        tmp_path / "result",
-        "--dense_iterations",
-        5,
-    )
-    arguments = (
-        "--encoders",
-        encoder,
-        "raw_pixels",
-        "--datasets",
-        dense,
-        "--tasks",
-        *tasks,
-        *places,
-    )
+    places = ("--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "result", "--dense_iterations", 5)
+    arguments = ("--encoders", encoder, "raw_pixels", "--datasets", dense, "--tasks", *tasks, *places)
     assert "more than max_bad_fraction=0.01" in runs.error(
         COMPARE, *arguments[:-4], "--output_dir", tmp_path / "stopped"
     )

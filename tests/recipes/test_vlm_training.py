@@ -40,26 +40,13 @@ def mixed(tmp_path_factory):
         for each in range([1, 0, 3, 1, 0, 0, 1, 3, 1, 1, 0, 0][number % 12]):
             names.append(f"{number}_{each}.png")
             size = [(40, 64), (64, 64), (80, 32)][(number + each) % 3]
-            Image.fromarray(generator.integers(0, 255, (*size, 3), dtype=np.uint8)).save(
-                folder / names[-1]
-            )
-        question = (
-            "<image>\n" * len(names)
-            + f"question {number} "
-            + "word " * int(generator.integers(1, 12))
-        )
+            Image.fromarray(generator.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / names[-1])
+        question = "<image>\n" * len(names) + f"question {number} " + "word " * int(generator.integers(1, 12))
         answer = f"answer {number} " + "yes " * int(generator.integers(1, 5))
-        row = {
-            "conversations": [
-                {"from": "human", "value": question},
-                {"from": "gpt", "value": answer},
-            ]
-        }
+        row = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
         rows.append(row | ({"image": names} if names else {}))
     (folder / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    write_small_default(
-        folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0
-    )
+    write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
     return Given(f"llava:{folder / 'mixed.jsonl'}", folder / "model")
 
 
@@ -88,9 +75,7 @@ def one_process(runs, mixed, tmp_path_factory):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("zero", "batch"), [("zero2", 2), ("zero3", 4)])
-def test_two_processes_are_one(
-    zero, batch, runs, logged, weights, zero_left, mixed, one_process, tmp_path
-):
+def test_two_processes_are_one(zero, batch, runs, logged, weights, zero_left, mixed, one_process, tmp_path):
     folder = tmp_path / "run"
     config = ROOT / "recipes" / "zero" / f"{zero}.json"
     arguments = options(
@@ -134,9 +119,7 @@ def test_two_processes_are_one(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("way", ["python", "zero2", "lora"])
-def test_killed_and_resumed_is_uninterrupted(
-    way, runs, logged, weights, zero_left, mixed, tmp_path
-):
+def test_killed_and_resumed_is_uninterrupted(way, runs, logged, weights, zero_left, mixed, tmp_path):
     def start(folder, *more):
         arguments = (SFT, *options(mixed, folder, **chosen), *more)
         return runs.start_two(*arguments) if way == "zero2" else [runs.start(*arguments)]
@@ -157,9 +140,7 @@ def test_killed_and_resumed_is_uninterrupted(
     processes = start(killed)
     processes[0].wait_until((killed / "checkpoint-6" / "MANIFEST.json").exists, seconds=280)
     runs.kill(*processes)
-    (
-        killed / "checkpoint-6" / "MANIFEST.json"
-    ).unlink()  # as if the kill had come in the middle of the save
+    (killed / "checkpoint-6" / "MANIFEST.json").unlink()  # as if the kill had come in the middle of the save
     runs.finish(*start(killed, "--resume_from_checkpoint", "true"))
     for folder in (killed, tmp_path / "whole") if way == "zero2" else ():
         zero_left(folder, stage=2, processes=2)
@@ -178,9 +159,7 @@ def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
     runs.finish(
         runs.start(
             ALIGN,
-            *options(
-                mixed, tmp_path / "none", max_steps=1, learning_rate=0.0, sampler_learning_rate=0.0
-            ),
+            *options(mixed, tmp_path / "none", max_steps=1, learning_rate=0.0, sampler_learning_rate=0.0),
         )
     )
     before, after = weights(tmp_path / "none"), weights(tmp_path / "first")
@@ -191,10 +170,7 @@ def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
     assert {name.split(".")[0] for name in moved} == {"vision_model", "vision_sampler_layers"}
     runs.finish(
         runs.start(
-            SFT,
-            *options(
-                mixed, tmp_path / "second", max_steps=4, init_from=tmp_path / "first", lora_rank=4
-            ),
+            SFT, *options(mixed, tmp_path / "second", max_steps=4, init_from=tmp_path / "first", lora_rank=4)
         )
     )
     tuned = weights(tmp_path / "second")
@@ -218,16 +194,11 @@ def test_lora_under_zero3_in_bf16(runs, logged, weights, zero_left, mixed, tmp_p
     """Where all weights that are sharded must be of one dtype; what is saved is whole, and the
     encoders are as they were."""
     chosen = {"max_steps": 4, "lora_rank": 4, "bf16": "true"}
-    for name, more in (
-        ("sharded", {"deepspeed": ROOT / "recipes" / "zero" / "zero3.json"}),
-        ("whole", {}),
-    ):
+    for name, more in (("sharded", {"deepspeed": ROOT / "recipes" / "zero" / "zero3.json"}), ("whole", {})):
         runs.finish(runs.start(SFT, *options(mixed, tmp_path / name, **chosen, **more)))
     zero_left(tmp_path / "sharded", stage=3, processes=1)
     # of bf16 weights and of fp32 ones
-    torch.testing.assert_close(
-        logged(tmp_path / "sharded"), logged(tmp_path / "whole"), rtol=1e-2, atol=0
-    )
+    torch.testing.assert_close(logged(tmp_path / "sharded"), logged(tmp_path / "whole"), rtol=1e-2, atol=0)
     before, after = weights(tmp_path / "whole"), weights(tmp_path / "sharded")
     assert before.keys() == after.keys() and all(
         torch.equal(before[name], after[name]) for name in before if ".encoders." in name
@@ -238,9 +209,7 @@ def test_lora_under_zero3_in_bf16(runs, logged, weights, zero_left, mixed, tmp_p
 def test_a_model_kept_in_bf16_trains_in_fp32(runs, logged, weights, mixed, tmp_path):
     """As one of the same numbers, kept in fp32: small steps would be lost in bf16."""
     for name, dtype in (("half", torch.bfloat16), ("whole", torch.float32)):
-        model = AutoModelForImageTextToText.from_pretrained(mixed.model, dtype=torch.bfloat16).to(
-            dtype
-        )
+        model = AutoModelForImageTextToText.from_pretrained(mixed.model, dtype=torch.bfloat16).to(dtype)
         model.save_pretrained(tmp_path / name / "model")
         AutoProcessor.from_pretrained(mixed.model).save_pretrained(tmp_path / name / "model")
         given = options(
@@ -263,20 +232,14 @@ def test_a_model_kept_in_bf16_trains_in_fp32(runs, logged, weights, mixed, tmp_p
 def test_mistakes_are_one_line_each(runs, zero_left, mixed, tmp_path):
     said = partial(runs.error, SFT)
     plain = options(mixed, tmp_path / "run", max_steps=1)
-    assert "holds no model" in said(
-        *options(replace(mixed, model=tmp_path), tmp_path / "run", max_steps=1)
-    )
+    assert "holds no model" in said(*options(replace(mixed, model=tmp_path), tmp_path / "run", max_steps=1))
     assert "absent.json is not there" in said(
-        *options(
-            replace(mixed, source=f"llava:{tmp_path}/absent.json"), tmp_path / "run", max_steps=1
-        )
+        *options(replace(mixed, source=f"llava:{tmp_path}/absent.json"), tmp_path / "run", max_steps=1)
     )
     assert not (tmp_path / "run").exists()  # so that the command, mended, starts
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").touch()
-    assert "is not empty" in said(
-        "--output_dir", tmp_path / "used"
-    )  # before stand-ins learn for minutes
+    assert "is not empty" in said("--output_dir", tmp_path / "used")  # before stand-ins learn for minutes
     assert "is no file" in said("--deepspeed", "absent", "--output_dir", tmp_path / "run")
     broken = tmp_path / "broken.jsonl"
     broken.write_text(
@@ -292,18 +255,11 @@ def test_mistakes_are_one_line_each(runs, zero_left, mixed, tmp_path):
     )
     assert f"{broken}, line 2" in line
     clash = tmp_path / "zero.json"
-    clash.write_text(
-        json.dumps({"train_micro_batch_size_per_gpu": 64, "zero_optimization": {"stage": 2}})
-    )
-    assert "per_device_train_batch_size is 8" in said(
-        *options(mixed, tmp_path / "clash", deepspeed=clash)
-    )
+    clash.write_text(json.dumps({"train_micro_batch_size_per_gpu": 64, "zero_optimization": {"stage": 2}}))
+    assert "per_device_train_batch_size is 8" in said(*options(mixed, tmp_path / "clash", deepspeed=clash))
     runs.finish(
         runs.start(
-            SFT,
-            *options(
-                mixed, tmp_path / "alone", max_steps=1, deepspeed=ROOT / "recipes/zero/zero1.json"
-            ),
+            SFT, *options(mixed, tmp_path / "alone", max_steps=1, deepspeed=ROOT / "recipes/zero/zero1.json")
         )
     )
     zero_left(tmp_path / "alone", stage=1, processes=1)
@@ -316,9 +272,7 @@ def test_cached_features_train_as_the_encoders_do(runs, logged, mixed, tmp_path)
     runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "plain", **short)))
     cached = {"feature_cache": tmp_path / "cache", "feature_cache_dtype": "fp32"}
     runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "cached", **short, **cached)))
-    torch.testing.assert_close(
-        logged(tmp_path / "cached"), logged(tmp_path / "plain"), rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(logged(tmp_path / "cached"), logged(tmp_path / "plain"), rtol=1e-5, atol=0)
     assert (
         len(list((tmp_path / "cache").rglob("*.safetensors"))) == 45
     )  # 20 rows with one image, 8 with three, and the blank one
@@ -326,9 +280,7 @@ def test_cached_features_train_as_the_encoders_do(runs, logged, mixed, tmp_path)
     rounded = {"feature_cache": tmp_path / "rounded_cache", "feature_cache_dtype": "bf16"}
     runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "rounded", **short, **rounded)))
     assert not torch.equal(logged(tmp_path / "rounded"), logged(tmp_path / "plain"))
-    torch.testing.assert_close(
-        logged(tmp_path / "rounded"), logged(tmp_path / "plain"), rtol=1e-2, atol=0
-    )
+    torch.testing.assert_close(logged(tmp_path / "rounded"), logged(tmp_path / "plain"), rtol=1e-2, atol=0)
 
 
 @pytest.mark.timeout(300)
@@ -345,9 +297,7 @@ def test_damaged_features_are_made_again_and_never_trained_on(runs, logged, mixe
         path.write_bytes(content[: [None, None, len(content) // 2, 0][number % 4]])
     printed = runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "second", **cached)))
     assert "45 files were not what was written; they are made again" in printed
-    torch.testing.assert_close(
-        logged(tmp_path / "second"), logged(tmp_path / "first"), rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(logged(tmp_path / "second"), logged(tmp_path / "first"), rtol=1e-6, atol=0)
     assert sorted((tmp_path / "cache").rglob("*.safetensors")) == files and not list(
         (tmp_path / "cache").rglob(".tmp-*")
     )

@@ -35,21 +35,13 @@ def test_processes_with_different_numbers_of_chunks_are_one(
     )
     printed = runs.finish(*runs.start_two(SFT, *sharded), seconds=280)
     said = engine(printed)
-    assert (
-        said["stage"] == 3
-        and said["processes"] == 2
-        and said["own share"] == pytest.approx(0.5, abs=0.01)
-    )
+    assert said["stage"] == 3 and said["processes"] == 2 and said["own share"] == pytest.approx(0.5, abs=0.01)
     assert said["held between steps"] < 0.1, "only small parameters are kept whole"
     zero_left(tmp_path / "two", stage=3, processes=2)
-    torch.testing.assert_close(
-        logged(tmp_path / "two"), logged(tmp_path / "one"), rtol=1e-4, atol=0
-    )
+    torch.testing.assert_close(logged(tmp_path / "two"), logged(tmp_path / "one"), rtol=1e-4, atol=0)
     expected, got = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert expected.keys() == got.keys()
-    assert all(
-        (got[name] - tensor).norm() <= 1e-3 * tensor.norm() for name, tensor in expected.items()
-    )
+    assert all((got[name] - tensor).norm() <= 1e-3 * tensor.norm() for name, tensor in expected.items())
 
 
 @pytest.mark.timeout(300)
@@ -69,10 +61,7 @@ def test_a_file_that_says_nothing_but_the_stage_follows_the_options(
         "max_steps": 2,
     }
     said = engine(
-        runs.finish(
-            runs.start(SFT, *talk_options(tmp_path / "run", deepspeed=config, **chosen)),
-            seconds=280,
-        )
+        runs.finish(runs.start(SFT, *talk_options(tmp_path / "run", deepspeed=config, **chosen)), seconds=280)
     )
     sharding = {name: said.pop(name) for name in ("processes", "own share", "held between steps")}
     assert said == {

@@ -12,12 +12,7 @@ import pytest
 import torch
 
 from vision_core.errors import UserError
-from vision_core.trainer.zero_checkpoint import (
-    KINDS,
-    StatesLayout,
-    refuse_other_layout,
-    saved_layout,
-)
+from vision_core.trainer.zero_checkpoint import KINDS, StatesLayout, refuse_other_layout, saved_layout
 
 ROOT = Path(__file__).parents[2]
 SFT = "recipes/sva_sft.py"
@@ -26,11 +21,7 @@ CHOSEN = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "s
 
 
 def config(stage, bf16=False):
-    return (
-        None
-        if stage is None
-        else {"zero_optimization": {"stage": stage}, "bf16": {"enabled": bf16}}
-    )
+    return None if stage is None else {"zero_optimization": {"stage": stage}, "bf16": {"enabled": bf16}}
 
 
 @pytest.fixture(scope="module")
@@ -83,22 +74,16 @@ def test_another_layout_is_refused_and_nothing_changes(
     saved = f"{half_way / 'checkpoint-2'} was saved under ZeRO stage 1 or 2 by 2 processes with --bf16 false"
     assert len(lines) == 1 and saved in lines[0]
     assert said in lines[0] and "Traceback" not in printed
-    assert {
-        path: content for path, content in contents(half_way).items() if path.name != ".lock"
-    } == before
+    assert {path: content for path, content in contents(half_way).items() if path.name != ".lock"} == before
 
 
-def test_stages_1_and_2_go_on_from_each_other(
-    runs, logged, weights, zero_left, talk_options, two, half_way
-):
+def test_stages_1_and_2_go_on_from_each_other(runs, logged, weights, zero_left, talk_options, two, half_way):
     words = talk_options(half_way, deepspeed=SHIPPED[1], **CHOSEN)
     runs.finish(*runs.start_two(SFT, *words, "--resume_from_checkpoint", "true"))
     zero_left(half_way, stage=1, processes=2)
     torch.testing.assert_close(logged(half_way), logged(two), rtol=1e-6, atol=0)
     expected, got = weights(two), weights(half_way)
-    assert all(
-        (got[name] - tensor).norm() <= 1e-6 * tensor.norm() for name, tensor in expected.items()
-    )
+    assert all((got[name] - tensor).norm() <= 1e-6 * tensor.norm() for name, tensor in expected.items())
 
 
 # the names that deepspeed 0.19.8 gave in runs of each stage, below global_step2
@@ -107,12 +92,7 @@ WHOLE, SHARDS = (
     "mp_rank_00_model_states.pt",
     [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in (0, 1)],
 )
-FILES = {
-    None: [],
-    0: [WHOLE],
-    2: [WHOLE, *STATES],
-    3: [*SHARDS, *(f"bf16_{name}" for name in STATES)],
-}
+FILES = {None: [], 0: [WHOLE], 2: [WHOLE, *STATES], 3: [*SHARDS, *(f"bf16_{name}" for name in STATES)]}
 
 
 def checkpoint_of(stage, folder, bf16=False):

@@ -60,21 +60,9 @@ def test_shipped_ones_pass(file):
         ),
         ({}, {"reduce_bucket_size": -1}, "reduce_bucket_size = -1, which DeepSpeed refuses"),
         ({}, {"overlap_comm": "perhaps"}, "overlap_comm = 'perhaps', which DeepSpeed refuses"),
-        (
-            {"elasticity": {"enabled": True}},
-            {},
-            "refused by DeepSpeed: Elastic training has been removed",
-        ),
-        (
-            {"bf16": {"enabled": "auto", "enabeld": True}},
-            {},
-            "enabeld = True, which DeepSpeed refuses",
-        ),
-        (
-            {"checkpoint": {"tag_validation": "perhaps"}},
-            {},
-            "refused by DeepSpeed: .*tag_validation",
-        ),
+        ({"elasticity": {"enabled": True}}, {}, "refused by DeepSpeed: Elastic training has been removed"),
+        ({"bf16": {"enabled": "auto", "enabeld": True}}, {}, "enabeld = True, which DeepSpeed refuses"),
+        ({"checkpoint": {"tag_validation": "perhaps"}}, {}, "refused by DeepSpeed: .*tag_validation"),
     ],
 )
 def test_what_deepspeed_would_not_read_is_named(changes, zero, said, tmp_path):
@@ -126,9 +114,7 @@ def test_the_names_are_deepspeeds_own():
 def test_a_key_that_stands_twice(tmp_path):
     """JSON takes the last one without a word."""
     file = tmp_path / "zero.json"
-    file.write_text(
-        '{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0, "gradient_clipping": 0.5}'
-    )
+    file.write_text('{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0, "gradient_clipping": 0.5}')
     with pytest.raises(UserError, match="has the key 'gradient_clipping' twice; keep one"):
         zero_config(file, OPTIONS, 2)
 

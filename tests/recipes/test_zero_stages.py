@@ -28,8 +28,7 @@ def killed_inside_a_save(runs, start, folder):
     for attempt in range(ATTEMPTS):
         processes = start(folder, "--resume_from_checkpoint", "true" if attempt else "none")
         processes[0].wait_until(
-            lambda: any(folder.glob("checkpoint-*/MANIFEST.json")) and is_saving(folder),
-            seconds=200,
+            lambda: any(folder.glob("checkpoint-*/MANIFEST.json")) and is_saving(folder), seconds=200
         )
         runs.kill(*processes)
         if is_saving(folder):
@@ -65,9 +64,7 @@ def test_two_processes_are_one_and_a_kill_inside_a_save_changes_no_bit(
     def start(folder, *more):
         words = [*talk_options(folder, **sharded), *more]
         if way == "launched":
-            return [
-                runs.launch(runs.deepspeed(), SFT, *words, environment={"DS_ACCELERATOR": "cpu"})
-            ]
+            return [runs.launch(runs.deepspeed(), SFT, *words, environment={"DS_ACCELERATOR": "cpu"})]
         return runs.start_two(SFT, *words)
 
     one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))

@@ -5,21 +5,13 @@ from typing import Literal
 
 import pytest
 
-from vision_core.arguments import (
-    arguments_to_yaml,
-    explicit_keys,
-    field_types,
-    option,
-    parse_arguments,
-)
+from vision_core.arguments import arguments_to_yaml, explicit_keys, field_types, option, parse_arguments
 from vision_core.errors import UserError
 
 
 @dataclass
 class Sample:
-    dataset: str = option(
-        "scenes", "Where the images come from: one string names a source.", "data"
-    )
+    dataset: str = option("scenes", "Where the images come from: one string names a source.", "data")
     image_size: int = option(32, "Side of a global crop in pixels.", "data")
     crop_scale: list[float] = option([0.32, 1.0], "Area of a global crop.", "data")
     names: list[str] = option([], "Names.", "data")
@@ -28,9 +20,7 @@ class Sample:
     weight_decay: float = option(0.04, "", "optimization")
     weight_decay_end: float = option(0.4, "", "optimization")
     max_steps: int | None = option(None, "Stop here.", "optimization")
-    center_method: Literal["softmax", "sinkhorn"] = option(
-        "softmax", "How targets are centered.", "method"
-    )
+    center_method: Literal["softmax", "sinkhorn"] = option("softmax", "How targets are centered.", "method")
     num_registers: Literal[0, 4] = option(0, "Registers.", "method")
     gather_koleo: bool = option(False, "Over all processes.", "method")
     report_to: list[Literal["tensorboard", "wandb"]] | None = option(None, "Trackers.", "run")
@@ -229,10 +219,7 @@ def test_every_misspelt_key_is_refused_on_both_surfaces_with_the_right_suggestio
     [
         Sample(),
         Sample(
-            learning_rate=1e-6,
-            weight_decay=float("inf"),
-            crop_scale=[1e-6, 1e22, -0.0],
-            max_steps=10**12,
+            learning_rate=1e-6, weight_decay=float("inf"), crop_scale=[1e-6, 1e22, -0.0], max_steps=10**12
         ),
         Sample(
             learning_rate=0.1 + 0.2,
@@ -275,10 +262,7 @@ def test_random_round_trips(tmp_path):
         arguments = Sample(
             dataset=text[0], names=text[1:3], resume_from_checkpoint=text[3], learning_rate=number
         )
-        assert (
-            parse_arguments(Sample, [yaml_file(tmp_path, arguments_to_yaml(arguments))])
-            == arguments
-        )
+        assert parse_arguments(Sample, [yaml_file(tmp_path, arguments_to_yaml(arguments))]) == arguments
 
 
 def test_help_shows_groups_types_and_defaults_and_exits_0(capsys):
@@ -287,8 +271,7 @@ def test_help_shows_groups_types_and_defaults_and_exits_0(capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     positions = [
-        text.index(f"\n{group}:\n")
-        for group in ("data", "optimization", "method", "run", "options")
+        text.index(f"\n{group}:\n") for group in ("data", "optimization", "method", "run", "options")
     ]
     assert positions == sorted(positions)
     assert "Pretrain an encoder." in text

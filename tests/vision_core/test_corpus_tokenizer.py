@@ -32,10 +32,7 @@ def test_special_tokens_are_never_cut():
 def test_the_same_texts_give_the_same_tokenizer_and_a_folder_keeps_it(tmp_path):
     first, second = (
         corpus_tokenizer(
-            TEXTS,
-            chat_template="{{ messages }}",
-            model_max_length=7,
-            model_input_names=["input_ids"],
+            TEXTS, chat_template="{{ messages }}", model_max_length=7, model_input_names=["input_ids"]
         )
         for _ in range(2)
     )

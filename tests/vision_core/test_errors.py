@@ -21,12 +21,8 @@ def test_user_error_becomes_one_line_and_status_2(capsys):
 
 def test_an_error_of_a_data_worker_is_its_last_line(capsys):
     def main():
-        trace = (
-            "Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  File ...\n"
-        )
-        raise UserError(
-            f"{trace}vision_core.errors.UserError: too many unreadable images: raise --max_bad\n"
-        )
+        trace = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  File ...\n"
+        raise UserError(f"{trace}vision_core.errors.UserError: too many unreadable images: raise --max_bad\n")
 
     with pytest.raises(SystemExit):
         run_script(main)
@@ -37,11 +33,7 @@ def test_the_line_of_an_error_is_the_last_one_of_a_log_file():
     """Where stdout is a file it waits in memory, and stderr does not."""
     code = "from vision_core.errors import UserError, run_script\ndef main():\n print('step 1')\n raise UserError('no')\nrun_script(main)"
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert (done.returncode, done.stdout) == (2, "step 1\nerror: no\n")
 

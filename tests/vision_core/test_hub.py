@@ -18,9 +18,7 @@ from vision_core.errors import UserError
 from vision_core.hub import hub_or_cache
 from vision_core.images.open_source import open_source
 
-SECONDS = (
-    12  # an import of timm or datasets on a busy machine; the libraries' retries take 25 to 47
-)
+SECONDS = 12  # an import of timm or datasets on a busy machine; the libraries' retries take 25 to 47
 
 
 @pytest.fixture

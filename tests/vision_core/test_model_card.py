@@ -42,9 +42,7 @@ def test_front_matter_is_what_the_hub_reads(tmp_path):
         "tags": ["dinov2", "yes: no"],
     }
     assert fields == expected
-    assert text.split("---\n", 2)[2].startswith(
-        "\n# A small encoder\n\nA ViT trained without labels.\n"
-    )
+    assert text.split("---\n", 2)[2].startswith("\n# A small encoder\n\nA ViT trained without labels.\n")
 
 
 def test_tables(tmp_path):
@@ -90,10 +88,7 @@ def test_a_card_without_measurements_says_so(tmp_path):
 def test_the_loading_snippet_is_python_that_names_the_auto_classes():
     tree = ast.parse(LOADING_SNIPPET.removeprefix("```python\n").removesuffix("```"))
     names = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+        alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert names == {"load_image", "AutoImageProcessor", "AutoModel"}
 
@@ -127,7 +122,5 @@ def test_the_snippet_opens_an_image_as_training_does(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.jpg", exif=turned)
     opened = re.search(r"processor\((load_image\(.*?\)), return_tensors", LOADING_SNIPPET)[1]
-    image = eval(
-        opened.replace("image.jpg", str(tmp_path / "image.jpg")), {"load_image": load_image}
-    )
+    image = eval(opened.replace("image.jpg", str(tmp_path / "image.jpg")), {"load_image": load_image})
     assert torch.equal(pil_to_tensor(image), decode_image((tmp_path / "image.jpg").read_bytes()))

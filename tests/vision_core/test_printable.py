@@ -21,13 +21,7 @@ HOSTILE = "a\x1b[2J\x9b31m\r\nb\u2028c\u202egpj\u200b\udcff\x7f"
 def test_no_character_that_is_not_shown_is_left():
     every = "".join(map(chr, range(0x110000)))
     left = printable(every)
-    assert {unicodedata.category(character) for character in left} & {
-        "Cc",
-        "Cf",
-        "Cs",
-        "Zl",
-        "Zp",
-    } == set()
+    assert {unicodedata.category(character) for character in left} & {"Cc", "Cf", "Cs", "Zl", "Zp"} == set()
     assert printable("Zoë, 猫 and a 🐈.png") == "Zoë, 猫 and a 🐈.png"
 
 
@@ -45,11 +39,7 @@ def test_a_message_keeps_what_where_and_cure():
     """File, row and cure stay, however long the values between them are, with and without
     spaces."""
     for number in range(200):
-        path, value, words = (
-            "/data/" + "p" * (number * 40),
-            "v" * (number * 30),
-            "w " * (number * 7),
-        )
+        path, value, words = ("/data/" + "p" * (number * 40), "v" * (number * 30), "w " * (number * 7))
         line = fitted(
             f"error: {path}/rows.jsonl, line 17: the image '{words}{value}' leads out of {path}; give paths inside it"
         )
@@ -68,18 +58,13 @@ def test_a_message_that_is_short_stays_as_it_is():
 
 def test_a_message_of_nothing_but_words_is_cut_in_its_middle():
     line = fitted("no image " * 100 + "was found; give another folder")
-    assert (
-        len(line) <= 300 and line.startswith("no image") and line.endswith("; give another folder")
-    )
+    assert len(line) <= 300 and line.startswith("no image") and line.endswith("; give another folder")
     assert len(fitted("; " + "cure " * 1000)) <= 300
 
 
 def test_every_error_is_printable_from_its_birth():
     assert str(UserError(HOSTILE)).isprintable()
-    assert (
-        UnreadableImage(HOSTILE).reason.isprintable()
-        and len(UnreadableImage("x" * 999).reason) <= 200
-    )
+    assert UnreadableImage(HOSTILE).reason.isprintable() and len(UnreadableImage("x" * 999).reason) <= 200
     assert Stopped(143, HOSTILE).line.isprintable()
     assert first_line(OSError("\x1b" * 1000 + "\n")).isprintable()
 
@@ -141,10 +126,7 @@ def test_warnings_of_a_run_and_names_of_sources(tmp_path, capsys):
         (tmp_path / "data" / name).mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / "0.png")
     source = open_source(f"folder:{tmp_path}/data")
-    assert (
-        source.class_names == [r"\x1b[31mred", r"gpj.\u202eexe"]
-        and source.description.isprintable()
-    )
+    assert source.class_names == [r"\x1b[31mred", r"gpj.\u202eexe"] and source.description.isprintable()
     RunFolder.open(str(tmp_path / "run"), "run", "a: 1\n").close()
     (tmp_path / "run" / "checkpoint-1").mkdir()
     with pytest.raises(UserError):
@@ -160,8 +142,4 @@ def test_a_card_holds_no_control_characters_and_no_code_that_ends_early(tmp_path
         results=[{"task": HOSTILE, "value": 1.0}], settings=settings, note="n", pictures={HOSTILE: "a.png"},
     )  # fmt: skip
     text = (tmp_path / "README.md").read_text()
-    assert (
-        text.replace("\n", "").isprintable()
-        and text.count("```") == 4
-        and code == "`folder:'a'\\x1b\\n`"
-    )
+    assert text.replace("\n", "").isprintable() and text.count("```") == 4 and code == "`folder:'a'\\x1b\\n`"

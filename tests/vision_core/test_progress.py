@@ -28,9 +28,7 @@ def drawn(columns: int) -> list[str]:
     """The lines that a terminal of so many columns gets."""
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE], stdin=end, stdout=end, stderr=end, cwd=ROOT
-    )
+    process = subprocess.Popen([sys.executable, "-c", CODE], stdin=end, stdout=end, stderr=end, cwd=ROOT)
     os.close(end)
     text = b""
     try:
@@ -47,11 +45,7 @@ def drawn(columns: int) -> list[str]:
 def test_a_line_fits_and_says_loss_rate_and_time_left(columns):
     lines = drawn(columns)
     assert lines and all(len(line) <= columns for line in lines)
-    assert (
-        "pretraining  50%|" in lines[-1]
-        and "312003/625000" in lines[-1]
-        and "loss 12.346" in lines[-1]
-    )
+    assert "pretraining  50%|" in lines[-1] and "312003/625000" in lines[-1] and "loss 12.346" in lines[-1]
     assert re.search(r"\d+:\d\d<[\d:?]+, +[\d.?]+(step/s|s/step)", lines[-1])
     assert ("123456 img/s" in lines[-1]) == (columns >= 100)
 

@@ -18,10 +18,7 @@ PROGRAMS = {
     "evaluate": EvaluateArguments, "compare": CompareArguments, "fuse": FuseArguments,
     "evaluate_vlm": EvaluateVlmArguments,
 }  # fmt: skip
-OPTIONS = {
-    name: [field.name for field in dataclasses.fields(program)]
-    for name, program in PROGRAMS.items()
-}
+OPTIONS = {name: [field.name for field in dataclasses.fields(program)] for name, program in PROGRAMS.items()}
 TRAINERS = ("dinov2", "siglip", "mae", "align", "sft")
 IMAGES = ("dinov2", "siglip", "mae")
 
@@ -76,14 +73,11 @@ def test_a_program_that_counts_steps_says_how_epochs_become_steps():
     for key in ("epochs", "num_train_epochs", "max_epochs"):
         cure = cure_for(key, OPTIONS["dinov2"])
         assert (
-            "max_steps = epochs x images / images of a step" in cure
-            and "per_device_train_batch_size" in cure
+            "max_steps = epochs x images / images of a step" in cure and "per_device_train_batch_size" in cure
         )
 
 
-@pytest.mark.parametrize(
-    "key", ["lr", "epochs", "wandb", "warmup", "foo", "x", "optimizer", "num_gpus"]
-)
+@pytest.mark.parametrize("key", ["lr", "epochs", "wandb", "warmup", "foo", "x", "optimizer", "num_gpus"])
 def test_a_program_without_such_an_option_names_no_other_one(key):
     assert cure_for(key, OPTIONS["fuse"]) == "--help lists the options"
 

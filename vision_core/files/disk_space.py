@@ -11,9 +11,7 @@ from vision_core.errors import UserError
 
 def free_bytes(folder: Path) -> int:
     """Free for this user on the file system of `folder`, which need not be there yet."""
-    return shutil.disk_usage(
-        next(place for place in (folder, *folder.parents) if place.exists())
-    ).free
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
 
 
 def check_room(folder: Path, needed: int, what: str, cure: str) -> str:
@@ -35,7 +33,5 @@ def not_written(path: Path, error: OSError, needed: int, cure: str) -> UserError
 def in_words(number_of_bytes: int) -> str:
     """In MB, as other messages have it, and in GB where there are many."""
     return (
-        f"{number_of_bytes / 1e9:,.1f} GB"
-        if number_of_bytes >= 1e10
-        else f"{number_of_bytes / 1e6:.1f} MB"
+        f"{number_of_bytes / 1e9:,.1f} GB" if number_of_bytes >= 1e10 else f"{number_of_bytes / 1e6:.1f} MB"
     )

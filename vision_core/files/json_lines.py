@@ -56,9 +56,7 @@ class JsonLines:
     def _text(self) -> str:
         if not self.path.exists():
             return ""
-        data = read_bytes(
-            self.path, str(self.path), "take it out of the run's folder", most_bytes=MAX_BYTES
-        )
+        data = read_bytes(self.path, str(self.path), "take it out of the run's folder", most_bytes=MAX_BYTES)
         return data.decode("utf-8", errors="replace")
 
     def move_others(self, wanted: Callable[[dict[str, Any]], bool], others: Path) -> None:

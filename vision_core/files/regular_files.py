@@ -21,9 +21,7 @@ FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
 FILE = os.O_RDONLY | os.O_NONBLOCK
 
 
-def read_regular_file(
-    path: str | os.PathLike, *roots: str, most_bytes: int = MAX_FILE_BYTES
-) -> bytes:
+def read_regular_file(path: str | os.PathLike, *roots: str, most_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The bytes of a regular file.
 
     Args:
@@ -63,9 +61,7 @@ def _opened(path: str | os.PathLike, roots: tuple[str, ...], buffering: int) -> 
         raise UnreadableImage("cannot_be_opened") from None
     # by an opener, so that the file has its path as its name, which some readers ask for
     file = open(path, "rb", buffering=buffering, opener=lambda *_: descriptor)  # noqa: SIM115, the caller closes it
-    if not stat.S_ISREG(
-        os.fstat(descriptor).st_mode
-    ):  # it has been replaced since it was looked at
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # it has been replaced since it was looked at
         file.close()
         raise UnreadableImage("not_a_regular_file")
     return file
@@ -217,9 +213,7 @@ def files_fingerprint(paths: Iterable[str], *options: object) -> str:
     for path in paths:
         try:
             status = os.stat(path)
-            digest.update(
-                repr((path, status.st_size, status.st_mtime_ns)).encode("utf-8", "surrogateescape")
-            )
+            digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode("utf-8", "surrogateescape"))
         except OSError:
             digest.update(repr((path, "missing")).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -27,9 +27,7 @@ from torch import Tensor
 from vision_core.files.files_aside import write_whole
 
 DIGEST = "sha256"
-HEADER_BYTES = (
-    1024  # what names, shapes and digest take beside the tensors, at most, as long as they are few
-)
+HEADER_BYTES = 1024  # what names, shapes and digest take beside the tensors, at most, as long as they are few
 BLOCK_BYTES = 4096  # in which file systems count
 
 
@@ -126,9 +124,7 @@ def _header(content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         header = None
     if len(content) < 8 + size or not isinstance(header, dict):
-        raise DamagedTensors(
-            f"{len(content):,} bytes, of which the first are no header of safetensors"
-        )
+        raise DamagedTensors(f"{len(content):,} bytes, of which the first are no header of safetensors")
     return header
 
 

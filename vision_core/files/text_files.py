@@ -48,11 +48,7 @@ def read_bytes(
 
 
 def read_text(
-    path: str | os.PathLike,
-    name: str,
-    cure: str,
-    encoding: str = "utf-8",
-    most_bytes: int = MAX_TEXT_BYTES,
+    path: str | os.PathLike, name: str, cure: str, encoding: str = "utf-8", most_bytes: int = MAX_TEXT_BYTES
 ) -> str:
     """The text of a regular file. Raises UnreadableText."""
     try:
@@ -68,9 +64,7 @@ def open_bytes(path: str | os.PathLike, name: str, cure: str) -> BinaryIO:
     try:
         return open_regular_file(path)
     except UnreadableImage as error:
-        raise UnreadableText(
-            f"{name} cannot be read: {_in_words(error.reason, path, 0)}; {cure}"
-        ) from None
+        raise UnreadableText(f"{name} cannot be read: {_in_words(error.reason, path, 0)}; {cure}") from None
 
 
 def check_openable(path: str | os.PathLike, name: str, cure: str) -> None:
@@ -100,9 +94,7 @@ def parse_json(
     except UserError:
         raise
     except RecursionError:
-        raise refusal(
-            f"{name}: the JSON is nested too deeply, as no JSON of data is; {cure}"
-        ) from None
+        raise refusal(f"{name}: the JSON is nested too deeply, as no JSON of data is; {cure}") from None
     except ValueError as error:
         raise refusal(f"{name}: no JSON ({first_line(error)}); {cure}") from None
     if most_depth is not None and is_deep(value, most_depth):
@@ -115,12 +107,7 @@ def is_deep(value: Any, most: int = MAX_DEPTH) -> bool:
     recursion."""
     level: list[Any] = [value]
     for _ in range(most):
-        level = [
-            child
-            for parent in level
-            for child in _children(parent)
-            if isinstance(child, dict | list)
-        ]
+        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
         if not level:
             return False
     return True
@@ -142,9 +129,7 @@ def _read_yaml(text: str, name: str, cure: str, read: Callable[..., Any]) -> Any
         _bound_yaml(yaml.parse(text, Loader=yaml.SafeLoader), name, cure)
         return read(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise UserError(
-            f"{name} is not valid YAML: {' '.join(str(error).split())}; {cure}"
-        ) from None
+        raise UserError(f"{name} is not valid YAML: {' '.join(str(error).split())}; {cure}") from None
     except (
         ValueError,
         RecursionError,
@@ -208,11 +193,7 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-FINITE = {
-    "parse_constant": _refuse_constant,
-    "parse_float": _finite_number,
-    "parse_int": _whole_number,
-}
+FINITE = {"parse_constant": _refuse_constant, "parse_float": _finite_number, "parse_int": _whole_number}
 
 
 def _in_words(reason: str, path: str | os.PathLike, most_bytes: int) -> str:

@@ -114,9 +114,7 @@ class Annotations:
             raise UserError(
                 f"{kind} {source.id_of(index)} is stored as {found}; save it as PNG with one channel of 8 or 16 bits"
             ) from None
-        if (
-            self.images.num_channels == 3
-        ):  # files of other bands have no header that is read by itself
+        if self.images.num_channels == 3:  # files of other bands have no header that is read by itself
             size = picture_size(
                 self.images.read_bytes(index), self.images.pixel_options, self.images.part_of(index)
             )
@@ -156,11 +154,7 @@ def holds_texts(arrow_type) -> bool:
 
     if types.is_list(arrow_type) or types.is_large_list(arrow_type):
         arrow_type = arrow_type.value_type
-    return (
-        types.is_string(arrow_type)
-        or types.is_large_string(arrow_type)
-        or types.is_integer(arrow_type)
-    )
+    return types.is_string(arrow_type) or types.is_large_string(arrow_type) or types.is_integer(arrow_type)
 
 
 def _rows(values: list) -> list[list[str]]:
@@ -171,10 +165,7 @@ def _rows(values: list) -> list[list[str]]:
 def _check_shape(found: tuple[int, int], image: tuple[int, int], name: str) -> None:
     """Refuse what is not the image made larger or smaller, but for rounding to whole pixels."""
     height, width = found
-    if (
-        abs(width - image[1] * height / image[0]) > 1
-        and abs(height - image[0] * width / image[1]) > 1
-    ):
+    if abs(width - image[1] * height / image[0]) > 1 and abs(height - image[0] * width / image[1]) > 1:
         raise UserError(
             f"{name} is {height} x {width} pixels (height x width) and its image {image[0]} x {image[1]}; "
             "give one that shows the whole image in the same proportions"

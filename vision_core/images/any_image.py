@@ -76,16 +76,12 @@ def file_tensor(
     return _decoded(data, name, num_channels, options, pictures and options.scale is None)
 
 
-def _decoded(
-    data: bytes, name: str, num_channels: int, options: PixelOptions, pictures: bool
-) -> Tensor:
+def _decoded(data: bytes, name: str, num_channels: int, options: PixelOptions, pictures: bool) -> Tensor:
     try:
         image = decode_image(data, options.file_channels(num_channels), options)
         return _levels_of_file(image, name) if num_channels == COLOUR and pictures else image
     except UnreadableImage as error:
-        raise UserError(
-            f"{name} cannot be decoded ({error.reason}); {cure(error.reason)}"
-        ) from None
+        raise UserError(f"{name} cannot be decoded ({error.reason}); {cure(error.reason)}") from None
 
 
 def _levels_of_file(image: Tensor, name: str) -> Tensor:
@@ -135,9 +131,7 @@ def _of_file(path: str) -> tuple[bytes, str]:
     try:
         data = read_regular_file(path)
     except UnreadableImage as error:
-        raise UserError(
-            f"{path[:300]} cannot be read ({error.reason}); {cure(error.reason)}"
-        ) from None
+        raise UserError(f"{path[:300]} cannot be read ({error.reason}); {cure(error.reason)}") from None
     return data, path
 
 
@@ -158,12 +152,7 @@ def _of_array(image: np.ndarray) -> Tensor:
 
 
 def _of_tensor(image: Tensor) -> Tensor:
-    if (
-        image.dtype == torch.uint8
-        and image.ndim == 3
-        and image.shape[0] == COLOUR
-        and image.numel()
-    ):
+    if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == COLOUR and image.numel():
         return image.cpu().contiguous()
     _check_type(str(image.dtype).removeprefix("torch."))
     return _levels(image.cpu().numpy(), TORCH_CHANNEL_AXES)
@@ -186,9 +175,7 @@ def _check_type(name: str) -> None:
         way = "for values of 0 to 1 take (image * 255).round()"
     else:
         way = "where all values are 0 to 255, convert them to uint8"
-    raise UserError(
-        f"an image has values of type {name}; give PIL images or uint8 arrays of 0 to 255: {way}"
-    )
+    raise UserError(f"an image has values of type {name}; give PIL images or uint8 arrays of 0 to 255: {way}")
 
 
 def _channels_first(values: np.ndarray, channel_axes: tuple[int, int]) -> np.ndarray:

@@ -116,9 +116,7 @@ def is_picture(data: bytes) -> bool:
     return format_of(data) is not None
 
 
-def picture_size(
-    data: bytes, options: PixelOptions = AS_STORED, part: int | None = None
-) -> tuple[int, int]:
+def picture_size(data: bytes, options: PixelOptions = AS_STORED, part: int | None = None) -> tuple[int, int]:
     """Height and width of the upright image of three channels; from its header where Pillow reads
     it. Raises as `decode_image` does."""
     return _guarded(lambda: _upright_size(data, options, part), data)
@@ -130,9 +128,7 @@ def _guarded(read: Callable[[], Result], data: bytes) -> Result:
             return read()
     except (UnreadableImage, UserError):
         raise
-    except (
-        Exception
-    ) as error:  # the decoders raise a dozen types on bad bytes, none of which may end a run
+    except Exception as error:  # the decoders raise a dozen types on bad bytes, none of which may end a run
         raise UnreadableImage(_reason(error, data)) from None
 
 
@@ -144,9 +140,7 @@ def _decode(data: bytes, num_channels: int, options: PixelOptions, part: int | N
     picture = _plain_picture(data, num_channels, options.max_pixels) if as_documented else None
     if picture is not None:
         return pictures.pixels_of(picture, num_channels)
-    return to_pixels(
-        _read(data, num_channels, options, part), options.image_channels(num_channels), options
-    )
+    return to_pixels(_read(data, num_channels, options, part), options.image_channels(num_channels), options)
 
 
 def _plain_picture(data: bytes, num_channels: int, max_pixels: int) -> Image.Image | None:
@@ -254,7 +248,5 @@ def _short_webp(data: bytes) -> bool:
     """Whether a WebP file ends before the length in its RIFF header; Pillow's error does not
     tell."""
     return (
-        data[:4] == b"RIFF"
-        and data[8:12] == b"WEBP"
-        and len(data) < 8 + int.from_bytes(data[4:8], "little")
+        data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little")
     )

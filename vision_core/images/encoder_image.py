@@ -27,10 +27,7 @@ OVERSHOOT = 0.2
 
 
 def encoder_images(
-    images: Any,
-    num_channels: int = COLOUR,
-    pictures: bool = True,
-    options: PixelOptions = AS_STORED,
+    images: Any, num_channels: int = COLOUR, pictures: bool = True, options: PixelOptions = AS_STORED
 ) -> list[Tensor]:
     """One image or several as a list of `[C, H, W]`; an array or tensor with four axes is a batch
     of images.
@@ -86,9 +83,7 @@ def encoder_image(
     return image_tensor(image, num_channels)
 
 
-def _numbered(
-    number: int, image: Any, num_channels: int, pictures: bool, options: PixelOptions
-) -> Tensor:
+def _numbered(number: int, image: Any, num_channels: int, pictures: bool, options: PixelOptions) -> Tensor:
     try:
         return encoder_image(image, num_channels, pictures, options)
     except UserError as error:
@@ -156,11 +151,7 @@ def _check_values(planes: Tensor, pictures: bool) -> None:
         return
     cure = "normalised pixels go to the encoder itself, without transform"
     if low >= 0:
-        cure = (
-            "for values of 0 to 255 divide by 255"
-            if high <= 256
-            else "divide by the value of white"
-        )
+        cure = "for values of 0 to 255 divide by 255" if high <= 256 else "divide by the value of white"
     raise UserError(
         f"a float image has values from {low:.4g} to {high:.4g}, and pictures are 0 to 1 here; {cure}"
     )

@@ -33,9 +33,7 @@ class SourcePart(ImageSource):
         self.labels = chosen(source.labels, self.indices)
         self.multi_labels = chosen(source.multi_labels, self.indices)
         self.annotations = (
-            None
-            if source.annotations is None
-            else _AnnotationsOfPart(source.annotations, self.indices)
+            None if source.annotations is None else _AnnotationsOfPart(source.annotations, self.indices)
         )
         self.num_channels, self.pixel_options = source.num_channels, source.pixel_options
 

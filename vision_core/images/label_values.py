@@ -158,19 +158,11 @@ def may_hold_labels(arrow_type: Any) -> bool:
     reading it."""
     from pyarrow import types
 
-    if (
-        types.is_list(arrow_type)
-        or types.is_large_list(arrow_type)
-        or types.is_fixed_size_list(arrow_type)
-    ):
+    if types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type):
         arrow_type = arrow_type.value_type
     if types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
-    is_number = (
-        types.is_integer(arrow_type)
-        or types.is_boolean(arrow_type)
-        or types.is_floating(arrow_type)
-    )
+    is_number = types.is_integer(arrow_type) or types.is_boolean(arrow_type) or types.is_floating(arrow_type)
     return (
         is_number
         or types.is_string(arrow_type)

@@ -84,9 +84,7 @@ def _set_automatic_scale(text: str, source: ImageSource | ImageStream, given: Sc
     source.description += f", scale=auto: {scale.low:,.6g} to {scale.high:,.6g} {origin}"
 
 
-def _open(
-    kind: str, where: str, num_channels: int, options: dict[str, str]
-) -> ImageSource | ImageStream:
+def _open(kind: str, where: str, num_channels: int, options: dict[str, str]) -> ImageSource | ImageStream:
     if kind == "scenes":
         from vision_core.images.sources.scenes import open_scenes
 

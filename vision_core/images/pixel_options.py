@@ -94,11 +94,7 @@ def scale_text(scale: Scale) -> str:
         return scale.kind
     if scale.kind == "percentiles":
         return f"p{_shortest(scale.low)},p{_shortest(scale.high)}"
-    return (
-        _shortest(scale.high)
-        if scale.low == 0
-        else f"{_shortest(scale.low)},{_shortest(scale.high)}"
-    )
+    return _shortest(scale.high) if scale.low == 0 else f"{_shortest(scale.low)},{_shortest(scale.high)}"
 
 
 def _shortest(number: float) -> str:
@@ -109,10 +105,7 @@ def _shortest(number: float) -> str:
 def _bands(text: str, value: str) -> tuple[tuple[int, ...], int]:
     """`4,3,2/12` as ((4, 3, 2), 12)."""
     chosen, _, total = value.partition("/")
-    numbers = [
-        int(part) if part.isascii() and part.isdigit() else 0
-        for part in (*chosen.split(","), total)
-    ]
+    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in (*chosen.split(","), total)]
     bands, bands_of = tuple(numbers[:-1]), numbers[-1]
     if min(bands) < 1 or max(bands) > bands_of or len(set(bands)) < len(bands):
         raise UserError(
@@ -127,14 +120,10 @@ def _scale(text: str, value: str) -> Scale:
         return Scale(value)
     parts = value.split(",")
     percentiles = all(part.startswith("p") for part in parts)
-    numbers = [
-        _number(text, "scale", part.removeprefix("p") if percentiles else part) for part in parts
-    ]
+    numbers = [_number(text, "scale", part.removeprefix("p") if percentiles else part) for part in parts]
     low, high = numbers if len(numbers) == 2 else (0.0, numbers[0])
     possible = (
-        len(parts) <= 2
-        and low < high
-        and (not percentiles or (len(parts) == 2 and low >= 0 and high <= 100))
+        len(parts) <= 2 and low < high and (not percentiles or (len(parts) == 2 and low >= 0 and high <= 100))
     )
     if not possible:
         raise UserError(
@@ -156,6 +145,4 @@ def _number(text: str, name: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise UserError(
-            f"dataset {text!r}: {name}={value} is no number; write {name}=NUMBER"
-        ) from None
+        raise UserError(f"dataset {text!r}: {name}={value} is no number; write {name}=NUMBER") from None

@@ -96,9 +96,7 @@ def _filled(stored: Stored) -> Stored:
         values = values.copy()
         for number, (band, missing) in enumerate(zip(values, stored.missing, strict=True), start=1):
             if missing.all():
-                raise UnreadableImage(
-                    "nodata_only" if stored.missing.all() else f"nodata_only band {number}"
-                )
+                raise UnreadableImage("nodata_only" if stored.missing.all() else f"nodata_only band {number}")
             mean = band.mean(where=~missing, dtype=np.float64)
             band[missing] = mean if values.dtype.kind == "f" else np.rint(mean)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -117,11 +115,7 @@ def _between(values: np.ndarray, black: float, white: float) -> np.ndarray:
     """float32: 0 for black, 1 for white, clipped to what lies between. Where both are the same
     value, all is black."""
     exact = _float_for(values.dtype)
-    return (
-        ((values.astype(exact) - exact(black)) / exact(white - black or 1))
-        .clip(0, 1)
-        .astype(np.float32)
-    )
+    return ((values.astype(exact) - exact(black)) / exact(white - black or 1)).clip(0, 1).astype(np.float32)
 
 
 def _as_numbers(values: np.ndarray, ends: tuple[float, float] | None) -> np.ndarray:
@@ -149,9 +143,5 @@ def _levels(values: np.ndarray, black: float, white: float) -> np.ndarray:
         if span == EIGHT_BITS:
             return above_black.astype(np.uint8)
         if span == SIXTEEN_BITS:
-            return (
-                (above_black >> 8).astype(np.uint8)
-                if len(values) == 3
-                else grey_levels(above_black)
-            )
+            return (above_black >> 8).astype(np.uint8) if len(values) == 3 else grey_levels(above_black)
     return np.rint(_between(values, black, white).astype(np.float64) * EIGHT_BITS).astype(np.uint8)

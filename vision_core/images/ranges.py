@@ -32,9 +32,7 @@ def automatic_scale(source: ImageSource, name: str, count: int = AUTO_IMAGES) ->
     if not sample.images and not sample.unreadable:
         return Scale("values", *EIGHT_BITS), count
     if not sample.images:
-        reasons = ", ".join(
-            f"{reason} ({number})" for reason, number in sample.unreadable.most_common(3)
-        )
+        reasons = ", ".join(f"{reason} ({number})" for reason, number in sample.unreadable.most_common(3))
         raise UserError(
             f"dataset {name!r}: scale=auto found no readable image among {count}: {reasons}; give scale=LOW,HIGH"
         )
@@ -52,9 +50,7 @@ def usual_range(sample: StoredSample) -> tuple[float, float]:
     255."""
     if set(sample.types) <= {"bool", "uint8"}:
         return EIGHT_BITS
-    low, high = (
-        float(f"{value:.6g}") for value in sample.percentiles((LOWEST_PERCENT, HIGHEST_PERCENT))
-    )
+    low, high = (float(f"{value:.6g}") for value in sample.percentiles((LOWEST_PERCENT, HIGHEST_PERCENT)))
     return min(low, 0.0), high
 
 
@@ -111,8 +107,7 @@ def range_notes(
 
 def _all_eight_bit(source: ImageSource) -> bool:
     return source.pixel_options.nodata is None and all(
-        is_eight_bit(stored) and stored.missing is None
-        for stored in first_images(source, FIRST_IMAGES)
+        is_eight_bit(stored) and stored.missing is None for stored in first_images(source, FIRST_IMAGES)
     )
 
 

@@ -65,9 +65,7 @@ class StoredSample:
             if self.bits is not None:
                 self.bits[number] |= int(np.bitwise_or.reduce(band, axis=None))
             grid = (slice(None, None, step), slice(None, None, step))
-            self.kept[number].append(
-                band[grid].ravel() if there is None else band[grid][there[grid]]
-            )
+            self.kept[number].append(band[grid].ravel() if there is None else band[grid][there[grid]])
 
     def percentiles(self, shares: Sequence[float], band: int | None = None) -> list[float]:
         """The values below which these percent of a band's values lie, linearly between two of
@@ -162,9 +160,7 @@ def sample_stored(
 def stored_of(source: ImageSource, index: int) -> Stored:
     """The numbers of image `index`, in as many channels as the source's images have. Raises
     UnreadableImage."""
-    return in_channels(
-        source.stored(index), source.pixel_options.image_channels(source.num_channels)
-    )
+    return in_channels(source.stored(index), source.pixel_options.image_channels(source.num_channels))
 
 
 def in_channels(stored: Stored, num_channels: int) -> Stored:
@@ -180,9 +176,7 @@ def in_channels(stored: Stored, num_channels: int) -> Stored:
     grey = np.tensordot(LUMINANCE, values.astype(np.float64), axes=1)[None]
     grey = np.rint(grey).astype(values.dtype) if values.dtype.kind in "biu" else grey
     return stored._replace(
-        values=grey,
-        missing=None if missing is None else missing.any(0, keepdims=True),
-        is_colour=False,
+        values=grey, missing=None if missing is None else missing.any(0, keepdims=True), is_colour=False
     )
 
 

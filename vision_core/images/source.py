@@ -125,9 +125,7 @@ class EncodedImageSource(ImageSource):
         return None
 
     def stored(self, index: int) -> Stored:
-        return read_stored(
-            self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index)
-        )
+        return read_stored(self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index))
 
     def __getitem__(self, index: int) -> ImageRecord:
         index = int(index)
@@ -136,9 +134,7 @@ class EncodedImageSource(ImageSource):
         image = decode_image(
             self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index)
         )
-        return ImageRecord(
-            self.id_of(index), image, None if self.labels is None else self.labels[index]
-        )
+        return ImageRecord(self.id_of(index), image, None if self.labels is None else self.labels[index])
 
 
 class ImageStream(ABC):

@@ -16,15 +16,11 @@ from vision_core.images.sources.tar_shards import expand_braces
 from vision_core.scenes.layout import SPLITS as SCENE_SPLITS
 
 SPLIT = "{split}"
-NAMES = {
-    "train": ("train", "database"),
-    "test": ("test", "queries", "held_out", "validation", "val"),
-}
-SCENES = {
-    "train": {"split": "train", "count": "10000"},
-    "test": {"split": "held_out", "count": "2000"},
-}
-PARQUET_NAMES = f"{SPLIT}[-.]*parquet"  # train.parquet and train-00000-of-00001.parquet, but not train_notes.parquet
+NAMES = {"train": ("train", "database"), "test": ("test", "queries", "held_out", "validation", "val")}
+SCENES = {"train": {"split": "train", "count": "10000"}, "test": {"split": "held_out", "count": "2000"}}
+PARQUET_NAMES = (
+    f"{SPLIT}[-.]*parquet"  # train.parquet and train-00000-of-00001.parquet, but not train_notes.parquet
+)
 
 
 class Splits(NamedTuple):
@@ -97,13 +93,9 @@ def _may_exist(text: str) -> bool:
     if kind == "scenes":
         return options.get("split") in SCENE_SPLITS
     patterns = (
-        [where]
-        if kind != "wds"
-        else [each for part in where.split("::") for each in expand_braces(part)]
+        [where] if kind != "wds" else [each for part in where.split("::") for each in expand_braces(part)]
     )
-    return kind == "hf" or any(
-        os.path.exists(each) or glob.glob(each, recursive=True) for each in patterns
-    )
+    return kind == "hf" or any(os.path.exists(each) or glob.glob(each, recursive=True) for each in patterns)
 
 
 def _open(text: str, num_channels: int, auto_scale: Scale | None = None) -> ImageSource:
@@ -122,10 +114,7 @@ def _scenes(options: dict[str, str]) -> str:
 def _number_alike(train: ImageSource, test: ImageSource) -> None:
     """Where classes are texts, each part has numbered its own: the test images take the numbers of
     the training images."""
-    if (
-        not (train.names_from_texts and test.names_from_texts)
-        or train.class_names == test.class_names
-    ):
+    if not (train.names_from_texts and test.names_from_texts) or train.class_names == test.class_names:
         return
     new = sorted(set(test.class_names) - set(train.class_names))
     if new:
@@ -136,8 +125,7 @@ def _number_alike(train: ImageSource, test: ImageSource) -> None:
         test.labels = renumbered(test.labels, test.class_names, train.class_names)
     if test.multi_labels is not None:
         test.multi_labels = [
-            sorted(renumbered(row, test.class_names, train.class_names))
-            for row in test.multi_labels
+            sorted(renumbered(row, test.class_names, train.class_names)) for row in test.multi_labels
         ]
     test.class_names = train.class_names
 

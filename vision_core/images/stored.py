@@ -59,9 +59,7 @@ def with_bands(stored: Stored, bands: tuple[int, ...], bands_of: int) -> Stored:
         raise UnreadableImage(f"not_{bands_of}_channels {len(stored.values)} bands")
     chosen = [band - 1 for band in bands]
     missing = None if stored.missing is None else stored.missing[chosen]
-    return Stored(
-        stored.values[chosen], stored.full_scale, missing, stored.is_colour and bands == (1, 2, 3)
-    )
+    return Stored(stored.values[chosen], stored.full_scale, missing, stored.is_colour and bands == (1, 2, 3))
 
 
 def with_missing(stored: Stored, nodata: float | None) -> Stored:

@@ -41,9 +41,7 @@ def share_of(dataset: Any, rank: int, world_size: int, worker: int, workers: int
     if worker >= share.num_shards:
         return None
     share = share.shard(workers, worker, contiguous=False)
-    return (
-        share if shards_for_all else split_dataset_by_node(share, rank=rank, world_size=world_size)
-    )
+    return share if shards_for_all else split_dataset_by_node(share, rank=rank, world_size=world_size)
 
 
 def shuffled_rows(

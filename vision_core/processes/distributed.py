@@ -69,9 +69,7 @@ def mean_over_processes(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     if world_size() == 1:
         return {name: value.detach() for name, value in values.items()}
-    packed = (
-        all_reduce_sum(torch.stack([value.float() for value in values.values()])) / world_size()
-    )
+    packed = all_reduce_sum(torch.stack([value.float() for value in values.values()])) / world_size()
     return dict(zip(values, packed, strict=True))
 
 
@@ -158,10 +156,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
         ctx.num_rows = len(tensor)
-        parts = [
-            torch.empty_like(tensor, memory_format=torch.contiguous_format)
-            for _ in range(world_size())
-        ]
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
@@ -192,11 +187,7 @@ def share_cores() -> None:
     as they compute; and accelerate, which takes a process of deepspeed's for the only one here,
     gives each all cores again where the variable is not set. So it is set.
     """
-    if (
-        processes_here() > 1
-        and "OMP_NUM_THREADS" not in os.environ
-        and not torch.cuda.is_available()
-    ):
+    if processes_here() > 1 and "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
         os.environ["OMP_NUM_THREADS"] = str(own_cores())
         torch.set_num_threads(own_cores())
 
@@ -223,9 +214,7 @@ def set_cpu_threads(threads: int | None) -> None:
 
 def own_cores() -> int:
     """This process's share of the cores, at least one."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(cores // processes_here(), 1)
 
 

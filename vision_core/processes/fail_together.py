@@ -31,9 +31,7 @@ from vision_core.processes.distributed import (
 
 STATUS = 2
 LOOK_SECONDS = 0.5
-GRACE_SECONDS = (
-    2.0  # in which a process may come to an error of its own: what all meet alike, all say
-)
+GRACE_SECONDS = 2.0  # in which a process may come to an error of its own: what all meet alike, all say
 PATIENCE_SECONDS = 6.0  # of the one that failed, for the others to hear it
 CONNECT_SECONDS = 60
 LEAVE_SECONDS = 2.0
@@ -138,7 +136,5 @@ def _shared_store() -> dist.Store | None:
     port = int(broadcast_text(str(store.port if store else 0)))
     with suppress(RuntimeError):
         if port and not is_main_process():
-            store = dist.TCPStore(
-                host, port, is_master=False, wait_for_workers=False, timeout=timeout
-            )
+            store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
     return store

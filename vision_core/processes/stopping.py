@@ -12,9 +12,7 @@ from vision_core.processes.distributed import any_true
 from vision_core.processes.launchers import is_alive
 
 WATCH_SECONDS = 1.0
-GRACE_SECONDS = (
-    30.0  # Kubernetes' terminationGracePeriodSeconds and SLURM's KillWait, where nobody sets them
-)
+GRACE_SECONDS = 30.0  # Kubernetes' terminationGracePeriodSeconds and SLURM's KillWait, where nobody sets them
 # SIGUSR1 is what sbatch --signal=USR1@120, submitit and Lightning use as the warning before a time
 # limit; some clusters use SIGUSR2.
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -30,9 +28,7 @@ class StopRequest:
     the micro-batches of a step once any process was told to stop.
     """
 
-    def __init__(
-        self, launchers: list[tuple[int, str]], grace_seconds: float = GRACE_SECONDS
-    ) -> None:
+    def __init__(self, launchers: list[tuple[int, str]], grace_seconds: float = GRACE_SECONDS) -> None:
         self.launchers, self.grace_seconds = launchers, grace_seconds
         self.has_warned = False
         self.step_seconds = self.save_seconds = 0.0  # of the last step, and of the longest save
@@ -109,11 +105,7 @@ class StopRequest:
     def time_taken(self) -> str:
         """How long ago the first signal came, for the end of the last line; "" where another
         process got it."""
-        return (
-            f" ({time.monotonic() - self.told_at:.1f} s after {self.signal.name})"
-            if self.signal
-            else ""
-        )
+        return f" ({time.monotonic() - self.told_at:.1f} s after {self.signal.name})" if self.signal else ""
 
     def _remember(self, number: int, frame) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:

@@ -38,9 +38,7 @@ def shapes_of_weights(folder: Path) -> dict[str, tuple[int, ...]] | None:
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
         files = ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    return {
-        name: shape for file in files for name, shape in shapes_in(folder / file).items()
-    } or None
+    return {name: shape for file in files for name, shape in shapes_in(folder / file).items()} or None
 
 
 def misfit_of_shapes(saved: Shapes, own: Shapes) -> str:
@@ -48,7 +46,9 @@ def misfit_of_shapes(saved: Shapes, own: Shapes) -> str:
     is none."""
     for name in sorted(saved.keys() & own.keys()):
         if tuple(saved[name]) != tuple(own[name]):
-            return f"{name} is {list(saved[name])} in the checkpoint and {list(own[name])} in this run's model"
+            return (
+                f"{name} is {list(saved[name])} in the checkpoint and {list(own[name])} in this run's model"
+            )
     return misfit_of_names(saved, own)
 
 
@@ -72,15 +72,11 @@ def misfit_of_configs(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     theirs, ours = _flat(saved), _flat(own)
     for name in sorted(theirs.keys() & ours.keys()):
         if name.rpartition(".")[2] not in NOT_THE_MODEL and theirs[name] != ours[name]:
-            return (
-                f"{name} is {theirs[name]} in the checkpoint and {ours[name]} in this run's model"
-            )
+            return f"{name} is {theirs[name]} in the checkpoint and {ours[name]} in this run's model"
     return ""
 
 
-def refuse_misfit(
-    checkpoint: Path | str, misfit: str, changes: Mapping[str, tuple[Any, Any]]
-) -> None:
+def refuse_misfit(checkpoint: Path | str, misfit: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
     """Raises UserError where `misfit` says something. changes: the options that differ from the
     run's config.yaml, name -> (old, new)."""
     if misfit:
@@ -95,9 +91,7 @@ def cure_of(checkpoint: Path | str, changes: Mapping[str, tuple[Any, Any]]) -> s
         return "start a new run with another --output_dir"
     # the shortest first: a number makes another model more often than a path or a list does, and a
     # line holds few of those
-    listed = sorted(
-        (f"--{name} was {old} and is {new}" for name, (old, new) in changes.items()), key=len
-    )
+    listed = sorted((f"--{name} was {old} and is {new}" for name, (old, new) in changes.items()), key=len)
     told = [
         each
         for number, each in enumerate(listed)
@@ -120,9 +114,7 @@ def refuse_other_start(init_from: str | None, changes: Mapping[str, tuple[Any, A
         )
 
 
-def refuse_fewer_steps(
-    checkpoint: Path | str, step: int, max_steps: int, option: str = "max_steps"
-) -> None:
+def refuse_fewer_steps(checkpoint: Path | str, step: int, max_steps: int, option: str = "max_steps") -> None:
     """Raises UserError where a checkpoint has had more steps than the run is to have."""
     if step > max_steps:
         raise UserError(

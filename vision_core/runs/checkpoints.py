@@ -34,9 +34,7 @@ class CheckpointNotWritten(UserError):
     whole: try it again."""
 
 
-def write_checkpoint(
-    root: Path, step: int, write: Callable[[Path], None], keep: int | None
-) -> Path:
+def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int | None) -> Path:
     """Let `write(folder)` fill a folder and show it as `root/checkpoint-<step>`, whole, by one
     rename.
 
@@ -102,9 +100,7 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointNotWritten(
-            _failure_text(target.parent, target, reason_of(error), 0)
-        ) from error
+        raise CheckpointNotWritten(_failure_text(target.parent, target, reason_of(error), 0)) from error
 
 
 def verify_checkpoint(folder: Path) -> str | None:
@@ -117,11 +113,7 @@ def verify_checkpoint(folder: Path) -> str | None:
         try:
             status = (folder / name).stat()
             size = status.st_size
-            if (
-                not stat.S_ISREG(status.st_mode)
-                or ".." in Path(name).parts
-                or Path(name).is_absolute()
-            ):
+            if not stat.S_ISREG(status.st_mode) or ".." in Path(name).parts or Path(name).is_absolute():
                 return f"{name} is no file of the folder"
             if size != expected["size"]:
                 return f"{name} has {size} bytes instead of {expected['size']}"
@@ -146,8 +138,7 @@ def checkpoint_step(folder: Path) -> int:
 def list_checkpoints(root: Path) -> list[Path]:
     """Every `checkpoint-<step>` folder in `root`, whole or not, by rising step."""
     return sorted(
-        (path for path in root.glob("checkpoint-*") if _step_in_name(path) is not None),
-        key=_step_in_name,
+        (path for path in root.glob("checkpoint-*") if _step_in_name(path) is not None), key=_step_in_name
     )
 
 
@@ -282,9 +273,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | str:
     try:
         text = _manifest_bytes(folder).decode("utf-8")
         manifest = json.loads(text)
-        is_intact = text == _manifest_text(manifest["step"], manifest["files"]) and _is_of_files(
-            manifest
-        )
+        is_intact = text == _manifest_text(manifest["step"], manifest["files"]) and _is_of_files(manifest)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except OSError as error:
@@ -313,8 +302,7 @@ def _is_of_files(manifest: dict[str, Any]) -> bool:
     entries = manifest["files"]
     step_is_number = isinstance(manifest["step"], int)
     return step_is_number and all(
-        isinstance(each["size"], int) and isinstance(each["sha256"], str)
-        for each in entries.values()
+        isinstance(each["size"], int) and isinstance(each["sha256"], str) for each in entries.values()
     )
 
 

@@ -58,17 +58,12 @@ def data_changes(before: Sequence[Mapping[str, Any]] | None, now: Iterable[DataF
     """What has changed since `facts_as_json` gave `before`, in words, or "". Older checkpoints hold
     no facts, and None stands for them."""
     known = {each["name"]: each for each in before or ()}
-    changes = [
-        (facts.name, _change(known[facts.name], facts)) for facts in now if facts.name in known
-    ]
+    changes = [(facts.name, _change(known[facts.name], facts)) for facts in now if facts.name in known]
     return "; ".join(f"{name} has {change}" for name, change in changes if change)
 
 
 def tell_changed_data(
-    checkpoint: str,
-    before: Sequence[Mapping[str, Any]] | None,
-    now: Iterable[DataFacts],
-    wanted: ChangedData,
+    checkpoint: str, before: Sequence[Mapping[str, Any]] | None, now: Iterable[DataFacts], wanted: ChangedData
 ) -> list[str]:
     """Lines for the user of a run that goes on from `checkpoint`. Raises UserError where data has
     changed and `wanted` is "refuse"."""
@@ -77,9 +72,7 @@ def tell_changed_data(
         raise UserError(
             f"the data has changed since {checkpoint}: {changes}; put it back, or go on with it by --changed_data note"
         )
-    return (
-        [f"note            the data has changed since {checkpoint}: {changes}"] if changes else []
-    )
+    return [f"note            the data has changed since {checkpoint}: {changes}"] if changes else []
 
 
 def _change(before: Mapping[str, Any], now: DataFacts) -> str:

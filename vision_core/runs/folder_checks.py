@@ -27,7 +27,9 @@ HOW_IT_IS_RUN = (
     "changed_data",
     "grace_seconds",
 )  # say how a run starts and stops, not what it is
-AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
+AUTO = (
+    "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
+)
 FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
 ABSENT = "(absent)"
 # What a start leaves that did nothing else: it stands in nobody's way.
@@ -61,15 +63,11 @@ def check_folder(
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "cannot be written to" if there.is_dir() else "is a file"
-        raise UserError(
-            f"output folder {path} cannot be used: {there} {problem}; give another --output_dir"
-        )
+        raise UserError(f"output folder {path} cannot be used: {there} {problem}; give another --output_dir")
     return None
 
 
-def check_program(
-    output_dir: str | None, name: str, resume: bool | str | None, program: str
-) -> None:
+def check_program(output_dir: str | None, name: str, resume: bool | str | None, program: str) -> None:
     """Raise UserError where a run is to be resumed that is not there, in use, of another program,
     or in a folder that cannot be written.
 
@@ -144,9 +142,7 @@ def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:
 def holds_nothing(path: Path) -> bool:
     """Whether a folder is empty, or holds nothing but what a start of one of these programs left
     that had done nothing yet."""
-    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".tmp-")} - {
-        ".lock"
-    }
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".tmp-")} - {".lock"}
     return not names or (names <= set(LITTER) and read_config(path).startswith(PROGRAM_LINE))
 
 
@@ -261,9 +257,7 @@ def read_config(path: Path) -> str:
 def _read_mapping(text: str) -> dict[str, Any]:
     mapping = yaml_value(text, "config.yaml of the run", "mend it or move it away")
     if mapping is not None and not isinstance(mapping, dict):
-        raise UserError(
-            "config.yaml of the run must hold lines `key: value`: mend it or move it away"
-        )
+        raise UserError("config.yaml of the run must hold lines `key: value`: mend it or move it away")
     return by_present_names(mapping or {})
 
 
@@ -275,9 +269,7 @@ def run_numbers(root: Path, name: str) -> list[int]:
 def numbers_in(root: Path, pattern: str) -> list[int]:
     """The numbers in the names of `root` that match the whole pattern."""
     names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
-    return [
-        int(match.group(1)) for match in (re.fullmatch(pattern, name) for name in names) if match
-    ]
+    return [int(match.group(1)) for match in (re.fullmatch(pattern, name) for name in names) if match]
 
 
 def warn_on_stderr(text: str) -> None:

@@ -44,9 +44,7 @@ class FolderKind:
     cure: str
 
 
-def refuse_folder(
-    folder: str | Path, wanted: str, understood: Collection[str], lacks: str = "model"
-) -> None:
+def refuse_folder(folder: str | Path, wanted: str, understood: Collection[str], lacks: str = "model") -> None:
     """Raise UserError where `folder` is not of a kind that the loader understands: what it is, and
     what to do with it.
 
@@ -104,10 +102,7 @@ def _adapter(folder: Path, names: set[str]) -> FolderKind | None:
         return None
     root = folder.absolute().parent
     merged = "config.json" in {entry.name for entry in root.iterdir()}
-    base = (
-        _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        or "its base model"
-    )
+    base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
     cure = (
         f"name {folder.parent}, which holds the merged model"
         if merged
@@ -119,9 +114,7 @@ def _adapter(folder: Path, names: set[str]) -> FolderKind | None:
 def _saved_encoder(folder: Path, names: set[str]) -> FolderKind | None:
     if "encoder.json" not in names:
         return None
-    return FolderKind(
-        "saved_encoder", True, "an encoder that save_encoder wrote", _encoder_cure(folder)
-    )
+    return FolderKind("saved_encoder", True, "an encoder that save_encoder wrote", _encoder_cure(folder))
 
 
 def _encoder_cure(folder: Path) -> str:
@@ -147,17 +140,13 @@ def _model(folder: Path, names: set[str]) -> FolderKind | None:
     if kind is None and "architecture" in config:
         return FolderKind("timm", True, "a checkpoint of timm", _encoder_cure(folder))
     if kind == FUSED_VLM:
-        return FolderKind(
-            kind, True, f"a fused vision-language model{_within(folder)}", _vlm_cure(folder)
-        )
+        return FolderKind(kind, True, f"a fused vision-language model{_within(folder)}", _vlm_cure(folder))
     if kind == FUSED_VISION:
         cure = (
             f"`AutoModel.from_pretrained({str(folder)!r})` loads it after `import fusion`; name its encoders one by one, "
             "or fuse them again with --language_model for a vision-language model"
         )
-        return FolderKind(
-            kind, True, "a fused vision encoder, several encoders behind a connector", cure
-        )
+        return FolderKind(kind, True, "a fused vision encoder, several encoders behind a connector", cure)
     if str(kind).startswith("cambrian"):
         cure = f"`python -m fusion.convert_cambrian --checkpoint {folder} --output_dir NEW` converts it"
         return FolderKind("cambrian", True, f"a released Cambrian-1 of type {kind!r}", cure)
@@ -168,17 +157,12 @@ def _model(folder: Path, names: set[str]) -> FolderKind | None:
         )
     if "vision_config" in config or {"patch_size", "image_size", "num_channels"} & set(config):
         return FolderKind(
-            "encoder",
-            True,
-            f"a vision encoder of type {kind!r}{_within(folder)}",
-            _encoder_cure(folder),
+            "encoder", True, f"a vision encoder of type {kind!r}{_within(folder)}", _encoder_cure(folder)
         )
     if "vocab_size" in config:
         cure = f"`python -m fusion.fuse --language_model {folder} --encoders NAME` makes a vision-language model of it"
         return FolderKind("language_model", True, f"a language model of type {kind!r}", cure)
-    return FolderKind(
-        "model", True, f"a model of type {kind!r}", "name a model that this program reads"
-    )
+    return FolderKind("model", True, f"a model of type {kind!r}", "name a model that this program reads")
 
 
 def _vlm_cure(folder: Path) -> str:
@@ -197,9 +181,7 @@ def _generates(config: dict[str, Any]) -> bool:
 
 def _within(folder: Path) -> str:
     """Of a checkpoint within a run, which run."""
-    is_checkpoint = (
-        re.fullmatch(r"checkpoint-\d+", folder.name) and (folder.parent / "config.yaml").is_file()
-    )
+    is_checkpoint = re.fullmatch(r"checkpoint-\d+", folder.name) and (folder.parent / "config.yaml").is_file()
     return f" (a checkpoint of the run {folder.parent})" if is_checkpoint else ""
 
 
@@ -218,9 +200,7 @@ def _report(folder: Path, names: set[str]) -> FolderKind | None:
 
 def _finished_work(folder: Path, names: set[str]) -> FolderKind | None:
     """Of a program that makes no model; one that makes one is known by its config.json."""
-    program = (
-        _read_json(folder / "finished.json").get("program") if "finished.json" in names else None
-    )
+    program = _read_json(folder / "finished.json").get("program") if "finished.json" in names else None
     if program is None:
         return None
     return FolderKind("work", False, f"what {program} has made", "name the folder of a model")
@@ -234,9 +214,7 @@ def _unfinished_run(folder: Path, names: set[str]) -> FolderKind | None:
         "training_state.json",
     }:
         cure = f"name {folder.parent}, or continue that run: --output_dir {folder.parent} --resume_from_checkpoint true"
-        return FolderKind(
-            "checkpoint", False, f"the training state of the run {folder.parent}", cure
-        )
+        return FolderKind("checkpoint", False, f"the training state of the run {folder.parent}", cure)
     if "config.yaml" not in names:
         return None
     if any(re.fullmatch(r"checkpoint-\d+", name) for name in names):
@@ -247,9 +225,7 @@ def _unfinished_run(folder: Path, names: set[str]) -> FolderKind | None:
 
 def _other_files(folder: Path, names: set[str]) -> FolderKind | None:
     """Folders of models, a tokenizer, weights alone, images, tables."""
-    inside = sorted(
-        name for name in names if (folder / name).is_dir() and _holds_model(folder / name)
-    )
+    inside = sorted(name for name in names if (folder / name).is_dir() and _holds_model(folder / name))
     if inside:
         listed = ", ".join(str(folder / name) for name in inside[:NAMED])
         more = f" and {len(inside) - NAMED} more" if len(inside) > NAMED else ""
@@ -281,9 +257,7 @@ def _other_files(folder: Path, names: set[str]) -> FolderKind | None:
 
 
 def _holds_model(folder: Path) -> bool:
-    return any(
-        (folder / name).is_file() for name in ("config.json", "encoder.json", "adapter_config.json")
-    )
+    return any((folder / name).is_file() for name in ("config.json", "encoder.json", "adapter_config.json"))
 
 
 def _has_file(folder: Path, suffixes: tuple[str, ...]) -> bool:

@@ -29,9 +29,7 @@ def run_again(script: str, folder: Path, launcher: str = "python") -> str:
     several are started as many again.
     """
     is_clone = (ROOT / "pyproject.toml").is_file()
-    module = (
-        script if script.startswith("-m ") else f"-m {script.removesuffix('.py').replace('/', '.')}"
-    )
+    module = script if script.startswith("-m ") else f"-m {script.removesuffix('.py').replace('/', '.')}"
     program = shlex.quote(_from_here(ROOT / script)) if is_clone and script != module else module
     where = _from_here(folder)
     options = shlex.join(["--config", f"{where}/config.yaml", "--output_dir", f"{where}-again"])
@@ -57,11 +55,7 @@ def _launcher(launcher: str) -> str:
 def _from_here(path: Path) -> str:
     """Relative to the working directory where it lies beneath it, as users type it."""
     absolute = path.absolute()
-    return (
-        str(absolute.relative_to(Path.cwd()))
-        if absolute.is_relative_to(Path.cwd())
-        else str(absolute)
-    )
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
 def made_with() -> dict[str, str]:
@@ -107,9 +101,7 @@ def batch_text(per_device: int, accumulation: int) -> str:
 
 def millions(modules: Iterable[torch.nn.Module]) -> str:
     """Parameters, shared ones counted once: `0.8 M`."""
-    parameters = {
-        id(parameter): parameter.numel() for module in modules for parameter in module.parameters()
-    }
+    parameters = {id(parameter): parameter.numel() for module in modules for parameter in module.parameters()}
     return f"{sum(parameters.values()) / 1e6:.2f} M"
 
 

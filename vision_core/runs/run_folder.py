@@ -68,16 +68,12 @@ class RunFolder:
         self.changes = changed_keys(read_config(path), config_yaml) if is_old else {}
         self._config_yaml = config_yaml
         self._has_begun = not is_old
-        self._waiting: list[
-            tuple[JsonLines, dict[str, Any]]
-        ] = []  # lines of an old run that has not begun
+        self._waiting: list[tuple[JsonLines, dict[str, Any]]] = []  # lines of an old run that has not begun
         self._lock = lock
         self._warn = warn
         self._metrics = JsonLines(path / "metrics.jsonl", warn)
         self._bad_samples = JsonLines(path / "bad_samples.jsonl", warn)
-        self.bad_sample_ids = {
-            record["id"] for record in self._bad_samples.read() if "id" in record
-        }
+        self.bad_sample_ids = {record["id"] for record in self._bad_samples.read() if "id" in record}
 
     @classmethod
     def open(
@@ -140,16 +136,11 @@ class RunFolder:
         ours = [path if folder == wanted else folder for folder in ours]
         path.mkdir(parents=True, exist_ok=True)
         for made in ours:
-            checkpoints.sync(
-                made.parent
-            )  # what is written below a name that a power cut takes is lost
+            checkpoints.sync(made.parent)  # what is written below a name that a power cut takes is lost
         refuse_used(
             path, name, can_resume
         )  # before the lock file, which would be litter in a folder of something else
-        ours = [
-            *(each for each in (path / "config.yaml", path / ".lock") if not each.exists()),
-            *ours,
-        ]
+        ours = [*(each for each in (path / "config.yaml", path / ".lock") if not each.exists()), *ours]
         lock = FolderLock(path, warn)
         try:
             refuse_used(path, name, can_resume)  # again, because another run may have come and gone
@@ -218,9 +209,7 @@ class RunFolder:
         before `close`. Raises CheckpointNotWritten."""
         with checkpoints.writing(self.path / FINISHED):
             self.sync_lines()
-            checkpoints.write_text_atomically(
-                self.path / FINISHED, json.dumps({"step": self.step}) + "\n"
-            )
+            checkpoints.write_text_atomically(self.path / FINISHED, json.dumps({"step": self.step}) + "\n")
 
     def sync_lines(self) -> None:
         """Bring metrics.jsonl and bad_samples.jsonl to the disk: what a checkpoint knows of must be
@@ -232,9 +221,7 @@ class RunFolder:
         """Remove the damaged checkpoints that were set aside, with a line for each. Call it when a
         newer whole one stands."""
         for name in checkpoints.remove_damaged(self.path):
-            self._warn(
-                f"{self.path / name} was damaged and is removed: a newer whole checkpoint stands"
-            )
+            self._warn(f"{self.path / name} was damaged and is removed: a newer whole checkpoint stands")
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl, safe from a kill at once. Non-finite numbers become "nan",
@@ -254,8 +241,7 @@ class RunFolder:
         """Move the lines of metrics.jsonl whose "step" is above `after_step` to
         metrics-set-aside.jsonl."""
         self._metrics.move_others(
-            lambda record: record.get("step", 0) <= after_step,
-            self.path / "metrics-set-aside.jsonl",
+            lambda record: record.get("step", 0) <= after_step, self.path / "metrics-set-aside.jsonl"
         )
 
     def _append(self, lines: JsonLines, record: dict[str, Any]) -> None:
@@ -280,12 +266,8 @@ class RunFolder:
         if not self.changes and config.exists():
             return
         if config.exists():
-            number = 1 + max(
-                (int(k) for k in numbers_in(self.path, r"config-(\d+)\.yaml")), default=0
-            )
-            checkpoints.write_text_atomically(
-                self.path / f"config-{number}.yaml", read_config(self.path)
-            )
+            number = 1 + max((int(k) for k in numbers_in(self.path, r"config-(\d+)\.yaml")), default=0)
+            checkpoints.write_text_atomically(self.path / f"config-{number}.yaml", read_config(self.path))
             listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in self.changes.items())
             self._warn(
                 f"resuming with a changed config: {listed}; the old one is kept as config-{number}.yaml"
@@ -299,8 +281,7 @@ class RunFolder:
             is_later = int(path.name.removeprefix("checkpoint-")) > self.step
             if is_later or not (path / checkpoints.MANIFEST).exists():
                 number = 1 + max(
-                    (int(k) for k in numbers_in(self.path, rf"set-aside-(\d+)-{path.name}")),
-                    default=0,
+                    (int(k) for k in numbers_in(self.path, rf"set-aside-(\d+)-{path.name}")), default=0
                 )
                 name = f"set-aside-{number}-{path.name}"
                 is_damaged = checkpoints.set_aside(path, name)
@@ -330,11 +311,7 @@ def _take_away(path: Path, ours: list[Path], process: int) -> None:
     """Remove what `process` has made for a new run in `path`, files and then folders, unless
     anything but a config and a lock stands there."""
     with suppress(OSError):
-        others = {entry.name for entry in path.iterdir()} - {
-            "config.yaml",
-            ".lock",
-            "unfinished.json",
-        }
+        others = {entry.name for entry in path.iterdir()} - {"config.yaml", ".lock", "unfinished.json"}
         if not others:
             (path / "unfinished.json").unlink(missing_ok=True)
         for made in ours if os.getpid() == process and not others else ():

@@ -64,9 +64,7 @@ def config_of(args: Any) -> str:
     return arguments_to_yaml(replace(args, resume_from_checkpoint=None))
 
 
-def check_work(
-    output_dir: str | None, name: str, config_yaml: str, resume: str | None, program: str
-) -> None:
+def check_work(output_dir: str | None, name: str, config_yaml: str, resume: str | None, program: str) -> None:
     """Refuse, before anything is loaded, a folder that the program could not use. Looks at names
     and small files, and changes nothing.
 
@@ -104,12 +102,7 @@ class WorkFolder:
         """
         is_auto = _is_auto(resume, program)
         run = RunFolder.open(
-            output_dir,
-            name,
-            config_yaml,
-            AUTO if is_auto else None,
-            program=program,
-            can_resume=False,
+            output_dir, name, config_yaml, AUTO if is_auto else None, program=program, can_resume=False
         )
         try:
             if run.is_old:
@@ -187,7 +180,9 @@ def _compare(path: Path, config_yaml: str) -> None:
         )
     finished = _read_finished(path)
     if finished is not None and all((path / name).exists() for name in finished.get("files", ())):
-        done = f"all is done: {path} holds the finished work of this command; another --output_dir starts anew"
+        done = (
+            f"all is done: {path} holds the finished work of this command; another --output_dir starts anew"
+        )
         raise AllDone(done, finished.get("status", 0))
 
 
@@ -220,8 +215,7 @@ def _moved(aside: Path, path: Path) -> list[str]:
     last. Their names."""
     make_readable(aside)
     files = sorted(
-        (each for each in aside.rglob("*") if not each.is_dir()),
-        key=lambda each: (each.name in LAST, each),
+        (each for each in aside.rglob("*") if not each.is_dir()), key=lambda each: (each.name in LAST, each)
     )
     for file in files:
         sync(file)

@@ -32,6 +32,6 @@ def oklch_to_rgb(lightness: float, chroma: float, hue_degrees: float) -> np.ndar
             -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
         ]
     ).clip(0.0, 1.0)
-    return np.where(
-        linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
-    ).astype(np.float32)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055).astype(
+        np.float32
+    )

@@ -16,14 +16,7 @@ from torch import Tensor
 from vision_core.errors import UserError
 from vision_core.scenes.colours import NAMED_COLOURS, oklch_to_rgb
 from vision_core.scenes.language import Question, SceneObject, describe, question
-from vision_core.scenes.layout import (
-    BACKDROP_DEPTH,
-    CATEGORIES,
-    SPLITS,
-    Layout,
-    Placed,
-    draw_layout,
-)
+from vision_core.scenes.layout import BACKDROP_DEPTH, CATEGORIES, SPLITS, Layout, Placed, draw_layout
 from vision_core.scenes.shapes import EXTENT, SHAPES
 from vision_core.scenes.textures import TEXTURES, smooth_noise, soft_inside
 
@@ -51,10 +44,7 @@ class Scene:
     def objects(self) -> list[SceneObject]:
         """The objects, the main one first; boxes (xyxy, pixels, end exclusive) and areas (pixels)
         are those of the visible parts."""
-        return [
-            self._object(number, placed)
-            for number, placed in enumerate(self.layout.objects, start=1)
-        ]
+        return [self._object(number, placed) for number, placed in enumerate(self.layout.objects, start=1)]
 
     @cached_property
     def depth(self) -> Tensor:
@@ -62,9 +52,9 @@ class Scene:
         the backdrop a tilted wall behind all."""
         masks = self.masks.numpy()
         y, x = _pixel_grid(masks.shape[0])
-        depth = np.broadcast_to(
-            BACKDROP_DEPTH[1] - self.layout.backdrop_tilt * y, masks.shape
-        ).astype(np.float32)
+        depth = np.broadcast_to(BACKDROP_DEPTH[1] - self.layout.backdrop_tilt * y, masks.shape).astype(
+            np.float32
+        )
         for number, placed in enumerate(self.layout.objects, start=1):
             plate = (
                 placed.depth
@@ -114,9 +104,7 @@ def draw_scene(seed: int, index: int, size: int = 64, split: str = "train") -> S
     for number in order:
         _draw_object(picture, masks, number + 1, layout)
     image = torch.from_numpy((np.clip(picture, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8))
-    return Scene(
-        image, layout.objects[0].category, torch.from_numpy(masks), layout, (seed, split, index)
-    )
+    return Scene(image, layout.objects[0].category, torch.from_numpy(masks), layout, (seed, split, index))
 
 
 def _pixel_grid(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,9 +121,7 @@ def _draw_backdrop(layout: Layout, size: int) -> np.ndarray:
     clouds = 0.7 * smooth_noise(layout.noise[0, :5, :5], at * 4, at * 4) + 0.45 * smooth_noise(
         layout.noise[1], at * 13, at * 13
     )
-    along = np.cos(layout.backdrop_direction) * (x - 0.5) + np.sin(layout.backdrop_direction) * (
-        y - 0.5
-    )
+    along = np.cos(layout.backdrop_direction) * (x - 0.5) + np.sin(layout.backdrop_direction) * (y - 0.5)
     share = np.clip(0.5 + 0.9 * along + 0.3 * clouds, 0.0, 1.0).astype(np.float32)
     start, end = (oklch_to_rgb(*tone) for tone in layout.backdrop_tones)
     light = (
@@ -165,10 +151,7 @@ def _texture_frame(
 
 
 def _towards_light(layout: Layout, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (
-        np.float32(np.cos(layout.light_direction)) * x
-        + np.float32(np.sin(layout.light_direction)) * y
-    )
+    return np.float32(np.cos(layout.light_direction)) * x + np.float32(np.sin(layout.light_direction)) * y
 
 
 def _draw_object(picture: np.ndarray, masks: np.ndarray, number: int, layout: Layout) -> None:
@@ -181,21 +164,15 @@ def _draw_object(picture: np.ndarray, masks: np.ndarray, number: int, layout: La
     )
     y, x = _pixel_grid(size)
     y, x = y[rows] - np.float32(placed.centre[1]), x[:, columns] - np.float32(placed.centre[0])
-    shift_x, shift_y = (
-        np.float32(-SHADOW_SHIFT * turn(layout.light_direction)) for turn in (np.cos, np.sin)
-    )
+    shift_x, shift_y = (np.float32(-SHADOW_SHIFT * turn(layout.light_direction)) for turn in (np.cos, np.sin))
     distance = radius * _distance(
-        placed,
-        np.stack([x + 0 * y, x - shift_x + 0 * y]),
-        np.stack([y + 0 * x, y - shift_y + 0 * x]),
+        placed, np.stack([x + 0 * y, x - shift_x + 0 * y]), np.stack([y + 0 * x, y - shift_y + 0 * x])
     )
     inside = soft_inside(distance[0], pixel)
     shadow = SHADOW_DARKNESS * soft_inside(distance[1], SHADOW_BLUR)
     window = picture[:, rows, columns]
     window *= 1.0 - shadow * (1.0 - inside)
-    window += inside * (
-        _surface(placed, layout, x, y, distance[0], pixel, (rows, columns)) - window
-    )
+    window += inside * (_surface(placed, layout, x, y, distance[0], pixel, (rows, columns)) - window)
     masks[rows, columns][inside >= 0.5] = number
 
 
@@ -206,10 +183,7 @@ def _window(centre: float, reach: float, size: int) -> slice:
 def _distance(placed: Placed, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Signed distance to the object's edge in radii, x and y measured from its centre."""
     scale = np.float32(2.0 / placed.diameter)
-    cos, sin = (
-        np.float32(np.cos(placed.rotation)) * scale,
-        np.float32(np.sin(placed.rotation)) * scale,
-    )
+    cos, sin = (np.float32(np.cos(placed.rotation)) * scale, np.float32(np.sin(placed.rotation)) * scale)
     return SHAPES[CATEGORIES[placed.category]](
         np.float32(placed.flip) * (cos * x + sin * y), cos * y - sin * x, *placed.variations
     )

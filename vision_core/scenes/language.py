@@ -85,9 +85,7 @@ def describe(objects: list[SceneObject]) -> list[str]:
     if len(objects) > 1:
         captions.append(f"{surfaces[0]} in front of {_listed(surfaces[1:])}")
     if same:
-        captions.append(
-            f"{short} with {_counted(same, 'other ' + main.category)} of its kind behind it"
-        )
+        captions.append(f"{short} with {_counted(same, 'other ' + main.category)} of its kind behind it")
     return captions
 
 
@@ -100,10 +98,7 @@ def question(objects: list[SceneObject], side: int, name: tuple[int | str, ...])
     numbers = tuple(str(number) for number in range(1, MAX_COMPANIONS + 2))
     questions.append(
         Question(
-            "count",
-            f"How many objects of the kind '{objects[0].category}' are there?",
-            str(same),
-            numbers,
+            "count", f"How many objects of the kind '{objects[0].category}' are there?", str(same), numbers
         )
     )
     seen = [each for each in objects if each.area]
@@ -128,9 +123,7 @@ def _what(objects: list[SceneObject], rng: np.random.Generator) -> list[Question
     return [
         Question("category", "What is the largest object?", main.category, CATEGORIES),
         Question("colour", "What colour is the largest object?", main.colour, COLOURS),
-        Question(
-            "texture", "What surface does the largest object have?", main.texture, tuple(TEXTURES)
-        ),
+        Question("texture", "What surface does the largest object have?", main.texture, tuple(TEXTURES)),
     ]
 
 

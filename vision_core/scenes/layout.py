@@ -57,7 +57,9 @@ MAX_DISTRACTORS = 1  # objects of other kinds
 MAIN_DIAMETER = (0.5, 0.68)
 OTHER_DIAMETER = (0.26, 0.38)
 MAIN_CENTRE = (0.36, 0.64)
-OVERLAP = 0.10  # how far two objects' discs may reach into each other, in sides, before another place is looked for
+OVERLAP = (
+    0.10  # how far two objects' discs may reach into each other, in sides, before another place is looked for
+)
 PLACES_TRIED = 12
 ROTATION = 30.0  # degrees to either side
 TEXTURE_ROTATION = 25.0  # degrees to either side
@@ -130,9 +132,7 @@ def category_of(seed: int, split: str, index: int) -> int:
     once, in a random order."""
     kinds = len(CATEGORIES)
     return int(
-        numpy_generator(seed, "scene_categories", split, index // kinds).permutation(kinds)[
-            index % kinds
-        ]
+        numpy_generator(seed, "scene_categories", split, index // kinds).permutation(kinds)[index % kinds]
     )
 
 
@@ -150,8 +150,7 @@ def draw_layout(seed: int, index: int, split: str) -> Layout:
     depths = _depths(rng, diameters)
     colours = rng.permutation(len(COLOURS))
     objects = tuple(
-        _placed(rng, *each)
-        for each in zip(kinds, colours, centres, diameters, depths, strict=False)
+        _placed(rng, *each) for each in zip(kinds, colours, centres, diameters, depths, strict=False)
     )
     hue, lightness = rng.uniform(0.0, 360.0), rng.uniform(*BACKGROUND_LIGHTNESS)
     tones = (
@@ -232,8 +231,7 @@ def _placed(
         texture_offset=(float(uniform[6]), float(uniform[7])),
         lightness=float(0.14 * (uniform[8] - 0.5)),
         tone_step=float(
-            (TONE_STEP[0] + uniform[9] * (TONE_STEP[1] - TONE_STEP[0]))
-            * (1 if rng.random() < 0.5 else -1)
+            (TONE_STEP[0] + uniform[9] * (TONE_STEP[1] - TONE_STEP[0])) * (1 if rng.random() < 0.5 else -1)
         ),
         hue_shift=float(14.0 * (uniform[10] - 0.5)),
         tilt=(float(0.6 * (uniform[11] - 0.5)), float(0.6 * (rng.random() - 0.5))),

@@ -91,9 +91,7 @@ def fish(x: Array, y: Array, a: float, b: float) -> Array:
     """A lens for the body, a triangle for the tail, a fin and the hole of an eye."""
     height = 0.62 - 0.1 * a
     curve = (0.9 - height**2) / (2 * height)
-    body = np.maximum(
-        _disc(x - 0.25, y - curve, height + curve), _disc(x - 0.25, y + curve, height + curve)
-    )
+    body = np.maximum(_disc(x - 0.25, y - curve, height + curve), _disc(x - 0.25, y + curve, height + curve))
     tail = _convex(x, y, (-1.1, -0.65 - 0.1 * b), (-0.2, 0.0), (-1.1, 0.65 + 0.1 * b))
     tail = np.maximum(tail, -_convex(x, y, (-1.2, -0.5), (-0.85, 0.0), (-1.2, 0.5)))
     fin = _convex(x, y, (-0.1, -0.88), (0.45, -0.4), (-0.1, -0.4))
@@ -116,7 +114,4 @@ def cup(x: Array, y: Array, a: float, b: float) -> Array:
     return np.minimum(body, np.maximum(handle, 0.2 - x))
 
 
-SHAPES = {
-    shape.__name__: shape
-    for shape in (star, ring, cross, moon, arrow, heart, gear, fish, house, cup)
-}
+SHAPES = {shape.__name__: shape for shape in (star, ring, cross, moon, arrow, heart, gear, fish, house, cup)}

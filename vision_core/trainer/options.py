@@ -36,9 +36,7 @@ class TrainerOptions:
         False, "mixed precision with a loss scale, on GPUs without bfloat16 (V100, T4)", "memory"
     )
     logging_steps: float = option(10, "steps between lines of the log", "run")
-    eval_steps: float = option(
-        100, "steps between measurements of the loss on held-out data", "run"
-    )
+    eval_steps: float = option(100, "steps between measurements of the loss on held-out data", "run")
     save_steps: float = option(500, "steps between checkpoints", "run")
     save_total_limit: int | None = option(2, "checkpoints that are kept", "run")
     dataloader_num_workers: int = option(0, "processes that read data", "run")
@@ -82,9 +80,7 @@ def check_output(name: str, program: str, options: TrainerOptions) -> None:
     looked at when it is resumed.
     """
     check_counts(options)
-    end_if_all_is_done(
-        options.output_dir, config_of(options), options.resume_from_checkpoint, program
-    )
+    end_if_all_is_done(options.output_dir, config_of(options), options.resume_from_checkpoint, program)
     check_program(options.output_dir, name, options.resume_from_checkpoint, program)
     if is_first_launched() and not options.resume_from_checkpoint:
         check_folder(options.output_dir, name, program=program)

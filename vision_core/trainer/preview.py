@@ -54,9 +54,7 @@ def course(trainer: RunTrainer, batches: int) -> list[str]:
         f"epochs           {steps * a_step / len(trainer.train_dataset):.3g}",
     ]
     return (
-        lines
-        if trainer.eval_dataset is None
-        else [*lines, f"held-out rows    {len(trainer.eval_dataset):,}"]
+        lines if trainer.eval_dataset is None else [*lines, f"held-out rows    {len(trainer.eval_dataset):,}"]
     )
 
 

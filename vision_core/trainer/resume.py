@@ -66,8 +66,7 @@ def whole_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     left this process empty ones."""
     tied = getattr(model, "all_tied_weights_keys", {})
     parameters = {
-        name: getattr(parameter, "ds_shape", parameter.shape)
-        for name, parameter in model.named_parameters()
+        name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in model.named_parameters()
     }
     everything = {name: tensor.shape for name, tensor in model.state_dict().items()} | parameters
     return {name: tuple(shape) for name, shape in everything.items() if name not in tied}
@@ -80,9 +79,7 @@ def refuse_other_weights(checkpoint: Path, model: nn.Module, changes: Changes) -
     ours = getattr(model, "peft_config", {}).get("default")
     if adapter.is_file() != (ours is not None):
         holds, has = (
-            ("an adapter of LoRA", "none")
-            if adapter.is_file()
-            else ("a whole model", "an adapter of LoRA")
+            ("an adapter of LoRA", "none") if adapter.is_file() else ("a whole model", "an adapter of LoRA")
         )
         refuse_misfit(checkpoint, f"it holds {holds} and this run's model has {has}", changes)
     if ours is not None:
@@ -97,9 +94,7 @@ def refuse_other_weights(checkpoint: Path, model: nn.Module, changes: Changes) -
         common = saved.keys() & own.keys()
         refuse_misfit(
             checkpoint,
-            misfit_of_shapes(
-                {name: saved[name] for name in common}, {name: own[name] for name in common}
-            ),
+            misfit_of_shapes({name: saved[name] for name in common}, {name: own[name] for name in common}),
             changes,
         )
 
@@ -126,18 +121,12 @@ def load_optimizer(
     if len(of_file) != len(numbers):
         misfit = f"its optimizer has states of {len(numbers)} parameters, and {len(of_file)} train"
         refuse_misfit(checkpoint, misfit, changes)
-    by_name = {
-        name: saved["state"].get(number) for name, number in zip(of_file, numbers, strict=True)
-    }
+    by_name = {name: saved["state"].get(number) for name, number in zip(of_file, numbers, strict=True)}
     if wrong := misfit_of_names(by_name, own_names):
-        raise UserError(
-            f"{checkpoint} was trained in other parts: {wrong}; {cure_of(checkpoint, changes)}"
-        )
+        raise UserError(f"{checkpoint} was trained in other parts: {wrong}; {cure_of(checkpoint, changes)}")
     own = optimizer.state_dict()
     held = dict(model.named_parameters())
-    states = {
-        number: by_name[name] for number, name in enumerate(own_names) if by_name[name] is not None
-    }
+    states = {number: by_name[name] for number, name in enumerate(own_names) if by_name[name] is not None}
     for number, state in states.items():
         name = own_names[number]
         moments = {
@@ -146,9 +135,7 @@ def load_optimizer(
             if torch.is_tensor(value) and value.ndim
         }
         refuse_misfit(
-            checkpoint,
-            misfit_of_shapes(moments, dict.fromkeys(moments, tuple(held[name].shape))),
-            changes,
+            checkpoint, misfit_of_shapes(moments, dict.fromkeys(moments, tuple(held[name].shape))), changes
         )
     optimizer.load_state_dict({"state": states, "param_groups": own["param_groups"]})
 
@@ -221,15 +208,7 @@ def taken_up(checkpoint: str | None, changes: Changes) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (
-        AttributeError,
-        IndexError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if checkpoint is None:
             raise
         raise UserError(

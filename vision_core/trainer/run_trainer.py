@@ -19,12 +19,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from vision_core.errors import Stopped, UserError
 from vision_core.processes.data_workers import end_data_workers, leave_signals_to_parent
-from vision_core.processes.distributed import (
-    broadcast_text,
-    is_main_process,
-    print_once,
-    wait_for_all,
-)
+from vision_core.processes.distributed import broadcast_text, is_main_process, print_once, wait_for_all
 from vision_core.processes.fail_together import fail_together
 from vision_core.processes.stopping import StopRequest
 from vision_core.progress import say_above, show_loss, step_bar
@@ -86,10 +81,7 @@ def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> 
 
 
 def open_run(
-    options: TrainerOptions,
-    name: str,
-    program: str = "",
-    check: Callable[[Path], None] | None = None,
+    options: TrainerOptions, name: str, program: str = "", check: Callable[[Path], None] | None = None
 ) -> tuple[RunFolder | None, str, str]:
     """The run's folder, held by the main process; its path and the checkpoint to go on from, or "",
     the same on every process.
@@ -128,9 +120,7 @@ class RunTrainer(SavingTrainer):
         self.sampler, self.facts = sampler, dict(facts or {})
         self._has_begun = False
         self._told: StopWhenTold | None = None
-        self._step_end: tuple[
-            Any, ...
-        ] = ()  # what a step that is broken off has changed, as it was
+        self._step_end: tuple[Any, ...] = ()  # what a step that is broken off has changed, as it was
 
     def train_until_told(self, stop: StopRequest, checkpoint: str) -> None:
         """All steps from `checkpoint`, or from the start where it is "". Leaves by SystemExit, its
@@ -145,9 +135,7 @@ class RunTrainer(SavingTrainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(TellEpoch())
         self.add_callback(TellSteps())
-        self.add_callback(
-            WatchTimes(stop)
-        )  # a step's time is measured before the processes agree on it
+        self.add_callback(WatchTimes(stop))  # a step's time is measured before the processes agree on it
         self.add_callback(told)
         self.add_callback(progress)
         try:
@@ -184,11 +172,7 @@ class RunTrainer(SavingTrainer):
 
     def samples_of_a_step(self) -> int:
         """Over all processes and accumulated batches."""
-        return (
-            self.args.train_batch_size
-            * self.args.gradient_accumulation_steps
-            * self.args.world_size
-        )
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def write_beside(self, folder: Path) -> None:
         """What a resume asks of a checkpoint and the Trainer does not write, before `folder` is
@@ -210,11 +194,7 @@ class RunTrainer(SavingTrainer):
     ) -> tuple[torch.Tensor, None, None]:
         """The loss of a batch that is not trained on."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return (
-                self.compute_loss(model, self._prepare_inputs(inputs)).detach().mean(),
-                None,
-                None,
-            )
+            return (self.compute_loss(model, self._prepare_inputs(inputs)).detach().mean(), None, None)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's; {} and no line in the log where it was broken off because the run was told
@@ -254,9 +234,7 @@ class RunTrainer(SavingTrainer):
         if checkpoint is not None and isinstance(scheduler, LambdaLR):
             follow_schedule(scheduler, rates)
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with taken_up(resume_from_checkpoint, self.changes):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -265,9 +243,7 @@ class RunTrainer(SavingTrainer):
     ) -> Any:
         """DeepSpeed loads its states in here."""
         with taken_up(resume_from_checkpoint, self.changes):
-            return super()._prepare_for_training(
-                max_steps, train_dataloader, resume_from_checkpoint
-            )
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of a step; once the first of them are there, the run begins."""
@@ -282,9 +258,7 @@ class RunTrainer(SavingTrainer):
             return
         self._has_begun = True
         if self.eval_dataset is not None:
-            _ = self.eval_dataset[
-                0
-            ]  # or what is wrong with held-out data would be found after many steps
+            _ = self.eval_dataset[0]  # or what is wrong with held-out data would be found after many steps
         wait_for_all()
         if self.run is not None:
             self.run.begin()
@@ -431,14 +405,10 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         if self.bar is not None and "loss" in logs:
             show_loss(self.bar, logs["loss"])
-        measured = [
-            f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in self.SHOWN if name in logs
-        ]
+        measured = [f"{name.replace('_', ' ')} {logs[name]:.4g}" for name in self.SHOWN if name in logs]
         if self.bar is not None and measured:
             say_above(f"step {state.global_step}: {', '.join(measured)}")
 

@@ -23,12 +23,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from vision_core.errors import UserError
-from vision_core.processes.distributed import (
-    broadcast_text,
-    gather_objects,
-    is_main_process,
-    wait_for_all,
-)
+from vision_core.processes.distributed import broadcast_text, gather_objects, is_main_process, wait_for_all
 from vision_core.progress import say_above
 from vision_core.runs.checkpoints import (
     WRITE_ERRORS,
@@ -98,9 +93,7 @@ class SavingTrainer(Trainer):
         """What a subclass adds to a checkpoint, by the main process, between the Trainer's files
         and the manifest."""
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
-    ) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """The other processes may be on their way into a collective, where an error raised here
         would leave them."""
         with self._kept_for_all(*WRITE_ERRORS):
@@ -117,9 +110,7 @@ class SavingTrainer(Trainer):
         problem = self._write_checkpoint(model, trial)
         self._failed_saves = self._failed_saves + 1 if problem else 0
         self._saved_step = self._saved_step if problem else self.state.global_step
-        is_needed = (
-            self.control.should_training_stop
-        )  # by the last step, or because the run was told to stop
+        is_needed = self.control.should_training_stop  # by the last step, or because the run was told to stop
         if problem and (is_needed or self._failed_saves == MAX_FAILED_SAVES_IN_A_ROW):
             raise UserError(problem)
         if problem and is_main_process():
@@ -190,9 +181,7 @@ class SavingTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         engine, writer = self.model_wrapped, self.model_wrapped.checkpoint_engine
-        engine.checkpoint_engine = WriterWithoutErrors(
-            writer, partial(self._kept_for_all, *WRITE_ERRORS)
-        )
+        engine.checkpoint_engine = WriterWithoutErrors(writer, partial(self._kept_for_all, *WRITE_ERRORS))
         try:
             super()._save_optimizer_and_scheduler(output_dir)
         except WRITE_ERRORS as error:
@@ -265,12 +254,9 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes of a model's weights, without those of LoRA's frozen base, which no checkpoint holds.
     Of what ZeRO-3 has sharded, all."""
     is_adapter = hasattr(model, "peft_config")
-    saved = [
-        parameter for parameter in model.parameters() if parameter.requires_grad or not is_adapter
-    ]
+    saved = [parameter for parameter in model.parameters() if parameter.requires_grad or not is_adapter]
     return sum(
-        getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-        for parameter in saved
+        getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size() for parameter in saved
     )
 
 

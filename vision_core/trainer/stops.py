@@ -43,9 +43,7 @@ class StopWhenTold(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stop.agreed_at_step_end(self.can_break_off):
             self._leave(control)
-            control.should_evaluate = (
-                control.should_evaluate and state.global_step == state.max_steps
-            )
+            control.should_evaluate = control.should_evaluate and state.global_step == state.max_steps
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Raises EvaluationBrokenOff. Every process has as many batches as any other, so that all

@@ -43,9 +43,7 @@ class StatesLayout:
 
     def __str__(self) -> str:
         shared = (
-            ""
-            if self.processes is None
-            else f" by {self.processes} process{'es' * (self.processes > 1)}"
+            "" if self.processes is None else f" by {self.processes} process{'es' * (self.processes > 1)}"
         )
         precision = "" if self.bf16 is None else f" with --bf16 {str(self.bf16).lower()}"
         return f"{self.kind}{shared}{precision}"

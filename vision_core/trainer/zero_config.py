@@ -125,17 +125,12 @@ def refuse_section(file: Path, config: Config, name: str, reason: str) -> None:
     given = config.pop(name, None)
     is_off = isinstance(given, dict) and given.get("enabled") in (False, "auto")
     if given and not is_off:
-        raise UserError(
-            f"--deepspeed {file} has a section {name!r}, but {reason}; take the section out"
-        )
+        raise UserError(f"--deepspeed {file} has a section {name!r}, but {reason}; take the section out")
 
 
 def expected(options: Mapping[str, Any], world_size: int) -> dict[str, tuple[str, Any]]:
     """What the options say of DeepSpeed's keys: name -> (which option says so, its value)."""
-    batch, accumulation = (
-        options["per_device_train_batch_size"],
-        options["gradient_accumulation_steps"],
-    )
+    batch, accumulation = (options["per_device_train_batch_size"], options["gradient_accumulation_steps"])
     return {
         "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", batch),
         "gradient_accumulation_steps": ("gradient_accumulation_steps", accumulation),

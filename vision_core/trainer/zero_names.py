@@ -52,14 +52,10 @@ def names_deepspeed_asks_for() -> set[str]:
 
     asked = AskedConfig(SMALLEST)
     DeepSpeedConfig(asked)
-    return (
-        asked.names | OURS.keys() | {name.partition(".")[0] for name in FIXED} | set(READ_ELSEWHERE)
-    )
+    return asked.names | OURS.keys() | {name.partition(".")[0] for name in FIXED} | set(READ_ELSEWHERE)
 
 
-def refuse_unknown(
-    file: Path, written: Mapping[str, Any], known: Collection[str], section: str
-) -> None:
+def refuse_unknown(file: Path, written: Mapping[str, Any], known: Collection[str], section: str) -> None:
     """Raises UserError for the first key of a section, "" for the top, that is not known."""
     for key in written:
         if key not in known:
@@ -71,9 +67,7 @@ def refuse_unknown(
             )
 
 
-def refuse_unknown_in_section(
-    file: Path, written: Mapping[str, Any], model: Any, section: str
-) -> None:
+def refuse_unknown_in_section(file: Path, written: Mapping[str, Any], model: Any, section: str) -> None:
     """The same for a section of which DeepSpeed has a pydantic model, and for the sections in
     it."""
     fields = model.model_fields
@@ -81,9 +75,7 @@ def refuse_unknown_in_section(
     refuse_unknown(file, written, by_name, section)
     for key, value in written.items():
         annotation = by_name[key].annotation
-        inner = [
-            kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields")
-        ]
+        inner = [kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields")]
         if inner and isinstance(value, Mapping):
             refuse_unknown_in_section(file, value, inner[0], f"{section}.{key}")
 
@@ -95,9 +87,7 @@ def refuse_values(file: Path, config: Config) -> None:
     from pydantic import ValidationError
 
     try:
-        DeepSpeedConfig(
-            copy.deepcopy({name: value for name, value in config.items() if name not in SIZES})
-        )
+        DeepSpeedConfig(copy.deepcopy({name: value for name, value in config.items() if name not in SIZES}))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or error.title
@@ -105,9 +95,7 @@ def refuse_values(file: Path, config: Config) -> None:
             f"--deepspeed {file} says {where} = {first['input']!r}, which DeepSpeed refuses: {first['msg']}"
         ) from None
     except (DeepSpeedConfigError, AssertionError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"--deepspeed {file} is refused by DeepSpeed: {first_line(error)}"
-        ) from None
+        raise UserError(f"--deepspeed {file} is refused by DeepSpeed: {first_line(error)}") from None
 
 
 class AskedConfig(dict):

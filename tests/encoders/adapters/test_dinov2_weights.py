@@ -30,9 +30,7 @@ def published(model):
         key.replace("reg_token", "register_tokens"): value.clone()
         for key, value in model.state_dict().items()
     }
-    if (
-        "register_tokens" in state
-    ):  # timm adds the CLS position into the token when it loads a published file
+    if "register_tokens" in state:  # timm adds the CLS position into the token when it loads a published file
         state["pos_embed"] = torch.cat([torch.zeros(1, 1, 128), state["pos_embed"]], dim=1)
     return state | {"mask_token": torch.zeros(1, 128)}
 
@@ -43,9 +41,7 @@ def test_same_weights_same_patch_features(registers, chunked, tmp_path):
     model = timm_model(registers)
     state = published(model)
     if chunked:  # the layout of a teacher dump
-        state = {
-            f"backbone.{key.replace('blocks.', 'blocks.0.')}": value for key, value in state.items()
-        }
+        state = {f"backbone.{key.replace('blocks.', 'blocks.0.')}": value for key, value in state.items()}
         state = {"teacher": state | {"dino_head.mlp.0.weight": torch.zeros(3)}}
     torch.save(state, tmp_path / "weights.pth")
     encoder = load_encoder(f"dinov2_pth:{tmp_path / 'weights.pth'}", image_size=70)
@@ -56,9 +52,9 @@ def test_same_weights_same_patch_features(registers, chunked, tmp_path):
     assert (ours - theirs).abs().max() < 1e-4
     report = encoder.conversion
     assert not report.missing and report.unused == (["dino_head.mlp.0.weight"] if chunked else [])
-    assert report.matched[
-        next(key for key in report.matched if key.endswith("0.attn.qkv.bias"))
-    ] == [f"encoder.layer.0.attention.{name}_proj.bias" for name in "qkv"]
+    assert report.matched[next(key for key in report.matched if key.endswith("0.attn.qkv.bias"))] == [
+        f"encoder.layer.0.attention.{name}_proj.bias" for name in "qkv"
+    ]
     assert "published keys matched" in str(report) and "missing" in str(report).splitlines()[0]
 
 
@@ -73,9 +69,7 @@ def test_at_another_size_antialiasing_is_the_difference_to_timm(registers):
         theirs = model.forward_features(pixels)[:, 1 + registers :]
     differences = {}
     for antialias in (False, True):
-        encoder = TransformersEncoder(
-            converted, ImageTransform((42, 56)), position_antialias=antialias
-        )
+        encoder = TransformersEncoder(converted, ImageTransform((42, 56)), position_antialias=antialias)
         differences[antialias] = (
             (encoder(pixels).patch_map.flatten(2).transpose(1, 2) - theirs).abs().max().item()
         )
@@ -123,9 +117,7 @@ def test_the_gated_mlp_is_the_published_one():
             file[f"blocks.{i}.mlp.w3.{part}"] = state[f"{layer}.mlp.down_proj.{part}"]
             if part == "weight":
                 for number in (1, 2):
-                    file[f"blocks.{i}.ls{number}.gamma"] = state[
-                        f"{layer}.layer_scale{number}.lambda1"
-                    ]
+                    file[f"blocks.{i}.ls{number}.gamma"] = state[f"{layer}.layer_scale{number}.lambda1"]
     converted, report = convert_dinov2(file)
     assert not report.missing and not report.unused
     pixels = torch.randn(1, 3, 28, 28)
@@ -150,9 +142,7 @@ def test_bad_files(tmp_path):
     state = published(timm_model())
     del state["blocks.1.norm1.weight"]
     torch.save(state, tmp_path / "partial.pth")
-    with pytest.raises(
-        UserError, match=r"nothing for 1 weights, such as encoder.layer.1.norm1.weight"
-    ):
+    with pytest.raises(UserError, match=r"nothing for 1 weights, such as encoder.layer.1.norm1.weight"):
         load_dinov2_pth(tmp_path / "partial.pth")
 
 
@@ -172,9 +162,7 @@ def test_dinov3_files_and_shares_of_sharded_weights(tmp_path, width, name):
         "storage_tokens": torch.zeros(1, 4, width),
         "rope_embed.periods": torch.zeros(16),
     }
-    torch.save(
-        state | {"patch_embed.proj.weight": torch.zeros(width, 3, 16, 16)}, tmp_path / "dinov3.pth"
-    )
+    torch.save(state | {"patch_embed.proj.weight": torch.zeros(width, 3, 16, 16)}, tmp_path / "dinov3.pth")
     with pytest.raises(
         UserError,
         match=rf"is a DINOv3.*hf:facebook/dinov3-{name}-pretrain-lvd1689m, .*accept the licence.*timm:\*dinov3",

@@ -41,12 +41,7 @@ CONFIGS = {
     },
     "tiny-timm-vit": {
         "embed_dim": 64,
-        "vision_cfg": {
-            "timm_model_name": "test_vit",
-            "timm_pool": "",
-            "timm_proj": "",
-            "image_size": 160,
-        },
+        "vision_cfg": {"timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "", "image_size": 160},
         "text_cfg": TEXT,
     },
     "tiny-timm-vit-without-cls": {
@@ -96,9 +91,7 @@ def test_pooled_is_the_image_vector_of_the_whole_model(name, weights):
     encoder = load_open_clip(name, path, source="here")
     images = pixels(*encoder.transform.size)
     assert encoder.pooled_width == CONFIGS[name]["embed_dim"] and encoder.name == "here"
-    torch.testing.assert_close(
-        encoder(images).pooled, model.encode_image(images), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(encoder(images).pooled, model.encode_image(images), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -108,22 +101,16 @@ def test_layers_of_a_vit_are_what_its_blocks_left(norm, weights):
     encoder = load_open_clip("tiny-vit", path, norm=norm, layers=[1, 3])
     left = {}
     for number, block in enumerate(encoder.model.transformer.resblocks, start=1):
-        block.register_forward_hook(
-            lambda module, args, output, number=number: left.update({number: output})
-        )
+        block.register_forward_hook(lambda module, args, output, number=number: left.update({number: output}))
     features = encoder(pixels(32, 32))
     assert [layer.number for layer in features.layers] == [1, 3]
     for layer in features.layers:
         tokens = encoder.model.ln_post(left[layer.number]) if norm else left[layer.number]
         assert layer.patch_map.shape == (2, 24, 4, 4) and layer.normalised is norm
         for row, column in ((0, 0), (0, 3), (2, 1)):
-            torch.testing.assert_close(
-                layer.patch_map[:, :, row, column], tokens[:, 1 + 4 * row + column]
-            )
+            torch.testing.assert_close(layer.patch_map[:, :, row, column], tokens[:, 1 + 4 * row + column])
         torch.testing.assert_close(layer.cls, tokens[:, 0])
-    torch.testing.assert_close(
-        features.pooled, encoder.model.ln_post(left[3])[:, 0] @ encoder.model.proj
-    )
+    torch.testing.assert_close(features.pooled, encoder.model.ln_post(left[3])[:, 0] @ encoder.model.proj)
 
 
 @torch.no_grad()
@@ -134,9 +121,10 @@ def test_layers_of_a_convnext_are_those_of_its_trunk(weights):
     expected = encoder.model.trunk.forward_intermediates(pixels(64, 96), intermediates_only=True)
     for layer, raw in zip(layers[:-1], expected[:-1], strict=True):
         torch.testing.assert_close(layer.patch_map, raw)
-    assert [layer.normalised for layer in layers] == [False, False, False, True] and encoder.grid(
-        64, 96
-    ) == (2, 3)
+    assert [layer.normalised for layer in layers] == [False, False, False, True] and encoder.grid(64, 96) == (
+        2,
+        3,
+    )
     one_place = encoder(pixels(32, 32))
     torch.testing.assert_close(
         encoder.model.head(one_place.patch_map[..., 0, 0]), one_place.pooled, rtol=1e-5, atol=1e-5
@@ -167,8 +155,7 @@ def test_a_timm_vit_without_any_token_in_front():
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
-    [("tiny-vit", (48, 32)), ("tiny-timm-vit", (96, 64)), ("tiny-convnext", (96, 64))],
+    ("name", "size"), [("tiny-vit", (48, 32)), ("tiny-timm-vit", (96, 64)), ("tiny-convnext", (96, 64))]
 )
 @torch.no_grad()
 def test_another_size_is_open_clips_own_resampling_and_survives_a_round_trip(name, size, weights):
@@ -224,9 +211,7 @@ def test_the_activation_is_that_of_the_weights(weights, monkeypatch):
     """As ViT-B-32/openai: the model's description says nothing, that of the weights says QuickGELU,
     and open_clip only warns."""
     model, path = weights("tiny-vit", force_quick_gelu=True)
-    monkeypatch.setitem(
-        pretrained._PRETRAINED, "tiny-vit", {"quick": {"url": "nowhere", "quick_gelu": True}}
-    )
+    monkeypatch.setitem(pretrained._PRETRAINED, "tiny-vit", {"quick": {"url": "nowhere", "quick_gelu": True}})
     monkeypatch.setattr(factory, "download_pretrained", lambda *args, **kwargs: path)
     encoder = load_open_clip("tiny-vit", "quick")
     torch.testing.assert_close(
@@ -234,12 +219,8 @@ def test_the_activation_is_that_of_the_weights(weights, monkeypatch):
     )
     with pytest.warns(UserWarning, match="QuickGELU mismatch"):
         wrong = open_clip.create_model("tiny-vit", pretrained="quick").eval()
-    assert not torch.allclose(
-        encoder(pixels(32, 32)).pooled, wrong.encode_image(pixels(32, 32)), atol=1e-4
-    )
-    built = open_clip_from_architecture(
-        encoder.architecture(), encoder.transform, dtype=torch.float32
-    ).eval()
+    assert not torch.allclose(encoder(pixels(32, 32)).pooled, wrong.encode_image(pixels(32, 32)), atol=1e-4)
+    built = open_clip_from_architecture(encoder.architecture(), encoder.transform, dtype=torch.float32).eval()
     built.load_state_dict(encoder.state_dict())
     assert torch.equal(built(pixels(32, 32)).pooled, encoder(pixels(32, 32)).pooled)
 
@@ -253,18 +234,11 @@ def test_a_checkpoint_of_open_clips_own_training(name, prefix, weights, tmp_path
     model, _ = weights(name)
     optimizer = torch.optim.AdamW(model.parameters())
     state = {f"{prefix}{key}": value for key, value in model.state_dict().items()}
-    checkpoint = {
-        "epoch": 3,
-        "name": "a run",
-        "state_dict": state,
-        "optimizer": optimizer.state_dict(),
-    }
+    checkpoint = {"epoch": 3, "name": "a run", "state_dict": state, "optimizer": optimizer.state_dict()}
     torch.save(checkpoint, tmp_path / "epoch_3.pt")
     encoder = load_encoder(f"open_clip:{name}/{tmp_path / 'epoch_3.pt'}")
     images = pixels(*encoder.transform.size)
-    torch.testing.assert_close(
-        encoder(images).pooled, model.encode_image(images), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(encoder(images).pooled, model.encode_image(images), rtol=1e-5, atol=1e-6)
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
@@ -290,10 +264,7 @@ def test_a_folder_named_like_a_tag_hides_no_weights(weights, monkeypatch, tmp_pa
 def test_preprocessing():
     as_published = {"preprocess": "published", "resampler": "pillow"}
     assert transform_from_preprocess({"size": 224}) == ImageTransform(
-        (224, 224),
-        (0.48145466, 0.4578275, 0.40821073),
-        (0.26862954, 0.26130258, 0.27577711),
-        **as_published,
+        (224, 224), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), **as_published
     )
     said = {
         "size": (64, 96),
@@ -311,13 +282,9 @@ def test_preprocessing():
 
 def test_wrong_names_and_files(tmp_path, weights):
     for load in (load_open_clip, load_whole_model):
-        with pytest.raises(
-            UserError, match="open_clip has no model tiny-vitt; did you mean tiny-vit"
-        ):
+        with pytest.raises(UserError, match="open_clip has no model tiny-vitt; did you mean tiny-vit"):
             load("tiny-vitt", "openai")
-        with pytest.raises(
-            UserError, match="open_clip has no weights laion for tiny-vit; it has none"
-        ):
+        with pytest.raises(UserError, match="open_clip has no weights laion for tiny-vit; it has none"):
             load("tiny-vit", "laion")
     (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(UserError, match="weights.bin is no .safetensors file; convert it"):
@@ -340,7 +307,6 @@ def test_towers_that_are_not_understood(vision):
 def test_without_open_clip(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
     with pytest.raises(
-        UserError,
-        match=r"needs the package open_clip_torch; pip install 'vision-encoder-fusion\[encoders\]'",
+        UserError, match=r"needs the package open_clip_torch; pip install 'vision-encoder-fusion\[encoders\]'"
     ):
         load_open_clip("ViT-B-32", "openai")

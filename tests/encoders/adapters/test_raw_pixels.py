@@ -22,15 +22,14 @@ def test_every_number_of_the_map_is_a_pixel():
 def test_pooled_is_the_baseline():
     images = torch.rand(3, 3, 64, 48, generator=torch.Generator().manual_seed(0))
     encoder = RawPixels()
-    assert torch.equal(encoder(images).pooled, raw_pixels(images)) and encoder(
-        images
-    ).pooled.shape == (3, encoder.pooled_width)
+    assert torch.equal(encoder(images).pooled, raw_pixels(images)) and encoder(images).pooled.shape == (
+        3,
+        encoder.pooled_width,
+    )
 
 
 def test_the_transform_only_scales():
-    image = torch.randint(
-        0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     encoder = RawPixels()
     torch.testing.assert_close(encoder.transform([image])[0], image / 255)
     assert encoder.transform.size == (64, 64) and RawPixels(
@@ -40,18 +39,12 @@ def test_the_transform_only_scales():
 
 def test_nothing_in_it_can_be_trained():
     encoder = RawPixels().freeze()
-    assert (
-        not list(encoder.parameters())
-        and encoder.architecture() == {}
-        and encoder.name == "raw_pixels"
-    )
+    assert not list(encoder.parameters()) and encoder.architecture() == {} and encoder.name == "raw_pixels"
     assert encoder.dtype == torch.float32 and encoder.device == torch.device("cpu")
 
 
 def test_sizes_layers_and_channels():
-    with pytest.raises(
-        UserError, match="raw_pixels: a height of 60 is no multiple of the stride 8; use 64"
-    ):
+    with pytest.raises(UserError, match="raw_pixels: a height of 60 is no multiple of the stride 8; use 64"):
         RawPixels()(torch.zeros(1, 3, 60, 64))
     with pytest.raises(UserError, match="raw_pixels: layers 2 do not exist"):
         RawPixels()(torch.zeros(1, 3, 64, 64), [2])

@@ -11,24 +11,13 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from encoders import load_encoder, save_encoder
-from encoders.adapters.timm_encoder import (
-    Trunk,
-    load_timm,
-    published_transform,
-    timm_from_architecture,
-)
+from encoders.adapters.timm_encoder import Trunk, load_timm, published_transform, timm_from_architecture
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
 
 SHAPE = {"embed_dim": 24, "depth": 3, "num_heads": 2}
 STAGES = {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 24)}
-SWIN = {
-    "img_size": 64,
-    "window_size": 2,
-    "embed_dim": 8,
-    "depths": (1, 1, 1, 1),
-    "num_heads": (1, 1, 2, 2),
-}
+SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
 VITS = {
     "vit_tiny_patch16_224": {"img_size": 64, **SHAPE},
     "vit_small_patch14_reg4_dinov2": {"img_size": 56, **SHAPE},
@@ -68,10 +57,7 @@ def as_map(tokens, rows, columns):
 @torch.no_grad()
 def test_a_vit_gives_the_patches_of_timms_own_forward(name):
     encoder = tiny(name, model_args=VITS[name])
-    size = (
-        2 * encoder.stride,
-        3 * encoder.stride,
-    )  # neither square nor the size that it was made for
+    size = (2 * encoder.stride, 3 * encoder.stride)  # neither square nor the size that it was made for
     features, tokens = encoder(pixels(*size)), encoder.model.forward_features(pixels(*size))
     assert features.normalised and encoder.grid(*size) == (2, 3)
     assert encoder.has_cls is (features.cls is not None)
@@ -93,9 +79,7 @@ def test_layers_are_what_the_blocks_left(norm):
     )
     left = {}
     for number, block in enumerate(encoder.model.blocks, start=1):
-        block.register_forward_hook(
-            lambda module, args, output, number=number: left.update({number: output})
-        )
+        block.register_forward_hook(lambda module, args, output, number=number: left.update({number: output}))
     features = encoder(pixels(56, 56), [3, 1, 3])
     assert [layer.number for layer in features.layers] == [3, 1, 3]
     for layer in features.layers:
@@ -111,9 +95,7 @@ def test_layers_are_what_the_blocks_left(norm):
 def test_registers_alone_are_no_cls():
     encoder = tiny("vit_wee_patch16_reg1_gap_256", model_args=SHAPE)
     features = encoder(pixels(32, 48))
-    assert (
-        features.cls is None and not encoder.has_cls and features.patch_map.shape == (2, 24, 2, 3)
-    )
+    assert features.cls is None and not encoder.has_cls and features.patch_map.shape == (2, 24, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +106,7 @@ def test_a_vit_whose_norm_is_behind_its_average_says_that_its_patches_are_not_no
     normed, raw = (tiny(name, model_args=SHAPE, norm=norm) for norm in (True, False))
     size = normed.transform.size
     assert not normed(pixels(*size, batch=1)).normalised
-    assert torch.equal(
-        normed(pixels(*size, batch=1)).patch_map, raw(pixels(*size, batch=1)).patch_map
-    )
+    assert torch.equal(normed(pixels(*size, batch=1)).patch_map, raw(pixels(*size, batch=1)).patch_map)
 
 
 def test_a_vit_without_any_token_in_front():
@@ -176,9 +156,7 @@ def test_the_last_stage_of_convnext_is_behind_the_norm_of_its_pooling():
 def test_the_last_stage_of_swin_is_behind_its_norm():
     encoder = tiny("swin_tiny_patch4_window7_224", model_args=SWIN)
     layers = encoder(pixels(64, 64), [3, 4]).layers
-    expected = encoder.model.forward_intermediates(
-        pixels(64, 64), norm=True, intermediates_only=True
-    )
+    expected = encoder.model.forward_intermediates(pixels(64, 64), norm=True, intermediates_only=True)
     for layer, theirs in zip(layers, expected[2:], strict=True):
         torch.testing.assert_close(layer.patch_map, theirs, rtol=1e-5, atol=1e-5)
     assert [layer.normalised for layer in layers] == [False, True]
@@ -284,22 +262,15 @@ def test_a_checkpoint_in_a_folder_is_saved_without_its_folder(tmp_path):
 
 @pytest.mark.parametrize("size", [(300, 400), (400, 300)])
 @pytest.mark.parametrize(
-    ("crop_pct", "crop_mode"),
-    [(0.9, "center"), (0.875, "center"), (1.0, "squash"), (1.0, "center")],
+    ("crop_pct", "crop_mode"), [(0.9, "center"), (0.875, "center"), (1.0, "squash"), (1.0, "center")]
 )
 def test_the_transform_gives_timms_pixels(size, crop_pct, crop_mode):
     model = timm.create_model("resnet10t", num_classes=0)
-    model.pretrained_cfg |= {
-        "input_size": (3, 224, 224),
-        "crop_pct": crop_pct,
-        "crop_mode": crop_mode,
-    }
+    model.pretrained_cfg |= {"input_size": (3, 224, 224), "crop_pct": crop_pct, "crop_mode": crop_mode}
     rows, columns = torch.meshgrid(
         torch.linspace(0, 9, size[0]), torch.linspace(0, 7, size[1]), indexing="ij"
     )
-    image = (
-        torch.stack([rows.sin(), columns.cos(), (rows * columns).sin()]).mul(100).add(128).byte()
-    )
+    image = torch.stack([rows.sin(), columns.cos(), (rows * columns).sin()]).mul(100).add(128).byte()
     theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(model))(
         Image.fromarray(image.permute(1, 2, 0).numpy())
     )
@@ -347,8 +318,7 @@ def test_unknown_names(name, said):
 
 def test_arguments_that_the_class_does_not_take():
     with pytest.raises(
-        UserError,
-        match=r"timm:resnet10t cannot be loaded \(.*unexpected keyword argument 'img_sise'",
+        UserError, match=r"timm:resnet10t cannot be loaded \(.*unexpected keyword argument 'img_sise'"
     ):
         load_timm("resnet10t", pretrained=False, model_args={"img_sise": 64})
 
@@ -394,20 +364,12 @@ def pushed_to_the_hub(folder, model, architecture, model_args, **more):
 
 @torch.no_grad()
 def test_a_folder_of_unis_form(tmp_path):
-    args = {
-        "img_size": 64,
-        **SHAPE,
-        "init_values": 1e-5,
-        "num_classes": 0,
-        "dynamic_img_size": True,
-    }
+    args = {"img_size": 64, **SHAPE, "init_values": 1e-5, "num_classes": 0, "dynamic_img_size": True}
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", **args).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    pushed_to_the_hub(
-        tmp_path, model, "vit_tiny_patch16_224", args, global_pool="token", num_features=64
-    )
+    pushed_to_the_hub(tmp_path, model, "vit_tiny_patch16_224", args, global_pool="token", num_features=64)
     encoder = load_encoder(tmp_path)
     images = pixels(64, 96)  # it takes other sizes, as its own arguments say
     torch.testing.assert_close(encoder(images).pooled, model(images))
@@ -447,9 +409,7 @@ def test_a_folder_of_virchows_form(tmp_path):
     torch.testing.assert_close(encoder(images).cls, tokens[:, 0])
     assert encoder.pooled_width is None and encoder(images).pooled is None
     save_encoder(encoder, tmp_path / "saved")
-    assert torch.equal(
-        load_encoder(tmp_path / "saved")(images).patch_map, encoder(images).patch_map
-    )
+    assert torch.equal(load_encoder(tmp_path / "saved")(images).patch_map, encoder(images).patch_map)
 
 
 def test_a_folder_with_weights_that_cannot_be_read(tmp_path):

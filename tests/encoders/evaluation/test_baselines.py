@@ -43,10 +43,7 @@ def test_any_scale_becomes_zero_to_one():
     low, high = channel_range(bands)
     expected = torch.linspace(0, 1, 9).view(3, 3).expand(1, 2, 3, 3)
     assert torch.allclose(to_unit_range(bands, low, high), expected, atol=1e-6)
-    assert (
-        to_unit_range(bands * 2, low, high).max() == 1
-        and to_unit_range(bands - 5, low, high).min() == 0
-    )
+    assert to_unit_range(bands * 2, low, high).max() == 1 and to_unit_range(bands - 5, low, high).min() == 0
     assert torch.isfinite(
         to_unit_range(torch.full((1, 1, 2, 2), 7.0), *channel_range(torch.full((1, 1, 2, 2), 7.0)))
     ).all()

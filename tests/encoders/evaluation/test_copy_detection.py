@@ -55,12 +55,8 @@ def test_whitening_is_that_of_scikit_learn():
     )
     # directions come in another order and sign, and scikit-learn divides by n - 1: cosines are the
     # same
-    unit_ours, unit_reference = (
-        torch.nn.functional.normalize(each, dim=1) for each in (ours, reference)
-    )
-    torch.testing.assert_close(
-        unit_ours @ unit_ours.T, unit_reference @ unit_reference.T, rtol=0, atol=1e-5
-    )
+    unit_ours, unit_reference = (torch.nn.functional.normalize(each, dim=1) for each in (ours, reference))
+    torch.testing.assert_close(unit_ours @ unit_ours.T, unit_reference @ unit_reference.T, rtol=0, atol=1e-5)
 
 
 def test_whitened_rows_have_variance_one_and_no_correlation():
@@ -120,8 +116,7 @@ def album(noise, count=30, width=16):
     """Originals and distractors, then a copy of every original by two transforms."""
     originals, distractors = random_rows(count, width), random_rows(count, width, seed=1)
     made = [
-        originals + noise[name] * random_rows(count, width, seed=2 + row)
-        for row, name in enumerate(noise)
+        originals + noise[name] * random_rows(count, width, seed=2 + row) for row, name in enumerate(noise)
     ]
     ids = (
         [f"original {n}" for n in range(count)]
@@ -151,9 +146,7 @@ def test_copies_search_the_database_alone():
 def test_the_order_of_the_images_does_not_matter():
     features, ids, copy_of, _ = album({"crop": 1.0})
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(9)).tolist()
-    mixed = copy_detection(
-        features[order], [ids[row] for row in order], [copy_of[row] for row in order]
-    )
+    mixed = copy_detection(features[order], [ids[row] for row in order], [copy_of[row] for row in order])
     assert mixed["all"] == pytest.approx(copy_detection(features, ids, copy_of)["all"])
 
 
@@ -173,9 +166,7 @@ def test_whitening_undoes_a_loud_direction():
     """One direction that says nothing of the image drowns all others, until the whitening makes it
     one among many."""
     features, ids, copy_of, _ = album({"crop": 0.5})
-    loud = features + torch.cat(
-        [100 * random_rows(len(ids), 1, seed=8), torch.zeros(len(ids), 15)], dim=1
-    )
+    loud = features + torch.cat([100 * random_rows(len(ids), 1, seed=8), torch.zeros(len(ids), 15)], dim=1)
     plain, whitened = loud, learn_whitening(loud[:60])(loud)
     assert (
         copy_detection(whitened, ids, copy_of)["all"]["mAP"]
@@ -191,9 +182,7 @@ def test_bad_input():
         copy_detection(features, ids, copy_of, transforms[:1])
     with pytest.raises(UserError, match="has original 1 twice"):
         copy_detection(features, ["original 1", *ids[1:]], copy_of)
-    with pytest.raises(
-        UserError, match="crop 29 is a copy of nobody, which is not in the database"
-    ):
+    with pytest.raises(UserError, match="crop 29 is a copy of nobody, which is not in the database"):
         copy_detection(features, ids, [*copy_of[:-1], "nobody"])
     with pytest.raises(UserError, match="crop 29 is a copy of crop 3, which is a copy itself"):
         copy_detection(features, ids, [*copy_of[:-1], "crop 3"])

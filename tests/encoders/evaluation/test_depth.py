@@ -29,18 +29,14 @@ def problem(count=12, width=8, seed=0):
     coarse = 1 + 7 * torch.rand(count, 1, 2, 2, generator=generator)
     depth = F.interpolate(coarse, GRID, mode="bilinear", align_corners=True)
     maps = torch.exp(-((depth - torch.linspace(1, 8, width)[None, :, None, None]) ** 2)) * 40
-    depths = F.interpolate(depth, scale_factor=4, mode="bilinear", align_corners=False)[
-        :, 0
-    ].clone()
+    depths = F.interpolate(depth, scale_factor=4, mode="bilinear", align_corners=False)[:, 0].clone()
     depths[torch.rand(depths.shape, generator=generator) < 0.2] = 0
     return maps, depths
 
 
 def test_what_the_maps_determine_is_learnt():
     maps, depths = problem()
-    result = linear_depth(
-        maps.half(), list(depths), *problem(count=9, seed=1), max_depth=10, iterations=250
-    )
+    result = linear_depth(maps.half(), list(depths), *problem(count=9, seed=1), max_depth=10, iterations=250)
     assert (
         result.delta1 > 95
         and result.delta3 >= result.delta2 >= result.delta1
@@ -63,10 +59,7 @@ def test_dpt_learns():
 def test_cls_beside_patches_is_used():
     maps, depths = problem(count=8)
     scale = torch.linspace(1, 2, 8)
-    data = {
-        "train_cls": torch.stack([scale, -scale], 1) * 3,
-        "test_cls": torch.stack([scale, -scale], 1) * 3,
-    }
+    data = {"train_cls": torch.stack([scale, -scale], 1) * 3, "test_cls": torch.stack([scale, -scale], 1) * 3}
     inputs = (
         maps * 0.1,
         depths * scale[:, None, None] / 2,
@@ -74,10 +67,7 @@ def test_cls_beside_patches_is_used():
         depths * scale[:, None, None] / 2,
         10,
     )
-    with_cls, without = (
-        linear_depth(*inputs, **data, iterations=150),
-        linear_depth(*inputs, iterations=150),
-    )
+    with_cls, without = (linear_depth(*inputs, **data, iterations=150), linear_depth(*inputs, iterations=150))
     assert with_cls.rmse < 0.98 * without.rmse
     with pytest.raises(
         UserError, match="CLS tokens must be given for training and test images, or for neither"
@@ -110,14 +100,10 @@ def test_expected_depth_is_that_of_a_loop():
     depth = expected_depth(logits, 8.0)
     for image, row, column in np.ndindex(2, 3, 2):
         weights = [max(value, 0.0) + 0.1 for value in logits[image, :, row, column].tolist()]
-        expected = sum(weight * depth for weight, depth in zip(weights, bins, strict=True)) / sum(
-            weights
-        )
+        expected = sum(weight * depth for weight, depth in zip(weights, bins, strict=True)) / sum(weights)
         assert math.isclose(depth[image, row, column].item(), expected, rel_tol=1e-5)
     one_bin = F.one_hot(torch.tensor([[[0, 255]]]), 256).permute(0, 3, 1, 2) * 1e9
-    assert torch.allclose(
-        expected_depth(one_bin.float(), 8.0), torch.tensor([[[0.001, 8.0]]]), atol=1e-5
-    )
+    assert torch.allclose(expected_depth(one_bin.float(), 8.0), torch.tensor([[[0.001, 8.0]]]), atol=1e-5)
 
 
 @pytest.mark.parametrize("warming_up", [False, True])
@@ -128,9 +114,7 @@ def test_loss_is_that_of_a_loop_and_unknown_pixels_change_nothing(warming_up):
     g = []
     for place in np.ndindex(2, 4, 5):
         if 0.001 < truth[place] <= 10:
-            g.append(
-                math.log(predicted[place].item() + 0.001) - math.log(truth[place].item() + 0.001)
-            )
+            g.append(math.log(predicted[place].item() + 0.001) - math.log(truth[place].item() + 0.001))
     mean, squares = sum(g) / len(g), sum(value**2 for value in g) / len(g)
     expected = math.sqrt(0.15 * mean**2) if warming_up else math.sqrt(squares - 0.85 * mean**2)
     loss = sig_loss(predicted, truth, 10.0, warming_up)
@@ -144,11 +128,7 @@ def test_loss_is_that_of_a_loop_and_unknown_pixels_change_nothing(warming_up):
 
 
 def test_loss_has_a_gradient_everywhere():
-    for truth in (
-        torch.full((1, 2, 2), 3.0),
-        torch.zeros(1, 2, 2),
-        torch.tensor([[[3.0, 0], [0, 0]]]),
-    ):
+    for truth in (torch.full((1, 2, 2), 3.0), torch.zeros(1, 2, 2), torch.tensor([[[3.0, 0], [0, 0]]])):
         predicted = torch.full((1, 2, 2), 3.0, requires_grad=True)
         loss = sig_loss(predicted, truth, 10.0)
         loss.backward()
@@ -161,18 +141,14 @@ def test_errors_are_those_of_a_loop_and_averaged_over_images():
     truth[0], truth[1] = 0, 11
     pairs = [
         (p, t)
-        for p, t in zip(
-            predicted.flatten().double().tolist(), truth.flatten().double().tolist(), strict=True
-        )
+        for p, t in zip(predicted.flatten().double().tolist(), truth.flatten().double().tolist(), strict=True)
         if 0.001 < t <= 10
     ]
     expected = [
         math.sqrt(sum((p - t) ** 2 for p, t in pairs) / len(pairs)),
         sum(abs(p - t) / t for p, t in pairs) / len(pairs),
     ]
-    expected += [
-        sum(max(p / t, t / p) < 1.25**power for p, t in pairs) / len(pairs) for power in (1, 2, 3)
-    ]
+    expected += [sum(max(p / t, t / p) < 1.25**power for p, t in pairs) / len(pairs) for power in (1, 2, 3)]
     assert np.allclose(depth_errors(predicted, truth, 10.0).numpy(), expected, rtol=1e-9)
 
     maps, depths = problem(count=3)
@@ -190,8 +166,7 @@ def test_depths_are_judged_at_their_own_size():
     sizes = [(40, 48), (33, 61)]
     truths = [F.interpolate(depths[:1, None] * 0 + 4, size)[0, 0] for size in sizes]
     assert [
-        tuple(each.shape)
-        for each in linear_depth(maps, depths, maps, truths, 10, iterations=2).predictions
+        tuple(each.shape) for each in linear_depth(maps, depths, maps, truths, 10, iterations=2).predictions
     ] == sizes
 
 
@@ -210,14 +185,9 @@ def test_errors_on_nyu_are_those_of_a_loop_over_its_crop():
         if lowest < t < 10:
             squares, relative, count = squares + (p - t) ** 2, relative + abs(p - t) / t, count + 1
             within = [
-                number + (max(p / t, t / p) < 1.25**power)
-                for power, number in enumerate(within, start=1)
+                number + (max(p / t, t / p) < 1.25**power) for power, number in enumerate(within, start=1)
             ]
-    expected = [
-        math.sqrt(squares / count),
-        relative / count,
-        *(number / count for number in within),
-    ]
+    expected = [math.sqrt(squares / count), relative / count, *(number / count for number in within)]
     pair = torch.tensor(predicted), torch.tensor(truth)
     assert np.allclose(depth_errors(*pair, 10.0, NYU).numpy(), expected, rtol=1e-6)
     assert not np.allclose(depth_errors(*pair, 10.0).numpy(), expected, rtol=1e-2)
@@ -231,9 +201,7 @@ def test_what_lies_outside_the_crop_of_nyu_changes_no_figure():
     layers = [maps] * 4
     judges = (
         lambda test: linear_depth(maps, depths, maps, test, 10, iterations=2, protocol=NYU),
-        lambda test: dpt_depth(
-            layers, depths, layers, test, 10, channels=8, iterations=2, protocol=NYU
-        ),
+        lambda test: dpt_depth(layers, depths, layers, test, 10, channels=8, iterations=2, protocol=NYU),
     )
     for judge in judges:
         one, two = judge(truths), judge(other)
@@ -242,9 +210,7 @@ def test_what_lies_outside_the_crop_of_nyu_changes_no_figure():
     outside[:, :45] = 5
     with pytest.raises(UserError, match="no test image has a depth"):
         linear_depth(maps, depths, maps, outside, 10, iterations=2, protocol=NYU)
-    with pytest.raises(
-        UserError, match="NYU is judged on depths of 480 x 640 pixels, not 16 x 20; give the"
-    ):
+    with pytest.raises(UserError, match="NYU is judged on depths of 480 x 640 pixels, not 16 x 20; give the"):
         linear_depth(maps, depths, maps, depths, 10, iterations=2, protocol=NYU)
 
 
@@ -252,11 +218,7 @@ def test_depth_picture():
     depth = torch.tensor([[0.0, 0.1, 5.0, 10.0, 12.0]])
     pixels = np.asarray(depth_picture(depth, 10.0))[0].astype(int)
     assert pixels[0].tolist() == pixels[4].tolist() == [0, 0, 0]
-    assert (
-        pixels[1, 0] > 240
-        and pixels[3].tolist() == [38, 76, 191]
-        and pixels[2].tolist() == [209, 64, 89]
-    )
+    assert pixels[1, 0] > 240 and pixels[3].tolist() == [38, 76, 191] and pixels[2].tolist() == [209, 64, 89]
 
 
 def test_unknown_depths():
@@ -284,9 +246,7 @@ def test_bad_input():
     for bad in (-1.0, math.nan, math.inf):
         broken = depths.clone()
         broken[1, 2, 3] = bad
-        with pytest.raises(
-            UserError, match="depths of training image 1 are negative or not finite; write 0"
-        ):
+        with pytest.raises(UserError, match="depths of training image 1 are negative or not finite; write 0"):
             run(train=broken)
         with pytest.raises(UserError, match="depths of test image 1"):
             run(test=broken)

@@ -32,9 +32,7 @@ def test_residual_unit_and_fusion_are_their_formulas():
     )
 
     block, coarser = FusionBlock(3, joins=True), torch.randn(1, 3, 4, 4)
-    upsampled = F.interpolate(
-        block.refine(block.entry(x) + coarser), scale_factor=2, mode="bilinear"
-    )
+    upsampled = F.interpolate(block.refine(block.entry(x) + coarser), scale_factor=2, mode="bilinear")
     assert torch.allclose(block(x, coarser, (8, 8)), block.project(upsampled), atol=1e-6)
 
 
@@ -44,8 +42,7 @@ def test_every_layer_and_every_weight_counts():
     head(*layers).square().mean().backward()
     assert all(gradient.abs().sum() > 0 for gradient in layers.grad)
     assert all(
-        parameter.grad is not None and parameter.grad.abs().sum() > 0
-        for parameter in head.parameters()
+        parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in head.parameters()
     )
     with torch.no_grad():
         assert not torch.allclose(head(*layers), head(*layers.flip(0)))

@@ -46,8 +46,7 @@ def test_jaccard_is_that_of_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     predicted, masks = (torch.rand(5, 9, 11, generator=generator) < 0.4 for _ in range(2))
     expected = [
-        jaccard_score(truth.flatten(), said.flatten())
-        for truth, said in zip(masks, predicted, strict=True)
+        jaccard_score(truth.flatten(), said.flatten()) for truth, said in zip(masks, predicted, strict=True)
     ]
     assert jaccard(predicted, masks).tolist() == pytest.approx(expected)
     assert math.isnan(jaccard(torch.zeros(2, 2).bool(), torch.zeros(2, 2).bool()))
@@ -79,9 +78,7 @@ def test_the_result_is_that_of_a_plain_loop():
     assert result.mean_attention == pytest.approx(sum(means) / 4)
     assert result.heads == pytest.approx([sum(each) / 4 for each in heads])
     assert result.best_head >= max(result.heads) and (result.images, result.left_out) == (4, 0)
-    assert result.whole_image == pytest.approx(
-        100 * sum(mask.double().mean().item() for mask in masks) / 4
-    )
+    assert result.whole_image == pytest.approx(100 * sum(mask.double().mean().item() for mask in masks) / 4)
 
 
 def test_attention_on_the_object_alone_is_perfect_and_the_oracle_finds_its_head():
@@ -109,9 +106,7 @@ def test_masks_of_any_size_take_the_nearest_patch():
 def test_chance_is_what_random_attention_reaches():
     """Uniform attention with an unpredictable order of patches: a random choice of 60 %."""
     masks = squares(1, 40) * 300
-    ramp = torch.ones(1600) + 1e-4 * torch.rand(
-        300, 1600, generator=torch.Generator().manual_seed(0)
-    )
+    ramp = torch.ones(1600) + 1e-4 * torch.rand(300, 1600, generator=torch.Generator().manual_seed(0))
     result = emergent_jaccard(ramp.view(300, 1, 40, 40), masks)
     assert result.best_head == pytest.approx(result.chance, rel=0.02)
 

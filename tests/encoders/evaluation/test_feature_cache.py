@@ -53,23 +53,17 @@ def test_stored_is_computed_and_the_second_time_read(source, tmp_path):
     )
     again = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=5)
     assert compute.images == 10
-    by_hand = vector_features(
-        encoder, encoder.transform([source[int(index)].image for index in stored.kept])
-    )
+    by_hand = vector_features(encoder, encoder.transform([source[int(index)].image for index in stored.kept]))
     assert set(stored.names) == set(by_hand)
     for name, expected in by_hand.items():
         torch.testing.assert_close(again.load(name), expected, rtol=1e-4, atol=1e-5)
-        assert torch.equal(
-            torch.stack([again.rows(name)[row] for row in range(10)]), stored.load(name)
-        )
+        assert torch.equal(torch.stack([again.rows(name)[row] for row in range(10)]), stored.load(name))
 
 
 def test_the_cache_remembers_what_could_not_be_read_and_what_was_seen(source, tmp_path):
     encoder = load_encoder("tiny:dinov2")
     for _ in range(2):  # computed, then read
-        stored = cached_features(
-            encoder, source, vector_features, "vectors", tmp_path, batch_size=3
-        )
+        stored = cached_features(encoder, source, vector_features, "vectors", tmp_path, batch_size=3)
         assert stored.reasons == {4: "broken"} and "contents" not in stored.names
         views = [encoder.transform.view(source[int(index)].image) for index in stored.kept]
         assert torch.equal(stored.contents, torch.stack([content_hash(view) for view in views]))
@@ -88,9 +82,7 @@ def test_what_can_be_read_now_is_computed_anew(source, tmp_path):
     assert stored.unreadable == 0 and stored.reasons == {} and compute.images == 10 + 11
 
 
-def test_an_image_that_is_unreadable_for_another_reason_now_has_that_reason(
-    source, tmp_path, monkeypatch
-):
+def test_an_image_that_is_unreadable_for_another_reason_now_has_that_reason(source, tmp_path, monkeypatch):
     """A link out of the folder is followed now, and what it leads to is cut short."""
     encoder = load_encoder("tiny:dinov2")
     cached_features(encoder, source, vector_features, "vectors", tmp_path)
@@ -102,9 +94,7 @@ def test_an_image_that_is_unreadable_for_another_reason_now_has_that_reason(
         return plain(self, index)
 
     monkeypatch.setattr(type(source), "__getitem__", cut_short)
-    assert cached_features(encoder, source, vector_features, "vectors", tmp_path).reasons == {
-        4: "truncated"
-    }
+    assert cached_features(encoder, source, vector_features, "vectors", tmp_path).reasons == {4: "truncated"}
 
 
 def test_links_that_are_followed_now_are_read_with_the_same_cache(tmp_path):
@@ -120,18 +110,14 @@ def test_links_that_are_followed_now_are_read_with_the_same_cache(tmp_path):
     for options, unreadable in (("", 3), ("?follow_links=true", 0)):
         source = open_source(f"folder:{tmp_path}/data{options}")
         assert (
-            cached_features(
-                encoder, source, vector_features, "vectors", tmp_path / "cache"
-            ).unreadable
+            cached_features(encoder, source, vector_features, "vectors", tmp_path / "cache").unreadable
             == unreadable
         )
 
 
 def test_small_shards_are_the_whole(source, tmp_path, monkeypatch):
     encoder = load_encoder("tiny:dinov2")
-    whole = cached_features(
-        encoder, source, vector_features, "vectors", tmp_path / "a", batch_size=2
-    )
+    whole = cached_features(encoder, source, vector_features, "vectors", tmp_path / "a", batch_size=2)
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
     cut = cached_features(encoder, source, vector_features, "vectors", tmp_path / "b", batch_size=2)
     assert (
@@ -233,9 +219,7 @@ def test_a_full_disk_is_one_line(source, tmp_path):
             UserError,
             match=r"was not written: File too large; it needs 0.0 MB, and .* are free.* by --cache_dir",
         ):
-            cached_features(
-                load_encoder("tiny:dinov2"), source, vector_features, "vectors", tmp_path
-            )
+            cached_features(load_encoder("tiny:dinov2"), source, vector_features, "vectors", tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
@@ -247,9 +231,7 @@ def test_features_that_have_no_room_are_told_before_the_first_forward(source, tm
         UserError,
         match=r"has no room for features of tiny:dinov2 for 11 images: they need 11,000,000.0 GB, and .* make room",
     ):
-        cached_features(
-            load_encoder("tiny:dinov2"), source, compute, "vectors", tmp_path, image_bytes=10**15
-        )
+        cached_features(load_encoder("tiny:dinov2"), source, compute, "vectors", tmp_path, image_bytes=10**15)
     assert compute.images == 0 and list(tmp_path.iterdir()) == []
 
 
@@ -272,9 +254,7 @@ def test_only_the_damaged_shards_are_computed_again(source, tmp_path, monkeypatc
     too many."""
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
     encoder, compute = load_encoder("tiny:dinov2"), Counted()
-    expected = cached_features(
-        encoder, source, compute, "vectors", tmp_path, batch_size=2
-    ).load_all()
+    expected = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=2).load_all()
     shards = shards_of(tmp_path)
     content = bytearray(shards[0].read_bytes())
     content[len(content) // 2] ^= 0x80
@@ -287,8 +267,7 @@ def test_only_the_damaged_shards_are_computed_again(source, tmp_path, monkeypatc
     again = cached_features(encoder, source, compute, "vectors", tmp_path, batch_size=2)
     assert (
         compute.images == 8
-        and "5 files were not what was written; their features are computed again"
-        in capsys.readouterr().err
+        and "5 files were not what was written; their features are computed again" in capsys.readouterr().err
     )
     for name, value in expected.items():
         torch.testing.assert_close(again.load(name), value, rtol=1e-4, atol=1e-5)
@@ -346,9 +325,7 @@ def test_litter_is_removed_at_the_next_start(source, tmp_path):
         folder.mkdir()
     os.utime(old, (time.time() - 2 * 86400,) * 2)
     cached_features(encoder, source, vector_features, "vectors", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [fresh.name, shard.parent.name]
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([fresh.name, shard.parent.name])
     assert os.listdir(shard.parent) == [shard.name]
 
 
@@ -389,9 +366,7 @@ def test_a_killed_fill_goes_on_and_two_runs_fill_one_entry_together(runs, tmp_pa
     slow = tmp_path / "slow.py"
     slow.write_text(
         small
-        + WORKER.replace(
-            "vector_features, ", "lambda *given: time.sleep(0.5) or vector_features(*given), "
-        )
+        + WORKER.replace("vector_features, ", "lambda *given: time.sleep(0.5) or vector_features(*given), ")
     )
     killed = runs.start(slow, tmp_path / "cache")
     killed.wait_until(lambda: len(shards_of(tmp_path / "cache")) == 2)
@@ -415,12 +390,6 @@ def test_two_processes_give_what_one_gives(runs, tmp_path):
     script.write_text(WORKER)
     jobs = [*runs.start_two(script, tmp_path / "two"), runs.start(script, tmp_path / "one")]
     runs.finish(*jobs)
-    said = [
-        line.split() for job in jobs for line in job.printed.splitlines() if line.startswith("rows")
-    ]
-    assert [line[1] for line in said] == ["13"] * 3 and [line[3] for line in said] == [
-        "2",
-        "2",
-        "1",
-    ]
+    said = [line.split() for job in jobs for line in job.printed.splitlines() if line.startswith("rows")]
+    assert [line[1] for line in said] == ["13"] * 3 and [line[3] for line in said] == ["2", "2", "1"]
     assert float(said[0][2]) == float(said[1][2]) == pytest.approx(float(said[2][2]), rel=1e-5)

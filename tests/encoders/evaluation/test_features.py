@@ -48,9 +48,7 @@ def test_batches_one_after_another_are_the_whole(tiny_model):
 
 def test_features_are_float32_and_without_gradient(tiny_model):
     features = extract_features(wrap(tiny_model().bfloat16()), torch.randn(2, 3, 32, 32))
-    assert all(
-        value.dtype == torch.float32 and not value.requires_grad for value in features.values()
-    )
+    assert all(value.dtype == torch.float32 and not value.requires_grad for value in features.values())
 
 
 def test_every_module_gets_its_mode_back_even_after_an_error(tiny_model):
@@ -60,9 +58,7 @@ def test_every_module_gets_its_mode_back_even_after_an_error(tiny_model):
     extract_features(wrap(model), torch.randn(1, 3, 32, 32))
     assert [module.training for module in model.modules()] == before
     with pytest.raises(ZeroDivisionError), evaluating(model):
-        assert (
-            not any(module.training for module in model.modules()) and not torch.is_grad_enabled()
-        )
+        assert not any(module.training for module in model.modules()) and not torch.is_grad_enabled()
         _ = 1 / 0
     assert [module.training for module in model.modules()] == before and torch.is_grad_enabled()
 
@@ -93,9 +89,7 @@ def test_vectors_are_those_of_the_layers(family):
             expected = encoder(pixels).pooled
         torch.testing.assert_close(vectors[f"block_{back}"], expected, rtol=1e-4, atol=1e-5)
     whole = encoder(pixels)
-    torch.testing.assert_close(
-        vectors["patch_mean"], whole.patch_map.mean((2, 3)), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(vectors["patch_mean"], whole.patch_map.mean((2, 3)), rtol=1e-4, atol=1e-5)
     assert ("pooled" in vectors) == (whole.pooled is not None) == (family != "ijepa")
 
 
@@ -108,21 +102,14 @@ def test_maps_and_the_layers_of_depth():
     )
     encoder, pixels = load_encoder("tiny:dinov2"), torch.randn(2, 3, 64, 64)
     stored = map_features(encoder, pixels, [2, 4])
-    assert (
-        set(stored) == {"map_2", "map_4", "cls_2", "cls_4"}
-        and stored["map_2"].dtype == torch.float16
-    )
-    torch.testing.assert_close(
-        stored["map_2"].float(), encoder(pixels, [2]).patch_map, rtol=1e-2, atol=1e-3
-    )
+    assert set(stored) == {"map_2", "map_4", "cls_2", "cls_4"} and stored["map_2"].dtype == torch.float16
+    torch.testing.assert_close(stored["map_2"].float(), encoder(pixels, [2]).patch_map, rtol=1e-2, atol=1e-3)
 
 
 def test_a_subset_is_a_function_of_its_names():
     subset = draw_subset(1000, 50, 0, "bank")
     assert len(set(subset)) == 50 and set(subset) <= set(range(1000))
     assert subset == draw_subset(1000, 50, 0, "bank")
-    assert subset != draw_subset(1000, 50, 1, "bank") and subset != draw_subset(
-        1000, 50, 0, "queries"
-    )
+    assert subset != draw_subset(1000, 50, 1, "bank") and subset != draw_subset(1000, 50, 0, "queries")
     assert subset == draw_subset(1000, 70, 0, "bank")[:50]  # a larger draw only adds
     assert sorted(draw_subset(10, 50, 0)) == list(range(10))

@@ -23,9 +23,7 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(
-    ("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 10.0), (200, 0.5)]
-)
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 10.0), (200, 0.5)])
 def test_predictions_are_those_of_scikit_learn(k, temperature):
     bank, labels = clusters(600, 7, 16, seed=0)
     queries, _ = clusters(300, 7, 16, seed=1)
@@ -44,10 +42,7 @@ def test_predictions_are_those_of_a_plain_loop():
     expected = []
     for query in unit(queries):
         similarities = sorted(
-            (
-                (float(query @ row), int(label))
-                for row, label in zip(unit(bank), labels, strict=True)
-            ),
+            ((float(query @ row), int(label)) for row, label in zip(unit(bank), labels, strict=True)),
             reverse=True,
         )
         votes = [0.0] * 4
@@ -64,9 +59,7 @@ def unit_row(row):
 
 def by_the_docstring(bank, labels, query, k, temperature=0.07):
     """What the loop in `knn_predict`'s docstring answers."""
-    loop = textwrap.dedent(
-        knn_predict.__doc__.split("For one query this is")[1].split("`chunk` queries")[0]
-    )
+    loop = textwrap.dedent(knn_predict.__doc__.split("For one query this is")[1].split("`chunk` queries")[0])
     names = {
         "bank": bank.tolist(),
         "bank_labels": labels.tolist(),
@@ -100,9 +93,7 @@ def test_of_equal_votes_at_equal_distance_the_lowest_class_wins_in_both_function
     bank, labels, query = torch.eye(4), torch.tensor(order), torch.ones(1, 4)
     assert knn_predict(bank, labels, query, k=4).item() == 0
     assert knn_accuracies(bank, labels, query, torch.tensor([0]), ks=(4,))[4]["top1"] == 100
-    assert knn_predict(bank, labels, query, k=1).item() == order[0], (
-        "the first of the bank is the nearest"
-    )
+    assert knn_predict(bank, labels, query, k=1).item() == order[0], "the first of the bank is the nearest"
 
 
 def test_of_equal_votes_the_class_with_the_nearest_image_wins():
@@ -119,13 +110,10 @@ def test_neither_float_noise_nor_the_banks_size_decides():
     labels = torch.arange(18) % 6
     turn = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
     expected = knn_predict(bank, labels, queries, k=7)
-    assert torch.equal(
-        knn_predict(bank.double() @ turn, labels, queries.double() @ turn, k=7), expected
-    )
+    assert torch.equal(knn_predict(bank.double() @ turn, labels, queries.double() @ turn, k=7), expected)
     far = torch.cat([bank, -torch.ones(4000, 6)])
     assert torch.equal(
-        knn_predict(far, torch.cat([labels, torch.zeros(4000, dtype=torch.long)]), queries, k=7),
-        expected,
+        knn_predict(far, torch.cat([labels, torch.zeros(4000, dtype=torch.long)]), queries, k=7), expected
     )
 
 
@@ -148,9 +136,7 @@ def test_length_and_chunks_do_not_matter():
 def test_accuracy_is_percent_and_unknown_classes_are_errors():
     bank, labels = clusters(100, 3, 8, seed=0)
     assert knn_accuracy(bank, labels, bank, labels, k=1) == 100.0
-    assert (
-        knn_accuracy(bank, labels, bank[:4], torch.tensor([*labels[:3].tolist(), 17]), k=1) == 75.0
-    )
+    assert knn_accuracy(bank, labels, bank[:4], torch.tensor([*labels[:3].tolist(), 17]), k=1) == 75.0
 
 
 def test_tiny_temperatures_stay_finite():
@@ -187,18 +173,15 @@ def test_speed():
 
 def test_accuracies_of_every_k_are_scikit_learns():
     generator = torch.Generator().manual_seed(3)
-    bank, queries = (
-        torch.randn(300, 8, generator=generator),
-        torch.randn(80, 8, generator=generator),
-    )
+    bank, queries = (torch.randn(300, 8, generator=generator), torch.randn(80, 8, generator=generator))
     labels, query_labels = torch.arange(300) % 7, torch.arange(80) % 7
     accuracies = knn_accuracies(bank, labels, queries, query_labels, ks=(1, 10, 20, 1000))
     assert list(accuracies) == [1, 10, 20]
     for k, scores in accuracies.items():
         # scikit-learn gives distances 1 - cosine; exp((1 - d) / T) overflows nothing here
-        classifier = KNeighborsClassifier(
-            k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
-        ).fit(bank.double().numpy(), labels)
+        classifier = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)).fit(
+            bank.double().numpy(), labels
+        )
         assert scores["top1"] == pytest.approx(
             100 * classifier.score(queries.double().numpy(), query_labels), abs=1e-9
         )

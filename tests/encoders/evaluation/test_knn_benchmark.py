@@ -21,10 +21,7 @@ def pictures(count, seed, channels=3, dtype=torch.uint8):
     """Noise whose brightness tells the class."""
     generator = torch.Generator().manual_seed(seed)
     labels = [index % 4 for index in range(count)]
-    images = [
-        torch.rand(channels, 40 + label, 36, generator=generator) * 60 + 40 * label
-        for label in labels
-    ]
+    images = [torch.rand(channels, 40 + label, 36, generator=generator) * 60 + 40 * label for label in labels]
     return [image.to(dtype) for image in images], labels
 
 
@@ -51,9 +48,7 @@ def test_no_file_is_in_the_bank_and_in_the_queries(memory_source, num_queries, f
     assert len(queries) == found and len(bank) == 120 - 20 * -(-found // 20)
     assert not {index // 20 for index in bank} & {index // 20 for index in queries}
     source.file_of = lambda index: "one volume"
-    with pytest.raises(
-        UserError, match="queries leave nothing .* lower them, or name images of more files"
-    ):
+    with pytest.raises(UserError, match="queries leave nothing .* lower them, or name images of more files"):
         draw_bank_and_queries(source, source, 1000, num_queries, seed=3)
 
 
@@ -68,18 +63,11 @@ def test_unreadable_images_are_left_out_and_counted(memory_source):
     images, labels = pictures(20, 0)
     images[3] = images[7] = None
     loaded = load_images(memory_source(images, labels), [7, 3, 5, 6], ImageTransform((32, 32)))
-    assert (
-        loaded.unreadable == 2
-        and loaded.labels.tolist() == [1, 2]
-        and loaded.images.dtype == torch.uint8
-    )
+    assert loaded.unreadable == 2 and loaded.labels.tolist() == [1, 2] and loaded.images.dtype == torch.uint8
     assert torch.equal(loaded.images[1], centre_view(images[6], (32, 32), 1.0))
     source = memory_source(images, labels)
     benchmark = KnnBenchmark(source, source, bank_size=15, num_queries=5, k=3, **SETTINGS)
-    assert (
-        benchmark.sizes["bank"] + benchmark.sizes["queries"] == 18
-        and benchmark.sizes["unreadable"] == 2
-    )
+    assert benchmark.sizes["bank"] + benchmark.sizes["queries"] == 18 and benchmark.sizes["unreadable"] == 2
     assert benchmark.description.endswith("4 classes, k = 3, 2 unreadable images left out")
     with pytest.raises(UserError, match="none of 2 images of images in memory could be read"):
         load_images(source, [3, 7], TRANSFORM)
@@ -119,9 +107,7 @@ def test_evaluation_is_features_and_neighbours(memory_source, tiny_model):
         memory_source(*pictures(40, 1)),
         TransformersEncoder(tiny_model(2), TRANSFORM),
     )
-    benchmark = KnnBenchmark(
-        bank_source, query_source, bank_size=60, num_queries=40, k=1, **SETTINGS
-    )
+    benchmark = KnnBenchmark(bank_source, query_source, bank_size=60, num_queries=40, k=1, **SETTINGS)
     accuracies = benchmark.evaluate(model)
     # the published view by hand, in the sources' own order; k = 1 needs no weights
     sets = []
@@ -129,9 +115,7 @@ def test_evaluation_is_features_and_neighbours(memory_source, tiny_model):
         views = torch.stack([centre_view(image, (32, 32), 256 / 224) for image in source.images])
         sets.append(extract_features(model, normalise(views, [0.5] * 3, [0.25] * 3)))
     for name, accuracy in accuracies.items():
-        classifier = KNeighborsClassifier(1, metric="cosine").fit(
-            sets[0][name].numpy(), bank_source.labels
-        )
+        classifier = KNeighborsClassifier(1, metric="cosine").fit(sets[0][name].numpy(), bank_source.labels)
         assert accuracy == pytest.approx(
             100 * classifier.score(sets[1][name].numpy(), query_source.labels), abs=1e-4
         )
@@ -165,14 +149,9 @@ def test_a_query_never_finds_itself(memory_source):
     bank = memory_source([*images[:30], images[5]], [*labels[:30], labels[5]])
     queries = memory_source([*others, *shared], [*other_labels, *labels[5:8]])
     benchmark = KnnBenchmark(bank, queries, bank_size=100, num_queries=100, k=1, **SETTINGS)
+    assert benchmark.sizes["bank"] == 31 - 4 and benchmark.sizes["queries"] == 10 and benchmark.in_bank == 3
     assert (
-        benchmark.sizes["bank"] == 31 - 4
-        and benchmark.sizes["queries"] == 10
-        and benchmark.in_bank == 3
-    )
-    assert (
-        "; 3 of 10 queries are in the bank; those images were left out of the bank"
-        in benchmark.description
+        "; 3 of 10 queries are in the bank; those images were left out of the bank" in benchmark.description
     )
     assert not found_in(benchmark.bank.contents, benchmark.queries.contents).any()
     alone = KnnBenchmark(
@@ -210,14 +189,9 @@ def test_too_many_unreadable_images_of_either_part_stop_it(memory_source):
         with pytest.raises(
             UserError, match=f"{part} could not be read, more than max_bad_fraction=0.01: . .broken"
         ):
-            KnnBenchmark(
-                bank, queries, bank_size=99, num_queries=99, k=1, max_bad_fraction=0.01, **SETTINGS
-            )
+            KnnBenchmark(bank, queries, bank_size=99, num_queries=99, k=1, max_bad_fraction=0.01, **SETTINGS)
         assert {
-            each.id
-            for each in KnnBenchmark(
-                bank, queries, bank_size=99, num_queries=99, k=1, **SETTINGS
-            ).bad
+            each.id for each in KnnBenchmark(bank, queries, bank_size=99, num_queries=99, k=1, **SETTINGS).bad
         } == {"0", "1", "2"}
 
 
@@ -232,8 +206,7 @@ def test_classes_have_the_banks_numbers_and_other_classes_are_refused(memory_sou
     assert sorted(benchmark.queries.labels.tolist()) == [1] * 4 + [2] * 4
     queries.class_names = ["cat", "dog"]
     with pytest.raises(
-        UserError,
-        match="the queries' classes cat, dog .* are not among a, b, c, d .*--eval_bank_dataset",
+        UserError, match="the queries' classes cat, dog .* are not among a, b, c, d .*--eval_bank_dataset"
     ):
         KnnBenchmark(bank, queries, bank_size=40, num_queries=8, k=1, **SETTINGS)
 

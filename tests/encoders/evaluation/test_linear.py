@@ -7,13 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from encoders.evaluation import linear
-from encoders.evaluation.linear import (
-    HeadGroup,
-    hold_out,
-    linear_probe,
-    logistic_regression,
-    train_heads,
-)
+from encoders.evaluation.linear import HeadGroup, hold_out, linear_probe, logistic_regression, train_heads
 from vision_core.errors import UserError
 
 
@@ -30,21 +24,13 @@ def digits():
 def slow_head(inputs, labels, num_classes, iterations, seed, rate):
     """One head alone, by autograd and torch's SGD, in float64, on the same batches."""
     generator = torch.Generator().manual_seed(seed)
-    weight = (
-        (0.01 * torch.randn(inputs.shape[1], num_classes, generator=generator))
-        .double()
-        .requires_grad_()
-    )
+    weight = (0.01 * torch.randn(inputs.shape[1], num_classes, generator=generator)).double().requires_grad_()
     bias = torch.zeros(num_classes, dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.SGD([weight, bias], lr=1.0, momentum=0.9)
     for step, batch in enumerate(linear._batches(len(inputs), iterations, seed)):
-        optimizer.param_groups[0]["lr"] = (
-            rate * 128 / 256 * (1 + math.cos(math.pi * step / iterations)) / 2
-        )
+        optimizer.param_groups[0]["lr"] = rate * 128 / 256 * (1 + math.cos(math.pi * step / iterations)) / 2
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(
-            inputs[batch].double() @ weight + bias, labels[batch]
-        ).backward()
+        torch.nn.functional.cross_entropy(inputs[batch].double() @ weight + bias, labels[batch]).backward()
         optimizer.step()
     return weight.detach(), bias.detach()
 
@@ -67,16 +53,10 @@ def test_the_published_grid_has_52_heads_and_reads_what_it_says(digits):
     result = linear_probe([train] * 4, train, labels, [test] * 4, test, test_labels, iterations=20)
     assert (
         len(result.table) == 52
-        and len(
-            {(row["learning_rate"], row["blocks"], row["with_patch_mean"]) for row in result.table}
-        )
-        == 52
+        and len({(row["learning_rate"], row["blocks"], row["with_patch_mean"]) for row in result.table}) == 52
     )
     assert result.chosen["held_out_top1"] == max(row["held_out_top1"] for row in result.table)
-    assert (
-        len(linear_probe([train], train, labels, [test], test, test_labels, iterations=5).table)
-        == 26
-    )
+    assert len(linear_probe([train], train, labels, [test], test, test_labels, iterations=5).table) == 26
 
 
 def test_within_half_a_point_of_scikit_learn():
@@ -129,12 +109,7 @@ def test_bad_input(digits):
         linear_probe([train], train, labels * 0, [test], test, test_labels)
     with pytest.raises(UserError, match="class 77 has one training image"):
         linear_probe(
-            [train],
-            train,
-            torch.where(torch.arange(1300) == 5, 77, labels),
-            [test],
-            test,
-            test_labels,
+            [train], train, torch.where(torch.arange(1300) == 5, 77, labels), [test], test, test_labels
         )
     broken = train.clone()
     broken[3, 3] = float("nan")

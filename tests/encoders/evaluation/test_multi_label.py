@@ -21,9 +21,7 @@ from encoders.evaluation.multi_label import (
 from vision_core.errors import UserError
 
 
-def drawn(
-    images: int, seed: int, width: int = 12, classes: int = 4
-) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(images: int, seed: int, width: int = 12, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     """Features from which each of `classes` can be told along a direction of its own, and the
     marks."""
     generator = torch.Generator().manual_seed(seed)
@@ -36,14 +34,11 @@ def test_average_precision_is_that_of_scikit_learn(levels: int) -> None:
     """With scores that are equal, too."""
     generator = torch.Generator().manual_seed(levels)
     scores = torch.randint(levels, (60, 7), generator=generator).float()
-    marks = torch.rand(60, 7, generator=generator) < torch.tensor(
-        [0.02, 0.1, 0.3, 0.5, 0.7, 0.95, 1.0]
-    )
+    marks = torch.rand(60, 7, generator=generator) < torch.tensor([0.02, 0.1, 0.3, 0.5, 0.7, 0.95, 1.0])
     marks[0, 0] = True
     ours = average_precision(scores, marks)
     theirs = [
-        average_precision_score(marks[:, number].numpy(), scores[:, number].numpy())
-        for number in range(7)
+        average_precision_score(marks[:, number].numpy(), scores[:, number].numpy()) for number in range(7)
     ]
     assert ours.tolist() == pytest.approx(theirs, abs=1e-12)
     assert mean_average_precision(scores, marks) == pytest.approx(100 * np.mean(theirs))
@@ -57,9 +52,7 @@ def test_a_class_without_an_image_is_left_out() -> None:
     marks[:4, 0] = marks[2:, 2] = True
     figures = average_precision(scores, marks)
     assert figures[1].isnan() and not figures[[0, 2]].isnan().any()
-    assert mean_average_precision(scores, marks) == pytest.approx(
-        100 * figures[[0, 2]].mean().item()
-    )
+    assert mean_average_precision(scores, marks) == pytest.approx(100 * figures[[0, 2]].mean().item())
 
 
 def test_heads_learn_by_the_gradient_of_binary_cross_entropy() -> None:
@@ -71,13 +64,9 @@ def test_heads_learn_by_the_gradient_of_binary_cross_entropy() -> None:
     for head, rate in enumerate((0.1, 0.5)):
         layer = torch.nn.Linear(12, 4)
         with torch.no_grad():
-            layer.weight.copy_(
-                (0.01 * torch.randn(12, 4, generator=torch.Generator().manual_seed(3))).T
-            )
+            layer.weight.copy_((0.01 * torch.randn(12, 4, generator=torch.Generator().manual_seed(3))).T)
             layer.bias.zero_()
-        optimizer = torch.optim.SGD(
-            layer.parameters(), lr=rate * BATCH / REFERENCE_BATCH, momentum=0.9
-        )
+        optimizer = torch.optim.SGD(layer.parameters(), lr=rate * BATCH / REFERENCE_BATCH, momentum=0.9)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: (1 + math.cos(math.pi * step / 25)) / 2
         )
@@ -106,9 +95,7 @@ def test_the_probe_finds_what_can_be_told_and_chance_where_nothing_can() -> None
     assert len(found.table) == 26 and len(found.class_ap) == 4
     assert found.chosen["held_out_mAP"] == max(row["held_out_mAP"] for row in found.table)
     noise, test_noise = drawn(400, 5)[0], drawn(200, 6)[0]
-    blind = multi_label_probe(
-        [noise], noise, marks, [test_noise], test_noise, test_marks, iterations=50
-    )
+    blind = multi_label_probe([noise], noise, marks, [test_noise], test_noise, test_marks, iterations=50)
     assert blind.mean_ap < 100 * test_marks.float().mean().item() + 15
 
 
@@ -161,31 +148,13 @@ def test_the_program_judges_lists_of_classes(runs, tmp_path) -> None:
             tmp_path / f"{name}.parquet",
         )
 
-    part(
-        "train",
-        [["red"], ["green", "red"], [], ["blue"], ["green"], ["never", "blue"]] * 10,
-        "tags",
-    )
+    part("train", [["red"], ["green", "red"], [], ["blue"], ["green"], ["never", "blue"]] * 10, "tags")
     part("test", [["green"], ["red"], [], ["green", "red"], ["blue"]] * 4, "tags")
-    common = (
-        "--encoder",
-        "raw_pixels",
-        "--linear_iterations",
-        "200",
-        "--cache_dir",
-        tmp_path / "cache",
-    )
+    common = ("--encoder", "raw_pixels", "--linear_iterations", "200", "--cache_dir", tmp_path / "cache")
     script, data = "recipes/evaluate_encoder.py", f"parquet:{tmp_path}/{{split}}.parquet?label=tags"
     printed = runs.finish(
         runs.start(
-            script,
-            *common,
-            "--dataset",
-            data,
-            "--tasks",
-            "multi_label",
-            "--output_dir",
-            tmp_path / "out",
+            script, *common, "--dataset", data, "--tasks", "multi_label", "--output_dir", tmp_path / "out"
         )
     )
     result = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["multi_label"]
@@ -195,9 +164,7 @@ def test_the_program_judges_lists_of_classes(runs, tmp_path) -> None:
         and result["details"]["classes without a test image"] == 1
     )
     assert "mAP over 3 classes, 1 left out that no test image has" in result["protocol"]
-    said = runs.error(
-        script, *common, "--dataset", data, "--tasks", "knn", "--output_dir", tmp_path / "no"
-    )
+    said = runs.error(script, *common, "--dataset", data, "--tasks", "knn", "--output_dir", tmp_path / "no")
     assert (
         "knn needs label, which 60 images in 1 parquet files, 4 classes, several classes an image: for the task multi_label"
         in said
@@ -213,9 +180,7 @@ def test_test_images_are_not_learnt_from(runs, tmp_path) -> None:
     for number in range(8):
         path = tmp_path / "picture.png"
         Image.new("RGB", (16, 16), (30 * number, 0, 0)).save(path)
-        rows.append(
-            {"image": {"bytes": path.read_bytes(), "path": None}, "tags": [("a", "b")[number % 2]]}
-        )
+        rows.append({"image": {"bytes": path.read_bytes(), "path": None}, "tags": [("a", "b")[number % 2]]})
     for name, some in (("train", rows), ("test", rows[:4])):
         columns = {
             "image": [row["image"] for row in some],
@@ -232,12 +197,7 @@ def test_test_images_are_not_learnt_from(runs, tmp_path) -> None:
         "--tasks",
         "multi_label",
     )
-    data = (
-        "--dataset",
-        f"parquet:{tmp_path}/{{split}}.parquet?label=tags",
-        "--output_dir",
-        tmp_path / "out",
-    )
+    data = ("--dataset", f"parquet:{tmp_path}/{{split}}.parquet?label=tags", "--output_dir", tmp_path / "out")
     runs.finish(runs.start("recipes/evaluate_encoder.py", *arguments, *data))
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (

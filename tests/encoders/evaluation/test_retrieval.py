@@ -58,19 +58,12 @@ def test_one_relevant_item(rank):
 
 def test_nothing_relevant_is_not_a_number():
     nothing = torch.zeros(5, dtype=torch.bool)
-    assert math.isnan(average_precision(nothing)) and math.isnan(
-        trapezoidal_average_precision(nothing)
-    )
+    assert math.isnan(average_precision(nothing)) and math.isnan(trapezoidal_average_precision(nothing))
 
 
 def test_ties_count_against():
     relevant = torch.tensor([True, False, True, False])
-    assert rank_relevance(torch.tensor([1.0, 1.0, 2.0, 0.0]), relevant).tolist() == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    assert rank_relevance(torch.tensor([1.0, 1.0, 2.0, 0.0]), relevant).tolist() == [True, False, True, False]
     assert rank_relevance(torch.zeros(4), relevant).tolist() == [False, False, True, True]
 
 
@@ -85,9 +78,7 @@ def test_label_retrieval_is_that_of_scikit_learn_query_by_query():
     for query in (index for index in range(60) if index != 7):
         others = [index for index in range(60) if index != query]
         expected.append(
-            average_precision_score(
-                labels[others] == labels[query], (unit[others] @ unit[query]).numpy()
-            )
+            average_precision_score(labels[others] == labels[query], (unit[others] @ unit[query]).numpy())
         )
     scores = label_retrieval(features * 5, labels, chunk=13)
     assert scores["mAP"] == pytest.approx(100 * sum(expected) / 59)
@@ -100,9 +91,7 @@ def test_the_query_never_finds_itself():
     itself in the ranking AP would be higher."""
     angles = torch.arange(6) * math.pi / 3
     features = torch.stack([angles.cos(), angles.sin()], dim=1)
-    assert label_retrieval(features, torch.tensor([0, 1, 2, 0, 1, 2]))["mAP"] == pytest.approx(
-        100 / 5
-    )
+    assert label_retrieval(features, torch.tensor([0, 1, 2, 0, 1, 2]))["mAP"] == pytest.approx(100 / 5)
 
 
 def test_a_collapsed_encoder_is_last():
@@ -133,9 +122,7 @@ IGNORED = {"easy": ("hard", "junk"), "medium": ("junk",), "hard": ("easy", "junk
 @pytest.mark.parametrize("setup", ["easy", "medium", "hard"])
 def test_the_revisited_protocol_is_that_of_a_plain_loop(setup):
     queries, features = random_features(3, 3), random_features(30, 4)
-    unit_queries, unit = (
-        torch.nn.functional.normalize(rows.double(), dim=1) for rows in (queries, features)
-    )
+    unit_queries, unit = (torch.nn.functional.normalize(rows.double(), dim=1) for rows in (queries, features))
     precisions, at = [], {1: [], 5: [], 10: []}
     for query, entry in zip(unit_queries, GND, strict=True):
         positive = {index for name in POSITIVE[setup] for index in entry[name]}
@@ -172,9 +159,7 @@ def test_what_is_ignored_moves_no_rank():
 
 def test_precision_stops_at_the_last_relevant_one():
     relevant = torch.tensor([True, True, False, True, False, False])
-    assert [precision_at(relevant, k) for k in (1, 3, 5, 10)] == pytest.approx(
-        [1, 2 / 3, 3 / 4, 3 / 4]
-    )
+    assert [precision_at(relevant, k) for k in (1, 3, 5, 10)] == pytest.approx([1, 2 / 3, 3 / 4, 3 / 4])
 
 
 def test_the_revisited_protocol_refuses_bad_input():
@@ -213,10 +198,7 @@ def test_ground_truth_is_read(write):
     assert truth.imlist[5] == "image_5" and truth.qimlist == ("q",)
     assert truth.gnd == ({"easy": (0, 3), "hard": (5,), "junk": (1,)},)
     assert (
-        revisited_retrieval(random_features(1, 0), random_features(6, 1), truth.gnd)["hard"][
-            "queries"
-        ]
-        == 1
+        revisited_retrieval(random_features(1, 0), random_features(6, 1), truth.gnd)["hard"]["queries"] == 1
     )
 
 

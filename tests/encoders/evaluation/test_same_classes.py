@@ -18,8 +18,7 @@ def test_classes_are_compared_by_name(labelled):
     bank = labelled([0, 1, 2, 3], ["bird", "cat", "cow", "dog"], "zoo")
     assert classes_problem(bank, queries) is None and numbers_in_bank(bank, queries) == {0: 1, 1: 3}
     assert (
-        classes_problem(queries, bank)
-        == "the queries' classes bird, cow (zoo) are not among cat, dog (lab)"
+        classes_problem(queries, bank) == "the queries' classes bird, cow (zoo) are not among cat, dog (lab)"
     )
 
 
@@ -32,18 +31,13 @@ def test_the_same_numbers_with_other_names_are_other_classes(labelled):
 
 def test_a_name_without_images_is_no_class(labelled):
     names = ["cat", "dog"]
-    assert "dog (lab)" in classes_problem(
-        labelled([0, 0], names, "cats"), labelled([0, 1], names, "lab")
-    )
+    assert "dog (lab)" in classes_problem(labelled([0, 0], names, "cats"), labelled([0, 1], names, "lab"))
     assert classes_problem(labelled([0, 0], names, "cats"), labelled([0], names, "lab")) is None
 
 
 def test_numbers_alone_are_compared_as_numbers_and_with_names_not_at_all(labelled):
     assert classes_problem(labelled([0, 1, 2], None, "a"), labelled([2, 0], None, "b")) is None
-    assert numbers_in_bank(labelled([0, 1, 2], None, "a"), labelled([2, 0], None, "b")) == {
-        0: 0,
-        2: 2,
-    }
+    assert numbers_in_bank(labelled([0, 1, 2], None, "a"), labelled([2, 0], None, "b")) == {0: 0, 2: 2}
     assert (
         classes_problem(labelled([0, 1], None, "a"), labelled([7], None, "b"))
         == "the queries' classes 7 (b) are not among 0, 1 (a)"

@@ -7,13 +7,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from torch.nn import functional as F
 
-from encoders.evaluation.dense import (
-    head_outputs,
-    one_cycle,
-    shuffled_batches,
-    train_head,
-    training_targets,
-)
+from encoders.evaluation.dense import head_outputs, one_cycle, shuffled_batches, train_head, training_targets
 from encoders.evaluation.segmentation import (
     confusion_matrix,
     label_picture,
@@ -35,9 +29,7 @@ def problem(count=12, classes=4, width=8, seed=0, factor=6):
     maps = torch.eye(width)[patches].permute(0, 3, 1, 2) + 0.1 * torch.randn(
         count, width, *GRID, generator=generator
     )
-    masks = F.interpolate(patches[:, None].float(), scale_factor=factor, mode="nearest-exact")[
-        :, 0
-    ].long()
+    masks = F.interpolate(patches[:, None].float(), scale_factor=factor, mode="nearest-exact")[:, 0].long()
     # a label changes over a pixel or two when logits are interpolated
     borders = (
         F.max_pool2d(masks[:, None].float(), 3, 1, 1)[:, 0]
@@ -58,9 +50,7 @@ def test_what_the_maps_determine_is_learnt():
 def test_masks_have_sizes_of_their_own():
     maps, masks = problem()
     stretched = [
-        F.interpolate(mask[None, None].float(), (31 + number, 60), mode="nearest-exact")[
-            0, 0
-        ].long()
+        F.interpolate(mask[None, None].float(), (31 + number, 60), mode="nearest-exact")[0, 0].long()
         for number, mask in enumerate(masks)
     ]
     result = linear_segmentation(maps, stretched, maps, stretched, num_classes=4, iterations=600)
@@ -94,26 +84,18 @@ def test_scores_are_those_of_scikit_learn_and_torchmetrics():
     generator = torch.Generator().manual_seed(0)
     truths = [torch.randint(5, (9 + number, 11), generator=generator) for number in range(6)]
     guesses = [
-        torch.where(
-            torch.rand(truth.shape, generator=generator) < 0.6, truth, torch.randint(5, truth.shape)
-        )
+        torch.where(torch.rand(truth.shape, generator=generator) < 0.6, truth, torch.randint(5, truth.shape))
         for truth in truths
     ]
     for truth in truths:
         truth[torch.rand(truth.shape, generator=generator) < 0.2] = 255
-    confusion = sum(
-        confusion_matrix(guess, truth, 7) for guess, truth in zip(guesses, truths, strict=True)
-    )
+    confusion = sum(confusion_matrix(guess, truth, 7) for guess, truth in zip(guesses, truths, strict=True))
     miou, ious, accuracy = segmentation_scores(confusion)
-    truth, guess = (
-        torch.cat([each.flatten() for each in all_]).numpy() for all_ in (truths, guesses)
-    )
+    truth, guess = (torch.cat([each.flatten() for each in all_]).numpy() for all_ in (truths, guesses))
     guess, truth = guess[truth != 255], truth[truth != 255]
     assert np.array_equal(confusion[:5, :5].numpy(), sklearn_confusion(truth, guess))
     assert np.allclose(ious[:5], 100 * jaccard_score(truth, guess, average=None))
-    assert ious[5:] == (None, None) and math.isclose(
-        miou, 100 * jaccard_score(truth, guess, average="macro")
-    )
+    assert ious[5:] == (None, None) and math.isclose(miou, 100 * jaccard_score(truth, guess, average="macro"))
     assert math.isclose(accuracy, 100 * accuracy_score(truth, guess))
     classification = pytest.importorskip("torchmetrics.classification")
     metric = classification.MulticlassJaccardIndex(7, average="macro", ignore_index=255)
@@ -126,10 +108,7 @@ def test_a_class_that_is_only_predicted_counts():
     confusion = confusion_matrix(torch.tensor([0, 0, 2, 1]), torch.tensor([0, 0, 0, 1]), 4)
     miou, ious, accuracy = segmentation_scores(confusion)
     assert (
-        ious[2] == 0
-        and ious[3] is None
-        and math.isclose(miou, 100 * (2 / 3 + 1 + 0) / 3)
-        and accuracy == 75
+        ious[2] == 0 and ious[3] is None and math.isclose(miou, 100 * (2 / 3 + 1 + 0) / 3) and accuracy == 75
     )
 
 
@@ -139,18 +118,14 @@ def test_miou_is_of_the_set_not_of_the_images():
     each = [confusion_matrix(guess, truth, 2) for guess, truth in zip(guesses, truths, strict=True)]
     per_image = sum(segmentation_scores(confusion)[0] for confusion in each) / 2
     whole = segmentation_scores(each[0] + each[1])[0]
-    assert math.isclose(per_image, 100 * (1 + 0.25) / 2) and math.isclose(
-        whole, 100 * (10 / 11 + 1 / 2) / 2
-    )
+    assert math.isclose(per_image, 100 * (1 + 0.25) / 2) and math.isclose(whole, 100 * (10 / 11 + 1 / 2) / 2)
 
 
 def test_loss_is_that_of_a_loop_and_ignored_pixels_change_nothing():
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     masks = torch.randint(3, (2, 8, 10), dtype=torch.uint8)
     masks[0, :4], masks[1, :, 7:] = 255, 255
-    upsampled = (
-        F.interpolate(logits, (8, 10), mode="bilinear", align_corners=False).detach().numpy()
-    )
+    upsampled = F.interpolate(logits, (8, 10), mode="bilinear", align_corners=False).detach().numpy()
     terms = [
         math.log(sum(math.exp(value) for value in upsampled[image, :, row, column]))
         - upsampled[image, masks[image, row, column], row, column]
@@ -180,11 +155,7 @@ def test_batches_walk_through_epochs():
     batches = list(shuffled_batches(10, 4, 5, seed=3))
     flat = sum(batches, [])
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10)) and flat[:10] != flat[10:]
-    assert (
-        list(shuffled_batches(10, 4, 5, seed=3))
-        == batches
-        != list(shuffled_batches(10, 4, 5, seed=4))
-    )
+    assert list(shuffled_batches(10, 4, 5, seed=3)) == batches != list(shuffled_batches(10, 4, 5, seed=4))
     assert sorted(next(shuffled_batches(3, 16, 1, seed=0))) == [0, 1, 2]
 
 

@@ -41,8 +41,7 @@ def test_above_the_share_it_stops_and_one_image_is_forgiven(bad, images, share, 
 def test_the_cure_of_the_first_reason_is_said(reason):
     bad = [UnreadableSample(f"{number}.png", reason) for number in range(3)]
     with pytest.raises(
-        UserError,
-        match="add .follow_links=true to the source.*; or remove them, or raise --max_bad_fraction",
+        UserError, match="add .follow_links=true to the source.*; or remove them, or raise --max_bad_fraction"
     ):
         check_share(bad, 9, 0.01, "test images")
 

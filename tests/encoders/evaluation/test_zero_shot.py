@@ -4,12 +4,7 @@ import pytest
 import torch
 from torchmetrics.functional import accuracy
 
-from encoders.evaluation.zero_shot import (
-    TEMPLATES,
-    class_embeddings,
-    retrieval_recalls,
-    zero_shot_accuracy,
-)
+from encoders.evaluation.zero_shot import TEMPLATES, class_embeddings, retrieval_recalls, zero_shot_accuracy
 from vision_core.errors import UserError
 from vision_core.randomness import seed_of
 
@@ -18,9 +13,7 @@ class Reader:
     """Stands in for an image-text model: a vector of length 1 that is a function of the text."""
 
     def encode_texts(self, texts):
-        rows = [
-            torch.randn(8, generator=torch.Generator().manual_seed(seed_of(text))) for text in texts
-        ]
+        rows = [torch.randn(8, generator=torch.Generator().manual_seed(seed_of(text))) for text in texts]
         return torch.nn.functional.normalize(torch.stack(rows), dim=1)
 
 
@@ -33,18 +26,14 @@ def test_class_embeddings_are_means_of_length_one():
     names = ["cat", "fire truck", "{brace}"]
     embeddings = class_embeddings(Reader(), names)
     for name, embedding in zip(names, embeddings, strict=True):
-        rows = [
-            Reader().encode_texts([template.replace("{}", name)])[0].double()
-            for template in TEMPLATES
-        ]
+        rows = [Reader().encode_texts([template.replace("{}", name)])[0].double() for template in TEMPLATES]
         mean = sum(rows) / len(rows)
         torch.testing.assert_close(embedding.double(), mean / mean.norm(), rtol=0, atol=1e-6)
 
 
 def test_one_template_is_the_text_itself():
     assert torch.allclose(
-        class_embeddings(Reader(), ["cat"], ["a drawing of {}"]),
-        Reader().encode_texts(["a drawing of cat"]),
+        class_embeddings(Reader(), ["cat"], ["a drawing of {}"]), Reader().encode_texts(["a drawing of cat"])
     )
 
 
@@ -108,15 +97,11 @@ def test_recalls_are_those_of_a_plain_loop(chunk):
     recalls = retrieval_recalls(images, texts, image_of_text, chunk)
     for k in (1, 5, 10):
         by_image = [
-            any(
-                image_of_text[text] == image
-                for text in similarity[image].argsort(descending=True)[:k]
-            )
+            any(image_of_text[text] == image for text in similarity[image].argsort(descending=True)[:k])
             for image in range(25)
         ]
         by_text = [
-            image_of_text[text] in similarity[:, text].argsort(descending=True)[:k]
-            for text in range(65)
+            image_of_text[text] in similarity[:, text].argsort(descending=True)[:k] for text in range(65)
         ]
         assert recalls[f"image_to_text R@{k}"] == pytest.approx(100 * sum(by_image) / 25)
         assert recalls[f"text_to_image R@{k}"] == pytest.approx(100 * sum(by_text) / 65)
@@ -128,9 +113,7 @@ def test_one_of_several_captions_is_enough():
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     texts = torch.tensor([[1.0, 0.1], [0.1, 1.0], [1.0, 0.0]])
     recalls = retrieval_recalls(images, texts, torch.tensor([0, 1, 1]))
-    assert (
-        recalls["image_to_text R@1"] == 50
-    )  # the first image's nearest text belongs to the second
+    assert recalls["image_to_text R@1"] == 50  # the first image's nearest text belongs to the second
     assert recalls["text_to_image R@1"] == pytest.approx(200 / 3)
     assert recalls["image_to_text R@5"] == recalls["text_to_image R@5"] == 100
 

@@ -25,9 +25,7 @@ def test_curves_touch_no_global_state():
     before = matplotlib.get_backend()
     curve_picture({"loss": ([1], [1.0])}, "loss", "loss")
     assert matplotlib.get_backend() == before
-    assert (
-        "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
-    )
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
 def test_missing_matplotlib_is_said_with_its_cure(monkeypatch):

@@ -30,9 +30,7 @@ def test_principal_scores_are_those_of_scikit_learn():
 def test_few_rows_leave_components_empty():
     scores = principal_scores(torch.randn(2, 5), 3)
     assert (
-        scores.shape == (2, 3)
-        and torch.isfinite(scores).all()
-        and torch.equal(scores[:, 2], torch.zeros(2))
+        scores.shape == (2, 3) and torch.isfinite(scores).all() and torch.equal(scores[:, 2], torch.zeros(2))
     )
 
 
@@ -60,24 +58,15 @@ def test_patch_pca_is_joint_and_in_place():
 def test_the_chosen_patch_is_most_like_itself():
     maps = torch.randn(3, 16, 4, 6)
     likeness = cosine_maps(maps, (2, 5))
-    assert (
-        likeness.shape == (3, 4, 6)
-        and (likeness[:, 2, 5] > 0.9999).all()
-        and likeness.max() <= 1.0001
-    )
+    assert likeness.shape == (3, 4, 6) and (likeness[:, 2, 5] > 0.9999).all() and likeness.max() <= 1.0001
     expected = torch.nn.functional.cosine_similarity(maps[1, :, 2, 5], maps[1, :, 0, 3], dim=0)
     torch.testing.assert_close(likeness[1, 0, 3], expected)
-    with pytest.raises(
-        UserError, match="patch 4 0 is outside the grid; rows are 0 to 3, columns 0 to 5"
-    ):
+    with pytest.raises(UserError, match="patch 4 0 is outside the grid; rows are 0 to 3, columns 0 to 5"):
         cosine_maps(maps, (4, 0))
 
 
 def test_pictures_are_readable_and_aligned(tiny_model):
-    encoder, images = (
-        TransformersEncoder(tiny_model(2), ImageTransform((32, 64))),
-        torch.rand(4, 3, 32, 64),
-    )
+    encoder, images = (TransformersEncoder(tiny_model(2), ImageTransform((32, 64))), torch.rand(4, 3, 32, 64))
     attention = attention_picture(encoder, images, images)
     assert (
         attention.width == 6 * 320 + 5 * 4 and attention.height >= 4 * 160

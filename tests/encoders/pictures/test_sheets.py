@@ -14,11 +14,7 @@ def test_a_contact_sheet_gives_every_picture_its_place():
         and sheet.getpixel((54, 39)) == (0, 0, 255)
         and sheet.getpixel((0, 44)) == (0, 0, 255)
     )
-    assert sheet.getpixel((51, 10)) == (255, 255, 255) and sheet.getpixel((54, 44)) == (
-        255,
-        255,
-        255,
-    )
+    assert sheet.getpixel((51, 10)) == (255, 255, 255) and sheet.getpixel((54, 44)) == (255, 255, 255)
     captioned = np.asarray(contact_sheet([[red, blue]], ["one", "two"]))
     assert (
         captioned.shape == (60, 84, 3)

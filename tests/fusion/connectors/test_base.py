@@ -30,8 +30,7 @@ def make(name, newline=True):
     torch.manual_seed(0)
     connector = build_connector(name, widths, grids, HIDDEN, GRID, newline=newline, **options)
     return connector, [
-        torch.randn(len(SIZES), width, side, side)
-        for width, side in zip(widths, grids, strict=True)
+        torch.randn(len(SIZES), width, side, side) for width, side in zip(widths, grids, strict=True)
     ]
 
 
@@ -45,14 +44,10 @@ def test_tokens_of_an_image_are_as_many_as_its_cells(name, newline):
     connector, maps = make(name, newline)
     layout = ImageLayout(SIZES)
     for image, box in zip(connector.encode(maps, layout), layout.boxes(GRID), strict=True):
-        expected = connector.fixed_tokens or num_image_tokens(
-            box, connector.tokens_per_cell, newline
-        )
+        expected = connector.fixed_tokens or num_image_tokens(box, connector.tokens_per_cell, newline)
         assert image.tokens.shape == (expected, HIDDEN)
         assert image.cells.shape == (expected,)
-        assert int((~image.cells).sum()) == (
-            box.rows if newline and not connector.fixed_tokens else 0
-        )
+        assert int((~image.cells).sum()) == (box.rows if newline and not connector.fixed_tokens else 0)
         assert (image.windows is not None) == (name == "sva")
 
 
@@ -61,9 +56,7 @@ def test_a_batch_gives_what_single_images_give(name):
     connector, maps = make(name)
     together = connector.encode(maps, ImageLayout(SIZES))
     for index, size in enumerate(SIZES):
-        alone = connector.encode([each[index : index + 1] for each in maps], ImageLayout((size,)))[
-            0
-        ]
+        alone = connector.encode([each[index : index + 1] for each in maps], ImageLayout((size,)))[0]
         assert torch.allclose(alone.tokens, together[index].tokens, atol=1e-6)
 
 
@@ -95,9 +88,7 @@ def test_padding_changes_nothing(name):
     for each in maps:
         side = each.shape[-1]
         mask = layout.mask(grid or side)
-        mask = mask.repeat_interleave(side // mask.shape[-1], 1).repeat_interleave(
-            side // mask.shape[-1], 2
-        )
+        mask = mask.repeat_interleave(side // mask.shape[-1], 1).repeat_interleave(side // mask.shape[-1], 2)
         each.add_(torch.randn(each.shape) * ~mask[:, None])
     for one, other in zip(before, connector.encode(maps, layout), strict=True):
         assert torch.allclose(one.tokens, other.tokens, atol=1e-6)
@@ -123,9 +114,7 @@ def test_published_sizes():
     ]:
         with torch.device("meta"):
             connector = build_connector(name, widths, grids, 4096, 24, newline=False, **options)
-        assert sum(each.numel() for each in connector.parameters()) / 1e6 == pytest.approx(
-            millions, abs=0.05
-        )
+        assert sum(each.numel() for each in connector.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
     with torch.device("meta"):
         shuffle = build_connector("pixel_shuffle", (768,), (32,), 960, 8, newline=False)
     assert sum(each.numel() for each in shuffle.parameters()) == 12288 * 960

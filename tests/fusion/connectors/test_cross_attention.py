@@ -47,16 +47,12 @@ def published(layer):
     for i, size in enumerate(attention.window_sizes):
         for letter, norms, projections in (
             ("k", attention.k_norms, attention.k_projs),
-            (
-                "v",
-                attention.k_norms if attention.shared_norms else attention.v_norms,
-                attention.v_projs,
-            ),
+            ("v", attention.k_norms if attention.shared_norms else attention.v_norms, attention.v_projs),
         ):
-            (
-                out[f"cross_attn.{letter}_proj_{i}.0.weight"],
-                out[f"cross_attn.{letter}_proj_{i}.0.bias"],
-            ) = norms[i].weight, norms[i].bias
+            (out[f"cross_attn.{letter}_proj_{i}.0.weight"], out[f"cross_attn.{letter}_proj_{i}.0.bias"]) = (
+                norms[i].weight,
+                norms[i].bias,
+            )
             out[f"cross_attn.{letter}_proj_{i}.1.weight"] = projections[i].weight
         if size > 1:
             out[f"pos_embed_{i}"] = next(positions)
@@ -94,14 +90,9 @@ def test_the_paths_agree_forward_and_backward(shaken, masked, constant_query):
     results = []
     for path in ("plain", "fast"):
         twin = copy.deepcopy(layer)
-        leaves = [
-            tensor.clone().requires_grad_()
-            for tensor in (queries, windows.context, *windows.tokens)
-        ]
+        leaves = [tensor.clone().requires_grad_() for tensor in (queries, windows.context, *windows.tokens)]
         output = twin(
-            leaves[0],
-            VisionWindows(tuple(leaves[2:]), windows.masks, leaves[1], windows.image),
-            path,
+            leaves[0], VisionWindows(tuple(leaves[2:]), windows.masks, leaves[1], windows.image), path
         )
         output.square().sum().backward()
         results.append([output.detach(), *(leaf.grad for leaf in (*leaves, *twin.parameters()))])
@@ -120,9 +111,7 @@ def test_a_query_is_changed_by_its_own_windows_context_and_query_only(shaken, pa
             windows.context if context is None else context,
             windows.image,
         )
-        difference = (
-            (layer(queries, other, path) - layer(queries_before, windows, path)).abs().amax(1)
-        )
+        difference = (layer(queries, other, path) - layer(queries_before, windows, path)).abs().amax(1)
         return (difference > 1e-6).tolist()
 
     queries_before = queries
@@ -147,9 +136,7 @@ def test_masked_tokens_change_nothing(shaken):
     for path in ("plain", "fast"):
         result = layer(
             queries,
-            VisionWindows(
-                (windows.tokens[0], other), windows.masks, windows.context, windows.image
-            ),
+            VisionWindows((windows.tokens[0], other), windows.masks, windows.context, windows.image),
             path,
         )
         assert torch.allclose(result, layer(queries, windows, path), atol=1e-6)
@@ -227,9 +214,7 @@ def test_windows_split_by_image_and_join_again(shaken):
     joined = VisionWindows.join(parts)
     assert torch.equal(joined.image, windows.image)
     assert torch.equal(joined.context, windows.context)
-    assert all(
-        torch.equal(one, other) for one, other in zip(joined.tokens, windows.tokens, strict=True)
-    )
+    assert all(torch.equal(one, other) for one, other in zip(joined.tokens, windows.tokens, strict=True))
     assert joined.masks[0] is None
     assert joined.masks[1][:2].all()
     assert torch.equal(joined.masks[1][2:], windows.masks[1][2:])

@@ -26,10 +26,7 @@ def test_released_sizes(name):
     assert round(millions(connector.mm_projector_aux), 1) == 13.9
     assert round(millions(connector.vision_sampler), 1) == 47.3
     assert round(millions(layer), 2) == {4096: 22.06, 5120: 24.15, 7168: 28.35}[hidden_size]
-    assert (
-        round(millions(connector.mm_projector), 2)
-        == {4096: 20.98, 5120: 31.47, 7168: 58.73}[hidden_size]
-    )
+    assert round(millions(connector.mm_projector), 2) == {4096: 20.98, 5120: 31.47, 7168: 58.73}[hidden_size]
     assert millions(connector) + count * millions(layer) == pytest.approx(total, abs=0.1)
 
 
@@ -62,38 +59,22 @@ def test_the_connector_is_the_published_one(references, shaken, path, rule, grid
     )
     connector = shaken(
         SpatialVisionAggregator(
-            widths,
-            grids,
-            10,
-            grid,
-            width=8,
-            num_heads=2,
-            depth=2,
-            group_grids=group_grids,
-            path=path,
+            widths, grids, 10, grid, width=8, num_heads=2, depth=2, group_grids=group_grids, path=path
         )
     )
-    maps = [
-        torch.randn(len(sizes), width, side, side)
-        for width, side in zip(widths, grids, strict=True)
-    ]
+    maps = [torch.randn(len(sizes), width, side, side) for width, side in zip(widths, grids, strict=True)]
     layout = ImageLayout(sizes, rule=rule)
     images = connector.encode(maps, layout)
     state = connector.state_dict()
     weights = {
-        published: state[own].double().numpy()
-        for published, own in published_names(connector).items()
+        published: state[own].double().numpy() for published, own in published_names(connector).items()
     }
     assert len(weights) == len(state)
     for index, (image, box) in enumerate(zip(images, layout.boxes(grid), strict=True)):
         valid = [layout.mask(side)[index].numpy() for side in grids]
         of_image = [each[index].double().numpy() for each in maps]
-        cells = reference_aggregator(
-            weights, of_image, valid, grid, group_grids, depth=2, num_heads=2
-        )
-        expected = torch.from_numpy(cells).view(grid, grid, -1)[
-            box.top : box.bottom, box.left : box.right
-        ]
+        cells = reference_aggregator(weights, of_image, valid, grid, group_grids, depth=2, num_heads=2)
+        expected = torch.from_numpy(cells).view(grid, grid, -1)[box.top : box.bottom, box.left : box.right]
         tokens = image.tokens.double().view(box.rows, box.columns + 1, -1)
         assert torch.equal(tokens[:, -1], connector.image_newline.double().expand(box.rows, -1))
         assert (tokens[:, :-1] - expected).norm() / expected.norm() < 1e-5
@@ -103,23 +84,14 @@ def test_the_paths_agree_on_the_whole_connector(shaken):
     results = []
     for path in ("plain", "fast"):
         torch.manual_seed(0)
-        connector = shaken(
-            SpatialVisionAggregator((5, 6), (4, 8), 12, 4, width=8, num_heads=2, path=path)
-        )
-        maps = [
-            torch.randn(2, 5, 4, 4, requires_grad=True),
-            torch.randn(2, 6, 8, 8, requires_grad=True),
-        ]
+        connector = shaken(SpatialVisionAggregator((5, 6), (4, 8), 12, 4, width=8, num_heads=2, path=path))
+        maps = [torch.randn(2, 5, 4, 4, requires_grad=True), torch.randn(2, 6, 8, 8, requires_grad=True)]
         tokens = torch.cat(
             [image.tokens for image in connector.encode(maps, ImageLayout(((30, 50), (9, 9))))]
         )
         tokens.square().sum().backward()
         results.append(
-            [
-                tokens.detach(),
-                *(each.grad for each in maps),
-                *(each.grad for each in connector.parameters()),
-            ]
+            [tokens.detach(), *(each.grad for each in maps), *(each.grad for each in connector.parameters())]
         )
     for plain, fast in zip(*results, strict=True):
         assert (plain - fast).norm() <= 1e-5 * plain.norm()
@@ -157,6 +129,4 @@ def test_context_is_of_the_first_encoder_or_of_all():
 )
 def test_bad_options(options, message):
     with pytest.raises(UserError, match=message):
-        SpatialVisionAggregator(
-            (5, 6), (4, 8), 12, **{"grid": 4, "width": 8, "num_heads": 2, **options}
-        )
+        SpatialVisionAggregator((5, 6), (4, 8), 12, **{"grid": 4, "width": 8, "num_heads": 2, **options})

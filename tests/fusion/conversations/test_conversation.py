@@ -50,10 +50,7 @@ def test_llava(name, tmp_path, images):
     rows = [
         {
             "image": "1.png",
-            "conversations": [
-                {"from": "human", "value": "<image>\nwhat?"},
-                {"from": "gpt", "value": "that"},
-            ],
+            "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "that"}],
         },
         {"conversations": [{"from": "system", "value": "be brief"}, *TURNS, *TURNS]},
         {"image": ["0.png", "2.png"], "conversations": TURNS},
@@ -86,23 +83,17 @@ def test_llava(name, tmp_path, images):
 
 
 def test_messages_of_parts(tmp_path, images):
-    content = [
-        {"type": "text", "text": "first"},
-        {"type": "image"},
-        {"type": "text", "text": "which?"},
-    ]
+    content = [{"type": "text", "text": "first"}, {"type": "image"}, {"type": "text", "text": "which?"}]
     rows = [
         {
-            "messages": [
-                {"role": "user", "content": content},
-                {"role": "assistant", "content": "that"},
-            ],
+            "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "that"}],
             "images": ["0.png"],
         }
     ]
-    assert roles(open_conversations(f"messages:{written(tmp_path, rows)}?images={images}")[0])[
-        0
-    ] == ("user", "first<image>\nwhich?")
+    assert roles(open_conversations(f"messages:{written(tmp_path, rows)}?images={images}")[0])[0] == (
+        "user",
+        "first<image>\nwhich?",
+    )
 
 
 def test_parquet_and_a_folder_of_it(tmp_path):
@@ -124,34 +115,19 @@ def test_lines_are_read_by_their_offset(tmp_path):
     file = tmp_path / "rows.jsonl"
     answers = ["ü" * 3, "x" * 100_000, "last"]
     lines = [
-        json.dumps(
-            {"conversations": [TURNS[0], {"from": "gpt", "value": answer}]}, ensure_ascii=False
-        )
+        json.dumps({"conversations": [TURNS[0], {"from": "gpt", "value": answer}]}, ensure_ascii=False)
         for answer in answers
     ]
     file.write_text(f"\n{lines[0]}\n\n\n{lines[1]}\n{lines[2]}", encoding="utf-8")
     source = open_conversations(f"llava:{file}")
-    assert [source[row].messages[1].text for row in (2, 0, 1)] == [
-        answers[2],
-        answers[0],
-        answers[1],
-    ]
+    assert [source[row].messages[1].text for row in (2, 0, 1)] == [answers[2], answers[0], answers[1]]
     assert [source.where(row) for row in range(3)] == [f"{file}, line {line}" for line in (2, 5, 6)]
 
 
 def test_scenes_ask_all_kinds():
     source = open_conversations("scenes?count=60")
     kinds = {source[row].kind for row in range(60)}
-    assert kinds == {
-        "category",
-        "colour",
-        "texture",
-        "count",
-        "nearest",
-        "left_of",
-        "above",
-        "depth_order",
-    }
+    assert kinds == {"category", "colour", "texture", "count", "nearest", "left_of", "above", "depth_order"}
     assert roles(source[3]) == roles(open_conversations("scenes?count=4")[3])
 
 
@@ -160,16 +136,10 @@ BAD = {
     "speaker": ({"conversations": [{"from": "narrator", "value": "x"}]}, "narrator"),
     "order": ({"conversations": TURNS[::-1]}, "take turns"),
     "no answer": ({"conversations": TURNS[:1]}, "last"),
-    "empty answer": (
-        {"conversations": [TURNS[0], {"from": "gpt", "value": "  "}]},
-        "turn 2 is empty",
-    ),
+    "empty answer": ({"conversations": [TURNS[0], {"from": "gpt", "value": "  "}]}, "turn 2 is empty"),
     "late system": ({"conversations": [*TURNS, {"from": "system", "value": "x"}]}, "goes first"),
     "places": (
-        {
-            "conversations": [{"from": "human", "value": "<image><image>"}, TURNS[1]],
-            "image": "0.png",
-        },
+        {"conversations": [{"from": "human", "value": "<image><image>"}, TURNS[1]], "image": "0.png"},
         "2 <image> and the row has 1 images",
     ),
     "place without an image": (
@@ -245,9 +215,7 @@ def test_sources_that_cannot_be_opened(text, said):
         open_conversations(text)
 
 
-@pytest.mark.parametrize(
-    ("content", "said"), [("{}", "not a list"), ("[", "no JSON"), ("[]", "no rows")]
-)
+@pytest.mark.parametrize(("content", "said"), [("{}", "not a list"), ("[", "no JSON"), ("[]", "no rows")])
 def test_files_that_are_no_lists(content, said, tmp_path):
     (tmp_path / "rows.json").write_text(content)
     with pytest.raises(UserError, match=said):

@@ -122,8 +122,7 @@ def test_data_urls(folder):
 def test_no_way_leads_out_of_the_folder(folder, name):
     assert "leads out of the image folder" in refusal(ImageReader(folder), name)
     assert (
-        "leads out of the image folder"
-        in refusal(ImageReader(folder), {"path": name, "bytes": None})
+        "leads out of the image folder" in refusal(ImageReader(folder), {"path": name, "bytes": None})
         or not name
     )
 
@@ -163,13 +162,8 @@ def test_images_that_cannot_be_had(folder, given, said):
 
 
 def floats(format):
-    stream, values = (
-        io.BytesIO(),
-        np.random.default_rng(0).uniform(0, 2999, (16, 16, 3)).astype(np.float32),
-    )
-    np.save(stream, values) if format == "npy" else tifffile.imwrite(
-        stream, values, photometric="rgb"
-    )
+    stream, values = (io.BytesIO(), np.random.default_rng(0).uniform(0, 2999, (16, 16, 3)).astype(np.float32))
+    np.save(stream, values) if format == "npy" else tifffile.imwrite(stream, values, photometric="rgb")
     return stream.getvalue()
 
 
@@ -218,8 +212,7 @@ def test_a_row_itself_never_leads_out_of_the_folder(folder, name):
 
 def test_the_largest_image_is_what_the_source_says(folder):
     with pytest.raises(
-        BadRow,
-        match=r"a.png cannot be decoded \(too_large\); make it smaller, or add max_pixels=NUMBER",
+        BadRow, match=r"a.png cannot be decoded \(too_large\); make it smaller, or add max_pixels=NUMBER"
     ):
         rows_about(folder, "a.png", "&max_pixels=107")[0]
     assert same(rows_about(folder, "a.png", "&max_pixels=108")[0].images[0])
@@ -239,27 +232,20 @@ def test_a_path_in_a_table_needs_a_folder(folder, tmp_path):
     )
     turns = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "that"}]
     pyarrow.parquet.write_table(
-        pyarrow.Table.from_pylist([{"messages": turns, "image": "a.png"}]),
-        tmp_path / "rows.parquet",
+        pyarrow.Table.from_pylist([{"messages": turns, "image": "a.png"}]), tmp_path / "rows.parquet"
     )
     with pytest.raises(BadRow, match="rows.parquet, row 1: image 1 is not in the table"):
         open_conversations(f"parquet:{tmp_path}/rows.parquet")[0]
     assert same(open_conversations(f"parquet:{tmp_path}/rows.parquet?images={folder}")[0].images[0])
     assert same(
-        next(
-            iter(open_stream(f"parquet:{tmp_path}/rows.parquet?images={folder}&streaming=true"))
-        ).images[0]
+        next(iter(open_stream(f"parquet:{tmp_path}/rows.parquet?images={folder}&streaming=true"))).images[0]
     )
 
 
 def test_images_anywhere_in_a_table_that_datasets_would_decode(tmp_path):
     """The features say Image, at the top and within the parts of a turn; none is decoded to
     something that has no bytes."""
-    part = {
-        "type": datasets.Value("string"),
-        "text": datasets.Value("string"),
-        "image": datasets.Image(),
-    }
+    part = {"type": datasets.Value("string"), "text": datasets.Value("string"), "image": datasets.Image()}
     turn = {"role": datasets.Value("string"), "content": datasets.List(part)}
     content = [
         {"type": "image", "text": None, "image": {"bytes": png(1), "path": None}},
@@ -267,15 +253,11 @@ def test_images_anywhere_in_a_table_that_datasets_would_decode(tmp_path):
     ]
     answer = [{"type": "text", "text": "that", "image": None}]
     row = {
-        "messages": [
-            {"role": "user", "content": content},
-            {"role": "assistant", "content": answer},
-        ],
+        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}],
         "jpg": {"bytes": png(2), "path": None},
     }
     table = datasets.Dataset.from_list(
-        [row],
-        features=datasets.Features({"messages": datasets.List(turn), "jpg": datasets.Image()}),
+        [row], features=datasets.Features({"messages": datasets.List(turn), "jpg": datasets.Image()})
     )
     table.to_parquet(tmp_path / "rows.parquet")
     for source in (
@@ -349,16 +331,10 @@ def address(monkeypatch):
 
 def test_addresses_are_fetched_on_request_alone(address, tmp_path):
     turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "that"}]
-    (tmp_path / "rows.json").write_text(
-        json.dumps([{"conversations": turns, "image": f"{address}/a.png"}])
-    )
-    with pytest.raises(
-        BadRow, match="row 1: image 1 is at http.*; download it, or .* by \\?http=true"
-    ):
+    (tmp_path / "rows.json").write_text(json.dumps([{"conversations": turns, "image": f"{address}/a.png"}]))
+    with pytest.raises(BadRow, match="row 1: image 1 is at http.*; download it, or .* by \\?http=true"):
         open_conversations(f"llava:{tmp_path}/rows.json")[0]
-    assert same(
-        open_conversations(f"llava:{tmp_path}/rows.json?http=true")[0].images[0], len("/a.png")
-    )
+    assert same(open_conversations(f"llava:{tmp_path}/rows.json?http=true")[0].images[0], len("/a.png"))
     assert "?http=true" in refusal(ImageReader(None), "HTTPS://x/" + LONG)
 
 
@@ -366,8 +342,7 @@ def test_addresses(address):
     reader = ImageReader(None, http=True)
     assert same(reader.read(f"{address}/redirect", "image 1", WHERE), len("/a.png"))
     assert same(
-        reader.read(f"{address}/a b ü.png?x=1&y=%20", "image 1", WHERE),
-        len("/a%20b%20%C3%BC.png?x=1&y=%20"),
+        reader.read(f"{address}/a b ü.png?x=1&y=%20", "image 1", WHERE), len("/a%20b%20%C3%BC.png?x=1&y=%20")
     )
 
 

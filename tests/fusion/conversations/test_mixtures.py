@@ -42,9 +42,9 @@ def source(tmp_path_factory):
     for number, count in enumerate([1, 0, 3, 0, 1, 0]):
         names = [f"{number}{each}.png" for each in range(count)]
         for name in names:
-            Image.fromarray(
-                generator.integers(0, 255, (30 + 9 * number, 64, 3), dtype=np.uint8)
-            ).save(path / name)
+            Image.fromarray(generator.integers(0, 255, (30 + 9 * number, 64, 3), dtype=np.uint8)).save(
+                path / name
+            )
         turns = [
             {"from": "human", "value": "tell me " * (number + 1)},
             {"from": "gpt", "value": "yes " * (7 - number)},
@@ -69,16 +69,11 @@ def test_packed_is_padded(model_and_processor, source, rows):
         ConversationCollator(processor)(items),
         ConversationCollator(processor, packed=True)(items),
     )
-    assert (
-        "attention_mask" not in packed
-        and packed["input_ids"].numel() <= padded["input_ids"].numel()
-    )
+    assert "attention_mask" not in packed and packed["input_ids"].numel() <= padded["input_ids"].numel()
     alone = [ConversationCollator(processor)([item]) for item in items]
     learnt = torch.tensor([int((each["labels"][:, 1:] != -100).sum()) for each in alone])
     expected = (
-        sum(
-            loss_of(model, each).double() * count for each, count in zip(alone, learnt, strict=True)
-        )
+        sum(loss_of(model, each).double() * count for each, count in zip(alone, learnt, strict=True))
         / learnt.sum()
     )
     for batch in (padded, packed):
@@ -116,22 +111,16 @@ def test_a_batch_without_images_trains_what_it_would(model_and_processor, source
         batch = ConversationCollator(processor, packed)([data[1], data[3]])
         assert batch["image_sizes"].tolist() == [list(BLANK.shape[-2:])]
         without = {
-            name: value
-            for name, value in batch.items()
-            if name not in ("pixel_values", "image_sizes")
+            name: value for name, value in batch.items() if name not in ("pixel_values", "image_sizes")
         }
         without["input_ids"] = batch["input_ids"].masked_fill(
             batch["input_ids"] == processor.image_token_id, 0
         )
-        torch.testing.assert_close(
-            loss_of(model, batch), loss_of(model, without), rtol=1e-6, atol=0
-        )
+        torch.testing.assert_close(loss_of(model, batch), loss_of(model, without), rtol=1e-6, atol=0)
         model.zero_grad()
         model(**batch, supervised_only=True).loss.backward()
         unreached = [
-            name
-            for name, each in model.named_parameters()
-            if ".encoders." not in name and each.grad is None
+            name for name, each in model.named_parameters() if ".encoders." not in name and each.grad is None
         ]
         assert not unreached
         assert not any(each.grad.any() for each in model.vision_model.connector.parameters())
@@ -159,9 +148,7 @@ def test_cached_features_are_the_encoders_own(folder, model_and_processor, sourc
     images = [image for row in range(len(source)) for image in source[row].images]
     assert cache.fill([*images, BLANK], vision_model, processor.image_processor, batch_size=2) == 6
     assert cache.fill(images, vision_model, processor.image_processor) == 0
-    plain, cached = (
-        ConversationDataset([source], processor, 2048, cache=each) for each in (None, cache)
-    )
+    plain, cached = (ConversationDataset([source], processor, 2048, cache=each) for each in (None, cache))
     collators = [ConversationCollator(processor, cache=each) for each in (None, cache)]
     for rows in ([0, 1, 2, 3], [1, 3]):
         batches = [
@@ -170,9 +157,7 @@ def test_cached_features_are_the_encoders_own(folder, model_and_processor, sourc
         ]
         assert "pixel_values" not in batches[1]
         bound = 1e-5 if dtype == torch.float32 else 2e-3
-        torch.testing.assert_close(
-            loss_of(model, batches[1]), loss_of(model, batches[0]), rtol=bound, atol=0
-        )
+        torch.testing.assert_close(loss_of(model, batches[1]), loss_of(model, batches[0]), rtol=bound, atol=0)
 
 
 def test_another_encoder_finds_nothing_in_the_cache(folder, model_and_processor, tmp_path):
@@ -206,9 +191,7 @@ def test_order_by_length():
     assert sorted(first) == list(range(1003)) and list(sampler) == first
     sampler.set_epoch(1)
     assert list(sampler) != first
-    batches = [
-        [lengths[sample] for sample in first[start : start + 8]] for start in range(0, 1000, 8)
-    ]
+    batches = [[lengths[sample] for sample in first[start : start + 8]] for start in range(0, 1000, 8)]
     padding = 1 - sum(map(sum, batches)) / sum(8 * max(batch) for batch in batches)
     order = np.random.default_rng(1).permutation(1003)[:1000].reshape(-1, 8)
     shuffled = 1 - np.array(lengths)[order].sum() / (8 * np.array(lengths)[order].max(1)).sum()

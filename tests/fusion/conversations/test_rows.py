@@ -20,13 +20,7 @@ from fusion.conversations.rows import (
 )
 from fusion.conversations.sources import open_conversations
 from fusion.conversations.stream import open_stream
-from fusion.conversations.turns import (
-    LEARNT_KEYS,
-    REFUSED_TURN_KEYS,
-    ROLES,
-    THOUGHT_KEYS,
-    TOOL_ROLES,
-)
+from fusion.conversations.turns import LEARNT_KEYS, REFUSED_TURN_KEYS, ROLES, THOUGHT_KEYS, TOOL_ROLES
 from vision_core.errors import UserError
 
 ASKED, SAID = {"role": "user", "content": "what?"}, {"role": "assistant", "content": "that"}
@@ -47,9 +41,7 @@ def refusal(row, **columns):
     with pytest.raises(BadRow) as caught:
         read(row, **columns)
     message = str(caught.value)
-    assert (
-        message.startswith("rows.json, row 7: ") and message.isprintable() and len(message) < 1000
-    )
+    assert message.startswith("rows.json, row 7: ") and message.isprintable() and len(message) < 1000
     return message
 
 
@@ -67,10 +59,7 @@ def with_question(text, **keys):
 def test_the_examples_of_the_fault():
     assert "`video`" in refusal(
         {
-            "conversations": [
-                {"from": "human", "value": "<video>\nwhat?"},
-                {"from": "gpt", "value": "x"},
-            ],
+            "conversations": [{"from": "human", "value": "<video>\nwhat?"}, {"from": "gpt", "value": "x"}],
             "video": "a.mp4",
         }
     )
@@ -80,9 +69,7 @@ def test_the_examples_of_the_fault():
 
 
 @pytest.mark.parametrize("key", REFUSED_KEYS)
-@pytest.mark.parametrize(
-    "value", ["x", ["x"], {"a": ["x"]}, LONG, {"bytes": b"x" * 50_000, "path": None}, 7]
-)
+@pytest.mark.parametrize("value", ["x", ["x"], {"a": ["x"]}, LONG, {"bytes": b"x" * 50_000, "path": None}, 7])
 def test_keys_of_rows_that_carry_meaning_are_refused(key, value):
     message = refusal({"messages": TURNS, key: value})
     assert f"the row has `{key}`" in message and message.endswith(REFUSED_KEYS[key])
@@ -154,10 +141,7 @@ def test_labels_and_weights_of_rows():
 def test_images_under_another_name(key):
     row = {"messages": TURNS, key: "a.png"}
     assert f"image={key}" in refusal(row)
-    assert read(row, image=key).images == ("a.png",) and talk(row, image=key)[0] == (
-        "user",
-        "<image>\nwhat?",
-    )
+    assert read(row, image=key).images == ("a.png",) and talk(row, image=key)[0] == ("user", "<image>\nwhat?")
     assert read({**row, "images": ["b.png"]}).images == ("b.png",)
 
 
@@ -182,9 +166,7 @@ def test_answers_that_are_not_learnt(key):
         (None, True),
     ):
         first = {**SAID, key: value}
-        assert [m.learnt for m in read({"messages": [ASKED, first, ASKED, SAID]}).messages][
-            1
-        ] is learnt
+        assert [m.learnt for m in read({"messages": [ASKED, first, ASKED, SAID]}).messages][1] is learnt
     for value in (0.5, 2, -1, float("nan"), "0", LONG, [1], {"a": 1}):
         assert f"`{key}`" in refusal(with_answer(**{key: value}))
     assert "no answer is learnt" in refusal(with_answer(**{key: 0}))
@@ -199,9 +181,7 @@ def test_answers_that_are_not_learnt(key):
 def test_flags_of_turns_that_are_never_learnt():
     """Every turn has the flag in files for axolotl; that a question is to be learnt as well is
     another thing."""
-    assert (
-        read({"messages": [{**ASKED, "train": False}, {**SAID, "train": True}]}).messages[0].learnt
-    )
+    assert read({"messages": [{**ASKED, "train": False}, {**SAID, "train": True}]}).messages[0].learnt
     assert "only answers are" in refusal({"messages": [{**ASKED, "train": True}, SAID]})
     assert "contradict each other" in refusal(with_answer(weight=1, loss=False))
 
@@ -233,9 +213,7 @@ def test_the_cauldron_and_finevision(tmp_path):
         ([{"user": "", "assistant": " "}], "empty"),
     ):
         assert said in refusal({"texts": texts})
-    assert "`tool_calls`" in refusal(
-        {"texts": [{"user": "x", "assistant": "y", "tool_calls": LONG}]}
-    )
+    assert "`tool_calls`" in refusal({"texts": [{"user": "x", "assistant": "y", "tool_calls": LONG}]})
     assert "system" in refusal({"texts": [{"user": "x", "assistant": "y", "system": "z"}]})
 
 
@@ -281,15 +259,9 @@ def test_columns():
         "y",
     )  # said to be the answer, it is
     assert unread_keys(preferred, Columns(question="prompt", answer="chosen")) == {"rejected"}
-    assert unread_keys({**row, "video": "a.mp4"}, Columns(question="q", answer="a")) == {
-        "text",
-        "jpg",
-        "n",
-    }
+    assert unread_keys({**row, "video": "a.mp4"}, Columns(question="q", answer="a")) == {"text", "jpg", "n"}
     assert "`video`" in refusal({**row, "video": "a.mp4"}, question="q", answer="a")
-    assert "columns that the source names by question= and answer=" in refusal(
-        {"q": "what?", "a": "that"}
-    )
+    assert "columns that the source names by question= and answer=" in refusal({"q": "what?", "a": "that"})
 
 
 @pytest.mark.parametrize(
@@ -307,9 +279,7 @@ def test_columns():
 @pytest.mark.parametrize("kind", ["llava", "parquet", "stream"])
 def test_options_that_do_not_go_together(kind, options, said, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"q": "x", "a": "y"}))
-    pyarrow.parquet.write_table(
-        pyarrow.Table.from_pylist([{"q": "x", "a": "y"}]), tmp_path / "rows.parquet"
-    )
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"q": "x", "a": "y"}]), tmp_path / "rows.parquet")
     with pytest.raises(UserError, match=said):
         if kind == "stream":
             open_stream(f"parquet:{tmp_path}/rows.parquet?{options}&streaming=true")
@@ -378,9 +348,7 @@ def test_thoughts_that_contradict_each_other_or_do_not_end():
         == "hm"
     )
     assert (
-        read(with_answer(content="<think>\n\n</think>\n\nthat", reasoning_content="hm"))
-        .messages[1]
-        .thoughts
+        read(with_answer(content="<think>\n\n</think>\n\nthat", reasoning_content="hm")).messages[1].thoughts
         == "hm"
     )
     assert "keep the right ones" in refusal(
@@ -444,16 +412,12 @@ def test_images_in_parts(part):
     assert talk(row)[0] == ("user", "which?<image>\n") and read(row).images == ("a.png",)
     assert read({**row, "images": ["a.png"]}).images == ("a.png",)
     assert "keep those that are meant" in refusal({**row, "images": [LONG]})
-    assert "all of them theirs" in refusal(
-        parts(part, {"type": "image"}, images=["a.png", "b.png"])
-    )
+    assert "all of them theirs" in refusal(parts(part, {"type": "image"}, images=["a.png", "b.png"]))
     assert "the text has 2 <image>" in refusal(parts(part, {"type": "text", "text": "<image>"}))
 
 
 def test_base64_in_a_part():
-    assert read(parts({"type": "image", "base64": "AAAA"})).images == (
-        "data:image/any;base64,AAAA",
-    )
+    assert read(parts({"type": "image", "base64": "AAAA"})).images == ("data:image/any;base64,AAAA",)
 
 
 def test_parts_that_number_the_images_of_the_row():
@@ -509,9 +473,7 @@ def test_parts_that_are_refused(part, said):
     ],
 )
 def test_other_spellings_of_an_images_place(text):
-    assert "write <image> where an image is shown" in refusal(
-        with_question(text + LONG, images=["a.png"])
-    )
+    assert "write <image> where an image is shown" in refusal(with_question(text + LONG, images=["a.png"]))
     assert "write <image> where an image is shown" in refusal(with_answer(content=text))
 
 
@@ -524,9 +486,7 @@ def test_placeholders_of_films_and_boxes():
         "<image><video>",
     ):
         assert "only images are seen" in refusal(
-            with_question(
-                text + LONG * text.startswith("see"), images=["a.png"] * text.count("<image>")
-            )
+            with_question(text + LONG * text.startswith("see"), images=["a.png"] * text.count("<image>"))
         )
     assert "`objects`" in refusal(with_question("find <ref-object>"))
     assert "`objects`" in refusal(with_answer(content="it is at <bbox>"))
@@ -586,28 +546,11 @@ def test_wrong_types_anywhere_are_bad_rows(value):
         {"messages": TURNS, key: value}
         for key in ("images", "image", "system", "weight", "label", "kind", *REFUSED_KEYS)
     ]
-    for key in (
-        "role",
-        "from",
-        "content",
-        "value",
-        *THOUGHT_KEYS,
-        *LEARNT_KEYS,
-        *REFUSED_TURN_KEYS,
-    ):
-        rows += [
-            {"messages": [{**ASKED, key: value}, SAID]},
-            {"messages": [ASKED, {**SAID, key: value}]},
-        ]
-    rows += [
-        {"texts": [{"user": value, "assistant": "x"}]},
-        {"texts": [{"user": "x", "assistant": value}]},
-    ]
+    for key in ("role", "from", "content", "value", *THOUGHT_KEYS, *LEARNT_KEYS, *REFUSED_TURN_KEYS):
+        rows += [{"messages": [{**ASKED, key: value}, SAID]}, {"messages": [ASKED, {**SAID, key: value}]}]
+    rows += [{"texts": [{"user": value, "assistant": "x"}]}, {"texts": [{"user": "x", "assistant": value}]}]
     for key in ("type", "text", "image", "path", "url", "base64", "image_url", "index", "source"):
-        rows += [
-            parts({"type": kind, "text": "x", key: value})
-            for kind in ("text", "image", "image_url")
-        ]
+        rows += [parts({"type": kind, "text": "x", key: value}) for kind in ("text", "image", "image_url")]
     for row in rows:
         unread_keys(row, Columns())
         try:
@@ -622,11 +565,7 @@ def test_half_of_a_character_is_refused():
 
 
 def test_values_in_messages_are_short_and_printable():
-    assert (
-        shortened("a cat") == "a cat"
-        and shortened("a\nb\x00") == r"a\nb\x00"
-        and shortened("ü") == "ü"
-    )
+    assert shortened("a cat") == "a cat" and shortened("a\nb\x00") == r"a\nb\x00" and shortened("ü") == "ü"
     assert shortened(LONG) == "A" * 200 + "… (50,000 characters)" and quoted(b"abc") == "3 bytes"
     deep = []
     for _ in range(100_000):
@@ -640,9 +579,7 @@ def test_values_in_messages_are_short_and_printable():
 @pytest.mark.parametrize("depth", [2000, 100_000])
 def test_nesting_without_end(depth, tmp_path):
     nested = "[" * depth + "]" * depth
-    (tmp_path / "rows.jsonl").write_text(
-        f'{json.dumps({"messages": TURNS})}\n{{"messages": {nested}}}\n'
-    )
+    (tmp_path / "rows.jsonl").write_text(f'{json.dumps({"messages": TURNS})}\n{{"messages": {nested}}}\n')
     source = open_conversations(f"messages:{tmp_path}/rows.jsonl")
     assert source[0].messages
     with pytest.raises(BadRow, match="rows.jsonl, line 2: the JSON is nested too deeply"):
@@ -655,9 +592,7 @@ def test_nesting_without_end(depth, tmp_path):
 def test_a_table_whose_text_is_no_text(tmp_path):
     """pyarrow keeps bytes that are not UTF-8 in a column of texts until somebody asks for them."""
     broken = pyarrow.array([b"what?", b"\xff\xfe"]).view(pyarrow.string())
-    pyarrow.parquet.write_table(
-        pyarrow.table({"q": broken, "a": ["x", "y"]}), tmp_path / "rows.parquet"
-    )
+    pyarrow.parquet.write_table(pyarrow.table({"q": broken, "a": ["x", "y"]}), tmp_path / "rows.parquet")
     source = open_conversations(f"parquet:{tmp_path}/rows.parquet?question=q&answer=a")
     assert source[0].messages
     with pytest.raises(BadRow, match="row 2: the row cannot be read"):
@@ -671,7 +606,5 @@ def test_an_empty_answer_of_a_table_and_a_folder_that_is_not_there(tmp_path):
     source = open_conversations(f"llava:{tmp_path / 'rows.jsonl'}?question=q&answer=a")
     with pytest.raises(BadRow, match="'a' is empty; leave the row out"):
         source[0]
-    with pytest.raises(
-        UserError, match="the folder of images .*imgs is not there; name it by images="
-    ):
+    with pytest.raises(UserError, match="the folder of images .*imgs is not there; name it by images="):
         open_conversations(f"llava:{tmp_path / 'rows.jsonl'}?images={tmp_path / 'imgs'}")

@@ -25,8 +25,7 @@ def place(scene: Scene, colour: str) -> list[str]:
     (number,) = (number for number, each in enumerate(scene.objects, 1) if each.colour == colour)
     rows, columns = np.nonzero((scene.masks == number).numpy())
     column, row = (
-        min(int((each.min() + each.max() + 1) / 2 * 8 / len(scene.masks)), 7)
-        for each in (columns, rows)
+        min(int((each.min() + each.max() + 1) / 2 * 8 / len(scene.masks)), 7) for each in (columns, rows)
     )
     return ["abcdefgh"[column], str(row + 1), METRES[round(scene.objects[number - 1].depth)]]
 
@@ -62,16 +61,12 @@ def test_comparisons_are_read_off_aloud():
             if question.kind not in READ_OFF:
                 continue
             one, first, other, second, answer = question.answer.split()
-            assert [one, other] == [
-                named.split()[0] for named in re.findall(r"the (\w+ \w+)", question.text)
-            ]
+            assert [one, other] == [named.split()[0] for named in re.findall(r"the (\w+ \w+)", question.text)]
             assert [first, second] == [
                 place(scene, colour)[READ_OFF[question.kind]] for colour in (one, other)
             ]
             if first != second:
-                numbers = [
-                    METRES.index(each) if each in METRES else ord(each) for each in (first, second)
-                ]
+                numbers = [METRES.index(each) if each in METRES else ord(each) for each in (first, second)]
                 assert answer == ("yes" if numbers[0] < numbers[1] else "no")
                 differing += 1
             kinds.add(question.kind)
@@ -122,11 +117,6 @@ def test_words_of_cells_are_of_what_covers_them(grid):
             number = int(object_of_cells(scene.masks, grid, 9)[cell])
             if number:
                 seen = scene.objects[number - 1]
-                assert list(said) == [
-                    seen.colour,
-                    seen.texture,
-                    seen.category,
-                    *place(scene, seen.colour),
-                ]
+                assert list(said) == [seen.colour, seen.texture, seen.category, *place(scene, seen.colour)]
             else:
                 assert said == BACKDROP

@@ -35,9 +35,7 @@ FILES, ROWS = 3, 20  # of each file
 
 def png(number):
     stream = io.BytesIO()
-    pixels = np.random.default_rng(number).integers(
-        0, 255, (16 + 8 * (number % 3), 24, 3), dtype=np.uint8
-    )
+    pixels = np.random.default_rng(number).integers(0, 255, (16 + 8 * (number % 3), 24, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(stream, "PNG")
     return {"bytes": stream.getvalue(), "path": None}
 
@@ -57,8 +55,7 @@ def written(folder, name="x", files=FILES, rows=ROWS, change=None):
     for file in range(files):
         numbers = range(file * rows, (file + 1) * rows)
         content = [
-            row(name, number) if change is None else change(number, row(name, number))
-            for number in numbers
+            row(name, number) if change is None else change(number, row(name, number)) for number in numbers
         ]
         pyarrow.parquet.write_table(
             pyarrow.Table.from_pylist(content), folder / f"train-{file}.parquet", row_group_size=7
@@ -75,9 +72,7 @@ def stream(tmp_path_factory):
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     write_small_default(
-        folder,
-        [f"which row is {name}? row" for name in "xyz"] + [" ".join(map(str, range(99)))],
-        seed=0,
+        folder, [f"which row is {name}? row" for name in "xyz"] + [" ".join(map(str, range(99)))], seed=0
     )
     return folder
 
@@ -113,17 +108,15 @@ def test_rows_come_in_the_order_of_the_files_as_with_an_index(stream):
 
 def test_a_folder_as_the_hub_has_it(stream):
     folder = Path(stream.removeprefix("parquet:").partition("?")[0]).parent
-    assert [
-        answer(each)[1] for each in open_stream(f"hf:{folder}?split=train&streaming=true")
-    ] == list(range(FILES * ROWS))
+    assert [answer(each)[1] for each in open_stream(f"hf:{folder}?split=train&streaming=true")] == list(
+        range(FILES * ROWS)
+    )
 
 
 @pytest.mark.parametrize("buffer", [0, 1, 7, 1000])
 def test_a_pass_has_each_row_once_and_the_next_another_order(stream, buffer):
     count = FILES * ROWS
-    numbers = [
-        number for _, number in drawn([open_stream(f"{stream}&shuffle_buffer={buffer}")], 2 * count)
-    ]
+    numbers = [number for _, number in drawn([open_stream(f"{stream}&shuffle_buffer={buffer}")], 2 * count)]
     assert sorted(numbers[:count]) == sorted(numbers[count:]) == list(range(count))
     in_order = numbers[:count] == list(range(count))
     assert in_order == (buffer in (0, 1)) and (numbers[:count] == numbers[count:]) == in_order
@@ -146,9 +139,7 @@ def test_every_source_has_its_share_at_any_time(weights):
     total, had = sum(map(Fraction, weights)), Counter()
     for turn, number in enumerate(islice(turns(weights), 3000), 1):
         had[number] += 1
-        assert all(
-            abs(had[i] - turn * Fraction(weight) / total) < 1 for i, weight in enumerate(weights)
-        )
+        assert all(abs(had[i] - turn * Fraction(weight) / total) < 1 for i, weight in enumerate(weights))
 
 
 def test_a_mixture_of_streams_and_of_what_has_an_index(stream, tmp_path):
@@ -161,14 +152,8 @@ def test_a_mixture_of_streams_and_of_what_has_an_index(stream, tmp_path):
     of = {name: [number for whose, number in seen if whose == name] for name in "xyz"}
     assert {name: len(numbers) for name, numbers in of.items()} == {"x": 40, "y": 20, "z": 20}
     assert len(set(of["x"])) == 40
-    assert (
-        sorted(of["y"][:10]) == sorted(of["y"][10:]) == list(range(10))
-        and of["y"][:10] != of["y"][10:]
-    )
-    assert (
-        sorted(of["z"][:8]) == sorted(of["z"][8:16]) == list(range(8))
-        and of["z"][:8] != of["z"][8:16]
-    )
+    assert sorted(of["y"][:10]) == sorted(of["y"][10:]) == list(range(10)) and of["y"][:10] != of["y"][10:]
+    assert sorted(of["z"][:8]) == sorted(of["z"][8:16]) == list(range(8)) and of["z"][:8] != of["z"][8:16]
 
 
 def batches(data, processes=1, process=0, workers=0, skip=0):
@@ -185,23 +170,17 @@ def batches(data, processes=1, process=0, workers=0, skip=0):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_processes_and_data_workers_share_the_rows_of_one(stream, processor, workers):
     def data():
-        return StreamDataset(
-            [open_stream(stream)], processor, 256, seed=0, samples=72
-        )  # more than a pass
+        return StreamDataset([open_stream(stream)], processor, 256, seed=0, samples=72)  # more than a pass
 
     whole = batches(data())
-    assert (
-        len(whole) == 18 and len({item for batch in whole[:15] for item in batch}) == FILES * ROWS
-    )
+    assert len(whole) == 18 and len({item for batch in whole[:15] for item in batch}) == FILES * ROWS
     halves = [batches(data(), 2, process, workers) for process in range(2)]
     assert [len(half) for half in halves] == [9, 9]
     assert [batch for pair in zip(*halves, strict=True) for batch in pair] == whole
     assert batches(data(), 1, 0, workers, skip=7) == whole[7:]
 
 
-def test_what_is_read_past_is_not_looked_at_and_going_back_begins_again(
-    stream, processor, monkeypatch
-):
+def test_what_is_read_past_is_not_looked_at_and_going_back_begins_again(stream, processor, monkeypatch):
     looked = []
     conversation = ConversationStream.conversation
     monkeypatch.setattr(
@@ -209,9 +188,7 @@ def test_what_is_read_past_is_not_looked_at_and_going_back_begins_again(
         "conversation",
         lambda self, number, row: looked.append(number) or conversation(self, number, row),
     )
-    data = StreamDataset(
-        [open_stream(f"{stream}&shuffle_buffer=0")], processor, 256, seed=0, samples=200
-    )
+    data = StreamDataset([open_stream(f"{stream}&shuffle_buffer=0")], processor, 256, seed=0, samples=200)
     items = [data[number]["input_ids"] for number in (5, 9, 65, 5)]
     assert looked == [5, 9, 5, 5] and items[0] == items[2] == items[3] != items[1]
 
@@ -309,9 +286,7 @@ def test_what_a_stream_cannot_give_is_refused(stream, arguments, said):
 
 
 def test_streams_are_not_measured_on_nor_asked_for_a_row(stream):
-    with pytest.raises(
-        UserError, match="--eval_conversations .* is a stream, which is not measured on"
-    ):
+    with pytest.raises(UserError, match="--eval_conversations .* is a stream, which is not measured on"):
         parse_arguments(SftArguments, ["--eval_conversations", stream])
     for opened in (open_conversations, open_task):
         with pytest.raises(
@@ -325,13 +300,7 @@ def test_the_tokenizer_reads_the_first_rows(stream, monkeypatch):
     monkeypatch.setattr("fusion.training.small_default.CORPUS_ROWS", 2)
     assert (
         list(corpus([stream, "scenes?count=1"]))[:5]
-        == [
-            "<image>\nwhich row is x?",
-            "row 0",
-            "which row is x?",
-            "row 1",
-            *corpus(["scenes?count=1"]),
-        ][:5]
+        == ["<image>\nwhich row is x?", "row 0", "which row is x?", "row 1", *corpus(["scenes?count=1"])][:5]
     )
     assert [answer(each)[1] for each in first_conversations(stream, 3)] == [0, 1, 2]
 
@@ -354,33 +323,23 @@ def whole(runs, stream, model_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     sources = [f"{stream}&weight=5", "scenes?count=3"]
     runs.finish(
-        runs.start(
-            SFT, *options(sources, folder, max_steps=20, save_steps=8, init_from=model_folder)
-        )
+        runs.start(SFT, *options(sources, folder, max_steps=20, save_steps=8, init_from=model_folder))
     )
     return folder
 
 
 @pytest.mark.timeout(200)
-def test_killed_and_resumed_is_uninterrupted(
-    runs, logged, weights, stream, model_folder, whole, tmp_path
-):
+def test_killed_and_resumed_is_uninterrupted(runs, logged, weights, stream, model_folder, whole, tmp_path):
     """The resumed run has data workers, the other has none."""
     killed = tmp_path / "run"
     arguments = options(
-        [f"{stream}&weight=5", "scenes?count=3"],
-        killed,
-        max_steps=20,
-        save_steps=8,
-        init_from=model_folder,
+        [f"{stream}&weight=5", "scenes?count=3"], killed, max_steps=20, save_steps=8, init_from=model_folder
     )
     run = runs.start(SFT, *arguments)
     run.wait_until((killed / "checkpoint-8" / "MANIFEST.json").exists)
     run.kill()
     runs.finish(
-        runs.start(
-            SFT, *arguments, "--resume_from_checkpoint", "true", "--dataloader_num_workers", 2
-        )
+        runs.start(SFT, *arguments, "--resume_from_checkpoint", "true", "--dataloader_num_workers", 2)
     )
     assert torch.equal(logged(killed), logged(whole)) and len(logged(whole)) == 20
     expected, got = weights(whole), weights(killed)
@@ -407,12 +366,8 @@ def test_mistakes_through_the_command_line(runs, stream, model_folder, tmp_path)
     """In one line: a bad row in a data worker of the first stage, and what is refused before any
     model is loaded."""
     text = f"{written(tmp_path / 'x', change=spoilt)}&shuffle_buffer=0"
-    bad = options(
-        [text], tmp_path / "bad", max_steps=20, dataloader_num_workers=1, init_from=model_folder
-    )
-    assert runs.error("recipes/sva_align.py", *bad).startswith(
-        f"error: {text}, row 32: turns are user"
-    )
+    bad = options([text], tmp_path / "bad", max_steps=20, dataloader_num_workers=1, init_from=model_folder)
+    assert runs.error("recipes/sva_align.py", *bad).startswith(f"error: {text}, row 32: turns are user")
     assert "--max_steps" in runs.error(SFT, *options([stream], tmp_path / "none", max_steps=-1))
     assert not (tmp_path / "none").exists()
     assert "leave out streaming=true" in runs.error(
@@ -425,8 +380,7 @@ def test_held_out_scenes_are_measured_where_scenes_are_learnt_from():
     own = parse_arguments(SftArguments, ["--conversations", "llava:mine.jsonl"])
     both = parse_arguments(SftArguments, ["--conversations", "llava:mine.jsonl", "scenes?count=5"])
     named = parse_arguments(
-        SftArguments,
-        ["--conversations", "llava:mine.jsonl", "--eval_conversations", "llava:other.jsonl"],
+        SftArguments, ["--conversations", "llava:mine.jsonl", "--eval_conversations", "llava:other.jsonl"]
     )
     assert (
         not own.eval_conversations

@@ -75,13 +75,10 @@ def named_processor(request):
 
 def talk(*texts, images=0):
     messages = tuple(
-        Message("user" if number % 2 == 0 else "assistant", text)
-        for number, text in enumerate(texts)
+        Message("user" if number % 2 == 0 else "assistant", text) for number, text in enumerate(texts)
     )
     return Conversation(
-        "file.json, row 1",
-        messages,
-        tuple(torch.zeros(3, 64, 64, dtype=torch.uint8) for _ in range(images)),
+        "file.json, row 1", messages, tuple(torch.zeros(3, 64, 64, dtype=torch.uint8) for _ in range(images))
     )
 
 
@@ -102,9 +99,7 @@ def test_answers_and_their_ends_are_learnt(named_processor):
     # the first answer is in the question as well, the second is the first again, and one ends as a
     # role does
     tokens = tokenise(
-        talk("is yes a word?", "yes", "assistant\n", "yes", "say \n user", "a user"),
-        processor,
-        2048,
+        talk("is yes a word?", "yes", "assistant\n", "yes", "say \n user", "a user"), processor, 2048
     )
     assert [text.strip() for text in learnt_texts(tokens, processor)] == [
         f"{text}{ENDS[name]}" for text in ("yes", "yes", "a user")
@@ -130,9 +125,7 @@ def test_text_is_the_templates(named_processor):
     conversation = replace(
         conversation, messages=(conversation.messages[0], earlier, *conversation.messages[2:])
     )
-    messages = [
-        {"role": message.role, "content": message.text} for message in conversation.messages
-    ]
+    messages = [{"role": message.role, "content": message.text} for message in conversation.messages]
     text = processor.apply_chat_template(messages)
     tokens = tokenise(conversation, processor, 2048)
     assert tokens.input_ids == processor.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -142,9 +135,7 @@ def test_every_answer_stands_behind_the_prompt_that_asks_for_it(named_processor)
     """Also the first of several; what the next question's prompt shows of it is the template's
     affair."""
     _, processor = named_processor
-    prompt = processor.apply_chat_template(
-        [{"role": "user", "content": "what?"}], add_generation_prompt=True
-    )
+    prompt = processor.apply_chat_template([{"role": "user", "content": "what?"}], add_generation_prompt=True)
     ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     tokens = tokenise(talk("what?", "that", "and?", "this"), processor, 2048)
     assert tokens.input_ids[: len(ids)] == ids and tokens.labels[len(ids)] != IGNORED
@@ -153,9 +144,7 @@ def test_every_answer_stands_behind_the_prompt_that_asks_for_it(named_processor)
 def test_training_sees_what_generation_will(named_processor):
     """The prompt of a question is the beginning of what was trained on."""
     _, processor = named_processor
-    prompt = processor.apply_chat_template(
-        [{"role": "user", "content": "what?"}], add_generation_prompt=True
-    )
+    prompt = processor.apply_chat_template([{"role": "user", "content": "what?"}], add_generation_prompt=True)
     ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     tokens = tokenise(talk("what?", "that"), processor, 2048)
     assert tokens.input_ids[: len(ids)] == ids and all(
@@ -167,9 +156,7 @@ def test_images_take_their_places(named_processor):
     _, processor = named_processor
     tokens = tokenise(talk("<image>\n<image>\nwhich?", "that", images=2), processor, 2048)
     each = processor.image_processor.num_tokens(64, 64)
-    places = [
-        place for place, token in enumerate(tokens.input_ids) if token == processor.image_token_id
-    ]
+    places = [place for place, token in enumerate(tokens.input_ids) if token == processor.image_token_id]
     assert len(places) == 2 * each and all(tokens.labels[place] == IGNORED for place in places)
 
 
@@ -202,8 +189,7 @@ def test_a_template_that_puts_words_before_answers_is_refused():
 
 def test_a_template_that_refuses_a_role_says_so():
     conversation = Conversation(
-        "file.json, row 1",
-        (Message("system", "be brief"), Message("user", "a"), Message("assistant", "b")),
+        "file.json, row 1", (Message("system", "be brief"), Message("user", "a"), Message("assistant", "b"))
     )
     with pytest.raises(BadRow, match="row 1.*System role not supported"):
         tokenise(conversation, processor_with(GEMMA), 2048)

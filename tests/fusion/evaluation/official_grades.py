@@ -58,16 +58,8 @@ def mmvp(row: dict[str, Any]) -> float:
 
 
 def cv_bench(row: dict[str, Any]) -> float:
-    document = {
-        "answer": f"({row['expected']})",
-        "idx": 0,
-        "type": "2D",
-        "task": "Count",
-        "source": "COCO",
-    }
-    result = lmms_eval_module("tasks.cv_bench.utils").cv_bench_process_results(
-        document, [row["given"]]
-    )
+    document = {"answer": f"({row['expected']})", "idx": 0, "type": "2D", "task": "Count", "source": "COCO"}
+    result = lmms_eval_module("tasks.cv_bench.utils").cv_bench_process_results(document, [row["given"]])
     return float(result["cv_bench_acc"]["is_correct"])
 
 
@@ -76,17 +68,14 @@ def mmbench(row: dict[str, Any]) -> float:
 
     evaluator = lmms_eval_module("tasks.mmbench.mmbench_evals").MMBench_Evaluator()
     choices = {
-        letter: choice or None
-        for letter, choice in zip("ABCD", [*row["choices"], *[None] * 4], strict=False)
+        letter: choice or None for letter, choice in zip("ABCD", [*row["choices"], *[None] * 4], strict=False)
     }
     table = pandas.DataFrame([{"index": 1, "prediction": row["given"], **choices}])
     return float(evaluator.eval_sub_data(table, {1: row["expected"]}, static_only=True))
 
 
 def people(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"answer": answer, "answer_id": number} for number, answer in enumerate(row["expected"])
-    ]
+    return [{"answer": answer, "answer_id": number} for number, answer in enumerate(row["expected"])]
 
 
 def vqa(row: dict[str, Any]) -> float:
@@ -98,28 +87,19 @@ def vqa(row: dict[str, Any]) -> float:
 
 def textvqa(row: dict[str, Any]) -> float:
     document = {"answers": list(row["expected"]), "question_id": 0}
-    return lmms_eval_module("tasks.textvqa.utils").textvqa_process_results(
-        document, [row["given"]]
-    )["exact_match"]
+    return lmms_eval_module("tasks.textvqa.utils").textvqa_process_results(document, [row["given"]])[
+        "exact_match"
+    ]
 
 
 def gqa(row: dict[str, Any]) -> float:
     match = lmms_eval_module("api.metrics").exact_match_hf_evaluate
     return float(
-        match([row["given"]], [row["expected"]], ignore_case=True, ignore_punctuation=True)[
-            "exact_match"
-        ]
+        match([row["given"]], [row["expected"]], ignore_case=True, ignore_punctuation=True)["exact_match"]
     )
 
 
-GRADES = {
-    "mmvp": mmvp,
-    "cv_bench": cv_bench,
-    "mmbench": mmbench,
-    "vqa": vqa,
-    "textvqa": textvqa,
-    "gqa": gqa,
-}
+GRADES = {"mmvp": mmvp, "cv_bench": cv_bench, "mmbench": mmbench, "vqa": vqa, "textvqa": textvqa, "gqa": gqa}
 
 
 def lmms_eval_grades(benchmark: str, rows: list[dict[str, Any]]) -> list[float]:
@@ -142,8 +122,7 @@ def pope(evaluation: Path, rows: list[dict[str, Any]]) -> tuple[list[float], dic
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(source, str(evaluation), "exec"), names)
     grades = [
-        float(said["answer"] == row["expected"])
-        for said, row in zip(names["answers"], rows, strict=True)
+        float(said["answer"] == row["expected"]) for said, row in zip(names["answers"], rows, strict=True)
     ]
     figures = {
         "accuracy": "acc",
@@ -161,9 +140,7 @@ def write(cases: dict[str, Any], file: Path) -> None:
     for benchmark, case in cases.items():
         rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in case["answers"])
         others = "".join(
-            f' "{name}": {json.dumps(value)},\n'
-            for name, value in case.items()
-            if name != "answers"
+            f' "{name}": {json.dumps(value)},\n' for name, value in case.items() if name != "answers"
         )
         parts.append(f'"{benchmark}": {{\n{others} "answers": [\n{rows}\n ]\n}}')
     file.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")

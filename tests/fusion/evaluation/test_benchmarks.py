@@ -30,17 +30,14 @@ def model_folder(tmp_path_factory):
 
 def png():
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)).save(
-        stream, "PNG"
-    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)).save(stream, "PNG")
     return stream.getvalue()
 
 
 IMAGE = base64.b64encode(png()).decode()
 LABELS = ("yes", "no", "yes", "no")
 POPE = [
-    {"question_id": n, "image": "1.jpg", "text": f"A {n}?", "label": label}
-    for n, label in enumerate(LABELS)
+    {"question_id": n, "image": "1.jpg", "text": f"A {n}?", "label": label} for n, label in enumerate(LABELS)
 ]
 
 
@@ -57,16 +54,13 @@ def write_table(path, delimiter, *rows):
 
 def mmvp(folder, header=("lndex", "Question", "Options", "Correct Answer"), rows=None):
     rows = rows or [
-        [number, "Open?", "(a) Open (b) Closed", "(a)" if number % 2 else "(b)"]
-        for number in range(1, 5)
+        [number, "Open?", "(a) Open (b) Closed", "(a)" if number % 2 else "(b)"] for number in range(1, 5)
     ]
     write_table(folder / "Questions.csv", ",", header, *rows)
     return f"mmvp:{folder}"
 
 
-def mmbench(
-    folder, *rows, header=("index", "image", "question", "A", "B", "C", "D", "E", "F", "answer")
-):
+def mmbench(folder, *rows, header=("index", "image", "question", "A", "B", "C", "D", "E", "F", "answer")):
     return f"mmbench:{write_table(folder / 'dev.tsv', chr(9), header, *rows)}"
 
 
@@ -93,10 +87,7 @@ def test_marks_of_the_byte_order_are_no_text(tmp_path, encoding):
     texts = [
         (f"mmvp:{tmp_path}", tmp_path / "Questions.csv"),
         (mmbench(tmp_path, row), tmp_path / "dev.tsv"),
-        (
-            f"pope:{tmp_path / 'pope.json'}",
-            write(tmp_path / "pope.json", "\n".join(map(json.dumps, POPE))),
-        ),
+        (f"pope:{tmp_path / 'pope.json'}", write(tmp_path / "pope.json", "\n".join(map(json.dumps, POPE)))),
         (f"gqa:{tmp_path / 'gqa.json'}", write(tmp_path / "gqa.json", {"1": question})),
     ]
 
@@ -110,9 +101,7 @@ def test_marks_of_the_byte_order_are_no_text(tmp_path, encoding):
 
 
 def test_gqa_is_called_as_it_was_asked_for(tmp_path):
-    questions = {
-        number: {"question": "Colour?", "answer": "red", "imageId": "3"} for number in ("07", "08")
-    }
+    questions = {number: {"question": "Colour?", "answer": "red", "imageId": "3"} for number in ("07", "08")}
     text = f"gqa:{write(tmp_path / 'gqa.json', questions)}"
     assert open_task(text).name == text
 
@@ -134,12 +123,7 @@ def test_mmbench_has_as_many_choices_as_it_has_and_empty_ones_keep_their_letter(
 
 def test_textvqas_own_file(tmp_path):
     answers = ["nokia"] * 7 + ["McDonald's"] * 3
-    row = {
-        "question": "what brand?",
-        "image_id": "0054c91397f2fe05",
-        "question_id": 1,
-        "answers": answers,
-    }
+    row = {"question": "what brand?", "image_id": "0054c91397f2fe05", "question_id": 1, "answers": answers}
     file = write(tmp_path / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": [row]})
     text = f"textvqa:{file}?images={tmp_path}"
     (tmp_path / "0054c91397f2fe05.jpg").write_bytes(png())
@@ -155,25 +139,16 @@ def test_vqav2s_own_two_files(tmp_path):
     question = {"question_id": 262148000, "image_id": 262148, "question": "Where?"}
     questions = {"data_subtype": "val2014", "questions": [question]}
     answers = [
-        {"answer": answer, "answer_id": number}
-        for number, answer in enumerate(["down"] * 9 + [""], start=1)
+        {"answer": answer, "answer_id": number} for number, answer in enumerate(["down"] * 9 + [""], start=1)
     ]
     notes = {"annotations": [{"question_id": 262148000, "answers": answers}]}
-    files = (
-        write(tmp_path / "questions.json", questions),
-        write(tmp_path / "annotations.json", notes),
-    )
+    files = (write(tmp_path / "questions.json", questions), write(tmp_path / "annotations.json", notes))
     (tmp_path / "COCO_val2014_000000262148.jpg").write_bytes(png())
     task = open_task(f"vqa:{files[0]}?annotations={files[1]}&images={tmp_path}")
-    assert graded(task, ["Down."]).score == 100 and tuple(task.questions[0].images()[0].shape) == (
-        3,
-        8,
-        9,
-    )
+    assert graded(task, ["Down."]).score == 100 and tuple(task.questions[0].images()[0].shape) == (3, 8, 9)
     write(files[1], {"annotations": [{"question_id": 1, "answers": answers}]})
     with pytest.raises(
-        BadRow,
-        match="question 1: .*annotations.json has no answers to question 262148000; name the",
+        BadRow, match="question 1: .*annotations.json has no answers to question 262148000; name the"
     ):
         open_task(f"vqa:{files[0]}?annotations={files[1]}")
 
@@ -182,18 +157,10 @@ def test_pope_prints_its_figures(runs, model_folder, tmp_path):
     """In the table, the JSON and the page; they are those of the answers that were written down."""
     (tmp_path / "1.jpg").write_bytes(png())
     file = write(tmp_path / "pope.json", "\n".join(map(json.dumps, POPE)) + "\n\n")
-    arguments = (
-        "--model",
-        model_folder,
-        "--tasks",
-        f"pope:{file}",
-        "--output_dir",
-        tmp_path / "out",
-    )
+    arguments = ("--model", model_folder, "--tasks", f"pope:{file}", "--output_dir", tmp_path / "out")
     printed = runs.finish(runs.start(SCRIPT, *arguments))
     given = [
-        json.loads(line)["images"]
-        for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
+        json.loads(line)["images"] for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
     ]
     expected = graded(open_task(f"pope:{file}"), given)
     report = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"][f"pope:{file}"]
@@ -246,9 +213,7 @@ def test_a_broken_file_is_told_by_place_and_cure(tmp_path, kind, content, messag
 def test_a_broken_mmvp_is_told_by_place_and_cure(tmp_path):
     with pytest.raises(BadRow, match="row 1: 'lndex' is no whole number but 'one'"):
         open_task(mmvp(tmp_path, rows=[["one", "?", "(a) x (b) y", "(a)"]]))
-    with pytest.raises(
-        BadRow, match=r"row 1: the answer '\(c\)' is none of the letters AB of its choices"
-    ):
+    with pytest.raises(BadRow, match=r"row 1: the answer '\(c\)' is none of the letters AB of its choices"):
         open_task(mmvp(tmp_path, rows=[["1", "?", "(a) x (b) y", "(c)"]]))
     with pytest.raises(UserError, match="has the columns lndex, Question, and no 'Options'"):
         open_task(mmvp(tmp_path, ("lndex", "Question"), [["1", "?"]]))

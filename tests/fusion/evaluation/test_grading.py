@@ -25,8 +25,7 @@ from fusion.evaluation.grading import (
 
 OFFICIAL = json.loads(Path(__file__).with_name("official_grades.json").read_text(encoding="utf-8"))
 GRADERS = {
-    name: getattr(vlm_grading, name)
-    for name in ("mmvp", "cv_bench", "mmbench", "vqa", "textvqa", "gqa")
+    name: getattr(vlm_grading, name) for name in ("mmvp", "cv_bench", "mmbench", "vqa", "textvqa", "gqa")
 }
 GRADERS["pope"] = yes_no
 MISSING = 'lmms-eval is missing: pip install -e ".[lmms]"'
@@ -56,9 +55,7 @@ def test_grades_are_the_official_ones(benchmark):
 def test_official_grades_are_those_of_lmms_eval(tmp_path):
     script = Path(__file__).with_name("official_grades.py")
     subprocess.run(
-        [sys.executable, script, "--output", tmp_path / "grades.json"],
-        check=True,
-        capture_output=True,
+        [sys.executable, script, "--output", tmp_path / "grades.json"], check=True, capture_output=True
     )
     assert json.loads((tmp_path / "grades.json").read_text(encoding="utf-8")) == OFFICIAL
 
@@ -66,16 +63,9 @@ def test_official_grades_are_those_of_lmms_eval(tmp_path):
 def test_figures_of_pope_are_those_of_its_own_script():
     rows = OFFICIAL["pope"]["answers"]
     figures = pope_figures([row["given"] for row in rows], [row["expected"] for row in rows])
-    expected = {
-        name: value for name, value in OFFICIAL["pope"]["figures"].items() if name != "accuracy"
-    }
+    expected = {name: value for name, value in OFFICIAL["pope"]["figures"].items() if name != "accuracy"}
     assert figures == pytest.approx(expected)
-    assert pope_figures(["no", "no"], ["yes", "no"]) == {
-        "F1": 0,
-        "precision": 0,
-        "recall": 0,
-        "yes ratio": 0,
-    }
+    assert pope_figures(["no", "no"], ["yes", "no"]) == {"F1": 0, "precision": 0, "recall": 0, "yes ratio": 0}
     assert pope_figures(["yes"], ["no"]) == {"F1": 0, "precision": 0, "recall": 0, "yes ratio": 100}
 
 
@@ -95,16 +85,7 @@ def test_answers_to_vqa_are_compared_as_officially(one, other, score):
     assert vqa(one, [other] * 10, ()) == score and vqa(other, [one] * 10, ()) == score
 
 
-TOLD = [
-    "A red cup",
-    "The answer is B",
-    "**B**",
-    "[B]",
-    "\\boxed{B}",
-    "The answer is a red cup.",
-    "b",
-    "(B)",
-]
+TOLD = ["A red cup", "The answer is B", "**B**", "[B]", "\\boxed{B}", "The answer is a red cup.", "b", "(B)"]
 
 
 @pytest.mark.parametrize("grader", ["letter", "mmvp", "cv_bench", "mmbench"])
@@ -119,23 +100,13 @@ def test_letters_that_are_told_are_read(grader, given):
 @pytest.mark.parametrize("given", ["F", "(F)", "The answer is F", "kiwi"])
 def test_more_than_four_choices(given):
     choices = ("apple", "pear", "plum", "fig", "", "kiwi")
-    assert vlm_grading.mmbench(given, ("F",), choices) and not vlm_grading.mmbench(
-        given, ("D",), choices
-    )
+    assert vlm_grading.mmbench(given, ("F",), choices) and not vlm_grading.mmbench(given, ("D",), choices)
     assert not vlm_grading.mmbench("E", ("E",), choices)  # it has no text
 
 
 @pytest.mark.parametrize(
     "given",
-    [
-        "A",
-        "I cannot say",
-        "The answer is not B",
-        "**A** or **B**",
-        "A. two",
-        "",
-        "The answer is a mystery",
-    ],
+    ["A", "I cannot say", "The answer is not B", "**A** or **B**", "A. two", "", "The answer is a mystery"],
 )
 def test_what_tells_no_letter_is_left_to_the_benchmark(given):
     assert not letter(given, ("B",), ("one", "two"))
@@ -175,9 +146,7 @@ def test_a_text_that_is_two_choices_is_none():
 
 
 def test_an_article_is_no_letter_of_a_choice_that_is_not_there():
-    assert letter("E", ("E",), "abcde") and not letter(
-        "I think so", ("A",), ("I think so not", "x")
-    )
+    assert letter("E", ("E",), "abcde") and not letter("I think so", ("A",), ("I think so not", "x"))
 
 
 @pytest.mark.parametrize(
@@ -209,12 +178,8 @@ def test_last_word():
         last_word(given, expected, choices)
         for given in ("red a blue f no", "yes", "", "red a blue f yes yes", "yes red a blue f")
     )
-    assert last_word("red", ("red",), ("red", "blue")) and not last_word(
-        "not red", ("red",), ("red", "blue")
-    )
-    assert last_word("red star c", ("red star c",), ()) and not last_word(
-        "blue star c", ("red star c",), ()
-    )
+    assert last_word("red", ("red",), ("red", "blue")) and not last_word("not red", ("red",), ("red", "blue"))
+    assert last_word("red star c", ("red star c",), ()) and not last_word("blue star c", ("red star c",), ())
 
 
 def test_exact():
@@ -235,9 +200,7 @@ def slow_cider_d(given, references):
         return [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
 
     def weight(gram, n):
-        images = sum(
-            any(gram in grams(text.split(), n) for text in of_image) for of_image in references
-        )
+        images = sum(any(gram in grams(text.split(), n) for text in of_image) for of_image in references)
         return math.log(count / max(images, 1))
 
     scores = []
@@ -249,11 +212,7 @@ def slow_cider_d(given, references):
                 dot = norm_one = norm_other = 0.0
                 for gram in set(one) | set(other):
                     a, b = one.count(gram) * weight(gram, n), other.count(gram) * weight(gram, n)
-                    dot, norm_one, norm_other = (
-                        dot + min(a, b) * b,
-                        norm_one + a * a,
-                        norm_other + b * b,
-                    )
+                    dot, norm_one, norm_other = (dot + min(a, b) * b, norm_one + a * a, norm_other + b * b)
                 difference = len(text.split()) - len(reference.split())
                 cosine = dot / math.sqrt(norm_one * norm_other) if norm_one * norm_other else 0.0
                 total += cosine * math.exp(-(difference**2) / 72) / len(of_image) / 4
@@ -270,6 +229,4 @@ def test_cider_d_against_the_loop():
     given = ["a dog runs on the grass grass", "red cars", "nothing of it"]
     assert cider_d(given, references) == pytest.approx(slow_cider_d(given, references), rel=1e-12)
     perfect = cider_d([each[0] for each in references], references)
-    assert all(
-        score > other for score, other in zip(perfect, cider_d(given, references), strict=True)
-    )
+    assert all(score > other for score, other in zip(perfect, cider_d(given, references), strict=True))

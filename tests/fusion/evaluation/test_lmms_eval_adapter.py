@@ -38,8 +38,7 @@ from vision_core.images.decode import decode_image
 
 ROOT = Path(__file__).resolve().parents[3]
 needs_lmms_eval = pytest.mark.skipif(
-    importlib.util.find_spec("lmms_eval") is None,
-    reason='lmms-eval is missing: pip install -e ".[lmms]"',
+    importlib.util.find_spec("lmms_eval") is None, reason='lmms-eval is missing: pip install -e ".[lmms]"'
 )
 QUESTIONS = ["which colour?", "what is in both?", "how many?", "is it red or blue?", "what else?"]
 ROUNDS = [2, 1, 3, 2, 1]
@@ -105,13 +104,9 @@ def model_folder(tmp_path_factory):
         connector_options={"width": 96, "num_heads": 4, "depth": 2},
         seed=2,
     )
-    tokenizer = corpus_tokenizer(
-        [*QUESTIONS, "a red dot", "blue", "two", "one"], ROLES, CHAT_TEMPLATE
-    )
+    tokenizer = corpus_tokenizer([*QUESTIONS, "a red dot", "blue", "two", "one"], ROLES, CHAT_TEMPLATE)
     language_model, _ = tiny_language_model("qwen3", 2, tokenizer, **LANGUAGE_MODEL)
-    for part in assemble_vlm(
-        vision_model, language_model, tokenizer, num_sva_layers=2, sva_stride=2, seed=2
-    ):
+    for part in assemble_vlm(vision_model, language_model, tokenizer, num_sva_layers=2, sva_stride=2, seed=2):
         part.save_pretrained(folder)
     return folder
 
@@ -145,11 +140,7 @@ def tasks(fused, tmp_path_factory):
         ("small_rounds", "generate_until_multi_round", "to_round", ""),
     ):
         text = TASK.format(
-            name=name,
-            data=folder / "data.parquet",
-            output_type=output_type,
-            to_text=to_text,
-            more=more,
+            name=name, data=folder / "data.parquet", output_type=output_type, to_text=to_text, more=more
         )
         (folder / f"{name}.yaml").write_text(text)
     return folder
@@ -177,25 +168,12 @@ def run_lmms_eval(tasks, model_folder, output, names, processes):
         "--tasks",
         names,
     ]
-    command += [
-        "--include_path",
-        tasks,
-        "--batch_size",
-        "2",
-        "--log_samples",
-        "--output_path",
-        output,
-    ]
+    command += ["--include_path", tasks, "--batch_size", "2", "--log_samples", "--output_path", output]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(output.parent / "cache"), "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
     done = subprocess.run(
-        [*map(str, command)],
-        env=environment,
-        cwd=output.parent,
-        capture_output=True,
-        text=True,
-        timeout=250,
+        [*map(str, command)], env=environment, cwd=output.parent, capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0 and "Error during evaluation" not in done.stdout, (
         done.stdout[-3000:] + done.stderr[-3000:]
@@ -203,9 +181,7 @@ def run_lmms_eval(tasks, model_folder, output, names, processes):
     samples = {}
     for name in names.split(","):
         (file,) = output.rglob(f"*_samples_{name}.jsonl")
-        samples[name] = sorted(
-            map(json.loads, file.read_text().splitlines()), key=lambda row: row["doc_id"]
-        )
+        samples[name] = sorted(map(json.loads, file.read_text().splitlines()), key=lambda row: row["doc_id"])
     return samples
 
 
@@ -215,9 +191,7 @@ def said(samples):
 
 def a_stop(texts):
     """A letter in the middle of the answer with the most of them."""
-    return next(
-        letter for letter in max(texts, key=lambda text: len(set(text)))[1:] if letter.isalnum()
-    )
+    return next(letter for letter in max(texts, key=lambda text: len(set(text)))[1:] if letter.isalnum())
 
 
 def answers(model, processor, texts, images, max_new_tokens):
@@ -240,19 +214,11 @@ def own_answers(fused):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_command_gets_our_answers(fused, tasks, model_folder, tmp_path, processes):
     samples = run_lmms_eval(
-        tasks,
-        model_folder,
-        tmp_path / "out",
-        "small_answers,small_stops,small_rounds",
-        processes=processes,
+        tasks, model_folder, tmp_path / "out", "small_answers,small_stops,small_rounds", processes=processes
     )
     ours = own_answers(fused)
     assert len(set(ours)) > 1 and said(samples["small_answers"]) == ours
-    assert (
-        said(samples["small_stops"])
-        == [text.partition(a_stop(ours))[0].strip() for text in ours]
-        != ours
-    )
+    assert said(samples["small_stops"]) == [text.partition(a_stop(ours))[0].strip() for text in ours] != ours
     assert said(samples["small_rounds"]) == own_rounds(fused)
 
 
@@ -298,13 +264,7 @@ def test_requests_with_different_options_come_back_in_order(fused, model_folder)
     instance = importlib.import_module("lmms_eval.api.instance").Instance
     lm = adapter.FusionVlm(str(model_folder), batch_size=3, device="cpu", max_new_tokens=6)
     lm.task_dict = {"t": {"test": QUESTIONS}}
-    options = [
-        {},
-        {"max_new_tokens": 1},
-        {},
-        {"do_sample": True, "temperature": 0.7},
-        {"max_new_tokens": 1},
-    ]
+    options = [{}, {"max_new_tokens": 1}, {}, {"do_sample": True, "temperature": 0.7}, {"max_new_tokens": 1}]
     requests = [
         instance(
             "generate_until",
@@ -335,9 +295,9 @@ def asked_of(document):
 
 
 def test_entry_point_names_a_function_that_needs_no_lmms_eval_to_import():
-    entry = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "entry-points"
-    ]["lmms_eval.models"]
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"][
+        "lmms_eval.models"
+    ]
     module, name = entry["fusion_vlm"].split(":")
     assert callable(getattr(importlib.import_module(module), name))
 
@@ -357,10 +317,7 @@ def test_messages_become_turns_with_images_at_their_places():
         {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
         {
             "role": "user",
-            "content": [
-                {"type": "image", "url": other},
-                {"type": "text", "text": "and <image> then?"},
-            ],
+            "content": [{"type": "image", "url": other}, {"type": "text", "text": "and <image> then?"}],
         },
     ]
     turns, images = read_messages(messages)
@@ -379,9 +336,7 @@ def test_messages_that_cannot_be_shown_are_refused():
     with pytest.raises(UserError, match="the task shows video"):
         read_messages([{"role": "user", "content": [{"type": "video", "url": "x.mp4"}]}])
     with pytest.raises(UserError, match="1 images belong to a text with 2 <image>"):
-        read_messages(
-            [{"role": "user", "content": [image, {"type": "text", "text": "<image> or <image>?"}]}]
-        )
+        read_messages([{"role": "user", "content": [image, {"type": "text", "text": "<image> or <image>?"}]}])
     with pytest.raises(UserError, match=r"absent.png cannot be read"):
         pixels("absent.png")
 
@@ -404,9 +359,7 @@ def test_a_tasks_pictures_are_those_of_training(tmp_path):
     Image.fromarray(ramp).save(tmp_path / "grey.png")
     for path in (tmp_path / "turned.jpg", tmp_path / "grey.png"):
         expected = decode_image(path.read_bytes())
-        assert torch.equal(pixels(Image.open(path)), expected) and torch.equal(
-            pixels(str(path)), expected
-        )
+        assert torch.equal(pixels(Image.open(path)), expected) and torch.equal(pixels(str(path)), expected)
 
 
 def test_replies_to_turns_are_those_of_one_by_one(fused):
@@ -438,11 +391,7 @@ def test_replies_to_turns_are_those_of_one_by_one(fused):
             [],
             {"num_beams": 2, "do_sample": False},
         ),
-        (
-            {"temperature": 0.2, "top_p": 0.9},
-            [],
-            {"temperature": 0.2, "top_p": 0.9, "do_sample": True},
-        ),
+        ({"temperature": 0.2, "top_p": 0.9}, [], {"temperature": 0.2, "top_p": 0.9, "do_sample": True}),
         ({"temperature": 0, "do_sample": True, "until": "Q:"}, ["Q:"], {"do_sample": False}),
         (
             {"do_sample": True, "until": ["Q:", "\n\n", ""], "image_aspect_ratio": "pad"},
@@ -456,10 +405,7 @@ def test_generation_options(options, until, generation):
 
 
 def test_an_answer_ends_at_the_first_stop():
-    assert (
-        up_to_a_stop("red Q: and\n\nmore", ["\n\n", "Q:"]) == "red"
-        and up_to_a_stop(" red ", []) == "red"
-    )
+    assert up_to_a_stop("red Q: and\n\nmore", ["\n\n", "Q:"]) == "red" and up_to_a_stop(" red ", []) == "red"
 
 
 def test_batches_hold_requests_with_the_same_options():

@@ -44,9 +44,7 @@ def test_labels_are_the_scenes():
         cells = labels_of_cells(scene, GRID)
         for cell in range(GRID * GRID):
             row, column = divmod(cell, GRID)
-            numbers = (
-                scene.masks[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].flatten().tolist()
-            )
+            numbers = scene.masks[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].flatten().tolist()
             most = max(range(1, 1 + len(scene.objects)), key=numbers.count)
             if numbers.count(most) <= 8:
                 assert cells[cell].tolist() == [0] * 6
@@ -58,9 +56,7 @@ def test_labels_are_the_scenes():
                 seen.texture,
                 seen.category,
             )
-            assert where == [min(int(at // 8), 7) for at in seen.centre] and metres == round(
-                seen.depth
-            )
+            assert where == [min(int(at // 8), 7) for at in seen.centre] and metres == round(seen.depth)
 
 
 def test_questions_lie_side_by_side():
@@ -80,9 +76,7 @@ def test_questions_lie_side_by_side():
 @pytest.mark.parametrize("number", [0, 1])
 def test_positions_stand_in_the_encoders(number):
     (positions,) = (
-        each
-        for name, each in small_encoders(0)[number].named_parameters()
-        if "position_embedding" in name
+        each for name, each in small_encoders(0)[number].named_parameters() if "position_embedding" in name
     )
     torch.testing.assert_close(
         positions.view(-1, positions.shape[-1])[-GRID * GRID :].data,
@@ -109,9 +103,7 @@ def folders(tmp_path_factory):
 
 
 def load(folder):
-    return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(
-        folder
-    )
+    return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
 
 def test_learning_is_reproducible_and_leaves_no_part_as_it_was(folders):
@@ -143,9 +135,7 @@ def test_every_word_of_scenes_is_a_token_of_its_own(folders):
     """Words that share a piece would share a meaning: " backdrop" and column " b"."""
     _, processor = load(folders[0])
     tokens = tokens_of_words([(word,) for word in SCENE_WORDS], processor.tokenizer)
-    assert {len(each) for each in tokens} == {1} and len({each[0] for each in tokens}) == len(
-        SCENE_WORDS
-    )
+    assert {len(each) for each in tokens} == {1} and len({each[0] for each in tokens}) == len(SCENE_WORDS)
 
 
 def test_words_are_summed_where_tokens_of_an_image_will_be(folders):
@@ -156,9 +146,7 @@ def test_words_are_summed_where_tokens_of_an_image_will_be(folders):
     rng, total, count = np.random.default_rng(0), 0.0, 0
     embeddings = model.get_input_embeddings().weight
     for scene in scenes:
-        tokens = tokenise(
-            scene_conversation("", scene, what_and_where(scene, rng)), processor, 9999
-        )
+        tokens = tokenise(scene_conversation("", scene, what_and_where(scene, rng)), processor, 9999)
         read, cells, place = [], words_of_cells(scene, TOKENS), 0
         for token in tokens.input_ids:
             if token != processor.image_token_id:
@@ -174,9 +162,7 @@ def test_words_are_summed_where_tokens_of_an_image_will_be(folders):
             )
             place += 1
         assert place == TOKENS * (TOKENS + 1)
-        logits = (
-            model.language_model(inputs_embeds=torch.stack(read)[None]).logits[0].log_softmax(-1)
-        )
+        logits = model.language_model(inputs_embeds=torch.stack(read)[None]).logits[0].log_softmax(-1)
         for position, label in enumerate(tokens.labels[1:]):
             if label != IGNORED:
                 total, count = total - logits[position, label], count + 1
@@ -196,8 +182,7 @@ def test_the_connectors_loss_is_that_of_each_word(folders):
             likely = (embeddings @ token / scale).exp()
             for word in words:
                 total, count = (
-                    total
-                    - (likely[processor.tokenizer(f" {word}").input_ids[0]] / likely.sum()).log(),
+                    total - (likely[processor.tokenizer(f" {word}").input_ids[0]] / likely.sum()).log(),
                     count + 1,
                 )
     torch.testing.assert_close(
@@ -244,13 +229,9 @@ def test_a_connector_comes_to_say_what_lies_under_its_tokens(folders, monkeypatc
     scenes = [draw_scene(0, index, SIDE) for index in range(32)]
     stand_ins.train_connector(model, processor, scenes, 0)
     with torch.no_grad():
-        images = model.vision_model.encode(
-            **processor.image_processor([scene.image for scene in scenes])
-        )
+        images = model.vision_model.encode(**processor.image_processor([scene.image for scene in scenes]))
     tokens = torch.stack([image.tokens[image.cells] for image in images]).flatten(0, 1)
-    colours = torch.tensor(
-        tokens_of_words([(colour,) for colour in COLOURS], processor.tokenizer)
-    ).squeeze(1)
+    colours = torch.tensor(tokens_of_words([(colour,) for colour in COLOURS], processor.tokenizer)).squeeze(1)
     said = (tokens @ model.get_input_embeddings().weight[colours].mT).argmax(-1).detach()
     labels = torch.stack([labels_of_cells(scene, TOKENS) for scene in scenes])[..., 0].flatten() - 1
     right, beside = (

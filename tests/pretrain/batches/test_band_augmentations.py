@@ -4,11 +4,7 @@ any units, and how often."""
 import pytest
 import torch
 
-from pretrain.batches.band_augmentations import (
-    random_band_jitter,
-    random_dropped_channels,
-    solarize_bands,
-)
+from pretrain.batches.band_augmentations import random_band_jitter, random_dropped_channels, solarize_bands
 from pretrain.batches.multicrop import MultiCrop, Poses
 
 MEAN, STD = torch.tensor([100.0, 3.0, -7.0, 0.5]), torch.tensor([20.0, 0.5, 4.0, 0.1])
@@ -73,9 +69,7 @@ def test_dropped_channels_leave_one_and_have_their_probability():
     drawn = [random_dropped_channels(4, 0.3) for _ in range(2000)]
     assert sum(bool(channels) for channels in drawn) / 2000 == pytest.approx(0.3, abs=0.04)
     sizes = [len(channels) for channels in drawn if channels]
-    assert {sizes.count(size) / len(sizes) > 0.25 for size in (1, 2, 3)} == {True} and max(
-        sizes
-    ) == 3
+    assert {sizes.count(size) / len(sizes) > 0.25 for size in (1, 2, 3)} == {True} and max(sizes) == 3
     assert {channel for channels in drawn for channel in channels} == {0, 1, 2, 3}
     assert random_dropped_channels(1, 1.0) == []
 
@@ -83,13 +77,7 @@ def test_dropped_channels_leave_one_and_have_their_probability():
 def test_all_crops_of_an_image_lose_the_same_channels():
     """A lost channel is its mean: 0 after normalisation."""
     crops = MultiCrop(
-        (16, 16),
-        (8, 8),
-        2,
-        blur="none",
-        mean=MEAN.tolist(),
-        std=STD.tolist(),
-        channel_drop_probability=1.0,
+        (16, 16), (8, 8), 2, blur="none", mean=MEAN.tolist(), std=STD.tolist(), channel_drop_probability=1.0
     )
     for seed in range(10):
         torch.manual_seed(seed)

@@ -69,10 +69,7 @@ def test_micro_batches_are_the_same_images_in_parts():
 def test_a_later_start_gives_the_same_batches(tmp_path, workers):
     source = write_images(tmp_path, 10)
     layout = BatchLayout(4, 1, 1, 0)
-    uninterrupted, resumed = (
-        batches(source, layout),
-        batches(source, layout, first=3, workers=workers),
-    )
+    uninterrupted, resumed = (batches(source, layout), batches(source, layout, first=3, workers=workers))
     assert len(uninterrupted) == 6 and len(resumed) == 3
     for left, right in zip(uninterrupted[3:], resumed, strict=True):
         same(left, right)
@@ -80,15 +77,10 @@ def test_a_later_start_gives_the_same_batches(tmp_path, workers):
 
 def test_shapes_and_crop_major_order(tmp_path):
     batch = batches(write_images(tmp_path, 10), BatchLayout(4, 1, 1, 0), last=1)[0]
-    assert batch["global_crops"].shape == (8, 3, 16, 16) and batch["local_crops"].shape == (
-        8,
-        3,
-        8,
-        8,
+    assert batch["global_crops"].shape == (8, 3, 16, 16) and batch["local_crops"].shape == (8, 3, 8, 8)
+    assert batch["masks"].shape == (8, 16) and len(batch["mask_indices"]) == batch["masks"].sum() == len(
+        batch["mask_weights"]
     )
-    assert batch["masks"].shape == (8, 16) and len(batch["mask_indices"]) == batch[
-        "masks"
-    ].sum() == len(batch["mask_weights"])
 
 
 def test_bad_images_are_named_and_replaced_the_same_way_each_time(tmp_path):
@@ -99,9 +91,7 @@ def test_bad_images_are_named_and_replaced_the_same_way_each_time(tmp_path):
         same(left, right)
     named = {name for batch in once for name, _ in batch["bad"]}
     assert named == {"002.png", "007.png"}
-    assert all(
-        len(batch["ids"]) == 4 and not {"002.png", "007.png"} & set(batch["ids"]) for batch in once
-    )
+    assert all(len(batch["ids"]) == 4 and not {"002.png", "007.png"} & set(batch["ids"]) for batch in once)
 
 
 def test_too_many_bad_images_stop_the_run():
@@ -110,9 +100,7 @@ def test_too_many_bad_images_stop_the_run():
     watch.report()
     assert watch.state_dict() == {"drawn": 110, "bad": 10}
     watch.look_at({"ids": [], "bad": [("x.png", "truncated")] * 2})
-    with pytest.raises(
-        UserError, match=r"12 of 112 images drawn are unreadable.*x.png \(truncated\)"
-    ):
+    with pytest.raises(UserError, match=r"12 of 112 images drawn are unreadable.*x.png \(truncated\)"):
         watch.report()
 
 
@@ -133,25 +121,14 @@ class Stream(ImageStream):
 
 
 def test_a_stream_goes_on_past_its_end_and_names_bad_records():
-    loader = make_loader(
-        Stream(), CROPS, StepMasks((4, 4), 4, 0), BatchLayout(4, 1, 1, 0), 0, 0, 5, 0
-    )
+    loader = make_loader(Stream(), CROPS, StepMasks((4, 4), 4, 0), BatchLayout(4, 1, 1, 0), 0, 0, 5, 0)
     taken = [batch for _, batch in zip(range(5), loader, strict=False)]
-    assert [name for batch in taken for name in batch["ids"]][:12] == [
-        *"01235678",
-        "9",
-        "10",
-        "11",
-        "0",
-    ]
+    assert [name for batch in taken for name in batch["ids"]][:12] == [*"01235678", "9", "10", "11", "0"]
     assert ("4", "truncated") in taken[1]["bad"]
 
 
 def test_a_wait_for_data_has_an_end():
-    with (
-        pytest.raises(RuntimeError, match="DataLoader timed out after 0.1 seconds"),
-        time_limit(0.1),
-    ):
+    with pytest.raises(RuntimeError, match="DataLoader timed out after 0.1 seconds"), time_limit(0.1):
         time.sleep(5)
     with time_limit(0):  # none
         time.sleep(0.01)

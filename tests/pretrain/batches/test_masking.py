@@ -24,9 +24,7 @@ def test_masks_are_blocks_and_come_close_to_their_target():
         mask = block_mask((16, 16), 100, np.random.default_rng(number))
         covered.append(mask.sum())
         smoothness.append((mask[:, 1:] == mask[:, :-1]).mean())
-    assert (
-        np.mean(smoothness) > 0.8
-    )  # neighbours that agree; random scatter of this density has about 0.52
+    assert np.mean(smoothness) > 0.8  # neighbours that agree; random scatter of this density has about 0.52
     assert 85 < np.mean(covered) <= 100
 
 
@@ -38,22 +36,14 @@ def test_targets_are_stratified():
     for value, low, high in zip(masked, edges[:-1], edges[1:], strict=True):
         assert int(256 * low) <= value <= int(256 * high)
     totals = [
-        mask_targets(128, 256, 0.5, (0.1, 0.5), np.random.default_rng(seed)).sum()
-        for seed in range(50)
+        mask_targets(128, 256, 0.5, (0.1, 0.5), np.random.default_rng(seed)).sum() for seed in range(50)
     ]
     assert np.std(totals) / np.mean(totals) < 0.01
 
 
 @pytest.mark.parametrize(
     ("batch", "patches", "bound"),
-    [
-        (64, 256, 4941),
-        (64, 196, 3771),
-        (32, 256, 2496),
-        (32, 196, 1906),
-        (12, 256, 967),
-        (12, 196, 739),
-    ],
+    [(64, 256, 4941), (64, 196, 3771), (32, 256, 2496), (32, 196, 1906), (12, 256, 967), (12, 196, 739)],
 )
 def test_the_published_bound(batch, patches, bound):
     assert max_masked_tokens(2 * batch, patches, 0.5, (0.1, 0.5)) == bound

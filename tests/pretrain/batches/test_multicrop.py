@@ -30,9 +30,9 @@ def test_shapes_and_the_same_seed_gives_the_same_crops(size):
     torch.rand(7)
     torch.manual_seed(5)
     second = crops(picture())
-    assert [crop.shape for crop in first[0]] == [(3, *size)] * 2 and [
-        crop.shape for crop in first[1]
-    ] == [(3, 16, 8)] * 3
+    assert [crop.shape for crop in first[0]] == [(3, *size)] * 2 and [crop.shape for crop in first[1]] == [
+        (3, 16, 8)
+    ] * 3
     for left, right in zip(sum(first, []), sum(second, []), strict=True):
         assert torch.equal(left, right)
     assert not torch.equal(first[0][0], first[0][1])
@@ -40,9 +40,7 @@ def test_shapes_and_the_same_seed_gives_the_same_crops(size):
 
 def test_a_grey_image_is_normalised():
     """Only brightness moves a uniform grey; hue, saturation, contrast, crop and blur leave it."""
-    crops = MultiCrop(
-        (16, 16), (8, 8), 2, blur="paper", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
-    )
+    crops = MultiCrop((16, 16), (8, 8), 2, blur="paper", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     values = []
     for seed in range(30):
         torch.manual_seed(seed)
@@ -90,9 +88,7 @@ def test_boxes_follow_the_published_distribution():
 
 @pytest.mark.parametrize("shape", [(1, 1000), (1000, 3), (1, 1)])
 def test_thin_images_work(shape):
-    assert all(
-        crop.shape == (3, 16, 16) for crop in MultiCrop((16, 16), (8, 8), 0)(picture(*shape))[0]
-    )
+    assert all(crop.shape == (3, 16, 16) for crop in MultiCrop((16, 16), (8, 8), 0)(picture(*shape))[0])
 
 
 def test_probabilities_of_jitter_and_grayscale():
@@ -105,11 +101,7 @@ def test_probabilities_of_jitter_and_grayscale():
 
 
 def test_blur_probabilities_have_names():
-    assert BLUR_PROBABILITY["official"] == (0.0, 0.9, 0.5) and BLUR_PROBABILITY["paper"] == (
-        1.0,
-        0.1,
-        0.5,
-    )
+    assert BLUR_PROBABILITY["official"] == (0.0, 0.9, 0.5) and BLUR_PROBABILITY["paper"] == (1.0, 0.1, 0.5)
 
 
 def test_multi_band_images_keep_their_channels_and_say_what_is_left_out():
@@ -151,9 +143,7 @@ def published_crop(picture, size, scale, blur_probability, solarize_probability,
 @pytest.mark.parametrize("channels", [3, 5])
 def test_seeds_give_the_crops_that_they_always_gave(channels):
     """With the default options, bit for bit, and no draw more or fewer."""
-    mean, std = (
-        ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if channels == 3 else ([0.2] * 5, [0.5] * 5)
-    )
+    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if channels == 3 else ([0.2] * 5, [0.5] * 5)
     crops = MultiCrop((32, 32), (16, 16), 2, mean=mean, std=std)
     image = picture(50, 70) if channels == 3 else torch.rand(5, 50, 70)
     source = V.to_pil_image(image) if channels == 3 else image
@@ -235,9 +225,7 @@ def test_a_picture_and_its_turn_on_the_screen_agree():
         as_tensor = random_view(picture(40, 40), (16, 24), (0.5, 1.0), Poses(0.5, 0.5, True))
         torch.manual_seed(seed)
         as_picture = V.pil_to_tensor(
-            random_view(
-                V.to_pil_image(picture(40, 40)), (16, 24), (0.5, 1.0), Poses(0.5, 0.5, True)
-            )
+            random_view(V.to_pil_image(picture(40, 40)), (16, 24), (0.5, 1.0), Poses(0.5, 0.5, True))
         )
         assert (as_tensor.int() - as_picture.int()).abs().max() <= 2
 
@@ -251,31 +239,21 @@ def test_flips_have_their_probabilities():
         )
         / 200
     )
-    mirrored = sum(
-        slopes(plain_crops((32, 32))(ramps(100, 100))[0][0])[1, 1].item() < 0 for _ in range(50)
-    )
+    mirrored = sum(slopes(plain_crops((32, 32))(ramps(100, 100))[0][0])[1, 1].item() < 0 for _ in range(50))
     assert flipped == pytest.approx(0.25, abs=0.09) and mirrored == 0
 
 
 def test_float_pictures_keep_their_levels():
     """12 bits of a microscope, with `?scale=4095`: 8-bit colours would leave 256 of them."""
     levels = torch.arange(128 * 128).remainder(4096).reshape(128, 128).float() / 4095
-    crops = MultiCrop(
-        (128, 128), (64, 64), 0, (1.0, 1.0), blur="none", mean=[0.0] * 3, std=[1.0] * 3
-    )
+    crops = MultiCrop((128, 128), (64, 64), 0, (1.0, 1.0), blur="none", mean=[0.0] * 3, std=[1.0] * 3)
     torch.manual_seed(0)
     for crop in crops(levels.expand(3, -1, -1))[0]:
-        assert (
-            len(crop[0].mul(4095 * 4).round().unique()) >= 4000
-            and crop.min() >= 0
-            and crop.max() <= 1
-        )
+        assert len(crop[0].mul(4095 * 4).round().unique()) >= 4000 and crop.min() >= 0 and crop.max() <= 1
 
 
 def test_float_pictures_get_the_augmentations_of_8_bit_ones():
-    crops = MultiCrop(
-        (32, 32), (16, 16), 2, blur="paper", mean=[0.0] * 3, std=[1.0] * 3, stain_strength=0.1
-    )
+    crops = MultiCrop((32, 32), (16, 16), 2, blur="paper", mean=[0.0] * 3, std=[1.0] * 3, stain_strength=0.1)
     smooth = V.resize(picture(8, 8), [60, 80], antialias=True)
     for seed in range(20):
         torch.manual_seed(seed)
@@ -292,8 +270,7 @@ def test_without_colour_strength_no_colour_changes():
     torch.manual_seed(0)
     source = V.to_pil_image(picture(8, 8))
     assert all(
-        torch.equal(V.pil_to_tensor(random_colours(source, 0.0, 0.0)), picture(8, 8))
-        for _ in range(20)
+        torch.equal(V.pil_to_tensor(random_colours(source, 0.0, 0.0)), picture(8, 8)) for _ in range(20)
     )
 
 

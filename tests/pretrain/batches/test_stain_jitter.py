@@ -37,9 +37,7 @@ def test_changed_stains_are_scikit_images(alpha, beta):
 def test_no_change_leaves_every_colour_as_it_is():
     """Also those that no mixture of the stains has, such as green and white."""
     view = torch.rand(3, 20, 20).clamp(min=1e-5)
-    torch.testing.assert_close(
-        change_stains(view, torch.ones(3), torch.zeros(3)), view, rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(change_stains(view, torch.ones(3), torch.zeros(3)), view, rtol=0, atol=1e-5)
 
 
 def test_jitter_is_a_function_of_the_seed_and_stays_in_range():

@@ -61,9 +61,9 @@ def encoded(number: int) -> bytes:
     if number == 11:
         return b"broken"
     stream = io.BytesIO()
-    Image.fromarray(
-        np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    ).save(stream, "PNG")
+    Image.fromarray(np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+        stream, "PNG"
+    )
     return stream.getvalue()
 
 
@@ -90,9 +90,7 @@ def take(batches, places: StreamPlaces, count: int) -> list[dict]:
 
 
 @pytest.mark.parametrize(("workers", "processes"), [(0, 1), (2, 1), (2, 2)])
-def test_a_stopped_reader_goes_on_as_if_it_had_not(
-    folder, monkeypatch, workers: int, processes: int
-) -> None:
+def test_a_stopped_reader_goes_on_as_if_it_had_not(folder, monkeypatch, workers: int, processes: int) -> None:
     """Stopped twice, within and behind rounds of the readers and passes over the data; everything
     in the batches is equal."""
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
@@ -107,14 +105,12 @@ def test_a_stopped_reader_goes_on_as_if_it_had_not(
             ):
                 assert ours["ids"] == theirs["ids"] and ours["bad"] == theirs["bad"]
                 assert all(
-                    torch.equal(ours[key], theirs[key])
-                    for key in ("global_crops", "local_crops", "masks")
+                    torch.equal(ours[key], theirs[key]) for key in ("global_crops", "local_crops", "masks")
                 )
         states = json.loads(json.dumps([places.state_dict() for _, places in runs]))
-    assert (
-        len({name for batches in whole for batch in batches for name in batch["ids"]})
-        == 52 * processes
-    ), "an image came twice"
+    assert len({name for batches in whole for batch in batches for name in batch["ids"]}) == 52 * processes, (
+        "an image came twice"
+    )
 
 
 def test_other_readers_begin_a_new_pass_and_say_so(folder) -> None:
@@ -134,20 +130,14 @@ def test_other_readers_begin_a_new_pass_and_say_so(folder) -> None:
         "per_device_train_batch_size was 2 and is 4",
     ):
         assert said in line
-    assert line.endswith(
-        "the stream begins a new pass; with what was before it goes on where it stopped"
-    )
+    assert line.endswith("the stream begins a new pass; with what was before it goes on where it stopped")
     assert later.began == 7 and later.readers == {} and later.ahead == 0
 
 
 def lines(folder: Path) -> list[dict]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {
-            name: value
-            for name, value in line.items()
-            if name not in ("images_per_second", "data_wait")
-        }
+        {name: value for name, value in line.items() if name not in ("images_per_second", "data_wait")}
         for line in found
     ]
 
@@ -162,13 +152,7 @@ def test_a_killed_run_on_a_stream_is_in_the_end_as_one_that_was_not(runs, folder
     environment = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
 
     def start(name: str, *options):
-        arguments = (
-            "--config",
-            tmp_path / "config.yaml",
-            "--output_dir",
-            tmp_path / name,
-            *options,
-        )
+        arguments = ("--config", tmp_path / "config.yaml", "--output_dir", tmp_path / name, *options)
         return runs.start("pretrain/dinov2.py", *arguments, environment=environment)
 
     killed = start("killed")
@@ -240,15 +224,13 @@ def test_two_processes_break_a_step_off_together_and_the_resume_is_exact(
         return runs.finish(*runs.start_two(worker, *arguments), expect=expect)
 
     finish("whole", -1)
-    assert "told to stop: step 3 of 6 is saved" in finish(
-        "hurt", 1, "--grace_seconds", 0.0001, expect=143
-    )
+    assert "told to stop: step 3 of 6 is saved" in finish("hurt", 1, "--grace_seconds", 0.0001, expect=143)
     finish("hurt", -1, "--resume_from_checkpoint", "true")
     assert lines(tmp_path / "hurt") == lines(tmp_path / "whole")
     ours, theirs = (tmp_path / name / "checkpoint-6" for name in ("hurt", "whole"))
     for name in ("student", "optimizer", "heads", "model"):
-        assert (ours / f"{name}.safetensors").read_bytes() == (
-            theirs / f"{name}.safetensors"
-        ).read_bytes(), name
+        assert (ours / f"{name}.safetensors").read_bytes() == (theirs / f"{name}.safetensors").read_bytes(), (
+            name
+        )
     states = [json.loads((each / "training_state.json").read_text()) for each in (ours, theirs)]
     assert states[0]["bad_images"] == states[1]["bad_images"] and states[0]["bad_images"]["bad"] > 0

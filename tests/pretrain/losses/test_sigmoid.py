@@ -37,9 +37,7 @@ def towers() -> list[Tensor]:
 
 def loss_of(images: Tensor, texts: Tensor, parameters: list[Tensor]) -> Tensor:
     of_images, of_texts, scale, bias = parameters
-    return sigmoid_loss(
-        normalize(images @ of_images, dim=1), normalize(texts @ of_texts, dim=1), scale, bias
-    )
+    return sigmoid_loss(normalize(images @ of_images, dim=1), normalize(texts @ of_texts, dim=1), scale, bias)
 
 
 def test_it_is_the_formula():
@@ -49,9 +47,7 @@ def test_it_is_the_formula():
     for scale, bias in ((math.log(10), -10.0), (0.3, 1.5)):
         scale, bias = torch.tensor([scale]).double(), torch.tensor([bias]).double()
         assert math.isclose(
-            sigmoid_loss(images, texts, scale, bias).item(),
-            loop(images, texts, scale, bias),
-            rel_tol=1e-12,
+            sigmoid_loss(images, texts, scale, bias).item(), loop(images, texts, scale, bias), rel_tol=1e-12
         )
 
 
@@ -68,8 +64,7 @@ def test_the_published_start_says_no_to_every_pair():
 
 def test_logits_are_whole_under_autocast():
     images, texts = (
-        normalize(each @ matrix, dim=1).float()
-        for each, matrix in zip(inputs(), towers(), strict=False)
+        normalize(each @ matrix, dim=1).float() for each, matrix in zip(inputs(), towers(), strict=False)
     )
     scale, bias = torch.tensor([math.log(10)]), torch.tensor([-10.0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -92,9 +87,7 @@ def check_on_one_of_two_processes() -> None:
     expected = loss_of(images, texts, expected_parameters)
     expected.backward()
     assert not torch.allclose(loss, expected, rtol=1e-3)
-    for ours, theirs in zip(
-        averaged, [*(each.grad for each in expected_parameters), expected], strict=True
-    ):
+    for ours, theirs in zip(averaged, [*(each.grad for each in expected_parameters), expected], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 

@@ -38,8 +38,7 @@ def test_a_dry_run_on_unreadable_images_ends_in_one_line_and_leaves_no_process(r
     lines = run.printed.splitlines()
     assert not run.processes() and lines[0] == "loading torch and transformers ..."
     assert (
-        lines[-1].startswith("error: 20 images in a row could not be read, the last was ")
-        and len(lines) == 2
+        lines[-1].startswith("error: 20 images in a row could not be read, the last was ") and len(lines) == 2
     ), run.printed
     assert not (tmp_path / "outputs").exists() and not (runs.folder / "outputs").exists()
 
@@ -66,10 +65,7 @@ MISTAKES = {
     "no captions": ("siglip", ("--dataset", "folder:{images}")),
     "another model of siglip": ("siglip", ("--init_from", "{images}")),
     "no such held-out data": ("mae", ("--eval_dataset", "folder:absent")),
-    "images that cannot be read": (
-        "mae",
-        ("--dataset", "folder:{images}", "--eval_dataset", "none"),
-    ),
+    "images that cannot be read": ("mae", ("--dataset", "folder:{images}", "--eval_dataset", "none")),
 }
 
 
@@ -88,9 +84,7 @@ def test_a_mistake_leaves_no_folder(mistake, runs, images, tmp_path):
     program, arguments = MISTAKES[mistake]
     folder = tmp_path / "new" / "run"
     arguments = [text.format(images=images) for text in arguments]
-    runs.error(
-        f"pretrain/{program}.py", *SMALL, "--warmup_steps", 1, *arguments, "--output_dir", folder
-    )
+    runs.error(f"pretrain/{program}.py", *SMALL, "--warmup_steps", 1, *arguments, "--output_dir", folder)
     assert not folder.parent.exists()
 
 
@@ -105,15 +99,7 @@ def test_a_run_says_what_it_is_before_it_reads_the_images_to_judge_by(runs, tmp_
         16,
     )
     printed = runs.finish(
-        runs.start(
-            "pretrain/dinov2.py",
-            *SMALL,
-            "--warmup_steps",
-            1,
-            *data,
-            "--output_dir",
-            tmp_path / "run",
-        )
+        runs.start("pretrain/dinov2.py", *SMALL, "--warmup_steps", 1, *data, "--output_dir", tmp_path / "run")
     )
     first = printed[: printed.index("reading images to judge by")]
     for words in (

@@ -61,9 +61,7 @@ def test_feature_figures_are_the_formulas():
     figures = feature_figures(features)
     assert figures["feature_spread"] == pytest.approx(sum(stds) / 4 * 2, rel=1e-9)
     assert figures["feature_cosine"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-9)
-    assert figures["rankme"] == pytest.approx(
-        math.exp(-sum(p * math.log(p) for p in shares)), rel=1e-9
-    )
+    assert figures["rankme"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), rel=1e-9)
 
 
 def test_known_features_have_known_figures():
@@ -94,9 +92,7 @@ def test_too_few_probes_are_no_crash(rows):
 
 def small_method(centering="softmax"):
     torch.manual_seed(0)
-    backbone = build_backbone(
-        16, 1, 2, patch_size=4, image_size=8, num_channels=3, layerscale_value=1.0
-    )
+    backbone = build_backbone(16, 1, 2, patch_size=4, image_size=8, num_channels=3, layerscale_value=1.0)
     return SelfDistillation(backbone, ProjectionHead(16, 12, 16, 8), centering=centering)
 
 
@@ -172,9 +168,7 @@ def test_a_healthy_course_raises_no_alarm():
 def test_each_sickness_is_told_once_when_it_has_lasted(name):
     watch = HealthWatch(100, quiet_steps=20)
     told = course(watch, 20, 8, SICK[name])
-    first = (
-        8 + CHECKS_IN_A_ROW - 1 + (name == "teacher")
-    )  # a teacher stands still from the second look on
+    first = 8 + CHECKS_IN_A_ROW - 1 + (name == "teacher")  # a teacher stands still from the second look on
     assert told == {10 * first: [name]}
     assert "\n" not in MEANINGS[name](HEALTHY | SICK[name])
 
@@ -185,8 +179,7 @@ def test_growing_alike_is_an_alarm_and_being_alike_from_the_start_is_none():
     watch, told = HealthWatch(100, quiet_steps=0), []
     for check in range(6):
         told += watch.look_at(
-            check + 1,
-            HEALTHY | {"teacher_sum": float(check), "feature_cosine": 0.9 + 0.015 * check},
+            check + 1, HEALTHY | {"teacher_sum": float(check), "feature_cosine": 0.9 + 0.015 * check}
         )
     assert told == ["features"]
 
@@ -201,8 +194,6 @@ def test_a_resumed_watch_says_the_same():
     told = course(first, 8, 8, SICK["features"])
     second.load_state_dict(first.state_dict())
     for check in range(9, 21):
-        alarms = second.look_at(
-            10 * check, HEALTHY | {"teacher_sum": float(check)} | SICK["features"]
-        )
+        alarms = second.look_at(10 * check, HEALTHY | {"teacher_sum": float(check)} | SICK["features"])
         told |= {10 * check: alarms} if alarms else {}
     assert told == whole != {}

@@ -62,11 +62,7 @@ def whole(tmp_path_factory, run):
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {
-            name: value
-            for name, value in line.items()
-            if name not in ("images_per_second", "data_wait")
-        }
+        {name: value for name, value in line.items() if name not in ("images_per_second", "data_wait")}
         for line in lines
     ]
 
@@ -79,14 +75,7 @@ def test_losses_features_and_targets_stay_float32():
     """Under autocast to float16: what the docstring promises, and gradients of float32 weights."""
     torch.manual_seed(0)
     backbone = build_backbone(
-        32,
-        2,
-        2,
-        patch_size=8,
-        image_size=32,
-        num_channels=3,
-        layerscale_value=1.0,
-        initializer_range=0.08,
+        32, 2, 2, patch_size=8, image_size=32, num_channels=3, layerscale_value=1.0, initializer_range=0.08
     )
     method = SelfDistillation(backbone, ProjectionHead(32, 24, 32, 16), centering="sinkhorn_knopp")
     masks = torch.zeros(8, 16, dtype=torch.bool)
@@ -101,19 +90,12 @@ def test_losses_features_and_targets_stay_float32():
     exact = method(**batch, teacher_temp=0.04)
     seen = {}
     for name, module in backbone.named_modules():
-        module.register_forward_hook(
-            lambda module, args, output, name=name: seen.update({name: output})
-        )
+        module.register_forward_hook(lambda module, args, output, name=name: seen.update({name: output}))
     with torch.autocast("cpu", torch.float16):
         losses = method(**batch, teacher_temp=0.04)
-        targets, patches = method.teacher_targets(
-            batch["global_crops"], batch["mask_indices"], 0.04
-        )
+        targets, patches = method.teacher_targets(batch["global_crops"], batch["mask_indices"], 0.04)
     assert {value.dtype for value in (*losses.values(), targets, patches)} == {torch.float32}
-    assert (
-        seen["encoder.layer.0.mlp.fc1"].dtype == torch.float16
-        and seen["layernorm"].dtype == torch.float32
-    )
+    assert seen["encoder.layer.0.mlp.fc1"].dtype == torch.float16 and seen["layernorm"].dtype == torch.float32
     for name, value in losses.items():
         assert value.item() == pytest.approx(exact[name].item(), rel=5e-3), name
     losses["loss"].backward()
@@ -135,9 +117,7 @@ def test_more_overflows_in_a_row_than_may_be_skipped_lower_the_scale_and_trainin
     ]
     taken = [line for line in lines if "dino_global_loss" in line]
     assert [line["step"] for line in skipped + taken] == list(range(1, 17)) and len(taken) > 2
-    assert all(
-        torch.isfinite(tensor).all() for tensor in load_file(whole / "model.safetensors").values()
-    )
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(whole / "model.safetensors").values())
     scaler = state_of(whole, 16)["loss_scaler"]
     assert scaler["scale"] == skipped[-1]["loss_scale"] and scaler["_growth_tracker"] == len(taken)
 

@@ -57,9 +57,7 @@ def data(tmp_path_factory):
         write(f"copies/{('cat', 'dog')[number % 2]}/{number:02d}.png")
         if number < 12:
             image = Image.open(root / f"lab/{('cat', 'dog')[number % 2]}/{number:02d}.png")
-            image.save(
-                root / f"copies/{('cat', 'dog')[number % 2]}/{number:02d}.png", compress_level=0
-            )
+            image.save(root / f"copies/{('cat', 'dog')[number % 2]}/{number:02d}.png", compress_level=0)
     for number in range(40):
         write(f"raw/{2021 + number % 2}/{number:02d}.png")
     return root
@@ -101,15 +99,12 @@ def test_ones_own_labels_judge_on_images_that_are_not_trained_on(run, data, tmp_
 def test_without_labels_nothing_is_judged_and_that_is_said(run, data, tmp_path):
     printed = run("--dataset", data / "flat")
     assert (
-        "not judged      the images have no labels; name labelled images by --eval_dataset"
-        in printed
+        "not judged      the images have no labels; name labelled images by --eval_dataset" in printed
         and "k-NN   " not in printed
     )
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["eval_dataset"] is None
     assert "knn_cls" not in (tmp_path / "run/metrics.jsonl").read_text()
-    dry = run(
-        "--dataset", data / "raw", "--per_device_train_batch_size", 38, "--dry_run", folder="dry"
-    )
+    dry = run("--dataset", data / "raw", "--per_device_train_batch_size", 38, "--dry_run", folder="dry")
     assert (
         "not judged      with a tenth held out 36 images would be left, fewer than a global batch or knn_k"
         in dry
@@ -146,8 +141,7 @@ def test_a_bank_that_was_named_is_refused_for_other_classes(runs, config, data, 
         tmp_path / "run",
     )
     assert (
-        "are not among 2021, 2022" in runs.error(SCRIPT, config, *options)
-        and not (tmp_path / "run").exists()
+        "are not among 2021, 2022" in runs.error(SCRIPT, config, *options) and not (tmp_path / "run").exists()
     )
 
 
@@ -156,9 +150,7 @@ def test_a_query_is_not_in_the_bank(run, data, tmp_path):
     can tell their classes."""
     same = knn_line(run("--dataset", data / "lab", "--eval_dataset", data / "lab"))
     assert "bank 12, queries 12" in same and "because they are the training images too" in same
-    copies = knn_line(
-        run("--dataset", data / "copies", "--eval_dataset", data / "lab", folder="copies")
-    )
+    copies = knn_line(run("--dataset", data / "copies", "--eval_dataset", data / "lab", folder="copies"))
     said = "12 of 24 queries are in the bank; those images were left out of the bank"
     assert (
         "bank 12, queries 24" in copies
@@ -174,14 +166,7 @@ def test_what_cannot_be_read_is_named_and_above_a_share_stops_it(runs, run, conf
         (broken / path.parent.name / path.name).write_bytes(
             b"junk" if number in (3, 20) else path.read_bytes()
         )
-    options = (
-        "--dataset",
-        data / "copies",
-        "--eval_dataset",
-        broken,
-        "--output_dir",
-        tmp_path / "stopped",
-    )
+    options = ("--dataset", data / "copies", "--eval_dataset", broken, "--output_dir", tmp_path / "stopped")
     said = runs.error(SCRIPT, config, *options)
     assert (
         "2 of 24 k-NN queries could not be read, more than max_bad_fraction=0.01" in said
@@ -190,14 +175,9 @@ def test_what_cannot_be_read_is_named_and_above_a_share_stops_it(runs, run, conf
     printed = run("--dataset", data / "copies", "--eval_dataset", broken, "--max_bad_fraction", 0.1)
     assert "queries 22" in knn_line(printed) and "2 unreadable images left out" in knn_line(printed)
     assert "left out        k-NN: 2 images cannot be read, " in printed
-    named = [
-        json.loads(line)["id"]
-        for line in (tmp_path / "run/bad_samples.jsonl").read_text().splitlines()
-    ]
+    named = [json.loads(line)["id"] for line in (tmp_path / "run/bad_samples.jsonl").read_text().splitlines()]
     assert sorted(named) == ["cat/06.png", "dog/17.png"]
-    probes = run(
-        "--dataset", broken, "--eval_dataset", "none", "--max_bad_fraction", 0.5, folder="probes"
-    )
+    probes = run("--dataset", broken, "--eval_dataset", "none", "--max_bad_fraction", 0.5, folder="probes")
     assert "left out        health probes: 2 images cannot be read" in probes
 
 
@@ -225,9 +205,7 @@ def test_mae_measures_the_loss_of_a_held_out_part_of_ones_own_images(runs, train
     assert "eval_loss" in (tmp_path / "run/metrics.jsonl").read_text()
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["eval_dataset"] == "held_out"
     few = ("--max_steps", 2, "--dataset", own_pictures(tmp_path / "few", 20))
-    printed = runs.finish(
-        runs.start("pretrain/mae.py", config, *few, "--output_dir", tmp_path / "without")
-    )
+    printed = runs.finish(runs.start("pretrain/mae.py", config, *few, "--output_dir", tmp_path / "without"))
     assert (
         "no held-out loss: a tenth of 20 images does not fill a batch of 8; name others by --eval_dataset"
         in printed

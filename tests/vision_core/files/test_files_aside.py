@@ -41,29 +41,19 @@ def test_a_file_reaches_the_disk_before_it_is_seen(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(
-        os,
-        "fsync",
-        lambda fd: (events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))[1],
+        os, "fsync", lambda fd: (events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))[1]
     )
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b))[1])
     write_whole(tmp_path / "new" / "file", b"content", tmp_path)
-    assert (
-        events[0] == tmp_path.name
-        and events[1].startswith(".tmp-")
-        and events[2:] == ["rename", "new"]
-    )
-    assert (tmp_path / "new" / "file").read_bytes() == b"content" and os.listdir(tmp_path) == [
-        "new"
-    ]
+    assert events[0] == tmp_path.name and events[1].startswith(".tmp-") and events[2:] == ["rename", "new"]
+    assert (tmp_path / "new" / "file").read_bytes() == b"content" and os.listdir(tmp_path) == ["new"]
 
 
 def test_the_first_file_stays_where_that_is_asked_for(tmp_path):
     for content in (b"first", b"second"):
         write_whole(tmp_path / "kept", content, tmp_path, keep_first=True)
         write_whole(tmp_path / "replaced", content, tmp_path)
-    assert (tmp_path / "kept").read_bytes() == b"first" and (
-        tmp_path / "replaced"
-    ).read_bytes() == b"second"
+    assert (tmp_path / "kept").read_bytes() == b"first" and (tmp_path / "replaced").read_bytes() == b"second"
     assert sorted(os.listdir(tmp_path)) == ["kept", "replaced"]
 
 

@@ -42,9 +42,7 @@ def swap(place: Path) -> None:
 
 @pytest.mark.parametrize("name", ["in/file", "link/file"])
 @pytest.mark.parametrize("moment", range(1, 6))
-def test_a_folder_that_becomes_a_link_between_any_two_steps_is_not_followed(
-    place, monkeypatch, name, moment
-):
+def test_a_folder_that_becomes_a_link_between_any_two_steps_is_not_followed(place, monkeypatch, name, moment):
     """`moment` counts the calls that look at the file system: the swap is done in front of that
     one."""
     steps = iter(range(1, 100))
@@ -100,10 +98,7 @@ def test_a_folder_that_is_swapped_all_the_time_gives_nothing_from_outside(place)
 def test_links_that_lead_nowhere_else_are_followed(place):
     (place / "data" / "file_link").symlink_to("in/file")
     for name in ("in/file", "link/file", "file_link", "in/../link/./file"):
-        assert (
-            read_regular_file(os.path.join(place, "data", name), *data_roots(place / "data"))
-            == OURS
-        )
+        assert read_regular_file(os.path.join(place, "data", name), *data_roots(place / "data")) == OURS
 
 
 def test_a_snapshot_of_the_hubs_cache_and_followed_links_still_work(place):
@@ -117,9 +112,7 @@ def test_a_snapshot_of_the_hubs_cache_and_followed_links_still_work(place):
     assert read_regular_file(str(snapshot / "file"), *data_roots(snapshot)) == OURS
     with pytest.raises(UnreadableImage, match="outside_the_data_folder"):
         read_regular_file(str(snapshot / "out"), *data_roots(snapshot))
-    assert (
-        read_regular_file(str(snapshot / "out"), *data_roots(snapshot, follow_links=True)) == SECRET
-    )
+    assert read_regular_file(str(snapshot / "out"), *data_roots(snapshot, follow_links=True)) == SECRET
     assert data_roots(snapshot, follow_links=True) == (ANYWHERE,)
 
 

@@ -67,9 +67,7 @@ def test_no_bit_and_no_length_goes_unnoticed(tmp_path):
     damaged = [content[:length] for length in range(len(content))]
     for place in range(len(content)):
         for bit in range(8):
-            damaged.append(
-                content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
-            )
+            damaged.append(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
     for each in damaged:
         path.write_bytes(each)
         with pytest.raises((DamagedTensors, NotSealed)):

@@ -6,14 +6,7 @@ import pytest
 import yaml
 
 from vision_core.errors import UserError
-from vision_core.files.text_files import (
-    MAX_DEPTH,
-    is_deep,
-    parse_json,
-    read_text,
-    yaml_node,
-    yaml_value,
-)
+from vision_core.files.text_files import MAX_DEPTH, is_deep, parse_json, read_text, yaml_node, yaml_value
 
 
 def nested(depth):
@@ -42,9 +35,11 @@ def test_depth_ends_where_it_is_said(depth):
 
 
 def test_constants_are_refused_where_numbers_matter():
-    assert parse_json(
-        "[1.5, -9223372036854775808, 9223372036854775807]", "f", "c", finite=True
-    ) == [1.5, -(2**63), 2**63 - 1]
+    assert parse_json("[1.5, -9223372036854775808, 9223372036854775807]", "f", "c", finite=True) == [
+        1.5,
+        -(2**63),
+        2**63 - 1,
+    ]
     for word in ("1e999", "9223372036854775808", "-9223372036854775809", "9" * 4000):
         with pytest.raises(UserError, match="no JSON .*; mend"):
             parse_json(f"[{word}]", "f", "mend", finite=True)
@@ -74,9 +69,7 @@ def test_yaml_is_what_yaml_makes_of_it(text):
     )
 
 
-@pytest.mark.parametrize(
-    "text", ["!!python/object:os.system x", "d: 2020-99-99", "a: *b", "\0", "a: b: c"]
-)
+@pytest.mark.parametrize("text", ["!!python/object:os.system x", "d: 2020-99-99", "a: *b", "\0", "a: b: c"])
 def test_yaml_that_is_none_is_one_line(text):
     with pytest.raises(UserError, match="^f is not valid YAML"):
         yaml_value(text, "f")
@@ -99,9 +92,7 @@ def test_texts_are_of_a_size_and_in_utf_8(tmp_path):
     (tmp_path / "a").write_bytes("Zoë".encode("utf-8-sig"))
     assert read_text(tmp_path / "a", "a", "c", "utf-8-sig") == "Zoë"
     (tmp_path / "a").write_bytes(b"ab\xff")
-    with pytest.raises(
-        UserError, match=r"^a cannot be read: it is not text in UTF-8 \(byte 2\); c$"
-    ):
+    with pytest.raises(UserError, match=r"^a cannot be read: it is not text in UTF-8 \(byte 2\); c$"):
         read_text(tmp_path / "a", "a", "c")
     with pytest.raises(UserError, match="it has more than 2 bytes"):
         read_text(tmp_path / "a", "a", "c", most_bytes=2)

@@ -109,9 +109,7 @@ def test_a_folder_beside_the_images(arrays, tmp_path):
     (tmp_path / "masks/a/1.png").unlink()
     with pytest.raises(UserError, match=r"1 of 3 images have no mask, such as .*a/1.png"):
         open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks")
-    with pytest.raises(
-        UserError, match="ignore needs a mask for each image; name them by mask=WHERE"
-    ):
+    with pytest.raises(UserError, match="ignore needs a mask for each image; name them by mask=WHERE"):
         open_source(f"folder:{tmp_path}/images?ignore=3")
 
 
@@ -130,11 +128,7 @@ def test_nothing_beside_the_images_is_read_before_it_is_asked_for(parquet_file, 
         parquet_source, "_read_column", lambda paths, column: read.append(column) or [["x"]] * 4
     )
     known = open_source(f"parquet:{parquet_file}").annotations
-    assert (
-        known.names == {"mask", "depth", "captions", "copy_of"}
-        and read == []
-        and known.masks._cache == {}
-    )
+    assert known.names == {"mask", "depth", "captions", "copy_of"} and read == [] and known.masks._cache == {}
     assert known.captions(0) == known.captions(1) == ["x"] and read == ["captions"]
     known.mask(0)
     assert known.masks._cache != {}
@@ -149,12 +143,12 @@ def test_what_is_empty_is_kept_empty(arrays, tmp_path):
     }
     pyarrow.parquet.write_table(pyarrow.table({"image": images, **columns}), tmp_path / "x.parquet")
     known = open_source(f"parquet:{tmp_path}/x.parquet").annotations
-    assert [known.captions(index) for index in range(4)] == [
-        ["a"],
-        [],
-        ["c"],
-        ["d"],
-    ] and known.copy_of == ["q", "", "q", "q"]
+    assert [known.captions(index) for index in range(4)] == [["a"], [], ["c"], ["d"]] and known.copy_of == [
+        "q",
+        "",
+        "q",
+        "q",
+    ]
 
 
 def test_originals_have_names_without_being_copies(arrays, tmp_path):
@@ -176,9 +170,7 @@ def grey_png(bits, rows, size=None):
     raw = b"".join(b"\0" + int(line, 2).to_bytes(len(line) // 8, "big") for line in lines)
 
     def chunk(name, data):
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", *(size or (len(rows[0]), len(rows))), bits, 0, 0, 0, 0)
     return (
@@ -198,13 +190,10 @@ def test_grey_that_pillow_would_spread_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("file_format", "mode"),
-    [("PNG", "uint8"), ("PNG", "uint16"), ("TIFF", "uint8"), ("TIFF", "uint16")],
+    ("file_format", "mode"), [("PNG", "uint8"), ("PNG", "uint16"), ("TIFF", "uint8"), ("TIFF", "uint16")]
 )
 def test_numbers_come_back_exactly(file_format, mode):
-    values = np.random.default_rng(2).integers(
-        0, np.iinfo(mode).max, (9, 11), dtype=mode, endpoint=True
-    )
+    values = np.random.default_rng(2).integers(0, np.iinfo(mode).max, (9, 11), dtype=mode, endpoint=True)
     stream = io.BytesIO()
     Image.fromarray(values).save(stream, file_format)
     assert decode_values(stream.getvalue()).tolist() == values.tolist()
@@ -225,10 +214,7 @@ def test_a_bomb_is_refused_by_its_header():
 
 
 def test_masks_are_as_large_as_the_source_allows_its_images_to_be(tmp_path, monkeypatch):
-    assert (
-        decode_values(grey_png(1, [[0] * 8] * 8, size=(8, 8)), max_pixels=64).tolist()
-        == [[0] * 8] * 8
-    )
+    assert decode_values(grey_png(1, [[0] * 8] * 8, size=(8, 8)), max_pixels=64).tolist() == [[0] * 8] * 8
     with pytest.raises(UnreadableImage, match="too_large"):
         decode_values(grey_png(1, [[0] * 8] * 8), max_pixels=63)
     side = 8_008  # more than 64 million pixels
@@ -244,9 +230,7 @@ def test_masks_are_as_large_as_the_source_allows_its_images_to_be(tmp_path, monk
 def test_large_masks_of_tiff_that_pillow_does_not_read():
     tifffile = pytest.importorskip("tifffile")
     stream = io.BytesIO()
-    tifffile.imwrite(
-        stream, np.full((16, 16), 5, np.uint16), photometric="minisblack", compression="zstd"
-    )
+    tifffile.imwrite(stream, np.full((16, 16), 5, np.uint16), photometric="minisblack", compression="zstd")
     assert tiff.open_plain(stream.getvalue(), 256) is None
     assert decode_values(stream.getvalue(), max_pixels=256).tolist() == [[5] * 16] * 16
     with pytest.raises(UnreadableImage, match="too_large"):
@@ -254,18 +238,14 @@ def test_large_masks_of_tiff_that_pillow_does_not_read():
 
 
 def test_palette_indices_are_numbers_not_colours():
-    picture = Image.fromarray(
-        np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, 0).repeat(8, 1), "P"
-    )
+    picture = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, 0).repeat(8, 1), "P")
     picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     stream = io.BytesIO()
     picture.save(stream, "PNG")
     assert decode_values(stream.getvalue())[::8, ::8].tolist() == [[0, 1], [2, 1]]
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"\x89PNG\r\n\x1a\n broken", png(np.zeros((9, 9), np.uint8))[:40]]
-)
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n broken", png(np.zeros((9, 9), np.uint8))[:40]])
 def test_bytes_that_are_no_picture(data):
     with pytest.raises(UnreadableImage):
         decode_values(data)
@@ -292,21 +272,15 @@ def test_what_does_not_fit_is_named(arrays, tmp_path):
     ):
         open_source(colours).annotations.mask(0)
     large = write("large.parquet", image=images, mask=structs([png(array) for array in arrays[2]]))
-    with pytest.raises(
-        UserError, match=r"large.parquet:0 holds the value \d+; class numbers are 0 to 254"
-    ):
+    with pytest.raises(UserError, match=r"large.parquet:0 holds the value \d+; class numbers are 0 to 254"):
         open_source(large).annotations.mask(0)
-    cut = write(
-        "cut.parquet", image=images, mask=structs([png(array[:, :10]) for array in arrays[1]])
-    )
+    cut = write("cut.parquet", image=images, mask=structs([png(array[:, :10]) for array in arrays[1]]))
     with pytest.raises(
         UserError,
         match=r"cut.parquet:0 is 12 x 10 pixels \(height x width\) and its image 12 x 16; give one that shows",
     ):
         open_source(cut).annotations.mask(0)
-    half = write(
-        "half.parquet", image=images, mask=structs([png(array[:9, :12]) for array in arrays[1]])
-    )
+    half = write("half.parquet", image=images, mask=structs([png(array[:9, :12]) for array in arrays[1]]))
     assert open_source(half).annotations.mask(0).shape == (9, 12)
     broken = write("broken.parquet", image=images, mask=structs([b"no picture"] * 4))
     with pytest.raises(UnreadableImage, match="not_an_image"):
@@ -314,12 +288,8 @@ def test_what_does_not_fit_is_named(arrays, tmp_path):
     for option in ("depth", "captions"):
         with pytest.raises(UserError, match=f"no {option} .*name where it is by {option}=WHERE"):
             getattr(open_source(half).annotations, option)(0)
-    numbers = write(
-        "numbers.parquet", image=images, label=[0, 1, 2, 3], share=[0.5] * 4, source=list("abcd")
-    )
-    with pytest.raises(
-        UserError, match="column 'label' holds no images; name another by mask=COLUMN"
-    ):
+    numbers = write("numbers.parquet", image=images, label=[0, 1, 2, 3], share=[0.5] * 4, source=list("abcd"))
+    with pytest.raises(UserError, match="column 'label' holds no images; name another by mask=COLUMN"):
         open_source(f"{numbers}?mask=label")
     with pytest.raises(UserError, match="column 'share' holds neither texts nor lists of texts"):
         open_source(f"{numbers}?captions=share")
@@ -333,9 +303,7 @@ def test_what_does_not_fit_is_named(arrays, tmp_path):
         open_source(f"{colours}?mask=masc")
     bare = write("bare.parquet", image=images)
     assert open_source(bare).annotations is None and open_source(bare).knows == set()
-    with pytest.raises(
-        UserError, match="ignore needs a mask for each image; name them by mask=WHERE"
-    ):
+    with pytest.raises(UserError, match="ignore needs a mask for each image; name them by mask=WHERE"):
         open_source(f"{bare}?ignore=1")
 
 
@@ -374,14 +342,14 @@ def test_columns_of_a_data_set_of_the_hub(arrays, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: dataset)
     source = open_source("hf:some/name")
-    assert source.knows == {"captions"} and [
-        source.annotations.captions(row) for row in range(4)
-    ] == [["a"], [], ["c"], ["d"]]
+    assert source.knows == {"captions"} and [source.annotations.captions(row) for row in range(4)] == [
+        ["a"],
+        [],
+        ["c"],
+        ["d"],
+    ]
     for options, message in (
-        (
-            "mask=mask",
-            "column 'mask' holds no images besides the images; name another by .mask=COLUMN",
-        ),
+        ("mask=mask", "column 'mask' holds no images besides the images; name another by .mask=COLUMN"),
         ("captions=share", "column 'share' holds neither texts nor lists of texts"),
         ("copy_of=source", "copy_of=source needs a column image_id"),
         ("depth=dephts", "no column 'dephts'; name one of image, mask, caption"),
@@ -404,9 +372,9 @@ def test_scenes_know_everything():
         and torch.equal(known.depth(3), scene.depth)
         and known.captions(3) == scene.captions
     )
-    assert known.mask(3)[scene.masks == 1].unique().tolist() == [1 + scene.category] and known.mask(
-        3
-    )[scene.masks == 0].unique().tolist() == [0]
+    assert known.mask(3)[scene.masks == 1].unique().tolist() == [1 + scene.category] and known.mask(3)[
+        scene.masks == 0
+    ].unique().tolist() == [0]
     assert len(known.mask_names) > int(known.mask(3).max())
 
 
@@ -422,9 +390,7 @@ def test_fingerprints_change_with_the_data(parquet_file, tmp_path):
     os.utime(copy, ns=(1, 1))
     assert open_source(f"parquet:{copy}").fingerprint != first
     texts = {
-        open_source(f"scenes?count={count}&seed={seed}").fingerprint
-        for count in (3, 4)
-        for seed in (0, 1)
+        open_source(f"scenes?count={count}&seed={seed}").fingerprint for count in (3, 4) for seed in (0, 1)
     }
     assert len(texts) == 4
 

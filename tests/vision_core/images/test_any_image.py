@@ -21,9 +21,7 @@ COLOUR = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 
 def encoded(image: np.ndarray | Image.Image, format: str = "PNG", **options) -> bytes:
     stream = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(
-        stream, format, **options
-    )
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, format, **options)
     return stream.getvalue()
 
 
@@ -35,9 +33,7 @@ def test_where_both_ends_could_be_channels_numpy_has_them_last_and_torch_first(s
     values = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     last, first = np.moveaxis(values, -1, 0), values
     for given, planes in ((values, last), (torch.from_numpy(values), first)):
-        assert np.array_equal(
-            image_tensor(given).numpy(), np.broadcast_to(planes, (3, *planes.shape[1:]))
-        )
+        assert np.array_equal(image_tensor(given).numpy(), np.broadcast_to(planes, (3, *planes.shape[1:])))
 
 
 def test_sixteen_bits_of_an_array_are_those_of_a_file():
@@ -82,9 +78,7 @@ def test_an_image_in_memory_may_be_small_and_a_file_may_not():
 def test_a_frame_that_a_user_turned_to_is_the_one_taken():
     frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "lime", "blue")]
     animation = Image.open(
-        io.BytesIO(
-            encoded(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:])
-        )
+        io.BytesIO(encoded(frames[0], "WEBP", lossless=True, save_all=True, append_images=frames[1:]))
     )
     assert image_tensor(animation)[:, 0, 0].tolist() == [255, 0, 0]
     animation.seek(2)

@@ -21,9 +21,7 @@ SMOOTH = np.array(Image.fromarray(COLOUR).resize((96, 64), Image.Resampling.BICU
 
 def encode(picture: Image.Image | np.ndarray, format: str, **options) -> bytes:
     stream = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(
-        stream, format, **options
-    )
+    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(stream, format, **options)
     return stream.getvalue()
 
 
@@ -31,9 +29,7 @@ def png(width: int, height: int, depth: int, colour_type: int, rows: bytes) -> b
     """A PNG written by hand, so that the header may say anything."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     return (
@@ -70,9 +66,7 @@ def reason(data: bytes, num_channels: int = 3) -> str:
 
 
 PICTURE = Image.fromarray(SMOOTH)
-HALVES = {
-    format: encode(SMOOTH, format) for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-}
+HALVES = {format: encode(SMOOTH, format) for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
 READABLE = {
     "jpeg": HALVES["JPEG"],
     "cmyk": encode(PICTURE.convert("CMYK"), "JPEG"),
@@ -120,14 +114,8 @@ def test_pictures_keep_their_means(name: str) -> None:
         (HALVES["PNG"][:20], "truncated"),
         (b"\xff\xd8\xff\xe0" + bytes(40), "corrupt"),
         (b"II*\0\xff\xff\xff\xff", "unsupported_tiff"),
-        (
-            encode(Image.fromarray(SMOOTH[..., 0].astype(np.float32)), "TIFF"),
-            "unsupported_mode float32",
-        ),
-        (
-            encode(Image.fromarray(SMOOTH[..., 0].astype(np.int32)), "TIFF"),
-            "unsupported_mode int32",
-        ),
+        (encode(Image.fromarray(SMOOTH[..., 0].astype(np.float32)), "TIFF"), "unsupported_mode float32"),
+        (encode(Image.fromarray(SMOOTH[..., 0].astype(np.int32)), "TIFF"), "unsupported_mode int32"),
         (encode(np.zeros((1, 1, 3), dtype=np.uint8), "PNG"), "too_small"),
         (encode(np.zeros((1, 10000, 3), dtype=np.uint8), "PNG"), "too_small"),
         (b"\x93NUMPY\x01\x00", "corrupt"),
@@ -182,9 +170,7 @@ def test_exif_orientation(orientation: int, format: str) -> None:
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_the_size_in_the_header_is_that_of_the_upright_picture(
-    orientation: int, format: str
-) -> None:
+def test_the_size_in_the_header_is_that_of_the_upright_picture(orientation: int, format: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(SMOOTH, format, exif=exif)
@@ -195,11 +181,7 @@ def test_orientation_six_of_sixteen_bit_grey_and_of_jpeg() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decode_image(encode(SMOOTH, "JPEG", exif=exif)).shape == (3, 96, 64)
-    assert decode_image(encode(SMOOTH[..., 0].astype(np.uint16) * 257, "PNG", exif=exif)).shape == (
-        3,
-        96,
-        64,
-    )
+    assert decode_image(encode(SMOOTH[..., 0].astype(np.uint16) * 257, "PNG", exif=exif)).shape == (3, 96, 64)
 
 
 def test_an_unreadable_exif_block_leaves_the_pixels() -> None:
@@ -218,8 +200,7 @@ def test_an_animation_gives_its_first_frame(format: str) -> None:
         **({"lossless": True} if format == "WEBP" else {}),
     )
     assert torch.equal(
-        decode_image(data),
-        torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 24, 32),
+        decode_image(data), torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, 24, 32)
     )
 
 
@@ -239,9 +220,7 @@ BOMBS = {
 }
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/statm").exists(), reason="reads the resident memory from /proc"
-)
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident memory from /proc")
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_by_their_header(name: str) -> None:
     decode_image(HALVES["PNG"]), decode_image(HALVES["GIF"]), decode_image(HALVES["WEBP"])
@@ -301,16 +280,12 @@ def test_one_channel_is_luminance() -> None:
     assert image.dtype == torch.float32 and image.shape == (1, 64, 96)
     np.testing.assert_allclose(image[0].numpy(), reference, atol=1e-6)
     # ITU-R 601-2
-    np.testing.assert_allclose(
-        image[0].numpy(), SMOOTH @ [0.299, 0.587, 0.114] / 255, atol=0.5 / 255 + 1e-3
-    )
+    np.testing.assert_allclose(image[0].numpy(), SMOOTH @ [0.299, 0.587, 0.114] / 255, atol=0.5 / 255 + 1e-3)
 
 
 def test_one_channel_keeps_sixteen_bits() -> None:
     values = np.random.default_rng(2).integers(0, 65536, (16, 24), dtype=np.uint16)
-    np.testing.assert_allclose(
-        decode_image(encode(values, "PNG"), 1)[0].numpy(), values / 65535, atol=1e-7
-    )
+    np.testing.assert_allclose(decode_image(encode(values, "PNG"), 1)[0].numpy(), values / 65535, atol=1e-7)
 
 
 def test_pictures_have_no_five_channels() -> None:

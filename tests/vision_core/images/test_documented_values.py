@@ -95,9 +95,7 @@ def palette_png() -> Made:
 def palette_tiff(nodata: bool) -> Made:
     colours = numbers("uint16", 3).reshape(3, -1)[:, :256]
     tags = [(42113, "s", 0, "-1", True)] if nodata else []
-    data, indices = tiff(
-        numbers("uint8")[0], photometric="palette", colormap=colours, extratags=tags
-    )
+    data, indices = tiff(numbers("uint8")[0], photometric="palette", colormap=colours, extratags=tags)
     return data, colours[:, indices[0]] >> 8
 
 
@@ -115,9 +113,9 @@ def npz(*arrays: np.ndarray) -> Made:
 
 BLACK, WHITE = {"photometric": "minisblack"}, {"photometric": "miniswhite"}
 PLANES = {"planarconfig": "separate"}
-SMOOTH = np.add.outer(
-    np.arange(3) * 40, np.add.outer(np.arange(HEIGHT) * 3, np.arange(WIDTH) * 4)
-).astype(np.uint8)
+SMOOTH = np.add.outer(np.arange(3) * 40, np.add.outer(np.arange(HEIGHT) * 3, np.arange(WIDTH) * 4)).astype(
+    np.uint8
+)
 TILES = {"tiled": True, "blockxsize": 16, "blockysize": 16}
 
 ROWS: dict[str, Callable[[], Made]] = {
@@ -152,9 +150,7 @@ ROWS: dict[str, Callable[[], Made]] = {
     "TIFF | 8 | 2 | ": lambda: geotiff(numbers("uint8", 2)),
     "TIFF | 8 | 3 | ": lambda: geotiff(numbers("uint8", 3), photometric="minisblack"),
     "TIFF | 8 | 4 | ": lambda: geotiff(numbers("uint8", 4), alpha="no"),
-    "TIFF | 8 | CMYK by band | ": lambda: tiff(
-        numbers("uint8", 4), photometric="separated", **PLANES
-    ),
+    "TIFF | 8 | CMYK by band | ": lambda: tiff(numbers("uint8", 4), photometric="separated", **PLANES),
     "TIFF | 8 | CIE L\\*a\\*b\\* | ": lambda: tiff(last(numbers("uint8", 3)), photometric="cielab"),
     "TIFF | 10 | 3 | ": lambda: geotiff(numbers("uint16", 3, bits=10), nbits=10),
     "TIFF | 12 | grey | ": lambda: geotiff(numbers("uint16", bits=12), nbits=12),
@@ -162,9 +158,7 @@ ROWS: dict[str, Callable[[], Made]] = {
     "TIFF | 16 | grey | big-endian, LZW": lambda: geotiff(
         numbers("uint16"), endianness="big", compress="lzw"
     ),
-    "TIFF | 16 | grey | white is zero": lambda: geotiff(
-        numbers("uint16"), photometric="miniswhite"
-    ),
+    "TIFF | 16 | grey | white is zero": lambda: geotiff(numbers("uint16"), photometric="miniswhite"),
     "TIFF | 16 | grey | white is zero, big-endian": lambda: geotiff(
         numbers("uint16"), photometric="miniswhite", endianness="big"
     ),
@@ -182,9 +176,7 @@ ROWS: dict[str, Callable[[], Made]] = {
     "TIFF | 16 | 3 | BigTIFF, big-endian, deflate": lambda: geotiff(
         numbers("uint16", 3), compress="deflate", bigtiff="yes", endianness="big"
     ),
-    "TIFF | 16 | 4 | by band, LZW": lambda: geotiff(
-        numbers("uint16", 4), interleave="band", compress="lzw"
-    ),
+    "TIFF | 16 | 4 | by band, LZW": lambda: geotiff(numbers("uint16", 4), interleave="band", compress="lzw"),
     "TIFF | 16 | 3 pages | ": lambda: tiff(numbers("uint16", 3), metadata=None, **BLACK),
     "TIFF | 16 | 4 pages | ": lambda: tiff(numbers("uint16", 4), metadata=None, **BLACK),
     "TIFF | 16 | 3 pages | ImageJ, CYX": lambda: tiff(
@@ -224,18 +216,14 @@ ROWS: dict[str, Callable[[], Made]] = {
     "NumPy | float32 | 3, H, W | ": lambda: npy(numbers("float32", 3)),
     "NumPy | int64 | 4, H, W | ": lambda: npy(numbers("int64", 4)),
     "NumPy | uint16 | 3, H, W | .npz": lambda: npz(numbers("uint16", 3)),
-    "NumPy | uint16 | 3, H, W | .npz of two arrays": lambda: npz(
-        numbers("uint16", 3), numbers("uint16", 3)
-    ),
+    "NumPy | uint16 | 3, H, W | .npz of two arrays": lambda: npz(numbers("uint16", 3), numbers("uint16", 3)),
 }
 
 
 def documented() -> dict[str, dict[str, str]]:
     """The cells of each row, by its first four."""
     table = PAGE.read_text().partition("| file | bits | bands | layout |")[2].partition("\n\n")[0]
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
-    ]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     return {" | ".join(row[:4]): dict(zip(COLUMNS, row[4:], strict=True)) for row in rows}
 
 
@@ -279,17 +267,12 @@ def test_a_row_is_what_the_decoder_does(row: str) -> None:
         expected = expected_of(formula, channels_first(values, row), num_channels)
         expected = expected.clip(0, 1) if column == "scaled" else expected
         assert (
-            image.dtype == (torch.uint8 if is_uint8 else torch.float32)
-            and image.shape == expected.shape
+            image.dtype == (torch.uint8 if is_uint8 else torch.float32) and image.shape == expected.shape
         ), column
         rounds_luminance = "y / 255" in formula and column == "1 channel"
         rounding = 0.5 if is_uint8 else (0.5 / 255 + 1e-3 if rounds_luminance else 0)
         np.testing.assert_allclose(
-            image.double().numpy(),
-            expected.numpy(),
-            rtol=1e-6,
-            atol=rounding + 1e-6,
-            err_msg=column,
+            image.double().numpy(), expected.numpy(), rtol=1e-6, atol=rounding + 1e-6, err_msg=column
         )
 
 

@@ -67,9 +67,7 @@ def test_images_names_labels_and_annotations_go_together(folder):
 def test_captions_and_no_labels():
     source = open_source("scenes?size=32&count=30")
     part = hold_out(source, seed=0)
-    assert part.held_out.annotations.captions(1) == source.annotations.captions(
-        part.held_out.indices[1]
-    )
+    assert part.held_out.annotations.captions(1) == source.annotations.captions(part.held_out.indices[1])
     source.labels = None
     assert len(hold_out(source, seed=0).held_out) == 3 and hold_out(source, seed=0).labels is None
 
@@ -80,10 +78,7 @@ def test_images_of_one_file_stay_on_one_side(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(12):
-            images = {
-                f"{place:02}": generator.integers(0, 255, (9, 9), dtype=np.uint8)
-                for place in range(5)
-            }
+            images = {f"{place:02}": generator.integers(0, 255, (9, 9), dtype=np.uint8) for place in range(5)}
             np.savez(tmp_path / name / f"{number}.npz", **images)
     source = open_source(f"folder:{tmp_path}")
     part = hold_out(source, seed=0)
@@ -130,12 +125,8 @@ def test_many_tiles_of_few_slides_are_drawn_at_once(tmp_path):
             self.count += 1
             return super().__getitem__(index)
 
-    np.savez(
-        tmp_path / "one.npz", **{str(place): np.zeros((9, 9), np.uint8) for place in range(300)}
-    )
-    np.savez(
-        tmp_path / "two.npz", **{str(place): np.zeros((9, 9), np.uint8) for place in range(300)}
-    )
+    np.savez(tmp_path / "one.npz", **{str(place): np.zeros((9, 9), np.uint8) for place in range(300)})
+    np.savez(tmp_path / "two.npz", **{str(place): np.zeros((9, 9), np.uint8) for place in range(300)})
     source = open_source(f"folder:{tmp_path}")
     source.labels = Looked([0] * 600)
     assert not len(hold_out(source, seed=0).held_out) and source.labels.count <= 2 * 600

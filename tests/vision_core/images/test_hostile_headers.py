@@ -25,9 +25,7 @@ DAMAGES = 12
 
 def smooth(channels: int, side: int = 48, dtype: type = np.uint8, top: int = 255) -> np.ndarray:
     y, x = np.mgrid[:side, :side]
-    planes = [
-        (np.sin(x / 7 + band) + np.cos(y / 9 - band) + 2) / 4 * top for band in range(channels)
-    ]
+    planes = [(np.sin(x / 7 + band) + np.cos(y / 9 - band) + 2) / 4 * top for band in range(channels)]
     values = np.stack(planes, axis=-1).astype(dtype)
     return values[:, :, 0] if channels == 1 else values
 
@@ -60,9 +58,7 @@ def by_imagecodecs() -> dict[str, bytes]:
     import imagecodecs
 
     deep = {bands: smooth(bands, dtype=np.uint16, top=60_000) for bands in (2, 3, 4)}
-    return {
-        f"png_16_bits_{bands}": imagecodecs.png_encode(values) for bands, values in deep.items()
-    }
+    return {f"png_16_bits_{bands}": imagecodecs.png_encode(values) for bands, values in deep.items()}
 
 
 def by_tifffile() -> dict[str, bytes]:
@@ -128,12 +124,7 @@ def by_pydicom() -> dict[str, bytes]:
     )
     scan.Rows = scan.Columns = 48
     scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 16, 12, 11, 0
-    scan.RescaleSlope, scan.RescaleIntercept, scan.WindowCenter, scan.WindowWidth = (
-        1,
-        -1024,
-        40,
-        400,
-    )
+    scan.RescaleSlope, scan.RescaleIntercept, scan.WindowCenter, scan.WindowWidth = (1, -1024, 40, 400)
     scan.PixelData = smooth(1, dtype=np.uint16, top=4000).tobytes()
     files = {}
     for name in ("dicom", "dicom_run_lengths"):
@@ -152,9 +143,7 @@ def by_others() -> dict[str, bytes]:
     import pillow_heif
     from astropy.io import fits
 
-    volume = nibabel.Nifti1Image(
-        smooth(4, 32, np.int16, 4000), np.diag([-1, -1, 2, 1.0])
-    ).to_bytes()
+    volume = nibabel.Nifti1Image(smooth(4, 32, np.int16, 4000), np.diag([-1, -1, 2, 1.0])).to_bytes()
     files = {
         "nifti": volume,
         "nifti_gz": gzip.compress(volume, mtime=0),
@@ -247,34 +236,17 @@ def outcomes(folder: Path, files: dict[str, bytes], ways: str) -> dict[str, list
     reasons: dict[str, list[str | None]] = {}
     for name, reason, seconds, megabytes in lines:
         assert (
-            not (reason or "").startswith("OTHER")
-            and seconds < MOST_SECONDS
-            and megabytes < MOST_MEGABYTES
-        ), (
-            name,
-            reason,
-            seconds,
-            megabytes,
-        )
+            not (reason or "").startswith("OTHER") and seconds < MOST_SECONDS and megabytes < MOST_MEGABYTES
+        ), (name, reason, seconds, megabytes)
         reasons.setdefault(name, []).append(reason)
     return reasons
 
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="measures memory in /proc"
-)
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory in /proc")
 
 
 def test_seeded_damage_of_every_format_is_an_image_or_a_reason(tmp_path: Path) -> None:
-    for package in (
-        "imagecodecs",
-        "tifffile",
-        "rasterio",
-        "pydicom",
-        "nibabel",
-        "astropy",
-        "pillow_heif",
-    ):
+    for package in ("imagecodecs", "tifffile", "rasterio", "pydicom", "nibabel", "astropy", "pillow_heif"):
         pytest.importorskip(package)
     files: dict[str, bytes] = {}
     for write in (by_pillow, by_imagecodecs, by_tifffile, by_rasterio, by_pydicom, by_others):
@@ -356,11 +328,7 @@ def npz_of(data: bytes, size: int, packed: bytes) -> bytes:
 def tiff(*entries: tuple[int, int, int, int], next_page: int = 0, behind: bytes = b"") -> bytes:
     table = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
     return (
-        b"II*\0\x08\0\0\0"
-        + struct.pack("<H", len(entries))
-        + table
-        + struct.pack("<I", next_page)
-        + behind
+        b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + table + struct.pack("<I", next_page) + behind
     )
 
 
@@ -387,14 +355,8 @@ def lies() -> dict[str, tuple[bytes, str]]:
         "png_no_size": (png[:16] + bytes(8) + png[24:], ""),
         "png_size_of_all": (png[:16] + b"\x7f\xff\xff\xff" * 2 + png[24:], ""),
         "png_chunk_beyond": (with_chunk(png, b"tEXt", b"a\0b", 2**31 - 1), ""),
-        "png_text_bomb": (
-            with_chunk(png, b"zTXt", b"a\0\0" + zlib.compress(bytes(80 * 2**20), 9)),
-            "",
-        ),
-        "png_profile_bomb": (
-            with_chunk(png, b"iCCP", b"a\0\0" + zlib.compress(bytes(80 * 2**20), 9)),
-            "",
-        ),
+        "png_text_bomb": (with_chunk(png, b"zTXt", b"a\0\0" + zlib.compress(bytes(80 * 2**20), 9)), ""),
+        "png_profile_bomb": (with_chunk(png, b"iCCP", b"a\0\0" + zlib.compress(bytes(80 * 2**20), 9)), ""),
         "png_no_pixels": (png[:33] + png[-12:], ""),
         "jpeg_exif_beyond": (app(0xE1, 65535), ""),
         "jpeg_profile_of_nothing": (app(0xE2, 2), ""),
@@ -403,9 +365,7 @@ def lies() -> dict[str, tuple[bytes, str]]:
             "",
         ),
         "jpeg_size_of_all": (
-            jpeg.replace(
-                b"\xff\xc0\0\x11\x08\0\x30\0\x30", b"\xff\xc0\0\x11\x08\xff\xff\xff\xff", 1
-            ),
+            jpeg.replace(b"\xff\xc0\0\x11\x08\0\x30\0\x30", b"\xff\xc0\0\x11\x08\xff\xff\xff\xff", 1),
             "too_large",
         ),
         "gif_size_of_all": (gif[:6] + b"\xff" * 4 + gif[10:], "too_large"),
@@ -415,10 +375,7 @@ def lies() -> dict[str, tuple[bytes, str]]:
         "bmp_offset_beyond": (bmp[:10] + b"\xff\xff\xff\x7f" + bmp[14:], ""),
         "webp_size_of_all": (b"RIFF\xff\xff\xff\x7fWEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff" * 6, ""),
         "tiff_page_of_itself": (tiff(*page(), next_page=8, behind=bytes(600)), ""),
-        "tiff_size_of_all": (
-            tiff(*page(t256=2**31 - 1, t257=2**31 - 1), behind=bytes(600)),
-            "too_large",
-        ),
+        "tiff_size_of_all": (tiff(*page(t256=2**31 - 1, t257=2**31 - 1), behind=bytes(600)), "too_large"),
         "tiff_no_size": (tiff(*page(t256=0, t257=0), behind=bytes(600)), ""),
         "tiff_strip_beyond": (tiff(*page(t273=2**31), behind=bytes(600)), ""),
         "tiff_strip_of_all": (tiff(*page(t279=2**32 - 1), behind=bytes(600)), ""),
@@ -426,23 +383,14 @@ def lies() -> dict[str, tuple[bytes, str]]:
         "tiff_no_rows": (tiff(*page(t278=0), behind=bytes(600)), ""),
         "tiff_strips_beyond": (
             tiff(
-                *(
-                    page()[:5]
-                    + [(273, 4, 2**31, 200), (277, 4, 1, 1), (278, 4, 1, 1), (279, 4, 2**31, 200)]
-                )
+                *(page()[:5] + [(273, 4, 2**31, 200), (277, 4, 1, 1), (278, 4, 1, 1), (279, 4, 2**31, 200)])
             ),
             "",
         ),
-        "tiff_exif_of_itself": (
-            tiff(*page(), (34665, 4, 1, 8), (330, 4, 1, 8), behind=bytes(600)),
-            "",
-        ),
+        "tiff_exif_of_itself": (tiff(*page(), (34665, 4, 1, 8), (330, 4, 1, 8), behind=bytes(600)), ""),
         "tiff_description_of_all": (tiff(*page(), (270, 2, 2**32 - 1, 8), behind=bytes(600)), ""),
         "bigtiff_entries_of_all": (b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0" + b"\xff" * 60, ""),
-        "npy_objects": (
-            npy("{'descr': '|O', 'fortran_order': False, 'shape': (16, 16)}"),
-            "python_objects",
-        ),
+        "npy_objects": (npy("{'descr': '|O', 'fortran_order': False, 'shape': (16, 16)}"), "python_objects"),
         "npy_of_all": (npy(f"{{{dims}(4294967296, 4294967296)}}"), "too_large"),
         "npy_negative": (npy(f"{{{dims}(-16, 16)}}"), "too_small"),
         "npy_no_size": (npy(f"{{{dims}(0, 16)}}"), "too_small"),
@@ -469,10 +417,7 @@ def lies() -> dict[str, tuple[bytes, str]]:
         "fits_of_all": (fits_header(NAXIS="2", NAXIS1="999999999", NAXIS2="999999999"), ""),
         "fits_negative": (fits_header(NAXIS="2", NAXIS1="-9", NAXIS2="16"), ""),
         "fits_many_axes": (fits_header(NAXIS="999"), ""),
-        "fits_without_end": (
-            b"SIMPLE  =                    T".ljust(80) + b"COMMENT".ljust(80) * 5000,
-            "",
-        ),
+        "fits_without_end": (b"SIMPLE  =                    T".ljust(80) + b"COMMENT".ljust(80) * 5000, ""),
         "dicom_nothing_behind": (bytes(128) + b"DICM", ""),
         "dicom_meta_of_all": (bytes(128) + b"DICM\x02\0\0\0UL\x04\0\xff\xff\xff\xff", ""),
         "dicom_nested": (

@@ -43,11 +43,7 @@ def images(count: int) -> list[dict]:
 
 GOOD = content(
     pa.table(
-        {
-            "image": images(ROWS),
-            "label": range(ROWS),
-            "texts": [["a"] * (row % 3) for row in range(ROWS)],
-        }
+        {"image": images(ROWS), "label": range(ROWS), "texts": [["a"] * (row % 3) for row in range(ROWS)]}
     ),
     row_group_size=GROUP,
 )
@@ -75,9 +71,7 @@ def lie(true: int, false: int, head: bytes = NEXT, which: int = 0) -> bytes:
     """The file with another number in its footer: occurrence `which` of field head and number."""
     footer = footer_of(GOOD)
     place = [found.start() for found in re.finditer(re.escape(head + number(true)), footer)][which]
-    return with_footer(
-        footer[:place] + head + number(false) + footer[place + len(head + number(true)) :]
-    )
+    return with_footer(footer[:place] + head + number(false) + footer[place + len(head + number(true)) :])
 
 
 def histogram_lie() -> bytes:
@@ -131,10 +125,7 @@ LIES = {
     "cut_in_the_footer": (GOOD[:-900], "its end is missing"),
     "cut_in_the_pages": (GOOD[: len(GOOD) // 2], "its end is missing"),
     "front_cut": (GOOD[:4] + GOOD[400:], "outside of the file|cannot be read"),
-    "encrypted_footer": (
-        b"PARE" + GOOD[4:-4] + b"PARE",
-        "its footer is encrypted; write the table without",
-    ),
+    "encrypted_footer": (b"PARE" + GOOD[4:-4] + b"PARE", "its footer is encrypted; write the table without"),
     "footer_of_nothing": (GOOD[:-8] + bytes(4) + b"PAR1", "its footer has 0 bytes"),
     "footer_beyond": (GOOD[:-8] + b"\xff" * 4 + b"PAR1", "its footer has 4,294,967,295 bytes"),
     "footer_too_short": (GOOD[:-8] + struct.pack("<I", 9) + b"PAR1", "its footer"),
@@ -142,10 +133,7 @@ LIES = {
     "nested": (with_footer(b"\x1c" * 5000), "its footer is nested too deeply"),
     "nested_lists": (with_footer(b"\x19" * 5000), "its footer is nested too deeply"),
     "list_beyond": (with_footer(b"\x29\xf6\xff\xff\xff\xff\x0f"), "its footer ends too early"),
-    "long_number": (
-        with_footer(b"\x16" + b"\xff" * 40),
-        "its footer has a number that is too long",
-    ),
+    "long_number": (with_footer(b"\x16" + b"\xff" * 40), "its footer has a number that is too long"),
 }
 
 
@@ -182,9 +170,7 @@ OPENERS = {
 @pytest.mark.parametrize("opener", OPENERS)
 def test_every_way_in_checks_the_footer(tmp_path: Path, opener: str, name: str) -> None:
     (tmp_path / "b.parquet").write_bytes(LIES[name][0])
-    with pytest.raises(
-        UserError, match=r"b\.parquet is not a readable parquet file: its "
-    ) as caught:
+    with pytest.raises(UserError, match=r"b\.parquet is not a readable parquet file: its ") as caught:
         OPENERS[opener](tmp_path)
     line_of(caught)
 
@@ -212,9 +198,7 @@ TYPES = {
 @pytest.mark.parametrize("name", TYPES)
 def test_a_column_of_something_else_than_images(tmp_path: Path, name: str) -> None:
     values, message = TYPES[name]
-    pyarrow.parquet.write_table(
-        pa.table({"image": values, "other": [b"x"]}), tmp_path / "a.parquet"
-    )
+    pyarrow.parquet.write_table(pa.table({"image": values, "other": [b"x"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=message) as caught:
         open_source(f"parquet:{tmp_path}/a.parquet?image=image")
     assert len(line_of(caught)) - len(str(tmp_path)) < 200
@@ -223,9 +207,7 @@ def test_a_column_of_something_else_than_images(tmp_path: Path, name: str) -> No
 def test_files_that_hold_their_images_otherwise(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pa.table({"image": images(2)}), tmp_path / "a.parquet")
     pyarrow.parquet.write_table(pa.table({"image": [png()]}), tmp_path / "b.parquet")
-    with pytest.raises(
-        UserError, match="b.parquet: column 'image' holds binary, unlike the files before it"
-    ):
+    with pytest.raises(UserError, match="b.parquet: column 'image' holds binary, unlike the files before it"):
         open_source(f"parquet:{tmp_path}")
 
 
@@ -240,9 +222,7 @@ NOTES = [
 
 @pytest.mark.parametrize("note", [*NOTES, b"[" * 100_000])
 def test_a_note_of_datasets_that_is_none(tmp_path: Path, note: bytes) -> None:
-    table = pa.table({"image": images(2), "label": [0, 1]}).replace_schema_metadata(
-        {"huggingface": note}
-    )
+    table = pa.table({"image": images(2), "label": [0, 1]}).replace_schema_metadata({"huggingface": note})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(
         UserError, match="a.parquet: the (note 'huggingface'|classes of column 'label')"
@@ -265,8 +245,7 @@ def test_damaged_pages_name_file_and_column(tmp_path: Path, codec: str) -> None:
         data[facts.data_page_offset : facts.data_page_offset + 12] = b"\xff" * 12
         (tmp_path / "a.parquet").write_bytes(data)
         with pytest.raises(
-            UserError,
-            match=rf"a\.parquet: column '{column}(\.bytes)?' cannot be read \(.*\); copy it again",
+            UserError, match=rf"a\.parquet: column '{column}(\.bytes)?' cannot be read \(.*\); copy it again"
         ) as caught:
             open_source(f"parquet:{tmp_path}/a.parquet")
         line_of(caught)
@@ -274,9 +253,7 @@ def test_damaged_pages_name_file_and_column(tmp_path: Path, codec: str) -> None:
 
 def test_texts_that_are_no_utf8(tmp_path: Path) -> None:
     texts = pa.array([b"\xff\xfe"]).view(pa.string())
-    pyarrow.parquet.write_table(
-        pa.table({"image": images(1), "label": texts}), tmp_path / "a.parquet"
-    )
+    pyarrow.parquet.write_table(pa.table({"image": images(1), "label": texts}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="column 'label' holds texts that are not in UTF-8"):
         open_source(f"parquet:{tmp_path}/a.parquet?label=label")
 
@@ -298,10 +275,7 @@ def test_the_footer_is_read_as_pyarrow_reads_it(name: str, tmp_path: Path) -> No
     expected = [metadata.row_group(position) for position in range(metadata.num_row_groups)]
     assert [group.rows for group in groups] == [group.num_rows for group in expected]
     columns = [[group.column(place) for place in range(group.num_columns)] for group in expected]
-    names = [
-        [(column.path_in_schema, column.total_uncompressed_size) for column in row]
-        for row in columns
-    ]
+    names = [[(column.path_in_schema, column.total_uncompressed_size) for column in row] for row in columns]
     assert [[tuple(chunk) for chunk in group.chunks] for group in groups] == names
 
 

@@ -71,10 +71,7 @@ SIZE_LIES = {
 }
 REFUSED = {
     **{
-        name: (
-            FIRST + member("1.png", png(1), size=size) + END,
-            "size that is not possible|end of data",
-        )
+        name: (FIRST + member("1.png", png(1), size=size) + END, "size that is not possible|end of data")
         for name, size in SIZE_LIES.items()
     },
     "size_into_the_next": (
@@ -86,10 +83,7 @@ REFUSED = {
         "unexpected end of data in member '1.png', which has 100,000 bytes",
     ),
     "cut_in_a_header": (GOOD[: len(FIRST) + 300], "is damaged at byte 1,024"),
-    "checksum": (
-        FIRST + LAST[:CHECKSUM] + b"0000001\0" + LAST[CHECKSUM + 8 :],
-        "is damaged at byte 1,024",
-    ),
+    "checksum": (FIRST + LAST[:CHECKSUM] + b"0000001\0" + LAST[CHECKSUM + 8 :], "is damaged at byte 1,024"),
     "garbage_between": (FIRST + b"x" * BLOCK + LAST + END, "is damaged at byte 1,024"),
     "long_name_huge": (
         FIRST + member("n", b"a" * 2**21, tarfile.GNUTYPE_LONGNAME) + LAST,
@@ -111,34 +105,19 @@ REFUSED = {
         pax(b"", tarfile.XGLTYPE, b"00077777777\0") + FIRST,
         "the name of the member at byte 0",
     ),
-    "pax_length_zero": (
-        FIRST + pax(b"0 path=a\n") + LAST,
-        "the records of pax at byte 1,024 have lengths",
-    ),
+    "pax_length_zero": (FIRST + pax(b"0 path=a\n") + LAST, "the records of pax at byte 1,024 have lengths"),
     "pax_length_beyond": (FIRST + pax(b"99999 path=a\n") + LAST, "lengths that do not fit"),
     "pax_length_negative": (FIRST + pax(b"-9 path=a\n") + LAST, "lengths that do not fit"),
-    "pax_length_endless": (
-        FIRST + pax(b"9" * 400 + b" path=a\n") + LAST,
-        "lengths that do not fit",
-    ),
+    "pax_length_endless": (FIRST + pax(b"9" * 400 + b" path=a\n") + LAST, "lengths that do not fit"),
     "pax_without_equals": (FIRST + pax(b"8 path1\n") + LAST, "lengths that do not fit"),
     "pax_size_negative": (FIRST + pax(record("size", "-1")) + LAST, "size that is not possible"),
-    "pax_size_of_letters": (
-        FIRST + pax(record("size", "many")) + LAST,
-        "size that is not possible",
-    ),
-    "pax_size_endless": (
-        FIRST + pax(record("size", "9" * 5000)) + LAST,
-        "size that is not possible",
-    ),
+    "pax_size_of_letters": (FIRST + pax(record("size", "many")) + LAST, "size that is not possible"),
+    "pax_size_endless": (FIRST + pax(record("size", "9" * 5000)) + LAST, "size that is not possible"),
     "pax_size_beyond": (
         FIRST + pax(record("size", "1000000")) + LAST + END,
         "unexpected end of data in member '9.png'",
     ),
-    "pax_size_into_the_next": (
-        FIRST + pax(record("size", "700")) + LAST + LAST + END,
-        "damaged at byte",
-    ),
+    "pax_size_into_the_next": (FIRST + pax(record("size", "700")) + LAST + LAST + END, "damaged at byte"),
     "sparse_map_without_end": (
         FIRST + sealed(bytearray(member("1.png", b"", b"S")[:482] + b"\1" + bytes(29))),
         "in the map of sparse member",
@@ -198,9 +177,7 @@ KINDS = {
 def test_members_that_are_no_files_are_counted(tmp_path: Path, kind: str) -> None:
     """Whatever they say of their size."""
     has_content = kind in ("unknown", "volume")
-    odd = member(
-        "1.png", png(1) if has_content else b"", KINDS[kind], None if has_content else 12_345
-    )
+    odd = member("1.png", png(1) if has_content else b"", KINDS[kind], None if has_content else 12_345)
     (tmp_path / "s.tar").write_bytes(FIRST + odd + LAST + END)
     assert reasons(open_source(f"wds:{tmp_path}/s.tar")) == [None, "not_a_regular_file", None]
 
@@ -225,9 +202,7 @@ def test_sparse_members_of_every_format_are_counted(tmp_path: Path) -> None:
         "--sparse-version=0.1",
     ):
         subprocess.run(
-            ["tar", "--format=pax", options, "-S", "-cf", "s.tar", "1.png", "2.png"],
-            cwd=tmp_path,
-            check=True,
+            ["tar", "--format=pax", options, "-S", "-cf", "s.tar", "1.png", "2.png"], cwd=tmp_path, check=True
         )
         with tarfile.open(tmp_path / "s.tar") as tar:
             assert [info.issparse() for info in tar] == [True, False]

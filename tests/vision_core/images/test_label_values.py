@@ -54,9 +54,7 @@ def test_one_class_an_image(values: list, labels: list[int], names: list[str] | 
         ([[2.0], [0.0, 1.0]], [[2], [0, 1]], None),
     ],
 )
-def test_several_classes_an_image(
-    values: list, labels: list[list[int]], names: list[str] | None
-) -> None:
+def test_several_classes_an_image(values: list, labels: list[list[int]], names: list[str] | None) -> None:
     found = read_labels(values, "x", asked_for=True)
     assert (found.labels, found.multi_labels, found.class_names) == (None, labels, names)
     assert found.described().endswith("several classes an image: for the task multi_label")
@@ -101,17 +99,11 @@ COLUMNS = {
 def test_columns_of_parquet(tmp_path: Path) -> None:
     text = write(tmp_path / "x.parquet", **COLUMNS)
     source = open_source(f"{text}?label=text")
-    assert (
-        source.labels == [1, 0, 1, 0]
-        and source.class_names == ["cat", "dog"]
-        and source[0].label == 1
-    )
+    assert source.labels == [1, 0, 1, 0] and source.class_names == ["cat", "dog"] and source[0].label == 1
     assert open_source(f"{text}?label=whole").labels == [1, 0, 1, 0]
     tags = open_source(f"{text}?label=tags")
     assert (
-        tags.labels is None
-        and tags.multi_labels == [[0], [0, 1], [], [1]]
-        and tags.knows == {"multi_label"}
+        tags.labels is None and tags.multi_labels == [[0], [0, 1], [], [1]] and tags.knows == {"multi_label"}
     )
     for column, said in (
         ("weight", "measurements such as 0.5"),
@@ -122,16 +114,12 @@ def test_columns_of_parquet(tmp_path: Path) -> None:
         by_itself = open_source(write(tmp_path / f"{column}.parquet", label=COLUMNS[column]))
         assert by_itself.labels is None and said in by_itself.description
     assert (
-        open_source(write(tmp_path / "l.parquet", labels=COLUMNS["tags"])).multi_labels
-        == tags.multi_labels
+        open_source(write(tmp_path / "l.parquet", labels=COLUMNS["tags"])).multi_labels == tags.multi_labels
     )
     both = open_source(write(tmp_path / "both.parquet", labels=COLUMNS["tags"], label=[0, 1, 1, 0]))
     assert both.labels == [0, 1, 1, 0] and both.multi_labels is None
     categories = pa.array(COLUMNS["text"]).dictionary_encode()
-    assert open_source(write(tmp_path / "pandas.parquet", label=categories)).class_names == [
-        "cat",
-        "dog",
-    ]
+    assert open_source(write(tmp_path / "pandas.parquet", label=categories)).class_names == ["cat", "dog"]
 
 
 def test_columns_of_datasets(tmp_path: Path, monkeypatch) -> None:
@@ -162,10 +150,7 @@ def test_columns_of_datasets(tmp_path: Path, monkeypatch) -> None:
     data = datasets.Dataset.from_dict(table, features=datasets.Features(features))
     data.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     for kind in (f"hf:{tmp_path / 'data'}", f"parquet:{tmp_path / 'data'}/*.parquet"):
-        assert open_source(kind).labels == [1, 0, 1, 0] and open_source(kind).class_names == [
-            "cat",
-            "dog",
-        ]
+        assert open_source(kind).labels == [1, 0, 1, 0] and open_source(kind).class_names == ["cat", "dog"]
         assert open_source(f"{kind}?label=whole").labels == [1, 0, 1, 0]
         assert open_source(f"{kind}?label=tags").multi_labels == [[0], [0, 1], [], [1]]
         marked = open_source(f"{kind}?label=named")
@@ -174,9 +159,7 @@ def test_columns_of_datasets(tmp_path: Path, monkeypatch) -> None:
             open_source(f"{kind}?label=weight")
     stream = f"hf:{tmp_path / 'data'}?streaming=true"
     assert next(open_source(stream).records(0, 1, 0)).label is None
-    with pytest.raises(
-        UserError, match="'whole' holds no whole numbers, which a stream needs for labels"
-    ):
+    with pytest.raises(UserError, match="'whole' holds no whole numbers, which a stream needs for labels"):
         open_source(f"{stream}&label=whole")
 
 
@@ -192,7 +175,5 @@ def test_both_parts_of_a_data_set_have_the_same_class_numbers(tmp_path: Path) ->
     write(tmp_path / "b" / "test.parquet", labels=[["c"], []])
     assert open_splits(str(tmp_path / "b")).test.multi_labels == [[2], []]
     write(tmp_path / "b" / "test.parquet", labels=[["d"], []])
-    with pytest.raises(
-        UserError, match="1 classes of the test images, such as 'd', have no training image"
-    ):
+    with pytest.raises(UserError, match="1 classes of the test images, such as 'd', have no training image"):
         open_splits(str(tmp_path / "b"))

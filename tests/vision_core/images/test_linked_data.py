@@ -91,16 +91,10 @@ def test_links_of_files_and_folders_are_followed_on_request(tmp_path: Path) -> N
     ):
         open_source(str(root))
     (root / "cat").symlink_to(tmp_path / "mnt/imagenet/cat")
-    with pytest.raises(
-        UserError, match=r"data/cat is a link out of .*imagenet/cat, .*follow_links=true"
-    ):
+    with pytest.raises(UserError, match=r"data/cat is a link out of .*imagenet/cat, .*follow_links=true"):
         open_source(str(root))
     source = open_source(f"{root}?follow_links=true")
-    assert (
-        source.paths == ["cat/0.png", "dog/1.png"]
-        and source.labels == [0, 1]
-        and values(source) == [0, 1]
-    )
+    assert source.paths == ["cat/0.png", "dog/1.png"] and source.labels == [0, 1] and values(source) == [0, 1]
     (root / "list.txt").write_text("dog/1.png\ncat/0.png\n")
     with pytest.raises(UnreadableImage, match="outside_the_data_folder"):
         open_source(f"list:{root}/list.txt")[0]
@@ -111,9 +105,7 @@ def test_what_is_not_followed_is_said(tmp_path: Path) -> None:
     save(tmp_path / "data/0.png", png(0))
     (tmp_path / "data/1.png").symlink_to(save(tmp_path / "1.png", png(1)))
     description = open_source(str(tmp_path / "data")).description
-    assert description.endswith(
-        "; 1 links out of the folder, which are not read without ?follow_links=true"
-    )
+    assert description.endswith("; 1 links out of the folder, which are not read without ?follow_links=true")
     assert "follow_links=true" in cure("outside_the_data_folder")
 
 
@@ -152,9 +144,7 @@ def test_shards_of_a_snapshot_are_read(tmp_path: Path) -> None:
     assert values(open_source(f"parquet:{folder}/*.parquet")) == [6]
 
 
-def test_a_local_data_set_follows_links_on_request_and_paths_in_its_tables_never(
-    tmp_path: Path,
-) -> None:
+def test_a_local_data_set_follows_links_on_request_and_paths_in_its_tables_never(tmp_path: Path) -> None:
     save(tmp_path / "data/train/cat/0.png", png(0))
     secret = save(tmp_path / "secret.png", png(9))
     (tmp_path / "data/train/cat/1.png").symlink_to(secret)

@@ -32,23 +32,14 @@ def reason(data: bytes, num_channels: int) -> str:
     return caught.value.reason
 
 
-SCALES = [
-    ("uint8", 255),
-    ("uint16", 65535),
-    ("int16", 1),
-    ("int32", 1),
-    ("float32", 1),
-    ("float64", 1),
-]
+SCALES = [("uint8", 255), ("uint16", 65535), ("int16", 1), ("int32", 1), ("float32", 1), ("float64", 1)]
 
 
 @pytest.mark.parametrize("dtype, scale", SCALES)
 @pytest.mark.parametrize("order", ["first", "last", "fortran"])
 def test_npy(dtype: str, scale: int, order: str) -> None:
     array = VALUES.astype(dtype)
-    array = {"first": array, "last": array.transpose(1, 2, 0), "fortran": np.asfortranarray(array)}[
-        order
-    ]
+    array = {"first": array, "last": array.transpose(1, 2, 0), "fortran": np.asfortranarray(array)}[order]
     image = decode_image(npy(array), 5)
     assert image.dtype == torch.float32 and image.shape == (5, 24, 32)
     np.testing.assert_allclose(image.numpy(), VALUES / scale, rtol=1e-6)
@@ -74,12 +65,7 @@ def test_tiff(dtype: str, scale: int, compression: str | None, layout: str) -> N
 @pytest.mark.parametrize("dtype, scale", SCALES)
 def test_one_band(dtype: str, scale: int) -> None:
     array = VALUES[0].astype(dtype)
-    for data in (
-        npy(array),
-        npy(array[None]),
-        npy(array[..., None]),
-        tiff(array, photometric="minisblack"),
-    ):
+    for data in (npy(array), npy(array[None]), npy(array[..., None]), tiff(array, photometric="minisblack")):
         image = decode_image(data, 1)
         assert image.shape == (1, 24, 32)
         np.testing.assert_allclose(image[0].numpy(), VALUES[0] / scale, rtol=1e-6)
@@ -111,29 +97,15 @@ def npy_header(text: str) -> bytes:
         (npy(np.array(["text"])), "unsupported_type <U4"),
         (npy(np.where(VALUES > 250, np.inf, VALUES)), "not_finite"),
         (npy(np.where(VALUES > 250, 1e300, VALUES)), "not_finite"),
-        (
-            npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 100000, 100000), }"),
-            "too_large",
-        ),
-        (
-            npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 6000, 8000), }"),
-            "too_large",
-        ),
-        (
-            npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 600, 800), }"),
-            "truncated",
-        ),
-        (
-            npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, -8, -8), }"),
-            "too_small",
-        ),
+        (npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 100000, 100000), }"), "too_large"),
+        (npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 6000, 8000), }"), "too_large"),
+        (npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, 600, 800), }"), "truncated"),
+        (npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (5, -8, -8), }"), "too_small"),
         (npy_header("{'descr': __import__('os'), }"), "corrupt"),
         (b"\x93NUMPY\x01\x00", "corrupt"),
         (b"\x93NUMPY\x09\x00" + bytes(40), "corrupt"),
         (
-            tiff(VALUES.transpose(1, 2, 0).astype("uint8"), planarconfig="contig", metadata=None)[
-                :-3000
-            ],
+            tiff(VALUES.transpose(1, 2, 0).astype("uint8"), planarconfig="contig", metadata=None)[:-3000],
             "corrupt",
         ),
         (b"II*\x00\xff\xff\xff\xff", "unsupported_tiff"),
@@ -151,9 +123,7 @@ def test_two_axes_of_that_length_are_ambiguous() -> None:
 
 def test_a_strip_that_inflates_beyond_the_image_is_corrupt() -> None:
     array = np.zeros((64, 64, 5), dtype=np.uint8)
-    data = tiff(
-        array, photometric="minisblack", planarconfig="contig", compression="zlib", metadata=None
-    )
+    data = tiff(array, photometric="minisblack", planarconfig="contig", compression="zlib", metadata=None)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
         offsets, counts = page.tags["StripOffsets"], page.tags["StripByteCounts"]

@@ -18,10 +18,7 @@ from vision_core.images.open_source import open_source, parse_source
 from vision_core.images.source import ImageRecord, ImageSource
 
 SHARED = Path(__file__).resolve().parents[3] / "../shared"
-PIXELS = [
-    np.random.default_rng(number).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-    for number in range(12)
-]
+PIXELS = [np.random.default_rng(number).integers(0, 256, (16, 24, 3), dtype=np.uint8) for number in range(12)]
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -44,9 +41,7 @@ def write_folder(root: Path) -> str:
 def write_list(root: Path) -> str:
     write_folder(root)
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
-    (root / "list.txt").write_text(
-        "".join(f"{path}\t{number % 3}\n" for number, path in enumerate(paths))
-    )
+    (root / "list.txt").write_text("".join(f"{path}\t{number % 3}\n" for number, path in enumerate(paths)))
     return f"list:{root}/list.txt"
 
 
@@ -97,9 +92,7 @@ def one(records: list[ImageRecord]) -> ImageRecord:
 
 def test_a_source_gives_every_image_once_with_its_id_and_label(text: str) -> None:
     source = open_source(text)
-    assert (
-        isinstance(source, ImageSource) and len(source) == 12 and "12 images" in source.description
-    )
+    assert isinstance(source, ImageSource) and len(source) == 12 and "12 images" in source.description
     records = [source[index] for index in range(12)]
     assert [record.id for record in records] == [source.id_of(index) for index in range(12)]
     assert len({record.id for record in records}) == 12
@@ -108,9 +101,7 @@ def test_a_source_gives_every_image_once_with_its_id_and_label(text: str) -> Non
     assert len(found) == 12
     assert {pixels.tobytes() for pixels in PIXELS} == set(found)
     if not text.startswith("list:"):  # the list's labels count its lines
-        assert [found[pixels.tobytes()] for pixels in PIXELS] == [
-            number % 3 for number in range(12)
-        ]
+        assert [found[pixels.tobytes()] for pixels in PIXELS] == [number % 3 for number in range(12)]
 
 
 def test_indices_outside_are_index_errors(text: str) -> None:
@@ -127,9 +118,7 @@ def test_data_workers_see_what_the_process_sees(text: str) -> None:
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).tolist()
     expected = [source[index] for index in order]
     for record, reference in zip(
-        DataLoader(source, sampler=order, batch_size=1, collate_fn=one, num_workers=2),
-        expected,
-        strict=True,
+        DataLoader(source, sampler=order, batch_size=1, collate_fn=one, num_workers=2), expected, strict=True
     ):
         assert (record.id, record.label) == (reference.id, reference.label)
         assert torch.equal(record.image, reference.image)
@@ -163,10 +152,7 @@ def test_an_unreadable_image_of_any_source_has_its_reason(tmp_path: Path, monkey
             "parquet:a/train-?.parquet?label=fine_label",
             ("parquet", "a/train-?.parquet", {"label": "fine_label"}),
         ),
-        (
-            "hf:x/y:z?split=train[:10%]&image=img",
-            ("hf", "x/y:z", {"split": "train[:10%]", "image": "img"}),
-        ),
+        ("hf:x/y:z?split=train[:10%]&image=img", ("hf", "x/y:z", {"split": "train[:10%]", "image": "img"})),
         ("scenes", ("scenes", "", {})),
         ("scenes?size=96&count=5", ("scenes", "", {"size": "96", "count": "5"})),
         ("scenes:?size=96", ("scenes", "", {"size": "96"})),
@@ -181,10 +167,7 @@ def test_the_grammar(text: str, expected: tuple) -> None:
     [
         ("parqet:x", ["unknown kind 'parqet'", "did you mean 'parquet'?", "folder, list"]),
         ("parquet:x?lable=y", ["unknown option 'lable'", "did you mean 'label'?", "image, label"]),
-        (
-            "folder:x?size=3",
-            ["unknown option 'size'", "options of folder: mask, ignore, depth, depth_scale"],
-        ),
+        ("folder:x?size=3", ["unknown option 'size'", "options of folder: mask, ignore, depth, depth_scale"]),
         ("hf:x?split", ["name=value"]),
         ("hf:x?split=", ["'split' has no value"]),
         ("hf:x?split=a&split=b", ["'split' is given twice"]),
@@ -210,9 +193,7 @@ def test_scenes_have_three_channels() -> None:
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_five_channels_from_every_source(kind: str, tmp_path: Path, monkeypatch) -> None:
-    arrays = [
-        np.random.default_rng(number).random((5, 16, 24), dtype=np.float32) for number in range(12)
-    ]
+    arrays = [np.random.default_rng(number).random((5, 16, 24), dtype=np.float32) for number in range(12)]
 
     def npy(array: np.ndarray) -> bytes:
         stream = io.BytesIO()
@@ -226,9 +207,7 @@ def test_five_channels_from_every_source(kind: str, tmp_path: Path, monkeypatch)
     }
 
 
-@pytest.mark.skipif(
-    not (SHARED / "data/cifar10").is_dir(), reason="../shared/data/cifar10 is absent"
-)
+@pytest.mark.skipif(not (SHARED / "data/cifar10").is_dir(), reason="../shared/data/cifar10 is absent")
 def test_cifar10() -> None:
     source = open_source(f"parquet:{SHARED}/data/cifar10/test*.parquet")
     assert len(source) == len(source.labels) == 8007

@@ -60,20 +60,12 @@ def tiff(values: np.ndarray, **written) -> bytes:
 
 def reason(data: bytes, num_channels: int = 3, text: str | None = None) -> str:
     with pytest.raises(UnreadableImage) as caught:
-        decode_image(data, num_channels, options(text)) if text else decode_image(
-            data, num_channels
-        )
+        decode_image(data, num_channels, options(text)) if text else decode_image(data, num_channels)
     return caught.value.reason
 
 
 @pytest.mark.parametrize(
-    "data",
-    [
-        encoded(TWELVE_BITS),
-        encoded(TWELVE_BITS, "TIFF"),
-        geotiff(TWELVE_BITS[None]),
-        npy(TWELVE_BITS),
-    ],
+    "data", [encoded(TWELVE_BITS), encoded(TWELVE_BITS, "TIFF"), geotiff(TWELVE_BITS[None]), npy(TWELVE_BITS)]
 )
 def test_a_scale_keeps_the_grey_levels_of_twelve_bits_at_three_channels(data: bytes) -> None:
     scaled = decode_image(data, 3, options("scale=4095"))
@@ -152,18 +144,14 @@ def test_white_stays_white_where_it_is_zero() -> None:
 def test_a_scaled_tiff_is_turned_as_the_same_picture_without_a_scale_is() -> None:
     values = DICE.integers(0, 65536, (3, 16, 24), dtype=np.uint16)
     for turn in range(1, 9):
-        data = tiff(
-            values.transpose(1, 2, 0), photometric="rgb", extratags=[(274, "H", 1, turn, True)]
-        )
+        data = tiff(values.transpose(1, 2, 0), photometric="rgb", extratags=[(274, "H", 1, turn, True)])
         scaled = decode_image(data, 3, options("scale=full"))
         assert torch.equal((scaled * 65535).round().int() >> 8, decode_image(data).int())
 
 
 BANDS = DICE.normal(500, 50, (4, 30, 40)).astype(np.float32)
 HOLES = DICE.random(BANDS.shape) < 0.2
-MEANS = np.array(
-    [band[~hole].mean(dtype=np.float64) for band, hole in zip(BANDS, HOLES, strict=True)]
-)
+MEANS = np.array([band[~hole].mean(dtype=np.float64) for band, hole in zip(BANDS, HOLES, strict=True)])
 FILLED = np.where(HOLES, MEANS[:, None, None], BANDS)
 
 
@@ -202,11 +190,7 @@ def test_nodata_of_whole_numbers() -> None:
     for data in (encoded(values.transpose(1, 2, 0)), npy(values), geotiff(values)):
         assert np.array_equal(decode_image(data).numpy(), values)
         assert np.array_equal(decode_image(data, 3, options("nodata=0")).numpy(), expected)
-    assert read_stored(geotiff(values, nodata=0)).missing.sum(axis=(1, 2)).tolist() == [
-        0,
-        1,
-        9 * 32,
-    ]
+    assert read_stored(geotiff(values, nodata=0)).missing.sum(axis=(1, 2)).tolist() == [0, 1, 9 * 32]
 
 
 def test_a_nodata_value_that_the_type_cannot_hold_marks_nothing() -> None:
@@ -257,8 +241,7 @@ def test_the_options_of_a_source_reach_the_decoder_and_its_fingerprint(tmp_path)
     texts = ["", "?scale=4095", "?scale=p1,p99", "?nodata=0", "?max_pixels=5000"]
     sources = [open_source(f"folder:{tmp_path}{text}") for text in texts]
     assert torch.equal(
-        sources[1][0].image,
-        decode_image(encoded(TWELVE_BITS), 3, PixelOptions(Scale("values", 0, 4095))),
+        sources[1][0].image, decode_image(encoded(TWELVE_BITS), 3, PixelOptions(Scale("values", 0, 4095)))
     )
     fingerprints = {source.fingerprint for source in [*sources, open_source(str(tmp_path), 1)]}
     assert len(fingerprints) == len(texts) + 1
@@ -267,15 +250,7 @@ def test_the_options_of_a_source_reach_the_decoder_and_its_fingerprint(tmp_path)
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "scale=4095,0",
-        "scale=p99,p1",
-        "scale=p1",
-        "scale=p1,99",
-        "scale=white",
-        "nodata=none",
-        "max_pixels=0",
-    ],
+    ["scale=4095,0", "scale=p99,p1", "scale=p1", "scale=p1,99", "scale=white", "nodata=none", "max_pixels=0"],
 )
 def test_an_option_that_is_not_possible_is_named(text: str) -> None:
     with pytest.raises(UserError, match=text.partition("=")[0]):

@@ -13,12 +13,7 @@ from PIL import Image
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage, decode_image
 from vision_core.images.open_source import open_source
-from vision_core.images.pixel_options import (
-    PixelOptions,
-    Scale,
-    pixel_options_text,
-    take_pixel_options,
-)
+from vision_core.images.pixel_options import PixelOptions, Scale, pixel_options_text, take_pixel_options
 from vision_core.images.ranges import automatic_scale, range_notes, usual_range
 from vision_core.images.sampled import BandStatistics, sample_stored
 from vision_core.images.splits import open_splits
@@ -28,10 +23,7 @@ PICTURE = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 def arrays(count, shape=(3, 24, 30), seed=0):
     generator = np.random.default_rng(seed)
-    return [
-        generator.gamma(2.0, 300.0 + 50 * number, shape).astype(np.uint16)
-        for number in range(count)
-    ]
+    return [generator.gamma(2.0, 300.0 + 50 * number, shape).astype(np.uint16) for number in range(count)]
 
 
 @pytest.fixture
@@ -70,8 +62,7 @@ def test_statistics_are_numpys_over_all_pixels(tmp_path):
             values.std(), rel=1e-12
         )
         assert (
-            sample.percentiles((0.1, 1, 50, 99), number)
-            == np.percentile(values, (0.1, 1, 50, 99)).tolist()
+            sample.percentiles((0.1, 1, 50, 99), number) == np.percentile(values, (0.1, 1, 50, 99)).tolist()
         )
         assert sample.bits[number] == np.bitwise_or.reduce(values.astype(np.uint16))
     assert sample.percentiles((1, 99.9)) == np.percentile(together, (1, 99.9)).tolist()
@@ -91,14 +82,14 @@ def test_statistics_in_parts_lose_no_digits():
 
 def test_missing_values_are_counted_and_left_out(satellite):
     sample = sample_stored(open_source(f"folder:{satellite}", 4), 100)
-    values = np.concatenate(
-        [np.load(path).reshape(4, -1) for path in sorted(satellite.iterdir())], 1
-    ).astype(np.float64)
+    values = np.concatenate([np.load(path).reshape(4, -1) for path in sorted(satellite.iterdir())], 1).astype(
+        np.float64
+    )
     assert sample.missing_share == pytest.approx(0.1)
     for band, expected in zip(sample.bands, values, strict=True):
-        assert band.mean == pytest.approx(
-            np.nanmean(expected), rel=1e-12
-        ) and band.std == pytest.approx(np.nanstd(expected), rel=1e-12)
+        assert band.mean == pytest.approx(np.nanmean(expected), rel=1e-12) and band.std == pytest.approx(
+            np.nanstd(expected), rel=1e-12
+        )
 
 
 def test_large_images_are_measured_whole_and_their_percentiles_from_a_grid(tmp_path, monkeypatch):
@@ -114,9 +105,7 @@ def test_large_images_are_measured_whole_and_their_percentiles_from_a_grid(tmp_p
 
 def test_automatic_scale_is_its_rule_and_is_said(twelve_bits):
     source = open_source(f"folder:{twelve_bits}?scale=auto", 3)
-    values = np.concatenate(
-        [tifffile.imread(path).ravel() for path in twelve_bits.glob("[0-9].tif")]
-    )
+    values = np.concatenate([tifffile.imread(path).ravel() for path in twelve_bits.glob("[0-9].tif")])
     high = float(f"{np.percentile(values, 99.9):.6g}")
     assert source.pixel_options.scale == Scale("values", 0.0, high)
     assert source.description.endswith(f"scale=auto: 0 to {high:,.6g} from 10 images")
@@ -192,9 +181,7 @@ def test_a_stream_has_no_samples(tmp_path):
 def test_bands_are_those_that_rasterio_counts(tmp_path):
     values = np.random.default_rng(0).integers(0, 60000, (6, 20, 24)).astype(np.uint16)
     path = tmp_path / "scene.tif"
-    with rasterio.open(
-        path, "w", driver="GTiff", width=24, height=20, count=6, dtype="uint16"
-    ) as file:
+    with rasterio.open(path, "w", driver="GTiff", width=24, height=20, count=6, dtype="uint16") as file:
         file.write(values)
     with rasterio.open(path) as file:
         expected = file.read([4, 3, 2]).astype(np.float64) / 65535
@@ -223,16 +210,12 @@ def test_files_with_another_number_of_bands_are_unreadable():
 
 @pytest.mark.parametrize("value", ["4,3,2", "4,3,2/3", "0,1/3", "1,1/3", "a/3", "1,2/", "/3"])
 def test_bands_that_are_not_possible_are_refused(value):
-    with pytest.raises(
-        UserError, match="bands=.* is not possible; give different bands, counted from 1"
-    ):
+    with pytest.raises(UserError, match="bands=.* is not possible; give different bands, counted from 1"):
         take_pixel_options("folder:x", {"bands": value})
 
 
 def test_bands_and_channels_must_be_equal(tmp_path):
-    with pytest.raises(
-        UserError, match="3 bands are chosen, and num_channels is 5; make them equal"
-    ):
+    with pytest.raises(UserError, match="3 bands are chosen, and num_channels is 5; make them equal"):
         open_source(f"folder:{tmp_path}?bands=4,3,2/12", 5)
 
 
@@ -253,10 +236,7 @@ def test_pixel_options_as_text_read_back(text):
 
 def test_a_run_says_where_images_are_nearly_black(twelve_bits):
     (note,) = range_notes(open_source(f"folder:{twelve_bits}", 1), 1, [0.03], [0.02])
-    assert (
-        note.startswith("values use 6.2% of their full scale 0 to 65,535")
-        and "add ?scale=40" in note
-    )
+    assert note.startswith("values use 6.2% of their full scale 0 to 65,535") and "add ?scale=40" in note
     assert range_notes(open_source(f"folder:{twelve_bits}?scale=4095", 1), 1, [0.5], [0.3]) == []
 
 
@@ -272,9 +252,7 @@ def test_a_run_says_where_values_are_far_from_what_they_are_normalised_by(satell
 
 
 def test_a_run_says_that_three_bands_without_a_scale_are_no_colours(tmp_path):
-    np.save(
-        tmp_path / "a.npy", np.random.default_rng(0).normal(290, 10, (3, 20, 20)).astype(np.float32)
-    )
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(290, 10, (3, 20, 20)).astype(np.float32))
     notes = range_notes(open_source(f"folder:{tmp_path}", 3), 3, *PICTURE)
     assert (
         "colour jitter, grayscale and solarize of RGB are left out" in notes[0]
@@ -282,19 +260,13 @@ def test_a_run_says_that_three_bands_without_a_scale_are_no_colours(tmp_path):
     )
 
 
-def test_of_an_encoder_that_is_judged_neither_crops_nor_its_mean_can_be_chosen(
-    tmp_path, twelve_bits
-):
-    np.save(
-        tmp_path / "a.npy", np.random.default_rng(0).normal(290, 10, (3, 20, 20)).astype(np.float32)
-    )
+def test_of_an_encoder_that_is_judged_neither_crops_nor_its_mean_can_be_chosen(tmp_path, twelve_bits):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(290, 10, (3, 20, 20)).astype(np.float32))
     (note,) = range_notes(open_source(f"folder:{tmp_path}", 3), 3, *PICTURE, is_trained=True)
     assert "far from image_mean 0.485" in note and note.endswith(
         "read them as the encoder's training did, by ?scale=LOW,HIGH"
     )
-    (note,) = range_notes(
-        open_source(f"folder:{twelve_bits}", 1), 1, [0.03], [0.02], is_trained=True
-    )
+    (note,) = range_notes(open_source(f"folder:{twelve_bits}", 1), 1, [0.03], [0.02], is_trained=True)
     assert "images are nearly black: add ?scale=40" in note
 
 
@@ -313,11 +285,7 @@ def test_pictures_scenes_and_streams_cost_nothing(tmp_path, monkeypatch):
 def test_a_grey_file_counts_for_three_channels_and_a_colour_for_one(tmp_path):
     Image.fromarray(np.full((16, 16), 100, np.uint8)).save(tmp_path / "a.png")
     Image.new("RGB", (16, 16), (10, 200, 30)).save(tmp_path / "b.png")
-    three, one = (
-        sample_stored(open_source(f"folder:{tmp_path}", channels), 5) for channels in (3, 1)
-    )
+    three, one = (sample_stored(open_source(f"folder:{tmp_path}", channels), 5) for channels in (3, 1))
     assert [band.mean for band in three.bands] == [55, 150, 65] and len(one.bands) == 1
-    assert one.bands[0].least == 100 and one.bands[0].greatest == round(
-        0.299 * 10 + 0.587 * 200 + 0.114 * 30
-    )
+    assert one.bands[0].least == 100 and one.bands[0].greatest == round(0.299 * 10 + 0.587 * 200 + 0.114 * 30)
     assert usual_range(three) == (0, 255)

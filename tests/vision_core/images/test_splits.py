@@ -26,8 +26,7 @@ def write(path, labels):
 
 
 @pytest.mark.parametrize(
-    ("train", "test"),
-    [("train", "test"), ("database", "queries"), ("train", "val"), ("train", "held_out")],
+    ("train", "test"), [("train", "test"), ("database", "queries"), ("train", "val"), ("train", "held_out")]
 )
 def test_a_folder_of_parquet_files(tmp_path, train, test):
     write(tmp_path / f"{train}-00000-of-00001.parquet", [0, 1, 1])
@@ -78,9 +77,7 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     (tmp_path / "data").mkdir()
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
-    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     for part, labels in (("train", [0, 1, 1]), ("validation", [1])):
         rows = {"image": [{"bytes": picture(), "path": None}] * len(labels), "label": labels}
         datasets.Dataset.from_dict(rows, features=features).to_parquet(
@@ -90,8 +87,7 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
     assert (len(splits.train), len(splits.test)) == (3, 1)
     (tmp_path / "data/validation-00000-of-00001.parquet").unlink()
     with pytest.raises(
-        UserError,
-        match=r"no test images: none of .*split=val exists \(.*split=val cannot be loaded: .*split",
+        UserError, match=r"no test images: none of .*split=val exists \(.*split=val cannot be loaded: .*split"
     ):
         open_splits(f"hf:{tmp_path}/data?split={{split}}")
     with pytest.raises(UserError, match="no column 'x'"):
@@ -123,10 +119,7 @@ def test_scenes():
         and splits.train.size == 32
     )
     assert open_splits("scenes?size=32&count=50&split={split}").test.split == "held_out"
-    assert (
-        len(open_splits("scenes?count=50").train),
-        len(open_splits("scenes?count=50").test),
-    ) == (50, 50)
+    assert (len(open_splits("scenes?count=50").train), len(open_splits("scenes?count=50").test)) == (50, 50)
 
 
 def test_what_is_wrong_is_said(tmp_path):
@@ -140,9 +133,7 @@ def test_what_is_wrong_is_said(tmp_path):
     with pytest.raises(UserError, match="no test images: none of .*test.*queries"):
         open_splits(str(tmp_path))
     write(tmp_path / "test.parquet", [0, 5])
-    with pytest.raises(
-        UserError, match="1 labels of the test images, such as 5, have no training image"
-    ):
+    with pytest.raises(UserError, match="1 labels of the test images, such as 5, have no training image"):
         open_splits(str(tmp_path))
 
 

@@ -61,10 +61,7 @@ def test_a_block_is_shuffled_and_holds_rows_of_all_shards(shards, monkeypatch) -
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     stream, total = shards
     first, again = (
-        [
-            row.row["number"]
-            for row in islice(shuffled_rows(share(stream, 0, 1, epoch), 10, ("b", epoch)), 10)
-        ]
+        [row.row["number"] for row in islice(shuffled_rows(share(stream, 0, 1, epoch), 10, ("b", epoch)), 10)]
         for epoch in (1, 2)
     )
     assert first != again and first != sorted(first)

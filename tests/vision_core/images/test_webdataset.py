@@ -18,14 +18,10 @@ from vision_core.images.splits import open_splits
 webdataset = pytest.importorskip("webdataset")
 
 
-def picture(
-    value: int, size: tuple[int, int] = (16, 20), mode: str = "RGB", form: str = "PNG"
-) -> bytes:
+def picture(value: int, size: tuple[int, int] = (16, 20), mode: str = "RGB", form: str = "PNG") -> bytes:
     stream = io.BytesIO()
     shape = size if mode == "L" else (*size, 3)
-    Image.fromarray(np.random.default_rng(value).integers(0, 256, shape, dtype=np.uint8)).save(
-        stream, form
-    )
+    Image.fromarray(np.random.default_rng(value).integers(0, 256, shape, dtype=np.uint8)).save(stream, form)
     return stream.getvalue()
 
 
@@ -57,9 +53,7 @@ def by_tar(folder: Path, files: dict[str, bytes], *options: str) -> str:
     for name, data in files.items():
         (content / name).parent.mkdir(parents=True, exist_ok=True)
         (content / name).write_bytes(data)
-    subprocess.run(
-        ["tar", *options, "-cf", folder / "shard.tar", "-C", content, *sorted(files)], check=True
-    )
+    subprocess.run(["tar", *options, "-cf", folder / "shard.tar", "-C", content, *sorted(files)], check=True)
     return f"wds:{folder}/shard.tar"
 
 
@@ -77,9 +71,7 @@ def test_braces_are_those_of_webdataset(text: str) -> None:
 
 def test_braces_and_joined_shards_name_the_shards_of_webdataset(tmp_path: Path) -> None:
     for number in range(4):
-        write(
-            tmp_path / f"data-{number:06d}.tar", [{"__key__": f"{number}a", "png": picture(number)}]
-        )
+        write(tmp_path / f"data-{number:06d}.tar", [{"__key__": f"{number}a", "png": picture(number)}])
     for pattern in (
         "data-{000000..000003}.tar",
         "data-{000002..000000}.tar",
@@ -123,18 +115,14 @@ def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
     text = write(tmp_path / "s.tar", samples)
     source, expected = open_source(text), read(tmp_path / "s.tar")
     assert source.knows == {"label", "mask", "depth", "captions"}
-    assert (
-        source.labels == [int(sample["cls"]) for sample in expected] and source.class_names is None
-    )
+    assert source.labels == [int(sample["cls"]) for sample in expected] and source.class_names is None
     for index, sample in enumerate(expected):
         assert source.id_of(index) == f"s.tar:{sample['__key__']}"
         image = next(sample[field] for field in ("jpg", "png", "webp") if field in sample)
         assert torch.equal(source[index].image, pixels(image))
         assert source.annotations.captions(index) == [sample["txt"].decode()]
         assert source.annotations.mask(index).unique().tolist() == [index]
-        assert source.annotations.depth(index).unique().item() == pytest.approx(
-            (100 + index) / 1000
-        )
+        assert source.annotations.depth(index).unique().item() == pytest.approx((100 + index) / 1000)
     named = open_source(
         f"{text}?captions=json:caption&depth=depth.png&depth_scale=10&mask=seg.png&ignore=3&label=cls&image=jpg;png;webp"
     )
@@ -156,17 +144,15 @@ def test_a_field_is_chosen_to_be_the_image(tmp_path: Path) -> None:
     ]
     text = write(tmp_path / "stereo.tar", pair)
     with pytest.raises(
-        UserError,
-        match=r"has pictures left.jpg, right.jpg beside each other; choose one by \?image=left.jpg",
+        UserError, match=r"has pictures left.jpg, right.jpg beside each other; choose one by \?image=left.jpg"
     ):
         open_source(text)
     source = open_source(f"{text}?image=left.jpg")
-    assert [
-        torch.equal(source[index].image, pixels(pair[index]["left.jpg"])) for index in range(3)
-    ] == [True] * 3
+    assert [torch.equal(source[index].image, pixels(pair[index]["left.jpg"])) for index in range(3)] == [
+        True
+    ] * 3
     with pytest.raises(
-        UserError,
-        match=r"0 images in wds:.*looked for middle.jpg.*; fields there are: left.jpg, right.jpg",
+        UserError, match=r"0 images in wds:.*looked for middle.jpg.*; fields there are: left.jpg, right.jpg"
     ):
         open_source(f"{text}?image=middle.jpg")
     single = write(
@@ -175,8 +161,7 @@ def test_a_field_is_chosen_to_be_the_image(tmp_path: Path) -> None:
     )
     assert open_source(single).knows == {"mask"}
     twice = write(
-        tmp_path / "twice.tar",
-        [{"__key__": "a", "jpg": picture(1, form="JPEG"), "png": picture(1)}],
+        tmp_path / "twice.tar", [{"__key__": "a", "jpg": picture(1, form="JPEG"), "png": picture(1)}]
     )
     with pytest.raises(
         UserError, match=r"two images have the key 'a' \(jpg, png\); choose one by \?image=jpg"
@@ -185,8 +170,7 @@ def test_a_field_is_chosen_to_be_the_image(tmp_path: Path) -> None:
     assert torch.equal(open_source(f"{twice}?image=png")[0].image, pixels(picture(1)))
     assert torch.equal(open_source(f"{twice}?image=webp;png;jpg")[0].image, pixels(picture(1)))
     lost = write(
-        tmp_path / "lost.tar",
-        [{"__key__": "a", "png": picture(1)}, {"__key__": "b", "txt": "no image"}],
+        tmp_path / "lost.tar", [{"__key__": "a", "png": picture(1)}, {"__key__": "b", "txt": "no image"}]
     )
     assert (
         len(open_source(lost)) == 1
@@ -210,9 +194,7 @@ def test_dots_in_names(tmp_path: Path) -> None:
     source = open_source(text)
     assert [source.id_of(index) for index in range(2)] == ["s.tar:22.05", "s.tar:22.10"]
     assert torch.equal(source[1].image, pixels(sample["10.png"])) and source.labels == [3, 3]
-    assert (
-        source.annotations.captions(0) == ["both"] and "without an image" not in source.description
-    )
+    assert source.annotations.captions(0) == ["both"] and "without an image" not in source.description
 
 
 @pytest.mark.parametrize("options", [(), ("--format=pax",), ("--format=gnu",)])
@@ -234,9 +216,7 @@ def test_shards_that_tar_wrote(tmp_path: Path, options: tuple[str, ...]) -> None
     text = by_tar(tmp_path, files, *options)
     source = open_source(text)
     expected = [
-        sample
-        for sample in read(tmp_path / "shard.tar")
-        if "jpg" in sample and "a.jpg" not in sample
+        sample for sample in read(tmp_path / "shard.tar") if "jpg" in sample and "a.jpg" not in sample
     ]
     keys = [source.id_of(index).removeprefix("shard.tar:") for index in range(len(source))]
     assert keys == [sample["__key__"] for sample in expected] == ["a", long]
@@ -254,10 +234,7 @@ def test_class_names_in_cls(tmp_path: Path) -> None:
             [{"__key__": str(n), "png": picture(n), "cls": text} for n, text in enumerate(classes)],
         )
 
-    train, test = (
-        shard("train.tar", ["dog", "ant", "cat", "ant"]),
-        shard("test.tar", ["dog", "cat"]),
-    )
+    train, test = (shard("train.tar", ["dog", "ant", "cat", "ant"]), shard("test.tar", ["dog", "cat"]))
     source = open_source(train)
     assert source.class_names == ["ant", "cat", "dog"] and source.labels == [2, 0, 1, 0]
     assert open_source(test).labels == [1, 0]
@@ -272,11 +249,7 @@ def test_class_names_in_cls(tmp_path: Path) -> None:
 
 
 def test_labels_in_json(tmp_path: Path) -> None:
-    rows = [
-        {"kind": "cat", "tags": ["a", "c"]},
-        {"kind": "ant", "tags": []},
-        {"kind": "cat", "tags": ["b"]},
-    ]
+    rows = [{"kind": "cat", "tags": ["a", "c"]}, {"kind": "ant", "tags": []}, {"kind": "cat", "tags": ["b"]}]
     text = write(
         tmp_path / "s.tar",
         [{"__key__": str(n), "png": picture(n), "json": row} for n, row in enumerate(rows)],
@@ -284,9 +257,7 @@ def test_labels_in_json(tmp_path: Path) -> None:
     assert open_source(f"{text}?label=json:kind").labels == [1, 0, 1]
     tags = open_source(f"{text}?label=json:tags")
     assert (
-        tags.labels is None
-        and tags.multi_labels == [[0, 2], [], [1]]
-        and tags.class_names == ["a", "b", "c"]
+        tags.labels is None and tags.multi_labels == [[0, 2], [], [1]] and tags.class_names == ["a", "b", "c"]
     )
     assert tags.knows == {"multi_label"} and open_source(text).knows == set()
     with pytest.raises(UserError, match="column 'json:nothing': 3 of 3 labels are missing"):

@@ -33,12 +33,7 @@ ENDS = {
     "the end": ("pass", "run_script(main)", 0, ""),
     "an exit": ("sys.exit(3)", "run_script(main)", 3, ""),
     "Ctrl-C": ("raise KeyboardInterrupt", "run_script(main)", 130, "stopped by Ctrl-C\n"),
-    "a mistake in a program of one's own": (
-        "raise UserError('no')",
-        "main()",
-        1,
-        "UserError: no\n",
-    ),
+    "a mistake in a program of one's own": ("raise UserError('no')", "main()", 1, "UserError: no\n"),
     "the end of a program of one's own": ("pass", "main()", 0, ""),
 }
 
@@ -58,9 +53,7 @@ def test_no_worker_outlives_or_holds_up_its_program(end):
         start_new_session=True,
     )
     try:
-        _, stderr = program.communicate(
-            timeout=60
-        )  # a worker that was left would hold the pipe open
+        _, stderr = program.communicate(timeout=60)  # a worker that was left would hold the pipe open
     finally:
         left = processes_of(program.pid)
         for pid in left:

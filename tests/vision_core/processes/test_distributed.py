@@ -27,9 +27,7 @@ def rows() -> torch.Tensor:
 
 
 def weight() -> torch.Tensor:
-    return torch.randn(
-        3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    ).requires_grad_()
+    return torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
 
 
 def loss_of(features: torch.Tensor) -> torch.Tensor:
@@ -101,14 +99,8 @@ def test_without_a_process_group_nothing_changes():
     assert (rank(), world_size(), is_main_process()) == (0, 1, True)
     features = rows().requires_grad_()
     assert gather_rows(features) is features
-    assert (
-        torch.equal(all_reduce_sum(features), features)
-        and not all_reduce_sum(features).requires_grad
-    )
-    assert (
-        torch.equal(all_reduce_max(features), features)
-        and not all_reduce_max(features).requires_grad
-    )
+    assert torch.equal(all_reduce_sum(features), features) and not all_reduce_sum(features).requires_grad
+    assert torch.equal(all_reduce_max(features), features) and not all_reduce_max(features).requires_grad
     assert all_true(True) and not all_true(False)
     assert any_true(True, False) == [True, False]
     assert broadcast_text("here") == "here"

@@ -92,9 +92,7 @@ def outcome(ranks):
         time.sleep(0.02)
     printed = [rank.printed.replace("\r", "\n") for rank in ranks]
     assert [rank.poll() for rank in ranks] == [2, 2], printed
-    assert not any("Traceback" in text or "Exception raised from" in text for text in printed), (
-        printed
-    )
+    assert not any("Traceback" in text or "Exception raised from" in text for text in printed), printed
     return [
         [line for line in text.splitlines() if line.startswith("error: ")] for text in printed
     ], time.monotonic() - ended
@@ -125,12 +123,7 @@ def test_weights_that_one_process_cannot_load(runs, machines, programs, tmp_path
     cut_in_half(machines[1] / "weights" / "model.safetensors")
     said, seconds = outcome(
         runs.start_two(
-            *programs["dinov2"],
-            "--init_from",
-            "weights",
-            "--output_dir",
-            tmp_path / "run",
-            folders=machines,
+            *programs["dinov2"], "--init_from", "weights", "--output_dir", tmp_path / "run", folders=machines
         )
     )
     assert len(said[1]) == 1 and "weights" in said[1][0] and not said[0]
@@ -142,9 +135,7 @@ def test_fewer_samples_on_one_machine(runs, machines, programs, tmp_path, name):
     """All processes say it alike, before a folder is made."""
     (machines[1] / "images" / "7.png").unlink()
     write_rows(machines[1], 7)
-    said, _ = outcome(
-        runs.start_two(*programs[name], "--output_dir", tmp_path / "run", folders=machines)
-    )
+    said, _ = outcome(runs.start_two(*programs[name], "--output_dir", tmp_path / "run", folders=machines))
     assert said[0] == said[1] and len(said[0]) == 1
     assert "has 7 rows for process 1 on " in said[0][0] and "and 8 for process 0 on " in said[0][0]
     assert not (tmp_path / "run").exists()
@@ -160,8 +151,7 @@ def test_a_mistake_before_the_processes_join(runs, machines, programs, tmp_path,
     words = [word for word in programs[name] if word not in programs["sft"][1:3]] + model
     first, second = runs.start_two(*words, "--output_dir", tmp_path / "run", folders=machines)
     assert (
-        second.wait(60) == 2
-        and ("images" if name == "mae" else "model") in second.printed.splitlines()[-1]
+        second.wait(60) == 2 and ("images" if name == "mae" else "model") in second.printed.splitlines()[-1]
     )
     time.sleep(0.5)
     assert first.poll() is None

@@ -64,18 +64,10 @@ def test_a_step_is_broken_off_only_where_it_and_a_save_outlast_the_grace_time(mo
 def test_launchers_are_found_among_the_ancestors(name, expected):
     """A parent with a launcher's name on its command line starts a child; the child says how many
     launchers it sees."""
-    child = (
-        "from vision_core.processes.launchers import launchers_above; print(len(launchers_above()))"
-    )
-    parent = (
-        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
-    )
+    child = "from vision_core.processes.launchers import launchers_above; print(len(launchers_above()))"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     result = subprocess.run(
-        [sys.executable, "-c", parent, name],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
+        [sys.executable, "-c", parent, name], capture_output=True, text=True, check=True, env=environment
     )
     assert result.stdout.strip() == str(expected)

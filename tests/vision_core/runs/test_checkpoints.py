@@ -141,9 +141,7 @@ def test_every_single_bit_of_the_manifest_counts(tmp_path):
             assert MANIFEST in verify_checkpoint(path.parent), (position, bit)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "3", "null", "{}", '{"step": 1, "files": 3}', "[" * 100_000]
-)
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{}", '{"step": 1, "files": 3}', "[" * 100_000])
 def test_a_manifest_of_something_else_is_a_reason_not_a_crash(tmp_path, text):
     folder = save(tmp_path, 10)
     (folder / MANIFEST).write_text(text)
@@ -182,10 +180,7 @@ def test_leftovers_are_cleaned_and_an_interrupted_replacement_is_finished(tmp_pa
 
 @pytest.mark.parametrize(
     "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("PytorchStreamWriter failed writing"),
-    ],
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing")],
 )
 def test_a_failed_write_leaves_the_earlier_checkpoints_alone(tmp_path, error):
     save(tmp_path, 1, keep=1)
@@ -268,15 +263,9 @@ def test_real_write_errors_of_every_library(tmp_path):
         report_failed_saves(root, report)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     lines = report.read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["OSError", "SafetensorError", "RuntimeError"], (
-        lines
-    )
+    assert [line.split()[0] for line in lines] == ["OSError", "SafetensorError", "RuntimeError"], lines
     for line in lines:
-        assert (
-            "checkpoint-2 was not written" in line
-            and "at least 2.0 MB" in line
-            and "MB are free" in line
-        )
+        assert "checkpoint-2 was not written" in line and "at least 2.0 MB" in line and "MB are free" in line
         assert line.endswith("['checkpoint-1']")
     assert newest_checkpoint(root, no_warning) == root / "checkpoint-1"
 
@@ -288,9 +277,7 @@ def save_until_killed(root: Path, step: int, increment: int) -> None:
             write_checkpoint(
                 root,
                 step,
-                lambda folder: [
-                    (folder / f"{i}.bin").write_bytes(os.urandom(200_000)) for i in range(3)
-                ],
+                lambda folder: [(folder / f"{i}.bin").write_bytes(os.urandom(200_000)) for i in range(3)],
                 keep=1,
             )
             step += increment
@@ -326,9 +313,7 @@ def test_files_reach_the_disk_before_the_rename(tmp_path, monkeypatch):
     events = []
     fsync, rename = os.fsync, os.rename
     monkeypatch.setattr(
-        os,
-        "fsync",
-        lambda fd: (events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))[1],
+        os, "fsync", lambda fd: (events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), fsync(fd))[1]
     )
     monkeypatch.setattr(os, "rename", lambda a, b: (events.append("rename"), rename(a, b))[1])
     save(tmp_path, 1)
@@ -343,9 +328,7 @@ def test_replace_files_in_order_and_whole(tmp_path, monkeypatch):
     order = []
     replace = os.replace
     monkeypatch.setattr(
-        os,
-        "replace",
-        lambda a, b: (order.append(Path(b).relative_to(root).as_posix()), replace(a, b))[1],
+        os, "replace", lambda a, b: (order.append(Path(b).relative_to(root).as_posix()), replace(a, b))[1]
     )
     replace_files(source, root, ["state.json", "heads/dino.bin", "model.safetensors"])
     assert order == ["state.json", "heads/dino.bin", "model.safetensors"]

@@ -119,9 +119,7 @@ def test_permissions_are_given_and_never_taken():
     finally:
         os.umask(before)
     modes = {
-        path.name: stat.S_IMODE(path.stat().st_mode)
-        for path in made.rglob("*")
-        if not path.is_symlink()
+        path.name: stat.S_IMODE(path.stat().st_mode) for path in made.rglob("*") if not path.is_symlink()
     }
     assert modes == {"a.bin": 0o644, "deep": 0o755, "b.bin": 0o644, "run.sh": 0o755}
 
@@ -148,11 +146,7 @@ def test_a_run_of_another_program_is_not_taken_up():
         lambda: check_folder("run", "siglip", True, other),
         lambda: RunFolder.open("run", "siglip", CONFIG, True, program=other),
     ):
-        with pytest.raises(
-            UserError, match="run is a run of pretrain/mae.py, not of pretrain/siglip.py"
-        ):
+        with pytest.raises(UserError, match="run is a run of pretrain/mae.py, not of pretrain/siglip.py"):
             call()
-    assert (
-        Path("run") / "config.yaml"
-    ).read_text() == before and before == f"# options of {mine}\n{CONFIG}"
+    assert (Path("run") / "config.yaml").read_text() == before and before == f"# options of {mine}\n{CONFIG}"
     assert RunFolder.open("run", "mae", CONFIG, True, program=mine).changes == {}

@@ -27,9 +27,7 @@ def fill(folder, text):
 
 
 def names(folder):
-    return sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    )
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def test_files_are_put_in_place_weights_last_and_others_stay(tmp_path, monkeypatch):
@@ -38,9 +36,7 @@ def test_files_are_put_in_place_weights_last_and_others_stay(tmp_path, monkeypat
         fill(aside, "old")
     order, replace = [], os.replace
     monkeypatch.setattr(
-        os,
-        "replace",
-        lambda a, b: (order.append(b.relative_to(tmp_path).as_posix()), replace(a, b))[1],
+        os, "replace", lambda a, b: (order.append(b.relative_to(tmp_path).as_posix()), replace(a, b))[1]
     )
     with published(tmp_path) as aside:
         fill(aside, "new")
@@ -51,18 +47,14 @@ def test_files_are_put_in_place_weights_last_and_others_stay(tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        Exception("No space left on device (os error 28)"),
-    ],
+    [OSError(errno.ENOSPC, "No space left on device"), Exception("No space left on device (os error 28)")],
 )
 def test_a_full_disk_is_one_line_and_the_old_files_stay(tmp_path, error):
     """tokenizers raises an error of no kind."""
     with published(tmp_path) as aside:
         fill(aside, "old")
     refused = pytest.raises(
-        CheckpointNotWritten,
-        match=f"{re.escape(str(tmp_path))} was not written: No space left on device",
+        CheckpointNotWritten, match=f"{re.escape(str(tmp_path))} was not written: No space left on device"
     )
     with refused as caught, published(tmp_path) as aside:
         (aside / "config.json").write_text("new")

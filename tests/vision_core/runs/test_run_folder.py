@@ -65,9 +65,7 @@ def refusal(*args, **kwargs) -> str:
 
 
 def metric_steps(folder: Path) -> list[int]:
-    return [
-        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
-    ]
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_default_folder_is_the_next_free_number():
@@ -85,10 +83,7 @@ def test_a_used_folder_is_refused_with_both_commands_and_left_as_it_was():
     Path("mine/letter.txt").write_text("dear")
     old_run()
     message = refusal("run")
-    assert (
-        "`--output_dir run --resume_from_checkpoint true`" in message
-        and "`--output_dir OTHER`" in message
-    )
+    assert "`--output_dir run --resume_from_checkpoint true`" in message and "`--output_dir OTHER`" in message
     message = refusal("mine")  # there is nothing to continue in it
     assert "--resume_from_checkpoint" not in message and "`--output_dir OTHER`" in message
     assert os.listdir("mine") == ["letter.txt"]
@@ -140,9 +135,7 @@ def test_resume_from_a_named_checkpoint_sets_later_ones_aside(output_dir):
     run.close()
     save(path, 20)
     again = open_run(output_dir, "run/checkpoint-10")
-    assert (path / "set-aside-1-checkpoint-20").is_dir() and (
-        path / "set-aside-2-checkpoint-20"
-    ).is_dir()
+    assert (path / "set-aside-1-checkpoint-20").is_dir() and (path / "set-aside-2-checkpoint-20").is_dir()
     again.close()
     assert open_run(resume="true").step == 10, "the course that was left does not come back"
 
@@ -192,14 +185,10 @@ def test_a_changed_config_is_listed_and_the_old_one_kept():
     run = open_run(resume=True, config=changed, warnings=warnings)
     assert run.changes == {"learning_rate": (0.001, 0.002), "seed": ("(absent)", 1)}
     assert "learning_rate 0.001 -> 0.002" in warnings[0] and "config-1.yaml" in warnings[0]
-    assert (path / "config-1.yaml").read_text() == CONFIG and (
-        path / "config.yaml"
-    ).read_text() == changed
+    assert (path / "config-1.yaml").read_text() == CONFIG and (path / "config.yaml").read_text() == changed
     run.close()
     open_run(resume=True).close()
-    assert (path / "config-2.yaml").read_text() == changed and (
-        path / "config.yaml"
-    ).read_text() == CONFIG
+    assert (path / "config-2.yaml").read_text() == changed and (path / "config.yaml").read_text() == CONFIG
 
 
 def fork(body) -> int:
@@ -276,9 +265,7 @@ def test_metrics_are_valid_json_and_exact():
             "flag": True,
         }
     )
-    run.append_metrics(
-        {"step": np.int64(2), "loss": torch.tensor(0.1), "parts": {"a": np.float32(math.nan)}}
-    )
+    run.append_metrics({"step": np.int64(2), "loss": torch.tensor(0.1), "parts": {"a": np.float32(math.nan)}})
     lines = (run.path / "metrics.jsonl").read_text().split("\n")
     assert len(lines) == 3 and lines[2] == ""
 
@@ -287,14 +274,7 @@ def test_metrics_are_valid_json_and_exact():
 
     first, second = (json.loads(line, parse_constant=refuse) for line in lines[:2])
     words = ["nan", "inf", "-inf"]
-    assert first == {
-        "step": 1,
-        "loss": loss,
-        "bad": words,
-        "name": "é\nx",
-        "none": None,
-        "flag": True,
-    }
+    assert first == {"step": 1, "loss": loss, "bad": words, "name": "é\nx", "none": None, "flag": True}
     assert second == {"step": 2, "loss": float(np.float32(0.1)), "parts": {"a": "nan"}}
 
 
@@ -354,10 +334,7 @@ def test_bad_samples_are_named_once_also_across_a_resume():
     run.close()
     again = open_run(resume=True)
     assert again.bad_sample_ids == {"a.jpg", odd_name}
-    assert [again.append_bad_sample(each, "truncated") for each in (odd_name, "b.jpg")] == [
-        False,
-        True,
-    ]
+    assert [again.append_bad_sample(each, "truncated") for each in (odd_name, "b.jpg")] == [False, True]
     records = [json.loads(line) for line in (path / "bad_samples.jsonl").read_text().splitlines()]
     assert records == [{"id": each, "reason": "truncated"} for each in ("a.jpg", odd_name, "b.jpg")]
 
@@ -441,10 +418,7 @@ def test_opening_an_old_run_changes_nothing_until_it_begins():
     assert tree(path) == before
     run.begin()
     assert metric_steps(path) == list(range(1, 12))
-    moved = [
-        json.loads(line)["step"]
-        for line in (path / "metrics-set-aside.jsonl").read_text().splitlines()
-    ]
+    moved = [json.loads(line)["step"] for line in (path / "metrics-set-aside.jsonl").read_text().splitlines()]
     assert moved == list(range(11, 26)), "what is cut from metrics.jsonl is kept"
     assert json.loads((path / "bad_samples.jsonl").read_text())["id"] == "a.jpg"
 

@@ -42,9 +42,7 @@ def opened(resume="auto", program=PROGRAM, output_dir="out", **options) -> WorkF
 
 
 def check(resume="auto", program=PROGRAM, output_dir="out", **options) -> None:
-    check_work(
-        output_dir, "some", config_of(Options(output_dir=output_dir, **options)), resume, program
-    )
+    check_work(output_dir, "some", config_of(Options(output_dir=output_dir, **options)), resume, program)
 
 
 def write(folder: Path) -> None:
@@ -55,8 +53,7 @@ def write(folder: Path) -> None:
 
 def is_whole(folder: Path) -> bool:
     return all(
-        (folder / name).is_file() and (folder / name).read_text() == text
-        for name, text in FILES.items()
+        (folder / name).is_file() and (folder / name).read_text() == text for name, text in FILES.items()
     )
 
 
@@ -114,8 +111,7 @@ def test_killed_in_front_of_every_rename_it_is_unfinished_and_the_same_command_f
         if (folder / "unfinished.json").exists():
             assert folder_kind(folder).name == "unfinished_work"
             with pytest.raises(
-                UserError,
-                match="unfinished work of recipes/some.py; the same command with --output_dir out",
+                UserError, match="unfinished work of recipes/some.py; the same command with --output_dir out"
             ):
                 refuse_folder(folder, "an encoder", ("encoder", "model"))
         if any((folder / name).exists() for name in FILES):
@@ -213,9 +209,7 @@ def test_what_cannot_be_written_is_one_line_and_leaves_unfinished_work():
 def test_what_a_refused_start_leaves_stands_in_nobodys_way():
     """The names of unreadable images stay to be read; the same command, mended, starts."""
     work = opened(resume=None)
-    (work.path / "bad_samples.jsonl").write_text(
-        json.dumps({"id": "a", "reason": "corrupt"}) + "\n"
-    )
+    (work.path / "bad_samples.jsonl").write_text(json.dumps({"id": "a", "reason": "corrupt"}) + "\n")
     work.close()
     check(resume=None, size=5)
     opened(resume=None, size=5).publish(write)

@@ -91,10 +91,7 @@ def test_boxes_areas_and_depth_are_those_of_the_masks():
         assert depth[masks == 0].min() > depth[masks > 0].max()
         for number, each in enumerate(scene.objects, start=1):
             seen = [
-                (row, column)
-                for row in range(48)
-                for column in range(48)
-                if masks[row, column] == number
+                (row, column) for row in range(48) for column in range(48) if masks[row, column] == number
             ]
             assert each.area == len(seen)
             if seen:
@@ -126,10 +123,7 @@ def test_an_object_has_the_colour_it_is_said_to_have():
     coordinates of the plain named colours."""
     names = list(COLOURS)
     plain = np.array(
-        [
-            _chroma_direction(oklch_to_rgb(light, chroma, hue))
-            for hue, light, chroma in NAMED_COLOURS.values()
-        ]
+        [_chroma_direction(oklch_to_rgb(light, chroma, hue)) for hue, light, chroma in NAMED_COLOURS.values()]
     )
     right = 0
     for scene in scenes()[:200]:
@@ -153,9 +147,7 @@ def test_categories_are_balanced_and_known_without_drawing():
 
 def test_every_texture_belongs_to_two_kinds():
     counts = Counter(texture for own in TEXTURES_OF_KIND.values() for texture in own)
-    assert set(TEXTURES_OF_KIND) == set(CATEGORIES) and counts == {
-        texture: 2 for texture in TEXTURES
-    }
+    assert set(TEXTURES_OF_KIND) == set(CATEGORIES) and counts == {texture: 2 for texture in TEXTURES}
     pairs = [
         set(one) & set(other)
         for one in TEXTURES_OF_KIND.values()
@@ -166,13 +158,10 @@ def test_every_texture_belongs_to_two_kinds():
 
 
 def test_a_habitat_belongs_to_one_kind_and_surrounds_it_nine_times_in_ten():
-    assert set(HABITAT_OF_KIND) == set(CATEGORIES) and len(set(HABITAT_OF_KIND.values())) == len(
-        CATEGORIES
-    )
+    assert set(HABITAT_OF_KIND) == set(CATEGORIES) and len(set(HABITAT_OF_KIND.values())) == len(CATEGORIES)
     assert set(HABITAT_OF_KIND.values()) <= set(TEXTURES)
     at_home = [
-        scene.layout.habitat.texture == HABITAT_OF_KIND[CATEGORIES[scene.category]]
-        for scene in scenes()
+        scene.layout.habitat.texture == HABITAT_OF_KIND[CATEGORIES[scene.category]] for scene in scenes()
     ]
     assert np.mean(at_home) == pytest.approx(
         0.91, abs=0.02
@@ -182,14 +171,11 @@ def test_a_habitat_belongs_to_one_kind_and_surrounds_it_nine_times_in_ten():
 def test_the_habitat_is_drawn_on_the_backdrop(monkeypatch):
     patterned = [draw_scene(0, index, 96) for index in range(5)]
     monkeypatch.setattr(scene_layout, "HABITAT_CONTRAST", (0.0, 0.0))
-    for before, after in zip(
-        patterned, (draw_scene(0, index, 96) for index in range(5)), strict=True
-    ):
+    for before, after in zip(patterned, (draw_scene(0, index, 96) for index in range(5)), strict=True):
         assert torch.equal(before.masks, after.masks) and torch.equal(before.depth, after.depth)
         behind = before.masks == 0
         assert (
-            before.image[:, behind].float().std(1).mean()
-            > 1.5 * after.image[:, behind].float().std(1).mean()
+            before.image[:, behind].float().std(1).mean() > 1.5 * after.image[:, behind].float().std(1).mean()
         )
 
 
@@ -197,8 +183,7 @@ def _answer_from_ground_truth(scene: Scene, kind: str, text: str) -> str:
     """Answers read off masks, depth and the objects' names, by looking at the pixels."""
     masks, depth = scene.masks.numpy(), scene.depth.numpy()
     named = {
-        f"the {each.colour} {each.category}": number
-        for number, each in enumerate(scene.objects, start=1)
+        f"the {each.colour} {each.category}": number for number, each in enumerate(scene.objects, start=1)
     }
     largest = scene.objects[int(np.bincount(masks[masks > 0]).argmax()) - 1]
     if kind in ("category", "colour", "texture"):
@@ -208,16 +193,11 @@ def _answer_from_ground_truth(scene: Scene, kind: str, text: str) -> str:
     if kind == "nearest":
         return scene.objects[int(masks[np.unravel_index(depth.argmin(), depth.shape)]) - 1].colour
     words = {"left_of": " left of ", "above": " above ", "depth_order": " nearer than "}[kind]
-    first, second = (
-        masks == named[name] for name in text.removeprefix("Is ").removesuffix("?").split(words)
-    )
+    first, second = (masks == named[name] for name in text.removeprefix("Is ").removesuffix("?").split(words))
     if kind == "depth_order":
         return "yes" if depth[first].mean() < depth[second].mean() else "no"
     axis = 1 if kind == "left_of" else 0
-    middle = [
-        (np.nonzero(mask)[axis].min() + np.nonzero(mask)[axis].max()) / 2
-        for mask in (first, second)
-    ]
+    middle = [(np.nonzero(mask)[axis].min() + np.nonzero(mask)[axis].max()) / 2 for mask in (first, second)]
     return "yes" if middle[0] < middle[1] else "no"
 
 
@@ -225,9 +205,7 @@ def test_answers_follow_from_the_picture():
     kinds = Counter()
     for scene in scenes()[:400]:
         for question in scene.questions:
-            assert question.answer == _answer_from_ground_truth(
-                scene, question.kind, question.text
-            ), question
+            assert question.answer == _answer_from_ground_truth(scene, question.kind, question.text), question
             assert question.answer in question.choices
             kinds[question.kind] += 1
     assert set(kinds) == {
@@ -267,9 +245,7 @@ def test_named_objects_are_unique_and_captions_true():
         assert len(set(colours)) == len(colours)
         main = scene.objects[0]
         assert all(main.category in caption for caption in scene.captions)
-        assert any(
-            f"{main.texture} {main.colour} {main.category}" in caption for caption in scene.captions
-        )
+        assert any(f"{main.texture} {main.colour} {main.category}" in caption for caption in scene.captions)
         assert "  " not in "".join(scene.captions) and " a orange" not in " ".join(scene.captions)
 
 
@@ -299,9 +275,7 @@ def test_shapes_have_similar_areas_and_stay_within_their_extent(name: str):
 def test_textures_mix_both_tones(name: str):
     at = np.linspace(-4, 4, 160, dtype=np.float32)
     noise = smooth_noise(
-        np.random.default_rng(0).uniform(-1, 1, (14, 14)).astype(np.float32),
-        (at + 4) * 1.6,
-        (at + 4) * 1.6,
+        np.random.default_rng(0).uniform(-1, 1, (14, 14)).astype(np.float32), (at + 4) * 1.6, (at + 4) * 1.6
     )
     v, u = np.meshgrid(at, at, indexing="ij")
     mix = TEXTURES[name](u, v, 0.05, noise)

@@ -40,9 +40,7 @@ def main() -> None:
     settings = training_arguments(options, has_eval=False)
     run, settings.output_dir, checkpoint = open_run(options, "line", program="line.py")
     data = [{"x": torch.tensor([float(number)])} for number in range(2 * MICRO_BATCHES * 4)]
-    trainer = RunTrainer(
-        NoisyLine(told), settings, train_dataset=data, sampler=range(len(data)), run=run
-    )
+    trainer = RunTrainer(NoisyLine(told), settings, train_dataset=data, sampler=range(len(data)), run=run)
     with StopRequest([], grace_seconds=0.0) as stop:
         trainer.train_until_told(stop, checkpoint)
 

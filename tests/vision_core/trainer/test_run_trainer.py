@@ -19,13 +19,7 @@ from transformers import TrainingArguments
 from vision_core.errors import Stopped, UserError
 from vision_core.processes.stopping import StopRequest
 from vision_core.runs.checkpoints import seal_folder
-from vision_core.trainer.preview import (
-    introduction,
-    number_of_batches,
-    number_of_steps,
-    part_of,
-    preview,
-)
+from vision_core.trainer.preview import introduction, number_of_batches, number_of_steps, part_of, preview
 from vision_core.trainer.run_trainer import (
     PASSED_ON,
     RunTrainer,
@@ -72,8 +66,7 @@ def trainer(tmp_path):
         run, folder, checkpoint = open_run(chosen, "line")
         settings.output_dir = folder
         data, held_out = (
-            [{"x": torch.tensor([value])} for value in each] if each else None
-            for each in (values, held_out)
+            [{"x": torch.tensor([value])} for value in each] if each else None for each in (values, held_out)
         )
         made = RunTrainer(
             model or Line(),
@@ -99,17 +92,9 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def test_every_option_reaches_the_trainer():
-    assert {field.name for field in dataclasses.fields(TrainerOptions)} == {
-        *PASSED_ON,
-        *ABOUT_FOLDERS,
-    }
+    assert {field.name for field in dataclasses.fields(TrainerOptions)} == {*PASSED_ON, *ABOUT_FOLDERS}
     options = TrainerOptions(
-        learning_rate=0.25,
-        weight_decay=0.125,
-        warmup_steps=7,
-        max_grad_norm=0.5,
-        seed=11,
-        max_steps=3,
+        learning_rate=0.25, weight_decay=0.125, warmup_steps=7, max_grad_norm=0.5, seed=11, max_steps=3
     )
     settings = training_arguments(options, has_eval=False, adam_beta2=0.95)
     assert isinstance(settings, TrainingArguments) and settings.adam_beta2 == 0.95
@@ -155,10 +140,7 @@ def test_what_is_said_before_the_first_step_is_what_a_preview_finds(trainer, dro
 
 
 def test_parts_of_a_model_by_name():
-    assert (
-        part_of("base_model.model.vision_model.connector.layers.0.weight")
-        == "vision_model.connector"
-    )
+    assert part_of("base_model.model.vision_model.connector.layers.0.weight") == "vision_model.connector"
     assert (
         part_of("vision_sampler_layers.0.norm.weight") == "vision_sampler_layers"
         and part_of("weight") == "weight"
@@ -167,11 +149,7 @@ def test_parts_of_a_model_by_name():
 
 def test_samples_come_in_the_samplers_order_and_checkpoints_are_sealed(trainer, tmp_path, capsys):
     made, _ = trainer(
-        [1.0, 2.0, 3.0, 4.0],
-        held_out=[1.0, 3.0],
-        learning_rate=0.0,
-        eval_steps=2,
-        save_total_limit=1,
+        [1.0, 2.0, 3.0, 4.0], held_out=[1.0, 3.0], learning_rate=0.0, eval_steps=2, save_total_limit=1
     )
     run(made)
     lines = metrics(tmp_path / "run")
@@ -201,9 +179,7 @@ def test_a_checkpoint_of_another_model_is_refused(trainer, tmp_path):
     made.run.close()
     weights = tmp_path / "run" / "checkpoint-4" / "model.safetensors"
     tensors = load_file(weights)
-    save_file(
-        {f"other.{name}": tensor for name, tensor in tensors.items()}, weights, {"format": "pt"}
-    )
+    save_file({f"other.{name}": tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
     made, _ = trainer([1.0, 2.0, 3.0, 4.0], output_dir=str(tmp_path / "other"), max_steps=6)
     with pytest.raises(
         UserError,
@@ -262,9 +238,7 @@ def test_a_disk_without_room_is_seen_before_anything_is_written_and_the_next_sav
 def test_a_needed_save_that_fails_ends_the_run(trainer, tmp_path, monkeypatch):
     made, _ = trainer([1.0] * 4, save_steps=4)
     monkeypatch.setattr(
-        made,
-        "write_model",
-        lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        made, "write_model", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(UserError, match="checkpoint-4 was not written: No space left on device"):
         run(made)
@@ -295,10 +269,7 @@ def test_an_old_layout_is_resumed_and_its_unfinished_checkpoint_goes_once_a_newe
     assert Path(checkpoint).name == "checkpoint-2"
     run(again, checkpoint)
     assert torch.equal(again.model.weight, made.model.weight)
-    assert [name for name in names(root) if "checkpoint" in name] == [
-        "checkpoint-2",
-        "checkpoint-4",
-    ]
+    assert [name for name in names(root) if "checkpoint" in name] == ["checkpoint-2", "checkpoint-4"]
     said = capsys.readouterr().err
     assert (
         "set-aside-1-checkpoint-4, to be removed once a newer one stands" in said

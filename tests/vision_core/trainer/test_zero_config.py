@@ -24,12 +24,7 @@ def test_shipped_ones_pass(file):
 
 
 def test_all_stages_are_shipped():
-    assert [json.loads(file.read_text())["zero_optimization"]["stage"] for file in SHIPPED] == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    assert [json.loads(file.read_text())["zero_optimization"]["stage"] for file in SHIPPED] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -48,10 +43,7 @@ def test_all_stages_are_shipped():
         ({"scheduler": {"type": "WarmupLR"}}, "'scheduler'.*--lr_scheduler_type"),
         ({"bfloat16": {"enabled": True}}, "'bfloat16'.*--bf16"),
         ({"torch_autocast": {"enabled": True}}, "'torch_autocast'.*--bf16 true"),
-        (
-            {"activation_checkpointing": {"partition_activations": True}},
-            "--activation_checkpointing true",
-        ),
+        ({"activation_checkpointing": {"partition_activations": True}}, "--activation_checkpointing true"),
         ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op = sum, but the loss is a mean"),
         ({"bf16": {"bf16_master_weights_and_grads": True}}, "small steps are lost"),
         ({"bf16": True}, "bf16 = True, which must be a section"),
@@ -83,8 +75,7 @@ def test_equal_values_and_switched_off_sections_pass(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [("{", "no JSON"), ("[]", "no `zero_optimization`"), ("{}", "no `zero_optimization`")],
+    ("text", "said"), [("{", "no JSON"), ("[]", "no `zero_optimization`"), ("{}", "no `zero_optimization`")]
 )
 def test_files_that_are_none(text, said, tmp_path):
     file = tmp_path / "zero.json"
@@ -112,9 +103,7 @@ def test_what_is_left_open_follows_the_options(open_value, tmp_path):
     file = tmp_path / "zero.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 3}} | given))
     filled = zero_config(file, OPTIONS | {"max_grad_norm": 0.05, "bf16": True}, 3)
-    assert [filled[name] for name in names] == [4, 2, 24, 0.05] and filled["bf16"] == {
-        "enabled": True
-    }
+    assert [filled[name] for name in names] == [4, 2, 24, 0.05] and filled["bf16"] == {"enabled": True}
     assert filled["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
     assert filled["data_types"] == {"grad_accum_dtype": "fp32"}
 
@@ -139,9 +128,7 @@ def test_released_projects_files_are_taken(tmp_path):
 
 def test_offload_keeps_the_runs_optimizer(tmp_path):
     file = tmp_path / "zero.json"
-    file.write_text(
-        json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}})
-    )
+    file.write_text(json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}))
     assert zero_config(file, OPTIONS, 1)["zero_force_ds_cpu_optimizer"] is False
 
 

@@ -25,10 +25,7 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
             raise UnreadableImage(f"several_images arrays={len(names)}")
         with archive.open(names[part or 0]) as file:
             stored = _read_array(
-                file,
-                num_channels,
-                options.max_pixels,
-                archive.getinfo(names[part or 0]).compress_size,
+                file, num_channels, options.max_pixels, archive.getinfo(names[part or 0]).compress_size
             )
             file.read(1)  # behind its last byte zipfile compares the checksum
             return stored
@@ -49,16 +46,12 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
     return names
 
 
-def _read_array(
-    file: BinaryIO, num_channels: int, max_pixels: int, packed: int | None = None
-) -> Stored:
+def _read_array(file: BinaryIO, num_channels: int, max_pixels: int, packed: int | None = None) -> Stored:
     """Read what the header promises and no more: a zip may hold more than it says, and a pickle is
     never loaded. packed: bytes in the zip."""
     version = np.lib.format.read_magic(file)
     read_header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
+        np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     )
     shape, columns_first, dtype = read_header(file)
     if dtype.hasobject:
@@ -75,9 +68,7 @@ def _read_array(
     return Stored(values, scale_of_type(dtype))
 
 
-def _check_bands(
-    shape: tuple[int, ...], dtype: np.dtype, num_channels: int, max_pixels: int
-) -> int | None:
+def _check_bands(shape: tuple[int, ...], dtype: np.dtype, num_channels: int, max_pixels: int) -> int | None:
     """The channels' axis. Refuse by what the header says, before anything of that size is
     allocated."""
     if dtype.kind not in "uifb":

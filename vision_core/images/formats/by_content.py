@@ -6,13 +6,7 @@ from typing import Any, NamedTuple
 
 from vision_core.images.formats import arrays, dicom, fits, heif, nifti, pictures, tiff
 from vision_core.images.formats.endings import ENDINGS_OF_FORMATS, SLIDE_ENDINGS
-from vision_core.images.formats.optional_packages import (
-    ASTROPY,
-    NIBABEL,
-    PILLOW_HEIF,
-    PYDICOM,
-    Package,
-)
+from vision_core.images.formats.optional_packages import ASTROPY, NIBABEL, PILLOW_HEIF, PYDICOM, Package
 from vision_core.unreadable import UnreadableImage
 
 # all formats are told by these first bytes
@@ -87,9 +81,7 @@ def format_of(data: bytes) -> Format | None:
         DICOM.magic, DICOM.offset
     ):  # what stands before its mark may be the header of a TIFF (PS3.10 7.1)
         return DICOM
-    return next(
-        (format for format in FORMATS if data.startswith(format.magic, format.offset)), None
-    )
+    return next((format for format in FORMATS if data.startswith(format.magic, format.offset)), None)
 
 
 def reader_of(data: bytes) -> ModuleType:
@@ -107,9 +99,7 @@ def begins_like_an_image(head: bytes) -> bool:
     if format is None or not format.is_readable:
         return False
     if format.name == "BMP":
-        return (
-            head[6:10] == b"\0\0\0\0"
-        )  # two letters say too little; these four bytes are reserved
+        return head[6:10] == b"\0\0\0\0"  # two letters say too little; these four bytes are reserved
     if format.name == "WebP":
         return head[8:12] == b"WEBP"
     return format.name != "NumPy archive"  # a zip file may be anything
@@ -134,8 +124,6 @@ def why_left_out(ending: str) -> str:
     if ending in SLIDE_ENDINGS:
         return READ_AS_TILES
     needed = [
-        format.package.name
-        for format in FORMATS
-        if ending in format.endings and format.package is not None
+        format.package.name for format in FORMATS if ending in format.endings and format.package is not None
     ]
     return f"needs {needed[0]}" if needed else ""

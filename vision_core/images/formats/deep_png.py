@@ -59,9 +59,7 @@ def read_deep(data: bytes, max_pixels: int) -> np.ndarray:
     layout = LAYOUTS[data[COLOUR_TYPE_AT]]
     interlaced = data[COLOUR_TYPE_AT + 3]
     pixels = _stored_again(_pixel_data(data), size, 2 * layout.samples, interlaced)
-    planes = [
-        np.asarray(_decoded(pixels, size, layout.mode, raw, interlaced)) for raw in layout.raw_modes
-    ]
+    planes = [np.asarray(_decoded(pixels, size, layout.mode, raw, interlaced)) for raw in layout.raw_modes]
     high, low = (
         (planes[0][..., :1], planes[0][..., 1:2])
         if len(planes) == 1
@@ -91,9 +89,7 @@ def _pixel_data(data: bytes) -> bytes:
     raise UnreadableImage("truncated")
 
 
-def _stored_again(
-    compressed: bytes, size: tuple[int, int], bytes_of_pixel: int, interlaced: int
-) -> bytes:
+def _stored_again(compressed: bytes, size: tuple[int, int], bytes_of_pixel: int, interlaced: int) -> bytes:
     """The same rows in a stream of zlib that costs nothing to inflate twice; no more of it than the
     size asks for, and no less."""
     expected = _row_bytes(size, bytes_of_pixel, interlaced)
@@ -101,9 +97,7 @@ def _stored_again(
     rows = inflater.decompress(compressed, expected)
     if len(rows) < expected:
         raise UnreadableImage("truncated")
-    inflater.decompress(
-        inflater.unconsumed_tail, 1
-    )  # behind its last byte the checksum is compared
+    inflater.decompress(inflater.unconsumed_tail, 1)  # behind its last byte the checksum is compared
     return zlib.compress(rows, 0)
 
 
@@ -127,7 +121,5 @@ def _row_bytes(size: tuple[int, int], bytes_of_pixel: int, interlaced: int) -> i
     return total
 
 
-def _decoded(
-    pixels: bytes, size: tuple[int, int], mode: str, raw_mode: str, interlaced: int
-) -> Image.Image:
+def _decoded(pixels: bytes, size: tuple[int, int], mode: str, raw_mode: str, interlaced: int) -> Image.Image:
     return Image.frombytes(mode, size, pixels, "zip", raw_mode, interlaced)

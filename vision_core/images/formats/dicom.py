@@ -15,15 +15,7 @@ from vision_core.images.stored import Stored, part_to_read
 from vision_core.unreadable import UnreadableImage, check_size
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
-COLOURS = (
-    "RGB",
-    "PALETTE COLOR",
-    "YBR_FULL",
-    "YBR_FULL_422",
-    "YBR_PARTIAL_420",
-    "YBR_ICT",
-    "YBR_RCT",
-)
+COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 MOST_BITS = 32
 # of the file meta group, PS3.10 7.1: 128 bytes, DICM, and an element of 12 bytes that holds the
 # length of the rest
@@ -106,10 +98,7 @@ def _count(header) -> int:
 
 def _check_header(header, max_pixels: int) -> None:
     check_size(int(header.Columns), int(header.Rows), max_pixels)
-    if (
-        int(header.get("SamplesPerPixel", 1)) not in (1, 3)
-        or int(header.get("BitsAllocated", 8)) > MOST_BITS
-    ):
+    if int(header.get("SamplesPerPixel", 1)) not in (1, 3) or int(header.get("BitsAllocated", 8)) > MOST_BITS:
         raise UnreadableImage("unsupported_dicom samples")
     if header.get("PhotometricInterpretation") not in (*GREY, *COLOURS):
         raise UnreadableImage(f"unsupported_dicom {header.get('PhotometricInterpretation')}")
@@ -124,9 +113,7 @@ def _frame(data: bytes, part: int) -> np.ndarray:
     except NotImplementedError:
         raise UnreadableImage("unsupported_dicom compression") from None
     except Exception as error:  # pydicom raises a dozen types on bad bytes
-        lacks_decoder = any(
-            words in str(error) for words in ("missing dependencies", "does not support")
-        )
+        lacks_decoder = any(words in str(error) for words in ("missing dependencies", "does not support"))
         raise UnreadableImage("needs_pylibjpeg" if lacks_decoder else "corrupt") from None
     return frame.astype(frame.dtype.newbyteorder("="), copy=False)
 
@@ -144,9 +131,7 @@ def _padding(frame: np.ndarray, header) -> np.ndarray | None:
     """Where the file says that there is no value (PS3.3 C.7.5.1.1.2), in stored values."""
     if PADDING not in header:
         return None
-    ends = sorted(
-        (float(header[PADDING].value), float(header.get(PADDING_END, header[PADDING].value)))
-    )
+    ends = sorted((float(header[PADDING].value), float(header.get(PADDING_END, header[PADDING].value))))
     missing = (frame >= ends[0]) & (frame <= ends[1])
     return missing if missing.any() else None
 
@@ -188,9 +173,7 @@ def _window(values: np.ndarray, header, part: int) -> Levels | None:
     values; the others make new values."""
     if header.get("VOILUTSequence"):
         numbers = np.rint(values).astype(np.int64)
-        return Levels(
-            _pydicom().pixels.apply_voi(numbers, header), _range_of_table(header.VOILUTSequence[0])
-        )
+        return Levels(_pydicom().pixels.apply_voi(numbers, header), _range_of_table(header.VOILUTSequence[0]))
     place = _of_frame(header, part, "FrameVOILUTSequence")
     if place.get("WindowCenter") is None or place.get("WindowWidth") is None:
         return None

@@ -18,7 +18,4 @@ ENDINGS_OF_FORMATS = {
 }
 SLIDE_ENDINGS = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi")
 # of everything that may be an image, whichever packages are installed
-IMAGE_ENDINGS = (
-    *(ending for endings in ENDINGS_OF_FORMATS.values() for ending in endings),
-    *SLIDE_ENDINGS,
-)
+IMAGE_ENDINGS = (*(ending for endings in ENDINGS_OF_FORMATS.values() for ending in endings), *SLIDE_ENDINGS)

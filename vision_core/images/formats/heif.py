@@ -14,8 +14,7 @@ from vision_core.unreadable import check_size
 # the kind of file in its first box, ISO/IEC 14496-12
 AVIF_BRANDS = (b"ftypavif", b"ftypavis")
 HEIF_BRANDS = tuple(
-    b"ftyp" + brand
-    for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+    b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 )
 BRAND_AT = 4
 

@@ -50,9 +50,7 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
     time, height = divmod(part_to_read(part, _count(volume, num_channels)), slices)
     times = slice(None) if _is_bands(volume, num_channels) else slice(time, time + 1)
     values = _slice(volume, height, times, options.max_pixels)
-    return Stored(
-        values, scale_of_type(values.dtype), is_colour=volume.get_data_dtype().names == RGB
-    )
+    return Stored(values, scale_of_type(values.dtype), is_colour=volume.get_data_dtype().names == RGB)
 
 
 def promised_bytes(head: bytes) -> int | None:

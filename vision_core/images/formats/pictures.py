@@ -76,9 +76,7 @@ def open_header(data: bytes, max_pixels: int, formats: list[str] = FORMATS) -> I
 
 def of_known_scale(picture: Image.Image) -> Image.Image:
     """Refuse a picture whose values have no known place between black and white."""
-    sixteen_bits = picture.mode in SIXTEEN_BIT_MODES or (
-        picture.mode == "I" and picture.format == "PNG"
-    )
+    sixteen_bits = picture.mode in SIXTEEN_BIT_MODES or (picture.mode == "I" and picture.format == "PNG")
     if not sixteen_bits and picture.mode not in EIGHT_BIT_MODES:
         raise UnreadableImage(f"unsupported_mode {picture.mode}")
     if isinstance(picture, TiffImageFile) and SIGNED in picture.tag_v2.get(SAMPLE_FORMAT_TAG, ()):

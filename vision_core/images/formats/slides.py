@@ -53,10 +53,7 @@ def import_openslide():
     """The package openslide. Raises UserError where it is missing."""
     try:
         import openslide
-    except (
-        ImportError,
-        OSError,
-    ):  # the second where the library itself, of openslide-bin, is missing
+    except (ImportError, OSError):  # the second where the library itself, of openslide-bin, is missing
         raise UserError(OPENSLIDE.cure) from None
     return openslide
 
@@ -115,9 +112,7 @@ def _shares(is_tissue: np.ndarray, rows: int, columns: int) -> np.ndarray:
         np.arange(count) * length // count
         for count, length in zip((rows, columns), is_tissue.shape, strict=True)
     ]
-    sums = np.add.reduceat(
-        np.add.reduceat(is_tissue.astype(np.int64), edges[0], axis=0), edges[1], axis=1
-    )
+    sums = np.add.reduceat(np.add.reduceat(is_tissue.astype(np.int64), edges[0], axis=0), edges[1], axis=1)
     sizes = [np.diff([*edge, length]) for edge, length in zip(edges, is_tissue.shape, strict=True)]
     return sums / np.outer(*sizes)
 
@@ -161,10 +156,7 @@ def _has_room_for_its_tiles(slide, path: str) -> bool:
         return True
     most = os.path.getsize(path) / BYTES_OF_A_PLACE
     for number, (width, height) in enumerate(slide.level_dimensions):
-        sides = [
-            int(facts.get(f"openslide.level[{number}].tile-{side}", 0))
-            for side in ("width", "height")
-        ]
+        sides = [int(facts.get(f"openslide.level[{number}].tile-{side}", 0)) for side in ("width", "height")]
         if all(sides) and math.ceil(width / sides[0]) * math.ceil(height / sides[1]) > most:
             return False
     return True

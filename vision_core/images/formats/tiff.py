@@ -52,9 +52,7 @@ def read_numbers(data: bytes, max_pixels: int) -> Stored:
     `tiff_pages.read` does."""
     from vision_core.images.formats import tiff_pages
 
-    return tiff_pages.read(
-        data, 1, PixelOptions(max_pixels=max_pixels), None, colours_of_palette=False
-    )
+    return tiff_pages.read(data, 1, PixelOptions(max_pixels=max_pixels), None, colours_of_palette=False)
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
@@ -84,9 +82,7 @@ def open_plain(data: bytes, max_pixels: int, high_byte: bool = False) -> Image.I
 
 def is_alone(picture: TiffImageFile) -> bool:
     """Whether the file holds one page and no stack behind it."""
-    return picture.n_frames == 1 and not STACK_BEHIND_A_PAGE.search(
-        str(picture.tag_v2.get(DESCRIPTION, ""))
-    )
+    return picture.n_frames == 1 and not STACK_BEHIND_A_PAGE.search(str(picture.tag_v2.get(DESCRIPTION, "")))
 
 
 def is_plain_page(picture: TiffImageFile, high_byte: bool = False) -> bool:
@@ -105,15 +101,11 @@ def is_plain_page(picture: TiffImageFile, high_byte: bool = False) -> bool:
         samples == 1 if photometric in GREYS else photometric == RGB and high_byte
     )
     unsigned = SAMPLE_FORMAT not in tags or set(tags[SAMPLE_FORMAT]) <= {UNSIGNED, VOID}
-    return (
-        (few_bits or sixteen_bits) and unsigned and tags.get(COMPRESSION, 1) in PLAIN_COMPRESSIONS
-    )
+    return (few_bits or sixteen_bits) and unsigned and tags.get(COMPRESSION, 1) in PLAIN_COMPRESSIONS
 
 
 def _has_its_samples(tags, photometric: int | None, samples: int) -> bool:
-    if photometric not in COLOUR_SAMPLES or (
-        samples > 1 and tags.get(PLANAR, CONTIGUOUS) != CONTIGUOUS
-    ):
+    if photometric not in COLOUR_SAMPLES or (samples > 1 and tags.get(PLANAR, CONTIGUOUS) != CONTIGUOUS):
         return False
     extra = samples - COLOUR_SAMPLES[photometric]
     return extra == 0 or (extra == 1 and tuple(tags.get(EXTRA_SAMPLES, ())) in ALPHAS)

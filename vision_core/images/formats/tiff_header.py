@@ -50,13 +50,9 @@ def _has_one_page(file: BinaryIO) -> bool:
 
 def _layout(order: str, version: int) -> Layout:
     if version == CLASSIC:
-        return Layout(
-            struct.Struct(f"{order}H"), struct.Struct(f"{order}HHII"), struct.Struct(f"{order}I")
-        )
+        return Layout(struct.Struct(f"{order}H"), struct.Struct(f"{order}HHII"), struct.Struct(f"{order}I"))
     if version == BIG:
-        return Layout(
-            struct.Struct(f"{order}Q"), struct.Struct(f"{order}HHQQ"), struct.Struct(f"{order}Q")
-        )
+        return Layout(struct.Struct(f"{order}Q"), struct.Struct(f"{order}HHQQ"), struct.Struct(f"{order}Q"))
     raise ValueError(version)
 
 

@@ -51,11 +51,7 @@ class OuterAxis(NamedTuple):
 
 
 def read(
-    data: bytes,
-    num_channels: int,
-    options: PixelOptions,
-    part: int | None,
-    colours_of_palette: bool = True,
+    data: bytes, num_channels: int, options: PixelOptions, part: int | None, colours_of_palette: bool = True
 ) -> Stored:
     """The bands of one image, upright.
 
@@ -77,8 +73,7 @@ def read(
         _check_page(page, options.max_pixels)
         _check_bands(page, planes, num_channels, options.max_pixels)
         numbers = [
-            _plane(stack.series, number, data, options.max_pixels)
-            for number in stack.planes[part or 0]
+            _plane(stack.series, number, data, options.max_pixels) for number in stack.planes[part or 0]
         ]
         return _stored(page, np.concatenate(numbers), num_channels, colours_of_palette)
 
@@ -135,13 +130,9 @@ def _outer_axes(series, num_channels: int) -> list[OuterAxis]:
     axes: list[OuterAxis] = []
     for letter, length in zip(series.get_axes(False), series.get_shape(False), strict=True):
         if letter not in in_a_page:
-            of_grey_pages = (
-                letter in UNKNOWN and length == num_channels and SAMPLES not in in_a_page
-            )
+            of_grey_pages = letter in UNKNOWN and length == num_channels and SAMPLES not in in_a_page
             name = "pages" if letter in UNKNOWN else letter
-            axes.append(
-                OuterAxis(len(axes), name, length, letter in (CHANNELS, SAMPLES) or of_grey_pages)
-            )
+            axes.append(OuterAxis(len(axes), name, length, letter in (CHANNELS, SAMPLES) or of_grey_pages))
     return axes
 
 
@@ -165,9 +156,7 @@ def _check_bands(page, planes: int, num_channels: int, max_pixels: int) -> None:
     bands = _kept_bands(page, planes, num_channels)
     of_colour = page.photometric == PALETTE or (bands == 3 and _is_colour(page))
     fits = (
-        bands == num_channels
-        or (bands == 1 and num_channels == 3)
-        or (of_colour and num_channels in (1, 3))
+        bands == num_channels or (bands == 1 and num_channels == 3) or (of_colour and num_channels in (1, 3))
     )
     if not fits:
         raise UnreadableImage(f"not_{num_channels}_channels {bands} bands")
@@ -179,9 +168,7 @@ def _kept_bands(page, planes: int, num_channels: int) -> int:
     without."""
     colours = 3 if _is_colour(page) else 1
     declared = (
-        len(page.extrasamples) == 1
-        and page.extrasamples[0] in ALPHAS
-        and page.samplesperpixel == colours + 1
+        len(page.extrasamples) == 1 and page.extrasamples[0] in ALPHAS and page.samplesperpixel == colours + 1
     )
     dropped = declared and num_channels in (1, 3)
     return planes * (page.samplesperpixel - dropped)
@@ -260,11 +247,7 @@ def _stored(page, values: np.ndarray, num_channels: int, colours_of_palette: boo
         missing = missing if missing is None else np.broadcast_to(missing, values.shape)
     else:
         values, full_scale = _full_scale(page, values)
-    kept = (
-        slice(_kept_bands(page, 1, num_channels))
-        if len(values) == page.samplesperpixel
-        else slice(None)
-    )
+    kept = slice(_kept_bands(page, 1, num_channels)) if len(values) == page.samplesperpixel else slice(None)
     turn = page.tags.valueof(ORIENTATION, 1)
     missing = missing if missing is None else turned(missing[kept], turn)
     return Stored(turned(values[kept], turn), full_scale, missing, is_colour)

@@ -15,12 +15,7 @@ from tqdm import tqdm
 
 from vision_core.files.regular_files import open_regular_file
 from vision_core.images.formats import nifti
-from vision_core.images.formats.by_content import (
-    BYTES_THAT_TELL,
-    COMPRESSED_ENDINGS,
-    ending_of,
-    format_of,
-)
+from vision_core.images.formats.by_content import BYTES_THAT_TELL, COMPRESSED_ENDINGS, ending_of, format_of
 from vision_core.images.formats.quiet import quiet_libraries
 from vision_core.processes.distributed import rank
 from vision_core.unreadable import UnreadableImage, check_inflation

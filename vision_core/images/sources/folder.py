@@ -15,12 +15,7 @@ from vision_core.files.regular_files import (
 )
 from vision_core.files.text_files import read_bytes
 from vision_core.images.annotations import make_annotations
-from vision_core.images.formats.by_content import (
-    COMPRESSED_ENDINGS,
-    ENDINGS,
-    ENDINGS_OF_ONE,
-    ending_of,
-)
+from vision_core.images.formats.by_content import COMPRESSED_ENDINGS, ENDINGS, ENDINGS_OF_ONE, ending_of
 from vision_core.images.formats.volumes import count_images, volume_bytes
 from vision_core.images.source import EncodedImageSource, ImageSource
 from vision_core.images.sources.folder_walk import Listing, labels_of_folders, list_images
@@ -53,11 +48,7 @@ class FileSource(EncodedImageSource):
         roots: Sequence[str] | None = None,
         remarks: Sequence[str] = (),
     ) -> None:
-        self.root, self.num_channels, self.class_names = (
-            os.path.realpath(root),
-            num_channels,
-            class_names,
-        )
+        self.root, self.num_channels, self.class_names = (os.path.realpath(root), num_channels, class_names)
         self.roots = tuple(roots) if roots is not None else data_roots(root)
         self.paths, self.parts, self.labels = paths, None, labels
         without_pictures = self._expand()
@@ -76,9 +67,7 @@ class FileSource(EncodedImageSource):
         """Each image of a file by itself, where a file has several. Gives the number of files
         without any."""
         uncertain = [
-            number
-            for number, path in enumerate(self.paths)
-            if not path.lower().endswith(ENDINGS_OF_ONE)
+            number for number, path in enumerate(self.paths) if not path.lower().endswith(ENDINGS_OF_ONE)
         ]
         if not uncertain:
             return 0
@@ -96,13 +85,9 @@ class FileSource(EncodedImageSource):
         paths, labels = self.paths, self.labels
         self.paths = [path for path, count in zip(paths, counts, strict=True) for _ in range(count)]
         if labels is not None:
-            self.labels = [
-                label for label, count in zip(labels, counts, strict=True) for _ in range(count)
-            ]
+            self.labels = [label for label, count in zip(labels, counts, strict=True) for _ in range(count)]
         if max(counts) > 1:
-            self.parts = [
-                number if count > 1 else None for count in counts for number in range(count)
-            ]
+            self.parts = [number if count > 1 else None for count in counts for number in range(count)]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -113,9 +98,7 @@ class FileSource(EncodedImageSource):
         return files_fingerprint(files, self.labels, *([self.parts] if self.parts else []))
 
     def state_of_files(self) -> tuple[str, str]:
-        return state_of_files(
-            (path, os.path.join(self.root, path)) for path in dict.fromkeys(self.paths)
-        )
+        return state_of_files((path, os.path.join(self.root, path)) for path in dict.fromkeys(self.paths))
 
     def file_of(self, index: int) -> str:
         return self.paths[index]
@@ -149,22 +132,14 @@ class FolderSource(FileSource):
         _check_listing(root, listing, follow_links)
         labels, names = labels_of_folders(listing.paths)
         super().__init__(
-            root,
-            listing.paths,
-            num_channels,
-            labels,
-            names,
-            data_roots(root, follow_links),
-            listing.remarks,
+            root, listing.paths, num_channels, labels, names, data_roots(root, follow_links), listing.remarks
         )
 
 
 def _check_listing(root: Path, listing: Listing, follow_links: bool) -> None:
     if not listing.paths:
         remarks = "".join(f"; {remark}" for remark in listing.remarks)
-        raise UserError(
-            f"0 images under {root} (looked for {', '.join(ENDINGS)} at any depth){remarks}"
-        )
+        raise UserError(f"0 images under {root} (looked for {', '.join(ENDINGS)} at any depth){remarks}")
     if len(listing.links_out) == len(listing.paths) and not follow_links:
         raise UserError(
             f"all {len(listing.paths):,} images under {root} are links out of it, such as {listing.links_out[0]}; "
@@ -190,19 +165,14 @@ def open_folder(
     """
     follow = is_true("follow_links", follow_links)
     if tile is not None or level is not None or background is not None:
-        beside = [name for name, value in (("mask", mask), ("depth", depth)) if value] + list(
-            options
-        )
+        beside = [name for name, value in (("mask", mask), ("depth", depth)) if value] + list(options)
         if beside:
             raise UserError(
                 f"folder:{root}: {beside[0]} cannot stand beside tile=, because tiles have no files of their own; leave it out"
             )
         return open_slides(str(root), None, num_channels, tile, level, background, follow)
     source = FolderSource(root, num_channels, follow)
-    beside = [
-        _parallel(source, folder, kind, follow)
-        for kind, folder in (("mask", mask), ("depth", depth))
-    ]
+    beside = [_parallel(source, folder, kind, follow) for kind, folder in (("mask", mask), ("depth", depth))]
     source.annotations = make_annotations(source, options, *beside)
     return source
 
@@ -214,9 +184,7 @@ def is_true(option: str, value: str) -> bool:
     return value == "true"
 
 
-def _parallel(
-    images: FolderSource, folder: str | None, kind: str, follow_links: bool
-) -> FileSource | None:
+def _parallel(images: FolderSource, folder: str | None, kind: str, follow_links: bool) -> FileSource | None:
     if folder is None:
         return None
     if images.parts is not None:
@@ -253,14 +221,10 @@ def open_list(
     name, cure = f"list file {path}", "give a text file with one image path a line"
     if not os.path.lexists(path):
         raise UserError(f"{name} does not exist; {cure}")
-    text = read_bytes(path, name, cure, most_bytes=MAX_LIST_BYTES).decode(
-        "utf-8-sig", "surrogateescape"
-    )
+    text = read_bytes(path, name, cure, most_bytes=MAX_LIST_BYTES).decode("utf-8-sig", "surrogateescape")
     folder = os.path.abspath(root if root is not None else path.parent)
     if not os.path.isdir(folder):
-        raise UserError(
-            f"list file {path}: the folder {folder} does not exist; name another by ?root=FOLDER"
-        )
+        raise UserError(f"list file {path}: the folder {folder} does not exist; name another by ?root=FOLDER")
     follow = is_true("follow_links", follow_links)
     entries = []
     for number, line in enumerate(text.split("\n"), start=1):

@@ -56,10 +56,7 @@ class Listing:
     def left_out_phrases(self) -> list[str]:
         """`90 .heic (needs pillow-heif)`, the largest number first."""
         most_first = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-        return [
-            f"{count:,} {ending}" + (f" ({why})" if why else "")
-            for (ending, why), count in most_first
-        ]
+        return [f"{count:,} {ending}" + (f" ({why})" if why else "") for (ending, why), count in most_first]
 
 
 def list_images(root: str, endings: tuple[str, ...], follow_links: bool = False) -> Listing:
@@ -129,11 +126,7 @@ class _Walk:
         subfolders, paths, endings = [], self.listing.paths, self.endings
         for entry in _entries(path):
             name = entry.name
-            if (
-                name.lower().endswith(endings)
-                and name[0] != "."
-                and entry.is_file(follow_symlinks=False)
-            ):
+            if name.lower().endswith(endings) and name[0] != "." and entry.is_file(follow_symlinks=False):
                 paths.append(prefix + name)
             elif name[0] != ".":
                 self._other_entry(entry, prefix + name, subfolders)

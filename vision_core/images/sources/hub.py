@@ -71,9 +71,7 @@ def open_hub(
         if value not in ("true", "false"):
             raise UserError(f"hf:{name}: {option}={value!r} is not possible; use true or false")
     if not (shuffle_buffer.isascii() and shuffle_buffer.isdigit()):
-        raise UserError(
-            f"hf:{name}: shuffle_buffer={shuffle_buffer!r} is no whole number; 0 keeps the order"
-        )
+        raise UserError(f"hf:{name}: shuffle_buffer={shuffle_buffer!r} is no whole number; 0 keeps the order")
     path, config = (name, "") if os.path.isdir(name) else name.partition(":")[::2]
     streamed = streaming == "true"
     wanted = {"mask": mask, "depth": depth, "captions": captions, "copy_of": copy_of}
@@ -90,28 +88,20 @@ def open_hub(
     roots = _roots(path, follow_links == "true", datasets)
     if streamed:
         label = _numbers_only(name, dataset.features, label, asked_for)
-        return HubStream(
-            dataset, f"{name}/{split}", image, label, num_channels, roots, int(shuffle_buffer)
-        )
+        return HubStream(dataset, f"{name}/{split}", image, label, num_channels, roots, int(shuffle_buffer))
     source = HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots, asked_for)
     source.annotations = _annotations(dataset, source, wanted, options)
     return source
 
 
-def _load_dataset(
-    name: str, path: str, config: str, split: str, revision: str | None, streamed: bool
-) -> Any:
+def _load_dataset(name: str, path: str, config: str, split: str, revision: str | None, streamed: bool) -> Any:
     import datasets
 
     refuse_special_files(path, at_any_depth=True)
     check_footers(path)
     try:
-        return datasets.load_dataset(
-            path, config or None, split=split, revision=revision, streaming=streamed
-        )
-    except (
-        Exception
-    ) as error:  # a wrong name, a wrong split, no network: `datasets` has a type for each
+        return datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
+    except Exception as error:  # a wrong name, a wrong split, no network: `datasets` has a type for each
         kind = NoSuchSplit if isinstance(error, ValueError) else UserError
         reason = first_line(
             error.__cause__ or error
@@ -129,9 +119,7 @@ def _annotations(
             raise UserError(
                 f"hf:{source.name}: no column {column!r}; name one of {', '.join(dataset.features)} by ?{option}=COLUMN"
             )
-    masks, depths = (
-        _image_column(dataset, source, wanted[kind], kind) for kind in ("mask", "depth")
-    )
+    masks, depths = (_image_column(dataset, source, wanted[kind], kind) for kind in ("mask", "depth"))
     texts = _text_column(dataset, source, wanted["captions"], "captions", "caption")
     ids = _text_column(dataset, source, None, "image_id")
     copies = (
@@ -146,9 +134,7 @@ def _annotations(
     return make_annotations(source, options, masks, depths, texts, ids, copies)
 
 
-def _image_column(
-    dataset, source: "HubSource", wanted: str | None, usual: str
-) -> "HubSource | None":
+def _image_column(dataset, source: "HubSource", wanted: str | None, usual: str) -> "HubSource | None":
     import datasets
 
     if (
@@ -225,9 +211,7 @@ class HubSource(EncodedImageSource):
         self.roots = roots
         self.description = f"{len(dataset):,} images of hf:{name}"
         if label is not None:
-            found = read_labels(
-                list(dataset[label]), label, asked_for, _class_names(dataset.features[label])
-            )
+            found = read_labels(list(dataset[label]), label, asked_for, _class_names(dataset.features[label]))
             self.take_labels(found)
             self.description += found.described()
 
@@ -279,9 +263,7 @@ class HubStream(ImageStream):
         self.shuffle_buffer = shuffle_buffer
         self.class_names = getattr(dataset.features[label], "names", None) if label else None
         order = (
-            f"shuffled in blocks of {shuffle_buffer:,}"
-            if shuffle_buffer > 1
-            else "in the order of its files"
+            f"shuffled in blocks of {shuffle_buffer:,}" if shuffle_buffer > 1 else "in the order of its files"
         )
         self.description = f"stream of hf:{name}, {order}"
 
@@ -307,15 +289,10 @@ class HubStream(ImageStream):
             label = row[self.label] if self.label else None
             try:
                 image = decode_image(
-                    encoded_bytes(row[self.image], self.roots),
-                    self.num_channels,
-                    self.pixel_options,
+                    encoded_bytes(row[self.image], self.roots), self.num_channels, self.pixel_options
                 )
                 yield ImageRecord(
-                    f"{reader}:{number}",
-                    image,
-                    label if label is not None and label >= 0 else None,
-                    place,
+                    f"{reader}:{number}", image, label if label is not None and label >= 0 else None, place
                 )
             except UnreadableImage as error:
                 yield UnreadableSample(f"{reader}:{number}", error.reason)
@@ -325,12 +302,9 @@ def state_of_table(dataset: Any) -> str:
     """Columns, and bytes and rows of every split, as `datasets` knows them of a data set: the same
     on another machine."""
     splits = {
-        name: (split.num_bytes, split.num_examples)
-        for name, split in (dataset.info.splits or {}).items()
+        name: (split.num_bytes, split.num_examples) for name, split in (dataset.info.splits or {}).items()
     }
-    digest = hashlib.blake2b(
-        repr((dataset.features, sorted(splits.items()))).encode(), digest_size=16
-    )
+    digest = hashlib.blake2b(repr((dataset.features, sorted(splits.items()))).encode(), digest_size=16)
     return digest.hexdigest()
 
 
@@ -355,9 +329,7 @@ def _cache_folders(datasets) -> list[str]:
     """Where `datasets` puts what it downloads."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return [
-        os.path.realpath(folder) for folder in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
-    ]
+    return [os.path.realpath(folder) for folder in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
 
 
 def _columns(name: str, features, image: str | None, label: str | None) -> tuple[str, str | None]:
@@ -372,9 +344,7 @@ def _columns(name: str, features, image: str | None, label: str | None) -> tuple
         wanted = f"no column {image!r}" if image else f"{len(images)} image columns"
         raise UserError(f"hf:{name}: {wanted}; name one of {', '.join(features)} by ?image=COLUMN")
     if label and label not in features:
-        raise UserError(
-            f"hf:{name}: no column {label!r}; name one of {', '.join(features)} by ?label=COLUMN"
-        )
+        raise UserError(f"hf:{name}: no column {label!r}; name one of {', '.join(features)} by ?label=COLUMN")
     schema = features.arrow_schema
     return image, label_column({field.name: field.type for field in schema}, label)
 

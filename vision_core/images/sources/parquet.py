@@ -8,12 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from vision_core.errors import UserError, first_line
-from vision_core.files.regular_files import (
-    files_fingerprint,
-    files_matching,
-    short_names,
-    state_of_files,
-)
+from vision_core.files.regular_files import files_fingerprint, files_matching, short_names, state_of_files
 from vision_core.images.annotations import Read, holds_texts, make_annotations
 from vision_core.images.label_values import Labels, label_column, read_labels
 from vision_core.images.source import EncodedImageSource
@@ -67,16 +62,12 @@ class ParquetSource(EncodedImageSource):
             (number, group) for number, footer in enumerate(footers) for group in range(len(footer))
         ]
         self._group_ends = list(accumulate(group.rows for footer in footers for group in footer))
-        self._file_ends = list(
-            accumulate(sum(group.rows for group in footer) for footer in footers)
-        )
+        self._file_ends = list(accumulate(sum(group.rows for group in footer) for footer in footers))
         if not len(self):
             raise UserError(f"0 rows in parquet:{pattern}; give files with at least one image")
         found = _read_labels(self.files, opened, schema, label)
         self.take_labels(found)
-        self.description = (
-            f"{len(self):,} images in {len(self.files)} parquet files{found.described()}"
-        )
+        self.description = f"{len(self):,} images in {len(self.files)} parquet files{found.described()}"
         self._cache: dict[int, object] = {}
         encoded_bytes = sum(group.unpacked(self._column) for footer in footers for group in footer)
         self._in_memory = encoded_bytes < MAX_BYTES_IN_MEMORY
@@ -124,11 +115,7 @@ class ParquetSource(EncodedImageSource):
         rows = self._group_ends[position] - (self._group_ends[position - 1] if position else 0)
         opened = _open_parquet(_import_parquet(), self.files[file], self._metadata[file])
         column = _read(self.files[file], self._column, rows, partial(opened.read_row_group, group))
-        return (
-            pyarrow.compute.struct_field(column, "bytes")
-            if self._column.endswith(".bytes")
-            else column
-        )
+        return pyarrow.compute.struct_field(column, "bytes") if self._column.endswith(".bytes") else column
 
 
 def open_parquet(
@@ -169,11 +156,7 @@ def open_parquet(
 def _image_column(
     source: ParquetSource, pattern: str, schema, wanted: str | None, usual: str
 ) -> ParquetSource | None:
-    is_there = (
-        usual in schema.names
-        and _holds_images(schema.field(usual))
-        and usual != source.image_column
-    )
+    is_there = usual in schema.names and _holds_images(schema.field(usual)) and usual != source.image_column
     if wanted is None and not is_there:
         return None
     _check_column(source.files[0], schema, wanted or usual)
@@ -189,12 +172,7 @@ def _text_column(source: ParquetSource, schema, wanted: str | None, *usual: str)
     names."""
     if wanted is None:
         wanted = next(
-            (
-                name
-                for name in usual
-                if name in schema.names and holds_texts(schema.field(name).type)
-            ),
-            None,
+            (name for name in usual if name in schema.names and holds_texts(schema.field(name).type)), None
         )
         return wanted and partial(_read_column, source.files, wanted)
     _check_column(source.files[0], schema, wanted)
@@ -233,9 +211,7 @@ def _read(path: str, column: str, rows: int, read: Callable[..., Any]):
     try:
         table = read(columns=[column], use_threads=False)
     except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
-        raise UserError(
-            f"{path}: column {column!r} cannot be read ({first_line(error)}); {CURE}"
-        ) from None
+        raise UserError(f"{path}: column {column!r} cannot be read ({first_line(error)}); {CURE}") from None
     if table.num_columns != 1 or table.num_rows != rows:
         raise UserError(
             f"{path}: column {column!r} has {table.num_rows:,} rows where its footer counts {rows:,}; {CURE}"
@@ -257,9 +233,7 @@ def _open_parquet(parquet, path: str, metadata=None):
     try:
         return parquet.ParquetFile(path, metadata=metadata)
     except (OSError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"{path} is not a readable parquet file: {first_line(error)}; {CURE}"
-        ) from None
+        raise UserError(f"{path} is not a readable parquet file: {first_line(error)}; {CURE}") from None
 
 
 def _is_struct(field) -> bool:
@@ -297,9 +271,7 @@ def _only_image_column(schema, pattern: str) -> str:
 
 def _check_column(path: str, schema, column: str) -> None:
     if column not in schema.names:
-        raise UserError(
-            f"{path} has no column {column!r}; its columns are {', '.join(schema.names)}"
-        )
+        raise UserError(f"{path} has no column {column!r}; its columns are {', '.join(schema.names)}")
 
 
 def _check_images(path: str, field, as_struct: bool) -> None:
@@ -325,9 +297,7 @@ def _read_labels(paths: list[str], opened: list, schema, label: str | None) -> L
     if column is None or any(column not in file.schema_arrow.names for file in opened):
         return Labels()
     values = [
-        value
-        for path, file in zip(paths, opened, strict=True)
-        for value in _values(path, file, column)
+        value for path, file in zip(paths, opened, strict=True) for value in _values(path, file, column)
     ]
     return read_labels(values, column, label is not None, _class_names(paths[0], schema, column))
 
@@ -345,9 +315,7 @@ def _class_names(path: str, schema, label: str) -> list[str] | None:
         raise UserError(
             f"{path}: the note 'huggingface' beside its schema names no features; write the file anew by `datasets`"
         ) from None
-    if names is not None and not (
-        isinstance(names, list) and all(isinstance(name, str) for name in names)
-    ):
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise UserError(
             f"{path}: the classes of column {label!r} have names that are no texts; write the file anew by `datasets`"
         )

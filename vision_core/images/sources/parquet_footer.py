@@ -93,9 +93,7 @@ def read_footer(path: str) -> list[Group]:
     except UnreadableImage as error:
         raise UserError(f"{path} cannot be read ({error.reason}); give a parquet file") from None
     except ThriftError as error:
-        raise UserError(
-            f"{path} is not a readable parquet file: its footer {error}; {CURE}"
-        ) from None
+        raise UserError(f"{path} is not a readable parquet file: its footer {error}; {CURE}") from None
 
 
 def _footer_bytes(file, path: str, size: int) -> bytes:
@@ -124,8 +122,7 @@ def _footer_bytes(file, path: str, size: int) -> bytes:
 def _groups(footer: dict[int, Any], size: int) -> list[Group]:
     leaves = list(_leaves(_structs(footer, SCHEMA)))
     groups = [
-        _group(group, number, leaves, size)
-        for number, group in enumerate(_structs(footer, ROW_GROUPS))
+        _group(group, number, leaves, size) for number, group in enumerate(_structs(footer, ROW_GROUPS))
     ]
     rows, of_groups = _number(footer, ROWS), sum(group.rows for group in groups)
     if rows != of_groups:
@@ -169,9 +166,7 @@ def _group(group: dict[int, Any], number: int, leaves: list[Leaf], size: int) ->
         for column, leaf in zip(columns, leaves, strict=True)
     )
     if rows > MOST_ROWS_A_BYTE * sum(chunk.unpacked for chunk in chunks):
-        raise ThriftError(
-            f"counts {rows:,} rows in row group {number}, which has no bytes for them"
-        )
+        raise ThriftError(f"counts {rows:,} rows in row group {number}, which has no bytes for them")
     return Group(rows, chunks)
 
 

@@ -91,9 +91,7 @@ def open_scenes(options: dict[str, str]) -> ScenesSource:
     """
     unknown = sorted(set(options) - set(DEFAULTS))
     if unknown:
-        raise UserError(
-            f"scenes: unknown option {unknown[0]!r}; the options are {', '.join(DEFAULTS)}"
-        )
+        raise UserError(f"scenes: unknown option {unknown[0]!r}; the options are {', '.join(DEFAULTS)}")
     chosen = {**DEFAULTS, **options}
     if chosen["split"] not in SPLITS:
         raise UserError(f"scenes: unknown split {chosen['split']!r}; use {' or '.join(SPLITS)}")
@@ -108,7 +106,5 @@ def open_scenes(options: dict[str, str]) -> ScenesSource:
 def _at_least(chosen: dict[str, str], option: str, smallest: int) -> int:
     text = chosen[option]
     if not (text.isascii() and text.isdigit()) or int(text) < smallest:
-        raise UserError(
-            f"scenes: {option}={text} is not possible; give a whole number of {smallest} or more"
-        )
+        raise UserError(f"scenes: {option}={text} is not possible; give a whole number of {smallest} or more")
     return int(text)

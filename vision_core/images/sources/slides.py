@@ -78,9 +78,7 @@ class SlideSource(ImageSource):
         self.class_names = class_names
         if labels is not None:
             self.labels = [
-                label
-                for label, slide in zip(labels, slides, strict=True)
-                for _ in range(len(slide.places))
+                label for label, slide in zip(labels, slides, strict=True) for _ in range(len(slide.places))
             ]
 
     def __len__(self) -> int:
@@ -108,9 +106,7 @@ class SlideSource(ImageSource):
 
     def stored(self, index: int) -> Stored:
         slide, (row, column) = self._place(index)
-        picture = read_tile(
-            os.path.join(self.root, slide.path), self.roots, slide.grid, row, column
-        )
+        picture = read_tile(os.path.join(self.root, slide.path), self.roots, slide.grid, row, column)
         return as_asked(pictures.numbers_of(picture), self.pixel_options)
 
     def __getitem__(self, index: int) -> ImageRecord:
@@ -118,13 +114,9 @@ class SlideSource(ImageSource):
         if not 0 <= index < len(self):
             raise IndexError(f"tile {index} of {len(self)}")
         pixels = to_pixels(
-            self.stored(index),
-            self.pixel_options.image_channels(self.num_channels),
-            self.pixel_options,
+            self.stored(index), self.pixel_options.image_channels(self.num_channels), self.pixel_options
         )
-        return ImageRecord(
-            self.id_of(index), pixels, None if self.labels is None else self.labels[index]
-        )
+        return ImageRecord(self.id_of(index), pixels, None if self.labels is None else self.labels[index])
 
     def _place(self, index: int) -> tuple[Tiles, tuple[int, int]]:
         number = bisect_right(self._ends, index)
@@ -199,9 +191,7 @@ def _slides_below(root: str, follow_links: bool) -> tuple[list[str], list[str]]:
             paths.append(path)
         else:
             no_slides[ending_of(path) or "without an extension"] += 1
-    listing.left_out.update(
-        {(ending, "no whole slide"): count for ending, count in no_slides.items()}
-    )
+    listing.left_out.update({(ending, "no whole slide"): count for ending, count in no_slides.items()})
     if not paths:
         remarks = "".join(f"; {remark}" for remark in listing.remarks)
         raise UserError(
@@ -217,11 +207,7 @@ def _cut(
     cannot be opened."""
     slides, total, unreadable = [], 0, []
     for path in tqdm(
-        paths,
-        "looking for tissue",
-        unit="slides",
-        leave=False,
-        disable=rank() != 0 or len(paths) < 2,
+        paths, "looking for tissue", unit="slides", leave=False, disable=rank() != 0 or len(paths) < 2
     ):
         try:
             with open_slide(os.path.join(root, path), roots) as slide:
@@ -237,9 +223,7 @@ def _cut(
         total += shown.size
         slides.append(Tiles(path, grid, np.argwhere(shown >= LEAST_TISSUE).astype(np.int32)))
     if not slides:
-        raise UserError(
-            f"none of {len(paths)} slides under {root} can be opened, such as {unreadable[0]}"
-        )
+        raise UserError(f"none of {len(paths)} slides under {root} can be opened, such as {unreadable[0]}")
     if not any(len(slide.places) for slide in slides):
         raise UserError(
             f"none of {total:,} tiles under {root} shows tissue, which is what has colour; for grey slides add background=keep"
@@ -248,9 +232,7 @@ def _cut(
 
 
 def _description(source: SlideSource, root: str, total: int, options: TileOptions) -> str:
-    tiles = (
-        f"{len(source):,} tiles of {options.tile} x {options.tile} pixels at level {options.level}"
-    )
+    tiles = f"{len(source):,} tiles of {options.tile} x {options.tile} pixels at level {options.level}"
     classes = f", {len(set(source.labels))} classes" if source.labels else ""
     background = (
         ""

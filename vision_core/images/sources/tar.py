@@ -85,23 +85,16 @@ def open_shards(
     """
     shards = shards_named(pattern)
     read = [read_shard(number, path) for number, path in enumerate(shards)]
-    samples = Samples(
-        pattern, shards, [member for shard in read for member in shard.members], ENDINGS, image
-    )
+    samples = Samples(pattern, shards, [member for shard in read for member in shard.members], ENDINGS, image)
     source = TarSource(shards, samples.images, num_channels)
     notes = (
-        [f"samples without an image, left out: {samples.without_image:,}"]
-        if samples.without_image
-        else []
+        [f"samples without an image, left out: {samples.without_image:,}"] if samples.without_image else []
     )
     of_macos = sum(shard.of_macos for shard in read)
     notes += [f"files of macOS (._), passed over: {of_macos:,}"] if of_macos else []
     found = samples.labels(label)
     source.take_labels(found)
-    pictures = [
-        samples.pictures(named, usual)
-        for named, usual in ((mask, MASK_NAMES), (depth, DEPTH_NAMES))
-    ]
+    pictures = [samples.pictures(named, usual) for named, usual in ((mask, MASK_NAMES), (depth, DEPTH_NAMES))]
     texts = samples.captions(captions)
     source.description = f"{len(source):,} images in {len(shards)} tar shards{found.described()}"
     source.description += "".join(f", {note}" for note in [*notes, *samples.notes])
@@ -128,8 +121,7 @@ class Samples:
         self._fields = self._by_key(members)
         wanted = tuple(image.lower().split(";")) if image else self._image_fields(members)
         found = {
-            key: self._image_of(fields, wanted, image is not None)
-            for key, fields in self._fields.items()
+            key: self._image_of(fields, wanted, image is not None) for key, fields in self._fields.items()
         }
         with_image = {key: member for key, member in found.items() if member is not None}
         self.images = list(with_image.values())
@@ -138,9 +130,7 @@ class Samples:
                 f"0 images in wds:{pattern} (looked for {', '.join(wanted or extensions)}){self._what_there_is()}"
             )
         pictured = {(shard, key_at_first_dot(key)) for shard, key in with_image}
-        self.without_image = sum(
-            key not in with_image and key not in pictured for key in self._fields
-        )
+        self.without_image = sum(key not in with_image and key not in pictured for key in self._fields)
 
     def labels(self, named: str | None) -> Labels:
         """Of the field `cls` or the named one: numbers, names, or lists in JSON."""
@@ -193,13 +183,9 @@ class Samples:
     def _image_fields(self, members: list[Member]) -> tuple[str, ...]:
         """Extensions alone where there are any, or else the only field of pictures besides masks
         and depths."""
-        fields = {
-            member.field for member in members if f".{member.field}".endswith(self.extensions)
-        }
+        fields = {member.field for member in members if f".{member.field}".endswith(self.extensions)}
         plain = {field for field in fields if "." not in field}
-        beside = {
-            field for field in fields if field.partition(".")[0] in (*MASK_NAMES, *DEPTH_NAMES)
-        }
+        beside = {field for field in fields if field.partition(".")[0] in (*MASK_NAMES, *DEPTH_NAMES)}
         chosen = sorted(plain or fields - beside or fields)
         if len(chosen) > 1 and not plain:
             raise UserError(
@@ -287,6 +273,4 @@ def _text(path: str, member: Member) -> str:
             f"{path}: {member.key}.{member.field} cannot be read ({error.reason}); mend it, or name another field"
         ) from None
     except UnicodeDecodeError:
-        raise UserError(
-            f"{path}: {member.key}.{member.field} is no text in UTF-8; write it again"
-        ) from None
+        raise UserError(f"{path}: {member.key}.{member.field} is no text in UTF-8; write it again") from None

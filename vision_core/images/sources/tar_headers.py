@@ -144,9 +144,7 @@ def _bounded(file: BinaryIO, start: int, length: int, size: int) -> bytes:
     if length > MOST_NAME_BYTES:
         raise TarError(f"the name of the member at byte {start - BLOCK:,} has {length:,} bytes")
     if start + length > size:
-        raise TarError(
-            f"unexpected end of data in the name of the member at byte {start - BLOCK:,}"
-        )
+        raise TarError(f"unexpected end of data in the name of the member at byte {start - BLOCK:,}")
     file.seek(start)
     return file.read(length)
 
@@ -170,16 +168,12 @@ def _extended(kind: bytes, content: bytes, place: int) -> dict[str, str]:
     return found
 
 
-def _member(
-    file: BinaryIO, block: bytes, place: int, extended: dict[str, str]
-) -> tuple[Header, int]:
+def _member(file: BinaryIO, block: bytes, place: int, extended: dict[str, str]) -> tuple[Header, int]:
     """The member of a header, and where its content begins."""
     name = _text(block[NAME].split(b"\0")[0])
     prefix = _text(block[PREFIX].split(b"\0")[0]) if block[MAGIC] == POSIX_MAGIC else ""
     name = (
-        extended.get(f"{PAX_SPARSE}name")
-        or extended.get("path")
-        or (f"{prefix}/{name}" if prefix else name)
+        extended.get(f"{PAX_SPARSE}name") or extended.get("path") or (f"{prefix}/{name}" if prefix else name)
     )
     kind, length = block[TYPE], _number(block[SIZE], place)
     if "size" in extended:

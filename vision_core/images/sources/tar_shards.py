@@ -102,11 +102,7 @@ def _choices(piece: str) -> list[str]:
     if found := NUMBERS.fullmatch(inner):
         return _numbers(*found.groups())
     if found := LETTERS.fullmatch(inner):
-        return [
-            chr(code)
-            for code in _range(ord(found[1]), ord(found[2]), found[3])
-            if chr(code).isalpha()
-        ]
+        return [chr(code) for code in _range(ord(found[1]), ord(found[2]), found[3]) if chr(code).isalpha()]
     items = list(_items(inner))
     if len(items) == 1:
         return ["{" + expanded + "}" for expanded in expand_braces(inner)]
@@ -149,20 +145,14 @@ def read_shard(number: int, path: str) -> Shard:
         with open_regular_file(path) as file:
             for count, header in enumerate(read_headers(file, os.fstat(file.fileno()).st_size)):
                 if count >= MAX_MEMBERS:
-                    raise UserError(
-                        f"{path} has more than {MAX_MEMBERS:,} members; write smaller shards"
-                    )
+                    raise UserError(f"{path} has more than {MAX_MEMBERS:,} members; write smaller shards")
                 key, field = key_and_field(header.name)
                 if _is_of_macos(header.name):
                     of_macos += 1
                 elif field:
-                    members.append(
-                        Member(number, key, field, header.offset, header.size, _refusal(header))
-                    )
+                    members.append(Member(number, key, field, header.offset, header.size, _refusal(header)))
     except DamagedHeader as error:
-        raise UserError(
-            f"{path} is damaged at byte {error.place:,}; copy or write the shard again"
-        ) from None
+        raise UserError(f"{path} is damaged at byte {error.place:,}; copy or write the shard again") from None
     except (TarError, UnreadableImage, OSError) as error:
         raise UserError(
             f"{path} cannot be read as a plain .tar file: {first_line(error)}; gunzip or rewrite it"

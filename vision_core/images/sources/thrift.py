@@ -71,9 +71,7 @@ class _Reader:
     def map(self, depth: int) -> list[tuple[Any, Any]]:
         length = self.length(self.unsigned())
         kinds = self.byte() if length else 0
-        return [
-            (self.value(kinds >> 4, depth), self.value(kinds & 0x0F, depth)) for _ in range(length)
-        ]
+        return [(self.value(kinds >> 4, depth), self.value(kinds & 0x0F, depth)) for _ in range(length)]
 
     def length(self, count: int) -> int:
         """Every item takes a byte at least."""

@@ -11,30 +11,15 @@ from vision_core.images.decode import UnreadableImage, read_stored
 from vision_core.images.formats.deep_png import MAGIC, is_deep, read_deep
 
 COLOUR_TYPES = {2: 4, 3: 2, 4: 6}
-ADAM7 = (
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
-)
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 def numbers(samples: int, height: int = 17, width: int = 13) -> np.ndarray:
-    return np.random.default_rng(samples).integers(
-        0, 65536, (height, width, samples), dtype=np.uint16
-    )
+    return np.random.default_rng(samples).integers(0, 65536, (height, width, samples), dtype=np.uint16)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-    )
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def written(values: np.ndarray, interlaced: bool = False, pieces: int = 1) -> bytes:
@@ -42,29 +27,16 @@ def written(values: np.ndarray, interlaced: bool = False, pieces: int = 1) -> by
     as many chunks."""
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     parts = [values[y::step_y, x::step_x] for x, y, step_x, step_y in passes]
-    rows = b"".join(
-        b"\0" + row.astype(">u2").tobytes() for part in parts if part.size for row in part
-    )
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for part in parts if part.size for row in part)
     packed = zlib.compress(rows)
     cuts = [
-        packed[place * len(packed) // pieces : (place + 1) * len(packed) // pieces]
-        for place in range(pieces)
+        packed[place * len(packed) // pieces : (place + 1) * len(packed) // pieces] for place in range(pieces)
     ]
     header = struct.pack(
-        ">IIBBBBB",
-        values.shape[1],
-        values.shape[0],
-        16,
-        COLOUR_TYPES[values.shape[2]],
-        0,
-        0,
-        interlaced,
+        ">IIBBBBB", values.shape[1], values.shape[0], 16, COLOUR_TYPES[values.shape[2]], 0, 0, interlaced
     )
     return (
-        MAGIC
-        + chunk(b"IHDR", header)
-        + b"".join(chunk(b"IDAT", cut) for cut in cuts)
-        + chunk(b"IEND", b"")
+        MAGIC + chunk(b"IHDR", header) + b"".join(chunk(b"IDAT", cut) for cut in cuts) + chunk(b"IEND", b"")
     )
 
 

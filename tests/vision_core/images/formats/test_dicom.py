@@ -48,11 +48,7 @@ def written(
     samples = 3 if photometric == "RGB" else 1
     dataset.Rows, dataset.Columns = values.shape[:2] if samples == 3 else values.shape[-2:]
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = samples, photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = (
-        8 * values.dtype.itemsize,
-        bits,
-        bits - 1,
-    )
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = (8 * values.dtype.itemsize, bits, bits - 1)
     dataset.PixelRepresentation = int(values.dtype.kind == "i")
     if samples == 3:
         dataset.PlanarConfiguration = 0
@@ -82,10 +78,7 @@ def shown(data: bytes) -> np.ndarray:
         if dataset.PixelRepresentation
         else (0, 2**dataset.BitsStored - 1)
     )
-    slope, intercept = (
-        float(dataset.get("RescaleSlope", 1)),
-        float(dataset.get("RescaleIntercept", 0)),
-    )
+    slope, intercept = (float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0)))
     physical = apply_modality_lut(dataset.pixel_array, dataset)
     values = apply_voi_lut(physical, dataset)
     if "VOILUTSequence" in dataset:
@@ -103,10 +96,7 @@ WINDOWED = {
     "no window": ct(),
     "white is low": ct(WindowCenter=40, WindowWidth=400, PhotometricInterpretation="MONOCHROME1"),
     "white is low, sigmoid": ct(
-        WindowCenter=40,
-        WindowWidth=400,
-        VOILUTFunction="SIGMOID",
-        PhotometricInterpretation="MONOCHROME1",
+        WindowCenter=40, WindowWidth=400, VOILUTFunction="SIGMOID", PhotometricInterpretation="MONOCHROME1"
     ),
     "white is low, no window": ct(PhotometricInterpretation="MONOCHROME1"),
     "of the library: MR": content("MR_small.dcm"),
@@ -144,9 +134,7 @@ def test_a_table_of_values_of_interest() -> None:
         "US",
     )
     modality["LUTDescriptor"].VR, modality["LUTData"].VR = "US", "US"
-    data = written(
-        np.arange(256, dtype=np.uint16).reshape(16, 16), bits=12, ModalityLUTSequence=[modality]
-    )
+    data = written(np.arange(256, dtype=np.uint16).reshape(16, 16), bits=12, ModalityLUTSequence=[modality])
     assert np.allclose(
         decode_image(data, 1)[0].numpy(), np.arange(256).reshape(16, 16) * 16 / 65535, atol=1e-6
     )
@@ -170,9 +158,7 @@ def test_padding_is_no_value() -> None:
     data = written(stored, PixelPaddingValue=-2000, RescaleSlope=2, RescaleIntercept=1)
     found = read_stored(data, 1)
     assert found.missing[0, :4].all() and not found.missing[0, 4:].any()
-    assert set(decode_image(data, 1, PixelOptions(Scale("values", 0, 402))).unique().tolist()) == {
-        0.5
-    }
+    assert set(decode_image(data, 1, PixelOptions(Scale("values", 0, 402))).unique().tolist()) == {0.5}
 
 
 def test_colours() -> None:
@@ -226,9 +212,7 @@ def test_frames_are_images_each_with_its_own_window(tmp_path: Path) -> None:
         "a/scan.dcm#2",
         "b/scan.dcm",
     ]
-    assert source.labels == [0, 0, 0, 1] and source.description.startswith(
-        "4 images in 2 files under"
-    )
+    assert source.labels == [0, 0, 0, 1] and source.description.startswith("4 images in 2 files under")
     assert [int(source[index].image.max()) for index in range(3)] == [254, 255, 255]
 
 
@@ -239,11 +223,7 @@ def test_files_without_an_ending_and_those_without_pictures(tmp_path: Path) -> N
     (tmp_path / "README").write_text("no image")
     (tmp_path / "empty").write_bytes(b"")
     source = open_source(str(tmp_path), 1)
-    assert source.paths == ["1.2.840.113619.2.55.3", "IM0001"] and source[0].image.shape == (
-        1,
-        16,
-        16,
-    )
+    assert source.paths == ["1.2.840.113619.2.55.3", "IM0001"] and source[0].image.shape == (1, 16, 16)
     assert "left out: 2 without an extension" in source.description and source.description.endswith(
         "1 files without a picture"
     )
@@ -275,8 +255,7 @@ def test_what_is_not_read_has_a_reason(data: bytes, reason: str) -> None:
 def test_without_the_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(
-        UserError,
-        match=r"DICOM needs the package pydicom; pip install 'vision-encoder-fusion\[scientific\]'",
+        UserError, match=r"DICOM needs the package pydicom; pip install 'vision-encoder-fusion\[scientific\]'"
     ):
         decode_image(WINDOWED["window"])
     assert formats.why_left_out(".dcm") == "needs pydicom"

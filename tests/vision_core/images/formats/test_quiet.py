@@ -47,11 +47,7 @@ def fax() -> bytes:
 
 def run(what: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", LIBTIFF, what],
-        cwd=ROOT,
-        input=fax(),
-        capture_output=True,
-        timeout=120,
+        [sys.executable, "-c", LIBTIFF, what], cwd=ROOT, input=fax(), capture_output=True, timeout=120
     )
 
 
@@ -88,14 +84,10 @@ def test_log_lines_of_libraries_are_kept_back_while_an_image_is_read(
         assert "of somebody else" in caplog.text
 
 
-def test_our_own_log_lines_and_those_of_other_threads_are_not(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_our_own_log_lines_and_those_of_other_threads_are_not(caplog: pytest.LogCaptureFixture) -> None:
     with quiet_libraries():
         logging.getLogger("vision_core").warning("our own")
-        thread = threading.Thread(
-            target=logging.getLogger("tifffile").warning, args=("of another thread",)
-        )
+        thread = threading.Thread(target=logging.getLogger("tifffile").warning, args=("of another thread",))
         thread.start()
         thread.join()
     assert "our own" in caplog.text and "of another thread" in caplog.text

@@ -64,9 +64,7 @@ PLAIN = {
         np.dstack([COLOUR, COLOUR[..., 0]]), photometric="rgb", extrasamples=["unassalpha"]
     ),
     "colour, ImageJ": tiff(COLOUR, imagej=True),
-    "palette": tiff(
-        COLOUR[..., 0], photometric="palette", colormap=PLANES_16.reshape(3, -1)[:, :256]
-    ),
+    "palette": tiff(COLOUR[..., 0], photometric="palette", colormap=PLANES_16.reshape(3, -1)[:, :256]),
     "colour, turned": tiff(COLOUR, photometric="rgb", extratags=[(274, "H", 1, 6, True)]),
 }
 
@@ -101,35 +99,21 @@ def test_pillow_and_tifffile_agree_on_plain_pictures(name: str, monkeypatch) -> 
 )  # fmt: skip
 def test_what_pillow_might_get_wrong_is_no_plain_picture(data: bytes, what: str) -> None:
     assert reader.open_plain(data, MAX_PIXELS, high_byte=True) is None, what
-    image = (
-        read_stored(data, 3)
-        if what in ("by band", "ImageJ's planes", "planes behind a page")
-        else None
-    )
+    image = read_stored(data, 3) if what in ("by band", "ImageJ's planes", "planes behind a page") else None
     assert image is None or len(image.values) == 3
 
 
 def test_parts_of_a_stack_are_its_images() -> None:
     stack = DICE.integers(0, 65536, (2, 4, 3, 24, 32), dtype=np.uint16)
-    for options in (
-        {"imagej": True},
-        {"imagej": True, "compression": "zlib"},
-        {"ome": True, **BLACK},
-    ):
+    for options in ({"imagej": True}, {"imagej": True, "compression": "zlib"}, {"ome": True, **BLACK}):
         data = tiff(stack, metadata={"axes": "TZCYX"}, **options)
         assert reason(data) == "several_images T=2 Z=4"
         assert count_parts(data) == 8
         for part in (0, 3, 7):
-            assert np.array_equal(
-                read_stored(data, 3, part=part).values, stack.reshape(8, 3, 24, 32)[part]
-            )
-    slices = tiff(
-        stack.transpose(0, 2, 1, 3, 4).copy(), ome=True, metadata={"axes": "TCZYX"}, **BLACK
-    )
+            assert np.array_equal(read_stored(data, 3, part=part).values, stack.reshape(8, 3, 24, 32)[part])
+    slices = tiff(stack.transpose(0, 2, 1, 3, 4).copy(), ome=True, metadata={"axes": "TCZYX"}, **BLACK)
     for part in (0, 5):
-        assert np.array_equal(
-            read_stored(slices, 3, part=part).values, stack.reshape(8, 3, 24, 32)[part]
-        )
+        assert np.array_equal(read_stored(slices, 3, part=part).values, stack.reshape(8, 3, 24, 32)[part])
 
 
 def test_pages_of_colour_are_images() -> None:
@@ -167,8 +151,7 @@ def peak_bytes(reset: bool = False) -> int:
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(),
-    reason="reads the largest resident memory from /proc",
+    not Path("/proc/self/clear_refs").exists(), reason="reads the largest resident memory from /proc"
 )
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "zstd", "packbits", "webp", "jpeg"])
 def test_a_strip_that_inflates_beyond_the_image_makes_no_room_for_itself(compression: str) -> None:
@@ -210,11 +193,7 @@ FILES = {
     "planes_lzw": tiff(PLANES_16, photometric="rgb", planarconfig="separate", compression="lzw"),
     "planes_zstd": tiff(PLANES_16, photometric="rgb", planarconfig="separate", compression="zstd"),
     "planes_float_predictor": tiff(
-        PLANES_16.astype("f4"),
-        photometric="rgb",
-        planarconfig="separate",
-        compression="zlib",
-        predictor=3,
+        PLANES_16.astype("f4"), photometric="rgb", planarconfig="separate", compression="zlib", predictor=3
     ),
     "twelve_bits": tiff(PLANES_16[0] >> 4, bitspersample=12),
 }
@@ -227,8 +206,7 @@ def test_plain_pictures_need_no_tifffile_and_others_name_it(name: str, monkeypat
         assert decode_image(FILES[name]).shape == (3, 24, 32)
         return
     with pytest.raises(
-        UserError,
-        match=r"needs the package tifffile; pip install 'vision-encoder-fusion\[scientific\]'",
+        UserError, match=r"needs the package tifffile; pip install 'vision-encoder-fusion\[scientific\]'"
     ):
         decode_image(FILES[name])
 
@@ -252,18 +230,16 @@ def test_what_needs_imagecodecs_says_so(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(FILES[name])
     command = [sys.executable, "-c", WITHOUT_IMAGECODECS, *(str(tmp_path / name) for name in names)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.stdout.splitlines() == ["(3, 24, 32)"] + 4 * [
-        "UnreadableImage needs_imagecodecs"
-    ], done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["(3, 24, 32)"] + 4 * ["UnreadableImage needs_imagecodecs"], (
+        done.stderr[-2000:]
+    )
     assert "pip install 'vision-encoder-fusion[scientific]'" in cure("needs_imagecodecs")
 
 
 def test_masks_are_never_the_first_of_several_pages_or_bands() -> None:
     mask = COLOUR[..., 0] % 5
     palette = PLANES_16.reshape(3, -1)[:, :256]
-    with_nodata = tiff(
-        mask, photometric="palette", colormap=palette, extratags=[(42113, "s", 0, "4", True)]
-    )
+    with_nodata = tiff(mask, photometric="palette", colormap=palette, extratags=[(42113, "s", 0, "4", True)])
     for data in (tiff(mask), with_nodata, tiff(mask, photometric="palette", colormap=palette)):
         assert np.array_equal(decode_values(data).numpy(), mask)
     for data, expected in (
@@ -278,11 +254,7 @@ def test_masks_are_never_the_first_of_several_pages_or_bands() -> None:
 
 
 def test_the_size_of_what_pillow_does_not_read() -> None:
-    for data in (
-        FILES["planes"],
-        tiff(PLANES_16, imagej=True),
-        tiff(PLANES_16.astype(np.float32), **BLACK),
-    ):
+    for data in (FILES["planes"], tiff(PLANES_16, imagej=True), tiff(PLANES_16.astype(np.float32), **BLACK)):
         assert picture_size(data) == (24, 32)
 
 

@@ -24,10 +24,7 @@ ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "SAL", "ILP")
 
 
 def nifti(
-    array: np.ndarray,
-    orientation: str = "RAS",
-    kind: type = nibabel.Nifti1Image,
-    slope: tuple | None = None,
+    array: np.ndarray, orientation: str = "RAS", kind: type = nibabel.Nifti1Image, slope: tuple | None = None
 ) -> bytes:
     volume = kind(array, np.eye(4))
     if slope:
@@ -105,9 +102,7 @@ def test_a_compressed_volume_is_read_once_for_all_its_slices(
     source = open_source(str(tmp_path), 1)
     assert source.id_of(7) == "b/scan.nii.gz#2" and source.labels == [0] * 5 + [1] * 5
     reads = []
-    monkeypatch.setattr(
-        volumes, "_read", lambda file, read=volumes._read: reads.append(1) or read(file)
-    )
+    monkeypatch.setattr(volumes, "_read", lambda file, read=volumes._read: reads.append(1) or read(file))
     for index in range(10):
         assert np.array_equal(source[index].image[0].numpy(), axial(data, index % 5))
     assert len(reads) == 2
@@ -140,9 +135,7 @@ def fits_file(*hdus) -> bytes:
 def test_images_of_a_fits_file_are_those_of_astropy() -> None:
     signed = fits.ImageHDU(volume(10, 12))
     unsigned = fits.ImageHDU(volume(10, 12, dtype=np.uint16))  # stored as int16 with BZERO
-    floats = fits.ImageHDU(
-        np.where(volume(10, 12) > 3000, np.nan, volume(10, 12) / 3).astype(np.float32)
-    )
+    floats = fits.ImageHDU(np.where(volume(10, 12) > 3000, np.nan, volume(10, 12) / 3).astype(np.float32))
     packed = fits.CompImageHDU(volume(10, 12), compression_type="RICE_1")
     table = fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1, 2])])
     data = fits_file(fits.PrimaryHDU(), signed, table, unsigned, floats, packed)
@@ -153,9 +146,7 @@ def test_images_of_a_fits_file_are_those_of_astropy() -> None:
         stored = read_stored(data, 1, part=part)
         assert np.array_equal(stored.values[0], values, equal_nan=True)
         assert (stored.missing is None) == (part != 2)
-    assert np.array_equal(
-        decode_image(data, 1, part=1)[0].numpy(), (expected[1] / 65535).astype(np.float32)
-    )
+    assert np.array_equal(decode_image(data, 1, part=1)[0].numpy(), (expected[1] / 65535).astype(np.float32))
     filled = decode_image(data, 1, part=2)[0].numpy()
     assert np.allclose(
         filled,
@@ -184,11 +175,7 @@ def test_blank_scale_and_offset() -> None:
     with fits.open(io.BytesIO(data)) as hdus:
         expected = hdus[0].data
     stored = read_stored(data, 1)
-    assert (
-        np.isnan(expected[0]).all()
-        and stored.missing[0, 0].all()
-        and not stored.missing[0, 1:].any()
-    )
+    assert np.isnan(expected[0]).all() and stored.missing[0, 0].all() and not stored.missing[0, 1:].any()
     assert np.array_equal(stored.values[0], expected.astype(np.float32), equal_nan=True)
 
 
@@ -201,9 +188,7 @@ def test_cubes_are_bands_or_images(tmp_path: Path) -> None:
     (tmp_path / "a.fits").write_bytes(data)
     (tmp_path / "b.fits.gz").write_bytes(gzip.compress(data))
     (tmp_path / "c.fits").write_bytes(
-        fits_file(
-            fits.PrimaryHDU(), fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1])])
-        )
+        fits_file(fits.PrimaryHDU(), fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1])]))
     )
     source = open_source(str(tmp_path), 1)
     assert [source.id_of(index) for index in (0, 3, 4, 7)] == [
@@ -225,9 +210,7 @@ def test_archives_and_stacks_of_pages_are_expanded_too(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "1.tif", pages, metadata={"axes": "ZYX"})
     tifffile.imwrite(tmp_path / "2.tif", pages, imagej=True, metadata={"axes": "ZYX"})
     tifffile.imwrite(
-        tmp_path / "3.tif",
-        pages[0],
-        description="a single page of no stack, with words that are long enough",
+        tmp_path / "3.tif", pages[0], description="a single page of no stack, with words that are long enough"
     )
     source = open_source(str(tmp_path), 1)
     assert source.paths == ["0.npz"] * 2 + ["1.tif"] * 5 + ["2.tif"] * 5 + ["3.tif"]
@@ -259,11 +242,7 @@ def test_a_list_repeats_its_labels(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "0.png")
     (tmp_path / "list.txt").write_text("scan.nii\t7\n0.png\t4\n")
     source = open_source(f"list:{tmp_path}/list.txt", 1)
-    assert (
-        source.labels == [7, 7, 7, 4]
-        and source.id_of(2) == "scan.nii#2"
-        and source.id_of(3) == "0.png"
-    )
+    assert source.labels == [7, 7, 7, 4] and source.id_of(2) == "scan.nii#2" and source.id_of(3) == "0.png"
     assert source.fingerprint != open_source(f"list:{tmp_path}/list.txt", 3).fingerprint
 
 

@@ -106,9 +106,7 @@ def test_odd_names_survive(tmp_path: Path) -> None:
 def test_a_list(tmp_path: Path) -> None:
     for name in ("a/0.png", "a/1 .png", "2.png"):
         save(tmp_path / name)
-    (tmp_path / "list.txt").write_bytes(
-        b"\xef\xbb\xbfa/1 .png\t4\r\n\r\n./2.png\t0\na/../a/0.png\t4"
-    )
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa/1 .png\t4\r\n\r\n./2.png\t0\na/../a/0.png\t4")
     source = open_source(f"list:{tmp_path}/list.txt")
     assert [source[index].id for index in range(3)] == ["a/1 .png", "2.png", "a/0.png"]
     assert source.labels == [4, 0, 4]

@@ -33,9 +33,7 @@ def own_cache(tmp_path: Path, monkeypatch) -> None:
     datasets.disable_progress_bars()
 
 
-def write(
-    folder: Path, files: int = 4, rows: int = 3, bad: int | None = None, image: str = "image"
-) -> Path:
+def write(folder: Path, files: int = 4, rows: int = 3, bad: int | None = None, image: str = "image") -> Path:
     """A local dataset folder: `files` parquet shards of `rows` rows, the pixel value counts the
     rows."""
     folder.mkdir()
@@ -48,10 +46,7 @@ def write(
     )
     for part in range(files):
         numbers = range(part * rows, part * rows + rows)
-        images = [
-            {"bytes": b"broken" if number == bad else png(number), "path": None}
-            for number in numbers
-        ]
+        images = [{"bytes": b"broken" if number == bad else png(number), "path": None} for number in numbers]
         table = {image: images, "label": [number % 2 for number in numbers], "fine": list(numbers)}
         datasets.Dataset.from_dict(table, features=features).to_parquet(
             folder / f"train-{part:05}-of-{files:05}.parquet"
@@ -68,20 +63,14 @@ def test_a_local_dataset_folder(tmp_path: Path) -> None:
     source = open_source(f"hf:{folder}?split=train")
     assert len(source) == 12 and source.class_names == ["a", "b"]
     assert source.labels == [number % 2 for number in range(12)]
-    assert [value(source[row]) for row in range(12) if row != 5] == [
-        row for row in range(12) if row != 5
-    ]
+    assert [value(source[row]) for row in range(12) if row != 5] == [row for row in range(12) if row != 5]
     with pytest.raises(UnreadableImage, match="not_an_image"):
         source[5]
     assert source[3].id == source.id_of(3) and source[3].label == 1
     fine = open_source(f"hf:{folder}?label=fine&image=image")
     assert fine.labels == list(range(12)) and fine.class_names is None
     loader = DataLoader(
-        source,
-        sampler=[3, 11, 0, 7],
-        batch_size=1,
-        collate_fn=lambda records: records[0],
-        num_workers=2,
+        source, sampler=[3, 11, 0, 7], batch_size=1, collate_fn=lambda records: records[0], num_workers=2
     )
     assert [value(record) for record in loader] == [3, 11, 0, 7]
 
@@ -106,14 +95,12 @@ def test_a_path_in_a_data_file_is_not_followed_out(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png(9))
     (tmp_path / "data").mkdir()
     rows = [
-        {"bytes": None, "path": path}
-        for path in (f"{tmp_path}/secret.png", "http://localhost:9/x.png", None)
+        {"bytes": None, "path": path} for path in (f"{tmp_path}/secret.png", "http://localhost:9/x.png", None)
     ]
     table = pa.table({"image": pa.array(rows, type=datasets.Image().pa_type)})
     features = datasets.Features({"image": datasets.Image()})
     pq.write_table(
-        table.replace_schema_metadata(features.arrow_schema.metadata),
-        tmp_path / "data/train.parquet",
+        table.replace_schema_metadata(features.arrow_schema.metadata), tmp_path / "data/train.parquet"
     )
     source = open_source(f"hf:{tmp_path}/data")
     reasons = []
@@ -128,9 +115,7 @@ def test_a_stream_goes_on_after_a_bad_image(tmp_path: Path) -> None:
     stream = open_source(f"hf:{write(tmp_path / 'data', bad=5)}?streaming=true&shuffle_buffer=0")
     assert isinstance(stream, ImageStream)
     records = list(stream.records(rank=0, world_size=1, epoch=0))
-    assert [isinstance(record, UnreadableSample) for record in records] == [
-        row == 5 for row in range(12)
-    ]
+    assert [isinstance(record, UnreadableSample) for record in records] == [row == 5 for row in range(12)]
     assert records[5].reason == "not_an_image"
     assert [value(record) for record in records if isinstance(record, ImageRecord)] == [
         row for row in range(12) if row != 5
@@ -143,8 +128,7 @@ def test_a_stream_goes_on_after_a_bad_image(tmp_path: Path) -> None:
 def test_processes_share_a_stream(tmp_path: Path, world_size: int) -> None:
     stream = open_source(f"hf:{write(tmp_path / 'data')}?streaming=true")
     shares = [
-        [value(record) for record in stream.records(rank, world_size, epoch=0)]
-        for rank in range(world_size)
+        [value(record) for record in stream.records(rank, world_size, epoch=0)] for rank in range(world_size)
     ]
     assert sorted(sum(shares, [])) == list(range(12))
     assert all(shares)

@@ -42,9 +42,9 @@ def test_files_in_sorted_order_with_names_of_their_own(tmp_path: Path) -> None:
     write(tmp_path / "b/part.parquet", image=structs(2))
     write(tmp_path / "a/part.parquet", image=structs(3))
     source = open_source(f"parquet:{tmp_path}/**/*.parquet")
-    assert [source.id_of(row) for row in range(5)] == [
-        f"a/part.parquet:{row}" for row in range(3)
-    ] + [f"b/part.parquet:{row}" for row in range(2)]
+    assert [source.id_of(row) for row in range(5)] == [f"a/part.parquet:{row}" for row in range(3)] + [
+        f"b/part.parquet:{row}" for row in range(2)
+    ]
     assert [int(source[row].image[0, 0, 0]) for row in range(5)] == [0, 1, 2, 0, 1]
     assert len(open_source(f"parquet:{tmp_path}/a")) == 3
 
@@ -61,11 +61,7 @@ def test_files_above_the_limit_are_read_by_row_group(tmp_path: Path, monkeypatch
 
 def test_a_row_without_bytes_is_unreadable_and_its_path_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(png(9))
-    rows = [
-        {"bytes": None, "path": f"{tmp_path}/secret.png"},
-        None,
-        {"bytes": png(1), "path": None},
-    ]
+    rows = [{"bytes": None, "path": f"{tmp_path}/secret.png"}, None, {"bytes": png(1), "path": None}]
     source = open_source(write(tmp_path / "x.parquet", image=pa.array(rows)))
     for row in range(2):
         with pytest.raises(UnreadableImage, match="no_bytes"):
@@ -83,9 +79,7 @@ def test_columns_by_name(tmp_path: Path) -> None:
         word=list("abcd"),
     )
     assert open_source(text).knows == {"mask"}
-    with pytest.raises(
-        UserError, match=r"columns left, right all hold images; name one by \?image=COLUMN"
-    ):
+    with pytest.raises(UserError, match=r"columns left, right all hold images; name one by \?image=COLUMN"):
         open_source(write(tmp_path / "two.parquet", left=structs(2), right=structs(2)))
     assert open_source(f"{text}?image=mask").labels is None
     assert open_source(f"{text}?image=mask&label=fine").labels == [3, 2, 1, 0]
@@ -100,16 +94,9 @@ def test_columns_by_name(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_no_numbers_do_not_stop_a_training_without_labels(tmp_path: Path) -> None:
-    assert (
-        open_source(write(tmp_path / "x.parquet", image=structs(2), label=["cat", "dog"])).labels
-        is None
-    )
-    assert (
-        open_source(write(tmp_path / "y.parquet", image=structs(2), label=[-1, -1])).labels is None
-    )
-    assert open_source(
-        write(tmp_path / "z.parquet", image=structs(2), label=[True, False])
-    ).labels == [1, 0]
+    assert open_source(write(tmp_path / "x.parquet", image=structs(2), label=["cat", "dog"])).labels is None
+    assert open_source(write(tmp_path / "y.parquet", image=structs(2), label=[-1, -1])).labels is None
+    assert open_source(write(tmp_path / "z.parquet", image=structs(2), label=[True, False])).labels == [1, 0]
 
 
 def test_bad_files(tmp_path: Path) -> None:

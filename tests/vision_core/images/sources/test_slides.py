@@ -24,10 +24,7 @@ def slide_pixels(rows: range = TISSUE_ROWS, columns: range = TISSUE_COLUMNS) -> 
     """Light glass with one rectangle of pink, speckled tissue."""
     generator = np.random.default_rng(0)
     pixels = np.full((768, 1024, 3), 240, np.uint8)
-    area = (
-        slice(rows.start * SIDE, rows.stop * SIDE),
-        slice(columns.start * SIDE, columns.stop * SIDE),
-    )
+    area = (slice(rows.start * SIDE, rows.stop * SIDE), slice(columns.start * SIDE, columns.stop * SIDE))
     shape = pixels[area].shape[:2]
     pixels[area] = np.stack(
         [
@@ -69,9 +66,7 @@ def region(path: Path, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("compression, level", [("zlib", 0), ("zlib", 1), ("jpeg", 0), ("jpeg", 2)])
-def test_tiles_are_the_regions_that_tifffile_reads(
-    tmp_path: Path, compression: str, level: int
-) -> None:
+def test_tiles_are_the_regions_that_tifffile_reads(tmp_path: Path, compression: str, level: int) -> None:
     path = write_slide(
         tmp_path / "slide.tif", slide_pixels(range(0, 12), range(0, 16)), compression=compression
     )
@@ -90,13 +85,9 @@ def test_background_is_left_out_and_said(tmp_path: Path) -> None:
     write_slide(tmp_path / "slide.svs", slide_pixels())
     source = open_source(f"{tmp_path}?tile={SIDE}")
     expected = [
-        f"slide.svs#level0:{column * SIDE},{row * SIDE}"
-        for row in TISSUE_ROWS
-        for column in TISSUE_COLUMNS
+        f"slide.svs#level0:{column * SIDE},{row * SIDE}" for row in TISSUE_ROWS for column in TISSUE_COLUMNS
     ]
-    assert [source.id_of(index) for index in range(len(source))] == expected, (
-        "by slide, row, column"
-    )
+    assert [source.id_of(index) for index in range(len(source))] == expected, "by slide, row, column"
     assert source.description == (
         f"35 tiles of 64 x 64 pixels at level 0 of 1 slides under {tmp_path}; 81.8% of 192 tiles are background and left out"
     )
@@ -116,9 +107,7 @@ def test_the_rule_for_background_is_the_stated_one(tmp_path: Path) -> None:
     ]
     pixels[:256, 256 : 256 + 32, 0] -= 1
     write_slide(tmp_path / "slide.tif", pixels, levels=1)
-    with pytest.raises(
-        UserError, match="none of 2 tiles under .* shows tissue, .* add background=keep"
-    ):
+    with pytest.raises(UserError, match="none of 2 tiles under .* shows tissue, .* add background=keep"):
         open_source(f"{tmp_path}?tile=256")
 
 
@@ -141,9 +130,7 @@ def test_forked_workers_open_the_slides_themselves(tmp_path: Path) -> None:
     alone = [
         source[index].image for index in range(len(source))
     ]  # this process has the slide open when it forks
-    loader = DataLoader(
-        source, batch_size=1, collate_fn=lambda records: records[0].image, num_workers=2
-    )
+    loader = DataLoader(source, batch_size=1, collate_fn=lambda records: records[0].image, num_workers=2)
     assert all((ours == theirs).all() for ours, theirs in zip(loader, alone, strict=True))
 
 
@@ -157,9 +144,7 @@ def test_one_channel_and_options(tmp_path: Path) -> None:
         scaled.pixel_options == PixelOptions(Scale("values", 0, 200))
         and scaled.fingerprint != grey.fingerprint
     )
-    with pytest.raises(
-        UserError, match="slides have 3 channels, and num_channels=4 is not possible"
-    ):
+    with pytest.raises(UserError, match="slides have 3 channels, and num_channels=4 is not possible"):
         open_source(f"{tmp_path}?tile={SIDE}", 4)
 
 
@@ -188,9 +173,7 @@ def test_what_is_not_possible(tmp_path: Path, options: str, message: str) -> Non
 
 
 def test_damaged_slides_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_slide(
-        tmp_path / "0.tif", slide_pixels(range(0, 12), range(0, 16)), compression="jpeg"
-    )
+    path = write_slide(tmp_path / "0.tif", slide_pixels(range(0, 12), range(0, 16)), compression="jpeg")
     (tmp_path / "1.mrxs").write_bytes(b"nothing")
     source = open_source(f"{tmp_path}?tile={SIDE}")
     assert "left out: 1 .mrxs (no whole slide)" in source.description
@@ -208,7 +191,6 @@ def test_damaged_slides_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         source[0]
     monkeypatch.setitem(sys.modules, "openslide", None)
     with pytest.raises(
-        UserError,
-        match=r"needs the package openslide-python; pip install 'vision-encoder-fusion\[slides\]'",
+        UserError, match=r"needs the package openslide-python; pip install 'vision-encoder-fusion\[slides\]'"
     ):
         open_source(f"{tmp_path}?tile={SIDE}")

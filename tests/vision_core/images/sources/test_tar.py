@@ -57,17 +57,11 @@ def test_keys_labels_and_long_names(tmp_path: Path, format: int) -> None:
 
 def test_labels_are_all_or_none(tmp_path: Path) -> None:
     assert (
-        open_source(
-            write(tmp_path / "s.tar", [("0.png", png(0)), ("0.cls", b"1"), ("1.png", png(1))])
-        ).labels
+        open_source(write(tmp_path / "s.tar", [("0.png", png(0)), ("0.cls", b"1"), ("1.png", png(1))])).labels
         is None
     )
-    source = open_source(
-        write(tmp_path / "t.tar", [("0.png", png(0)), ("0.cls", b"cat"), ("1.png", png(1))])
-    )
-    assert source.labels is None and source.description.endswith(
-        ", cls beside 1 of 2 images only, not used"
-    )
+    source = open_source(write(tmp_path / "t.tar", [("0.png", png(0)), ("0.cls", b"cat"), ("1.png", png(1))]))
+    assert source.labels is None and source.description.endswith(", cls beside 1 of 2 images only, not used")
 
 
 def test_members_are_never_paths(tmp_path: Path) -> None:
@@ -117,9 +111,9 @@ def test_a_member_may_be_as_large_as_a_file(tmp_path: Path) -> None:
 
 def test_bad_shards(tmp_path: Path) -> None:
     good = Path(
-        write(
-            tmp_path / "good.tar", [(f"{number}.png", png(number)) for number in range(6)]
-        ).removeprefix("wds:")
+        write(tmp_path / "good.tar", [(f"{number}.png", png(number)) for number in range(6)]).removeprefix(
+            "wds:"
+        )
     ).read_bytes()
     assert len(open_source(f"wds:{tmp_path}/good.tar")) == 6
     damaged = bytearray(good)
