@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from vision_core.fail_together import fail_together
 
 from encoders.attention import attention_maps
 from encoders.base import Encoder
@@ -127,6 +128,7 @@ def join_processes() -> torch.device:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(days=7))
+    fail_together()
     return device
 
 

@@ -23,7 +23,6 @@ from fusion.evaluation.tasks import Task
 from vision_core.errors import UserError
 from vision_core.files.json_lines import JsonLines
 from vision_core.processes.distributed import rank
-from vision_core.runs.checkpoints import sync
 from vision_core.runs.folder_checks import FINISHED
 
 OF_A_MODEL = (
@@ -85,7 +84,7 @@ class KeptAnswers:
                 images = _digest_of_images(question.images)
                 told = {"reply": reply, "loss": loss, "tokens": tokens, "images": images}
                 self._lines.append({"key": self._key, "shown": shown, "question": number} | told)
-            sync(self._lines.path)
+            self._lines.sync()
         except OSError as error:
             raise UserError(
                 f"{self._lines.path} cannot be written ({error.strerror}); make room, or give another --output_dir"

@@ -22,11 +22,9 @@ from vision_core.runs.folder_kinds import UNFINISHED_WORK, folder_kind
 from vision_core.runs.folder_lock import refuse_in_use
 
 RESUME_KEY = "resume_from_checkpoint"
-HOW_IT_IS_RUN = (
-    RESUME_KEY,
-    "changed_data",
-    "grace_seconds",
-)  # say how a run starts and stops, not what it is
+# These say where a run is and how it starts and stops, not what it is. The folder may be named by
+# another path.
+HOW_IT_IS_RUN = (RESUME_KEY, "output_dir", "changed_data", "grace_seconds")
 AUTO = (
     "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
 )
@@ -214,7 +212,7 @@ def checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) -
         newest = checkpoints.newest_checkpoint(path, warn)
         if newest is None and resume == "true":
             raise UserError(
-                f"no whole checkpoint-<step> in {path}: start a new run with another --output_dir"
+                f"no whole checkpoint-<step> in {path}: --{RESUME_KEY} {AUTO} starts this run again from its first step"
             )
         return newest
     reason = checkpoints.verify_checkpoint(Path(resume))

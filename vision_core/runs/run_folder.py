@@ -11,7 +11,6 @@ anything but its config stands in it is taken away again, so that the command, m
 the same --output_dir.
 """
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -209,7 +208,7 @@ class RunFolder:
         before `close`. Raises CheckpointNotWritten."""
         with checkpoints.writing(self.path / FINISHED):
             self.sync_lines()
-            checkpoints.write_text_atomically(self.path / FINISHED, json.dumps({"step": self.step}) + "\n")
+            checkpoints.write_text_atomically(self.path / FINISHED, "{}\n")
 
     def sync_lines(self) -> None:
         """Bring metrics.jsonl and bad_samples.jsonl to the disk: what a checkpoint knows of must be

@@ -61,3 +61,12 @@ def test_a_check_refuses_what_would_be_refused_and_makes_nothing():
     assert check_folder("new/run", "dinov2") is None and check_folder(None, "dinov2") is None
     assert check_folder("run", "dinov2", True) == Path("run/checkpoint-20")
     assert sorted(Path().rglob("*")) == before
+
+
+def test_the_folder_may_be_named_by_another_path():
+    """Where a run is and how it is started are not what it is."""
+    old, new = (
+        "output_dir: outputs/a\ngrace_seconds: 30\nseed: 0\n",
+        "output_dir: /data/outputs/a\ngrace_seconds: 60\nseed: 1\n",
+    )
+    assert changed_keys(old, new) == {"seed": (0, 1)}
