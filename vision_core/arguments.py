@@ -138,9 +138,11 @@ def _without_launcher_arguments(argv: list[str]) -> list[str]:
 
 def _take_config_path(argv: list[str]) -> tuple[str | None, list[str]]:
     """Split the YAML file's name from the other arguments."""
-    rest, paths = [], []
+    rest = []
+    paths = []
     if argv and not argv[0].startswith("-") and argv[0].endswith((".yaml", ".yml")):
-        paths, argv = [argv[0]], argv[1:]
+        paths = [argv[0]]
+        argv = argv[1:]
     position = 0
     while position < len(argv):
         token = argv[position]

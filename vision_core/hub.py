@@ -52,7 +52,8 @@ def hub_or_cache(what: str) -> Iterator[None]:
             else f"there is no network ({_host()[0]} cannot be reached)"
         )
         raise UserError(
-            f"{what} cannot be loaded: it is not in the cache, and {why}; name a local folder, or fill the cache where there is a network"
+            f"{what} cannot be loaded: it is not in the cache, and {why}; name a local folder, or fill the "
+            "cache where there is a network"
         ) from error
     finally:
         _set_offline(before)

@@ -35,7 +35,8 @@ def check_types(dataclass_type: type, values: Any, name: str) -> None:
 def is_of(value: Any, hint: Any) -> bool:
     """Whether a value of JSON is of a type; whole numbers are floats too, lists are tuples, and no
     number is infinite or NaN."""
-    origin, inner = get_origin(hint), get_args(hint)
+    origin = get_origin(hint)
+    inner = get_args(hint)
     if origin in (Union, types.UnionType):
         return any(is_of(value, each) for each in inner)
     if origin is Literal:

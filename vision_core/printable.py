@@ -59,7 +59,8 @@ def fitted(message: str, most: int = MOST_CHARACTERS) -> str:
 def say(text: object, file: TextIO | None = None) -> None:
     """Print a text with its own line breaks, each line printable, at once; on stdout unless `file`
     is given."""
-    lines, stream = printable_lines(text), file or sys.stdout
+    lines = printable_lines(text)
+    stream = file or sys.stdout
     try:
         print(lines, file=stream, flush=True)
     except UnicodeEncodeError:  # a terminal of another encoding
@@ -86,7 +87,8 @@ def _shown(character: str) -> str:
 
 def _longest_value(pieces: list[str], most: int) -> int:
     """How many characters each value may have so that all fit, at least `LEAST_OF_A_VALUE`."""
-    low, high = LEAST_OF_A_VALUE, most
+    low = LEAST_OF_A_VALUE
+    high = most
     while low < high:
         middle = (low + high + 1) // 2
         if sum(min(len(piece), middle) for piece in pieces) <= most:

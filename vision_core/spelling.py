@@ -26,7 +26,8 @@ MEANINGS: list[tuple[str, str]] = [
     ),
     (
         "max_steps",
-        "steps num_steps train_steps num_train_steps total_steps max_train_steps iters iterations max_iter max_iters max_iterations",
+        "steps num_steps train_steps num_train_steps total_steps max_train_steps iters iterations max_iter "
+        "max_iters max_iterations",
     ),
     ("warmup_steps", "warmup warmup_epochs num_warmup_steps warmup_iters warmup_ratio lr_warmup_steps"),
     ("weight_decay", "wd decay"),
@@ -43,7 +44,8 @@ MEANINGS: list[tuple[str, str]] = [
     ),
     (
         "output_dir",
-        "o out output outdir out_dir output_path output_folder save_dir save_path savedir logdir log_dir logs exp_dir run_dir work_dir",
+        "o out output outdir out_dir output_path output_folder save_dir save_path savedir logdir log_dir "
+        "logs exp_dir run_dir work_dir",
     ),
     (
         "dataset datasets conversations source",
@@ -52,7 +54,8 @@ MEANINGS: list[tuple[str, str]] = [
     ),
     (
         "eval_dataset test_dataset eval_conversations",
-        "val val_data val_dir val_dataset validation valid test test_data test_dir test_dataset eval_data eval_dir eval_path",
+        "val val_data val_dir val_dataset validation valid test test_data test_dir test_dataset eval_data "
+        "eval_dir eval_path",
     ),
     (
         "bf16",
@@ -94,7 +97,8 @@ MEANINGS: list[tuple[str, str]] = [
     ("layerscale_value", "layerscale layer_scale init_values ls_init_value"),
     (
         "save_steps",
-        "save_every save_freq saveckp_freq save_interval save_frequency checkpoint_interval checkpoint_every ckpt_every",
+        "save_every save_freq saveckp_freq save_interval save_frequency checkpoint_interval "
+        "checkpoint_every ckpt_every",
     ),
     ("save_total_limit", "keep keep_last max_checkpoints checkpoints_total_limit"),
     ("logging_steps", "log_every log_steps log_interval print_freq log_freq log_every_n_steps"),
@@ -122,7 +126,9 @@ EPOCHS_AS_STEPS = (
     "this program counts steps, max_steps = epochs x images / images of a step, "
     "which are per_device_train_batch_size x gradient_accumulation_steps x processes"
 )
-WORD_LIKENESS, WHOLE_LIKENESS, ENOUGH = 0.8, 0.75, 0.7
+WORD_LIKENESS = 0.8
+WHOLE_LIKENESS = 0.75
+ENOUGH = 0.7
 SHORTEST_PREFIX = 3  # letters; shorter ones begin too many words
 
 
@@ -165,7 +171,8 @@ def _likeness(key: str, name: str) -> float:
     A beginning stands for a word, and the words of `key` need not be all of `name`.
     """
     whole = difflib.SequenceMatcher(None, key, name).ratio()
-    words, theirs = key.split("_"), name.split("_")
+    words = key.split("_")
+    theirs = name.split("_")
     found = sum(max(_word_likeness(word, other) for other in theirs) for word in words)
     share = 0.9 + 0.1 * min(
         len(words) / len(theirs), 1.0

@@ -6,14 +6,21 @@ MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
 MAX_FILE_BYTES = 256 * 2**20
 MOST_OF_A_REASON = 200  # characters; a library's words may stand behind the name of the reason
-MOST_UNPACKED_ZEROS, MOST_TIMES_PACKED = 256 * 2**20, 900
+MOST_UNPACKED_ZEROS = 256 * 2**20
+MOST_TIMES_PACKED = 900
 
 
 CURES = {
-    "cannot_be_opened": "its name may be too long or hold a NUL character, its links may lead in a circle, or its permissions refuse it",
+    "cannot_be_opened": (
+        "its name may be too long or hold a NUL character, its links may lead in a circle, or its "
+        "permissions refuse it"
+    ),
     "not_a_regular_file": "give a file, not a folder, a pipe, a socket or a device",
     "missing": "give the path of a file that exists",
-    "not_an_image": "give a JPEG, PNG, WebP, GIF, BMP or TIFF file, an array that NumPy saved, or another format of docs/data.md",
+    "not_an_image": (
+        "give a JPEG, PNG, WebP, GIF, BMP or TIFF file, an array that NumPy saved, or another format of "
+        "docs/data.md"
+    ),
     "unsupported_mode": "its values have no known place between black and white: save it as grey of 8 or 16 bits, or as RGB; "
     "or say in the source which values these are, such as ?scale=0,4095",
     "unsupported_tiff": "save it as PNG",
@@ -32,11 +39,20 @@ CURES = {
     "not_its_files_pixels": "Pillow does not give the numbers that its file holds: give its path",
     "too_large": f"make it smaller, or allow more than {MAX_PIXELS:,} pixels by ?max_pixels=NUMBER in the source",
     "too_small": f"give a larger one: {MIN_SIDE} pixels on a side are the least",
-    "outside_the_data_folder": "its link leads out of the data's folder: add ?follow_links=true to the source, or name the folder that holds it",
-    "file_too_large": f"{MAX_FILE_BYTES // 2**20} MiB are the most of a picture, and 2 GiB of a volume: divide it, or save its images as files of their own",
+    "outside_the_data_folder": (
+        "its link leads out of the data's folder: add ?follow_links=true to the source, or name the folder "
+        "that holds it"
+    ),
+    "file_too_large": (
+        f"{MAX_FILE_BYTES // 2**20} MiB are the most of a picture, and 2 GiB of a volume: divide it, or "
+        "save its images as files of their own"
+    ),
     "no_pixels": "it holds no image: leave it out",
     "unsupported_dicom": "save it uncompressed, as MONOCHROME1, MONOCHROME2, RGB or PALETTE COLOR of at most 32 bits",
-    "needs_pylibjpeg": "this compression of DICOM needs packages of its own: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg",
+    "needs_pylibjpeg": (
+        "this compression of DICOM needs packages of its own: pip install pylibjpeg pylibjpeg-libjpeg "
+        "pylibjpeg-openjpeg"
+    ),
     "unsupported_nifti": "save it as a volume of numbers with an affine, with up to four axes",
     "unsupported_slide": "openslide cannot open it: convert it to a tiled pyramidal TIFF",
     "truncated": "its file ends too early: copy or download it again",

@@ -63,7 +63,9 @@ class JsonLines:
         """Rewrite the file with the wanted objects, atomically; all other lines are added to the
         file `others` before. Raises OSError."""
         lines = self._text().splitlines()
-        kept, moved, broken = [], [], 0
+        kept = []
+        moved = []
+        broken = 0
         for line in lines:
             record = _object_or_none(line)
             broken += record is None

@@ -227,9 +227,11 @@ def state_of_files(files: Iterable[tuple[str, str]], *options: object) -> tuple[
     for name, path in files:
         try:
             status = os.stat(path)
-            size, changed = status.st_size, status.st_mtime_ns
+            size = status.st_size
+            changed = status.st_mtime_ns
         except OSError:
-            size, changed = -1, -1
+            size = -1
+            changed = -1
         content.update(repr((name, size)).encode("utf-8", "surrogateescape"))
         times.update(repr(changed).encode())
     return content.hexdigest(), times.hexdigest()

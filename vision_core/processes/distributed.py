@@ -224,7 +224,8 @@ def together(work: Callable[[], T]) -> T:
 
     So none waits in a collective for one that has failed, and all say the same line.
     """
-    result, problem = None, None
+    result = None
+    problem = None
     try:
         result = work()
     except UserError as error:

@@ -35,7 +35,9 @@ GRACE_SECONDS = 2.0  # in which a process may come to an error of its own: what 
 PATIENCE_SECONDS = 6.0  # of the one that failed, for the others to hear it
 CONNECT_SECONDS = 60
 LEAVE_SECONDS = 2.0
-FAILED, HEARD, GONE = "failed", "heard", "gone"
+FAILED = "failed"
+HEARD = "heard"
+GONE = "gone"
 _peers: "Peers | None" = None
 
 
@@ -59,12 +61,11 @@ class Peers:
     of its own too."""
 
     def __init__(self, store: dist.Store, processes: int) -> None:
-        self.store, self.processes = store, processes
-        self.is_failing, self.is_leaving, self.is_over = (
-            threading.Event(),
-            threading.Event(),
-            threading.Event(),
-        )
+        self.store = store
+        self.processes = processes
+        self.is_failing = threading.Event()
+        self.is_leaving = threading.Event()
+        self.is_over = threading.Event()
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
         # a thread that wakes up in a Python that is being taken down would end it by a signal
@@ -128,7 +129,8 @@ class Peers:
 
 def _shared_store() -> dist.Store | None:
     """One store for all processes, None where this one cannot reach it."""
-    host, store = os.environ.get("MASTER_ADDR") or socket.gethostname(), None
+    host = os.environ.get("MASTER_ADDR") or socket.gethostname()
+    store = None
     timeout = timedelta(seconds=CONNECT_SECONDS)
     with suppress(RuntimeError):
         if is_main_process():

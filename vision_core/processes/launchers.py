@@ -27,7 +27,8 @@ def launchers_above() -> list[tuple[int, str]]:
 
     [] where there is no /proc.
     """
-    found, pid = [], os.getppid()
+    found = []
+    pid = os.getppid()
     while _is_launcher(pid) and (status := _status(pid)) is not None:
         found.append((pid, status[19]))
         pid = int(status[1])

@@ -29,7 +29,8 @@ class StopRequest:
     """
 
     def __init__(self, launchers: list[tuple[int, str]], grace_seconds: float = GRACE_SECONDS) -> None:
-        self.launchers, self.grace_seconds = launchers, grace_seconds
+        self.launchers = launchers
+        self.grace_seconds = grace_seconds
         self.has_warned = False
         self.step_seconds = self.save_seconds = 0.0  # of the last step, and of the longest save
         self.breaks_steps = False  # the same on all processes
@@ -89,8 +90,10 @@ class StopRequest:
         if seconds > self.grace_seconds and not self.has_warned:
             self.has_warned = True
             say(
-                f"warning: a save took {seconds:.1f} s, and --grace_seconds is {self.grace_seconds:g}: a run that is told to stop may be killed "
-                "before it is saved. Give it more time (terminationGracePeriodSeconds), an earlier signal (sbatch --signal=USR1@120), "
+                f"warning: a save took {seconds:.1f} s, and --grace_seconds is {self.grace_seconds:g}: a "
+                "run that is told to stop may be killed "
+                "before it is saved. Give it more time (terminationGracePeriodSeconds), an earlier signal "
+                "(sbatch --signal=USR1@120), "
                 "or save more often (--save_steps)"
             )
 
@@ -111,7 +114,8 @@ class StopRequest:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is None:
-            self.signal, self.told_at = signal.Signals(number), time.monotonic()
+            self.signal = signal.Signals(number)
+            self.told_at = time.monotonic()
 
     def _watch(self) -> None:
         while not self._over.wait(WATCH_SECONDS):

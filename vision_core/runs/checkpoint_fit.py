@@ -69,7 +69,8 @@ def misfit_of_configs(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 
     The number of attention heads, say, is in no shape. How a new model would begin does not count.
     """
-    theirs, ours = _flat(saved), _flat(own)
+    theirs = _flat(saved)
+    ours = _flat(own)
     for name in sorted(theirs.keys() & ours.keys()):
         if name.rpartition(".")[2] not in NOT_THE_MODEL and theirs[name] != ours[name]:
             return f"{name} is {theirs[name]} in the checkpoint and {ours[name]} in this run's model"

@@ -44,7 +44,8 @@ def write_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep:
     or a RuntimeError. Call it from one process.
     """
     assert keep is None or keep >= 1, f"keep={keep} would leave no checkpoint"
-    aside, target = folder_aside(root, step, os.getpid()), root / f"checkpoint-{step}"
+    aside = folder_aside(root, step, os.getpid())
+    target = root / f"checkpoint-{step}"
     try:
         begin_aside(aside)
         write(aside)

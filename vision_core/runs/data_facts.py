@@ -70,7 +70,8 @@ def tell_changed_data(
     changes = data_changes(before, now)
     if changes and wanted == "refuse":
         raise UserError(
-            f"the data has changed since {checkpoint}: {changes}; put it back, or go on with it by --changed_data note"
+            f"the data has changed since {checkpoint}: {changes}; put it back, or go on with it by "
+            "--changed_data note"
         )
     return [f"note            the data has changed since {checkpoint}: {changes}"] if changes else []
 
@@ -80,7 +81,10 @@ def _change(before: Mapping[str, Any], now: DataFacts) -> str:
     if before["count"] != now.count and None not in (before["count"], now.count):
         difference = now.count - before["count"]
         more = "more" if difference > 0 else "fewer"
-        return f"{abs(difference):,} {now.unit} {more} ({now.count:,} instead of {before['count']:,}): {WHAT_FOLLOWS['count']}"
+        return (
+            f"{abs(difference):,} {now.unit} {more} ({now.count:,} instead of {before['count']:,}): "
+            f"{WHAT_FOLLOWS['count']}"
+        )
     if before["content"] != now.content:
         number = "the same number" if now.count is not None else "a stream"
         return f"{number}, other names or sizes: {WHAT_FOLLOWS['content']}"

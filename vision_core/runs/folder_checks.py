@@ -128,9 +128,15 @@ def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:
     kind = folder_kind(path)
     holds = "" if kind.name == "unknown" else f", it is {kind.is_a}"
     if kind.name == UNFINISHED_WORK:
-        cure = f"`--output_dir {path} --{RESUME_KEY} {AUTO}`, given to that program, goes on with it, `--output_dir OTHER` starts elsewhere"
+        cure = (
+            f"`--output_dir {path} --{RESUME_KEY} {AUTO}`, given to that program, goes on with it, "
+            "`--output_dir OTHER` starts elsewhere"
+        )
     elif can_resume and checkpoints.list_checkpoints(path):
-        cure = f"`--output_dir {path} --{RESUME_KEY} true` continues the run in it, `--output_dir OTHER` starts a new one elsewhere"
+        cure = (
+            f"`--output_dir {path} --{RESUME_KEY} true` continues the run in it, `--output_dir OTHER` "
+            "starts a new one elsewhere"
+        )
     else:
         cure = "`--output_dir OTHER` names another folder"
         cure += f"; without --output_dir it is the next free outputs/{name}-<n>" if name else ""
@@ -151,7 +157,8 @@ def refuse_other_program(path: Path, program: str) -> None:
     theirs = first.removeprefix(PROGRAM_LINE) if first.startswith(PROGRAM_LINE) else program
     if program and theirs != program:
         raise UserError(
-            f"{path} is a run of {theirs}, not of {program}: continue it by its own program, or start a new run with another --output_dir"
+            f"{path} is a run of {theirs}, not of {program}: continue it by its own program, or start a "
+            "new run with another --output_dir"
         )
 
 
@@ -169,7 +176,8 @@ def resolve_auto(output_dir: str | None, name: str, can_resume: bool = True) -> 
     folder has no name, or is no run's."""
     if output_dir is None:
         raise UserError(
-            f"--{RESUME_KEY} {AUTO} needs a folder with a name, by which the next start finds it: add --output_dir outputs/{name}-1"
+            f"--{RESUME_KEY} {AUTO} needs a folder with a name, by which the next start finds it: add "
+            f"--output_dir outputs/{name}-1"
         )
     path = Path(output_dir)
     if not path.is_dir() or all(entry.name == ".lock" for entry in path.iterdir()):
@@ -212,7 +220,8 @@ def checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) -
         newest = checkpoints.newest_checkpoint(path, warn)
         if newest is None and resume == "true":
             raise UserError(
-                f"no whole checkpoint-<step> in {path}: --{RESUME_KEY} {AUTO} starts this run again from its first step"
+                f"no whole checkpoint-<step> in {path}: --{RESUME_KEY} {AUTO} starts this run again from "
+                "its first step"
             )
         return newest
     reason = checkpoints.verify_checkpoint(Path(resume))
@@ -230,7 +239,8 @@ def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
     How a run was started and how long it may take to end (`HOW_IT_IS_RUN`) does not count. Raises
     UserError if a text is no YAML mapping.
     """
-    old, new = _read_mapping(old_yaml), _read_mapping(new_yaml)
+    old = _read_mapping(old_yaml)
+    new = _read_mapping(new_yaml)
     names = [name for name in {**old, **new} if name not in HOW_IT_IS_RUN]
     pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

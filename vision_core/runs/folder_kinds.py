@@ -27,10 +27,9 @@ NAMED = 3  # folders that a message names
 UNFINISHED_WORK = (
     "unfinished_work"  # of a program that saves no checkpoints (vision_core/runs/work_folder.py)
 )
-FUSED_VLM, FUSED_VISION = (
-    "fusion_vlm",
-    "fused_vision",
-)  # fusion's model types, as its folders have them in config.json
+# fusion's model types, as its folders have them in config.json
+FUSED_VLM = "fusion_vlm"
+FUSED_VISION = "fused_vision"
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,8 @@ def _model(folder: Path, names: set[str]) -> FolderKind | None:
         return FolderKind(kind, True, f"a fused vision-language model{_within(folder)}", _vlm_cure(folder))
     if kind == FUSED_VISION:
         cure = (
-            f"`AutoModel.from_pretrained({str(folder)!r})` loads it after `import fusion`; name its encoders one by one, "
+            f"`AutoModel.from_pretrained({str(folder)!r})` loads it after `import fusion`; name its "
+            "encoders one by one, "
             "or fuse them again with --language_model for a vision-language model"
         )
         return FolderKind(kind, True, "a fused vision encoder, several encoders behind a connector", cure)
@@ -151,7 +151,10 @@ def _model(folder: Path, names: set[str]) -> FolderKind | None:
         cure = f"`python -m fusion.convert_cambrian --checkpoint {folder} --output_dir NEW` converts it"
         return FolderKind("cambrian", True, f"a released Cambrian-1 of type {kind!r}", cure)
     if "vision_config" in config and "text_config" in config and _generates(config):
-        cure = "its parts are named one by one: the encoder by --encoders, the language model by --language_model of `python -m fusion.fuse`"
+        cure = (
+            "its parts are named one by one: the encoder by --encoders, the language model by "
+            "--language_model of `python -m fusion.fuse`"
+        )
         return FolderKind(
             "other_vlm", True, f"a vision-language model of transformers of type {kind!r}", cure
         )
@@ -160,14 +163,18 @@ def _model(folder: Path, names: set[str]) -> FolderKind | None:
             "encoder", True, f"a vision encoder of type {kind!r}{_within(folder)}", _encoder_cure(folder)
         )
     if "vocab_size" in config:
-        cure = f"`python -m fusion.fuse --language_model {folder} --encoders NAME` makes a vision-language model of it"
+        cure = (
+            f"`python -m fusion.fuse --language_model {folder} --encoders NAME` makes a vision-language "
+            "model of it"
+        )
         return FolderKind("language_model", True, f"a language model of type {kind!r}", cure)
     return FolderKind("model", True, f"a model of type {kind!r}", "name a model that this program reads")
 
 
 def _vlm_cure(folder: Path) -> str:
     return (
-        f"`python recipes/evaluate_vlm.py --model {folder}` judges it, `python recipes/sva_sft.py --init_from {folder}` trains it further; "
+        f"`python recipes/evaluate_vlm.py --model {folder}` judges it, `python recipes/sva_sft.py "
+        f"--init_from {folder}` trains it further; "
         "its encoders are named one by one, as they were when it was fused"
     )
 
@@ -213,7 +220,10 @@ def _unfinished_run(folder: Path, names: set[str]) -> FolderKind | None:
         "trainer_state.json",
         "training_state.json",
     }:
-        cure = f"name {folder.parent}, or continue that run: --output_dir {folder.parent} --resume_from_checkpoint true"
+        cure = (
+            f"name {folder.parent}, or continue that run: --output_dir {folder.parent} "
+            "--resume_from_checkpoint true"
+        )
         return FolderKind("checkpoint", False, f"the training state of the run {folder.parent}", cure)
     if "config.yaml" not in names:
         return None
@@ -233,7 +243,10 @@ def _other_files(folder: Path, names: set[str]) -> FolderKind | None:
             "parent", False, "a folder of other folders", f"name one of those in it: {listed}{more}"
         )
     if any(name.endswith((".safetensors", ".bin", ".pth", ".pt")) for name in names):
-        cure = "put the checkpoint's config.json beside them, or name a file that is understood by itself (docs/encoders.md)"
+        cure = (
+            "put the checkpoint's config.json beside them, or name a file that is understood by itself "
+            "(docs/encoders.md)"
+        )
         return FolderKind("weights", False, "a folder of weights without config.json", cure)
     if names & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
         return FolderKind(

@@ -111,4 +111,7 @@ def data_licence(sources: Iterable[str]) -> str:
     if not others:
         return "Licence of the data: it is drawn by the program, under Apache-2.0 like its code."
     listed = ", ".join(in_code(source) for source in others)
-    return f"Licence of the data: not known to the program; look it up for {listed}, and name it here before the model is handed on."
+    return (
+        f"Licence of the data: not known to the program; look it up for {listed}, and name it here before "
+        "the model is handed on."
+    )

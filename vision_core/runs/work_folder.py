@@ -93,8 +93,11 @@ class WorkFolder:
     """
 
     def __init__(self, run: RunFolder, program: str) -> None:
-        self.path, self.is_old, self.partial = run.path, run.is_old, run.path / PARTIAL
-        self._run, self._program = run, program
+        self.path = run.path
+        self.is_old = run.is_old
+        self.partial = run.path / PARTIAL
+        self._run = run
+        self._program = program
 
     @classmethod
     def open(
@@ -144,7 +147,8 @@ class WorkFolder:
             )
             free = shutil.disk_usage(self.path).free
             raise UserError(
-                f"{self.path} was not written: {reason}; {free / 1e6:.1f} MB are free; make room, then the same command with "
+                f"{self.path} was not written: {reason}; {free / 1e6:.1f} MB are free; make room, then the "
+                "same command with "
                 f"--output_dir {self.path} --{RESUME_KEY} {AUTO} finishes it"
             ) from error
         finally:
@@ -171,7 +175,8 @@ def _is_auto(resume: str | None, program: str) -> bool:
     if word == AUTO:
         return True
     raise UserError(
-        f"--{RESUME_KEY} {resume} names a checkpoint, and {program} saves none; --{RESUME_KEY} {AUTO} goes on with what is in --output_dir"
+        f"--{RESUME_KEY} {resume} names a checkpoint, and {program} saves none; --{RESUME_KEY} {AUTO} goes "
+        "on with what is in --output_dir"
     )
 
 
@@ -183,7 +188,8 @@ def _compare(path: Path, config_yaml: str) -> None:
     changes = changed_keys(read_config(path), config_yaml)
     if changes:
         raise UserError(
-            f"{path} has other options than this command: {_in_words(changes)}; give those of {path / 'config.yaml'}, or another --output_dir"
+            f"{path} has other options than this command: {_in_words(changes)}; give those of "
+            f"{path / 'config.yaml'}, or another --output_dir"
         )
     finished = _read_finished(path)
     if finished is not None and all((path / name).exists() for name in finished.get("files", ())):

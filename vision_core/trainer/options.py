@@ -44,7 +44,8 @@ class TrainerOptions:
     output_dir: str | None = option(None, "a new folder; default outputs/<name>-<n>", "run")
     resume_from_checkpoint: str | None = option(
         None,
-        "auto: start, go on, or say that all is done; true: the newest checkpoint of --output_dir; or a checkpoint-<step> folder",
+        "auto: start, go on, or say that all is done; true: the newest checkpoint of --output_dir; or a "
+        "checkpoint-<step> folder",
         "run",
     )
     changed_data: Literal["note", "refuse"] = option(
@@ -54,7 +55,8 @@ class TrainerOptions:
     )
     grace_seconds: float = option(
         30.0,
-        "how long the scheduler lets a run live after its signal: a step that leaves too little of it for a save is broken off",
+        "how long the scheduler lets a run live after its signal: a step that leaves too little of it for "
+        "a save is broken off",
         "run",
     )
     dry_run: bool = option(

@@ -22,7 +22,8 @@ def preview(trainer: RunTrainer) -> list[str]:
 
     Raises UserError for a sample that cannot be trained on.
     """
-    loader, args = trainer.get_train_dataloader(), trainer.args
+    loader = trainer.get_train_dataloader()
+    args = trainer.args
     check_warmup(args.warmup_steps, number_of_steps(trainer, len(loader)))
     batch = next(iter(loader))
     if trainer.eval_dataset is not None:
@@ -44,8 +45,10 @@ def introduction(trainer: RunTrainer) -> list[str]:
 
 def course(trainer: RunTrainer, batches: int) -> list[str]:
     """Rows, what makes a step, epochs and steps. batches: of one process and epoch."""
-    args, steps = trainer.args, number_of_steps(trainer, batches)
-    batch, micro_batches = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    args = trainer.args
+    steps = number_of_steps(trainer, batches)
+    batch = args.per_device_train_batch_size
+    micro_batches = args.gradient_accumulation_steps
     a_step = batch * micro_batches * world_size()
     lines = [
         f"training rows    {len(trainer.train_dataset):,}",

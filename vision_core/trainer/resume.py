@@ -30,11 +30,12 @@ from vision_core.runs.data_facts import ChangedData, DataFacts, facts_as_json, t
 from vision_core.runs.run_folder import RunFolder
 
 FACTS = "resume_facts.json"
-OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # as the Trainer calls them
-SAMPLES, SAMPLE_BYTES = (
-    64,
-    2**16,
-)  # of each file of weights: all of a small one, and enough of a large one to tell it from another
+# as the Trainer calls them
+OPTIMIZER = "optimizer.pt"
+SCHEDULER = "scheduler.pt"
+# of each file of weights: all of a small one, and enough of a large one to tell it from another
+SAMPLES = 64
+SAMPLE_BYTES = 2**16
 Changes = Mapping[str, tuple[Any, Any]]
 
 
@@ -151,12 +152,11 @@ def take_over_rates(
     if "learning_rate" in changes:
         old, new = changes["learning_rate"]
         raise UserError(
-            f"--learning_rate was {old} and is {new}: --lr_scheduler_type {schedule} goes on from the checkpoint's; give {old}"
+            f"--learning_rate was {old} and is {new}: --lr_scheduler_type {schedule} goes on from the "
+            f"checkpoint's; give {old}"
         )
-    facts, saved = (
-        read_facts(checkpoint),
-        torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True),
-    )
+    facts = read_facts(checkpoint)
+    saved = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
     of_file = facts.get("optimizer") or names_of_states(model, optimizer)
     rate_of = {of_file[number]: group["lr"] for group in saved["param_groups"] for number in group["params"]}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -169,7 +169,8 @@ def changed_course(facts: Mapping[str, Any], seed: int, global_batch: int) -> li
     """A line for each of these that makes a run that goes on differ from an uninterrupted one."""
     pairs = (("seed", seed), ("samples of a step", global_batch))
     return [
-        f"note            {name}: {facts[name]} before and {value} now, so other samples come from here on than without the stop"
+        f"note            {name}: {facts[name]} before and {value} now, so other samples come from here on "
+        "than without the stop"
         for name, value in pairs
         if facts.get(name, value) != value
     ]

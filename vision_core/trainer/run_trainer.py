@@ -118,7 +118,8 @@ class RunTrainer(SavingTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.sampler, self.facts = sampler, dict(facts or {})
+        self.sampler = sampler
+        self.facts = dict(facts or {})
         self._has_begun = False
         self._told: StopWhenTold | None = None
         self._step_end: tuple[Any, ...] = ()  # what a step that is broken off has changed, as it was
@@ -146,8 +147,12 @@ class RunTrainer(SavingTrainer):
         finally:
             end_data_workers()
         if told.stopped:
-            folder, step = self.args.output_dir, self.state.global_step
-            line = f"told to stop: step {step} of {self.state.max_steps} is saved; {how_to_go_on(folder)}{stop.time_taken}"
+            folder = self.args.output_dir
+            step = self.state.global_step
+            line = (
+                f"told to stop: step {step} of {self.state.max_steps} is saved; "
+                f"{how_to_go_on(folder)}{stop.time_taken}"
+            )
             print_once([line])
             raise Stopped(stop.exit_status, line)
 
@@ -291,7 +296,8 @@ class RunTrainer(SavingTrainer):
             self.run.append_metrics({"step": self.state.global_step, **logs})
         if not math.isfinite(logs.get("loss", 0.0)):
             raise UserError(
-                f"the loss is {logs['loss']} at step {self.state.global_step}; resume from the last checkpoint with a smaller learning rate, "
+                f"the loss is {logs['loss']} at step {self.state.global_step}; resume from the last "
+                "checkpoint with a smaller learning rate, "
                 "or without bf16"
             )
 
@@ -351,7 +357,8 @@ def check_warmup(warmup_steps: float, steps: int) -> None:
     last of `steps`."""
     if warmup_steps >= max(steps, 1):
         raise UserError(
-            f"--warmup_steps {warmup_steps:g} is not below the run's {steps} steps; train longer, or for a short trial add --warmup_steps 0"
+            f"--warmup_steps {warmup_steps:g} is not below the run's {steps} steps; train longer, or for a "
+            "short trial add --warmup_steps 0"
         )
 
 

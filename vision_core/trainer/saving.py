@@ -54,7 +54,8 @@ class SavingTrainer(Trainer):
         self, *args: Any, run: RunFolder | None = None, keep: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.run, self.keep = run, keep
+        self.run = run
+        self.keep = keep
         self._aside: Path | None = None  # where a save is being written
         self._failure: Exception | None = None  # of this process, that the others do not know yet
         self._failed_saves = 0  # in a row
@@ -121,8 +122,10 @@ class SavingTrainer(Trainer):
     def _write_checkpoint(self, model: nn.Module, trial: Any) -> str:
         """`checkpoint-<step>`, whole, or the reason why there is none, the same on all
         processes."""
-        root, step = Path(self.args.output_dir), self.state.global_step
-        aside, target = self._folder_aside(step), root / f"checkpoint-{step}"
+        root = Path(self.args.output_dir)
+        step = self.state.global_step
+        aside = self._folder_aside(step)
+        target = root / f"checkpoint-{step}"
         for part in (
             partial(self._make_aside, aside, self._needed_bytes or weight_bytes(self.model)),
             partial(self._fill, aside, model, trial),
@@ -180,14 +183,16 @@ class SavingTrainer(Trainer):
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        engine, writer = self.model_wrapped, self.model_wrapped.checkpoint_engine
+        engine = self.model_wrapped
+        writer = self.model_wrapped.checkpoint_engine
         engine.checkpoint_engine = WriterWithoutErrors(writer, partial(self._kept_for_all, *WRITE_ERRORS))
         try:
             super()._save_optimizer_and_scheduler(output_dir)
         except WRITE_ERRORS as error:
             step = self.state.global_step
             raise UserError(
-                f"checkpoint-{step} in {self.args.output_dir} was not written: {reason_of(error)}; make room, what was saved before is "
+                f"checkpoint-{step} in {self.args.output_dir} was not written: {reason_of(error)}; make "
+                "room, what was saved before is "
                 f"untouched, and {how_to_go_on(self.args.output_dir)}"
             ) from error
         finally:
@@ -213,7 +218,8 @@ class SavingTrainer(Trainer):
     def _agreed(self, aside: Path, target: Path) -> str:
         """What has kept any process from writing since the last call, as `_do` returns it."""
         wait_for_all()  # however long one of them writes
-        mine, self._failure = self._failure, None
+        mine = self._failure
+        self._failure = None
         reason = next(filter(None, gather_objects(reason_of(mine) if mine else "")), "")
         if not reason:
             return ""
@@ -235,7 +241,8 @@ class WriterWithoutErrors:
     file, which may fill the disk, goes too."""
 
     def __init__(self, writer: Any, kept: Callable[[], Any]) -> None:
-        self._writer, self._kept = writer, kept
+        self._writer = writer
+        self._kept = kept
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)

@@ -31,7 +31,8 @@ class StopWhenTold(TrainerCallback):
     """
 
     def __init__(self, stop: StopRequest, can_break_off: bool) -> None:
-        self.stop, self.can_break_off = stop, can_break_off
+        self.stop = stop
+        self.can_break_off = can_break_off
         self.stopped = self.broke_off = False
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -61,7 +62,8 @@ class WatchTimes(TrainerCallback):
     end."""
 
     def __init__(self, stop: StopRequest) -> None:
-        self.stop, self.began = stop, time.monotonic()
+        self.stop = stop
+        self.began = time.monotonic()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self._passed()
@@ -75,7 +77,8 @@ class WatchTimes(TrainerCallback):
         self.stop.save_took(self._passed(), lambda line: print_once([line]))
 
     def _passed(self) -> float:
-        before, self.began = self.began, time.monotonic()
+        before = self.began
+        self.began = time.monotonic()
         return self.began - before
 
 

@@ -55,10 +55,12 @@ def refuse_other_layout(checkpoint: Path, zero: dict[str, Any] | None, processes
 
     zero: the config for DeepSpeed, None for a run without.
     """
-    saved, wanted = saved_layout(checkpoint), wanted_layout(zero, processes)
+    saved = saved_layout(checkpoint)
+    wanted = wanted_layout(zero, processes)
     if saved != wanted:
         raise UserError(
-            f"{checkpoint} was saved {saved}, and this run is {wanted}; give those of the checkpoint, or start a new run"
+            f"{checkpoint} was saved {saved}, and this run is {wanted}; give those of the checkpoint, or "
+            "start a new run"
         )
 
 

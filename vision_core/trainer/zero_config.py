@@ -66,7 +66,8 @@ def zero_config(file: Path, options: Mapping[str, Any], world_size: int) -> Conf
         written = value_of(config, name)
         if written not in (None, "auto", value):
             raise UserError(
-                f'--deepspeed {file} says {name} = {written} and {option} is {value}; write "auto" in the file, or make them equal'
+                f'--deepspeed {file} says {name} = {written} and {option} is {value}; write "auto" in the '
+                "file, or make them equal"
             )
         set_value(config, name, value)
     fill_for_stage(file, config, options)
@@ -78,7 +79,8 @@ def refuse_cpu_only() -> None:
     weights in pieces that nobody gathers."""
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t"):
         raise UserError(
-            "ACCELERATE_USE_CPU is set, under which accelerate takes no --deepspeed; unset it, or start with `deepspeed`, "
+            "ACCELERATE_USE_CPU is set, under which accelerate takes no --deepspeed; unset it, or start "
+            "with `deepspeed`, "
             "which trains on CPUs where there is no accelerator"
         )
 
@@ -87,7 +89,8 @@ def read_config(file: Path) -> Config:
     """The file's config. Raises UserError for one that cannot be read or says no stage."""
     if not os.path.lexists(file):
         raise UserError(f"--deepspeed {file} is no file; ZeRO configs lie in recipes/zero")
-    name, cure = f"--deepspeed {file}", "mend it, or take one of recipes/zero"
+    name = f"--deepspeed {file}"
+    cure = "mend it, or take one of recipes/zero"
     text = read_text(file, name, cure, most_bytes=MAX_CONFIG_BYTES)
     config = parse_json(text, name, cure, finite=True, pairs=partial(without_twins, file))
     if not isinstance(config, dict) or "zero_optimization" not in config:
@@ -98,7 +101,8 @@ def read_config(file: Path) -> Config:
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise UserError(
-            f'--deepspeed {file} has no stage, without which ZeRO is off; write "zero_optimization": {{"stage": 2}}, or 0, 1, 3'
+            f'--deepspeed {file} has no stage, without which ZeRO is off; write "zero_optimization": '
+            f'{{"stage": 2}}, or 0, 1, 3'
         )
     for name in ("bf16", "data_types"):
         if not isinstance(config.get(name, {}), dict):
@@ -130,7 +134,8 @@ def refuse_section(file: Path, config: Config, name: str, reason: str) -> None:
 
 def expected(options: Mapping[str, Any], world_size: int) -> dict[str, tuple[str, Any]]:
     """What the options say of DeepSpeed's keys: name -> (which option says so, its value)."""
-    batch, accumulation = (options["per_device_train_batch_size"], options["gradient_accumulation_steps"])
+    batch = options["per_device_train_batch_size"]
+    accumulation = options["gradient_accumulation_steps"]
     return {
         "train_micro_batch_size_per_gpu": ("per_device_train_batch_size", batch),
         "gradient_accumulation_steps": ("gradient_accumulation_steps", accumulation),
@@ -151,7 +156,8 @@ def fill_for_stage(file: Path, config: Config, options: Mapping[str, Any]) -> No
         given = [zero[name] for name in WHOLE_WEIGHTS if zero.get(name) not in (None, "auto")]
         if given and not any(given):
             raise UserError(
-                f"--deepspeed {file} says {WHOLE_WEIGHTS[0]} = false, but the trained model is saved whole; take it out of the file"
+                f"--deepspeed {file} says {WHOLE_WEIGHTS[0]} = false, but the trained model is saved "
+                "whole; take it out of the file"
             )
         for name in WHOLE_WEIGHTS[1:]:
             zero.pop(name, None)

@@ -63,7 +63,8 @@ def refuse_unknown(file: Path, written: Mapping[str, Any], known: Collection[str
             cure = f"did you mean {meant}?" if meant else "take it out of the file"
             where = f" in {section}" if section else ""
             raise UserError(
-                f"--deepspeed {file} has a key {key!r}{where}, which DeepSpeed does not know and would not read; {cure}"
+                f"--deepspeed {file} has a key {key!r}{where}, which DeepSpeed does not know and would not "
+                f"read; {cure}"
             )
 
 
