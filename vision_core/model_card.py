@@ -1,6 +1,6 @@
 """README.md of a trained model: how to load it, how it was made, what was measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,17 @@ def _code(command: str) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table; a row that lacks a column has an empty cell there."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [columns, ["---"] * len(columns), *([row.get(name, "") for name in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+    columns: dict[str, None] = {}
+    for row in rows:
+        columns |= dict.fromkeys(row)
+    lines = [_line(columns), _line(["---"] * len(columns))]
+    for row in rows:
+        lines.append(_line(row.get(name, "") for name in columns))
+    return "\n".join(lines)
+
+
+def _line(values: Iterable[Any]) -> str:
+    return "| " + " | ".join(map(_cell, values)) + " |"
 
 
 def _cell(value: Any) -> str:

@@ -39,7 +39,7 @@ MEANINGS: list[tuple[str, str]] = [
     ("drop_path_rate", "drop_path stochastic_depth"),
     ("layerwise_decay", "layer_decay llrd"),
     (
-        "dataloader_num_workers num_workers",
+        "dataloader_num_workers",
         "j worker workers num_workers n_workers dataloader_workers loader_workers preprocessing_num_workers",
     ),
     (
@@ -166,18 +166,20 @@ def _alike(key: str, options: Collection[str]) -> str | None:
 
 
 def _likeness(key: str, name: str) -> float:
-    """0 to 1: of the letters as a whole, or of the words.
+    """How alike two names are, from 0 to 1, by all their letters or by their words.
 
-    A beginning stands for a word, and the words of `key` need not be all of `name`.
+    A word may be abbreviated to its beginning, and `key` may lack words of `name`.
     """
     whole = difflib.SequenceMatcher(None, key, name).ratio()
     words = key.split("_")
     theirs = name.split("_")
-    found = sum(max(_word_likeness(word, other) for other in theirs) for word in words)
-    share = 0.9 + 0.1 * min(
-        len(words) / len(theirs), 1.0
-    )  # of two names that have the words, the shorter one
-    return max(whole if whole >= WHOLE_LIKENESS else 0.0, found / len(words) * share)
+    found = 0.0
+    for word in words:
+        found += max(_word_likeness(word, other) for other in theirs)
+    # of two names that have the words, the shorter one is meant
+    share = 0.9 + 0.1 * min(len(words) / len(theirs), 1.0)
+    by_words = found / len(words) * share
+    return max(whole, by_words) if whole >= WHOLE_LIKENESS else by_words
 
 
 def _word_likeness(word: str, other: str) -> float:

@@ -107,9 +107,12 @@ def is_deep(value: Any, most: int = MAX_DEPTH) -> bool:
     recursion."""
     level: list[Any] = [value]
     for _ in range(most):
-        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
-        if not level:
+        below: list[Any] = []
+        for parent in level:
+            below += [child for child in _children(parent) if isinstance(child, dict | list)]
+        if not below:
             return False
+        level = below
     return True
 
 

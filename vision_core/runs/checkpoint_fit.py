@@ -17,9 +17,22 @@ Shapes = Mapping[str, tuple[int, ...]]
 # how a new model begins and how it is trained; the library that wrote the file; what is of no
 # weight for a model that is loaded
 NOT_THE_MODEL = frozenset(
-    {"architectures", "drop_path_rate", "dtype", "id2label", "initializer_factor", "initializer_range", "label2id", "layerscale_value",
-     "mask_ratio", "torch_dtype", "transformers_version", "use_cache", "_name_or_path"}
-)  # fmt: skip
+    [
+        "architectures",
+        "drop_path_rate",
+        "dtype",
+        "id2label",
+        "initializer_factor",
+        "initializer_range",
+        "label2id",
+        "layerscale_value",
+        "mask_ratio",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "_name_or_path",
+    ]
+)
 MOST_OF_OPTIONS = 80  # characters, of a line that says the model's difference and the cure too
 
 
@@ -27,7 +40,8 @@ def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of a safetensors file's tensors, from its header. Raises what `safetensors` does
     for a file that is none."""
     with safe_open(file, "pt") as opened:
-        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118, it is no mapping
+        names = opened.keys()
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
 
 
 def shapes_of_weights(folder: Path) -> dict[str, tuple[int, ...]] | None:
@@ -38,7 +52,10 @@ def shapes_of_weights(folder: Path) -> dict[str, tuple[int, ...]] | None:
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
         files = ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    return {name: shape for file in files for name, shape in shapes_in(folder / file).items()} or None
+    shapes = {}
+    for file in files:
+        shapes |= shapes_in(folder / file)
+    return shapes or None
 
 
 def misfit_of_shapes(saved: Shapes, own: Shapes) -> str:

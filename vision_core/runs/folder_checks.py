@@ -276,8 +276,12 @@ def run_numbers(root: Path, name: str) -> list[int]:
 
 def numbers_in(root: Path, pattern: str) -> list[int]:
     """The numbers in the names of `root` that match the whole pattern."""
-    names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
-    return [int(match.group(1)) for match in (re.fullmatch(pattern, name) for name in names) if match]
+    numbers = []
+    for entry in root.iterdir() if root.is_dir() else ():
+        match = re.fullmatch(pattern, entry.name)
+        if match:
+            numbers.append(int(match.group(1)))
+    return numbers
 
 
 def warn_on_stderr(text: str) -> None:

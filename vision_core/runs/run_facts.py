@@ -101,8 +101,11 @@ def batch_text(per_device: int, accumulation: int) -> str:
 
 def millions(modules: Iterable[torch.nn.Module]) -> str:
     """Parameters, shared ones counted once: `0.8 M`."""
-    parameters = {id(parameter): parameter.numel() for module in modules for parameter in module.parameters()}
-    return f"{sum(parameters.values()) / 1e6:.2f} M"
+    sizes = {}
+    for module in modules:
+        for parameter in module.parameters():
+            sizes[id(parameter)] = parameter.numel()
+    return f"{sum(sizes.values()) / 1e6:.2f} M"
 
 
 def data_licence(sources: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
-"""What a checkpoint of `run_trainer.RunTrainer` says besides what the Trainer writes, and what of
-it must be so when a run goes on from it.
+"""How a run of `RunTrainer` goes on from a checkpoint: what must agree, and how its states return.
 
-Everything here is looked at before the run's folder changes.
+A checkpoint holds what the Trainer writes and the facts of `resume_facts.json`. Everything here is
+compared before the run's folder changes.
 """
 
 from __future__ import annotations
@@ -40,64 +40,71 @@ Changes = Mapping[str, tuple[Any, Any]]
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Beside the Trainer's own files, before the checkpoint is sealed."""
+    """Write the facts beside the Trainer's own files, before the checkpoint is sealed."""
     (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def read_facts(checkpoint: str | Path) -> dict[str, Any]:
-    """{} for a checkpoint of an older version."""
+    """Read the facts of a checkpoint. A checkpoint of an older version has none and gives {}."""
     file = Path(checkpoint) / FACTS
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def names_of_states(model: nn.Module, optimizer: Any) -> list[str]:
-    """The names of the parameters in the order in which `optimizer.state_dict()` numbers them; []
-    where it holds other tensors, as ZeRO's does."""
+    """The names of the parameters in the order in which `optimizer.state_dict()` numbers them.
+
+    The list is empty where the optimizer holds other tensors than the parameters, as ZeRO's does.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return (
-        [names[id(parameter)] for parameter in held]
-        if all(id(parameter) in names for parameter in held)
-        else []
-    )
+    found = []
+    for group in optimizer.param_groups:
+        found += [names.get(id(parameter)) for parameter in group["params"]]
+    return [] if None in found else found
 
 
 def whole_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of all that `state_dict` has, once each where weights are tied; whole also where ZeRO-3 has
-    left this process empty ones."""
+    """The shape of every tensor of `state_dict`; tied weights come once.
+
+    Under ZeRO-3 a process holds empty parameters, whose full shape DeepSpeed keeps beside them.
+    """
     tied = getattr(model, "all_tied_weights_keys", {})
-    parameters = {
-        name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in model.named_parameters()
-    }
-    everything = {name: tensor.shape for name, tensor in model.state_dict().items()} | parameters
-    return {name: tuple(shape) for name, shape in everything.items() if name not in tied}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        shapes[name] = getattr(parameter, "ds_shape", parameter.shape)
+    return {name: tuple(shape) for name, shape in shapes.items() if name not in tied}
 
 
 def refuse_other_weights(checkpoint: Path, model: nn.Module, changes: Changes) -> None:
-    """Raises UserError for a checkpoint whose weights are of other shapes, or an adapter of another
-    kind than `model` has."""
+    """Raise UserError for a checkpoint whose weights have other shapes than those of `model`, or
+    whose LoRA adapter differs from the model's."""
     adapter = checkpoint / "adapter_config.json"
-    ours = getattr(model, "peft_config", {}).get("default")
-    if adapter.is_file() != (ours is not None):
-        holds, has = (
-            ("an adapter of LoRA", "none") if adapter.is_file() else ("a whole model", "an adapter of LoRA")
-        )
-        refuse_misfit(checkpoint, f"it holds {holds} and this run's model has {has}", changes)
-    if ours is not None:
-        theirs = json.loads(adapter.read_text(encoding="utf-8"))
-        wrong = [f"{name} of LoRA is {theirs[name]} in the checkpoint and {getattr(ours, name)} in this run's model"
-                 for name in ("r", "lora_alpha") if theirs.get(name) != getattr(ours, name)]  # fmt: skip
-        refuse_misfit(checkpoint, next(iter(wrong), ""), changes)
+    own_adapter = getattr(model, "peft_config", {}).get("default")
+    if adapter.is_file() and own_adapter is None:
+        refuse_misfit(checkpoint, "it holds an adapter of LoRA and this run's model has none", changes)
+    if own_adapter is not None:
+        if not adapter.is_file():
+            misfit = "it holds a whole model and this run's model has an adapter of LoRA"
+            refuse_misfit(checkpoint, misfit, changes)
+        refuse_misfit(checkpoint, misfit_of_adapters(adapter, own_adapter), changes)
         return
     saved = shapes_of_weights(checkpoint)
-    if saved is not None:
-        own = whole_shapes(model)
-        common = saved.keys() & own.keys()
-        refuse_misfit(
-            checkpoint,
-            misfit_of_shapes({name: saved[name] for name in common}, {name: own[name] for name in common}),
-            changes,
-        )
+    if saved is None:
+        return
+    own = whole_shapes(model)
+    common = saved.keys() & own.keys()
+    saved_common = {name: saved[name] for name in common}
+    own_common = {name: own[name] for name in common}
+    refuse_misfit(checkpoint, misfit_of_shapes(saved_common, own_common), changes)
+
+
+def misfit_of_adapters(config_file: Path, own_adapter: Any) -> str:
+    """The first setting of LoRA in which a checkpoint differs from the run, in words, or ""."""
+    saved = json.loads(config_file.read_text(encoding="utf-8"))
+    for name in ("r", "lora_alpha"):
+        here = getattr(own_adapter, name)
+        if saved.get(name) != here:
+            return f"{name} of LoRA is {saved[name]} in the checkpoint and {here} in this run's model"
+    return ""
 
 
 def load_optimizer(
@@ -107,47 +114,63 @@ def load_optimizer(
     names: Sequence[str],
     changes: Changes,
 ) -> None:
-    """The states of `checkpoint`, each for the parameter of its name, under this run's groups and
+    """Load the optimizer's states by the names of the parameters, under this run's groups and
     their options.
 
-    names: of the checkpoint's states in the order of their numbers, [] for an older checkpoint,
-    whose order must be this run's. The library's own loader goes by numbers alone, so that with
-    other groups the states of one parameter would be another's, and takes weight decay and betas
-    from the file. Raises UserError before anything is assigned.
+    torch's own loader goes by numbers: with other groups one parameter would get the state of
+    another, and weight decay and betas would come from the file.
+
+    names: the parameters of the checkpoint's states in the order of their numbers; [] for an older
+    checkpoint, whose order must be this run's. Raises UserError before anything is assigned.
     """
     saved = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
-    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    numbers = numbers_of(saved)
     own_names = names_of_states(model, optimizer)
-    of_file = list(names) or own_names
-    if len(of_file) != len(numbers):
-        misfit = f"its optimizer has states of {len(numbers)} parameters, and {len(of_file)} train"
+    saved_names = list(names) or own_names
+    if len(saved_names) != len(numbers):
+        misfit = f"its optimizer has states of {len(numbers)} parameters, and {len(saved_names)} train"
         refuse_misfit(checkpoint, misfit, changes)
-    by_name = {name: saved["state"].get(number) for name, number in zip(of_file, numbers, strict=True)}
-    if wrong := misfit_of_names(by_name, own_names):
-        raise UserError(f"{checkpoint} was trained in other parts: {wrong}; {cure_of(checkpoint, changes)}")
-    own = optimizer.state_dict()
-    held = dict(model.named_parameters())
+    by_name = {}
+    for name, number in zip(saved_names, numbers, strict=True):
+        by_name[name] = saved["state"].get(number)
+    misfit = misfit_of_names(by_name, own_names)
+    if misfit:
+        raise UserError(f"{checkpoint} was trained in other parts: {misfit}; {cure_of(checkpoint, changes)}")
+    refuse_other_moments(checkpoint, by_name, model, changes)
     states = {number: by_name[name] for number, name in enumerate(own_names) if by_name[name] is not None}
-    for number, state in states.items():
-        name = own_names[number]
-        moments = {
-            f"{key} of {name}": tuple(value.shape)
-            for key, value in state.items()
-            if torch.is_tensor(value) and value.ndim
-        }
-        refuse_misfit(
-            checkpoint, misfit_of_shapes(moments, dict.fromkeys(moments, tuple(held[name].shape))), changes
-        )
-    optimizer.load_state_dict({"state": states, "param_groups": own["param_groups"]})
+    own_groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": own_groups})
+
+
+def numbers_of(saved: Mapping[str, Any]) -> list[int]:
+    """The numbers by which the state of an optimizer names its parameters, in their order."""
+    numbers = []
+    for group in saved["param_groups"]:
+        numbers += group["params"]
+    return numbers
+
+
+def refuse_other_moments(
+    checkpoint: Path, states: Mapping[str, Mapping[str, Any] | None], model: nn.Module, changes: Changes
+) -> None:
+    """Raise UserError for a moment of another shape than its parameter. states: by parameter."""
+    parameters = dict(model.named_parameters())
+    for name, state in states.items():
+        wanted = tuple(parameters[name].shape)
+        for key, value in (state or {}).items():
+            if torch.is_tensor(value) and value.ndim:
+                moment = f"{key} of {name}"
+                misfit = misfit_of_shapes({moment: tuple(value.shape)}, {moment: wanted})
+                refuse_misfit(checkpoint, misfit, changes)
 
 
 def take_over_rates(
     checkpoint: Path, optimizer: torch.optim.Optimizer, model: nn.Module, schedule: str, changes: Changes
 ) -> None:
-    """The learning rates of `checkpoint`, for a schedule that goes by the loss: what it has made of
-    them stands in the optimizer alone.
+    """Take the learning rates from `checkpoint`, for a schedule that follows the loss: the rates
+    that it has reached are nowhere but in the optimizer's state.
 
-    Raises UserError where the run was given another rate, which such a schedule would not follow.
+    Raises UserError where the run was given another rate, which such a schedule would ignore.
     """
     if "learning_rate" in changes:
         old, new = changes["learning_rate"]
@@ -157,8 +180,11 @@ def take_over_rates(
         )
     facts = read_facts(checkpoint)
     saved = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
-    of_file = facts.get("optimizer") or names_of_states(model, optimizer)
-    rate_of = {of_file[number]: group["lr"] for group in saved["param_groups"] for number in group["params"]}
+    saved_names = facts.get("optimizer") or names_of_states(model, optimizer)
+    rate_of = {}
+    for group in saved["param_groups"]:
+        for number in group["params"]:
+            rate_of[saved_names[number]] = group["lr"]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"][:1]:
@@ -166,19 +192,19 @@ def take_over_rates(
 
 
 def changed_course(facts: Mapping[str, Any], seed: int, global_batch: int) -> list[str]:
-    """A line for each of these that makes a run that goes on differ from an uninterrupted one."""
-    pairs = (("seed", seed), ("samples of a step", global_batch))
-    return [
-        f"note            {name}: {facts[name]} before and {value} now, so other samples come from here on "
-        "than without the stop"
-        for name, value in pairs
-        if facts.get(name, value) != value
-    ]
+    """A line for each setting by which the resumed run differs from an uninterrupted one."""
+    lines = []
+    for name, value in (("seed", seed), ("samples of a step", global_batch)):
+        before = facts.get(name, value)
+        if before != value:
+            consequence = "so other samples come from here on than without the stop"
+            lines.append(f"note            {name}: {before} before and {value} now, {consequence}")
+    return lines
 
 
 def load_scheduler(checkpoint: Path, scheduler: Any, groups: int) -> None:
-    """The scheduler's step. Its state has an entry for each group of the optimizer that was saved;
-    this run's may be `groups` others."""
+    """Load the scheduler's step. A saved state has an entry for each group of its optimizer; this
+    run may have another number of `groups`."""
     state = torch.load(checkpoint / SCHEDULER, map_location="cpu", weights_only=True)
     if "lr_lambdas" in state:
         state["lr_lambdas"] = [None] * groups
@@ -186,8 +212,10 @@ def load_scheduler(checkpoint: Path, scheduler: Any, groups: int) -> None:
 
 
 def state_of_start(init_from: str | None) -> str:
-    """A hash over names, sizes and samples of the weights in a folder, which a copy elsewhere has
-    too; "" for what is no folder here."""
+    """A hash over names, sizes and samples of the weights in a folder, or "" for a name of the Hub.
+
+    A copy of the folder elsewhere has the same hash.
+    """
     folder = Path(init_from or "")
     files = sorted(folder.glob("*.safetensors")) if init_from and folder.is_dir() else []
     digest = hashlib.blake2b(digest_size=16)
@@ -207,11 +235,11 @@ def look_at_start(
     init_from: str | None = None,
     changed_data: ChangedData = "note",
 ) -> dict[str, Any]:
-    """Facts of the run for its checkpoints, held against those of the checkpoint from which it goes
-    on. Prints what has changed.
+    """Gather the facts of a run for its checkpoints, and compare them with those of the checkpoint
+    that it resumes. Prints what has changed.
 
-    run: on the main process. Raises UserError where data has changed that must not, or the run is
-    told to start from something else than it did.
+    run: the run on the main process, None on the others. Raises UserError where data has changed
+    that must not change, and where the run is told to start from other weights than it did.
     """
     if run is None:
         return {}
@@ -228,8 +256,7 @@ def look_at_start(
 
 @contextmanager
 def taken_up(checkpoint: str | None, changes: Changes) -> Iterator[None]:
-    """Inside, a checkpoint is loaded by libraries that raise what they like for one that does not
-    fit; it becomes a UserError of one line."""
+    """Turn what libraries raise for a checkpoint that does not fit into a UserError of one line."""
     try:
         yield
     except UserError:

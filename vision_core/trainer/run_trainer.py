@@ -47,10 +47,24 @@ from vision_core.trainer.stops import (
 )
 
 # what TrainingArguments takes as it is; the others decide about folders
-PASSED_ON = (
-    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate", "warmup_steps",
-    "lr_scheduler_type", "weight_decay", "max_grad_norm", "bf16", "fp16", "logging_steps", "eval_steps", "save_steps", "dataloader_num_workers", "seed",
-)  # fmt: skip
+PASSED_ON = [
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "weight_decay",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "dataloader_num_workers",
+    "seed",
+]
 
 
 def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> TrainingArguments:
