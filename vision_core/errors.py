@@ -85,31 +85,22 @@ class AllDone(SystemExit):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a `UserError` ends the program with its line on stderr and status 2,
-    Ctrl-C with 130.
+    """Run a script's `main`. A `UserError` ends the program with its line on stderr and status 2,
+    Ctrl-C ends it with status 130.
 
-    So does a path that no system call takes, wherever it is met first: one that is too long, or
-    whose links lead in a circle.
+    A path that no system call takes, because it is too long or its links lead in a circle, is a
+    user's mistake too, wherever it is met first.
 
-    Data workers go with the end of `main`, whichever it is. After an error of any kind, what was
-    given to `undo_if_failed` is called, the last first, and the processes of `fail_with` end too.
-    Behind a launcher's report of the end, the last line is said once more.
+    Data workers end with `main`, however it ends. After an error of any kind, what was given to
+    `undo_if_failed` is called, the last first, and the processes of `fail_with` end too. The last
+    line is said once more behind the report of a launcher.
     """
     try:
         _run(main)
     except UserError as error:
-        *traceback_lines, message = str(error).strip().splitlines() or ["no reason given"]
-        if (
-            traceback_lines
-        ):  # a data worker's error arrives with it in front; its last line is `module.Type: message`
-            message = re.sub(r"^[\w.]+: ", "", message)
-        say_last(f"error: {message}")
-        _tell_others()
-        raise SystemExit(2) from None
+        raise _ended(f"error: {_message_of(error)}", 2) from None
     except KeyboardInterrupt:
-        say_last(CTRL_C)
-        _tell_others()
-        raise SystemExit(130) from None
+        raise _ended(CTRL_C, 130) from None
     except AllDone as end:
         if is_first_launched():
             say(end.line)
@@ -119,16 +110,29 @@ def run_script(main: Callable[[], None]) -> None:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FAULTS_OF_A_NAME and error.filename is not None:
-            say_last(
-                f"error: {os.fsdecode(error.filename)} cannot be used: {error.strerror}; give another path"
-            )
-            _tell_others()
-            raise SystemExit(2) from None
+            path = os.fsdecode(error.filename)
+            line = f"error: {path} cannot be used: {error.strerror}; give another path"
+            raise _ended(line, 2) from None
         if not _others:
             raise
-        traceback.print_exc()  # as Python would, but before the others hear of it, and a launcher of them
+        # Python would print it later: the other processes hear of it first, and a launcher of them
+        traceback.print_exc()
         _tell_others()
         raise SystemExit(1) from None
+
+
+def _ended(line: str, status: int) -> SystemExit:
+    """Say a program's last line, tell the other processes, and return the exit to raise."""
+    say_last(line)
+    _tell_others()
+    return SystemExit(status)
+
+
+def _message_of(error: UserError) -> str:
+    """The last line of an error. A data worker puts a traceback in front of its error, whose last
+    line is `module.Type: message`."""
+    *traceback_lines, message = str(error).strip().splitlines() or ["no reason given"]
+    return re.sub(r"^[\w.]+: ", "", message) if traceback_lines else message
 
 
 def _tell_others() -> None:

@@ -1,7 +1,7 @@
-"""What a run's folder is, found by looking: whether a run may start in it, which checkpoint one
-goes on from, what its config says.
+"""Look at the folder of a run: whether a run may start in it, which checkpoint it goes on from,
+what its config says.
 
-Nothing in this file makes or changes anything, or holds a lock, so a program asks it before minutes
+Nothing in this file makes or changes anything or holds a lock, so a program looks before minutes
 are spent. `run_folder.py` holds the folder and writes.
 """
 
@@ -25,9 +25,8 @@ RESUME_KEY = "resume_from_checkpoint"
 # These say where a run is and how it starts and stops, not what it is. The folder may be named by
 # another path.
 HOW_IT_IS_RUN = (RESUME_KEY, "output_dir", "changed_data", "grace_seconds")
-AUTO = (
-    "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
-)
+# a new run, the run that is there, or nothing more to do: one command for a job that is requeued
+AUTO = "auto"
 FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
 ABSENT = "(absent)"
 # What a start leaves that did nothing else: it stands in nobody's way.
@@ -41,10 +40,8 @@ def check_folder(
     program: str = "",
     can_resume: bool = True,
 ) -> Path | None:
-    """The checkpoint that `RunFolder.open` would take up, None for a new run. Raises UserError
-    where it would, before minutes are spent.
-
-    Makes and changes nothing, and asks for no lock.
+    """Find the checkpoint that `RunFolder.open` would resume, None for a new run, and raise
+    UserError where `open` would. Changes nothing and asks for no lock.
     """
     resume = resume_word(resume)
     if resume == AUTO:
@@ -55,14 +52,20 @@ def check_folder(
         checkpoint = checkpoint_to_resume(path, resume, warn_on_stderr)
         config_in(path)
         return checkpoint
-    path = Path(output_dir if output_dir is not None else "outputs")
     if output_dir is not None:
-        refuse_used(path, name, can_resume)
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        problem = "cannot be written to" if there.is_dir() else "is a file"
-        raise UserError(f"output folder {path} cannot be used: {there} {problem}; give another --output_dir")
+        refuse_used(Path(output_dir), name, can_resume)
+    refuse_unwritable(Path("outputs" if output_dir is None else output_dir))
     return None
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise UserError where a new folder of this path could not be made or written."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if existing.is_dir() else "is a file"
+        raise UserError(
+            f"output folder {path} cannot be used: {existing} {problem}; give another --output_dir"
+        )
 
 
 def check_program(output_dir: str | None, name: str, resume: bool | str | None, program: str) -> None:
@@ -241,9 +244,13 @@ def changed_keys(old_yaml: str, new_yaml: str) -> dict[str, tuple[Any, Any]]:
     """
     old = _read_mapping(old_yaml)
     new = _read_mapping(new_yaml)
-    names = [name for name in {**old, **new} if name not in HOW_IT_IS_RUN]
-    pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    changes = {}
+    for name in old | new:
+        before = old.get(name, ABSENT)
+        now = new.get(name, ABSENT)
+        if before != now and name not in HOW_IT_IS_RUN:
+            changes[name] = (before, now)
+    return changes
 
 
 def config_in(path: Path) -> dict[str, Any]:
