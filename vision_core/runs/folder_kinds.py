@@ -24,9 +24,8 @@ TABLE_SUFFIXES = (".parquet", ".tar", ".json", ".jsonl", ".csv")
 LOOKED_AT = 2000  # entries of a folder, at any depth, among which images are looked for
 NAMED = 3  # folders that a message names
 
-UNFINISHED_WORK = (
-    "unfinished_work"  # of a program that saves no checkpoints (vision_core/runs/work_folder.py)
-)
+# the kind of a folder in which a program without checkpoints was interrupted (work_folder.py)
+UNFINISHED_WORK = "unfinished_work"
 # fusion's model types, as its folders have them in config.json
 FUSED_VLM = "fusion_vlm"
 FUSED_VISION = "fused_vision"
@@ -124,7 +123,7 @@ def _encoder_cure(folder: Path) -> str:
 
 
 def _model(folder: Path, names: set[str]) -> FolderKind | None:
-    """By config.json: its model type, and where that tells nothing, by what its parts are."""
+    """A folder with config.json is known by its model type, or else by the parts of its model."""
     if "open_clip_config.json" in names:
         return FolderKind(
             "open_clip",
@@ -135,9 +134,14 @@ def _model(folder: Path, names: set[str]) -> FolderKind | None:
     if "config.json" not in names:
         return None
     config = _read_json(folder / "config.json")
-    kind = config.get("model_type")
-    if kind is None and "architecture" in config:
+    if config.get("model_type") is None and "architecture" in config:
         return FolderKind("timm", True, "a checkpoint of timm", _encoder_cure(folder))
+    return _fused_model(folder, config) or _model_of_transformers(folder, config)
+
+
+def _fused_model(folder: Path, config: dict[str, Any]) -> FolderKind | None:
+    """A model of this project's `fusion`, or a released Cambrian-1 that can become one."""
+    kind = config.get("model_type")
     if kind == FUSED_VLM:
         return FolderKind(kind, True, f"a fused vision-language model{_within(folder)}", _vlm_cure(folder))
     if kind == FUSED_VISION:
@@ -150,6 +154,11 @@ def _model(folder: Path, names: set[str]) -> FolderKind | None:
     if str(kind).startswith("cambrian"):
         cure = f"`python -m fusion.convert_cambrian --checkpoint {folder} --output_dir NEW` converts it"
         return FolderKind("cambrian", True, f"a released Cambrian-1 of type {kind!r}", cure)
+    return None
+
+
+def _model_of_transformers(folder: Path, config: dict[str, Any]) -> FolderKind:
+    kind = config.get("model_type")
     if "vision_config" in config and "text_config" in config and _generates(config):
         cure = (
             "its parts are named one by one: the encoder by --encoders, the language model by "
