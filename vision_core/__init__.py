@@ -1,2 +1,2 @@
-"""What every room stands on: arguments, run folders, checkpoints, randomness, images. Imports no
-sibling package."""
+"""What all packages share: options, run folders, checkpoints, files, processes, images and
+scenes."""

@@ -1,4 +1,4 @@
-"""One strict reader for the options of every script: defaults < YAML file < command line.
+"""Read the options of a script, strictly: defaults, then a YAML file, then the command line.
 
 Options are the fields of a flat dataclass. Both surfaces are read as text and converted by one
 function, so that `5e-4`, a number to people and a string to YAML 1.1, means the same in a file and

@@ -1,4 +1,4 @@
-"""A tokenizer of a corpus's own words, for models that are trained from nothing."""
+"""Train a tokenizer on the words of a corpus, for models that start from random weights."""
 
 from __future__ import annotations
 

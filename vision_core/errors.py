@@ -1,4 +1,4 @@
-"""How a program tells its user what went wrong: one line, exit status 2."""
+"""Errors for people, and how a program ends: one line on stderr and an exit status."""
 
 import errno
 import os

@@ -1,5 +1,5 @@
-"""The Hugging Face Hub where it can be reached, and its cache where it cannot, without minutes of
-retries.
+"""Load from the Hugging Face hub where it can be reached, and from its cache at once where it
+cannot.
 
 Without a network every library tries each file several times over half a minute, and some of them
 several files. Whether the Hub answers is asked once here.

@@ -1,4 +1,5 @@
-"""README.md of a trained model: how to load it, how it was made, what was measured."""
+"""Write the model card (README.md) of a trained model: how it is loaded, how it was made, what was
+measured."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

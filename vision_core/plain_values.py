@@ -1,5 +1,4 @@
-"""Whether values that were read from JSON are of the types that a dataclass says: somebody else may
-have written them."""
+"""Check that values read from somebody else's JSON have the types that a dataclass declares."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Texts of others in what people read: nothing that a terminal obeys, nothing longer than a line
-holds. Imports nothing of this project.
+"""Make text of others safe to print: without control characters that a terminal obeys, and short
+enough for a line. This module imports nothing of this project.
 
 Names of files, classes, rows and options come from strangers. An escape code in one would move the
 cursor or change the window's title, a line break would write a line of its own, and a right-to-left

@@ -1,5 +1,5 @@
-"""The bar of a training loop, legible in 80 columns: steps, time left, rate and loss. Everything
-else is in metrics.jsonl."""
+"""Show the progress bar of a training loop in 80 columns: steps, time left, learning rate and
+loss."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Stateless randomness: every draw is a function of names, so that the step is the only data state
-of a run."""
+"""Draw random numbers as functions of names, so that the step is the only state of a run's data."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Options by the names that they have now: the config.yaml of an older run holds those of then.
+"""Read the config.yaml of older runs, in which some options still have their former names.
 
 `mixed_precision` (no, bf16, fp16) and `precision` (float32, bfloat16) have become `bf16` and
 `fp16`, the option `stream` of a source of conversations has become `streaming`, and others have

@@ -1,5 +1,5 @@
-"""Which option an unknown name was meant to be: what other trainers call it, then what is spelt
-like it."""
+"""Guess which option an unknown name was meant to be: by other trainers' names for it, then by its
+spelling."""
 
 import difflib
 from collections.abc import Collection

@@ -1,5 +1,4 @@
-"""How a program starts: it reads its options before it imports anything heavy, and says what it is
-waiting for.
+"""Start a program: its options are read and checked before anything heavy is imported.
 
 from vision_core.start import look_first
 

@@ -1,4 +1,4 @@
-"""Why an image is not used, and the sizes beyond which none is."""
+"""Say why an image cannot be used and what to do about it, and hold the limits on sizes."""
 
 from vision_core.printable import shortened
 

@@ -1,5 +1,4 @@
-"""What a disk has room for, asked before something large is written, and said when it was not
-enough."""
+"""Check that a disk has room before something large is written, and report a write that failed."""
 
 from __future__ import annotations
 

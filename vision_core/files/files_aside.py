@@ -1,5 +1,4 @@
-"""Files that are written aside, brought to the disk and shown whole by one rename; and what killed
-processes leave.
+"""Write a file beside its place and show it by one rename; remove what killed processes left.
 
 A process holds a lock on the file that it writes, and the kernel lets go of it however the process
 ends. So the next process can tell what a killed one left from what a living one writes, in other

@@ -1,4 +1,5 @@
-"""A file of one JSON object a line, which a kill or a full disk never leaves with half of one."""
+"""Keep one JSON object a line in a file, so that a kill or a full disk never leaves half an
+object."""
 
 import json
 import math

@@ -1,5 +1,4 @@
-"""Reading files that others made: regular ones only, inside their folder, of a bounded size;
-nothing blocks."""
+"""Read files that others made: regular files only, inside their folder, of a bounded size."""
 
 import glob
 import hashlib

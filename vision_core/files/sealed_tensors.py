@@ -1,5 +1,4 @@
-"""Tensors in a safetensors file that carries a digest of itself, which is compared whenever the
-file is read.
+"""Keep tensors in a safetensors file with a digest of its content, which every read compares.
 
 A flipped bit in a file of features is a feature too, and nothing else would notice it. The digest
 is SHA-256, as in the manifest of a checkpoint: processors compute it in hardware, so that it costs

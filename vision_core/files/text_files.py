@@ -1,5 +1,5 @@
-"""Text, JSON and YAML that others wrote: read from regular files alone, of a bounded size and
-depth, and refused in one line."""
+"""Read text, JSON and YAML that others wrote, of a bounded size and depth, and refuse bad files in
+one line."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The processes that read data: they leave signals to their parent, which ends them however it ends
-itself.
+"""Data workers leave signals to their parent, which ends them however it ends itself.
 
 Imports nothing heavy.
 """

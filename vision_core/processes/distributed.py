@@ -1,5 +1,5 @@
-"""What a training method needs of torch.distributed; every function is a no-op without an
-initialised process group."""
+"""Collective operations of torch.distributed that training needs; without a process group each is a
+no-op."""
 
 import os
 import socket

@@ -1,5 +1,5 @@
-"""Processes that train together fail together: an error that one of them meets ends all within
-seconds, and is said once.
+"""Processes that work together fail together: the error of one ends all within seconds and is said
+once.
 
 The others would wait in a collective operation for the one that has failed, until its timeout or
 their launcher kills them; and the main process, killed, leaves the new folder of a run in which

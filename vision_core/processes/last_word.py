@@ -1,4 +1,4 @@
-"""A program's last line, said once more behind the traceback of the launcher that started it.
+"""Say a program's last line once more behind the traceback of the launcher that started it.
 
 `accelerate launch`, torchrun and deepspeed report that their child has failed, in up to a hundred
 lines, and they do so after the child has ended. So the child leaves a small process behind, this

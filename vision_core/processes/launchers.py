@@ -1,4 +1,4 @@
-"""What started this process.
+"""Find out which launcher started this process.
 
 Imports nothing heavy: a script looks before anything else, for a launcher may die while it starts.
 """

@@ -1,5 +1,5 @@
-"""A run that is told to stop: signals become a flag that the loop reads, and a run whose launcher
-died stops by itself."""
+"""Stop a run when it is told to: signals become a flag that the loop reads at the end of each
+step."""
 
 import os
 import signal

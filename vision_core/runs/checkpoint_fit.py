@@ -1,5 +1,5 @@
-"""Whether a checkpoint is of the model that a run has, found out from headers and configs before
-anything is loaded."""
+"""Compare a checkpoint with the model of a run, by headers and configs, before anything is
+loaded."""
 
 from __future__ import annotations
 

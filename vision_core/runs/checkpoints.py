@@ -1,5 +1,5 @@
-"""Checkpoint folders that are whole or invisible: written aside, fsynced, hashed into a manifest,
-shown by one rename.
+"""Write checkpoints that are complete or invisible: written aside, fsynced, hashed into a manifest
+and shown by one rename.
 
 Whatever kills the process or cuts the power, the newest `checkpoint-<step>` whose manifest verifies
 can be resumed.

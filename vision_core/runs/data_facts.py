@@ -1,4 +1,4 @@
-"""What a checkpoint remembers of the data of its run, and what has changed since, in one line.
+"""Remember the data of a run in its checkpoints, and say in one line what has changed since.
 
 A run that goes on with other images or rows takes another course than without the stop, and nothing
 else of the run would say so. Looked at are the names, sizes and times of change of files, never

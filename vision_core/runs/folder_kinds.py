@@ -1,5 +1,5 @@
-"""What a folder is, in words, for a program that was given a folder of another program. Nothing but
-names and small JSON files is read.
+"""Recognise what a folder is, for a program that was given the folder of another program. Only
+names and small JSON files are read.
 
 A loader begins with `refuse_folder(folder, "an encoder", ...)`, so that all programs say the same
 of one folder.

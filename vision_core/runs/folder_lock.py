@@ -1,4 +1,4 @@
-"""The lock by which two runs are kept out of one folder."""
+"""Keep two runs out of one folder by a lock."""
 
 import fcntl
 import os

@@ -1,5 +1,5 @@
-"""Files that others read: each is put in its place by one rename, so that a reader, or a crash,
-finds it old or new and never torn."""
+"""Publish files that others read: each is put in its place by one rename, so that nobody ever reads
+half of one."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What a card says of how a run was made, and the command that makes it again."""
+"""State how a run was made, for its card, with the command that makes it again."""
 
 from __future__ import annotations
 

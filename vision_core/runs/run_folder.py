@@ -1,5 +1,4 @@
-"""The folder of one run: who may write in it, its config, its metrics, and the checkpoint from
-which it goes on.
+"""Hold the folder of one run: its lock, its config, its metrics and the checkpoint that it resumes.
 
     output_dir/   config.yaml  metrics.jsonl  bad_samples.jsonl  checkpoint-<step>/  finished.json
     .lock    and the model's own files

@@ -1,5 +1,5 @@
-"""The folder of a program that saves no checkpoints: an evaluation, a fusion, a conversion. It is
-unfinished or whole, never in between.
+"""Hold the folder of a program that saves no checkpoints, such as an evaluation or a fusion. It is
+unfinished or finished, never in between.
 
     output_dir/   config.yaml  .lock  partial/  unfinished.json -> finished.json    and what the
     program makes

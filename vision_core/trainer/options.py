@@ -1,4 +1,5 @@
-"""The options of every program on `run_trainer.RunTrainer`. Imports nothing heavy."""
+"""The options of every program that trains with `run_trainer.RunTrainer`. This module imports
+nothing heavy. This module imports nothing heavy."""
 
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,5 +1,5 @@
-"""What a run on `RunTrainer` is, said before it trains: its data, its steps, and what trains at
-which rate.
+"""Describe a run of `RunTrainer` before it trains: its data, its steps, and what trains at which
+rate.
 
 `--dry_run` draws a batch too.
 """

@@ -1,5 +1,5 @@
-"""transformers' Trainer in a run's folder: options, metrics, a progress bar, checkpoints that are
-whole or invisible, stops and resumes."""
+"""Run transformers' Trainer in a run's folder, with its options, metrics, progress bar,
+checkpoints, stops and resumes."""
 
 from __future__ import annotations
 

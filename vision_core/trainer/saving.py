@@ -1,5 +1,5 @@
-"""How transformers' Trainer saves in a run's folder: checkpoints that are whole or invisible,
-failures that all processes agree on.
+"""Save transformers' Trainer in a run's folder: checkpoints are complete or invisible, and all
+processes agree on a failure.
 
 a checkpoint     all processes write into .tmp-<step>-<pid of the main one>; the main process seals
 it and shows it by one rename its failure      what keeps one process from writing is kept until all

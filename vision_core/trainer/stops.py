@@ -1,5 +1,4 @@
-"""A Trainer that is told to stop: its evaluation is broken off, its last step is saved, and a save
-that takes too long is told.
+"""Stop a Trainer that is told to: its evaluation is broken off and its last step is saved.
 
 A step that would leave too little of the grace time for its save is broken off too, between two of
 its micro-batches.

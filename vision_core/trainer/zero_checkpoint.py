@@ -1,4 +1,4 @@
-"""Whether the optimizer's states of a checkpoint fit the run that goes on from it.
+"""Check that the optimizer states of a ZeRO checkpoint fit the run that resumes it.
 
 DeepSpeed lays them out by its stage, its precision and its processes. What does not fit, deepspeed
 0.19.8 meets behind the start of the run, in tracebacks of its own. States of ZeRO that a run

@@ -1,5 +1,4 @@
-"""DeepSpeed's config file: checked against the options of the run, and what it leaves open filled
-in from them.
+"""Check DeepSpeed's config file against the options of the run, and fill in what it leaves open.
 
 DeepSpeed has defaults of its own for keys that a file leaves out (deepspeed 0.19.8,
 runtime/config.py and runtime/constants.py): gradients are clipped at 1.0, bf16 is off, one batch

@@ -1,4 +1,4 @@
-"""A ZeRO config read as DeepSpeed itself reads it, before the run.
+"""Read a ZeRO config as DeepSpeed's own reader does, and refuse its unknown keys before the run.
 
 A key that it would leave unread, and a value that it refuses, are one line. DeepSpeed (0.19.8) asks
 its file for the keys that it knows and passes over all others, and in a section over unknown ones
