@@ -19,11 +19,22 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPTS = (
-    "fusion/convert_cambrian.py", "fusion/fuse.py", "pretrain/data_stats.py",
-    "pretrain/dinov2.py", "pretrain/mae.py", "pretrain/siglip.py", "recipes/check_conversations.py",
-    "recipes/compare_encoders.py", "recipes/convert_flickr8k_vl.py", "recipes/evaluate_encoder.py", "recipes/evaluate_vlm.py",
-    "recipes/scenes_report.py", "recipes/small_language_model.py", "recipes/sva_align.py", "recipes/sva_sft.py",
-)  # fmt: skip
+    "fusion/convert_cambrian.py",
+    "fusion/fuse.py",
+    "pretrain/data_stats.py",
+    "pretrain/dinov2.py",
+    "pretrain/mae.py",
+    "pretrain/siglip.py",
+    "recipes/check_conversations.py",
+    "recipes/compare_encoders.py",
+    "recipes/convert_flickr8k_vl.py",
+    "recipes/evaluate_encoder.py",
+    "recipes/evaluate_vlm.py",
+    "recipes/scenes_report.py",
+    "recipes/small_language_model.py",
+    "recipes/sva_align.py",
+    "recipes/sva_sft.py",
+)
 
 
 def be_the_run(

@@ -57,9 +57,19 @@ def opened(place: Place, reader: str, path: Path) -> Callable[[], object]:
 
 
 ENDINGS = {
-    "image": ".png", "list": ".txt", "llava": ".json", "messages": ".jsonl", "pope": ".jsonl", "mmbench": ".tsv", "gqa": ".json",
-    "ground truth": ".json", "template": ".jinja", "yaml": ".yaml", "zero": ".json", "weights": ".pt",
-}  # fmt: skip
+    "image": ".png",
+    "list": ".txt",
+    "llava": ".json",
+    "messages": ".jsonl",
+    "pope": ".jsonl",
+    "mmbench": ".tsv",
+    "gqa": ".json",
+    "ground truth": ".json",
+    "template": ".jinja",
+    "yaml": ".yaml",
+    "zero": ".json",
+    "weights": ".pt",
+}
 
 for reader, ending in ENDINGS.items():
     for kind in UNREADABLE:

@@ -34,9 +34,16 @@ def model_case(name: str, files: dict[str, str | None], *said: str) -> None:
 
 
 NUMBERS = {
-    "hidden_size": 8, "vision_hidden_size": 8, "connector_depth": 1, "connector_only": True, "image_token_len": 4, "query_num_list": [4],
-    "num_of_vision_sampler_layers": 0, "start_of_vision_sampler_layers": 0, "stride_of_vision_sampler_layers": 1,
-}  # fmt: skip
+    "hidden_size": 8,
+    "vision_hidden_size": 8,
+    "connector_depth": 1,
+    "connector_only": True,
+    "image_token_len": 4,
+    "query_num_list": [4],
+    "num_of_vision_sampler_layers": 0,
+    "start_of_vision_sampler_layers": 0,
+    "stride_of_vision_sampler_layers": 1,
+}
 
 
 def cambrian(**others: object) -> dict[str, str]:

@@ -47,20 +47,64 @@ STARTS = {
     "a pipe as a list": ("pretrain/dinov2.py", "--dataset list:{place}/pipe.txt", "pipe.txt cannot be read"),
     "a dataset with escape codes": ("pretrain/mae.py", f"--dataset {ESCAPE}", r"\x1b[31mred"),
     "a dataset whose name is too long": ("pretrain/siglip.py", f"--dataset folder:{'n' * 5000}", "nnn"),
-    "weights that are a pipe": ("pretrain/dinov2.py", "--init_from {place}/model", "model.safetensors is a pipe"),
-    "statistics of a pipe": ("pretrain/data_stats.py", "--dataset list:{place}/pipe.txt", "pipe.txt cannot be read"),
-    "a pipe as ground truth": ("recipes/evaluate_encoder.py", "--ground_truth {place}/pipe.json --tasks retrieval", "pipe.json cannot be read"),
-    "an encoder that is a pipe": ("recipes/compare_encoders.py", "--encoders {place}/model raw_pixels", "model.safetensors is a pipe"),
-    "a pipe as conversations": ("recipes/sva_align.py", "--init_from {place}/fused --conversations llava:{place}/pipe.json", "pipe.json cannot be read"),
-    "a row whose image is a pipe": ("recipes/sva_sft.py", "--init_from {place}/fused --conversations llava:{place}/pipe_rows.jsonl", "pipe_rows.jsonl, line 1"),
-    "a row with escape codes": ("recipes/sva_align.py", "--init_from {place}/fused --conversations llava:{place}/escape_rows.jsonl", r"\x1b[31mred"),
-    "a pipe as a ZeRO config": ("recipes/sva_sft.py", "--init_from {place}/fused --deepspeed {place}/pipe.json", "pipe.json cannot be read"),
-    "a pipe as a benchmark": ("recipes/evaluate_vlm.py", "--model {place}/fused --tasks pope:{place}/pipe.jsonl", "pipe.jsonl cannot be read"),
-    "a pipe as a chat template": ("fusion/fuse.py", "--encoders tiny:dinov2 --language_model tiny:llama --chat_template {place}/pipe.jinja", "pipe.jinja"),
-    "a language model that is a pipe": ("fusion/fuse.py", "--encoders tiny:dinov2 --language_model {place}/model", "model.safetensors is a pipe"),
+    "weights that are a pipe": (
+        "pretrain/dinov2.py",
+        "--init_from {place}/model",
+        "model.safetensors is a pipe",
+    ),
+    "statistics of a pipe": (
+        "pretrain/data_stats.py",
+        "--dataset list:{place}/pipe.txt",
+        "pipe.txt cannot be read",
+    ),
+    "a pipe as ground truth": (
+        "recipes/evaluate_encoder.py",
+        "--ground_truth {place}/pipe.json --tasks retrieval",
+        "pipe.json cannot be read",
+    ),
+    "an encoder that is a pipe": (
+        "recipes/compare_encoders.py",
+        "--encoders {place}/model raw_pixels",
+        "model.safetensors is a pipe",
+    ),
+    "a pipe as conversations": (
+        "recipes/sva_align.py",
+        "--init_from {place}/fused --conversations llava:{place}/pipe.json",
+        "pipe.json cannot be read",
+    ),
+    "a row whose image is a pipe": (
+        "recipes/sva_sft.py",
+        "--init_from {place}/fused --conversations llava:{place}/pipe_rows.jsonl",
+        "pipe_rows.jsonl, line 1",
+    ),
+    "a row with escape codes": (
+        "recipes/sva_align.py",
+        "--init_from {place}/fused --conversations llava:{place}/escape_rows.jsonl",
+        r"\x1b[31mred",
+    ),
+    "a pipe as a ZeRO config": (
+        "recipes/sva_sft.py",
+        "--init_from {place}/fused --deepspeed {place}/pipe.json",
+        "pipe.json cannot be read",
+    ),
+    "a pipe as a benchmark": (
+        "recipes/evaluate_vlm.py",
+        "--model {place}/fused --tasks pope:{place}/pipe.jsonl",
+        "pipe.jsonl cannot be read",
+    ),
+    "a pipe as a chat template": (
+        "fusion/fuse.py",
+        "--encoders tiny:dinov2 --language_model tiny:llama --chat_template {place}/pipe.jinja",
+        "pipe.jinja",
+    ),
+    "a language model that is a pipe": (
+        "fusion/fuse.py",
+        "--encoders tiny:dinov2 --language_model {place}/model",
+        "model.safetensors is a pipe",
+    ),
     "an option with escape codes": ("recipes/check_conversations.py", f"--{ESCAPE} 1", r"\x1b[31mred"),
     "a NUL": ("recipes/check_conversations.py", "--conversations llava:a\0b.json", r"a\x00b.json"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", STARTS)

@@ -45,9 +45,18 @@ CHECKED_FIRST = {
 # What is opened so lies in memory, is a run's folder, or an address.
 NOT_A_PATH = {"Image", "RunFolder", "WorkFolder", "fits", "archive", "tarfile", "_opener()"}
 LOADERS = {
-    "load_file", "safe_open", "torch.load", "np.load", "np.loadtxt", "np.genfromtxt", "np.fromfile", "yaml.safe_load", "yaml.load",
-    "yaml.compose", "json.load",
-}  # fmt: skip
+    "load_file",
+    "safe_open",
+    "torch.load",
+    "np.load",
+    "np.loadtxt",
+    "np.genfromtxt",
+    "np.fromfile",
+    "yaml.safe_load",
+    "yaml.load",
+    "yaml.compose",
+    "json.load",
+}
 PRINTS = {"vision_core/printable.py", "vision_core/arguments.py"}  # the owner, and the text of --help
 
 
@@ -120,9 +129,23 @@ def test_the_lists_hold_nothing_that_is_not_needed():
 
 @pytest.mark.parametrize(
     "line",
-    ["open(p)", "open(p, 'rb')", "p.open()", "p.open('r')", "p.read_text()", "p.read_text(encoding='x')", "p.read_bytes()", "os.open(p, 0)",
-     "load_file(p)", "torch.load(p, weights_only=True)", "yaml.safe_load(t)", "json.load(f)", "np.load(p)", "open(p, mode)"],
-)  # fmt: skip
+    [
+        "open(p)",
+        "open(p, 'rb')",
+        "p.open()",
+        "p.open('r')",
+        "p.read_text()",
+        "p.read_text(encoding='x')",
+        "p.read_bytes()",
+        "os.open(p, 0)",
+        "load_file(p)",
+        "torch.load(p, weights_only=True)",
+        "yaml.safe_load(t)",
+        "json.load(f)",
+        "np.load(p)",
+        "open(p, mode)",
+    ],
+)
 def test_a_bare_read_is_found(line):
     assert list(bare_reads(line))
 

@@ -21,17 +21,25 @@ CURES = {
         "give a JPEG, PNG, WebP, GIF, BMP or TIFF file, an array that NumPy saved, or another format of "
         "docs/data.md"
     ),
-    "unsupported_mode": "its values have no known place between black and white: save it as grey of 8 or 16 bits, or as RGB; "
-    "or say in the source which values these are, such as ?scale=0,4095",
+    "unsupported_mode": (
+        "its values have no known place between black and white: save it as grey of 8 or 16 bits, or as "
+        "RGB; or say in the source which values these are, such as ?scale=0,4095"
+    ),
     "unsupported_tiff": "save it as PNG",
     "unsupported_type": "save its values as whole numbers or as floats",
     "unsupported_axes": "save it as pages of height x width",
     "unsupported_colours": "save it as grey, as RGB, or as one band for each channel",
     "unsupported_compression": "save it uncompressed, or with LZW, deflate, PackBits, Zstandard, JPEG or WebP",
-    "needs_imagecodecs": "this kind of TIFF needs the package imagecodecs: pip install 'vision-encoder-fusion[scientific]'",
-    "several_images": "it holds more than one image: save each as a file of its own; the channels of one image are as many pages of "
-    "grey as channels are asked for, or the axis C of ImageJ and OME files",
-    "ambiguous_channels": "its first and its last axis could both be the channels: save it with another height or width",
+    "needs_imagecodecs": (
+        "this kind of TIFF needs the package imagecodecs: pip install 'vision-encoder-fusion[scientific]'"
+    ),
+    "several_images": (
+        "it holds more than one image: save each as a file of its own; the channels of one image are as "
+        "many pages of grey as channels are asked for, or the axis C of ImageJ and OME files"
+    ),
+    "ambiguous_channels": (
+        "its first and its last axis could both be the channels: save it with another height or width"
+    ),
     "python_objects": "it holds Python objects, which are never loaded: save an array of numbers",
     "nodata_only": "a band holds no value at all: leave the image out, or correct its nodata value",
     "not_finite": "it holds infinite values, or numbers beyond 3.4e38: replace them, or mark them as nodata",

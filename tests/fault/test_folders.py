@@ -6,9 +6,15 @@ import time
 import pytest
 
 FILES = (
-    "MANIFEST.json", "config.json", "heads.safetensors", "model.safetensors", "optimizer.safetensors", "preprocessor_config.json",
-    "student.safetensors", "training_state.json",
-)  # fmt: skip
+    "MANIFEST.json",
+    "config.json",
+    "heads.safetensors",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "preprocessor_config.json",
+    "student.safetensors",
+    "training_state.json",
+)
 DAMAGES = {
     "truncated": lambda data: data[: len(data) // 2],
     "a flipped bit": lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],

@@ -18,11 +18,27 @@ RESUME = ("--resume_from_checkpoint", "true")
 # files of a checkpoint of sva_sft.py, by the begin of their names, and which write to them fails;
 # .tmp is safetensors' and the stub's
 POINTS = [
-    ("config.json", 1), ("generation_config.json", 1), (".tmp", 1), (".tmp", 2), ("chat_template.jinja", 1),
-    ("tokenizer_config.json", 1), ("tokenizer.json", 1), ("processor_config.json", 1), ("training_args.bin", 1), ("training_args.bin", 2),
-    ("optimizer.pt", 1), ("optimizer.pt", 2), ("optimizer.pt", 5), ("optimizer.pt", 10), ("optimizer.pt", 20), ("scheduler.pt", 1),
-    ("rng_state.pth", 1), ("rng_state.pth", 2), ("trainer_state.json", 1), ("MANIFEST.json", 1),
-]  # fmt: skip
+    ("config.json", 1),
+    ("generation_config.json", 1),
+    (".tmp", 1),
+    (".tmp", 2),
+    ("chat_template.jinja", 1),
+    ("tokenizer_config.json", 1),
+    ("tokenizer.json", 1),
+    ("processor_config.json", 1),
+    ("training_args.bin", 1),
+    ("training_args.bin", 2),
+    ("optimizer.pt", 1),
+    ("optimizer.pt", 2),
+    ("optimizer.pt", 5),
+    ("optimizer.pt", 10),
+    ("optimizer.pt", 20),
+    ("scheduler.pt", 1),
+    ("rng_state.pth", 1),
+    ("rng_state.pth", 2),
+    ("trainer_state.json", 1),
+    ("MANIFEST.json", 1),
+]
 
 
 def whole_and_nothing_else(folder: Path) -> None:

@@ -124,7 +124,8 @@ def test_mixed_kills_leave_the_run_bit_for_bit_as_it_was(runs, command, last_ste
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert partial_ones(folder) == []
     print(
-        f"{name}: {len(KINDS[name])} kills, {torn} left a partial checkpoint; of {len(ours)} losses 0 differ; 0 partial checkpoints are left"
+        f"{name}: {len(KINDS[name])} kills, {torn} left a partial checkpoint; of {len(ours)} losses 0 "
+        "differ; 0 partial checkpoints are left"
     )
 
 

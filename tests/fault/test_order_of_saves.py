@@ -173,9 +173,25 @@ def is_in(path: str, folder: str) -> bool:
 
 
 SMALL = (
-    "--dataset", "scenes?size=32&count=16", "--eval_dataset", "none", "--image_size", 32, "--patch_size", 8, "--hidden_size", 32, "--num_hidden_layers", 1,
-    "--num_attention_heads", 2, "--per_device_train_batch_size", 4, "--save_total_limit", 1,
-)  # fmt: skip
+    "--dataset",
+    "scenes?size=32&count=16",
+    "--eval_dataset",
+    "none",
+    "--image_size",
+    32,
+    "--patch_size",
+    8,
+    "--hidden_size",
+    32,
+    "--num_hidden_layers",
+    1,
+    "--num_attention_heads",
+    2,
+    "--per_device_train_batch_size",
+    4,
+    "--save_total_limit",
+    1,
+)
 STEPS = ("--max_steps", 2, "--save_steps", 1)
 
 

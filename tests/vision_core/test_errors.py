@@ -31,7 +31,10 @@ def test_an_error_of_a_data_worker_is_its_last_line(capsys):
 
 def test_the_line_of_an_error_is_the_last_one_of_a_log_file():
     """Where stdout is a file it waits in memory, and stderr does not."""
-    code = "from vision_core.errors import UserError, run_script\ndef main():\n print('step 1')\n raise UserError('no')\nrun_script(main)"
+    code = (
+        "from vision_core.errors import UserError, run_script\ndef main():\n print('step 1')\n raise "
+        "UserError('no')\nrun_script(main)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

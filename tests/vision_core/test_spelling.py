@@ -14,10 +14,16 @@ from recipes.vlm_args import AlignArguments, SftArguments
 from vision_core.spelling import MEANINGS, cure_for
 
 PROGRAMS = {
-    "dinov2": DINOv2Arguments, "siglip": SiglipArguments, "mae": MaeArguments, "align": AlignArguments, "sft": SftArguments,
-    "evaluate": EvaluateArguments, "compare": CompareArguments, "fuse": FuseArguments,
+    "dinov2": DINOv2Arguments,
+    "siglip": SiglipArguments,
+    "mae": MaeArguments,
+    "align": AlignArguments,
+    "sft": SftArguments,
+    "evaluate": EvaluateArguments,
+    "compare": CompareArguments,
+    "fuse": FuseArguments,
     "evaluate_vlm": EvaluateVlmArguments,
-}  # fmt: skip
+}
 OPTIONS = {name: [field.name for field in dataclasses.fields(program)] for name, program in PROGRAMS.items()}
 TRAINERS = ("dinov2", "siglip", "mae", "align", "sft")
 IMAGES = ("dinov2", "siglip", "mae")

@@ -21,9 +21,29 @@ ROOT = Path(__file__).parents[3]
 SOON = 20  # seconds, on cores that others use too
 SHORT = ("--per_device_train_batch_size", 2, "--dataloader_num_workers", 0)
 TINY = (
-    "--hidden_size", 32, "--num_hidden_layers", 1, "--num_attention_heads", 2, "--patch_size", 8, "--num_prototypes", 32,
-    "--head_hidden_dim", 32, "--head_bottleneck_dim", 16, "--global_crop_size", 32, "--local_crop_size", 16, "--warmup_steps", 0, "--max_steps", 2,
-)  # fmt: skip
+    "--hidden_size",
+    32,
+    "--num_hidden_layers",
+    1,
+    "--num_attention_heads",
+    2,
+    "--patch_size",
+    8,
+    "--num_prototypes",
+    32,
+    "--head_hidden_dim",
+    32,
+    "--head_bottleneck_dim",
+    16,
+    "--global_crop_size",
+    32,
+    "--local_crop_size",
+    16,
+    "--warmup_steps",
+    0,
+    "--max_steps",
+    2,
+)
 
 
 @pytest.fixture

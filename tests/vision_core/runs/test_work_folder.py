@@ -205,7 +205,10 @@ def test_what_cannot_be_written_is_one_line_and_leaves_unfinished_work(kind):
             raise OSError(28, "No space left on device")
 
     work = opened()
-    line = "out was not written: No space left on device.*; .* MB are free; make room, .* --output_dir out --resume_from_checkpoint auto"
+    line = (
+        "out was not written: No space left on device.*; .* MB are free; make room, .* --output_dir out "
+        "--resume_from_checkpoint auto"
+    )
     with pytest.raises(UserError, match=line) as refused:
         work.publish(full)
     work.close()

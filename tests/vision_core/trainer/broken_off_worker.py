@@ -34,9 +34,14 @@ class NoisyLine(nn.Module):
 def main() -> None:
     folder, told = sys.argv[1], int(sys.argv[2])
     options = TrainerOptions(
-        per_device_train_batch_size=1, gradient_accumulation_steps=MICRO_BATCHES, max_steps=4, learning_rate=0.1, logging_steps=1,
-        output_dir=folder, resume_from_checkpoint="auto",
-    )  # fmt: skip
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=MICRO_BATCHES,
+        max_steps=4,
+        learning_rate=0.1,
+        logging_steps=1,
+        output_dir=folder,
+        resume_from_checkpoint="auto",
+    )
     settings = training_arguments(options, has_eval=False)
     run, settings.output_dir, checkpoint = open_run(options, "line", program="line.py")
     data = [{"x": torch.tensor([float(number)])} for number in range(2 * MICRO_BATCHES * 4)]
