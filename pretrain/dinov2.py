@@ -81,6 +81,7 @@ from vision_core.processes.distributed import (
 from vision_core.processes.fail_together import fail_together
 from vision_core.processes.stopping import StopRequest
 from vision_core.randomness import seed_of
+from vision_core.runs.checkpoint_fit import state_of_start
 from vision_core.runs.data_facts import facts_as_json, tell_changed_data
 from vision_core.runs.run_folder import RunFolder, how_to_go_on
 
@@ -124,14 +125,14 @@ def main() -> None:
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
     accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
-    with StopRequest(LAUNCHERS, args.grace_seconds) as stop:
+    with StopRequest(LAUNCHERS, args.grace_seconds, getting_ready=True) as stop:
         trainer = Trainer(args, accelerator, source, layout, run, output_dir)
         trainer.start(checkpoint)
         with (
             trainer.monitor.progress(),
             data_workers_watched(source, layout, args.seed, lambda: trainer.step),
         ):
-            trainer.train(stop, trainer.begin())
+            trainer.train(stop, trainer.begin(stop))
         if trainer.step < args.max_steps:
             raise Stopped(stop.exit_status, trainer.leave(stop))
         trainer.finish(time.perf_counter() - started)
@@ -180,6 +181,7 @@ class Trainer:
                 self.monitor.say(line)
         self.benchmark = build_benchmark(args, self.source, self.run is not None)
         self.data = data_facts(self.source, self.benchmark) if self.run is not None else []
+        self.start_state = (state or {}).get("init_from") or state_of_start(args.init_from)
         for line in (
             tell_changed_data(checkpoint, state.get("data"), self.data, args.changed_data) if state else ()
         ):
@@ -240,6 +242,7 @@ class Trainer:
             "knn": self.knn,
             "loss_scaler": self.scaler.state_dict(),
             "data": facts_as_json(self.data),
+            "init_from": self.start_state,
             **course(*self.course_options()),
         }
 
@@ -248,9 +251,12 @@ class Trainer:
         another run."""
         return (self.args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options))
 
-    def begin(self) -> Iterator[dict]:
+    def begin(self, stop: StopRequest) -> Iterator[dict]:
         """The batches from this step on, the first of which has been read. Only then, on all
-        processes, does an old run's folder change."""
+        processes, does an old run's folder change.
+
+        Until then `stop` ends the program at once.
+        """
         args = self.args
         batches = iter(build_loader(args, self.source, self.layout, self.step, self.places))
         for _ in range(self.places.ahead):
@@ -262,6 +268,7 @@ class Trainer:
             self.accelerator.init_trackers(
                 args.name, config={key: str(value) for key, value in vars(args).items()}
             )
+        stop.training_begins()
         if self.run is not None:
             self.run.begin()
         return chain(first, batches)
@@ -460,8 +467,9 @@ class Trainer:
         return line
 
     def finish(self, seconds: float) -> None:
-        """Figures, and the last words."""
+        """The encoder of a run that had no step left, figures, and the last words."""
         if self.run is not None:
+            self.files.publish_newest(self.step, self.references, self.knn)
             figures = self.files.publish_figures(self.references)
             self.monitor.say(
                 f"done in {seconds / 60:.1f} min, peak memory {peak_memory_gib():.1f} GiB; the encoder is {self.output_dir}: "

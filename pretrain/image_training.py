@@ -33,13 +33,12 @@ from vision_core.processes.stopping import StopRequest
 from vision_core.randomness import numpy_generator
 from vision_core.runs.checkpoint_fit import cure_of, misfit_of_configs, refuse_misfit
 from vision_core.runs.data_facts import DataFacts, image_facts
-from vision_core.runs.folder_checks import check_folder
 from vision_core.runs.folder_kinds import refuse_folder
 from vision_core.runs.run_facts import batch_text, data_licence, made_with, millions, run_again
 from vision_core.trainer.options import TrainerOptions
 from vision_core.trainer.preview import introduction, preview
 from vision_core.trainer.resume import look_at_start
-from vision_core.trainer.run_trainer import RunTrainer, open_run, training_arguments
+from vision_core.trainer.run_trainer import RunTrainer, look_at_run, open_run, training_arguments
 
 Item = dict[str, Any]
 SHOWN = ("init_from", "learning_rate", "weight_decay", "warmup_steps", "bf16", "fp16", "seed")
@@ -249,15 +248,20 @@ def train_images(
         adam_beta1=adam_betas[0],
         adam_beta2=adam_betas[1],
     )
-    with StopRequest(launchers, options.grace_seconds) as stop, tempfile.TemporaryDirectory() as aside:
+    with (
+        StopRequest(launchers, options.grace_seconds, getting_ready=True) as stop,
+        tempfile.TemporaryDirectory() as aside,
+    ):
         refuse_unequal({"the training data": len(data), "the held-out data": len(held_out or ())})
         check_enough(data, held_out, options, settings.world_size)
         processor = fitted_processor(processor, data.source)
         for note in range_notes(data.source, 3, *normalisation(processor)):
             print_once(f"note: {note}")
         if options.dry_run:
-            check_folder(options.output_dir, name, options.resume_from_checkpoint, program)
-        run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name, program)
+            folder = aside
+            (run, checkpoint) = look_at_run(options, name, program)
+        else:
+            run, folder, checkpoint = open_run(options, name, program)
         settings.output_dir = folder
         facts = look_at_start(
             run, facts_of_images(data, held_out) if run else [], options.init_from, options.changed_data
@@ -275,7 +279,7 @@ def train_images(
             facts=facts,
         )
         if options.dry_run:
-            print_once(preview(trainer))
+            print_once(preview(trainer, checkpoint))
             return
         print_once(
             [

@@ -48,11 +48,11 @@ from vision_core.processes.stopping import StopRequest
 from vision_core.randomness import numpy_generator
 from vision_core.runs.checkpoint_fit import refuse_other_start
 from vision_core.runs.data_facts import DataFacts
-from vision_core.runs.folder_checks import check_folder, checkpoint_ahead, config_in
+from vision_core.runs.folder_checks import FolderAhead, checkpoint_ahead, config_in
 from vision_core.runs.run_folder import RunFolder
 from vision_core.trainer.preview import introduction, preview
 from vision_core.trainer.resume import look_at_start
-from vision_core.trainer.run_trainer import open_run, training_arguments
+from vision_core.trainer.run_trainer import look_at_run, open_run, training_arguments
 from vision_core.trainer.zero_checkpoint import refuse_other_layout
 from vision_core.trainer.zero_names import check_names
 
@@ -87,11 +87,13 @@ def train(
                 say(f"no --init_from: small stand-ins are made{learning}")
             # before ZeRO-3 takes over how models are made, and while a signal still ends the
             # program at once: there is nothing yet to save
-            write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
+            write_small_default(
+                Path(base), corpus(args.conversations), args.seed, stand_ins=True, learn=not args.dry_run
+            )
         # before signals are remembered: a launcher's ends a process that waits for others to join,
         # one of which has failed
         settings = vlm_training_arguments(args)
-        with StopRequest(launchers, args.grace_seconds) as stop:
+        with StopRequest(launchers, args.grace_seconds, getting_ready=True) as stop:
             if args.dry_run:
                 dry_run(stage, args, planned, base, settings, f"{aside}/run")
             else:
@@ -137,24 +139,24 @@ def dry_run(
 ) -> None:
     """All that a run does before its first step, but for its folder and the features of
     `--feature_cache`; then what it would be."""
-    if args.resume_from_checkpoint and is_main_process():
-        check_checkpoint(
-            args, check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage))
-        )
+    ahead, checkpoint = look_at_run(args, stage, program_of(stage), partial(check_checkpoint, args))
     sources = opened_alike(args)
     settings.output_dir = aside
-    trainer = build_trainer(replace(args, feature_cache=None), planned, base, settings, *sources, None)
+    look_at_start(ahead, facts_of_rows(*sources) if ahead else [], args.init_from, args.changed_data)
+    trainer = build_trainer(replace(args, feature_cache=None), planned, base, settings, *sources, ahead)
     rows = trainer.train_dataset
     lengths = [len(rows[number]["input_ids"]) for number in range(min(len(rows), FIRST_ROWS))]
-    longest = f"longest          {max(lengths):,} tokens, of the first {len(lengths):,} rows; --max_length is {args.max_length:,}"
-    print_once([*preview(trainer), longest])
+    longest = (
+        f"longest          {max(lengths):,} tokens, of the first {len(lengths):,} rows; --max_length is "
+        f"{args.max_length:,}"
+    )
+    print_once([*preview(trainer, checkpoint), longest])
 
 
-def check_checkpoint(args: VlmArguments, checkpoint: Path | None) -> None:
+def check_checkpoint(args: VlmArguments, checkpoint: Path) -> None:
     """Raises UserError where a run with these options could not take up the optimizer's states of
     `checkpoint`."""
-    if checkpoint is not None:
-        refuse_other_layout(checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size())
+    refuse_other_layout(checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size())
 
 
 def header(args: VlmArguments, folder: str, checkpoint: str) -> list[str]:
@@ -176,7 +178,7 @@ def build_trainer(
     settings: TrainingArguments,
     sources: Sequence[Source],
     held_out: Sequence[Source],
-    run: RunFolder | None,
+    run: RunFolder | FolderAhead | None,
 ) -> VlmTrainer:
     """The model of `base` with what `planned` says of it, the data, and what trains the one on the
     other."""

@@ -57,8 +57,9 @@ class OtherProcesses(Protocol):
         """This process fails. Does not return where it does so because another one has: that one
         says why."""
 
-    def after_saying(self) -> None:
-        """Let the others hear that this process has failed."""
+    def after_saying(self, status: int) -> None:
+        """Let the others hear that this process has failed, and that they are to end with
+        `status`."""
 
 
 def fail_with(others: OtherProcesses) -> None:
@@ -73,6 +74,12 @@ class Stopped(SystemExit):
     def __init__(self, status: int, line: str) -> None:
         super().__init__(status)
         self.line = printable(line)
+
+
+class StoppedBeforeTraining(Stopped):
+    """The end of a program that was told to stop while it got ready: `run_script` says the line,
+    and takes back what a start that fails takes back.
+    """
 
 
 class AllDone(SystemExit):
@@ -91,9 +98,9 @@ def run_script(main: Callable[[], None]) -> None:
     A path that no system call takes, because it is too long or its links lead in a circle, is a
     user's mistake too, wherever it is met first.
 
-    Data workers end with `main`, however it ends. After an error of any kind, what was given to
-    `undo_if_failed` is called, the last first, and the processes of `fail_with` end too. The last
-    line is said once more behind the report of a launcher.
+    Data workers end with `main`, however it ends. After an error of any kind, and after a stop
+    before training, what was given to `undo_if_failed` is called, the last first, and the processes
+    of `fail_with` end too. The last line is said once more behind the report of a launcher.
     """
     try:
         _run(main)
@@ -104,6 +111,13 @@ def run_script(main: Callable[[], None]) -> None:
     except AllDone as end:
         if is_first_launched():
             say(end.line)
+        raise
+    except StoppedBeforeTraining as end:
+        traceback.clear_frames(end.__traceback__)  # the loops that were cut take their progress bars along
+        if is_first_launched():
+            say(end.line)
+        repeat_behind_launchers(end.line)
+        _tell_others(end.code)
         raise
     except Stopped as end:
         repeat_behind_launchers(end.line)
@@ -135,9 +149,9 @@ def _message_of(error: UserError) -> str:
     return re.sub(r"^[\w.]+: ", "", message) if traceback_lines else message
 
 
-def _tell_others() -> None:
+def _tell_others(status: int = 2) -> None:
     for others in _others:
-        others.after_saying()
+        others.after_saying(status)
 
 
 def say_last(line: str) -> None:
@@ -157,7 +171,9 @@ def _run(main: Callable[[], None]) -> None:
         main()
     except BaseException as error:
         end_data_workers()
-        if not isinstance(error, SystemExit):  # who was told to stop can go on
+        if not isinstance(error, SystemExit) or isinstance(
+            error, StoppedBeforeTraining
+        ):  # who is stopped later can go on
             for others in _others:
                 others.before_saying()
             undo_all()

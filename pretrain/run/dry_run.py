@@ -26,7 +26,7 @@ from vision_core.images.source import ImageSource, ImageStream
 from vision_core.printable import say
 from vision_core.processes.distributed import is_main_process
 from vision_core.runs.data_facts import tell_changed_data
-from vision_core.runs.folder_checks import changed_keys, check_folder, read_config
+from vision_core.runs.folder_checks import look_ahead
 
 # Bytes per parameter: student, gradient, two AdamW moments, teacher, all float32.
 BYTES_PER_PARAMETER = 20
@@ -49,12 +49,12 @@ def rehearse(
 ) -> None:
     """Everything that a run does before its first step, but for its folder. Raises UserError where
     the run would."""
-    checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint, PROGRAM)
+    config = config_of(replace(args, dry_run=False))
+    checkpoint, changes = look_ahead(args.output_dir, args.name, config, args.resume_from_checkpoint, PROGRAM)
     optimizer = build_optimizer(args, method)
     build_schedules(args, layout.global_batch)
     state = None
     if checkpoint:
-        changes = changed_keys(read_config(checkpoint.parent), config_of(replace(args, dry_run=False)))
         state = resume_from(checkpoint, args.init_from, args.max_steps, method, optimizer, changes)
     elif args.init_from:
         load_weights(method, args.init_from)

@@ -8,9 +8,9 @@ are spent. `run_folder.py` holds the folder and writes.
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vision_core.errors import AllDone, UserError
 from vision_core.files.text_files import MAX_YAML_BYTES, read_bytes, yaml_value
@@ -68,6 +68,27 @@ def refuse_unwritable(path: Path) -> None:
         )
 
 
+class FolderAhead(NamedTuple):
+    """What a dry run knows of the folder in which its run would go on, in place of a `RunFolder`.
+
+    checkpoint: where it would resume from, None for a new run. changes: the options that it would
+    change, name -> (old, new).
+    """
+
+    checkpoint: Path | None
+    changes: Mapping[str, tuple[Any, Any]]
+
+
+def look_ahead(
+    output_dir: str | None, name: str, config_yaml: str, resume: bool | str | None, program: str
+) -> FolderAhead:
+    """Find, for a dry run, the checkpoint that its run would resume and the options that it would
+    change. Makes and changes nothing. Raises UserError."""
+    checkpoint = check_folder(output_dir, name, resume, program)
+    changes = changed_keys(read_config(checkpoint.parent), config_yaml) if checkpoint else {}
+    return FolderAhead(checkpoint, changes)
+
+
 def check_program(output_dir: str | None, name: str, resume: bool | str | None, program: str) -> None:
     """Raise UserError where a run is to be resumed that is not there, in use, of another program,
     or in a folder that cannot be written.
@@ -108,7 +129,11 @@ def end_if_all_is_done(
 
 def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path | None:
     """The checkpoint from which a run will go on, for what is to be read from it before the folder
-    is opened; None for a start. Refuses nothing."""
+    is opened; None for a start.
+
+    Raises UserError for one that is asked for by its name and is not whole, as `RunFolder.open`
+    does, and refuses nothing else.
+    """
     wanted = resume_word(resume)
     if wanted in (None, "true", AUTO):
         root = Path(output_dir or "")
@@ -117,7 +142,9 @@ def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path 
             if wanted and output_dir and root.is_dir()
             else None
         )
-    return Path(wanted) if Path(wanted).is_dir() else None
+    return (
+        checkpoint_to_resume(Path(wanted).parent, wanted, warn_on_stderr) if Path(wanted).is_dir() else None
+    )
 
 
 def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:

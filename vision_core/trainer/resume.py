@@ -6,7 +6,6 @@ compared before the run's folder changes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,17 +24,16 @@ from vision_core.runs.checkpoint_fit import (
     refuse_misfit,
     refuse_other_start,
     shapes_of_weights,
+    state_of_start,
 )
 from vision_core.runs.data_facts import ChangedData, DataFacts, facts_as_json, tell_changed_data
+from vision_core.runs.folder_checks import FolderAhead
 from vision_core.runs.run_folder import RunFolder
 
 FACTS = "resume_facts.json"
 # as the Trainer calls them
 OPTIMIZER = "optimizer.pt"
 SCHEDULER = "scheduler.pt"
-# of each file of weights: all of a small one, and enough of a large one to tell it from another
-SAMPLES = 64
-SAMPLE_BYTES = 2**16
 Changes = Mapping[str, tuple[Any, Any]]
 
 
@@ -211,26 +209,8 @@ def load_scheduler(checkpoint: Path, scheduler: Any, groups: int) -> None:
     scheduler.load_state_dict(state)
 
 
-def state_of_start(init_from: str | None) -> str:
-    """A hash over names, sizes and samples of the weights in a folder, or "" for a name of the Hub.
-
-    A copy of the folder elsewhere has the same hash.
-    """
-    folder = Path(init_from or "")
-    files = sorted(folder.glob("*.safetensors")) if init_from and folder.is_dir() else []
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        size = file.stat().st_size
-        digest.update(repr((file.name, size)).encode())
-        with file.open("rb") as opened:
-            for number in range(SAMPLES):
-                opened.seek(size * number // SAMPLES)
-                digest.update(opened.read(SAMPLE_BYTES))
-    return digest.hexdigest() if files else ""
-
-
 def look_at_start(
-    run: RunFolder | None,
+    run: RunFolder | FolderAhead | None,
     data: Sequence[DataFacts],
     init_from: str | None = None,
     changed_data: ChangedData = "note",
@@ -238,17 +218,16 @@ def look_at_start(
     """Gather the facts of a run for its checkpoints, and compare them with those of the checkpoint
     that it resumes. Prints what has changed.
 
-    run: the run on the main process, None on the others. Raises UserError where data has changed
-    that must not change, and where the run is told to start from other weights than it did.
+    run: the run on the main process, None on the others; of a dry run, what it knows of its folder.
+    Raises UserError where data has changed that must not change, and where the run is told to start
+    from other weights than it did.
     """
     if run is None:
         return {}
     facts = {"data": facts_as_json(data), "init_from": state_of_start(init_from)}
     if run.checkpoint is not None:
         before = read_facts(run.checkpoint)
-        is_moved = bool(facts["init_from"]) and before.get("init_from") == facts["init_from"]
-        if not is_moved:
-            refuse_other_start(init_from, run.changes)
+        refuse_other_start(init_from, run.changes, before.get("init_from", ""))
         for line in tell_changed_data(str(run.checkpoint), before.get("data"), data, changed_data):
             print_once([line])
     return facts

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from vision_core.processes.fail_together import fail_together
 from vision_core.processes.stopping import StopRequest
 from vision_core.progress import say_above, show_loss, step_bar
 from vision_core.runs.checkpoint_fit import refuse_fewer_steps
+from vision_core.runs.checkpoints import checkpoint_step
+from vision_core.runs.folder_checks import FolderAhead, look_ahead
 from vision_core.runs.run_folder import RunFolder, how_to_go_on
 from vision_core.trainer.options import TrainerOptions, config_of
 from vision_core.trainer.resume import (
@@ -114,14 +117,31 @@ def open_run(
     return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
 
+def look_at_run(
+    options: TrainerOptions, name: str, program: str = "", check: Callable[[Path], None] | None = None
+) -> tuple[FolderAhead | None, str]:
+    """For a dry run: the folder as it is, on the main process; the checkpoint to go on from, on
+    every process.
+
+    Nothing is changed. Raises UserError where `open_run` would.
+    """
+    ahead = None
+    if is_main_process():
+        config = config_of(replace(options, dry_run=False))
+        ahead = look_ahead(options.output_dir, name, config, options.resume_from_checkpoint, program)
+        if check is not None and ahead.checkpoint is not None:
+            check(ahead.checkpoint)
+    return ahead, broadcast_text(str(ahead.checkpoint or "") if ahead else "")
+
+
 class RunTrainer(SavingTrainer):
     """Trainer that writes into a run's folder.
 
     sampler: the order of the training samples; by default the Trainer's, a new permutation for
     every epoch.
-    run: on the main process, the folder that gets the metrics. keep: whole checkpoints that stay,
-    None for all.
-    facts: of the run, for its checkpoints (`trainer_resume.look_at_start`).
+    run: on the main process, the folder that gets the metrics; of a dry run, what it knows of it.
+    keep: whole checkpoints that stay, None for all. facts: of the run, for its checkpoints
+    (`trainer_resume.look_at_start`).
     """
 
     def __init__(
@@ -169,6 +189,30 @@ class RunTrainer(SavingTrainer):
             )
             print_once([line])
             raise Stopped(stop.exit_status, line)
+
+    def rehearse_resume(self, checkpoint: str, steps: int) -> None:
+        """For a dry run: what a start of `steps` asks of `checkpoint`, "" for none. Raises
+        UserError where it would.
+
+        DeepSpeed loads weights and states while it makes its engine, so there they are looked at as
+        far as headers and small files go.
+        """
+        if not checkpoint:
+            return
+        folder = Path(checkpoint)
+        self.look_at(folder)
+        refuse_fewer_steps(folder, checkpoint_step(folder), steps, self._option_of_steps)
+        if not self.is_deepspeed_enabled:
+            self._load_from_checkpoint(checkpoint)
+            self.create_optimizer()
+            load_optimizer(
+                folder, self.optimizer, self.model, read_facts(folder).get("optimizer", []), self.changes
+            )
+
+    @property
+    def _option_of_steps(self) -> str:
+        """The option that says how long the run is."""
+        return "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
 
     @property
     def changes(self) -> Mapping[str, tuple[Any, Any]]:
@@ -231,8 +275,9 @@ class RunTrainer(SavingTrainer):
     ) -> Any:
         """The Trainer's own; a warm-up that was given in steps must end within the run, one given
         as a share leaves a run of one step its rate."""
-        option = "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
-        refuse_fewer_steps("the checkpoint", self.state.global_step, num_training_steps, option)
+        refuse_fewer_steps(
+            "the checkpoint", self.state.global_step, num_training_steps, self._option_of_steps
+        )
         check_warmup(self.args.warmup_steps, num_training_steps)
         if self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
             self.args.warmup_steps = (
@@ -285,6 +330,8 @@ class RunTrainer(SavingTrainer):
         if self.eval_dataset is not None:
             _ = self.eval_dataset[0]  # or what is wrong with held-out data would be found after many steps
         wait_for_all()
+        if self._told is not None:
+            self._told.stop.training_begins()
         if self.run is not None:
             self.run.begin()
 
