@@ -364,8 +364,9 @@ class Trainer:
         return line
 
     def finish(self, seconds: float) -> None:
-        """Figures, and the last words."""
+        """The encoder of a run that had no step left, figures, and the last words."""
         if self.run is not None:
+            self.files.publish_newest(self.step, self.references, self.knn)
             figures = self.files.publish_figures(self.references)
             self.monitor.say(
                 f"done in {seconds / 60:.1f} min, peak memory {peak_memory_gib():.1f} GiB; the encoder is {self.output_dir}: "

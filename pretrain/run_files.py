@@ -61,7 +61,7 @@ class RunFiles:
         if self.run is not None:
             try:
                 with worker_deaths_unnoticed():
-                    self._write(state, references)
+                    self.publish(self._write(state), state["step"], references, state["knn"])
             except CheckpointNotWritten as error:
                 problem = str(error)
         problem = broadcast_text(problem)
@@ -73,21 +73,31 @@ class RunFiles:
         else:
             self.saved_step = state["step"]
 
-    def _write(self, state: dict[str, Any], references: Mapping[str, float]) -> None:
-        """`checkpoint-<step>` with `state`, then the published files and the model card in the run's root. Raises CheckpointNotWritten."""
+    def publish_newest(self, step: int, references: Mapping[str, float], accuracies: Mapping[str, float]) -> None:
+        """The published files of a run that had no step left, from the checkpoint of `step` that it has taken up.
+
+        The start before it may have been killed, or have met a full disk, between that checkpoint and the root's files. A run that has saved
+        this step has published it. For the main process. Raises CheckpointNotWritten.
+        """
+        if self.saved_step != step:
+            self.publish(self.run.checkpoint, step, references, accuracies)
+
+    def publish(self, checkpoint: Path, step: int, references: Mapping[str, float], accuracies: Mapping[str, float]) -> None:
+        """The encoder of `checkpoint`, which is of `step`, and its model card into the run's root. For the main process.
+
+        references, accuracies: k-NN in percent of what the run has to beat, and of its teacher. Raises CheckpointNotWritten.
+        """
         root = self.run.path
-        checkpoint = write_checkpoint(root, state["step"], lambda folder: self._fill(folder, state), self.args.save_total_limit)
-        self.run.remove_damaged()
         replace_files(checkpoint, root, PUBLISHED_FILES)
         with writing(root / "README.md"):
             write_card(
                 root,
                 self.args,
-                step=state["step"],
+                step=step,
                 source=self.source,
                 backbone=self.method.teacher["backbone"],
                 references=references,
-                accuracies=state["knn"],
+                accuracies=accuracies,
                 benchmark=self.benchmark,
                 in_own_scale=self.in_own_scale,
             )
@@ -98,6 +108,12 @@ class RunFiles:
         with published(root) as aside:
             write_figures(aside / "figures", root / "metrics.jsonl", backbone, self.args.num_prototypes, self.benchmark, dict(references))
         return root / "figures"
+
+    def _write(self, state: dict[str, Any]) -> Path:
+        """`checkpoint-<step>` with `state`. Raises CheckpointNotWritten."""
+        checkpoint = write_checkpoint(self.run.path, state["step"], lambda folder: self._fill(folder, state), self.args.save_total_limit)
+        self.run.remove_damaged()
+        return checkpoint
 
     def _fill(self, folder: Path, state: dict[str, Any]) -> None:
         args = self.args
