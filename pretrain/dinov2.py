@@ -107,11 +107,11 @@ def main() -> None:
     output_dir = Path(broadcast_text(str(run.path) if run else ""))
     checkpoint = broadcast_text(str(run.checkpoint or "") if run else "")
     accelerator.project_configuration = ProjectConfiguration(str(output_dir))  # where trackers write
-    with StopRequest(LAUNCHERS, args.grace_seconds) as stop:
+    with StopRequest(LAUNCHERS, args.grace_seconds, getting_ready=True) as stop:
         trainer = Trainer(args, accelerator, source, layout, run, output_dir)
         trainer.start(checkpoint)
         with trainer.monitor.progress(), data_workers_watched(source, layout, args.seed, lambda: trainer.step):
-            trainer.train(stop, trainer.begin())
+            trainer.train(stop, trainer.begin(stop))
         if trainer.step < args.max_steps:
             raise Stopped(stop.exit_status, trainer.leave(stop))
         trainer.finish(time.perf_counter() - started)
@@ -194,8 +194,11 @@ class Trainer:
         """The seed, the global batch and how images are read: with other ones a resumed run is another run."""
         return self.args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)
 
-    def begin(self) -> Iterator[dict]:
-        """The batches from this step on, the first of which has been read. Only then, on all processes, does an old run's folder change."""
+    def begin(self, stop: StopRequest) -> Iterator[dict]:
+        """The batches from this step on, the first of which has been read. Only then, on all processes, does an old run's folder change.
+
+        Until then `stop` ends the program at once.
+        """
         args = self.args
         batches = iter(build_loader(args, self.source, self.layout, self.step, self.places))
         for _ in range(self.places.ahead):
@@ -205,6 +208,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # a process that cannot start must find the folder as it was
         if args.report_to:
             self.accelerator.init_trackers(args.name, config={key: str(value) for key, value in vars(args).items()})
+        stop.training_begins()
         if self.run is not None:
             self.run.begin()
         return chain(first, batches)

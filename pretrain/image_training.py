@@ -200,7 +200,7 @@ def train_images(
     settings = training_arguments(
         options, has_eval=held_out is not None, dataloader_drop_last=True, adam_beta1=adam_betas[0], adam_beta2=adam_betas[1]
     )
-    with StopRequest(launchers, options.grace_seconds) as stop, tempfile.TemporaryDirectory() as aside:
+    with StopRequest(launchers, options.grace_seconds, getting_ready=True) as stop, tempfile.TemporaryDirectory() as aside:
         refuse_unequal({"the training data": len(data), "the held-out data": len(held_out or ())})
         check_enough(data, held_out, options, settings.world_size)
         processor = fitted_processor(processor, data.source)

@@ -79,7 +79,7 @@ def train(
             write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
         # before signals are remembered: a launcher's ends a process that waits for others to join, one of which has failed
         settings = vlm_training_arguments(args)
-        with StopRequest(launchers, args.grace_seconds) as stop:
+        with StopRequest(launchers, args.grace_seconds, getting_ready=True) as stop:
             if args.dry_run:
                 dry_run(stage, args, planned, base, settings, f"{aside}/run")
             else:

@@ -53,8 +53,8 @@ class OtherProcesses(Protocol):
     def before_saying(self) -> None:
         """This process fails. Does not return where it does so because another one has: that one says why."""
 
-    def after_saying(self) -> None:
-        """Let the others hear that this process has failed."""
+    def after_saying(self, status: int) -> None:
+        """Let the others hear that this process has failed, and that they are to end with `status`."""
 
 
 def fail_with(others: OtherProcesses) -> None:
@@ -70,6 +70,10 @@ class Stopped(SystemExit):
         self.line = printable(line)
 
 
+class StoppedBeforeTraining(Stopped):
+    """The end of a program that was told to stop while it got ready: `run_script` says the line, and takes back what a start that fails takes back."""
+
+
 class AllDone(SystemExit):
     """The end of a program whose work was done by an earlier start of the same command. line: says so. status: that start's own."""
 
@@ -83,7 +87,7 @@ def run_script(main: Callable[[], None]) -> None:
 
     So does a path that no system call takes, wherever it is met first: one that is too long, or whose links lead in a circle.
 
-    Data workers go with the end of `main`, whichever it is. After an error of any kind, what was given to
+    Data workers go with the end of `main`, whichever it is. After an error of any kind, or a stop before training, what was given to
     `undo_if_failed` is called, the last first, and the processes of `fail_with` end too. Behind a launcher's report of
     the end, the last line is said once more.
     """
@@ -104,6 +108,13 @@ def run_script(main: Callable[[], None]) -> None:
         if is_first_launched():
             say(end.line)
         raise
+    except StoppedBeforeTraining as end:
+        traceback.clear_frames(end.__traceback__)  # the loops that were cut take their progress bars along
+        if is_first_launched():
+            say(end.line)
+        repeat_behind_launchers(end.line)
+        _tell_others(end.code)
+        raise
     except Stopped as end:
         repeat_behind_launchers(end.line)
         raise
@@ -119,9 +130,9 @@ def run_script(main: Callable[[], None]) -> None:
         raise SystemExit(1) from None
 
 
-def _tell_others() -> None:
+def _tell_others(status: int = 2) -> None:
     for others in _others:
-        others.after_saying()
+        others.after_saying(status)
 
 
 def say_last(line: str) -> None:
@@ -140,7 +151,7 @@ def _run(main: Callable[[], None]) -> None:
         main()
     except BaseException as error:
         end_data_workers()
-        if not isinstance(error, SystemExit):  # who was told to stop can go on
+        if not isinstance(error, SystemExit) or isinstance(error, StoppedBeforeTraining):  # who is stopped later can go on
             for others in _others:
                 others.before_saying()
             undo_all()

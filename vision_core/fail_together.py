@@ -21,7 +21,6 @@ from vision_core.data_workers import kill_data_workers
 from vision_core.distributed import all_true, broadcast_text, is_main_process, print_once, world_size
 from vision_core.errors import fail_with, undo_all
 
-STATUS = 2
 LOOK_SECONDS = 0.5
 GRACE_SECONDS = 2.0  # in which a process may come to an error of its own: what all meet alike, all say
 PATIENCE_SECONDS = 6.0  # of the one that failed, for the others to hear it
@@ -62,14 +61,14 @@ class Peers:
         if self.is_leaving.is_set():
             time.sleep(PATIENCE_SECONDS)
 
-    def after_saying(self) -> None:
-        """Let the others hear it, and wait until they have, but not for ever.
+    def after_saying(self, status: int) -> None:
+        """Let the others hear it, who are to end with `status`, and wait until they have, but not for ever.
 
         The main process, whose stores all use, is the last to go.
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
         with suppress(RuntimeError):  # the main process is gone, and its store with it
-            self.store.set(FAILED, "")
+            self.store.set(FAILED, str(status))
             self._wait_for(HEARD, self.processes, deadline)
             if is_main_process():
                 self._wait_for(GONE, self.processes - 1, deadline)
@@ -98,13 +97,14 @@ class Peers:
         self.is_leaving.set()
         kill_data_workers()
         undo_all()
+        status = int(self.store.get(FAILED))
         self.store.add(HEARD, 1)
         time.sleep(LEAVE_SECONDS)
         with suppress(RuntimeError):
             self.store.add(GONE, 1)
         with suppress(OSError, ValueError):
             sys.stdout.flush()
-        os._exit(STATUS)
+        os._exit(status)
 
     def _stop(self) -> None:
         self.is_over.set()

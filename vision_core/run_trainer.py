@@ -217,6 +217,8 @@ class RunTrainer(SavingTrainer):
         if self.eval_dataset is not None:
             _ = self.eval_dataset[0]  # or what is wrong with held-out data would be found after many steps
         wait_for_all()
+        if self._told is not None:
+            self._told.stop.training_begins()
         if self.run is not None:
             self.run.begin()
 

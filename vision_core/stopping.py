@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vision_core.distributed import any_true
+from vision_core.errors import StoppedBeforeTraining
 from vision_core.launchers import is_alive
 
 WATCH_SECONDS = 1.0
@@ -23,10 +24,13 @@ class StopRequest:
     The loop asks `agreed_at_step_end()`, saves and leaves with `exit_status`. A second signal changes nothing, so that a save
     is not cut; a second Ctrl-C raises KeyboardInterrupt at once. Where a step and a save take longer than the grace time together,
     `breaks_off()` is true between the micro-batches of a step once any process was told to stop.
+
+    getting_ready: until `training_begins()` nothing has to be saved, so the first signal raises StoppedBeforeTraining wherever the
+    program is: models and checkpoints are loaded, images are read to judge by and caches are filled for minutes or hours.
     """
 
-    def __init__(self, launchers: list[tuple[int, str]], grace_seconds: float = GRACE_SECONDS) -> None:
-        self.launchers, self.grace_seconds = launchers, grace_seconds
+    def __init__(self, launchers: list[tuple[int, str]], grace_seconds: float = GRACE_SECONDS, getting_ready: bool = False) -> None:
+        self.launchers, self.grace_seconds, self.getting_ready = launchers, grace_seconds, getting_ready
         self.has_warned = False
         self.step_seconds = self.save_seconds = 0.0  # of the last step, and of the longest save
         self.breaks_steps = False  # the same on all processes
@@ -46,6 +50,14 @@ class StopRequest:
         self._over.set()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+    def training_begins(self) -> None:
+        """From here on a signal is remembered, and what was done is saved first. Raises StoppedBeforeTraining for one that came before.
+
+        Every process calls it, once all are ready.
+        """
+        self._leave_if_getting_ready()  # a library may have swallowed what the signal raised
+        self.getting_ready = False
 
     def agreed(self) -> bool:
         """True, on all processes alike, once any of them was told to stop. Every process calls it at the same place."""
@@ -103,6 +115,12 @@ class StopRequest:
             raise KeyboardInterrupt
         if self.signal is None:
             self.signal, self.told_at = signal.Signals(number), time.monotonic()
+            self._leave_if_getting_ready()
+
+    def _leave_if_getting_ready(self) -> None:
+        if self.getting_ready and self.signal is not None:
+            line = f"told to stop by {self.signal.name} before the first step: nothing had to be saved; the same command starts again"
+            raise StoppedBeforeTraining(self.exit_status, line)
 
     def _watch(self) -> None:
         while not self._over.wait(WATCH_SECONDS):

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from vision_core import stopping
+from vision_core.errors import StoppedBeforeTraining, run_script, undo_if_failed
 from vision_core.stopping import StopRequest
 
 
@@ -54,6 +55,36 @@ def test_a_step_is_broken_off_only_where_it_and_a_save_outlast_the_grace_time(mo
         assert not stop.breaks_off() and stop.agreed_at_step_end(can_break_off=False)
         assert not stop.breaks_off() and len(asked) == 2
         assert stop.agreed_at_step_end(can_break_off=True) and stop.breaks_off() and len(asked) == 4
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGUSR1, 138), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_program_that_gets_ready_is_left_at_once_and_what_it_made_is_taken_back(number, status, capsys):
+    done: list[str] = []
+
+    def main():
+        with StopRequest([], getting_ready=True):
+            undo_if_failed(lambda: done.append("taken back"))
+            os.kill(os.getpid(), number)
+            done.append("more work")
+
+    with pytest.raises(StoppedBeforeTraining) as end:
+        run_script(main)
+    assert end.value.code == status and done == ["taken back"]
+    said = f"told to stop by {number.name} before the first step: nothing had to be saved; the same command starts again\n"
+    assert capsys.readouterr().out == said
+
+
+def test_a_signal_that_a_library_swallowed_is_obeyed_when_training_begins_and_a_later_one_is_remembered():
+    with StopRequest([], getting_ready=True) as stop, pytest.raises(StoppedBeforeTraining, match="143"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:
+            os.kill(os.getpid(), signal.SIGUSR1)  # does not disturb whoever leaves
+        stop.training_begins()
+    with StopRequest([], getting_ready=True) as stop:
+        stop.training_begins()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.agreed() and stop.exit_status == 138
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is /proc on Linux only")
