@@ -127,16 +127,18 @@ def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]
 def tokenizer_of_run(args: SiglipArguments, source: ImageSource) -> Any:
     """That of the checkpoint from which a run goes on, whose numbers its weights know; trained on the captions for a new run."""
     checkpoint = checkpoint_ahead(args.output_dir, args.resume_from_checkpoint)
-    return load_processor(str(checkpoint)).tokenizer if checkpoint else caption_tokenizer(captions_of(source))
+    if checkpoint is None:
+        return caption_tokenizer(captions_of(source))
+    return load_processor(str(checkpoint), "--resume_from_checkpoint").tokenizer
 
 
-def load_processor(name: str) -> Any:
-    """For images and texts. Raises UserError where one of them is missing."""
+def load_processor(name: str, option: str = "--init_from") -> Any:
+    """For images and texts. Raises UserError, which names `option`, where one of them is missing."""
     try:
         processor = AutoProcessor.from_pretrained(name.removeprefix("hf:"), trust_remote_code=False)
         _ = processor.tokenizer, processor.image_processor
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"--init_from {name} has no processor of images and texts ({first_line(error)}); add its files") from None
+        raise UserError(f"{option} {name} has no processor of images and texts ({first_line(error)}); add its files") from None
     return processor
 
 

@@ -138,14 +138,27 @@ def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def finish_saves(root: Path) -> None:
-    """After a kill between a save's last write and its rename: show the checkpoint. Call it only while no other process writes to `root`."""
+def finish_saves(root: Path) -> list[tuple[Path, Path]]:
+    """After a kill between a save's last write and its rename: show the checkpoint. Call it only while no other process writes to `root`.
+
+    The renames, (from, to), for `hide_again`.
+    """
+    shown = []
     for aside in root.glob(".tmp-*"):
         if aside.is_dir() and verify_checkpoint(aside) is None:
             target = root / f"checkpoint-{checkpoint_step(aside)}"
             if not target.exists():
                 os.rename(aside, target)
                 sync(root)
+                shown.append((aside, target))
+    return shown
+
+
+def hide_again(shown: list[tuple[Path, Path]]) -> None:
+    """Take back what `finish_saves` did: a run that is refused leaves its folder as it was. What cannot be renamed stays, and is whole."""
+    for aside, target in shown:
+        with contextlib.suppress(OSError):
+            os.rename(target, aside)
 
 
 def clean_leftovers(root: Path) -> None:

@@ -86,12 +86,15 @@ def end_if_all_is_done(output_dir: str | None, config_yaml: str, resume: bool | 
 
 
 def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path | None:
-    """The checkpoint from which a run will go on, for what is to be read from it before the folder is opened; None for a start. Refuses nothing."""
+    """The checkpoint from which a run will go on, for what is to be read from it before the folder is opened; None for a start.
+
+    Raises UserError for one that is asked for by its name and is not whole, as `RunFolder.open` does, and refuses nothing else.
+    """
     wanted = resume_word(resume)
     if wanted in (None, "true", AUTO):
         root = Path(output_dir or "")
         return checkpoints.newest_checkpoint(root, lambda _: None) if wanted and output_dir and root.is_dir() else None
-    return Path(wanted) if Path(wanted).is_dir() else None
+    return checkpoint_to_resume(Path(wanted).parent, wanted, warn_on_stderr) if Path(wanted).is_dir() else None
 
 
 def refuse_used(path: Path, name: str, can_resume: bool = True) -> None:

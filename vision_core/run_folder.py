@@ -139,16 +139,18 @@ class RunFolder:
         path = folder_to_resume(output_dir, name, resume)
         refuse_other_program(path, program)
         lock = FolderLock(path, warn)
+        shown: list[tuple[Path, Path]] = []
         try:
-            checkpoints.finish_saves(path)
+            shown = checkpoints.finish_saves(path)
             checkpoint = checkpoint_to_resume(path, resume, warn)
             if check is not None and checkpoint is not None:
                 check(checkpoint)
             run = cls(path, lock, checkpoint, warn, config_yaml, is_old=True)
         except BaseException:
+            checkpoints.hide_again(shown)
             lock.put_back()
             raise
-        undo_if_failed(partial(run._leave_as_found, os.getpid()))
+        undo_if_failed(partial(run._leave_as_found, os.getpid(), shown))
         return run
 
     def begin(self) -> None:
@@ -215,9 +217,13 @@ class RunFolder:
         """Give the folder free for another run. The end of the process does the same, however it comes."""
         self._lock.release()
 
-    def _leave_as_found(self, process: int) -> None:
-        """Of an old run that was refused before `begin`, by `process`, not even the lock's file is another one."""
+    def _leave_as_found(self, process: int, shown: list[tuple[Path, Path]]) -> None:
+        """Of an old run that was refused before `begin`, by `process`, not even a name or the lock's file is another one.
+
+        shown: the renames of `finish_saves`.
+        """
         if not self._has_begun and os.getpid() == process:
+            checkpoints.hide_again(shown)
             self._lock.put_back()
 
     def _keep_old_config(self, config_yaml: str) -> None:

@@ -242,5 +242,12 @@ def test_siglip_is_refused_too(runs, tmp_path):
     ):
         line = runs.error(*command("pretrain/siglip.py", given, *RESUME, *edit))
         assert said in line and tree(folder) == before, line
+    damaged = Path(shutil.copytree(folder, tmp_path / "damaged"))
+    (damaged / "checkpoint-2" / "tokenizer.json").write_bytes(b"")
+    before = tree(damaged)
+    named = ("--output_dir", damaged, "--resume_from_checkpoint", damaged / "checkpoint-2")
+    for edit in (named, (*named, "--dry_run", "true")):
+        line = runs.error(*command("pretrain/siglip.py", given, *edit))
+        assert "checkpoint-2 is no whole checkpoint: tokenizer.json has 0 bytes instead of" in line and tree(damaged) == before, line
     more = ("--dataset", "scenes?size=32&count=44", "--max_steps", 5)
     assert "4 images more (44 instead of 40)" in runs.finish(runs.start(*command("pretrain/siglip.py", given, *RESUME, *more)))

@@ -6,7 +6,7 @@ import pytest
 
 from vision_core.checkpoints import write_checkpoint
 from vision_core.errors import UserError
-from vision_core.folder_checks import changed_keys, check_folder
+from vision_core.folder_checks import changed_keys, check_folder, checkpoint_ahead
 from vision_core.run_folder import RunFolder
 
 CONFIG = "learning_rate: 0.001\n"
@@ -51,3 +51,16 @@ def test_a_check_refuses_what_would_be_refused_and_makes_nothing():
     assert check_folder("new/run", "dinov2") is None and check_folder(None, "dinov2") is None
     assert check_folder("run", "dinov2", True) == Path("run/checkpoint-20")
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "without a manifest"])
+def test_the_checkpoint_that_lies_ahead_is_a_whole_one(damage):
+    """`true` and `auto` take the one before it; the one that is asked for by its name is refused, and the bad file is named."""
+    old_run()
+    whole, damaged = Path("run/checkpoint-10"), Path("run/checkpoint-20")
+    bad = damaged / ("state.bin" if damage == "cut" else "MANIFEST.json")
+    bad.write_bytes(b"") if damage == "cut" else bad.unlink()
+    assert checkpoint_ahead("run", "true") == checkpoint_ahead("run", "auto") == checkpoint_ahead(None, str(whole)) == whole
+    assert checkpoint_ahead("run", None) is None and checkpoint_ahead(None, "run/checkpoint-7") is None
+    with pytest.raises(UserError, match=f"{damaged} is no whole checkpoint: {bad.name}"):
+        checkpoint_ahead(None, str(damaged))

@@ -401,6 +401,29 @@ def test_opening_an_old_run_changes_nothing_until_it_begins():
     assert json.loads((path / "bad_samples.jsonl").read_text())["id"] == "a.jpg"
 
 
+@pytest.mark.parametrize("refused_by", ["the look at the checkpoint", "what comes behind it"])
+def test_a_checkpoint_that_a_kill_left_sealed_is_shown_to_a_run_that_begins_and_to_no_other(refused_by):
+    """The kill came between a save's last write and its rename."""
+    path = old_run()
+    (path / "checkpoint-20").rename(path / ".tmp-20-99999")
+
+    def look(checkpoint: Path) -> None:
+        assert checkpoint.name == "checkpoint-20"
+        if refused_by == "the look at the checkpoint":
+            raise UserError("no")
+
+    def main() -> None:
+        RunFolder.open("run", "dinov2", CONFIG, "true", check=look)
+        raise UserError("no")
+
+    before, times = tree(path), {each: each.stat().st_mtime_ns for each in path.rglob("*")}
+    with pytest.raises(SystemExit):
+        run_script(main)
+    assert tree(path) == before and {each: each.stat().st_mtime_ns for each in path.rglob("*")} == times
+    run = open_run(resume="true")
+    assert run.step == 20 and not list(path.glob(".tmp-*")) and (path / "checkpoint-20").is_dir()
+
+
 def test_auto_starts_goes_on_and_says_that_all_is_done(capsys):
     first = open_auto()  # there is no folder
     assert (first.step, first.is_old) == (0, False)
