@@ -62,6 +62,7 @@ from pretrain.stream_places import StreamPlaces
 from pretrain.training_data import BadImageWatch, BatchLayout, data_workers_watched, time_limit
 from pretrain.training_state import changed_course, course, resume_from
 from vision_core.arguments import parse_arguments
+from vision_core.checkpoint_fit import state_of_start
 from vision_core.data_facts import facts_as_json, tell_changed_data
 from vision_core.distributed import broadcast_text, gather_objects, mean_over_processes, print_once, refuse_unequal, set_cpu_threads
 from vision_core.errors import Stopped, UserError, run_script
@@ -147,6 +148,7 @@ class Trainer:
                 self.monitor.say(line)
         self.benchmark = build_benchmark(args, self.source, self.run is not None)
         self.data = data_facts(self.source, self.benchmark) if self.run is not None else []
+        self.start_state = (state or {}).get("init_from") or state_of_start(args.init_from)
         for line in tell_changed_data(checkpoint, state.get("data"), self.data, args.changed_data) if state else ():
             self.monitor.say(line)
         self.bad_images = BadImageWatch(args.max_bad_fraction, self.run)
@@ -187,6 +189,7 @@ class Trainer:
             "knn": self.knn,
             "loss_scaler": self.scaler.state_dict(),
             "data": facts_as_json(self.data),
+            "init_from": self.start_state,
             **course(*self.course_options()),
         }
 

@@ -22,7 +22,7 @@ from pretrain.training_state import resume_from
 from vision_core.arguments import arguments_to_yaml
 from vision_core.data_facts import tell_changed_data
 from vision_core.distributed import is_main_process
-from vision_core.folder_checks import changed_keys, check_folder, read_config
+from vision_core.folder_checks import look_ahead
 from vision_core.images.pixel_options import pixel_options_text
 from vision_core.images.ranges import range_notes
 from vision_core.images.sources import ImageSource, ImageStream
@@ -44,12 +44,12 @@ def dry_run(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: Ba
 
 def rehearse(args: DINOv2Arguments, source: ImageSource | ImageStream, layout: BatchLayout, method: SelfDistillation) -> None:
     """Everything that a run does before its first step, but for its folder. Raises UserError where the run would."""
-    checkpoint = check_folder(args.output_dir, args.name, args.resume_from_checkpoint, PROGRAM)
+    config = config_of(replace(args, dry_run=False))
+    checkpoint, changes = look_ahead(args.output_dir, args.name, config, args.resume_from_checkpoint, PROGRAM)
     optimizer = build_optimizer(args, method)
     build_schedules(args, layout.global_batch)
     state = None
     if checkpoint:
-        changes = changed_keys(read_config(checkpoint.parent), config_of(replace(args, dry_run=False)))
         state = resume_from(checkpoint, args.init_from, args.max_steps, method, optimizer, changes)
     elif args.init_from:
         load_weights(method, args.init_from)

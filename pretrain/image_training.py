@@ -20,7 +20,6 @@ from vision_core.checkpoint_fit import cure_of, misfit_of_configs, refuse_misfit
 from vision_core.data_facts import DataFacts, image_facts
 from vision_core.distributed import is_main_process, print_once, refuse_unequal, world_size
 from vision_core.errors import UserError, first_line
-from vision_core.folder_checks import check_folder
 from vision_core.folder_kinds import refuse_folder
 from vision_core.images.decode import UnreadableImage
 from vision_core.images.held_out import hold_out
@@ -34,7 +33,7 @@ from vision_core.printable import say
 from vision_core.randomness import numpy_generator
 from vision_core.run_facts import batch_text, data_licence, made_with, millions, run_again
 from vision_core.run_preview import introduction, preview
-from vision_core.run_trainer import RunTrainer, open_run, training_arguments
+from vision_core.run_trainer import RunTrainer, look_at_run, open_run, training_arguments
 from vision_core.stopping import StopRequest
 from vision_core.trainer_options import TrainerOptions
 from vision_core.trainer_resume import look_at_start
@@ -207,8 +206,9 @@ def train_images(
         for note in range_notes(data.source, 3, *normalisation(processor)):
             print_once(f"note: {note}")
         if options.dry_run:
-            check_folder(options.output_dir, name, options.resume_from_checkpoint, program)
-        run, folder, checkpoint = (None, aside, "") if options.dry_run else open_run(options, name, program)
+            folder, (run, checkpoint) = aside, look_at_run(options, name, program)
+        else:
+            run, folder, checkpoint = open_run(options, name, program)
         settings.output_dir = folder
         facts = look_at_start(run, facts_of_images(data, held_out) if run else [], options.init_from, options.changed_data)
         trainer = trainer_type(
@@ -224,7 +224,7 @@ def train_images(
             facts=facts,
         )
         if options.dry_run:
-            print_once(preview(trainer))
+            print_once(preview(trainer, checkpoint))
             return
         print_once([f"run folder       {folder}", f"images           {data.source.description}", *introduction(trainer)])
         trainer.train_until_told(stop, checkpoint)

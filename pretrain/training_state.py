@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -79,9 +80,16 @@ def resume_from(
 
     Raises UserError for another `init_from` than before, for a `max_steps` below the checkpoint's step, and for another model.
     """
-    refuse_other_start(init_from, changes)
+    refuse_other_start(init_from, changes, start_of(folder))
     refuse_fewer_steps(folder, checkpoint_step(folder), max_steps)
     return load_training_state(folder, method, optimizer, changes)
+
+
+def start_of(folder: Path) -> str:
+    """`state_of_start` of the weights that a run began from, as its checkpoint has it; "" where it says nothing, as those of older versions."""
+    with suppress(OSError, ValueError, AttributeError):  # `load_training_state` says what is wrong with the file
+        return json.loads((folder / "training_state.json").read_text()).get("init_from", "")
+    return ""
 
 
 def first_misfit(folder: Path, method: SelfDistillation) -> str:

@@ -83,11 +83,16 @@ def corpus(sources: Sequence[str]) -> Iterator[str]:
                 yield from filter(None, (message.text, message.thoughts))
 
 
-def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False) -> None:
-    """The fused model and its processor, for data with words like those of `texts`: untrained, or `stand_ins` that know drawn scenes."""
+def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False, learn: bool = True) -> None:
+    """The fused model and its processor, for data with words like those of `texts`: untrained, or `stand_ins` that know drawn scenes.
+
+    learn: false leaves stand-ins untrained, of the same words and sizes.
+    """
     encoders = small_encoders(seed)
     if stand_ins:
-        scenes, texts = drawn_scenes(SIDE, seed), chain(texts, (f" {word}" for word in SCENE_WORDS * COPIES))
+        texts = chain(texts, (f" {word}" for word in SCENE_WORDS * COPIES))
+    if stand_ins and learn:
+        scenes = drawn_scenes(SIDE, seed)
         train_encoders(encoders, scenes, seed)
     language_model, tokenizer = small_language_model(texts, seed)
     vision_model, _ = fuse_encoders(
@@ -98,7 +103,7 @@ def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins
         seed=seed,
     )
     model, processor = assemble_vlm(vision_model, language_model, tokenizer, num_sva_layers=2, sva_stride=2, zero_init_sva=True, seed=seed)
-    if stand_ins:
+    if stand_ins and learn:
         train_language_model(model, processor, scenes, seed)
         train_connector(model, processor, scenes, seed)
     with published(folder) as aside:

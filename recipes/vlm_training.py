@@ -39,13 +39,13 @@ from recipes.zero_names import check_names
 from vision_core.checkpoint_fit import refuse_other_start
 from vision_core.data_facts import DataFacts
 from vision_core.distributed import is_main_process, print_once, refuse_unequal, share_cores, world_size
-from vision_core.folder_checks import check_folder, checkpoint_ahead, config_in
+from vision_core.folder_checks import FolderAhead, checkpoint_ahead, config_in
 from vision_core.launchers import is_first_launched
 from vision_core.printable import say
 from vision_core.randomness import numpy_generator
 from vision_core.run_folder import RunFolder
 from vision_core.run_preview import introduction, preview
-from vision_core.run_trainer import open_run, training_arguments
+from vision_core.run_trainer import look_at_run, open_run, training_arguments
 from vision_core.stopping import StopRequest
 from vision_core.trainer_resume import look_at_start
 
@@ -76,7 +76,7 @@ def train(
                 learning = "" if args.dry_run else ", and learn from drawn scenes first"
                 say(f"no --init_from: small stand-ins are made{learning}")
             # before ZeRO-3 takes over how models are made, and while a signal still ends the program at once: there is nothing yet to save
-            write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=not args.dry_run)
+            write_small_default(Path(base), corpus(args.conversations), args.seed, stand_ins=True, learn=not args.dry_run)
         # before signals are remembered: a launcher's ends a process that waits for others to join, one of which has failed
         settings = vlm_training_arguments(args)
         with StopRequest(launchers, args.grace_seconds, getting_ready=True) as stop:
@@ -123,21 +123,20 @@ def dry_run(
     aside: str,
 ) -> None:
     """All that a run does before its first step, but for its folder and the features of `--feature_cache`; then what it would be."""
-    if args.resume_from_checkpoint and is_main_process():
-        check_checkpoint(args, check_folder(args.output_dir, stage, args.resume_from_checkpoint, program_of(stage)))
+    ahead, checkpoint = look_at_run(args, stage, program_of(stage), partial(check_checkpoint, args))
     sources = opened_alike(args)
     settings.output_dir = aside
-    trainer = build_trainer(replace(args, feature_cache=None), planned, base, settings, *sources, None)
+    look_at_start(ahead, facts_of_rows(*sources) if ahead else [], args.init_from, args.changed_data)
+    trainer = build_trainer(replace(args, feature_cache=None), planned, base, settings, *sources, ahead)
     rows = trainer.train_dataset
     lengths = [len(rows[number]["input_ids"]) for number in range(min(len(rows), FIRST_ROWS))]
     longest = f"longest          {max(lengths):,} tokens, of the first {len(lengths):,} rows; --max_length is {args.max_length:,}"
-    print_once([*preview(trainer), longest])
+    print_once([*preview(trainer, checkpoint), longest])
 
 
-def check_checkpoint(args: VlmArguments, checkpoint: Path | None) -> None:
+def check_checkpoint(args: VlmArguments, checkpoint: Path) -> None:
     """Raises UserError where a run with these options could not take up the optimizer's states of `checkpoint`."""
-    if checkpoint is not None:
-        refuse_other_layout(checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size())
+    refuse_other_layout(checkpoint, deepspeed_config(args) if args.deepspeed else None, world_size())
 
 
 def header(args: VlmArguments, folder: str, checkpoint: str) -> list[str]:
@@ -158,7 +157,7 @@ def build_trainer(
     settings: TrainingArguments,
     sources: Sequence[Source],
     held_out: Sequence[Source],
-    run: RunFolder | None,
+    run: RunFolder | FolderAhead | None,
 ) -> VlmTrainer:
     """The model of `base` with what `planned` says of it, the data, and what trains the one on the other."""
     cache = filled_cache(args, base, settings, [*sources, *held_out]) if args.feature_cache else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ NOT_THE_MODEL = frozenset(
     {"architectures", "drop_path_rate", "dtype", "id2label", "initializer_factor", "initializer_range", "label2id", "layerscale_value",
      "mask_ratio", "torch_dtype", "transformers_version", "use_cache", "_name_or_path"}
 )  # fmt: skip
+PTH = "dinov2_pth:"  # in front of a file's name, as `--init_from` of dinov2 takes it
+SAMPLES, SAMPLE_BYTES = 64, 2**16  # of each file of weights: all of a small one, and enough of a large one to tell it from another
 MOST_OF_OPTIONS = 80  # characters, of a line that says the model's difference and the cure too
 
 
@@ -86,15 +89,36 @@ def cure_of(checkpoint: Path | str, changes: Mapping[str, tuple[Any, Any]]) -> s
     return f"{', '.join(told)}{more}: resume with --config {config}, or start a new run with another --output_dir"
 
 
-def refuse_other_start(init_from: str | None, changes: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raises UserError where a run that goes on is told to start from something else than it did, as far as its config says."""
+def state_of_start(init_from: str | None) -> str:
+    """A hash over names, sizes and samples of the weights in a folder, or in a file, which a copy elsewhere has too; "" for what is neither here."""
+    place = Path((init_from or "").removeprefix(PTH))
+    files = sorted(place.glob("*.safetensors")) if init_from and place.is_dir() else [place] if place.is_file() else []
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(repr((file.name, size)).encode())
+        with file.open("rb") as opened:
+            for number in range(SAMPLES):
+                opened.seek(size * number // SAMPLES)
+                digest.update(opened.read(SAMPLE_BYTES))
+    return digest.hexdigest() if files else ""
+
+
+def refuse_other_start(init_from: str | None, changes: Mapping[str, tuple[Any, Any]], state: str = "") -> None:
+    """Raises UserError where a run that goes on is told to start from something else than it did, as far as its config says.
+
+    state: `state_of_start` when it started, "" where its checkpoint does not say it. The same weights at another path are the same start.
+    """
     old = changes.get("init_from", (ABSENT,))[0]
-    if old != ABSENT:
-        as_it_was = f"--init_from {old}" if old is not None else "without --init_from"
-        raise UserError(
-            f"--init_from {init_from}: a run that goes on has the weights of its checkpoint; resume it {as_it_was}, "
-            "or start a new run with another --output_dir"
-        )
+    if old == ABSENT or (state and state_of_start(init_from) == state):
+        return
+    as_it_was = f"--init_from {old}" if old is not None else "without --init_from"
+    if state and not Path(old or "").exists():
+        as_it_was = f"with the weights of {old}, wherever they are now"
+    raise UserError(
+        f"--init_from {init_from}: a run that goes on has the weights of its checkpoint; resume it {as_it_was}, "
+        "or start a new run with another --output_dir"
+    )
 
 
 def refuse_fewer_steps(checkpoint: Path | str, step: int, max_steps: int, option: str = "max_steps") -> None:

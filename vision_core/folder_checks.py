@@ -6,9 +6,9 @@ Nothing in this file makes or changes anything, or holds a lock, so a program as
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vision_core import checkpoints
 from vision_core.errors import AllDone, UserError
@@ -52,6 +52,22 @@ def check_folder(
         problem = "cannot be written to" if there.is_dir() else "is a file"
         raise UserError(f"output folder {path} cannot be used: {there} {problem}; give another --output_dir")
     return None
+
+
+class FolderAhead(NamedTuple):
+    """What a dry run knows of the folder in which its run would go on, in place of a `RunFolder`.
+
+    checkpoint: where it would resume from, None for a new run. changes: the options that it would change, name -> (old, new).
+    """
+
+    checkpoint: Path | None
+    changes: Mapping[str, tuple[Any, Any]]
+
+
+def look_ahead(output_dir: str | None, name: str, config_yaml: str, resume: bool | str | None, program: str) -> FolderAhead:
+    """`check_folder`, and what a run with the options of `config_yaml` would change. Makes and changes nothing. Raises UserError."""
+    checkpoint = check_folder(output_dir, name, resume, program)
+    return FolderAhead(checkpoint, changed_keys(read_config(checkpoint.parent), config_yaml) if checkpoint else {})
 
 
 def check_program(output_dir: str | None, name: str, resume: bool | str | None, program: str) -> None:

@@ -15,13 +15,16 @@ from vision_core.distributed import world_size
 from vision_core.run_trainer import RunTrainer, check_warmup
 
 
-def preview(trainer: RunTrainer) -> list[str]:
+def preview(trainer: RunTrainer, checkpoint: str = "") -> list[str]:
     """Lines for the user. Draws one training batch, and one held-out batch, as the run would, with all that can go wrong in it.
 
-    Raises UserError for a sample that cannot be trained on.
+    checkpoint: from which the run would go on, "" for a new one. Raises UserError where the run would: for a checkpoint that it cannot take up, or a
+    sample that cannot be trained on.
     """
     loader, args = trainer.get_train_dataloader(), trainer.args
-    check_warmup(args.warmup_steps, number_of_steps(trainer, len(loader)))
+    steps = number_of_steps(trainer, len(loader))
+    trainer.rehearse_resume(checkpoint, steps)
+    check_warmup(args.warmup_steps, steps)
     batch = next(iter(loader))
     if trainer.eval_dataset is not None:
         next(iter(trainer.get_eval_dataloader()))

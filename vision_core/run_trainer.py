@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from vision_core.checkpoint_fit import refuse_fewer_steps
+from vision_core.checkpoints import checkpoint_step
 from vision_core.data_workers import end_data_workers, leave_signals_to_parent
 from vision_core.distributed import broadcast_text, is_main_process, print_once, wait_for_all
 from vision_core.errors import Stopped, UserError
 from vision_core.fail_together import fail_together
+from vision_core.folder_checks import FolderAhead, look_ahead
 from vision_core.progress import say_above, show_loss, step_bar
 from vision_core.run_folder import RunFolder, how_to_go_on
 from vision_core.stopping import StopRequest
@@ -87,11 +90,27 @@ def open_run(
     return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
 
+def look_at_run(
+    options: TrainerOptions, name: str, program: str = "", check: Callable[[Path], None] | None = None
+) -> tuple[FolderAhead | None, str]:
+    """For a dry run, what `open_run` is for a run: the folder as it is, on the main process, and the checkpoint to go on from, on every process.
+
+    Nothing is changed. Raises UserError where `open_run` would.
+    """
+    ahead = None
+    if is_main_process():
+        config = config_of(replace(options, dry_run=False))
+        ahead = look_ahead(options.output_dir, name, config, options.resume_from_checkpoint, program)
+        if check is not None and ahead.checkpoint is not None:
+            check(ahead.checkpoint)
+    return ahead, broadcast_text(str(ahead.checkpoint or "") if ahead else "")
+
+
 class RunTrainer(SavingTrainer):
     """Trainer that writes into a run's folder.
 
     sampler: the order of the training samples; by default the Trainer's, a new permutation for every epoch.
-    run: on the main process, the folder that gets the metrics. keep: whole checkpoints that stay, None for all.
+    run: on the main process, the folder that gets the metrics; of a dry run, what it knows of it. keep: whole checkpoints that stay, None for all.
     facts: of the run, for its checkpoints (`trainer_resume.look_at_start`).
     """
 
@@ -126,6 +145,26 @@ class RunTrainer(SavingTrainer):
             line = f"told to stop: step {step} of {self.state.max_steps} is saved; {how_to_go_on(folder)}{stop.time_taken}"
             print_once([line])
             raise Stopped(stop.exit_status, line)
+
+    def rehearse_resume(self, checkpoint: str, steps: int) -> None:
+        """What a start asks of `checkpoint`, "" for none, before the first of its `steps`; for a dry run. Raises UserError where the start would.
+
+        DeepSpeed loads weights and states while it makes its engine, so there they are looked at as far as headers and small files go.
+        """
+        if not checkpoint:
+            return
+        folder = Path(checkpoint)
+        self.look_at(folder)
+        refuse_fewer_steps(folder, checkpoint_step(folder), steps, self._option_of_steps)
+        if not self.is_deepspeed_enabled:
+            self._load_from_checkpoint(checkpoint)
+            self.create_optimizer()
+            load_optimizer(folder, self.optimizer, self.model, read_facts(folder).get("optimizer", []), self.changes)
+
+    @property
+    def _option_of_steps(self) -> str:
+        """The option that says how long the run is."""
+        return "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
 
     @property
     def changes(self) -> Mapping[str, tuple[Any, Any]]:
@@ -174,8 +213,7 @@ class RunTrainer(SavingTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The Trainer's own; a warm-up that was given in steps must end within the run, one given as a share leaves a run of one step its rate."""
-        option = "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
-        refuse_fewer_steps("the checkpoint", self.state.global_step, num_training_steps, option)
+        refuse_fewer_steps("the checkpoint", self.state.global_step, num_training_steps, self._option_of_steps)
         check_warmup(self.args.warmup_steps, num_training_steps)
         if self.args.get_warmup_steps(num_training_steps) >= num_training_steps:
             self.args.warmup_steps = 0  # transformers rounds a share up, and the only step would have the rate 0

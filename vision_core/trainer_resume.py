@@ -5,7 +5,6 @@ Everything here is looked at before the run's folder changes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,15 +21,16 @@ from vision_core.checkpoint_fit import (
     refuse_misfit,
     refuse_other_start,
     shapes_of_weights,
+    state_of_start,
 )
 from vision_core.data_facts import ChangedData, DataFacts, facts_as_json, tell_changed_data
 from vision_core.distributed import print_once
 from vision_core.errors import UserError, first_line
+from vision_core.folder_checks import FolderAhead
 from vision_core.run_folder import RunFolder
 
 FACTS = "resume_facts.json"
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # as the Trainer calls them
-SAMPLES, SAMPLE_BYTES = 64, 2**16  # of each file of weights: all of a small one, and enough of a large one to tell it from another
 Changes = Mapping[str, tuple[Any, Any]]
 
 
@@ -125,36 +125,20 @@ def load_scheduler(checkpoint: Path, scheduler: Any, groups: int) -> None:
     scheduler.load_state_dict(state)
 
 
-def state_of_start(init_from: str | None) -> str:
-    """A hash over names, sizes and samples of the weights in a folder, which a copy elsewhere has too; "" for what is no folder here."""
-    folder = Path(init_from or "")
-    files = sorted(folder.glob("*.safetensors")) if init_from and folder.is_dir() else []
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        size = file.stat().st_size
-        digest.update(repr((file.name, size)).encode())
-        with file.open("rb") as opened:
-            for number in range(SAMPLES):
-                opened.seek(size * number // SAMPLES)
-                digest.update(opened.read(SAMPLE_BYTES))
-    return digest.hexdigest() if files else ""
-
-
 def look_at_start(
-    run: RunFolder | None, data: Sequence[DataFacts], init_from: str | None = None, changed_data: ChangedData = "note"
+    run: RunFolder | FolderAhead | None, data: Sequence[DataFacts], init_from: str | None = None, changed_data: ChangedData = "note"
 ) -> dict[str, Any]:
     """Facts of the run for its checkpoints, held against those of the checkpoint from which it goes on. Prints what has changed.
 
-    run: on the main process. Raises UserError where data has changed that must not, or the run is told to start from something else than it did.
+    run: on the main process; of a dry run, what it knows of its folder. Raises UserError where data has changed that must not, or the run is told to
+    start from something else than it did.
     """
     if run is None:
         return {}
     facts = {"data": facts_as_json(data), "init_from": state_of_start(init_from)}
     if run.checkpoint is not None:
         before = read_facts(run.checkpoint)
-        is_moved = bool(facts["init_from"]) and before.get("init_from") == facts["init_from"]
-        if not is_moved:
-            refuse_other_start(init_from, run.changes)
+        refuse_other_start(init_from, run.changes, before.get("init_from", ""))
         for line in tell_changed_data(str(run.checkpoint), before.get("data"), data, changed_data):
             print_once([line])
     return facts

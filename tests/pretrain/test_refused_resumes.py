@@ -188,10 +188,8 @@ def test_what_is_possible_goes_on_and_says_so(finished, tmp_path):
 @pytest.mark.timeout(300)
 def test_a_dry_run_refuses_what_the_run_would(finished, tmp_path):
     """Other weights to start from, fewer steps, another model, other data: said before a job waits in a queue."""
-    if "dinov2" not in finished.script:
-        pytest.skip("on the Trainer a dry run looks at the folder and loads no checkpoint")
     rehearsed = ("--dry_run", "true")
-    for edit, said in (MODEL[0], MODEL[4], MODEL[5]):
+    for edit, said in (*MODEL[:6], (("--max_steps", 3), "the run ends after 3")):
         assert said in finished.refused(*rehearsed, *edit)
     images = Path(shutil.copytree(finished.images, tmp_path / "images"))
     (images / "000.png").unlink()
@@ -228,6 +226,26 @@ def test_changed_data_is_told_in_one_line_or_refused(finished, tmp_path):
 
 
 @pytest.mark.timeout(300)
+def test_weights_to_start_from_may_have_moved(finished, tmp_path):
+    """The same weights at another path are the same start, as in a real start so in a dry run; others are not, and the line says so."""
+    moved, others = tmp_path / "moved", tmp_path / "others"
+    shutil.copytree(finished.folder, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*", ".lock", "config.yaml"))
+    run, start = tmp_path / "run", ("--init_from", tmp_path / "start")
+    finished.runs.finish(finished.runs.start(*finished.command(*start, folder=run)))
+    shutil.copytree(tmp_path / "start", others)
+    (tmp_path / "start").rename(moved)
+    weights = bytearray((others / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (others / "model.safetensors").write_bytes(weights)
+    for rehearsed in ((), ("--dry_run", "true")):
+        line = finished.refused("--init_from", others, *rehearsed, folder=run)
+        assert "has the weights of its checkpoint" in line and "resume it with the weights of" in line, line
+    dry = finished.command(*RESUME, "--init_from", moved, "--dry_run", "true", folder=run)
+    assert "nothing is written" in finished.runs.finish(finished.runs.start(*dry))
+    assert "init_from" in finished.goes_on(run, "--init_from", moved)
+
+
+@pytest.mark.timeout(300)
 def test_siglip_is_refused_too(runs, tmp_path):
     config, folder = tmp_path / "tiny.yaml", tmp_path / "run"
     config.write_text(OTHERS)
@@ -240,8 +258,9 @@ def test_siglip_is_refused_too(runs, tmp_path):
         (("--max_steps", 3, "--warmup_steps", 0), "has had 4 steps"),
         (("--changed_data", "refuse", "--dataset", "scenes?size=32&count=44"), "4 images more (44 instead of 40)"),
     ):
-        line = runs.error(*command("pretrain/siglip.py", given, *RESUME, *edit))
-        assert said in line and tree(folder) == before, line
+        for rehearsed in ((), ("--dry_run", "true")):
+            line = runs.error(*command("pretrain/siglip.py", given, *RESUME, *edit, *rehearsed))
+            assert said in line and tree(folder) == before, line
     damaged = Path(shutil.copytree(folder, tmp_path / "damaged"))
     (damaged / "checkpoint-2" / "tokenizer.json").write_bytes(b"")
     before = tree(damaged)

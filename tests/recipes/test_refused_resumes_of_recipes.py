@@ -66,10 +66,19 @@ class Finished:
         return self.script, *(word for name, value in options.items() if value is not None for word in (name, value))
 
     def refused(self, said: str, *edit) -> None:
+        """By a dry run too."""
         before = tree(self.folder)
-        line = self.runs.error(*self.command(*RESUME, *edit))
-        assert tree(self.folder) == before, line
-        assert said in line and len(line) <= MOST_CHARACTERS, line
+        for rehearsed in ((), ("--dry_run", "true")):
+            line = self.runs.error(*self.command(*RESUME, *edit, *rehearsed))
+            assert tree(self.folder) == before, line
+            assert said in line and len(line) <= MOST_CHARACTERS, line
+
+    def rehearsed(self, *edit) -> str:
+        """What a dry run prints that goes on; it changes nothing."""
+        before = tree(self.folder)
+        printed = self.runs.finish(self.runs.start(*self.command(*RESUME, *edit, "--dry_run", "true")))
+        assert tree(self.folder) == before and "nothing is written" in printed
+        return printed
 
     def goes_on(self, *edit) -> str:
         return self.runs.finish(self.runs.start(*self.command("--resume_from_checkpoint", self.folder / "checkpoint-2", *edit)))
@@ -92,6 +101,7 @@ def test_a_refused_resume_changes_nothing_whole(runs, given, tmp_path):
     # with steps left to do: a run that has none reads no row
     run.refused("no JSON", "--conversations", f"llava:{broken}", "--max_steps", 6)
     run.refused("no JSON", "--eval_conversations", f"llava:{broken}", "--max_steps", 6)
+    assert "seed: 0 before and 3 now" in run.rehearsed("--seed", 3)
     run.script = ALIGN
     run.refused("is a run of recipes/sva_sft.py")
 
@@ -119,6 +129,7 @@ def test_a_refused_resume_changes_nothing_lora(runs, given, tmp_path):
     run.refused("a run that goes on has the weights of its checkpoint", "--init_from", given / "other")
     expected = load_file(run.folder / "model.safetensors")
     moved = Path(shutil.copytree(given / "model", tmp_path / "elsewhere"))
+    run.rehearsed("--init_from", moved)
     assert "init_from" in run.goes_on("--init_from", moved)
     found = load_file(run.folder / "model.safetensors")
     assert found.keys() == expected.keys() and all((found[name] == expected[name]).all() for name in found)
