@@ -105,6 +105,15 @@ def test_learning_is_reproducible_and_leaves_no_part_as_it_was(folders):
     )
 
 
+def test_stand_ins_that_learn_nothing_are_of_the_same_words_and_sizes(folders, tmp_path):
+    """A dry run makes these, and holds a checkpoint of those that have learnt against them."""
+    write_small_default(tmp_path / "untaught", TEXTS, seed=0, stand_ins=True, learn=False)
+    (one, words), (untaught, untaught_words) = load(folders[0]), load(tmp_path / "untaught")
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (one, untaught)]
+    assert shapes[0] == shapes[1] and words.tokenizer.get_vocab() == untaught_words.tokenizer.get_vocab()
+    assert all(encoder.untrained for encoder in untaught.vision_model.encoders)
+
+
 def test_every_word_of_scenes_is_a_token_of_its_own(folders):
     """Words that share a piece would share a meaning: " backdrop" and column " b"."""
     _, processor = load(folders[0])
