@@ -198,7 +198,8 @@ class Trainer:
         return self.args.seed, self.layout.global_batch, pixel_options_text(self.source.pixel_options)
 
     def begin(self, stop: StopRequest) -> Iterator[dict]:
-        """The batches from this step on, the first of which has been read. Only then, on all processes, does an old run's folder change.
+        """The batches from this step on, the first of which has been read. Only then, on all processes, does an old
+        run's folder change.
 
         Until then `stop` ends the program at once.
         """

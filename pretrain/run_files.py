@@ -76,16 +76,18 @@ class RunFiles:
     def publish_newest(self, step: int, references: Mapping[str, float], accuracies: Mapping[str, float]) -> None:
         """The published files of a run that had no step left, from the checkpoint of `step` that it has taken up.
 
-        The start before it may have been killed, or have met a full disk, between that checkpoint and the root's files. A run that has saved
-        this step has published it. For the main process. Raises CheckpointNotWritten.
+        The start before it may have been killed, or have met a full disk, between that checkpoint and the root's files.
+        A run that has saved this step has published it. For the main process. Raises CheckpointNotWritten.
         """
         if self.saved_step != step:
             self.publish(self.run.checkpoint, step, references, accuracies)
 
     def publish(self, checkpoint: Path, step: int, references: Mapping[str, float], accuracies: Mapping[str, float]) -> None:
-        """The encoder of `checkpoint`, which is of `step`, and its model card into the run's root. For the main process.
+        """The encoder of `checkpoint`, which is of `step`, and its model card into the run's root. For the main
+        process.
 
-        references, accuracies: k-NN in percent of what the run has to beat, and of its teacher. Raises CheckpointNotWritten.
+        references, accuracies: k-NN in percent of what the run has to beat, and of its teacher. Raises
+        CheckpointNotWritten.
         """
         root = self.run.path
         replace_files(checkpoint, root, PUBLISHED_FILES)

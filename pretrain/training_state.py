@@ -86,7 +86,9 @@ def resume_from(
 
 
 def start_of(folder: Path) -> str:
-    """`state_of_start` of the weights that a run began from, as its checkpoint has it; "" where it says nothing, as those of older versions."""
+    """`state_of_start` of the weights that a run began from, as its checkpoint has it; "" where it says nothing, as
+    those of older versions.
+    """
     with suppress(OSError, ValueError, AttributeError):  # `load_training_state` says what is wrong with the file
         return json.loads((folder / "training_state.json").read_text()).get("init_from", "")
     return ""

@@ -84,7 +84,8 @@ def corpus(sources: Sequence[str]) -> Iterator[str]:
 
 
 def write_small_default(folder: Path, texts: Iterable[str], seed: int, stand_ins: bool = False, learn: bool = True) -> None:
-    """The fused model and its processor, for data with words like those of `texts`: untrained, or `stand_ins` that know drawn scenes.
+    """The fused model and its processor, for data with words like those of `texts`: untrained, or `stand_ins` that know
+    drawn scenes.
 
     learn: false leaves stand-ins untrained, of the same words and sizes.
     """

@@ -90,7 +90,9 @@ def cure_of(checkpoint: Path | str, changes: Mapping[str, tuple[Any, Any]]) -> s
 
 
 def state_of_start(init_from: str | None) -> str:
-    """A hash over names, sizes and samples of the weights in a folder, or in a file, which a copy elsewhere has too; "" for what is neither here."""
+    """A hash over names, sizes and samples of the weights in a folder, or in a file, which a copy elsewhere has too; ""
+    for what is neither here.
+    """
     place = Path((init_from or "").removeprefix(PTH))
     files = sorted(place.glob("*.safetensors")) if init_from and place.is_dir() else [place] if place.is_file() else []
     digest = hashlib.blake2b(digest_size=16)
@@ -105,9 +107,11 @@ def state_of_start(init_from: str | None) -> str:
 
 
 def refuse_other_start(init_from: str | None, changes: Mapping[str, tuple[Any, Any]], state: str = "") -> None:
-    """Raises UserError where a run that goes on is told to start from something else than it did, as far as its config says.
+    """Raises UserError where a run that goes on is told to start from something else than it did, as far as its config
+    says.
 
-    state: `state_of_start` when it started, "" where its checkpoint does not say it. The same weights at another path are the same start.
+    state: `state_of_start` when it started, "" where its checkpoint does not say it. The same weights at another path
+    are the same start.
     """
     old = changes.get("init_from", (ABSENT,))[0]
     if old == ABSENT or (state and state_of_start(init_from) == state):

@@ -139,7 +139,8 @@ def newest_checkpoint(root: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def finish_saves(root: Path) -> list[tuple[Path, Path]]:
-    """After a kill between a save's last write and its rename: show the checkpoint. Call it only while no other process writes to `root`.
+    """After a kill between a save's last write and its rename: show the checkpoint. Call it only while no other process
+    writes to `root`.
 
     The renames, (from, to), for `hide_again`.
     """
@@ -155,7 +156,9 @@ def finish_saves(root: Path) -> list[tuple[Path, Path]]:
 
 
 def hide_again(shown: list[tuple[Path, Path]]) -> None:
-    """Take back what `finish_saves` did: a run that is refused leaves its folder as it was. What cannot be renamed stays, and is whole."""
+    """Take back what `finish_saves` did: a run that is refused leaves its folder as it was. What cannot be renamed
+    stays, and is whole.
+    """
     for aside, target in shown:
         with contextlib.suppress(OSError):
             os.rename(target, aside)

@@ -71,7 +71,9 @@ class Stopped(SystemExit):
 
 
 class StoppedBeforeTraining(Stopped):
-    """The end of a program that was told to stop while it got ready: `run_script` says the line, and takes back what a start that fails takes back."""
+    """The end of a program that was told to stop while it got ready: `run_script` says the line, and takes back what a
+    start that fails takes back.
+    """
 
 
 class AllDone(SystemExit):
@@ -87,9 +89,9 @@ def run_script(main: Callable[[], None]) -> None:
 
     So does a path that no system call takes, wherever it is met first: one that is too long, or whose links lead in a circle.
 
-    Data workers go with the end of `main`, whichever it is. After an error of any kind, or a stop before training, what was given to
-    `undo_if_failed` is called, the last first, and the processes of `fail_with` end too. Behind a launcher's report of
-    the end, the last line is said once more.
+    Data workers go with the end of `main`, whichever it is. After an error of any kind, or a stop before training, what
+    was given to `undo_if_failed` is called, the last first, and the processes of `fail_with` end too. Behind a
+    launcher's report of the end, the last line is said once more.
     """
     try:
         _run(main)

@@ -57,7 +57,8 @@ def check_folder(
 class FolderAhead(NamedTuple):
     """What a dry run knows of the folder in which its run would go on, in place of a `RunFolder`.
 
-    checkpoint: where it would resume from, None for a new run. changes: the options that it would change, name -> (old, new).
+    checkpoint: where it would resume from, None for a new run. changes: the options that it would change, name -> (old,
+    new).
     """
 
     checkpoint: Path | None
@@ -65,7 +66,9 @@ class FolderAhead(NamedTuple):
 
 
 def look_ahead(output_dir: str | None, name: str, config_yaml: str, resume: bool | str | None, program: str) -> FolderAhead:
-    """`check_folder`, and what a run with the options of `config_yaml` would change. Makes and changes nothing. Raises UserError."""
+    """`check_folder`, and what a run with the options of `config_yaml` would change. Makes and changes nothing. Raises
+    UserError.
+    """
     checkpoint = check_folder(output_dir, name, resume, program)
     return FolderAhead(checkpoint, changed_keys(read_config(checkpoint.parent), config_yaml) if checkpoint else {})
 
@@ -102,9 +105,11 @@ def end_if_all_is_done(output_dir: str | None, config_yaml: str, resume: bool | 
 
 
 def checkpoint_ahead(output_dir: str | None, resume: bool | str | None) -> Path | None:
-    """The checkpoint from which a run will go on, for what is to be read from it before the folder is opened; None for a start.
+    """The checkpoint from which a run will go on, for what is to be read from it before the folder is opened; None for
+    a start.
 
-    Raises UserError for one that is asked for by its name and is not whole, as `RunFolder.open` does, and refuses nothing else.
+    Raises UserError for one that is asked for by its name and is not whole, as `RunFolder.open` does, and refuses
+    nothing else.
     """
     wanted = resume_word(resume)
     if wanted in (None, "true", AUTO):

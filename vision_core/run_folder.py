@@ -218,7 +218,8 @@ class RunFolder:
         self._lock.release()
 
     def _leave_as_found(self, process: int, shown: list[tuple[Path, Path]]) -> None:
-        """Of an old run that was refused before `begin`, by `process`, not even a name or the lock's file is another one.
+        """Of an old run that was refused before `begin`, by `process`, not even a name or the lock's file is another
+        one.
 
         shown: the renames of `finish_saves`.
         """

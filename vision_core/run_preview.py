@@ -18,8 +18,8 @@ from vision_core.run_trainer import RunTrainer, check_warmup
 def preview(trainer: RunTrainer, checkpoint: str = "") -> list[str]:
     """Lines for the user. Draws one training batch, and one held-out batch, as the run would, with all that can go wrong in it.
 
-    checkpoint: from which the run would go on, "" for a new one. Raises UserError where the run would: for a checkpoint that it cannot take up, or a
-    sample that cannot be trained on.
+    checkpoint: from which the run would go on, "" for a new one. Raises UserError where the run would: for a checkpoint
+    that it cannot take up, or a sample that cannot be trained on.
     """
     loader, args = trainer.get_train_dataloader(), trainer.args
     steps = number_of_steps(trainer, len(loader))

@@ -93,7 +93,7 @@ def open_run(
 def look_at_run(
     options: TrainerOptions, name: str, program: str = "", check: Callable[[Path], None] | None = None
 ) -> tuple[FolderAhead | None, str]:
-    """For a dry run, what `open_run` is for a run: the folder as it is, on the main process, and the checkpoint to go on from, on every process.
+    """For a dry run: the folder as it is, on the main process; the checkpoint to go on from, on every process.
 
     Nothing is changed. Raises UserError where `open_run` would.
     """
@@ -110,8 +110,8 @@ class RunTrainer(SavingTrainer):
     """Trainer that writes into a run's folder.
 
     sampler: the order of the training samples; by default the Trainer's, a new permutation for every epoch.
-    run: on the main process, the folder that gets the metrics; of a dry run, what it knows of it. keep: whole checkpoints that stay, None for all.
-    facts: of the run, for its checkpoints (`trainer_resume.look_at_start`).
+    run: on the main process, the folder that gets the metrics; of a dry run, what it knows of it. keep: whole
+    checkpoints that stay, None for all. facts: of the run, for its checkpoints (`trainer_resume.look_at_start`).
     """
 
     def __init__(self, *args: Any, sampler: Sampler | None = None, facts: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
@@ -147,9 +147,10 @@ class RunTrainer(SavingTrainer):
             raise Stopped(stop.exit_status, line)
 
     def rehearse_resume(self, checkpoint: str, steps: int) -> None:
-        """What a start asks of `checkpoint`, "" for none, before the first of its `steps`; for a dry run. Raises UserError where the start would.
+        """For a dry run: what a start of `steps` asks of `checkpoint`, "" for none. Raises UserError where it would.
 
-        DeepSpeed loads weights and states while it makes its engine, so there they are looked at as far as headers and small files go.
+        DeepSpeed loads weights and states while it makes its engine, so there they are looked at as far as headers and
+        small files go.
         """
         if not checkpoint:
             return

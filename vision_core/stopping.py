@@ -25,8 +25,9 @@ class StopRequest:
     is not cut; a second Ctrl-C raises KeyboardInterrupt at once. Where a step and a save take longer than the grace time together,
     `breaks_off()` is true between the micro-batches of a step once any process was told to stop.
 
-    getting_ready: until `training_begins()` nothing has to be saved, so the first signal raises StoppedBeforeTraining wherever the
-    program is: models and checkpoints are loaded, images are read to judge by and caches are filled for minutes or hours.
+    getting_ready: until `training_begins()` nothing has to be saved, so the first signal raises StoppedBeforeTraining
+    wherever the program is: models and checkpoints are loaded, images are read to judge by and caches are filled for
+    minutes or hours.
     """
 
     def __init__(self, launchers: list[tuple[int, str]], grace_seconds: float = GRACE_SECONDS, getting_ready: bool = False) -> None:
@@ -52,7 +53,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def training_begins(self) -> None:
-        """From here on a signal is remembered, and what was done is saved first. Raises StoppedBeforeTraining for one that came before.
+        """From here on a signal is remembered, and what was done is saved first. Raises StoppedBeforeTraining for one
+        that came before.
 
         Every process calls it, once all are ready.
         """

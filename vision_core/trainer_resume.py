@@ -130,8 +130,8 @@ def look_at_start(
 ) -> dict[str, Any]:
     """Facts of the run for its checkpoints, held against those of the checkpoint from which it goes on. Prints what has changed.
 
-    run: on the main process; of a dry run, what it knows of its folder. Raises UserError where data has changed that must not, or the run is told to
-    start from something else than it did.
+    run: on the main process; of a dry run, what it knows of its folder. Raises UserError where data has changed that
+    must not, or the run is told to start from something else than it did.
     """
     if run is None:
         return {}

@@ -1,4 +1,6 @@
-"""dinov2.py, hurt between its last checkpoint and the published files: HOW OPTIONS..., where HOW is kill, for kill -9, or full, for a full disk."""
+"""dinov2.py, hurt between its last checkpoint and the published files: HOW OPTIONS..., where HOW is kill, for kill -9,
+or full, for a full disk.
+"""
 
 import os
 import resource

@@ -1,4 +1,5 @@
-"""A run of dinov2.py that is hurt between its last checkpoint and the published encoder is marked as finished only with that encoder.
+"""A run of dinov2.py that is hurt between its last checkpoint and the published encoder is marked as finished only with
+that encoder.
 
 A resume has no step left then, and what it publishes is what a run that was never hurt has published, to the byte.
 """

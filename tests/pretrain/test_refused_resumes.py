@@ -227,7 +227,9 @@ def test_changed_data_is_told_in_one_line_or_refused(finished, tmp_path):
 
 @pytest.mark.timeout(300)
 def test_weights_to_start_from_may_have_moved(finished, tmp_path):
-    """The same weights at another path are the same start, as in a real start so in a dry run; others are not, and the line says so."""
+    """The same weights at another path are the same start, as in a real start so in a dry run; others are not, and the
+    line says so.
+    """
     moved, others = tmp_path / "moved", tmp_path / "others"
     shutil.copytree(finished.folder, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*", ".lock", "config.yaml"))
     run, start = tmp_path / "run", ("--init_from", tmp_path / "start")

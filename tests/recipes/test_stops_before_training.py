@@ -1,4 +1,6 @@
-"""Real programs that are told to stop while they get ready: they leave within seconds, with the words and the status of a stop, and train nothing."""
+"""Real programs that are told to stop while they get ready: they leave within seconds, with the words and the status of
+a stop, and train nothing.
+"""
 
 import os
 import signal

@@ -55,7 +55,9 @@ def test_a_check_refuses_what_would_be_refused_and_makes_nothing():
 
 @pytest.mark.parametrize("damage", ["cut", "without a manifest"])
 def test_the_checkpoint_that_lies_ahead_is_a_whole_one(damage):
-    """`true` and `auto` take the one before it; the one that is asked for by its name is refused, and the bad file is named."""
+    """`true` and `auto` take the one before it; the one that is asked for by its name is refused, and the bad file is
+    named.
+    """
     old_run()
     whole, damaged = Path("run/checkpoint-10"), Path("run/checkpoint-20")
     bad = damaged / ("state.bin" if damage == "cut" else "MANIFEST.json")
