@@ -26,6 +26,7 @@ from recipes.kept_results import KeptResults
 from vision_core.checkpoints import write_text_atomically
 from vision_core.distributed import broadcast_text, is_main_process
 from vision_core.errors import UserError
+from vision_core.fail_together import fail_together
 from vision_core.images.ranges import range_notes
 from vision_core.images.splits import Splits
 from vision_core.printable import printable
@@ -114,6 +115,7 @@ def join_processes() -> torch.device:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(days=7))
+    fail_together()
     return device
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from encoders.evaluation.used_images import content_hash
 from recipes.conversations import Conversation
 from recipes.vlm_tasks import Task
-from vision_core.checkpoints import sync
 from vision_core.distributed import rank
 from vision_core.errors import UserError
 from vision_core.folder_checks import FINISHED
@@ -68,7 +67,7 @@ class KeptAnswers:
                 images = _digest_of_images(question.images)
                 told = {"reply": reply, "loss": loss, "tokens": tokens, "images": images}
                 self._lines.append({"key": self._key, "shown": shown, "question": number} | told)
-            sync(self._lines.path)
+            self._lines.sync()
         except OSError as error:
             raise UserError(f"{self._lines.path} cannot be written ({error.strerror}); make room, or give another --output_dir") from None
 

@@ -19,7 +19,8 @@ from vision_core.printable import say
 from vision_core.text_files import MAX_YAML_BYTES, read_bytes, yaml_value
 
 RESUME_KEY = "resume_from_checkpoint"
-HOW_IT_IS_RUN = (RESUME_KEY, "changed_data", "grace_seconds")  # say how a run starts and stops, not what it is
+# These say where a run is and how it starts and stops, not what it is. The folder may be named by another path.
+HOW_IT_IS_RUN = (RESUME_KEY, "output_dir", "changed_data", "grace_seconds")
 AUTO = "auto"  # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
 FINISHED = "finished.json"  # written last, once everything of the run stands in its folder
 PROGRAM_LINE = "# options of "  # begins the first line of a config.yaml, which names its program
@@ -201,7 +202,7 @@ def checkpoint_to_resume(path: Path, resume: str, warn: Callable[[str], None]) -
     if resume in ("true", AUTO):
         newest = checkpoints.newest_checkpoint(path, warn)
         if newest is None and resume == "true":
-            raise UserError(f"no whole checkpoint-<step> in {path}: start a new run with another --output_dir")
+            raise UserError(f"no whole checkpoint-<step> in {path}: --{RESUME_KEY} {AUTO} starts this run again from its first step")
         return newest
     reason = checkpoints.verify_checkpoint(Path(resume))
     if reason is not None:

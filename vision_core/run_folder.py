@@ -7,7 +7,6 @@ everything else has been checked, brings the folder back to its checkpoint; `fin
 by an error before anything but its config stands in it is taken away again, so that the command, mended, starts with the same --output_dir.
 """
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -179,7 +178,7 @@ class RunFolder:
         """Mark the run as done: everything that it was to leave stands in its folder. The last call before `close`. Raises CheckpointNotWritten."""
         with checkpoints.writing(self.path / FINISHED):
             self.sync_lines()
-            checkpoints.write_text_atomically(self.path / FINISHED, json.dumps({"step": self.step}) + "\n")
+            checkpoints.write_text_atomically(self.path / FINISHED, "{}\n")
 
     def sync_lines(self) -> None:
         """Bring metrics.jsonl and bad_samples.jsonl to the disk: what a checkpoint knows of must be there when it is. Raises OSError."""

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, SchedulerType, TrainerCallback, TrainingArguments
 
 from vision_core.checkpoint_fit import refuse_fewer_steps
 from vision_core.checkpoints import checkpoint_step
@@ -35,6 +35,7 @@ from vision_core.trainer_resume import (
     names_of_states,
     read_facts,
     refuse_other_weights,
+    take_over_rates,
     taken_up,
     write_facts,
 )
@@ -192,7 +193,7 @@ class RunTrainer(SavingTrainer):
 
     def write_beside(self, folder: Path) -> None:
         """What a resume asks of a checkpoint and the Trainer does not write, before `folder` is sealed."""
-        own = {"seed": self.args.seed, "samples of a step": self.samples_of_a_step(), "processes": self.args.world_size}
+        own = {"seed": self.args.seed, "samples of a step": self.samples_of_a_step()}
         names = names_of_states(self.model, self.optimizer)
         write_facts(folder, {**self.facts, **own, "optimizer": names})
 
@@ -205,12 +206,17 @@ class RunTrainer(SavingTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach().mean(), None, None
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The Trainer's; {} and no line in the log where it was broken off because the run was told to stop."""
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The Trainer's, with the step of a scheduler that goes by the loss. Where the evaluation was broken off because the run was
+        told to stop, {}, no line in the log and no such step: a resumed run evaluates again."""
         try:
-            return super().evaluate(*args, **kwargs)
+            return super()._evaluate(*args, **kwargs)
         except EvaluationBrokenOff:
             return {}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The Trainer's, which asks for it under a schedule that goes by the loss; no evaluation that was broken off is the best."""
+        return bool(metrics) and super()._determine_best_metric(metrics, trial)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The Trainer's own; a warm-up that was given in steps must end within the run, one given as a share leaves a run of one step its rate."""
@@ -232,6 +238,9 @@ class RunTrainer(SavingTrainer):
             load_scheduler(Path(checkpoint), self.lr_scheduler, len(self.optimizer.param_groups))
         if checkpoint is not None and isinstance(scheduler, LambdaLR):
             follow_schedule(scheduler, rates)
+        elif checkpoint is not None and not self.is_deepspeed_enabled:
+            schedule = SchedulerType(self.args.lr_scheduler_type).value
+            take_over_rates(Path(checkpoint), self.optimizer, self.model, schedule, self.changes)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with taken_up(resume_from_checkpoint, self.changes):

@@ -107,6 +107,23 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, model: nn
     optimizer.load_state_dict({"state": states, "param_groups": own["param_groups"]})
 
 
+def take_over_rates(checkpoint: Path, optimizer: torch.optim.Optimizer, model: nn.Module, schedule: str, changes: Changes) -> None:
+    """The learning rates of `checkpoint`, for a schedule that goes by the loss: what it has made of them stands in the optimizer alone.
+
+    Raises UserError where the run was given another rate, which such a schedule would not follow.
+    """
+    if "learning_rate" in changes:
+        old, new = changes["learning_rate"]
+        raise UserError(f"--learning_rate was {old} and is {new}: --lr_scheduler_type {schedule} goes on from the checkpoint's; give {old}")
+    facts, saved = read_facts(checkpoint), torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)
+    of_file = facts.get("optimizer") or names_of_states(model, optimizer)
+    rate_of = {of_file[number]: group["lr"] for group in saved["param_groups"] for number in group["params"]}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"][:1]:
+            group["lr"] = rate_of[names[id(parameter)]]
+
+
 def changed_course(facts: Mapping[str, Any], seed: int, global_batch: int) -> list[str]:
     """A line for each of these that makes a run that goes on differ from an uninterrupted one."""
     pairs = (("seed", seed), ("samples of a step", global_batch))

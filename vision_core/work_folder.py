@@ -16,10 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from vision_core.arguments import arguments_to_yaml, option
-from vision_core.checkpoints import make_readable, sync, write_text_atomically
+from vision_core.checkpoints import CheckpointNotWritten, is_write_error, make_readable, reason_of, sync, write_text_atomically
 from vision_core.errors import AllDone, UserError
 from vision_core.folder_checks import AUTO, FINISHED, RESUME_KEY, changed_keys, check_folder, holds_nothing, read_config
 from vision_core.launchers import is_first_launched
@@ -79,7 +77,6 @@ class WorkFolder:
         try:
             if run.is_old:
                 _compare(run.path, config_yaml)
-                run.changes.pop("output_dir", None)  # the same folder by another path
             work = cls(run, program)
             run.begin()
             work._mark()
@@ -103,8 +100,10 @@ class WorkFolder:
             self._mark({"status": status, "files": names})
             os.rename(self.path / UNFINISHED, self.path / FINISHED)
             sync(self.path)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+        except Exception as error:
+            if not (isinstance(error, CheckpointNotWritten) or is_write_error(error)):
+                raise
+            reason = reason_of(error.__cause__ if isinstance(error, CheckpointNotWritten) and error.__cause__ else error)
             free = shutil.disk_usage(self.path).free
             raise UserError(
                 f"{self.path} was not written: {reason}; {free / 1e6:.1f} MB are free; make room, then the same command with "
@@ -140,7 +139,6 @@ def _compare(path: Path, config_yaml: str) -> None:
     if not path.is_dir() or holds_nothing(path):
         return
     changes = changed_keys(read_config(path), config_yaml)
-    changes.pop("output_dir", None)
     if changes:
         raise UserError(
             f"{path} has other options than this command: {_in_words(changes)}; give those of {path / 'config.yaml'}, or another --output_dir"

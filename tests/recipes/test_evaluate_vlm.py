@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -254,6 +255,20 @@ def test_command_alone_and_in_two_processes(runs, model_folder, tmp_path):
     assert one == two and len(one) == 7 and {"blind", "shuffled", "images"} <= one[0].keys()
     assert json.loads((tmp_path / "one" / "results.json").read_text())["tasks"]
     assert Image.open(tmp_path / "one" / "figures" / "0.png").width > 300
+
+
+def test_what_one_process_of_two_meets_alone_ends_both_in_its_words(runs, model_folder, tmp_path):
+    """On a second machine the images of the task are not there."""
+    places = (tmp_path / "first", tmp_path / "second")
+    turns = [{"from": "human", "value": "what is it?"}, {"from": "gpt", "value": "a dog"}]
+    for place in places:
+        place.mkdir()
+    (places[0] / "rows.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+    arguments = ("--model", model_folder, "--tasks", "llava:rows.jsonl", "--output_dir", tmp_path / "out")
+    first, second = runs.start_two(SCRIPT, *arguments, folders=places)
+    began = time.monotonic()
+    assert second.wait() == 2 and "rows.jsonl" in second.printed.splitlines()[-1]
+    assert first.wait(30) == 2 and "Traceback" not in first.printed and time.monotonic() - began < 60
 
 
 def test_mistakes_are_said_before_anything_is_loaded(runs, model_folder):

@@ -1,6 +1,8 @@
 """Evaluations that are killed, and started again by the same command: the answers and results are those of a run that was not hurt."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -10,6 +12,8 @@ from recipes.small_default import write_small_default
 from recipes.vlm_answers import answer_and_score, asked_question
 from recipes.vlm_benchmarks import open_task
 from recipes.vlm_models import load_model
+from vision_core import json_lines
+from vision_core.errors import UserError
 
 VLM, ENCODER, COMPARE = "recipes/evaluate_vlm.py", "recipes/evaluate_encoder.py", "recipes/compare_encoders.py"
 AUTO = ("--resume_from_checkpoint", "auto")
@@ -87,6 +91,19 @@ def test_kept_answers_are_those_of_one_model_task_and_image(model, model_folder,
     for other in (header_of("another model", task, 2, 0), header_of(header["model"], task, 3, 0), header_of(header["model"], task, 2, 8)):
         assert len(KeptAnswers(tmp_path, other)) == 0
     assert len(KeptAnswers(tmp_path, header_of(header["model"], open_task("scenes?count=4&split=held_out"), 2, 0))) == 0
+
+
+def test_answers_that_are_not_on_the_disk_end_the_evaluation(model, model_folder, tmp_path, monkeypatch):
+    """Once the disk is full the lines wait in memory, where a kill would find them."""
+    task = open_task("scenes?count=5&split=held_out")
+    kept = KeptAnswers(tmp_path, header_of(model_fingerprint(model_folder, "cpu"), task, 2, 0))
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(json_lines, "_append_whole", full)
+    with pytest.raises(UserError, match="answers-0000.jsonl cannot be written .No space left on device.; make room"):
+        answer_and_score(*model, task, "images", 2, kept=kept)
 
 
 def test_a_model_is_known_by_every_byte_of_its_files(model_folder, tmp_path):

@@ -66,3 +66,9 @@ def test_the_checkpoint_that_lies_ahead_is_a_whole_one(damage):
     assert checkpoint_ahead("run", None) is None and checkpoint_ahead(None, "run/checkpoint-7") is None
     with pytest.raises(UserError, match=f"{damaged} is no whole checkpoint: {bad.name}"):
         checkpoint_ahead(None, str(damaged))
+
+
+def test_the_folder_may_be_named_by_another_path():
+    """Where a run is and how it is started are not what it is."""
+    old, new = "output_dir: outputs/a\ngrace_seconds: 30\nseed: 0\n", "output_dir: /data/outputs/a\ngrace_seconds: 60\nseed: 1\n"
+    assert changed_keys(old, new) == {"seed": (0, 1)}

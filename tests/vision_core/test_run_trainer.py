@@ -67,6 +67,45 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+PLATEAU = {"lr_scheduler_type": "reduce_lr_on_plateau", "learning_rate": 1e-7, "eval_steps": 1, "save_steps": 14}
+
+
+def rates(folder: Path) -> list[float]:
+    return [line["learning_rate"] for line in metrics(folder) if "learning_rate" in line]
+
+
+def test_a_schedule_that_goes_by_the_loss_goes_on_from_the_checkpoints_rate(trainer, tmp_path):
+    """Its rate stands in the optimizer alone: transformers' ReduceLROnPlateau has no formula of the step."""
+    values, held_out = [1.0] * 18, [2.0]
+    for folder in ("whole", "run"):
+        made, checkpoint = trainer(values, held_out=held_out, max_steps=18, output_dir=str(tmp_path / folder), **PLATEAU)
+        run(made, checkpoint)
+        made.run.close()
+    assert rates(tmp_path / "whole")[-1] < 2e-8, "the loss does not fall, so the rate does"
+    again = {"output_dir": str(tmp_path / "run"), "resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-14")}
+    made, checkpoint = trainer(values, held_out=held_out, max_steps=18, **PLATEAU, **again)
+    run(made, checkpoint)
+    made.run.close()
+    assert rates(tmp_path / "run") == rates(tmp_path / "whole")
+    made, checkpoint = trainer(values, held_out=held_out, max_steps=18, **{**PLATEAU, "learning_rate": 1e-3}, **again)
+    made.run.changes["learning_rate"] = (1e-7, 1e-3)
+    with pytest.raises(UserError, match="--learning_rate was 1e-07 and is 0.001: --lr_scheduler_type reduce_lr_on_plateau"):
+        run(made, checkpoint)
+
+
+def test_a_stop_within_an_evaluation_saves_under_a_schedule_that_goes_by_the_loss(trainer, tmp_path):
+    class TellsWhileItIsJudged(Line):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            if not torch.is_grad_enabled() and not self.training:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().forward(x)
+
+    made, checkpoint = trainer([1.0] * 18, TellsWhileItIsJudged(), [2.0] * 3, max_steps=18, **PLATEAU)
+    with pytest.raises(Stopped):
+        run(made, checkpoint)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
 def test_every_option_reaches_the_trainer():
     assert {field.name for field in dataclasses.fields(TrainerOptions)} == {*PASSED_ON, *ABOUT_FOLDERS}
     options = TrainerOptions(learning_rate=0.25, weight_decay=0.125, warmup_steps=7, max_grad_norm=0.5, seed=11, max_steps=3)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from vision_core.arguments import option
 from vision_core.errors import AllDone, UserError
 from vision_core.folder_kinds import folder_kind, refuse_folder
+from vision_core.publishing import published
 from vision_core.work_folder import WorkFolder, check_work, config_of, resume_option
 
 PROGRAM = "recipes/some.py"
@@ -159,13 +161,20 @@ def test_the_status_of_finished_work_is_said_again():
     assert done.value.code == 1
 
 
-def test_what_cannot_be_written_is_one_line_and_leaves_unfinished_work():
+@pytest.mark.parametrize("kind", ["python", "tokenizers", "a whole folder"])
+def test_what_cannot_be_written_is_one_line_and_leaves_unfinished_work(kind):
+    """A full disk is an OSError, in tokenizers an Exception of no kind, and behind `published` this project's own error of an inner folder."""
+
     def full(folder: Path) -> None:
         (folder / "model.safetensors").write_text("half")
-        raise OSError(28, "No space left on device")
+        if kind == "tokenizers":
+            raise Exception("No space left on device (os error 28)")
+        with published(folder) if kind == "a whole folder" else nullcontext():
+            raise OSError(28, "No space left on device")
 
     work = opened()
-    with pytest.raises(UserError, match="out was not written: No space left on device; .* MB are free; make room") as refused:
+    line = "out was not written: No space left on device.*; .* MB are free; make room, .* --output_dir out --resume_from_checkpoint auto"
+    with pytest.raises(UserError, match=line) as refused:
         work.publish(full)
     work.close()
     assert "\n" not in str(refused.value) and not list(Path("out").glob(".tmp-*"))
