@@ -73,7 +73,7 @@ UNTRAINED_NOTE = (
 )
 
 
-def write_card(
+def write_fused_card(
     folder: Path,
     model: FusedVisionModel | FusionVlmForConditionalGeneration,
     *,

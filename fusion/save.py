@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fusion.card import UNTRAINED_DATA, UNTRAINED_NOTE, write_card
+from fusion.card import UNTRAINED_DATA, UNTRAINED_NOTE, write_fused_card
 from fusion.image_processing_fusion import FusionImageProcessor
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
@@ -39,4 +39,4 @@ def save_fused(
         processor.save_pretrained(aside)
         if stub:
             write_stub(aside)
-        write_card(aside, model, command=command, data=data, note=note)
+        write_fused_card(aside, model, command=command, data=data, note=note)
