@@ -6,7 +6,7 @@ import torch
 from fusion import SpatialVisionAggregator
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 from fusion.connectors.geometry import ImageLayout
-from fusion.connectors.spatial_vision_aggregator import cut_windows
+from fusion.connectors.spatial_vision_aggregator import split_into_windows
 from vision_core.errors import UserError
 
 # specs: hidden size, layers in the language model, millions of parameters of the table
@@ -30,9 +30,9 @@ def test_released_sizes(name):
     assert millions(connector) + count * millions(layer) == pytest.approx(total, abs=0.1)
 
 
-def test_windows_are_cut_as_the_docstring_says():
+def test_windows_are_split_as_the_docstring_says():
     patch_map, grid, r = torch.randn(2, 3, 6, 6), 2, 3
-    windows = cut_windows(patch_map, grid)
+    windows = split_into_windows(patch_map, grid)
     for b in range(2):
         for i in range(grid):
             for j in range(grid):
