@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fusion.connectors.geometry import Box, ImageLayout
+from fusion.connectors.geometry import Box, ImageLayout, nearest_grid
 from fusion.connectors.windows import EncodedImage, VisionWindows
 from vision_core.errors import UserError
 
@@ -136,11 +136,10 @@ class Connector(nn.Module):
     def _refuse_uneven_grids(self) -> None:
         for index, side in enumerate(self.encoder_grids):
             if side % self.grid:
-                nearest = max(round(side / self.grid), 1) * self.grid
                 raise UserError(
                     f"encoder {index} hands on a grid of {side} x {side}, which the connector's "
-                    f"{self.grid} x {self.grid} does not divide; hand on {nearest} or choose a grid "
-                    f"that divides {side}"
+                    f"{self.grid} x {self.grid} does not divide; hand on {nearest_grid(side, self.grid)} or "
+                    f"choose a grid that divides {side}"
                 )
 
     def _require(self, is_met: bool, need: str) -> None:

@@ -81,6 +81,11 @@ def _published_span(length: int, side: int, grid: int) -> tuple[int, int]:
     return padding, grid - padding
 
 
+def nearest_grid(side: int, grid: int) -> int:
+    """The multiple of `grid` that is nearest to `side`, and at least `grid`."""
+    return max(round(side / grid), 1) * grid
+
+
 @dataclass(frozen=True)
 class ImageLayout:
     """Where the images of a batch lie on any grid.
