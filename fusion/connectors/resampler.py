@@ -36,7 +36,7 @@ class Resampler(Connector):
     ) -> None:
         if width % num_heads:
             raise UserError(
-                f"the resampler's width of {width} is no multiple of its {num_heads} heads; change one of them"
+                f"the resampler's width of {width} is not a multiple of its {num_heads} heads; change one of them"
             )
         self.fixed_tokens = num_queries
         super().__init__(encoder_widths, encoder_grids, hidden_size, grid, newline=newline)

@@ -178,7 +178,7 @@ class SpatialVisionAggregator(Connector):
 def _check_options(width: int, num_heads: int, depth: int, context: str, path: str) -> None:
     if width % num_heads:
         raise UserError(
-            f"the aggregator's width of {width} is no multiple of its {num_heads} heads; change one of them"
+            f"the aggregator's width of {width} is not a multiple of its {num_heads} heads; change one of them"
         )
     if context not in ("first", "all") or path not in ("fast", "plain"):
         raise UserError(

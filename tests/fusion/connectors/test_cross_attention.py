@@ -212,7 +212,7 @@ def test_windows_split_by_image_and_join_again(shaken):
     parts = windows.split([2, 4])
     parts[0].masks = (None, None)  # an image without padding among others that have some
     joined = VisionWindows.join(parts)
-    assert torch.equal(joined.image, windows.image_index)
+    assert torch.equal(joined.image_index, windows.image_index)
     assert torch.equal(joined.context, windows.context)
     assert all(torch.equal(one, other) for one, other in zip(joined.tokens, windows.tokens, strict=True))
     assert joined.masks[0] is None

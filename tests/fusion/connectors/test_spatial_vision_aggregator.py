@@ -122,7 +122,7 @@ def test_context_is_of_the_first_encoder_or_of_all():
             "encoder 0 hands on a grid of 4 x 4, which the connector's 3 x 3 does not divide; hand on 3 ",
         ),
         ({"group_grids": (3,)}, "multiples of the group's 3"),
-        ({"num_heads": 3}, "no multiple of its 3 heads"),
+        ({"num_heads": 3}, "not a multiple of its 3 heads"),
         ({"depth": 0}, "depth of 1 or more"),
         ({"context": "some"}, "context is 'first' or 'all'"),
     ],
