@@ -204,17 +204,3 @@ def test_half_precision_stays_near_single(shaken):
         )
         assert result.dtype == torch.bfloat16
         assert (result.float() - single).norm() / single.norm() < 0.02
-
-
-def test_windows_split_by_image_and_join_again(shaken):
-    _, windows, _ = make((1, 4), shaken, masked=True)
-    windows.image_index = torch.tensor([0, 0, 1, 1, 1, 1])
-    parts = windows.split([2, 4])
-    parts[0].masks = (None, None)  # an image without padding among others that have some
-    joined = VisionWindows.join(parts)
-    assert torch.equal(joined.image_index, windows.image_index)
-    assert torch.equal(joined.context, windows.context)
-    assert all(torch.equal(one, other) for one, other in zip(joined.tokens, windows.tokens, strict=True))
-    assert joined.masks[0] is None
-    assert joined.masks[1][:2].all()
-    assert torch.equal(joined.masks[1][2:], windows.masks[1][2:])
