@@ -180,7 +180,7 @@ def convert(
 
 def fuse_released_encoders(published: Mapping[str, Any], encoders: Iterable[str]) -> FusedVisionModel:
     """Load the encoders, and make the connector that a released config describes."""
-    loaded = [load_with_options(text) for text in encoders]
+    loaded = list(map(load_with_options, encoders))
     grid = math.isqrt(int(published["image_token_len"]))
     vision_model, _ = fuse_encoders(
         [encoder for encoder, _ in loaded],

@@ -69,15 +69,15 @@ def fuse(
     args: FuseArguments, options: dict[str, Any], hidden_size: int
 ) -> tuple[FusedVisionModel, FusionImageProcessor]:
     """Load the encoders and fuse them; options: the connector's."""
-    loaded = [load_with_options(text) for text in args.encoders]
+    encoders, given_grids = zip(*map(load_with_options, args.encoders), strict=True)
     say_now(f"making the connector {args.connector} ...")
-    own_grids = [own_grid(encoder) for encoder, _ in loaded]
+    own_grids = list(map(own_grid, encoders))
     grid = args.grid or min(own_grids)
     encoder_grids = []
-    for (_, given), own in zip(loaded, own_grids, strict=True):
+    for own, given in zip(own_grids, given_grids, strict=True):
         encoder_grids.append(given or nearest_grid(own, grid))
     return fuse_encoders(
-        [encoder for encoder, _ in loaded],
+        encoders,
         hidden_size=hidden_size,
         connector=args.connector,
         connector_options=options,

@@ -56,13 +56,13 @@ class MultiEncoderAttention(nn.Module):
         self.scale = (width // num_heads) ** -0.5
         self.shared_norms = shared_norms
         self.window_sizes = tuple(window_sizes)
-        encoders = range(len(window_sizes))
+        num_encoders = len(window_sizes)
         self.q_norm = nn.LayerNorm(width)
         self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_norms = nn.ModuleList(nn.LayerNorm(width) for _ in encoders)
-        self.k_projs = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in encoders)
-        self.v_norms = None if shared_norms else nn.ModuleList(nn.LayerNorm(width) for _ in encoders)
-        self.v_projs = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in encoders)
+        self.k_norms = _norms(num_encoders, width)
+        self.k_projs = _projections(num_encoders, width)
+        self.v_norms = None if shared_norms else _norms(num_encoders, width)
+        self.v_projs = _projections(num_encoders, width)
         self.joint_softmax = JointSoftmax(self.window_sizes)
         self.o_proj = nn.Linear(width, width, bias=False)
 
@@ -125,6 +125,14 @@ class MultiEncoderAttention(nn.Module):
 
     def _v_norm(self, index: int) -> nn.LayerNorm:
         return (self.k_norms if self.v_norms is None else self.v_norms)[index]
+
+
+def _norms(count: int, width: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
+
+
+def _projections(count: int, width: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(count))
 
 
 class JointSoftmax(nn.Module):

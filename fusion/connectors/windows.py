@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,17 +72,32 @@ class VisionWindows:
 
     def of_queries(self, chosen: Tensor) -> VisionWindows:
         """The windows of some queries; chosen: their numbers `[n]`."""
-        tokens = tuple(each[chosen] for each in self.tokens)
-        masks = tuple(None if mask is None else mask[chosen] for mask in self.masks)
-        return VisionWindows(tokens, masks, self.context, self.image_index[chosen])
+
+        def choose(tensor: Tensor) -> Tensor:
+            return tensor[chosen]
+
+        tokens = _apply(choose, self.tokens)
+        masks = _apply(choose, self.masks)
+        return VisionWindows(tokens, masks, self.context, choose(self.image_index))
 
     def to(self, device: torch.device) -> VisionWindows:
         """The windows on another device, for language models whose layers lie on several."""
         if self.context.device == device:
             return self
-        tokens = tuple(each.to(device) for each in self.tokens)
-        masks = tuple(None if mask is None else mask.to(device) for mask in self.masks)
-        return VisionWindows(tokens, masks, self.context.to(device), self.image_index.to(device))
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device)
+
+        tokens = _apply(move, self.tokens)
+        masks = _apply(move, self.masks)
+        return VisionWindows(tokens, masks, move(self.context), move(self.image_index))
+
+
+def _apply(
+    function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Apply a function to each encoder's tensor; None stays None."""
+    return tuple(None if tensor is None else function(tensor) for tensor in tensors)
 
 
 def _join_masks(masks: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | None:
