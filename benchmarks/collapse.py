@@ -1,11 +1,12 @@
-"""DINO's two collapses, shown: without centering few prototypes take all images, without sharpening
-all images get the same targets.
+"""Show the two collapses of DINO: without centering few prototypes take all images, without
+sharpening all images get the same targets.
 
     python benchmarks/collapse.py --output_dir outputs/collapse
 
-trains short runs on the embedded scenes with the DINO loss alone (no KoLeo, no iBOT): with centering and sharpening, with one of them,
-with none (Caron et al. 2021, sec. 5.3 and figure 7), and two with other mistakes. It prints a table of the last health figures with the
-step of each alarm, and writes collapse.png. A run that has finished in its folder is not trained again.
+trains short runs on the embedded scenes with the DINO loss alone (no KoLeo, no iBOT): with centering
+and sharpening, with one of them, with neither (Caron et al. 2021, sec. 5.3 and figure 7), and two
+with other mistakes. It prints a table of the last health figures with the step of each alarm, and
+writes collapse.png. A run that has finished in its folder is not trained again.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
@@ -23,10 +26,22 @@ from encoders.pictures.sheets import contact_sheet
 
 NUM_PROTOTYPES = 1024
 COMMON = {
-    "eval_dataset": "none", "koleo_loss_weight": 0, "ibot_loss_weight": 0, "centering": "softmax", "num_prototypes": NUM_PROTOTYPES,
-    "per_device_train_batch_size": 32, "learning_rate": 4e-4, "ema_momentum": 0.99, "center_momentum": 0.5, "grayscale_probability": 0.2,
-    "warmup_steps": 20, "logging_steps": 10, "health_steps": 10, "save_steps": 1000, "save_total_limit": 1,
-}  # fmt: skip
+    "eval_dataset": "none",
+    "koleo_loss_weight": 0,
+    "ibot_loss_weight": 0,
+    "centering": "softmax",
+    "num_prototypes": NUM_PROTOTYPES,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 4e-4,
+    "ema_momentum": 0.99,
+    "center_momentum": 0.5,
+    "grayscale_probability": 0.2,
+    "warmup_steps": 20,
+    "logging_steps": 10,
+    "health_steps": 10,
+    "save_steps": 1000,
+    "save_total_limit": 1,
+}
 NO_CENTERING = {"center_momentum": 1.0}  # the center stays 0
 NO_SHARPENING = {"teacher_temp": 0.1, "warmup_teacher_temp": 0.1}  # the student's own temperature
 RUNS = {
@@ -47,6 +62,8 @@ COLUMNS = (
     "rankme",
 )
 
+Checks = dict[str, list[dict]]  # name of a run: its lines with health figures
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -61,48 +78,56 @@ def main() -> None:
             train(folder, options | {"max_steps": args.max_steps, "seed": args.seed})
         checks[name] = read_checks(folder)
     print(table(checks))
-    pictures = [
-        curve_picture(curves(checks, "dino_loss"), "DINO loss", "nats", {"ln K": math.log(NUM_PROTOTYPES)}),
-        curve_picture(
-            curves(checks, "prototypes_in_use"), "Prototypes in use", "share of the greatest value"
-        ),
-        curve_picture(curves(checks, "information"), "Information of the targets about the image", "nats"),
-        curve_picture(curves(checks, "feature_cosine"), "Cosine of two images' features", "mean"),
-    ]
-    contact_sheet([pictures[:2], pictures[2:]]).save(args.output_dir / "collapse.png")
-    print(f"picture: {args.output_dir / 'collapse.png'}")
+    picture = args.output_dir / "collapse.png"
+    draw_curves(checks).save(picture)
+    print(f"picture: {picture}")
 
 
 def train(folder: Path, options: dict) -> None:
-    """One run of the script, as a user starts it."""
-    words = [word for name, value in (COMMON | options).items() for word in (f"--{name}", str(value))]
-    subprocess.run(
-        [sys.executable, str(ROOT / "pretrain" / "dinov2.py"), *words, "--output_dir", str(folder)],
-        check=True,
-    )
+    """Train one run of the script, as a user starts it."""
+    command = [sys.executable, str(ROOT / "pretrain" / "dinov2.py"), "--output_dir", str(folder)]
+    for name, value in (COMMON | options).items():
+        command += [f"--{name}", str(value)]
+    subprocess.run(command, check=True)
 
 
 def read_checks(folder: Path) -> list[dict]:
-    """The lines of metrics.jsonl that hold health figures."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """Read the lines of metrics.jsonl that hold health figures."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if "health_rankme" in line]
 
 
-def curves(checks: dict[str, list[dict]], name: str) -> dict[str, tuple[list[int], list[float]]]:
+def draw_curves(checks: Checks) -> Image.Image:
+    loss = curve_picture(curves(checks, "dino_loss"), "DINO loss", "nats", {"ln K": math.log(NUM_PROTOTYPES)})
+    in_use = curve_picture(
+        curves(checks, "prototypes_in_use"), "Prototypes in use", "share of the greatest value"
+    )
+    information = curve_picture(
+        curves(checks, "information"), "Information of the targets about the image", "nats"
+    )
+    cosine = curve_picture(curves(checks, "feature_cosine"), "Cosine of two images' features", "mean")
+    return contact_sheet([[loss, in_use], [information, cosine]])
+
+
+def curves(checks: Checks, name: str) -> dict[str, tuple[list[int], list[float]]]:
     """One figure of every run, as run -> (steps, values)."""
-    return {
-        run: ([line["step"] for line in lines], [line[f"health_{name}"] for line in lines])
-        for run, lines in checks.items()
-    }
+    of_runs = {}
+    for run, lines in checks.items():
+        steps = [line["step"] for line in lines]
+        of_runs[run] = (steps, [line[f"health_{name}"] for line in lines])
+    return of_runs
 
 
-def table(checks: dict[str, list[dict]]) -> str:
-    """Markdown: the last figures of every run, and what was flagged when."""
+def table(checks: Checks) -> str:
+    """Markdown: the last figures of every run, and the steps of its alarms."""
     rows = ["| run | " + " | ".join(COLUMNS) + " | alarms (step) |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name, lines in checks.items():
         values = [f"{lines[-1][f'health_{column}']:.3f}" for column in COLUMNS]
-        alarms = ", ".join(f"{alarm} ({line['step']})" for line in lines for alarm in line.get("alarms", []))
-        rows.append(f"| {name} | " + " | ".join(values) + f" | {alarms or 'none'} |")
+        alarms = []
+        for line in lines:
+            for alarm in line.get("alarms", []):
+                alarms.append(f"{alarm} ({line['step']})")
+        rows.append(f"| {name} | " + " | ".join(values) + f" | {', '.join(alarms) or 'none'} |")
     return "\n".join(rows)
 
 

@@ -1,7 +1,7 @@
 """What extraction costs beside the model: features of images in memory through the cache, against
 the bare model on the same pixels, in turns.
 
-python benchmarks/extraction_overhead.py
+    python benchmarks/extraction_overhead.py
 """
 
 import sys
@@ -21,7 +21,10 @@ from encoders.evaluation.features import vector_features
 from encoders.preprocess import ImageTransform
 from vision_core.images.source import ImageRecord, ImageSource
 
-IMAGES, SIDE, BATCH, TURNS = 256, 224, 32, 3
+IMAGES = 256
+SIDE = 224  # pixels
+BATCH = 32
+TURNS = 3
 
 
 class InMemory(ImageSource):
@@ -42,32 +45,48 @@ class InMemory(ImageSource):
         return str(index)
 
 
+def vit_small() -> Dinov2Model:
+    config = Dinov2Config(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=SIDE, patch_size=16
+    )
+    return Dinov2Model(config).eval()
+
+
+def seconds_of_model(model: Dinov2Model, pixels: torch.Tensor) -> float:
+    start = time.perf_counter()
+    with torch.no_grad():
+        for batch in pixels.split(BATCH):
+            model(batch)
+    return time.perf_counter() - start
+
+
+def seconds_of_extraction(encoder: TransformersEncoder, source: ImageSource) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        cached_features(encoder, source, vector_features, "vectors", Path(folder), batch_size=BATCH)
+        return time.perf_counter() - start
+
+
 def main() -> None:
     torch.manual_seed(0)
-    model = Dinov2Model(
-        Dinov2Config(
-            hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=SIDE, patch_size=16
-        )
-    ).eval()
-    source, encoder = InMemory(), TransformersEncoder(model, ImageTransform((SIDE, SIDE))).freeze()
+    model = vit_small()
+    source = InMemory()
+    encoder = TransformersEncoder(model, ImageTransform((SIDE, SIDE))).freeze()
     pixels = encoder.transform.pixels(source.images)
-    bare, whole = [], []
+    model_seconds = []
+    extraction_seconds = []
     for _ in range(TURNS):
-        start = time.perf_counter()
-        with torch.no_grad():
-            for batch in pixels.split(BATCH):
-                model(batch)
-        bare.append(time.perf_counter() - start)
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            cached_features(encoder, source, vector_features, "vectors", Path(folder), batch_size=BATCH)
-            whole.append(time.perf_counter() - start)
-    bare_time, whole_time = min(bare), min(whole)
+        model_seconds.append(seconds_of_model(model, pixels))
+        extraction_seconds.append(seconds_of_extraction(encoder, source))
+    bare = min(model_seconds)
+    extraction = min(extraction_seconds)
     print(
-        f"ViT-S/16, {IMAGES} images of {SIDE} x {SIDE} pixels, batches of {BATCH}, {torch.get_num_threads()} threads, best of {TURNS} turns"
+        f"ViT-S/16, {IMAGES} images of {SIDE} x {SIDE} pixels, batches of {BATCH}, "
+        f"{torch.get_num_threads()} threads, best of {TURNS} turns"
     )
     print(
-        f"bare model {bare_time:.2f} s, extraction into the cache {whole_time:.2f} s: {100 * (whole_time / bare_time - 1):+.1f} %"
+        f"bare model {bare:.2f} s, extraction into the cache {extraction:.2f} s: "
+        f"{100 * (extraction / bare - 1):+.1f} %"
     )
 
 

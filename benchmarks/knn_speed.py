@@ -1,7 +1,7 @@
 """How long weighted k-NN takes: 40,000 x 384 features searched by 8,000 queries, all published
 values of k at once, beside faiss where it is installed.
 
-python benchmarks/knn_speed.py
+    python benchmarks/knn_speed.py
 """
 
 import sys
@@ -16,17 +16,24 @@ from torch.nn import functional as F
 
 from encoders.evaluation.knn import PUBLISHED_KS, knn_accuracies
 
-BANK, QUERIES, WIDTH, CLASSES = 40_000, 8_000, 384, 10
+BANK = 40_000
+QUERIES = 8_000
+WIDTH = 384
+CLASSES = 10
 
 
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
-    bank, queries = (torch.randn(count, WIDTH, generator=generator) for count in (BANK, QUERIES))
-    labels, query_labels = torch.arange(BANK) % CLASSES, torch.arange(QUERIES) % CLASSES
+    bank = torch.randn(BANK, WIDTH, generator=generator)
+    queries = torch.randn(QUERIES, WIDTH, generator=generator)
+    labels = torch.arange(BANK) % CLASSES
+    query_labels = torch.arange(QUERIES) % CLASSES
     start = time.perf_counter()
     knn_accuracies(bank, labels, queries, query_labels)
+    seconds = time.perf_counter() - start
     print(
-        f"encoders.evaluation.knn: {time.perf_counter() - start:.1f} s for k = {', '.join(map(str, PUBLISHED_KS))}, {torch.get_num_threads()} threads"
+        f"encoders.evaluation.knn: {seconds:.1f} s for k = {', '.join(map(str, PUBLISHED_KS))}, "
+        f"{torch.get_num_threads()} threads"
     )
     try:
         import faiss

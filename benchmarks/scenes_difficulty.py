@@ -1,5 +1,5 @@
-"""How hard the embedded scenes are: k-NN accuracy of features that should fail and of a feature
-that should not, and the cost of a scene.
+"""How hard the embedded scenes are: the k-NN accuracy of features that should fail and of a feature
+that should not, and the time to draw a scene.
 
     python benchmarks/scenes_difficulty.py
 
@@ -23,63 +23,57 @@ from vision_core.scenes.draw import CATEGORIES, draw_scene  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=64, help="side of the scenes in pixels (default 64)")
-    parser.add_argument(
-        "--bank",
-        type=int,
-        default=4000,
-        help="training scenes: the k-NN bank, and what the convnet learns from (default 4000)",
-    )
-    parser.add_argument(
-        "--queries", type=int, default=1000, help="held-out scenes that are classified (default 1000)"
-    )
-    parser.add_argument("--neighbours", type=int, default=20, help="k of k-NN (default 20)")
-    parser.add_argument(
-        "--epochs", type=int, default=8, help="passes of the supervised convnet over the bank (default 8)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the scenes and of the networks (default 0)"
-    )
-    args = parser.parse_args()
-
+    args = parse_options()
     torch.manual_seed(args.seed)
     start = time.process_time()
     bank, bank_labels = draw_many(args.seed, args.bank, args.size, "train")
     print(f"milliseconds per scene of {args.size} px: {1000 * (time.process_time() - start) / args.bank:.2f}")
     queries, query_labels = draw_many(args.seed, args.queries, args.size, "held_out")
 
+    def print_accuracy(name: str, feature: Callable[[Tensor], Tensor]) -> None:
+        accuracy = knn_accuracy(feature(bank), bank_labels, feature(queries), query_labels, args.neighbours)
+        print(f"  {name:34s} {accuracy:6.1%}", flush=True)
+
     network = small_convnet(len(CATEGORIES))
-    features: dict[str, Callable[[Tensor], Tensor]] = {
-        "raw pixels": lambda images: (images - images.mean((1, 2, 3), keepdim=True)).flatten(1),
-        "colour histogram, 8 x 8 x 8": colour_histogram,
-        "random convolutions, mean pool": random_convolutions(),
-        "untrained convnet": in_batches(network[:-1]),
-    }
     print(
-        f"k-NN accuracy, k = {args.neighbours}, bank {args.bank}, queries {args.queries}, chance {1 / len(CATEGORIES):.1%}"
+        f"k-NN accuracy, k = {args.neighbours}, bank {args.bank}, queries {args.queries}, "
+        f"chance {1 / len(CATEGORIES):.1%}"
     )
-    for name, feature in features.items():
-        print(
-            f"  {name:34s} {knn_accuracy(feature(bank), bank_labels, feature(queries), query_labels, args.neighbours):6.1%}",
-            flush=True,
-        )
+    random_network = random_convolutions()
+    print_accuracy("raw pixels", centered_pixels)
+    print_accuracy("colour histogram, 8 x 8 x 8", colour_histogram)
+    print_accuracy("random convolutions, mean pool", random_network)
+    print_accuracy("untrained convnet", in_batches(network[:-1]))
     train(network, bank, bank_labels, args.epochs)
-    learned = in_batches(network[:-1])
-    print(
-        f"  {'supervised convnet, penultimate':34s} {knn_accuracy(learned(bank), bank_labels, learned(queries), query_labels, args.neighbours):6.1%}"
-    )
-    print(
-        f"supervised convnet, its own answers: {(in_batches(network)(queries).argmax(1) == query_labels).float().mean():.1%}"
-    )
+    print_accuracy("supervised convnet, penultimate", in_batches(network[:-1]))
+    is_right = in_batches(network)(queries).argmax(1) == query_labels
+    print(f"supervised convnet, its own answers: {is_right.float().mean():.1%}")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=64, help="side of the scenes in pixels (default 64)")
+    bank_help = "training scenes: the k-NN bank, and what the convnet learns from (default 4000)"
+    parser.add_argument("--bank", type=int, default=4000, help=bank_help)
+    queries_help = "held-out scenes that are classified (default 1000)"
+    parser.add_argument("--queries", type=int, default=1000, help=queries_help)
+    parser.add_argument("--neighbours", type=int, default=20, help="k of k-NN (default 20)")
+    epochs_help = "passes of the supervised convnet over the bank (default 8)"
+    parser.add_argument("--epochs", type=int, default=8, help=epochs_help)
+    seed_help = "seed of the scenes and of the networks (default 0)"
+    parser.add_argument("--seed", type=int, default=0, help=seed_help)
+    return parser.parse_args()
 
 
 def draw_many(seed: int, count: int, size: int, split: str) -> tuple[Tensor, Tensor]:
-    """Images [count, 3, size, size] in [0, 1] and labels [count]."""
-    scenes = [draw_scene(seed, index, size, split) for index in range(count)]
-    return torch.stack([scene.image for scene in scenes]).float() / 255, torch.tensor(
-        [scene.category for scene in scenes]
-    )
+    """Draw images `[count, 3, size, size]` in [0, 1] and their labels `[count]`."""
+    images = []
+    labels = []
+    for index in range(count):
+        scene = draw_scene(seed, index, size, split)
+        images.append(scene.image)
+        labels.append(scene.category)
+    return torch.stack(images).float() / 255, torch.tensor(labels)
 
 
 def knn_accuracy(
@@ -90,8 +84,8 @@ def knn_accuracy(
     neighbours: int,
     temperature: float = 0.07,
 ) -> float:
-    """Share of queries whose weighted vote is right: cosine similarity, weights exp(similarity /
-    temperature) (Wu et al. 2018, section 3.4)."""
+    """The share of queries whose weighted vote is right: cosine similarity, weights
+    exp(similarity / temperature) (Wu et al. 2018, section 3.4)."""
     similarity, nearest = (F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T).topk(neighbours)
     votes = torch.zeros(len(queries), int(bank_labels.max()) + 1).scatter_add_(
         1, bank_labels[nearest], (similarity / temperature).exp()
@@ -99,8 +93,13 @@ def knn_accuracy(
     return (votes.argmax(1) == query_labels).float().mean().item()
 
 
+def centered_pixels(images: Tensor) -> Tensor:
+    """Pixels without the mean of their image: `[B, 3 * H * W]`."""
+    return (images - images.mean((1, 2, 3), keepdim=True)).flatten(1)
+
+
 def colour_histogram(images: Tensor) -> Tensor:
-    """Shares of 8 x 8 x 8 colour bins, square-rooted (Hellinger): [B, 512]."""
+    """Shares of 8 x 8 x 8 colour bins, square-rooted (Hellinger): `[B, 512]`."""
     bins = (images * 7.999).long()
     bins = (bins[:, 0] * 64 + bins[:, 1] * 8 + bins[:, 2]).flatten(1)
     return torch.zeros(len(images), 512).scatter_add_(1, bins, torch.ones(bins.shape)).sqrt()

@@ -4,18 +4,13 @@ and backward pass.
     python benchmarks/sva_speed.py
 
 The shapes are those of Cambrian-1-8B: 576 queries, 1 + 1 + 1 + 16 keys each, width 1024, 3 layers
-of the connector and 10 layers in a language model of width 4096. The modes take turns, each in a
-process of its own, so that noise of the machine meets all alike and every peak is one mode's. The
-peak is that of the whole step above weights and inputs: activations, and the gradients as they
-come.
+of the connector and 10 layers in a language model of width 4096. The peak is that of the complete
+step above weights and inputs: activations, and the gradients as they come.
 """
 
 import argparse
-import ctypes
-import multiprocessing
-import statistics
 import sys
-import time
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -23,12 +18,19 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from tqdm import tqdm
 
-from fusion.connectors.cross_attention import VisionCrossAttentionLayer
+from benchmarks.side_by_side import answer_turns, medians, product_rate, take_turns
+from fusion.connectors.cross_attention import AttentionPath, VisionCrossAttentionLayer
 from fusion.connectors.windows import VisionWindows
 
-QUERIES, WINDOWS, WIDTH, HIDDEN, CONNECTOR_LAYERS, LLM_LAYERS = (576, (1, 1, 1, 16), 1024, 4096, 3, 10)
+QUERIES = 576
+WINDOWS = (1, 1, 1, 16)
+WIDTH = 1024
+HIDDEN_SIZE = 4096
+CONNECTOR_LAYERS = 3
+LLM_LAYERS = 10
+QUERY_WIDTHS = [WIDTH] * CONNECTOR_LAYERS + [HIDDEN_SIZE] * LLM_LAYERS
+# name of a mode: (attention path, whether its activations are checkpointed)
 MODES = {"plain": ("plain", False), "fast": ("fast", False), "fast, checkpointed": ("fast", True)}
 
 
@@ -36,76 +38,56 @@ def make(images: int, device: str) -> tuple[torch.nn.ModuleList, VisionWindows, 
     """All layers, what they look at, and the states of the language model's image positions."""
     torch.manual_seed(0)
     with torch.device(device):
-        widths = [WIDTH] * CONNECTOR_LAYERS + [HIDDEN] * LLM_LAYERS
-        layers = torch.nn.ModuleList(VisionCrossAttentionLayer(width, WIDTH, 16, WINDOWS) for width in widths)
+        layers = torch.nn.ModuleList()
+        for query_width in QUERY_WIDTHS:
+            layers.append(VisionCrossAttentionLayer(query_width, WIDTH, 16, WINDOWS))
         tokens = tuple(torch.randn(images * QUERIES, size, WIDTH, requires_grad=True) for size in WINDOWS)
         context = torch.randn(images, WIDTH, requires_grad=True)
-        image = torch.arange(images).repeat_interleave(QUERIES)
-        return (
-            layers,
-            VisionWindows(tokens, (None,) * len(WINDOWS), context, image),
-            torch.randn(images * QUERIES, HIDDEN),
-        )
+        image_index = torch.arange(images).repeat_interleave(QUERIES)
+        windows = VisionWindows(tokens, (None,) * len(WINDOWS), context, image_index)
+        return layers, windows, torch.randn(images * QUERIES, HIDDEN_SIZE)
 
 
-def step(layers: torch.nn.ModuleList, windows: VisionWindows, states: torch.Tensor, path: str) -> None:
-    """One forward and backward pass; the gradients of the one before are gone."""
-    layers.zero_grad(set_to_none=True)
-    windows = VisionWindows(
-        tuple(each.detach().requires_grad_() for each in windows.tokens),
-        windows.masks,
-        windows.context,
-        windows.image,
-    )
+def step(
+    layers: torch.nn.ModuleList, windows: VisionWindows, states: torch.Tensor, attention_path: AttentionPath
+) -> None:
+    """One forward and backward pass. Its gradients are freed, so that the next pass starts without
+    them."""
+    tokens = tuple(each.detach().requires_grad_() for each in windows.tokens)
+    windows = VisionWindows(tokens, windows.masks, windows.context, windows.image_index)
     queries = torch.ones(1, WIDTH, device=states.device)
     for layer in layers[:CONNECTOR_LAYERS]:
-        queries = layer(queries, windows, path)
+        queries = layer(queries, windows, attention_path)
     for layer in layers[CONNECTOR_LAYERS:]:
-        states = layer(states, windows, path)
+        states = layer(states, windows, attention_path)
     (queries.square().mean() + states.square().mean()).backward()
+    layers.zero_grad(set_to_none=True)
 
 
-def peak_bytes(device: str) -> int:
-    """The most memory that this process has held since the last reset."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM")
-    )
-
-
-def held_bytes(device: str) -> int:
-    """What it holds now; the peak is counted from here on."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    ctypes.CDLL("libc.so.6").malloc_trim(
-        0
-    )  # what the allocator keeps for later would hide part of the next peak
-    Path("/proc/self/clear_refs").write_text("5")
-    return next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmRSS")
-    )
-
-
-def serve(mode: str, images: int, device: str, turns: Connection) -> None:
-    """A process of one mode: a step for every message, answered with its seconds and its peak above
-    what lay there before."""
-    path, checkpointed = MODES[mode]
+def serve(mode: str, images: int, device: str, connection: Connection) -> None:
+    """The process of one mode: a step for every message."""
+    attention_path, is_checkpointed = MODES[mode]
     layers, windows, states = make(images, device)
     for layer in layers:
-        layer.gradient_checkpointing = checkpointed
-    while turns.recv():
-        layers.zero_grad(set_to_none=True)
-        before, started = held_bytes(device), time.perf_counter()
-        step(layers, windows, states, path)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        turns.send((time.perf_counter() - started, peak_bytes(device) - before))
+        layer.gradient_checkpointing = is_checkpointed
+    one_step = partial(step, layers, windows, states, attention_path)
+    answer_turns(connection, device, one_step, from_zero=False)
+
+
+def plain_flops(images: int) -> float:
+    """Operations of the products of a plain step, forward and backward."""
+    keys_and_values = 2 * sum(WINDOWS) * WIDTH
+    per_query = 0
+    for query_width in QUERY_WIDTHS:
+        per_query += 2 * WIDTH * (keys_and_values + 5 * WIDTH + 2 * query_width)
+    return 3.0 * images * QUERIES * per_query
+
+
+def largest_product_rate(images: int, device: str) -> float:
+    """Operations per second of the product that makes the keys of the largest windows."""
+    tokens = torch.randn(images * QUERIES * max(WINDOWS), WIDTH, device=device)
+    weight = torch.randn(WIDTH, WIDTH, device=device)
+    return product_rate(tokens, weight.T)
 
 
 def main() -> None:
@@ -116,63 +98,23 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    pipes = {}
-    for mode in MODES:
-        pipes[mode], other = context.Pipe()
-        context.Process(target=serve, args=(mode, args.images, args.device, other), daemon=True).start()
-    results = {mode: [] for mode in MODES}
-    for turn in tqdm(range(args.turns + 1), desc="turns"):
-        for mode, pipe in pipes.items():
-            pipe.send(True)
-            seconds_and_bytes = pipe.recv()
-            if turn:  # the first one warms up
-                results[mode].append(seconds_and_bytes)
-    for pipe in pipes.values():
-        pipe.send(False)
+    variants = {mode: (mode, args.images, args.device) for mode in MODES}
+    results = take_turns(serve, variants, args.turns)
     print(
         f"{args.images} image(s) on {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     plain_seconds, plain_peak = medians(results["plain"])
-    rate = matmul_rate(args.images, args.device)
+    step_rate = plain_flops(args.images) / plain_seconds
+    rate = largest_product_rate(args.images, args.device)
     print(
-        f"plain: {plain_flops(args.images) / plain_seconds / 1e9:.0f} GFLOP/s; its largest product alone, forward: {rate / 1e9:.0f} GFLOP/s"
+        f"plain: {step_rate / 1e9:.0f} GFLOP/s; its largest product alone, forward: {rate / 1e9:.0f} GFLOP/s"
     )
-    for mode, done in results.items():
-        seconds, peak = medians(done)
+    for mode, turns in results.items():
+        seconds, peak = medians(turns)
         print(
-            f"{mode:19s} {seconds:6.2f} s, {plain_seconds / seconds:4.2f} x as fast; {peak / 2**20:5.0f} MiB, {peak / plain_peak:4.2f} of the memory"
+            f"{mode:19s} {seconds:6.2f} s, {plain_seconds / seconds:4.2f} x as fast; "
+            f"{peak / 2**20:5.0f} MiB, {peak / plain_peak:4.2f} of the memory"
         )
-
-
-def plain_flops(images: int) -> float:
-    """Of the products of a plain step, forward and backward."""
-    per_layer = [
-        2 * WIDTH * (2 * sum(WINDOWS) * WIDTH + 5 * WIDTH + 2 * width)
-        for width in [WIDTH] * CONNECTOR_LAYERS + [HIDDEN] * LLM_LAYERS
-    ]
-    return 3.0 * images * QUERIES * sum(per_layer)
-
-
-def matmul_rate(images: int, device: str) -> float:
-    """Operations per second of the product that makes the keys of the largest windows."""
-    tokens, weight = (
-        torch.randn(images * QUERIES * max(WINDOWS), WIDTH, device=device),
-        torch.randn(WIDTH, WIDTH, device=device),
-    )
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        tokens @ weight.T
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return 2.0 * len(tokens) * WIDTH**2 / statistics.median(seconds)
-
-
-def medians(done: list[tuple[float, int]]) -> tuple[float, float]:
-    """Of seconds and of bytes."""
-    return statistics.median(each[0] for each in done), statistics.median(each[1] for each in done)
 
 
 if __name__ == "__main__":

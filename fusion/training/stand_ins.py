@@ -33,7 +33,8 @@ from encoders.base import Encoder
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from fusion.conversations.conversation import scene_conversation
 from fusion.conversations.scene_turns import object_of_cells, what_and_where, words_of_cells
-from fusion.conversations.tokens import IGNORED, tokenise
+from fusion.conversations.tokens import tokenise
+from fusion.labels import LABEL_IGNORED
 from vision_core.processes.launchers import is_first_launched
 from vision_core.randomness import numpy_generator, seed_of
 from vision_core.scenes.colours import COLOURS
@@ -189,7 +190,7 @@ def language_loss(
         [torch.tensor(each.input_ids) for each in asked], batch_first=True, padding_value=padding
     )
     labels = pad_sequence(
-        [torch.tensor(each.labels) for each in asked], batch_first=True, padding_value=IGNORED
+        [torch.tensor(each.labels) for each in asked], batch_first=True, padding_value=LABEL_IGNORED
     )
     words = chain(*(with_newlines(words_of_cells(scene, grid), grid) for scene in scenes))
     sums = sums_of_words(words, processor.tokenizer, embeddings.weight)

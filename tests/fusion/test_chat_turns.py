@@ -13,15 +13,18 @@ CHATML = """{%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}
 {%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 THINKING = """{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['role'] == 'assistant' and loop.last -%}{{- '<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' -}}{%- endif -%}
+{%- if message['role'] == 'assistant' and loop.last -%}
+{{- '<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' -}}{%- endif -%}
 {{- message['content'] + '<|im_end|>\\n' -}}{%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}
 {%- if not enable_thinking -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}{%- endif -%}"""
 CHANNELS = """{%- for message in messages -%}{{- '<|start|>' + message['role'] -}}
 {%- if message['role'] == 'assistant' -%}
-{%- if message.thinking -%}{{- '<|channel|>analysis<|message|>' + message.thinking + '<|end|><|start|>assistant' -}}{%- endif -%}
+{%- if message.thinking -%}
+{{- '<|channel|>analysis<|message|>' + message.thinking + '<|end|><|start|>assistant' -}}{%- endif -%}
 {{- '<|channel|>final' -}}{%- endif -%}
-{{- '<|message|>' + message['content'] + ('<|return|>' if loop.last and message['role'] == 'assistant' else '<|end|>') -}}
+{{- '<|message|>' + message['content'] -}}
+{{- '<|return|>' if loop.last and message['role'] == 'assistant' else '<|end|>' -}}
 {%- endfor -%}{%- if add_generation_prompt -%}{{- '<|start|>assistant' -}}{%- endif -%}"""
 
 

@@ -4,14 +4,10 @@ beside transformers' own Llava."""
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, pipeline
+from transformers import pipeline
 
-from fusion import assemble_vlm
-from fusion.image_reading import decoder_layers
 from fusion.tiny import tiny_language_model
 from vision_core.errors import UserError
 
@@ -122,70 +118,6 @@ def test_pipeline_from_a_folder(fused_vlm, pictures, tmp_path):
     assert len(answers) == 4 and all(each[0]["generated_text"] for each in answers)
 
 
-DEVICE_MAPS = [
-    {"": "cpu"},
-    {"": "disk"},
-    {"vision_model": "disk", "language_model": "cpu", "vision_sampler_layers": "disk"},
-    {"vision_model": "cpu", "language_model": "disk", "vision_sampler_layers": "cpu"},
-]
-
-
-def loaded_on(folder, device_map, aside, **options):
-    return AutoModelForImageTextToText.from_pretrained(
-        folder, device_map=device_map, offload_folder=aside, **options
-    ).eval()
-
-
-@pytest.mark.parametrize("device_map", DEVICE_MAPS, ids=str)
-@pytest.mark.parametrize("connector", ["sva", "resampler"])
-def test_weights_on_disk(fused, vlm, pictures, tmp_path, device_map, connector):
-    """timm's and open_clip's encoders, the aggregator's layers and the resampler's compute with
-    weights of modules that they do not call."""
-    encoders = (
-        ("tiny:dinov2", "tiny:timm_siglip") if connector == "sva" else ("tiny:siglip", "tiny:open_clip_vit")
-    )
-    options = (
-        {} if connector == "sva" else {"connector_options": {"width": 16, "num_heads": 4, "num_queries": 5}}
-    )
-    layers = {} if connector == "sva" else {"num_sva_layers": 0}
-    model, processor = vlm(vision=fused(connector, encoders=encoders, **options), **layers)
-    model.save_pretrained(tmp_path / "model")
-    inputs = several_images(processor, pictures)
-    known = {
-        part: place
-        for part, place in device_map.items()
-        if not part or len(list(getattr(model, part).parameters()))
-    }
-    placed = loaded_on(tmp_path / "model", known, tmp_path / "aside")
-    with torch.no_grad():
-        torch.testing.assert_close(placed(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
-    assert torch.equal(placed.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
-
-
-def test_automatic_device_map(model_and_processor, pictures, tmp_path):
-    """With memory for half of the model the rest goes to the disk, and no layer is cut in two."""
-    model, processor = model_and_processor
-    model.save_pretrained(tmp_path / "model")
-    memory = sum(each.numel() * each.element_size() for each in model.parameters()) // 2
-    placed = loaded_on(tmp_path / "model", "auto", tmp_path / "aside", max_memory={"cpu": memory})
-    assert set(placed.hf_device_map.values()) == {"cpu", "disk"}
-    whole = tuple(placed._no_split_modules)
-    split = [
-        name
-        for name, each in placed.named_modules()
-        if type(each).__name__ in whole and is_split(name, placed.hf_device_map)
-    ]
-    assert not split
-    inputs = several_images(processor, pictures)
-    with torch.no_grad():
-        torch.testing.assert_close(placed(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
-    assert torch.equal(placed.generate(**inputs, **GREEDY), model.generate(**inputs, **GREEDY))
-
-
-def is_split(name, device_map):
-    return any(part.startswith(f"{name}.") for part in device_map)
-
-
 @pytest.fixture
 def talks_of_images(vlm):
     """A model to which an image's token is by far the likeliest next token, whatever was said, and
@@ -248,42 +180,6 @@ def test_a_stray_image_token_behind_a_prompt_is_a_token_like_any_other(fused_vlm
     without = {name: value for name, value in inputs.items() if name not in ("pixel_values", "image_sizes")}
     with pytest.raises(UserError, match="places for image tokens and 0 images"):
         model.generate(**without, **GREEDY)
-
-
-def test_rows_of_images_are_cut_like_tensors(fused_vlm):
-    """Every row of several images, in any order, has the token, and each cell the windows, that it
-    had."""
-    model, processor = fused_vlm
-    generator = np.random.default_rng(1)
-    pictures = [
-        Image.fromarray(generator.integers(0, 256, (*shape, 3), dtype=np.uint8))
-        for shape in [(60, 80), (90, 30)]
-    ]
-    with torch.no_grad():
-        images = model.get_image_features(**processor.image_processor(pictures)).pooler_output
-    joined = torch.cat([image.reshape(-1, image.shape[-1]) for image in images])
-    rows = torch.from_numpy(generator.permutation(len(joined))[:7])
-    part = joined[rows]
-    windows = [(image, number) for image in images for number in range(int(image.cells.sum()))]
-    cells = [int(joined.cells[:row].sum()) for row in rows.tolist() if joined.cells[row]]
-    assert torch.equal(part.tokens, torch.cat([image.tokens for image in images])[rows])
-    assert len(part.windows.image) == len(cells) == int(part.cells.sum())
-    for place, cell in enumerate(cells):
-        image, number = windows[cell]
-        for ours, theirs in zip(part.windows.tokens, image.windows.tokens, strict=True):
-            assert torch.equal(ours[place], theirs[number])
-        assert torch.equal(part.windows.context[part.windows.image[place]], image.windows.context[0])
-
-
-def test_layers_are_found_with_and_without_the_head(fused_vlm):
-    model, _ = fused_vlm
-    assert decoder_layers(model.language_model) is decoder_layers(model.base_model.language_model)
-
-
-def test_a_fused_model_is_no_language_model_of_another(fused, fused_vlm):
-    model, processor = fused_vlm
-    with pytest.raises(UserError, match="is a fused vision-language model itself; name a language model"):
-        assemble_vlm(fused()[0], model, processor.tokenizer)
 
 
 def test_distributed_data_parallel_on_a_loaded_model(runs, vlm, tiny_llava, tmp_path):

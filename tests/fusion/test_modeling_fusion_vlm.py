@@ -5,11 +5,10 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
-from fusion import FusionVlmForConditionalGeneration, assemble_vlm
+from fusion import assemble_vlm
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
-from fusion.lora import lora_config
 from fusion.tiny import FAMILIES, tiny_language_model
 from vision_core.errors import UserError
 
@@ -230,59 +229,6 @@ def test_type_and_device_map(tmp_path, model_and_processor, pictures):
     kept = batch["attention_mask"].bool()
     assert torch.allclose(logits(half, batch)[kept].float(), logits(model, batch)[kept], atol=0.1)
     assert "LlamaDecoderLayer" in half._no_split_modules
-
-
-def test_the_chat_template_takes_images_and_is_the_language_models_own(vlm, fused, pictures, tmp_path):
-    language_model, tokenizer = tiny_language_model()
-    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}|{{ m['content'] }}]{% endfor %}{% if add_generation_prompt %}[assistant|{% endif %}"
-    _, processor = assemble_vlm(fused()[0], language_model, tokenizer)
-    processor.save_pretrained(tmp_path)
-    processor = AutoProcessor.from_pretrained(tmp_path)
-    parts = [
-        {"type": "image", "image": pictures[0]},
-        {"type": "text", "text": "What?"},
-        {"type": "image", "image": pictures[1]},
-    ]
-    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": parts}]
-    assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
-        "[system|be brief][user|<image>\nWhat?<image>\n][assistant|"
-    )
-    inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    counts = [processor.image_processor.num_tokens(picture.height, picture.width) for picture in pictures[:2]]
-    assert int((inputs["input_ids"] == processor.image_token_id).sum()) == sum(counts)
-    plain = assemble_vlm(fused()[0], *tiny_language_model())[1]
-    assert plain.apply_chat_template(messages, add_generation_prompt=True).endswith(
-        "USER: <image>\nWhat?<image>\n\nASSISTANT:"
-    )
-
-
-def test_lora_stays_in_the_language_model_and_the_connector_is_saved(vlm, pictures, tmp_path):
-    peft = pytest.importorskip("peft")
-    model, processor = vlm(vision=None)
-    batch = mixed_batch(processor, pictures)
-    kept = batch["attention_mask"].bool()
-    before = logits(model, batch)
-    adapted = peft.get_peft_model(copy.deepcopy(model), lora_config(model, rank=4))
-    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    assert any(name.endswith("image_newline") for name in trained)
-    assert all("language_model" in name for name in trained if "lora_" in name)
-    assert not [name for name in trained if ".encoders." in name]
-    adapted.train()
-    adapted(**batch, labels=batch["input_ids"]).loss.backward()
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data -= 0.1 * parameter.grad
-    adapted.eval().save_pretrained(tmp_path)
-    after = logits(adapted, batch)
-    assert (after - before)[kept].abs().max() > 1e-3
-    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
-    assert torch.allclose(logits(again, batch)[kept], after[kept], atol=1e-5)
-    merged = again.merge_and_unload()
-    assert isinstance(merged, FusionVlmForConditionalGeneration)
-    assert torch.allclose(logits(merged, batch)[kept], after[kept], atol=1e-4)
-    assert answers(merged, batch) == answers(again, batch)
 
 
 def test_bad_input(model_and_processor, pictures, vlm, fused):

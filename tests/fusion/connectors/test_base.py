@@ -1,14 +1,11 @@
 """One contract, all connectors."""
 
-import inspect
-
 import pytest
 import torch
 
 from fusion import CONNECTORS, build_connector
 from fusion.connectors.base import num_image_tokens
 from fusion.connectors.geometry import ImageLayout
-from vision_core.errors import UserError
 
 GRID, HIDDEN = 4, 12
 SIZES = ((30, 50), (64, 16), (8, 8), (1, 1))
@@ -92,59 +89,3 @@ def test_padding_changes_nothing(name):
         each.add_(torch.randn(each.shape) * ~mask[:, None])
     for one, other in zip(before, connector.encode(maps, layout), strict=True):
         assert torch.allclose(one.tokens, other.tokens, atol=1e-6)
-
-
-def test_interleaved_tokens_alternate_and_additive_ones_are_mixed():
-    connector, maps = make("interleaved", newline=False)
-    tokens = connector.encode(maps, ImageLayout(((8, 8),) * len(SIZES)))[0].tokens
-    for encoder in (0, 1):
-        alone = connector.mm_projectors[encoder](maps[encoder][0].flatten(1).T)
-        assert torch.allclose(tokens[encoder::2], alone, atol=1e-6)
-    connector, maps = make("additive", newline=False)
-    mixed = connector.mm_projector((0.75 * maps[0] + 0.25 * maps[1])[2].flatten(1).T)
-    assert torch.allclose(connector.encode(maps, ImageLayout(SIZES))[2].tokens, mixed, atol=1e-6)
-
-
-def test_published_sizes():
-    """specs, table 2: millions of parameters to a language model of 4096."""
-    for name, widths, grids, options, millions in [
-        ("mlp", (1024,), (24,), {}, 20.98),
-        ("channel_concat", (1024, 1152), (24, 24), {"num_layers": 3}, 71.4),
-        ("channel_concat", (1152, 1024, 1536, 2560), (24,) * 4, {}, 42.5),
-    ]:
-        with torch.device("meta"):
-            connector = build_connector(name, widths, grids, 4096, 24, newline=False, **options)
-        assert sum(each.numel() for each in connector.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
-    with torch.device("meta"):
-        shuffle = build_connector("pixel_shuffle", (768,), (32,), 960, 8, newline=False)
-    assert sum(each.numel() for each in shuffle.parameters()) == 12288 * 960
-
-
-@pytest.mark.parametrize(
-    ("name", "widths", "grids", "options", "message"),
-    [
-        ("svaa", (5,), (4,), {}, "no connector 'svaa'; did you mean sva?"),
-        ("nothing", (5,), (4,), {}, "no connector 'nothing'; known: sva"),
-        ("mlp", (5, 6), (4, 4), {}, "MlpConnector needs one encoder"),
-        ("mlp", (5,), (8,), {}, "MlpConnector needs encoder grids of 4, its own"),
-        ("mlp", (5,), (4,), {"depth": 2}, "mlp has no option depth; it has newline"),
-        ("additive", (5, 6), (4, 4), {}, "encoders of one width"),
-        ("additive", (5, 5), (4, 4), {"shares": [1.0]}, "one share for each encoder"),
-        ("channel_concat", (5, 6), (4, 4), {"num_layers": 5}, "num_layers of 2 or 3"),
-        ("resampler", (5,), (4,), {"width": 10, "num_heads": 4}, "no multiple of its 4 heads"),
-        ("pixel_shuffle", (5,), (6,), {}, "encoder 0 hands on a grid of 6 x 6"),
-    ],
-)
-def test_bad_input(name, widths, grids, options, message):
-    with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        build_connector(name, widths, grids, HIDDEN, GRID, **options)
-
-
-def test_constructors_are_alike():
-    for connector in CONNECTORS.values():
-        positional = [
-            each.name
-            for each in inspect.signature(connector).parameters.values()
-            if each.kind == each.POSITIONAL_OR_KEYWORD
-        ]
-        assert positional == ["encoder_widths", "encoder_grids", "hidden_size", "grid"]
