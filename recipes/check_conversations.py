@@ -72,7 +72,7 @@ from fusion.conversations.tokens import tokenise
 from fusion.labels import LABEL_IGNORED
 from fusion.training.models import check_model_folder
 from recipes.judging import markdown_table
-from vision_core.errors import UserError, run_script
+from vision_core.errors import UserError, first_line, run_script
 from vision_core.printable import printable, say
 from vision_core.processes.data_workers import leave_signals_to_parent
 from vision_core.runs.checkpoints import write_text_atomically
@@ -232,9 +232,8 @@ def load_processor(folder: str) -> FusionProcessor:
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"--model {folder} has no processor ({reason}); name a folder that fusion.fuse wrote"
+            f"--model {folder} has no processor ({first_line(error)}); name a folder that fusion.fuse wrote"
         ) from None
 
 
