@@ -66,7 +66,7 @@ from transformers import AutoProcessor
 from fusion import FusionProcessor
 from fusion.chat_turns import ChatTemplateError, stop_token_ids
 from fusion.conversations.clean_rows import check_target, write_rows
-from fusion.conversations.conversation import BadRow, shortened
+from fusion.conversations.conversation import BadRow, one_line
 from fusion.conversations.sources import ConversationSource, open_conversations
 from fusion.conversations.tokens import tokenise
 from fusion.labels import LABEL_IGNORED
@@ -185,7 +185,7 @@ def report(text: str, checked: Sequence[Checked], wrong: Sequence[Checked]) -> N
     counts = Counter(key for each in checked for key in each.unread)
     if counts:
         listed = ", ".join(
-            f"{shortened(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN)
+            f"{one_line(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN)
         )
         more = f", and {len(counts) - KEYS_SHOWN:,} others" if len(counts) > KEYS_SHOWN else ""
         say(f"\nkeys that nothing reads: {listed}{more}")
