@@ -96,7 +96,7 @@ def text_field(row: Any, name: str, where: str, cure: str = OWN_FILE) -> str:
     if value is None or value == "":
         raise BadRow(f"{where}: there is no {name!r}; {cure}")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise BadRow(f"{where}: {name!r} is no text but {quote_value(value)}; {cure}")
+        raise BadRow(f"{where}: {name!r} is not a text but {quote_value(value)}; {cure}")
     return str(value)
 
 
@@ -104,7 +104,7 @@ def whole_number_field(row: Any, name: str, where: str) -> int:
     """The whole number in a field. Raises BadRow."""
     text = text_field(row, name, where).strip()
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise BadRow(f"{where}: {name!r} is no whole number but {quote_value(text)}; {FETCH_AGAIN}")
+        raise BadRow(f"{where}: {name!r} is not a whole number but {quote_value(text)}; {FETCH_AGAIN}")
     return int(text)
 
 
@@ -158,7 +158,7 @@ def base64_image(encoded: str, where: str) -> ImageReading:
         try:
             data = base64.b64decode(encoded)
         except binascii.Error as error:
-            raise BadRow(f"{where}: the image is no base64 ({error}); {FETCH_AGAIN}") from None
+            raise BadRow(f"{where}: the image is not base64 ({error}); {FETCH_AGAIN}") from None
         return [decode_row_image(data, where)]
 
     return read

@@ -175,7 +175,7 @@ def test_pope_prints_its_figures(runs, small_model, tmp_path):
         (
             "pope",
             '{"image": {"a": 1}, "text": "?", "label": "no"}',
-            "line 1: 'image' is no text but {'a': 1}",
+            "line 1: 'image' is not a text but {'a': 1}",
         ),
         (
             "pope",
@@ -187,7 +187,7 @@ def test_pope_prints_its_figures(runs, small_model, tmp_path):
         (
             "gqa",
             '{"07": {"question": "?", "answer": ["red"], "imageId": "3"}}',
-            "question 07: 'answer' is no text",
+            "question 07: 'answer' is not a text",
         ),
         ("gqa", '{"07": null}', "question 07: there is no 'imageId'"),
         ("gqa", "[" * 100_000, "no JSON"),
@@ -203,16 +203,16 @@ def test_pope_prints_its_figures(runs, small_model, tmp_path):
         (
             "vqa",
             '[{"question": "?", "image": "1.jpg", "answers": [{"a": 1}, "x"]}]',
-            "row 1: an answer is no text",
+            "row 1: an answer is not a text",
         ),
-        ("vqa", "{}", "is no list of questions; VQAv2's questions need annotations=FILE"),
+        ("vqa", "{}", "is not a list of questions; VQAv2's questions need annotations=FILE"),
         ("textvqa", '{"data": [{"question": "?", "image_id": "1"}]}', "row 1: there is no list 'answers'"),
         ("textvqa", '{"data": [7]}', "row 1: there is no 'image_id'"),
         ("mmbench", "index\tquestion\n1\tx\n", "has the columns index, question, and no 'A'"),
         (
             "mmbench",
             "index\timage\tquestion\tA\tanswer\nx\t7\t?\tone\tA\n",
-            "row 1: 'index' is no whole number but 'x'",
+            "row 1: 'index' is not a whole number but 'x'",
         ),
         ("mmbench", "index\timage\tquestion\tA\tanswer\n7\n", "row 1: there is no image"),
         (
@@ -241,7 +241,7 @@ def test_a_broken_file_is_told_by_place_and_cure(tmp_path, kind, content, messag
 
 
 def test_a_broken_mmvp_is_told_by_place_and_cure(tmp_path):
-    with pytest.raises(BadRow, match="row 1: 'lndex' is no whole number but 'one'"):
+    with pytest.raises(BadRow, match="row 1: 'lndex' is not a whole number but 'one'"):
         open_task(mmvp(tmp_path, rows=[["one", "?", "(a) x (b) y", "(a)"]]))
     with pytest.raises(BadRow, match=r"row 1: the answer '\(c\)' is none of the letters AB of its choices"):
         open_task(mmvp(tmp_path, rows=[["1", "?", "(a) x (b) y", "(c)"]]))
@@ -259,7 +259,7 @@ def test_a_broken_mmvp_is_told_by_place_and_cure(tmp_path):
 
 def test_a_broken_image_is_told_when_it_is_asked_for(tmp_path):
     row = ["7", "?" * 65, "which?", "x", "y", "", "", "", "", "A"]
-    with pytest.raises(BadRow, match="row 1.*(no base64|cannot be decoded)"):
+    with pytest.raises(BadRow, match="row 1.*(not base64|cannot be decoded)"):
         open_task(mmbench(tmp_path, row)).questions[0].images()
     task = open_task(f"pope:{write(tmp_path / 'pope.json', json.dumps(POPE[0]))}")
     with pytest.raises(
