@@ -30,7 +30,7 @@ from vision_core.unreadable import UnreadableImage
 
 OWN_FILE = "is this the benchmark's own file?"
 NAME_OWN_FILE = "name the benchmark's own file"
-MOST_OF_A_VALUE = 60  # characters of a value in a message
+MOST_OF_A_FIELD = 60  # characters of a value in a message
 MAX_BENCHMARK_BYTES = 16 * 2**30  # MMBench holds its images
 FETCH_AGAIN = "mend it, or fetch the file again"
 
@@ -174,4 +174,4 @@ def _leads_out(path: str, roots: Sequence[str]) -> bool:
 
 def quote_value(value: Any) -> str:
     """A value of a row as Python writes it, cut to 60 characters however large or deep it is."""
-    return shortened(reprlib.repr(value), MOST_OF_A_VALUE)
+    return shortened(reprlib.repr(value), MOST_OF_A_FIELD)
