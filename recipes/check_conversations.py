@@ -66,13 +66,13 @@ from transformers import AutoProcessor
 from fusion import FusionProcessor
 from fusion.chat_turns import ChatTemplateError, stop_token_ids
 from fusion.conversations.clean_rows import check_target, write_rows
-from fusion.conversations.conversation import BadRow, shortened
+from fusion.conversations.conversation import BadRow, one_line
 from fusion.conversations.sources import ConversationSource, open_conversations
 from fusion.conversations.tokens import tokenise
 from fusion.labels import LABEL_IGNORED
 from fusion.training.models import check_model_folder
 from recipes.judging import markdown_table
-from vision_core.errors import UserError, run_script
+from vision_core.errors import UserError, first_line, run_script
 from vision_core.printable import printable, say
 from vision_core.processes.data_workers import leave_signals_to_parent
 from vision_core.runs.checkpoints import write_text_atomically
@@ -185,7 +185,7 @@ def report(text: str, checked: Sequence[Checked], wrong: Sequence[Checked]) -> N
     counts = Counter(key for each in checked for key in each.unread)
     if counts:
         listed = ", ".join(
-            f"{shortened(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN)
+            f"{one_line(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN)
         )
         more = f", and {len(counts) - KEYS_SHOWN:,} others" if len(counts) > KEYS_SHOWN else ""
         say(f"\nkeys that nothing reads: {listed}{more}")
@@ -232,9 +232,8 @@ def load_processor(folder: str) -> FusionProcessor:
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"--model {folder} has no processor ({reason}); name a folder that fusion.fuse wrote"
+            f"--model {folder} has no processor ({first_line(error)}); name a folder that fusion.fuse wrote"
         ) from None
 
 

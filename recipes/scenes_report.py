@@ -49,7 +49,7 @@ from typing import Any
 from encoders.pictures.curves import bar_picture, curve_picture
 from encoders.pictures.sheets import contact_sheet, to_picture
 from fusion.evaluation.benchmarks import open_task
-from fusion.evaluation.tasks import Question
+from fusion.evaluation.tasks import BenchmarkQuestion
 from recipes.judging import markdown_table
 from vision_core.errors import UserError, run_script
 from vision_core.printable import say
@@ -203,7 +203,7 @@ def examples(models: Sequence[Judged]) -> tuple[Any, list[dict[str, str]]]:
     ]
 
 
-def _said(number: int, question: Question, at: int, models: Sequence[Judged]) -> dict[str, str]:
+def _said(number: int, question: BenchmarkQuestion, at: int, models: Sequence[Judged]) -> dict[str, str]:
     row = {"image": str(number), "question": question.text, "right": question.expected[0]}
     for each in models:
         given = each.answers[at]["images"] or "(nothing)"

@@ -22,7 +22,8 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from fusion import FusionVlmForConditionalGeneration
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 from fusion.connectors.resampler import ResamplerLayer
-from fusion.conversations.mixtures import ConversationCollator, ConversationDataset
+from fusion.conversations.batches import ConversationCollator
+from fusion.conversations.mixtures import ConversationDataset
 from fusion.conversations.sources import ConversationSource, open_conversations
 from fusion.conversations.stream import ConversationStream, open_stream
 from fusion.conversations.stream_data import Source, StreamDataset

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fusion import FusedVisionModel, FusionImageProcessor
-from fusion.conversations.mixtures import BLANK
+from fusion.conversations.batches import BLANK
 from fusion.map_cache import ROOM, MapCache
 from vision_core.files.disk_space import check_room
 from vision_core.processes.distributed import (
