@@ -81,20 +81,23 @@ def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> 
 
 
 def open_run(
-    options: TrainerOptions, name: str, program: str = "", check: Callable[[Path], None] | None = None
+    options: TrainerOptions,
+    name: str,
+    program: str = "",
+    check: Callable[[Path], None] | None = None,
+    config_yaml: str = "",
 ) -> tuple[RunFolder | None, str, str]:
     """The run's folder, held by the main process; its path and the checkpoint to go on from, or "",
     the same on every process.
 
     program: the script, `pretrain/mae.py`, which alone resumes the run. check: of the checkpoint,
-    before the folder is changed.
+    before the folder is changed. config_yaml: what config.yaml says, by default that of `options`.
     """
     run = None
     if is_main_process():
         resume = options.resume_from_checkpoint
-        run = RunFolder.open(
-            options.output_dir, name, config_of(options), resume, program=program, check=check
-        )
+        config = config_yaml or config_of(options)
+        run = RunFolder.open(options.output_dir, name, config, resume, program=program, check=check)
     path = broadcast_text(str(run.path) if run else "")
     return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
