@@ -36,6 +36,7 @@ from encoders.preprocess import ImageTransform
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration, assemble_vlm, fuse_encoders
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 from fusion.conversations.mixtures import BLANK, ConversationCollator, image_inputs
+from fusion.labels import LABEL_IGNORED
 from fusion.map_cache import MapCache
 from fusion.tiny import tiny_language_model
 from fusion.training.trainer import GroupedByLength
@@ -109,7 +110,9 @@ def draw_samples(count: int, processor: FusionProcessor, seed: int = 0) -> list[
         prompt = len(image_tokens) + max(int((1 - learnt) * length), 1)
         tokens = image_tokens + ids
         image = torch.from_numpy(rng.integers(0, 255, (3, SIDE, SIDE), dtype="uint8")) if has_image else None
-        samples.append({"input_ids": tokens, "labels": [-100] * prompt + tokens[prompt:], "image": image})
+        samples.append(
+            {"input_ids": tokens, "labels": [LABEL_IGNORED] * prompt + tokens[prompt:], "image": image}
+        )
     return samples
 
 
@@ -217,7 +220,7 @@ def useful_flops(model: FusionVlmForConditionalGeneration, samples: list[dict], 
     count.
     """
     tokens = sum(len(sample["input_ids"]) for sample in samples)
-    learnt = sum(label != -100 for sample in samples for label in sample["labels"])
+    learnt = sum(label != LABEL_IGNORED for sample in samples for label in sample["labels"])
     images = sum(sample["image"] is not None for sample in samples)
     head = model.get_output_embeddings().weight.numel()
     layers = sum(each.numel() for each in model.get_decoder().layers.parameters())

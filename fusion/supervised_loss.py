@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-IGNORED = -100
+from fusion.labels import LABEL_IGNORED
+
 CHUNK = 1024  # positions whose logits are in memory at once
 AFTER_THE_HEAD = (
     "final_logit_softcapping",
@@ -49,8 +50,8 @@ def supervised_loss(
     numbers of learnt positions. So the chunks are inside that one call: the weight is gathered once
     for all of them, and once more for their backward pass.
     """
-    target = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()
-    learnt = (target != IGNORED).nonzero().flatten()
+    target = F.pad(labels, (0, 1), value=LABEL_IGNORED)[:, 1:].flatten()
+    learnt = (target != LABEL_IGNORED).nonzero().flatten()
     target = target[learnt]
     number = max(len(target), 1) if num_items_in_batch is None else num_items_in_batch
     head = language_model.get_output_embeddings()

@@ -68,7 +68,8 @@ from fusion.chat_turns import ChatTemplateError, stop_token_ids
 from fusion.conversations.clean_rows import check_target, write_rows
 from fusion.conversations.conversation import BadRow, shortened
 from fusion.conversations.sources import ConversationSource, open_conversations
-from fusion.conversations.tokens import IGNORED, tokenise
+from fusion.conversations.tokens import tokenise
+from fusion.labels import LABEL_IGNORED
 from fusion.training.models import check_model_folder
 from recipes.judging import markdown_table
 from vision_core.errors import UserError, run_script
@@ -119,7 +120,7 @@ class Rows(Dataset):
             tokens = tokenise(conversation, self.processor, self.max_length)
         except BadRow as error:
             return Checked(row, str(error), unread)
-        learnt = sum(label != IGNORED for label in tokens.labels)
+        learnt = sum(label != LABEL_IGNORED for label in tokens.labels)
         return Checked(row, None, unread, len(conversation.images), len(tokens.input_ids), learnt)
 
 

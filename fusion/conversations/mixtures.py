@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from fusion.conversations.conversation import Conversation
 from fusion.conversations.packing import pack_rows
 from fusion.conversations.sources import ConversationSource
-from fusion.conversations.tokens import IGNORED, tokenise
+from fusion.conversations.tokens import tokenise
+from fusion.labels import LABEL_IGNORED
 from fusion.map_cache import MapCache
 from fusion.processing_fusion import FusionProcessor
 from vision_core.errors import UserError
@@ -159,7 +160,7 @@ class ConversationCollator:
         width = max(sum(row) for row in lengths) + ghost
         ids = torch.full((len(lengths), width), self.processor.tokenizer.pad_token_id)
         labels, positions, mask = (
-            torch.full_like(ids, IGNORED),
+            torch.full_like(ids, LABEL_IGNORED),
             torch.zeros_like(ids),
             torch.zeros_like(ids),
         )

@@ -9,9 +9,8 @@ from typing import Any
 
 from fusion.chat_turns import Answer, ChatTemplateError, RenderedChat, render_chat
 from fusion.conversations.conversation import BadRow, Conversation, Message
+from fusion.labels import LABEL_IGNORED
 from fusion.processing_fusion import FusionProcessor
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _labels(
     Raises BadRow where a token belongs to the prompt and to the answer, where the end is not a
     token of its own, and where nothing is learnt.
     """
-    labels = [IGNORED] * len(ids)
+    labels = [LABEL_IGNORED] * len(ids)
     for answer in chat.answers:
         within = [place for place, (start, _) in enumerate(offsets) if answer.begin <= start < answer.end]
         _refuse_crossing(ids, offsets, answer, chat.text, processor, where)

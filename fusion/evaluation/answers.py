@@ -18,10 +18,11 @@ from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from fusion.chat_turns import answer_in, render_prompt
 from fusion.conversations.conversation import IMAGE, Conversation, Message
 from fusion.conversations.mixtures import ConversationCollator, image_inputs
-from fusion.conversations.tokens import IGNORED, chat_messages, tokenise
+from fusion.conversations.tokens import chat_messages, tokenise
 from fusion.evaluation.grading import cider_d
 from fusion.evaluation.kept_answers import KeptAnswers, Row
 from fusion.evaluation.tasks import Question, Task
+from fusion.labels import LABEL_IGNORED
 from vision_core.printable import printable
 from vision_core.processes.distributed import gather_objects, is_main_process, rank, world_size
 from vision_core.randomness import numpy_generator
@@ -226,11 +227,11 @@ def expected_losses(
     labels = batch.pop("labels")[:, 1:].to(model.device)
     logits = model(**_on_device(batch, model.device)).logits[:, :-1].float()
     losses = (
-        F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=LABEL_IGNORED, reduction="none")
         .view(labels.shape)
         .sum(1)
     )
-    return losses.tolist(), (labels != IGNORED).sum(1).tolist()
+    return losses.tolist(), (labels != LABEL_IGNORED).sum(1).tolist()
 
 
 def _on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -36,7 +36,8 @@ from encoders.base import Encoder
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration
 from fusion.conversations.conversation import scene_conversation
 from fusion.conversations.scene_turns import object_of_cells, what_and_where, words_of_cells
-from fusion.conversations.tokens import IGNORED, tokenise
+from fusion.conversations.tokens import tokenise
+from fusion.labels import LABEL_IGNORED
 from vision_core.processes.launchers import is_first_launched
 from vision_core.randomness import numpy_generator, seed_of
 from vision_core.scenes.colours import COLOURS
@@ -205,7 +206,7 @@ def language_loss(
         asked.append(tokenise(conversation, processor, NO_LIMIT))
         words += with_newlines(words_of_cells(scene, grid), grid)
     ids = pad_rows([each.input_ids for each in asked], padding)
-    labels = pad_rows([each.labels for each in asked], IGNORED)
+    labels = pad_rows([each.labels for each in asked], LABEL_IGNORED)
     sums = sums_of_words(words, processor.tokenizer, embeddings.weight)
     is_of_image = (ids == processor.image_token_id)[..., None]  # [B, T, 1]
     read = embeddings(ids).masked_scatter(is_of_image, sums)

@@ -12,7 +12,8 @@ from transformers import AutoProcessor, AutoTokenizer
 from fusion.chat_templates import CHAT_TEMPLATES
 from fusion.chat_turns import render_prompt, stop_token_ids
 from fusion.conversations.conversation import BadRow, Conversation, Message
-from fusion.conversations.tokens import IGNORED, chat_messages, tokenise
+from fusion.conversations.tokens import chat_messages, tokenise
+from fusion.labels import LABEL_IGNORED
 
 trl = pytest.importorskip("trl", reason="trl ships the chat templates")
 SHIPPED = {
@@ -49,8 +50,8 @@ ROWS = {
 
 def learnt_stretches(tokenised, processor):
     stretches, current = [], []
-    for label in [*tokenised.labels, IGNORED]:
-        if label != IGNORED:
+    for label in [*tokenised.labels, LABEL_IGNORED]:
+        if label != LABEL_IGNORED:
             current.append(label)
         elif current:
             stretches.append(current)

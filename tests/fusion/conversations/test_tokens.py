@@ -8,7 +8,8 @@ import torch
 
 from fusion import assemble_vlm, fuse_encoders
 from fusion.conversations.conversation import BadRow, Conversation, Message
-from fusion.conversations.tokens import IGNORED, tokenise
+from fusion.conversations.tokens import tokenise
+from fusion.labels import LABEL_IGNORED
 from fusion.tiny import tiny_language_model
 from vision_core.errors import UserError
 
@@ -86,7 +87,7 @@ def learnt_texts(tokens, processor):
     """The stretches that are learnt, decoded."""
     stretches, current = [], []
     for token, label in zip(tokens.input_ids, tokens.labels, strict=True):
-        if label == IGNORED:
+        if label == LABEL_IGNORED:
             stretches, current = [*stretches, current] if current else stretches, []
         else:
             assert token == label
@@ -138,7 +139,7 @@ def test_every_answer_stands_behind_the_prompt_that_asks_for_it(named_processor)
     prompt = processor.apply_chat_template([{"role": "user", "content": "what?"}], add_generation_prompt=True)
     ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     tokens = tokenise(talk("what?", "that", "and?", "this"), processor, 2048)
-    assert tokens.input_ids[: len(ids)] == ids and tokens.labels[len(ids)] != IGNORED
+    assert tokens.input_ids[: len(ids)] == ids and tokens.labels[len(ids)] != LABEL_IGNORED
 
 
 def test_training_sees_what_generation_will(named_processor):
@@ -148,7 +149,7 @@ def test_training_sees_what_generation_will(named_processor):
     ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     tokens = tokenise(talk("what?", "that"), processor, 2048)
     assert tokens.input_ids[: len(ids)] == ids and all(
-        label == IGNORED for label in tokens.labels[: len(ids)]
+        label == LABEL_IGNORED for label in tokens.labels[: len(ids)]
     )
 
 
@@ -157,7 +158,7 @@ def test_images_take_their_places(named_processor):
     tokens = tokenise(talk("<image>\n<image>\nwhich?", "that", images=2), processor, 2048)
     each = processor.image_processor.num_tokens(64, 64)
     places = [place for place, token in enumerate(tokens.input_ids) if token == processor.image_token_id]
-    assert len(places) == 2 * each and all(tokens.labels[place] == IGNORED for place in places)
+    assert len(places) == 2 * each and all(tokens.labels[place] == LABEL_IGNORED for place in places)
 
 
 def test_too_long_names_row_and_cure(named_processor):

@@ -9,7 +9,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from encoders.mae_weights import sincos_positions
 from fusion.conversations.conversation import scene_conversation
 from fusion.conversations.scene_turns import SCENE_WORDS, what_and_where, words_of_cells
-from fusion.conversations.tokens import IGNORED, tokenise
+from fusion.conversations.tokens import tokenise
+from fusion.labels import LABEL_IGNORED
 from fusion.training import stand_ins
 from fusion.training.small_default import GRID, SIDE, TOKENS, small_encoders, write_small_default
 from fusion.training.stand_ins import (
@@ -164,7 +165,7 @@ def test_words_are_summed_where_tokens_of_an_image_will_be(folders):
         assert place == TOKENS * (TOKENS + 1)
         logits = model.language_model(inputs_embeds=torch.stack(read)[None]).logits[0].log_softmax(-1)
         for position, label in enumerate(tokens.labels[1:]):
-            if label != IGNORED:
+            if label != LABEL_IGNORED:
                 total, count = total - logits[position, label], count + 1
     torch.testing.assert_close(found, total / count)
 
