@@ -71,8 +71,8 @@ from fusion.conversations.sources import ConversationSource, open_conversations
 from fusion.conversations.tokens import tokenise
 from fusion.labels import LABEL_IGNORED
 from fusion.training.models import check_model_folder
-from recipes.judging import markdown_table
 from vision_core.errors import UserError, run_script
+from vision_core.markdown import table_of_records
 from vision_core.printable import printable, say
 from vision_core.processes.data_workers import leave_signals_to_parent
 from vision_core.runs.checkpoints import write_text_atomically
@@ -285,7 +285,7 @@ def described(good: Sequence[Checked]) -> str:
                 "sum": f"{sum(values):,}",
             }
         )
-    return markdown_table(rows)
+    return table_of_records(rows)
 
 
 if __name__ == "__main__":

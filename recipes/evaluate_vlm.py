@@ -82,9 +82,11 @@ from fusion.evaluation.benchmarks import open_task
 from fusion.evaluation.kept_answers import KeptAnswers, header_of, model_fingerprint
 from fusion.evaluation.tasks import Task
 from fusion.training.models import check_model_folder, load_model
-from recipes.judging import join_processes, markdown_table, write_json
+from vision_core.files.json_reports import write_json
+from vision_core.markdown import table_of_records
 from vision_core.printable import printable, say
 from vision_core.processes.distributed import broadcast_text, is_main_process
+from vision_core.processes.joining import join_processes
 
 
 def main() -> None:
@@ -142,7 +144,7 @@ def table(task: Task, scores: dict[str, Score]) -> str:
             {"questions": f"{group} ({count})"}
             | {columns[shown]: f"{score.groups[group][0]:.1f}" for shown, score in scores.items()}
         )
-    return markdown_table([{name: row.get(name, "") for name in rows[0]} for row in rows])
+    return table_of_records([{name: row.get(name, "") for name in rows[0]} for row in rows])
 
 
 def write_report(

@@ -50,8 +50,8 @@ from encoders.pictures.curves import bar_picture, curve_picture
 from encoders.pictures.sheets import contact_sheet, to_picture
 from fusion.evaluation.benchmarks import open_task
 from fusion.evaluation.tasks import Question
-from recipes.judging import markdown_table
 from vision_core.errors import UserError, run_script
+from vision_core.markdown import table_of_records
 from vision_core.printable import say
 
 KINDS = {
@@ -87,7 +87,7 @@ def main() -> None:
     models = [read(folder) for folder in folders]
     work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
     work.publish(lambda folder: write_page(folder, models))
-    say(f"{markdown_table(rows(models, TOTALS))}\n\nthe page: {work.path / 'README.md'}")
+    say(f"{table_of_records(rows(models, TOTALS))}\n\nthe page: {work.path / 'README.md'}")
 
 
 def read(folder: Path) -> Judged:
@@ -163,14 +163,14 @@ def write_page(folder: Path, models: Sequence[Judged]) -> None:
         "# Fused models on drawn scenes",
         f"`{models[0].task}`, {len(models[0].answers)} questions. Percent of right answers, mean and standard deviation over seeds; *what* is the mean over "
         f"{', '.join(KINDS['what'])}, *where* over {', '.join(KINDS['where'])}. All variants saw the same conversations for as many steps.",
-        markdown_table(rows(models, (*TOTALS, *kinds))),
+        table_of_records(rows(models, (*TOTALS, *kinds))),
         "![comparison](figures/comparison.png)",
         "The same models without any image, and with the images of other questions:",
-        markdown_table(blind),
+        table_of_records(blind),
         "![loss](figures/loss.png)",
         "## Answers",
         "![the images](figures/examples.png)",
-        markdown_table(said),
+        table_of_records(said),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
