@@ -89,7 +89,7 @@ def check_columns(files: list[Path]) -> None:
             missing = COLUMNS - set(pyarrow.parquet.read_schema(file).names)
         except (OSError, pyarrow.ArrowException) as error:
             raise UserError(
-                f"{file} cannot be read as parquet ({str(error).splitlines()[0]}); copy it again"
+                f"{file} cannot be read as parquet ({first_line(error)}); copy it again"
             ) from None
         if missing:
             raise UserError(f"{file} has no column {', '.join(sorted(missing))}; is it of flickr8k_vl?")

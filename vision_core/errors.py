@@ -32,7 +32,7 @@ class UserError(ValueError):
         super().__init__(text if OF_A_DATA_WORKER.match(text) else printable(text))
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a library's message, at most 150 printable characters of it, or its type
     where there is none."""
     return shortened((str(error).strip() or type(error).__name__).splitlines()[0], MOST_OF_A_REASON)

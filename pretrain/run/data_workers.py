@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pretrain.batches.order import BatchLayout, StepSampler
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
 from vision_core.images.source import ImageSource, ImageStream
 from vision_core.processes.data_workers import end_data_workers, worker_deaths_unnoticed
 
@@ -61,7 +61,7 @@ def data_workers_watched(
 def _worker_death(error: BaseException) -> str | None:
     """What `error` says of a data worker's death, None where it is about something else."""
     if str(error).startswith("DataLoader"):
-        return str(error).splitlines()[0].rstrip(". ")
+        return first_line(error).rstrip(". ")
     # a worker that dies while the parent fetches a tensor from it is noticed as a broken connection
     if any(
         Path(frame.filename).name == "resource_sharer.py"
