@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,57 @@ def talk_options(text_talk):
     return talk_options
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a run starts from."""
+
+    source: str
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory):
+    """A small untrained model; conversations with none, one and three images of several sizes;
+    whole batches have none."""
+    folder, generator = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
+    rows = []
+    for number in range(48):
+        names = []
+        for each in range([1, 0, 3, 1, 0, 0, 1, 3, 1, 1, 0, 0][number % 12]):
+            names.append(f"{number}_{each}.png")
+            size = [(40, 64), (64, 64), (80, 32)][(number + each) % 3]
+            Image.fromarray(generator.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / names[-1])
+        question = "<image>\n" * len(names) + f"question {number} " + "word " * int(generator.integers(1, 12))
+        answer = f"answer {number} " + "yes " * int(generator.integers(1, 5))
+        row = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+        rows.append(row | ({"image": names} if names else {}))
+    (folder / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
+    return Given(f"llava:{folder / 'mixed.jsonl'}", folder / "model")
+
+
+@pytest.fixture(scope="session")
+def stage_options():
+    """stage_options(given, run's folder, **more): the words of a short run on what is given."""
+
+    def stage_options(given, folder, **others):
+        chosen = {
+            "init_from": given.model,
+            "conversations": given.source,
+            "eval_conversations": "[]",
+            "max_steps": 20,
+            "logging_steps": 1,
+            "save_steps": 1000,
+            "lr_scheduler_type": "constant",
+            "learning_rate": 1e-3,
+            "output_dir": folder,
+            **others,
+        }
+        return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
+
+    return stage_options
+
+
 def load_states(path):
     """A file of DeepSpeed's, of a run of this test: the classes that it names are let through one
     by one."""
@@ -252,8 +304,15 @@ JUDGE = (
 )
 SMALL_SVA = ("--grid", 4, "--connector_width", 16, "--connector_heads", 4, "--connector_depth", 1)
 JUDGED_AT_THE_END = (
-    "--eval_dataset", "scenes?size=64&split=held_out&count=60", "--knn_bank_size", 40, "--knn_num_queries", 20, "--knn_k", 3,
-)  # fmt: skip
+    "--eval_dataset",
+    "scenes?size=64&split=held_out&count=60",
+    "--knn_bank_size",
+    40,
+    "--knn_num_queries",
+    20,
+    "--knn_k",
+    3,
+)
 # folder -> script and options, each as short as it can be, with defaults for all that a short run
 # could trip over
 PROGRAMS = {

@@ -90,3 +90,11 @@ def test_where_accelerate_would_leave_deepspeed_out(runs, talk_options, tmp_path
     run = runs.start("recipes/sva_sft.py", *arguments, environment={"ACCELERATE_USE_CPU": "true"})
     printed = runs.finish(run, expect=2, seconds=60)
     assert "error: ACCELERATE_USE_CPU is set" in printed and not (tmp_path / "run").exists()
+
+
+def test_the_program_says_it_before_it_loads_anything(runs, talk_options, tmp_path):
+    """A key that DeepSpeed would not read is named."""
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 2, "reduce_buckt_size": "auto"}}))
+    line = runs.error("recipes/sva_sft.py", *talk_options(tmp_path / "run", deepspeed=file))
+    assert "did you mean reduce_bucket_size?" in line and not (tmp_path / "run").exists()

@@ -72,9 +72,8 @@ def test_two_processes_are_one_and_a_kill_inside_a_save_changes_no_bit(
     runs.finish(*runs.start_two(SFT, *talk_options(two, **sharded)), seconds=280)
     zero_left(two, stage, processes=2)
     torch.testing.assert_close(logged(two), logged(one), rtol=1e-4, atol=0)
-    print(
-        f"ZeRO {stage}, {way}: losses of two processes and of one differ by {(logged(two) / logged(one) - 1).abs().max():.1e}"
-    )
+    difference = (logged(two) / logged(one) - 1).abs().max()
+    print(f"ZeRO {stage}, {way}: losses of two processes and of one differ by {difference:.1e}")
 
     killed_inside_a_save(runs, start, killed)
     resumed = talk_options(killed, **sharded), "--resume_from_checkpoint", "true"
