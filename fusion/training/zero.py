@@ -46,9 +46,9 @@ def fetch_layers_as_one(model: nn.Module) -> None:
     """Have ZeRO-3 fetch the weights of such layers together, not module by module."""
     from deepspeed.utils import set_z3_leaf_modules
 
-    modules = list(model.modules())
-    found = [kind for kind in LAYERS_FETCHED_AS_ONE if any(isinstance(each, kind) for each in modules)]
-    if found:
+    kinds_in_model = {type(module) for module in model.modules()}
+    found = [kind for kind in LAYERS_FETCHED_AS_ONE if kind in kinds_in_model]
+    if found:  # DeepSpeed refuses a kind that the model lacks
         set_z3_leaf_modules(model, found)
 
 
