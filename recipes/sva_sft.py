@@ -22,11 +22,7 @@ from recipes.vlm_args import (
     program_of,
     trainer_options,
 )
-from vision_core.processes.launchers import launchers_above
 from vision_core.start import look_first
-
-# now: a launcher that dies during the imports must not leave an orphan that trains on
-LAUNCHERS_AT_START = launchers_above()
 
 if __name__ == "__main__":
     look_first(SftArguments, __doc__, partial(check_stage, "sft"))
@@ -76,7 +72,6 @@ def main() -> None:
         ),
         memory=MemoryOptions(args.activation_checkpointing, complete_zero_config(args)),
         training=trainer_options(args),
-        launchers=LAUNCHERS_AT_START,
     )
 
 

@@ -37,7 +37,7 @@ from fusion.training.trainer import VlmTrainer
 from fusion.training.zero import fetch_layers_as_one, join_deepspeed, name_a_single_process
 from vision_core.printable import say
 from vision_core.processes.distributed import is_main_process, print_once, share_cores, world_size
-from vision_core.processes.launchers import is_first_launched
+from vision_core.processes.launchers import is_first_launched, launchers_above
 from vision_core.processes.stopping import StopRequest
 from vision_core.runs.checkpoint_fit import refuse_other_start
 from vision_core.runs.folder_checks import check_folder, checkpoint_ahead, config_in
@@ -61,12 +61,10 @@ def train_stage(
     data: DataOptions,
     memory: MemoryOptions,
     training: TrainerOptions,
-    launchers: list[tuple[int, str]],
 ) -> None:
     """Train what `plan` says of a fused model on `data`, and publish the model in the run's folder.
 
     init_from: the folder of the fused model, or None for small stand-ins that are made here.
-    launchers: those that lived when the program began; the run stops when one of them dies.
 
     Raises UserError for whatever is wrong, and Stopped once the run was told to stop and has saved
     its last step.
@@ -88,7 +86,7 @@ def train_stage(
         # join, one of which has failed
         settings = join_processes(training, memory, has_held_out=bool(data.held_out))
         run = StageRun(stage, init_from, model_folder, plan, data, training, settings)
-        with StopRequest(launchers, training.grace_seconds) as stop:
+        with StopRequest(launchers_above(), training.grace_seconds) as stop:
             if training.dry_run:
                 run.show_dry_run(aside=f"{aside}/run")
             else:

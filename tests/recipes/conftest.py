@@ -142,10 +142,10 @@ def chat_processor():
 
 
 @pytest.fixture(scope="session")
-def text_talk(tmp_path_factory):
+def text_given(tmp_path_factory):
     """A folder with an untrained `model`, and `text.jsonl`: rows without images whose answers have
     40 and 6 learnt tokens in turn."""
-    folder = tmp_path_factory.mktemp("talk")
+    folder = tmp_path_factory.mktemp("text")
     rows = [
         {
             "conversations": [
@@ -161,13 +161,13 @@ def text_talk(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def talk_options(text_talk):
-    """talk_options(run's folder, **more): the words of a short run on `text_talk`."""
+def text_run_options(text_given):
+    """text_run_options(run's folder, **more): the words of a short run on `text_given`."""
 
-    def talk_options(folder, **others):
+    def text_run_options(folder, **others):
         chosen = {
-            "init_from": text_talk / "model",
-            "conversations": f"llava:{text_talk / 'text.jsonl'}",
+            "init_from": text_given / "model",
+            "conversations": f"llava:{text_given / 'text.jsonl'}",
             "eval_conversations": "[]",
             "max_steps": 4,
             "logging_steps": 1,
@@ -177,7 +177,7 @@ def talk_options(text_talk):
         }
         return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
 
-    return talk_options
+    return text_run_options
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def zero_left():
 
 SCENES = "scenes?size=64&count=24"
 SMALL_STEP = ("--max_steps", 2, "--per_device_train_batch_size", 4)
-TALK = (
+FEW_CONVERSATIONS = (
     "--conversations",
     "scenes?count=8",
     "--eval_conversations",
@@ -327,9 +327,9 @@ PROGRAMS = {
     "mae": ("pretrain/mae.py", ("--dataset", SCENES, "--eval_dataset", "none", *SMALL_STEP)),
     "fused": ("fusion/fuse.py", ("--hidden_size", 64, *SMALL_SVA)),
     "vlm": ("fusion/fuse.py", ("--language_model", "tiny:llama", "--num_sva_layers", 1, *SMALL_SVA)),
-    "align": ("recipes/sva_align.py", ("--init_from", "vlm", *TALK)),
-    "sft": ("recipes/sva_sft.py", ("--init_from", "align", *TALK)),
-    "lora": ("recipes/sva_sft.py", ("--init_from", "align", "--lora_rank", 2, *TALK)),
+    "align": ("recipes/sva_align.py", ("--init_from", "vlm", *FEW_CONVERSATIONS)),
+    "sft": ("recipes/sva_sft.py", ("--init_from", "align", *FEW_CONVERSATIONS)),
+    "lora": ("recipes/sva_sft.py", ("--init_from", "align", "--lora_rank", 2, *FEW_CONVERSATIONS)),
     "evaluation": ("recipes/evaluate_encoder.py", ("--encoder", "dinov2", *JUDGE)),
     "comparison": ("recipes/compare_encoders.py", ("--encoders", "dinov2", "--datasets", *JUDGE[1:])),
     "vlm_evaluation": (

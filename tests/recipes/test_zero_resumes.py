@@ -17,10 +17,10 @@ CHOSEN = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "s
 
 
 @pytest.fixture(scope="module")
-def two(runs, zero_left, talk_options, tmp_path_factory):
+def two(runs, zero_left, text_run_options, tmp_path_factory):
     """A run of two processes under ZeRO-2 whose newest checkpoint is the one of its second step."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    runs.finish(*runs.start_two(SFT, *talk_options(folder, deepspeed=SHIPPED[2], **CHOSEN)))
+    runs.finish(*runs.start_two(SFT, *text_run_options(folder, deepspeed=SHIPPED[2], **CHOSEN)))
     zero_left(folder, stage=2, processes=2)
     return folder
 
@@ -54,12 +54,12 @@ def contents(folder):
     ],
 )
 def test_another_layout_is_refused_and_nothing_changes(
-    processes, changed, said, runs, talk_options, half_way
+    processes, changed, said, runs, text_run_options, half_way
 ):
     """Without the refusal the last one trains on with moments of zero, and the others end in
     DeepSpeed's tracebacks."""
     before = contents(half_way)
-    words = [SFT, *talk_options(half_way, **CHOSEN | changed), "--resume_from_checkpoint", "true"]
+    words = [SFT, *text_run_options(half_way, **CHOSEN | changed), "--resume_from_checkpoint", "true"]
     started = runs.start_two(*words) if processes == 2 else [runs.start(*words)]
     printed = runs.finish(*started, expect=2, seconds=100)
     lines = [line for line in printed.splitlines() if line.startswith("error: ")]
@@ -69,8 +69,10 @@ def test_another_layout_is_refused_and_nothing_changes(
     assert {path: content for path, content in contents(half_way).items() if path.name != ".lock"} == before
 
 
-def test_stages_1_and_2_go_on_from_each_other(runs, logged, weights, zero_left, talk_options, two, half_way):
-    words = talk_options(half_way, deepspeed=SHIPPED[1], **CHOSEN)
+def test_stages_1_and_2_go_on_from_each_other(
+    runs, logged, weights, zero_left, text_run_options, two, half_way
+):
+    words = text_run_options(half_way, deepspeed=SHIPPED[1], **CHOSEN)
     runs.finish(*runs.start_two(SFT, *words, "--resume_from_checkpoint", "true"))
     zero_left(half_way, stage=1, processes=2)
     torch.testing.assert_close(logged(half_way), logged(two), rtol=1e-6, atol=0)
