@@ -35,7 +35,7 @@ from encoders.adapters.transformers_encoder import build_transformers
 from encoders.preprocess import ImageTransform
 from fusion import FusionProcessor, FusionVlmForConditionalGeneration, assemble_vlm, fuse_encoders
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
-from fusion.conversations.mixtures import BLANK, ConversationCollator, image_inputs
+from fusion.conversations.batches import BLANK, ConversationCollator, image_inputs
 from fusion.labels import LABEL_IGNORED
 from fusion.map_cache import MapCache
 from fusion.tiny import tiny_language_model

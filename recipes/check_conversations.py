@@ -65,7 +65,7 @@ from transformers import AutoProcessor
 from fusion import FusionProcessor
 from fusion.chat_turns import ChatTemplateError, stop_token_ids
 from fusion.conversations.clean_rows import check_target, write_rows
-from fusion.conversations.conversation import BadRow, shortened
+from fusion.conversations.conversation import BadRow, one_line
 from fusion.conversations.sources import ConversationSource, open_conversations
 from fusion.conversations.tokens import tokenise
 from fusion.labels import LABEL_IGNORED
@@ -280,7 +280,7 @@ def unread_keys_line(rows: Sequence[CheckedRow]) -> str:
         counts.update(each.unread)
     if not counts:
         return ""
-    listed = [f"{shortened(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN)]
+    listed = [f"{one_line(key)} (rows: {count:,})" for key, count in counts.most_common(KEYS_SHOWN)]
     if len(counts) > KEYS_SHOWN:
         listed.append(f"and {len(counts) - KEYS_SHOWN:,} others")
     return f"keys that nothing reads: {', '.join(listed)}"

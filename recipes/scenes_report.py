@@ -51,7 +51,7 @@ from PIL.Image import Image
 from encoders.pictures.curves import bar_picture, curve_picture
 from encoders.pictures.sheets import contact_sheet, to_picture
 from fusion.evaluation.benchmarks import open_task
-from fusion.evaluation.tasks import Question
+from fusion.evaluation.tasks import BenchmarkQuestion
 from vision_core.errors import UserError, run_script
 from vision_core.markdown import table
 from vision_core.printable import say
@@ -243,7 +243,7 @@ class Examples:
         questions = open_task(task).questions
         step = max(len(questions) // EXAMPLES, 1)
         places = range(0, len(questions), step)[:EXAMPLES]
-        self.questions: dict[int, Question] = {place: questions[place] for place in places}
+        self.questions: dict[int, BenchmarkQuestion] = {place: questions[place] for place in places}
 
     def picture(self) -> Image:
         """The questions' images in two rows, in the order of their numbers."""

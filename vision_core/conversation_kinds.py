@@ -1,5 +1,7 @@
-"""The kinds of sources of conversations and the options of each. Imports nothing heavy, so that
-programs refuse a mistyped source before they load torch."""
+"""Lists the kinds of sources of conversations and the options of each.
+
+It imports nothing heavy, so that programs refuse a mistyped source before they load torch.
+"""
 
 from collections.abc import Collection, Mapping
 
@@ -21,8 +23,10 @@ CONVERSATION_KINDS: dict[str, tuple[str, ...]] = {
 def parse_conversations(
     text: str, kinds: Mapping[str, Collection[str]] = CONVERSATION_KINDS, what: str = "conversations"
 ) -> tuple[str, str, dict[str, str]]:
-    """A source text as (kind, where, options); `kinds` gives the options of each kind.
+    """A source text as (kind, where, options).
 
+    kinds: the options of each kind.
+    what: the name of what the text opens, for messages.
     Raises UserError for an unknown kind or option, and where the text names no place.
     """
     head, options = split_options(text, repr(text))
@@ -42,8 +46,6 @@ def is_stream(text: str) -> bool:
     options = parse_conversations(text)[2]
     streamed = true_or_false(options, "streaming", repr(text))
     if not streamed and "shuffle_buffer" in options:
-        raise UserError(
-            f"{text!r}: shuffle_buffer is of streams, all others are shuffled whole; "
-            "leave it out, or add streaming=true"
-        )
+        reason = "only streams have a shuffle_buffer, all other sources are shuffled completely"
+        raise UserError(f"{text!r}: {reason}; leave it out, or add streaming=true")
     return streamed

@@ -1,10 +1,9 @@
-"""The good rows of a source as a file of its own, as they stand there: bad rows are left out,
-nothing is changed."""
+"""Writes the good rows of a source, unchanged, to a file of their own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fusion.conversations.sources import ConversationSource, JsonSource, TableSource
@@ -12,8 +11,10 @@ from vision_core.errors import UserError
 
 
 def check_target(file: Path, source: ConversationSource) -> None:
-    """Raises UserError where the good rows of `source` cannot be written to `file`; asked before
-    hours of reading."""
+    """Raises UserError where the good rows of `source` cannot be written to `file`.
+
+    It is called before the rows are read, which may take hours.
+    """
     if not isinstance(source, JsonSource | TableSource):
         raise UserError(f"--write_clean: {source.name} has no rows in a file; leave --write_clean out")
     suffix = ".jsonl" if isinstance(source, JsonSource) else ".parquet"
@@ -25,36 +26,33 @@ def check_target(file: Path, source: ConversationSource) -> None:
 
 
 def write_rows(file: Path, source: ConversationSource, rows: Sequence[int]) -> None:
-    """Write the rows of these numbers. The file gets its name once all of it is on the disk. Raises
-    UserError."""
-    if isinstance(source, JsonSource):
-        _write_aside(file, lambda aside: _write_lines(aside, source, rows))
-    else:
-        assert isinstance(source, TableSource)
-        _write_aside(file, lambda aside: source.table.select(rows).to_parquet(str(aside)))
+    """Write the rows of these numbers. Raises UserError.
 
-
-def _write_lines(aside: Path, source: JsonSource, rows: Sequence[int]) -> None:
-    with aside.open("wb") as opened:
-        for row in rows:
-            opened.write(source.line(row) + b"\n")
-
-
-def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
+    The file gets its name once all of it is on the disk.
+    """
     aside = file.parent / f".tmp-{os.getpid()}-{file.name}"
     try:
-        write(aside)
+        _write_to(aside, source, rows)
         with aside.open("rb+") as opened:
             os.fsync(opened.fileno())
         _refuse_existing(file)  # again: reading took long, and somebody else may have written it
         aside.rename(file)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(
-            f"--write_clean {file} was not written ({reason}); make room, or name another file"
-        ) from None
+        cure = "make room, or name another file"
+        raise UserError(f"--write_clean {file} was not written ({reason}); {cure}") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _write_to(path: Path, source: ConversationSource, rows: Sequence[int]) -> None:
+    if isinstance(source, JsonSource):
+        with path.open("wb") as opened:
+            for row in rows:
+                opened.write(source.line(row) + b"\n")
+    else:
+        assert isinstance(source, TableSource)
+        source.table.select(rows).to_parquet(str(path))
 
 
 def _refuse_existing(file: Path) -> None:

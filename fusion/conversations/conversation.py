@@ -1,7 +1,7 @@
-"""Conversations about images: what one is, and how a message about a bad row shows what stands in
-it.
+"""What a conversation about images is: its messages and its images.
 
-How a row of a file becomes a conversation: fusion/conversations/rows.py.
+How a row of a file becomes a conversation: fusion/conversations/rows.py. This module also decodes
+images of rows and shortens values for the messages about bad rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vision_core.scenes.draw import Scene
 from vision_core.scenes.language import Question
 
 IMAGE = "<image>"
-SHOWN_CHARACTERS = 200  # of a value in a message
+MOST_OF_A_VALUE = 200  # characters of a value in a message
 
 
 class BadRow(UserError):
@@ -30,12 +30,13 @@ class BadRow(UserError):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. role: system, user or assistant. text: with one `<image>` where each of its images
-    stands.
+    """One turn.
 
+    role: system, user or assistant.
+    text: the words, with one `<image>` where each image of the turn stands.
     thoughts: what the assistant thinks before it says `text`, without the marks of any chat
-    template.
-    learnt: whether an answer is trained on, or is only there for those that follow.
+        template.
+    learnt: whether an answer is trained on; otherwise it only gives context to those that follow.
     """
 
     role: str
@@ -46,12 +47,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns and the images they speak of, `[3, H, W]` uint8, in the order of their places.
+    """Messages and the images that they speak of.
 
-    where: file and row, for messages.
-
-    kind, choices: of the question, where the source knows them: what it asks about, and the
-    possible answers.
+    where: file and row, for messages about faults.
+    images: each `[3, H, W]` uint8, in the order of their places in the text.
+    kind: what the question asks about, where the source knows it.
+    choices: the possible answers, where the source knows them.
     """
 
     where: str
@@ -62,17 +63,19 @@ class Conversation:
 
 
 def scene_conversation(where: str, scene: Scene, asked: Sequence[Question]) -> Conversation:
-    """Questions about a scene, the picture before the first."""
-    pairs = [(Message("user", each.text), Message("assistant", each.answer)) for each in asked]
-    messages = [message for pair in pairs for message in pair]
+    """Questions about a scene and their answers, with the picture in front of the first question."""
+    messages = []
+    for question in asked:
+        messages += [Message("user", question.text), Message("assistant", question.answer)]
     messages[0] = Message("user", f"{IMAGE}\n{messages[0].text}")
     return Conversation(where, tuple(messages), (scene.image,), asked[0].kind, asked[0].choices)
 
 
-def decoded(data: bytes, where: str, max_pixels: int | None = None) -> Tensor:
-    """`[3, H, W]` uint8. Raises BadRow, also for numbers of no known range.
+def decode_row_image(data: bytes, where: str, max_pixels: int | None = None) -> Tensor:
+    """The image `[3, H, W]` uint8 in a file's bytes.
 
-    max_pixels: of the largest image, where the source has an option that says so.
+    max_pixels: the size of the largest image, where the source has an option that says so.
+    Raises BadRow, also for numbers whose range is not known.
     """
     try:
         image = decode_image(data, 3, PixelOptions(max_pixels=max_pixels or MAX_PIXELS))
@@ -82,28 +85,26 @@ def decoded(data: bytes, where: str, max_pixels: int | None = None) -> Tensor:
             cure = "make it smaller, or add max_pixels=NUMBER to the options of the source"
         raise BadRow(f"{where} cannot be decoded ({error.reason}); {cure}") from None
     if image.dtype != torch.uint8:
-        raise BadRow(
-            f"{where} holds numbers whose black and white are not known; save it as a picture of 8 or 16 bits, such as PNG"
-        )
+        cure = "save it as a picture of 8 or 16 bits, such as PNG"
+        raise BadRow(f"{where} holds numbers whose black and white are not known; {cure}")
     return image
 
 
-def shortened(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` on one line of printable characters, cut after 200 of them.
 
-    With it a message never prints the whole of an image in base64.
+    So a message never prints a large image in base64.
     """
-    line = repr(text[: SHOWN_CHARACTERS + 1])[1:-1]
-    if len(text) <= SHOWN_CHARACTERS and len(line) <= 2 * SHOWN_CHARACTERS:
+    line = repr(text[: MOST_OF_A_VALUE + 1])[1:-1]
+    if len(text) <= MOST_OF_A_VALUE and len(line) <= 2 * MOST_OF_A_VALUE:
         return line
-    return f"{line[:SHOWN_CHARACTERS]}… ({len(text):,} characters)"
+    return f"{line[:MOST_OF_A_VALUE]}… ({len(text):,} characters)"
 
 
-def quoted(value: Any) -> str:
-    """Any value of a row as Python writes it, cut like `shortened`, however large or deeply nested
-    it is."""
+def quote(value: Any) -> str:
+    """Any value of a row as Python writes it, cut like `one_line`, however large or deep it is."""
     if isinstance(value, str):
-        return f"'{shortened(value)}'"
+        return f"'{one_line(value)}'"
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
-    return shortened(reprlib.repr(value))
+    return one_line(reprlib.repr(value))

@@ -1,14 +1,14 @@
-"""What the keys of a row mean, whichever format it is in: its turns, its images, its system prompt.
+"""Reads a row of a file or table: what its keys mean, whichever format it is in.
 
     conversations   turns of `from`, `value`: LLaVA, Cambrian, ShareGPT, LLaMA-Factory
     messages        turns of `role`, `content`: chat templates, the OpenAI API, ms-swift
     texts           pairs of `user`, `assistant`: the_cauldron, FineVision
     any columns     named by the source's options question=, answer=, thoughts=, caption=, image=
 
-A key is used; or it says something that cannot be trained here, and the row is refused with the
-key's name; or no format known to us gives it a meaning, and it is ignored (check_conversations.py
-lists those keys). A key that says nothing (null, empty) is as good as absent: tables have every
-column in every row.
+A key is used. Or it says something that cannot be trained here, and the row is refused with the
+key's name. Or it has no meaning in any known format, and it is ignored (check_conversations.py lists
+those keys). A key that says nothing (null, empty) counts as absent, because tables have every column
+in every row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fusion.conversations.conversation import IMAGE, BadRow, Conversation, Message, quoted
+from fusion.conversations.conversation import IMAGE, BadRow, Conversation, Message, quote
 from fusion.conversations.images import ImageReader
 from fusion.conversations.turns import (
     FILM_CURE,
@@ -25,15 +25,15 @@ from fusion.conversations.turns import (
     ShownImage,
     Turn,
     is_nothing,
-    one_system,
     one_value,
     read_pair,
+    read_system_prompt,
     read_turn,
     refuse_keys,
     unread_turn_keys,
 )
 
-CAPTION_INSTRUCTION = "Describe the picture in one sentence."  # what evaluate_vlm.py asks for captions too
+CAPTION_INSTRUCTION = "Describe the picture in one sentence."  # the benchmark of captions asks it too
 TURNS_KEYS = ("conversations", "messages", "texts")
 READ_KEYS = ("kind", "weight", "label", "kto_tag")
 IMAGES_KEYS = ("images", "image")
@@ -49,22 +49,22 @@ REFUSED_KEYS = {
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), TOOLS_CURE),
     **dict.fromkeys(PREFERENCE_KEYS, PREFERENCE_CURE),
     **dict.fromkeys(("input_ids", "loss_mask"), TOKENS_CURE),
-    "objects": "write names and coordinates into the text where <ref-object> and <bbox> stand, and take `objects` out",
+    "objects": "write names and coordinates into the text where <ref-object> and <bbox> stand, "
+    "and take `objects` out",
     "history": "write earlier questions and answers as turns of `messages`",
 }
-CHOSEN_BY_COLUMNS = {
-    *PREFERENCE_KEYS,
-    "objects",
-}  # no more than metadata where the source says which columns are meant
+# only metadata where the source says which columns are meant
+IGNORED_BESIDE_COLUMNS = {*PREFERENCE_KEYS, "objects"}
 # other names that people give to the column of an image
 OTHER_IMAGE_KEYS = ("image_path", "image_paths", "image_url", "image_urls", "image_file", "img", "img_path")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that stand in for turns: a question, its answer and the answer's thoughts, or a
-    caption.
+    """The columns that a source names by its options.
 
+    question, answer, thoughts: they stand in for turns.
+    caption: it stands in for turns too, as the answer to a request for a caption.
     image: the column of the image or images, whatever the turns are read from.
     """
 
@@ -75,7 +75,7 @@ class Columns:
     image: str | None = None
 
     def named(self) -> list[str]:
-        """Those that a source names."""
+        """The names of all columns that the source names."""
         columns = (self.question, self.answer, self.thoughts, self.caption, self.image)
         return [name for name in columns if name is not None]
 
@@ -88,7 +88,8 @@ class Columns:
 class Row:
     """A row that has been read and checked.
 
-    images: as they stand in the row, in the order of their places in the text.
+    images: as the row has them, in the order of their places in the text.
+    kind: what the question asks about, where the row says it.
     """
 
     where: str
@@ -97,32 +98,37 @@ class Row:
     kind: str = ""
 
     def conversation(self, reader: ImageReader) -> Conversation:
-        """The same with its images decoded. Raises BadRow."""
-        images = tuple(
-            reader.read(image, f"image {number}", self.where) for number, image in enumerate(self.images, 1)
-        )
-        return Conversation(self.where, self.messages, images, self.kind)
+        """The conversation of this row, with its images decoded. Raises BadRow."""
+        images = []
+        for number, image in enumerate(self.images, 1):
+            images.append(reader.read(image, f"image {number}", self.where))
+        return Conversation(self.where, self.messages, tuple(images), self.kind)
 
 
 def read_row(row: Any, where: str, columns: Columns = Columns()) -> Row:  # noqa: B008 (it is frozen)
-    """A row of a file, whose images are not opened. Raises BadRow, which names row, key and
-    cure."""
+    """A row of a file, checked; its images are not opened.
+
+    Raises BadRow, which names row, key and cure.
+    """
     if not isinstance(row, Mapping):
         raise BadRow(f"{where}: this is {type(row).__name__}, not an object; mend the row, or leave it out")
     _refuse_what_is_not_trained(row, columns, where)
-    turns = _turns_of_columns(row, columns, where) if columns.have_turns() else _turns(row, where)
-    messages = _with_system(tuple(turn.message for turn in turns), row, where)
-    _check_turns(messages, where)
-    shown = [image for turn in turns for image in turn.shown]
-    images = _images_in_order(_images_of(row, columns, where), shown, where)
+    if columns.have_turns():
+        turns = _turns_from_columns(row, columns, where)
+    else:
+        turns = _read_turns(row, where)
+    messages = _add_system_prompt(tuple(turn.message for turn in turns), row, where)
+    _check_order_and_answers(messages, where)
+    shown: list[ShownImage] = []
+    for turn in turns:
+        shown += turn.shown
+    images = _images_in_order(_find_images(row, columns, where), shown, where)
     if columns.caption is not None and not images:
-        raise BadRow(
-            f"{where}: there is a caption and no image; name its column by image=, or leave the row out"
-        )
+        cure = "name its column by image=, or leave the row out"
+        raise BadRow(f"{where}: there is a caption and no image; {cure}")
+    messages = _add_image_places(messages, len(images), where)
     kind = row.get("kind")
-    return Row(
-        where, _with_places(messages, len(images), where), images, kind if isinstance(kind, str) else ""
-    )
+    return Row(where, messages, images, kind if isinstance(kind, str) else "")
 
 
 def unread_keys(row: Any, columns: Columns) -> set[str]:
@@ -136,13 +142,15 @@ def unread_keys(row: Any, columns: Columns) -> set[str]:
     for key in turns_keys:
         turns = row.get(key)
         for turn in turns if isinstance(turns, list) else ():
-            unread |= {f"turns: {each}" for each in unread_turn_keys(turn)}
+            unread.update(map("turns: {}".format, unread_turn_keys(turn)))
     return unread
 
 
 def refused_keys(columns: Columns) -> dict[str, str]:
     """The keys for which a row is refused, with their cures."""
-    allowed = {*columns.named(), *(CHOSEN_BY_COLUMNS if columns.have_turns() else ())}
+    allowed = set(columns.named())
+    if columns.have_turns():
+        allowed |= IGNORED_BESIDE_COLUMNS
     return {key: cure for key, cure in REFUSED_KEYS.items() if key not in allowed}
 
 
@@ -151,39 +159,42 @@ def _refuse_what_is_not_trained(row: Mapping[str, Any], columns: Columns, where:
     weight = row.get("weight")
     if weight is not None and weight != 1:
         cure = "rows count alike: mix sources by ?weight=, leave rows of weight 0 out, and take `weight` out"
-        raise BadRow(f"{where}: the row has `weight` {quoted(weight)}; {cure}")
+        raise BadRow(f"{where}: the row has `weight` {quote(weight)}; {cure}")
     for key in ("label", "kto_tag"):  # KTO's, of ms-swift and TRL, and of LLaMA-Factory
         if row.get(key) is False:
-            cure = f"leave the row out, or take `{key}` out"
-            raise BadRow(
-                f"{where}: the row has `{key}` false, so its answer is one that nobody wants; {cure}"
-            )
+            fault = f"the row has `{key}` false, so its answer is one that nobody wants"
+            raise BadRow(f"{where}: {fault}; leave the row out, or take `{key}` out")
 
 
-def _turns(row: Mapping[str, Any], where: str) -> list[Turn]:
+def _read_turns(row: Mapping[str, Any], where: str) -> list[Turn]:
     """The turns of a row in any of the spellings."""
-    given = {key: row[key] for key in TURNS_KEYS if not is_nothing(row.get(key))}
-    if len(given) > 1:
-        places = " and in ".join(f"`{key}`" for key in given)
+    keys = [key for key in TURNS_KEYS if not is_nothing(row.get(key))]
+    if len(keys) > 1:
+        places = " and in ".join(map("`{}`".format, keys))
         raise BadRow(f"{where}: the row has turns in {places}; keep those that are meant")
-    key, turns = next(iter(given.items()), ("", None))
+    turns = row[keys[0]] if keys else None
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
         raise BadRow(
             f"{where}: there are no turns; a row has `conversations`, `messages` or `texts`, a list of them, "
             "or columns that the source names by question= and answer=, or by caption="
         )
-    if key == "texts":
-        return [turn for pair in turns for turn in read_pair(pair, where)]
+    if keys == ["texts"]:
+        read: list[Turn] = []
+        for pair in turns:
+            read += read_pair(pair, where)
+        return read
     return [read_turn(turn, where) for turn in turns]
 
 
-def _turns_of_columns(row: Mapping[str, Any], columns: Columns, where: str) -> list[Turn]:
+def _turns_from_columns(row: Mapping[str, Any], columns: Columns, where: str) -> list[Turn]:
     """A question and its answer, or the instruction and a caption."""
     if columns.caption is not None:
-        question, answer = CAPTION_INSTRUCTION, _text_of(row, columns.caption, where)
+        question = CAPTION_INSTRUCTION
+        answer = _text_of_column(row, columns.caption, where)
     else:
         assert columns.question is not None and columns.answer is not None
-        question, answer = (_text_of(row, columns.question, where), _text_of(row, columns.answer, where))
+        question = _text_of_column(row, columns.question, where)
+        answer = _text_of_column(row, columns.answer, where)
         if columns.question == "instruction" and not is_nothing(row.get("input")):
             cure = "write both into one column, and name that"
             raise BadRow(f"{where}: the row has `input` beside `instruction`, as Alpaca has it; {cure}")
@@ -192,60 +203,69 @@ def _turns_of_columns(row: Mapping[str, Any], columns: Columns, where: str) -> l
     return [read_turn({"role": "user", "content": question}, where), read_turn(answered, where)]
 
 
-def _text_of(row: Mapping[str, Any], column: str, where: str) -> str:
+def _text_of_column(row: Mapping[str, Any], column: str, where: str) -> str:
     if column not in row:
-        raise BadRow(
-            f"{where}: there is no column {quoted(column)}; the row has {quoted([str(key) for key in row])}"
-        )
-    if row[column] is None:
-        raise BadRow(f"{where}: {quoted(column)} is empty; leave the row out, or fill it in")
-    if not isinstance(row[column], str):
-        kind = type(row[column]).__name__
-        raise BadRow(f"{where}: {quoted(column)} is {kind}, not text; write one row for each text")
-    return row[column]
+        present = quote(list(map(str, row)))
+        raise BadRow(f"{where}: there is no column {quote(column)}; the row has {present}")
+    text = row[column]
+    if text is None:
+        raise BadRow(f"{where}: {quote(column)} is empty; leave the row out, or fill it in")
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise BadRow(f"{where}: {quote(column)} is {kind}, not text; write one row for each text")
+    return text
 
 
-def _with_system(messages: tuple[Message, ...], row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    """The turns, with the row's system prompt in front where it has one."""
-    text = one_system(one_value(row, SYSTEM_KEYS, "the system prompt", where), where)
-    first = next((message for message in messages if message.role == "system"), None)
-    if not text or (first is not None and first.text == text):
+def _add_system_prompt(
+    messages: tuple[Message, ...], row: Mapping[str, Any], where: str
+) -> tuple[Message, ...]:
+    """The messages, with the row's system prompt in front where it has one."""
+    text = read_system_prompt(one_value(row, SYSTEM_KEYS, "the system prompt", where), where)
+    system_turn = next((message for message in messages if message.role == "system"), None)
+    if not text:
         return messages
-    if first is not None:
-        both = f"`system` {quoted(text)} and a system turn {quoted(first.text)}"
+    if system_turn is None:
+        return (Message("system", text), *messages)
+    if system_turn.text != text:
+        both = f"`system` {quote(text)} and a system turn {quote(system_turn.text)}"
         raise BadRow(f"{where}: the row has {both}; keep the one that is meant")
-    return (Message("system", text), *messages)
+    return messages
 
 
-def _check_turns(messages: tuple[Message, ...], where: str) -> None:
-    spoken = [message.role for message in messages if message.role != "system"]
-    if any(message.role == "system" for message in messages[1:]):
+def _check_order_and_answers(messages: tuple[Message, ...], where: str) -> None:
+    """Raises BadRow where turns are out of order, an answer is empty, or none is learnt."""
+    roles = [message.role for message in messages]
+    if "system" in roles[1:]:
         raise BadRow(f"{where}: a system turn stands behind others; it goes first")
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        said = quoted(", ".join(spoken) or "none")
-        raise BadRow(
-            f"{where}: turns are {said[1:-1]}; user and assistant take turns, and the assistant has the last: take out what has no answer"
-        )
-    answers = [(number, message) for number, message in enumerate(messages, 1) if message.role == "assistant"]
-    for number, message in answers:
+        listed = quote(", ".join(spoken) or "none")[1:-1]
+        rule = "user and assistant take turns, and the assistant has the last"
+        raise BadRow(f"{where}: turns are {listed}; {rule}: take out what has no answer")
+    is_any_learnt = False
+    for number, message in enumerate(messages, 1):
+        if message.role != "assistant":
+            continue
         if not message.text.strip():
-            raise BadRow(
-                f"{where}: the answer in turn {number} is empty; there is nothing to learn from it, so leave the row out"
-            )
-    if not any(message.learnt for _, message in answers):
+            cure = "there is nothing to learn from it, so leave the row out"
+            raise BadRow(f"{where}: the answer in turn {number} is empty; {cure}")
+        is_any_learnt = is_any_learnt or message.learnt
+    if not is_any_learnt:
         reason = "no answer is learnt (all have weight 0, or loss or train false)"
         raise BadRow(f"{where}: {reason}; leave the row out, or let one be learnt")
 
 
-def _images_of(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, ...]:
-    """The images of a row as they stand there, in `images` or `image`, or in the column that the
-    source names."""
+def _find_images(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[Any, ...]:
+    """The images as the row has them, in `images` or `image`, or in the column of the source."""
     if columns.image is not None:
         if columns.image not in row:
             hint = "image= names a column, and images= the folder"
-            raise BadRow(f"{where}: there is no column {quoted(columns.image)}; {hint}")
-        return _listed(row[columns.image])
-    given = {key: _listed(row[key]) for key in IMAGES_KEYS if not is_nothing(row.get(key))}
+            raise BadRow(f"{where}: there is no column {quote(columns.image)}; {hint}")
+        return _as_tuple(row[columns.image])
+    given = {}
+    for key in IMAGES_KEYS:
+        if not is_nothing(row.get(key)):
+            given[key] = _as_tuple(row[key])
     images = one_value(given, IMAGES_KEYS, "the row's image", where) or ()
     other = next((key for key in OTHER_IMAGE_KEYS if not is_nothing(row.get(key))), None)
     if not images and other is not None:
@@ -254,7 +274,8 @@ def _images_of(row: Mapping[str, Any], columns: Columns, where: str) -> tuple[An
     return images
 
 
-def _listed(images: Any) -> tuple[Any, ...]:
+def _as_tuple(images: Any) -> tuple[Any, ...]:
+    """The images in a value that is an image, a list of images, or nothing."""
     if is_nothing(images):
         return ()
     is_list = isinstance(images, Sequence) and not isinstance(images, str | bytes)
@@ -266,33 +287,35 @@ def _images_in_order(of_row: tuple[Any, ...], shown: Sequence[ShownImage], where
 
     Parts may name images of the row by their numbers.
     """
-    inline = tuple(each.image for each in shown if each.image is not None)
-    numbers = [each.index for each in shown if each.index is not None]
-    if inline and len(inline) != len(shown):
-        raise BadRow(
-            f"{where}: some parts of type image hold their image and others do not; give all of them theirs"
-        )
-    if inline and of_row and of_row != inline:
-        raise BadRow(
-            f"{where}: images stand in the turns' parts and in the row's `images`; keep those that are meant"
-        )
-    if inline or not numbers:
-        return inline or of_row
+    inline = tuple(part.image for part in shown if part.image is not None)
+    if inline:
+        if len(inline) != len(shown):
+            fault = "some parts of type image hold their image and others do not"
+            raise BadRow(f"{where}: {fault}; give all of them theirs")
+        if of_row and of_row != inline:
+            fault = "images stand in the turns' parts and in the row's `images`"
+            raise BadRow(f"{where}: {fault}; keep those that are meant")
+        return inline
+    numbers = [part.index for part in shown if part.index is not None]
+    if not numbers:
+        return of_row
     if len(numbers) != len(shown) or set(numbers) != set(range(len(of_row))):
-        named = f"the parts of type image name images {quoted(numbers)} by `index`"
+        named = f"the parts of type image name images {quote(numbers)} by `index`"
         raise BadRow(f"{where}: {named}, and the row has {len(of_row)}; name each of them")
     return tuple(of_row[number] for number in numbers)
 
 
-def _with_places(messages: tuple[Message, ...], count: int, where: str) -> tuple[Message, ...]:
-    """The turns, with `<image>` in front of the first question where images are given and no place
-    is."""
+def _add_image_places(messages: tuple[Message, ...], count: int, where: str) -> tuple[Message, ...]:
+    """The messages with a place for each image.
+
+    Where the text has no `<image>`, they go in front of the first question.
+    """
     places = sum(message.text.count(IMAGE) for message in messages)
     if places == count:
         return messages
-    if places == 0:
-        first = next(number for number, message in enumerate(messages) if message.role == "user")
-        shown = Message("user", f"{IMAGE}\n" * count + messages[first].text)
-        return (*messages[:first], shown, *messages[first + 1 :])
-    cure = f"give one {IMAGE} for each image, or none"
-    raise BadRow(f"{where}: the text has {places} {IMAGE} and the row has {count} images; {cure}")
+    if places:
+        cure = f"give one {IMAGE} for each image, or none"
+        raise BadRow(f"{where}: the text has {places} {IMAGE} and the row has {count} images; {cure}")
+    first = next(number for number, message in enumerate(messages) if message.role == "user")
+    question = Message("user", f"{IMAGE}\n" * count + messages[first].text)
+    return (*messages[:first], question, *messages[first + 1 :])

@@ -1,19 +1,19 @@
-"""A stream of conversations: a table that is read as it arrives, without a download in advance, of
-unknown length.
+"""Opens streams of conversations: tables of unknown length that are read as they arrive.
 
-    hf:NAME[:CONFIG]?split=train&streaming=true       a data set of the Hub, or of a folder
-    parquet:GLOB?streaming=true                       files here, or where `datasets` reads from
-    (hf://, https://, s3://)
+Nothing is downloaded in advance.
 
-`shuffle_buffer=N` (1000) in either: rows held in memory, of which each draw takes one at random; 0
-keeps the order. `weight=W`: see fusion/conversations/stream_data.py. Options for columns and images
-are those of a table with an index.
+    hf:NAME[:CONFIG]?split=train&streaming=true    a data set of the Hub, or of a folder
+    parquet:GLOB?streaming=true                    files here, or where `datasets` reads from
+                                                   (hf://, https://, s3://)
+
+`shuffle_buffer=N` (1000 by default) is how many rows are held in memory; each draw takes one of them
+at random, and 0 keeps the order. `weight=W`: see fusion/conversations/stream_data.py. The options
+for columns and images are those of a table with an index (fusion/conversations/sources.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from glob import glob
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,7 @@ import fsspec.asyn
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from fusion.conversations.conversation import BadRow, Conversation, shortened
+from fusion.conversations.conversation import BadRow, Conversation, one_line
 from fusion.conversations.images import ImageReader
 from fusion.conversations.rows import Columns, read_row
 from fusion.conversations.sources import (
@@ -30,21 +30,27 @@ from fusion.conversations.sources import (
     is_stream,
     open_conversations,
     open_table,
+    state_of_parquet_files,
     weight_of,
 )
 from vision_core.conversation_kinds import parse_conversations
 from vision_core.errors import UserError, first_line
-from vision_core.files.regular_files import short_names, state_of_files
 from vision_core.images.sources.hub import state_of_table
 from vision_core.source_text import whole_number
 
+NumberedRow = tuple[int, Mapping[str, Any]]  # the row's number from 0, and the row as its file has it
+
 
 class ConversationStream:
-    """Conversations one after the other; iterating is one pass over all, in the order of the files.
+    """Conversations one after the other.
 
-    Each pass asks for them anew. table: a `datasets.IterableDataset`, whose images are not decoded.
-    weight: its share of a mixture, relative to the others. images, columns: as those of a table
-    with an index (conversation_sources.py).
+    Iterating is one pass over all of them, in the order of the files; each pass asks for them anew.
+
+    table: a `datasets.IterableDataset`, whose images are not decoded.
+    shuffle_buffer: how many rows `shuffled_rows` holds in memory.
+    weight: its share of a mixture, relative to the others.
+    images: reads the images of the rows.
+    columns: the columns that stand in for turns.
     """
 
     def __init__(
@@ -56,49 +62,46 @@ class ConversationStream:
         images: ImageReader | None = None,
         columns: Columns | None = None,
     ) -> None:
-        self.name, self.shuffle_buffer, self.weight = name, shuffle_buffer, weight
-        self.images, self.columns = images or ImageReader(None), columns or Columns()
+        self.name = name
+        self.shuffle_buffer = shuffle_buffer
+        self.weight = weight
+        self.images = images or ImageReader(None)
+        self.columns = columns or Columns()
         self.table = table.with_format("arrow")
 
     def state_of_files(self) -> tuple[str, str]:
-        """As of a `ConversationSource`; of a table that is read from elsewhere, what `datasets`
-        knows of it."""
-        kind, where, _ = parse_conversations(self.name)
-        if kind == "parquet" and (files := sorted(glob(where, recursive=True))):
-            return state_of_files(zip(short_names(files), files, strict=True))
-        return state_of_table(self.table), ""
+        """Like `ConversationSource.state_of_files`; for a table elsewhere, what `datasets` knows."""
+        return state_of_parquet_files(self.name) or (state_of_table(self.table), "")
 
     def __iter__(self) -> Iterator[Conversation]:
-        return (self.conversation(*row) for row in self.rows())
+        for number, row in self.rows():
+            yield self.conversation(number, row)
 
-    def rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """(number from 0, row as its file has it): all of them, in every process and data worker.
-
-        Raises BadRow where the stream breaks off.
-        """
+    def rows(self) -> Iterator[NumberedRow]:
+        """All rows, in every process and data worker. Raises BadRow where the stream breaks off."""
         if get_worker_info() is not None:
-            fsspec.asyn.reset_lock()  # forked, it has the lock of its parent, and not the thread that would open it
+            # a forked worker has the lock of its parent, but not the thread that would open it
+            fsspec.asyn.reset_lock()
         number = 0
         try:
-            # iterating the table itself would give each data worker some of the files, and leave
-            # some without any
+            # iterating the table itself would give each data worker only some of the files
             for table in self.table.iter(batch_size=1):
                 yield number, table.to_pylist()[0]
                 number += 1
-        except Exception as error:  # of the network, of a file, of a table that is unlike those before it
-            reason = shortened(first_line(error))
+        except Exception as error:  # of the network, a file, or a table unlike those before it
+            reason = one_line(first_line(error))
             at = f"{self.name}, row {number + 1}"
             raise BadRow(f"{at}: the stream breaks off ({reason}); mend it and resume the run") from None
         if not number:
             raise UserError(f"{self.name} has no rows")
 
-    def shuffled_rows(self, generator: np.random.Generator) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """The same rows, each once.
+    def shuffled_rows(self, generator: np.random.Generator) -> Iterator[NumberedRow]:
+        """The same rows in another order, each once.
 
-        What is read goes to a random place in the buffer, and what was there comes out; what is
-        left comes at the end.
+        A row that is read goes to a random place in the buffer, and the row that was there comes
+        out; those that are left come at the end.
         """
-        held: list[tuple[int, Mapping[str, Any]]] = []
+        held: list[NumberedRow] = []
         for row in self.rows():
             if len(held) < self.shuffle_buffer:
                 held.append(row)
@@ -108,32 +111,31 @@ class ConversationStream:
                 held[place] = row
             else:
                 yield row
-        yield from (held[place] for place in generator.permutation(len(held)))
+        for place in generator.permutation(len(held)):
+            yield held[place]
 
     def conversation(self, number: int, row: Mapping[str, Any]) -> Conversation:
-        """Row `number`, checked, its images decoded. Raises BadRow."""
+        """The conversation of row `number`, checked and with its images decoded. Raises BadRow."""
         return read_row(row, f"{self.name}, row {number + 1}", self.columns).conversation(self.images)
 
 
 def open_stream(text: str) -> ConversationStream:
-    """The stream that `text` names, of which only the first bytes are read.
+    """The stream that `text` names; only its first bytes are read.
 
     Raises UserError for what cannot be opened.
     """
     kind, where, options = parse_conversations(text)
     shuffle_buffer = whole_number(options, "shuffle_buffer", repr(text), 1000)
-    weight, images, columns = (
-        weight_of(text, options),
-        image_reader(text, options),
-        columns_of(text, options),
-    )
+    weight = weight_of(text, options)
+    images = image_reader(text, options)
+    columns = columns_of(text, options)
     table = open_table(kind, where, options, streaming=True)
     return ConversationStream(text, table, shuffle_buffer, weight, images, columns)
 
 
 def first_conversations(text: str, most: int) -> Iterator[Conversation]:
-    """The first of a source, stream or not, at most `most`."""
+    """The first conversations of a source, stream or not, at most `most` of them."""
     if is_stream(text):
         return islice(open_stream(text), most)
     source = open_conversations(text)
-    return (source[row] for row in range(min(len(source), most)))
+    return map(source.__getitem__, range(min(len(source), most)))

@@ -1,22 +1,27 @@
-"""What the readers of benchmarks share: texts, tables, images; mistakes are told by file, row and
-cure."""
+"""What the readers of benchmarks share: reading texts, tables, fields and images of a file.
+
+Every mistake in a file is a BadRow or UserError that names file, row and cure.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import codecs
 import csv
 import io
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fusion.conversations.conversation import BadRow, decoded
+from fusion.conversations.conversation import BadRow, decode_row_image
 from fusion.evaluation.letters import letters_of
+from fusion.evaluation.tasks import ImageReading
 from vision_core.errors import UserError, first_line
 from vision_core.files.regular_files import data_roots, is_inside, read_regular_file
 from vision_core.files.text_files import parse_json, read_bytes
@@ -25,14 +30,16 @@ from vision_core.unreadable import UnreadableImage
 
 OWN_FILE = "is this the benchmark's own file?"
 NAME_OWN_FILE = "name the benchmark's own file"
-SHOWN_OF_A_VALUE = 60
+MOST_OF_A_VALUE = 60  # characters of a value in a message
 MAX_BENCHMARK_BYTES = 16 * 2**30  # MMBench holds its images
 FETCH_AGAIN = "mend it, or fetch the file again"
 
 
 def read_text(file: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 where its mark says so, without the mark. Raises
-    UserError."""
+    """The text of a file in UTF-8, or in UTF-16 where its byte order mark says so, without the mark.
+
+    Raises UserError.
+    """
     data = read_bytes(file, str(file), NAME_OWN_FILE, most_bytes=MAX_BENCHMARK_BYTES)
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -41,40 +48,41 @@ def read_text(file: Path) -> str:
         raise UserError(f"{file} cannot be read ({first_line(error)}); {NAME_OWN_FILE}") from None
 
 
-def parsed(text: str, where: str, kind: type) -> Any:
-    """The JSON value of a text, a dict or a list as `kind` says. Raises BadRow."""
+def parse_json_of_type(text: str, where: str, kind: type) -> Any:
+    """The JSON value of a text, which must be a dict or a list as `kind` says. Raises BadRow."""
     value = parse_json(text, where, FETCH_AGAIN, BadRow)
     if not isinstance(value, kind):
         names = {dict: "an object", list: "a list"}
-        found = names.get(type(value)) or shown(value)
+        found = names.get(type(value)) or quote_value(value)
         raise BadRow(f"{where}: the JSON should be {names[kind]}, not {found}; {OWN_FILE}")
     return value
 
 
-def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each line. Raises UserError, BadRow."""
+def parse_json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, object) for each line of JSON. Raises UserError, BadRow."""
     lines = read_text(file).rstrip().split("\n")  # splitlines would also split within a text
     for number, line in enumerate(lines, start=1):
         where = f"{file}, line {number}"
-        yield where, parsed(line, where, dict)
+        yield where, parse_json_of_type(line, where, dict)
 
 
 def table_rows(file: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, fields by column) of each row of a CSV or TSV that has these columns. Raises
-    UserError, BadRow."""
+    """Yields (place, fields by column) for each row of a CSV or TSV that has these columns.
+
+    Raises UserError, BadRow.
+    """
     csv.field_size_limit(2**31 - 1)  # images in base64
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), delimiter=delimiter, restkey="")
     try:
-        header = [name.strip() for name in reader.fieldnames or []]
+        header = list(map(str.strip, reader.fieldnames or []))
         reader.fieldnames = header
         rows = list(reader)
     except csv.Error as error:
         raise BadRow(f"{file}, line {reader.line_num}: no table ({error}); {FETCH_AGAIN}") from None
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise UserError(
-            f"{file} has the columns {', '.join(header) or 'none'}, and no {missing[0]!r}; {OWN_FILE}"
-        )
+    for name in columns:
+        if name not in header:
+            listed = ", ".join(header) or "none"
+            raise UserError(f"{file} has the columns {listed}, and no {name!r}; {OWN_FILE}")
     for number, row in enumerate(rows, start=1):
         where = f"{file}, row {number}"
         if "" in row and "" not in header:
@@ -83,25 +91,25 @@ def table_rows(file: Path, delimiter: str, *columns: str) -> Iterator[tuple[str,
 
 
 def text_field(row: Any, name: str, where: str, cure: str = OWN_FILE) -> str:
-    """A field that holds a text or a number. Raises BadRow."""
+    """The text or number in a field, as text. Raises BadRow."""
     value = row.get(name) if isinstance(row, Mapping) else None
     if value is None or value == "":
         raise BadRow(f"{where}: there is no {name!r}; {cure}")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise BadRow(f"{where}: {name!r} is no text but {shown(value)}; {cure}")
+        raise BadRow(f"{where}: {name!r} is no text but {quote_value(value)}; {cure}")
     return str(value)
 
 
-def whole_number(row: Any, name: str, where: str) -> int:
-    """A field that holds one. Raises BadRow."""
+def whole_number_field(row: Any, name: str, where: str) -> int:
+    """The whole number in a field. Raises BadRow."""
     text = text_field(row, name, where).strip()
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise BadRow(f"{where}: {name!r} is no whole number but {shown(text)}; {FETCH_AGAIN}")
+        raise BadRow(f"{where}: {name!r} is no whole number but {quote_value(text)}; {FETCH_AGAIN}")
     return int(text)
 
 
 def items_field(row: Any, name: str, where: str) -> list[Any]:
-    """A field that holds a list with something in it. Raises BadRow."""
+    """The list in a field, which must not be empty. Raises BadRow."""
     value = row.get(name) if isinstance(row, Mapping) else None
     if not isinstance(value, list) or not value:
         raise BadRow(f"{where}: there is no list {name!r}; {OWN_FILE}")
@@ -109,17 +117,23 @@ def items_field(row: Any, name: str, where: str) -> list[Any]:
 
 
 def right_letter(answer: str, choices: Sequence[str], where: str) -> str:
-    """The letter in "(b)" or "B". Raises BadRow where it names no choice."""
+    """The letter of an answer such as "(b)" or "B". Raises BadRow where no choice has it."""
     letter = re.sub(r"[()\s]", "", answer).upper()
     known = letters_of(choices)
     if len(letter) != 1 or letter not in known:
-        problem = f"the answer {shown(answer)} is none of the letters {known or '(none)'} of its choices"
+        problem = (
+            f"the answer {quote_value(answer)} is none of the letters {known or '(none)'} of its choices"
+        )
         raise BadRow(f"{where}: {problem}; {FETCH_AGAIN}")
     return letter
 
 
-def file_image(folder: Path, name: str, where: str) -> Callable[[], list[Tensor]]:
-    """Reads the image `name` below a folder. Raises BadRow, then and now."""
+def file_image(folder: Path, name: str, where: str) -> ImageReading:
+    """A function that reads the image `name` below a folder.
+
+    Raises BadRow at once for a name that leads out of the folder, and when called for an image that
+    cannot be read.
+    """
     roots = data_roots(folder)
     path = os.path.join(folder, name)
     if _leads_out(path, roots):
@@ -130,10 +144,22 @@ def file_image(folder: Path, name: str, where: str) -> Callable[[], list[Tensor]
             data = read_regular_file(path, *roots)
         except UnreadableImage as error:
             problem = error.reason.replace("_", " ")
-            raise BadRow(
-                f"{where}: {path} cannot be read ({problem}); name the folder of the images by images="
-            ) from None
-        return [decoded(data, f"{where}: {name}")]
+            cure = "name the folder of the images by images="
+            raise BadRow(f"{where}: {path} cannot be read ({problem}); {cure}") from None
+        return [decode_row_image(data, f"{where}: {name}")]
+
+    return read
+
+
+def base64_image(encoded: str, where: str) -> ImageReading:
+    """A function that decodes an image in base64; it raises BadRow."""
+
+    def read() -> list[Tensor]:
+        try:
+            data = base64.b64decode(encoded)
+        except binascii.Error as error:
+            raise BadRow(f"{where}: the image is no base64 ({error}); {FETCH_AGAIN}") from None
+        return [decode_row_image(data, where)]
 
     return read
 
@@ -141,12 +167,11 @@ def file_image(folder: Path, name: str, where: str) -> Callable[[], list[Tensor]
 def _leads_out(path: str, roots: Sequence[str]) -> bool:
     try:
         real = os.path.realpath(path.replace("\0", ""))
-    except ValueError:  # half a character, which no file's name has; reading it says so
+    except ValueError:  # half a character cannot be in a file's name; reading the file says so
         return False
     return not any(is_inside(real, root) for root in roots)
 
 
-def shown(value: Any) -> str:
-    """A value of a row as Python writes it, at most 60 characters of it, however large or deep it
-    is."""
-    return shortened(reprlib.repr(value), SHOWN_OF_A_VALUE)
+def quote_value(value: Any) -> str:
+    """A value of a row as Python writes it, cut to 60 characters however large or deep it is."""
+    return shortened(reprlib.repr(value), MOST_OF_A_VALUE)

@@ -1,5 +1,7 @@
-"""What lmms-eval reads at its entry point `lmms_eval.models` (pyproject.toml): the name of fused
-models there, and where their class is."""
+"""Tells lmms-eval the name of fused models and where their class is.
+
+lmms-eval reads it at its entry point `lmms_eval.models` (pyproject.toml).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,8 @@ if TYPE_CHECKING:
 
 
 def manifest() -> ModelManifest:
-    """`--model fusion_vlm`, which is asked by chat messages."""
-    from lmms_eval.models.registry_v2 import (
-        ModelManifest,  # lmms-eval is half imported when it comes here
-    )
+    """Registers `--model fusion_vlm`, a model that is asked by chat messages."""
+    # imported here, because lmms-eval is half imported when it imports this module
+    from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("fusion_vlm", chat_class_path="fusion.evaluation.lmms_eval_adapter.FusionVlm")

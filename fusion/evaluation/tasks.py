@@ -1,14 +1,13 @@
-"""What a vision-language model is asked: questions with a prompt and a grader, of a benchmark or of
-conversations.
+"""What a vision-language model is asked: questions with their prompt and their grader.
 
-A task is a text, `KIND:WHERE?option=value`. The published benchmarks are in
-fusion/evaluation/benchmarks.py; of conversations:
+A task is a text, `KIND:WHERE?option=value`. The kinds of the published benchmarks are listed in
+fusion/evaluation/benchmarks.py. Any source of conversations (fusion/conversations/sources.py) is a
+task too:
 
-    scenes          the first answer of each conversation, of a comparison its last word llava:FILE,
-    ... the first learnt answer of each conversation, exactly, asked for as in training: behind the
-    system
-                    turn, earlier turns and the images where they stand
-                    (fusion/conversations/sources.py)
+    scenes         asks for the first answer of each conversation; of the answer to a comparison
+                   only the last word counts
+    llava:FILE     asks for the first learnt answer of each conversation, as in training: behind
+                   the system turn, the earlier turns and their images; it must match exactly
 """
 
 from __future__ import annotations
@@ -22,23 +21,30 @@ from fusion.conversations.conversation import IMAGE, Message
 from fusion.conversations.sources import ConversationSource, open_conversations
 from fusion.evaluation.grading import exact, last_word
 
-Grade = Callable[[str, Sequence[str], Sequence[str]], float]
+PLAIN_PROMPT = "{question}"
+ImageReading = Callable[[], list[Tensor]]
+Grader = Callable[[str, Sequence[str], Sequence[str]], float]
 
 
 @dataclass(frozen=True)
-class Question:
+class BenchmarkQuestion:
     """One question about images.
 
-    where: file and row. images: makes them. choices: by letter, an empty one where a letter has
-    none. group: what its score is averaged with. bundle: right only together. turns: the
-    conversation up to the graded answer, where the question is of one; otherwise the task's prompt
-    asks `text` behind the images.
+    where: file and row, for messages.
+    text: the question without its prompt.
+    expected: the answers that count as right; for a choice, its letter.
+    images: reads the images, each `[3, H, W]` uint8.
+    choices: the choices in the order of their letters; an empty text where a letter has none.
+    group: the score is also given for each group of questions.
+    bundle: the questions of one bundle count as right only together.
+    turns: the conversation up to the graded answer, where the question comes from a conversation.
+        Otherwise the task's prompt asks `text` behind the images.
     """
 
     where: str
     text: str
     expected: tuple[str, ...]
-    images: Callable[[], list[Tensor]]
+    images: ImageReading
     choices: tuple[str, ...] = ()
     group: str = "all"
     bundle: str = ""
@@ -46,67 +52,78 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Task:
+class BenchmarkTask:
     """Questions with their pinned prompt and grader.
 
-    name: the text that names it. weights: of each group in the benchmark's own figure; None where
-    every question counts the same. figures: what the benchmark prints beside its score, by name and
-    in percent, from the answers and what was expected.
+    name: the text that names the task.
+    grade: gives points from 0 to 1 to an answer; None means CIDEr-D over all answers.
+    weights: gives each group its weight in the benchmark's own figure; with None every question
+        counts the same.
+    figures: gives what the benchmark prints beside its score, by name and in percent, from the
+        answers and what was expected.
     """
 
     name: str
-    questions: list[Question]
+    questions: list[BenchmarkQuestion]
     prompt: str
-    grade: Grade | None
+    grade: Grader | None
     max_new_tokens: int = 16
     weights: Callable[[Collection[str]], Mapping[str, float]] | None = None
     figures: Callable[[Sequence[str], Sequence[str]], dict[str, float]] | None = None
 
-    def prompted(self, question: Question) -> str:
-        """The text that the model reads."""
-        options = "\n".join(
-            f"({chr(ord('A') + number)}) {choice}" for number, choice in enumerate(question.choices) if choice
-        )
-        return self.prompt.format(question=question.text, options=options)
+    def prompt_for(self, question: BenchmarkQuestion) -> str:
+        """The text that the model reads, with the lettered choices in it."""
+        options = []
+        for number, choice in enumerate(question.choices):
+            if choice:
+                options.append(f"({chr(ord('A') + number)}) {choice}")
+        return self.prompt.format(question=question.text, options="\n".join(options))
 
     @property
     def grader(self) -> str:
-        """In words."""
+        """The grader's name, which is printed with every score."""
         return "CIDEr-D" if self.grade is None else self.grade.__name__
 
 
-PLAIN_PROMPT = "{question}"
-
-
-def conversations_task(name: str, limit: int | None) -> Task:
-    """The first learnt answer of each conversation of a source, asked for with all that stands in
-    front of it."""
+def task_of_conversations(name: str, limit: int | None) -> BenchmarkTask:
+    """A task that asks for the first learnt answer of each conversation of the source `name`."""
     source = open_conversations(name)
-    return Task(name, questions_of(source, limit), PLAIN_PROMPT, last_word if source.read_aloud else exact)
+    grade = last_word if source.answers_in_steps else exact
+    return BenchmarkTask(name, questions_of(source, limit), PLAIN_PROMPT, grade)
 
 
-def questions_of(source: ConversationSource, limit: int | None = None) -> list[Question]:
-    """A question for each of the first `limit` conversations; its images are read again when they
-    are asked for."""
-    questions = []
-    for row in range(len(source))[:limit]:
-        conversation = source[row]
-        answers = (
-            number
-            for number, each in enumerate(conversation.messages)
-            if each.role == "assistant" and each.learnt
-        )
-        answered = next(answers)
-        turns = conversation.messages[:answered]
-        shown = sum(turn.text.count(IMAGE) for turn in turns)
-        question = Question(
-            where=conversation.where,
-            text=turns[-1].text.replace(IMAGE, "").strip(),
-            expected=(conversation.messages[answered].text.strip(),),
-            images=(lambda row=row, shown=shown: list(source[row].images[:shown])) if shown else list,
-            choices=conversation.choices,
-            group=conversation.kind or "all",
-            turns=turns,
-        )
-        questions.append(question)
-    return questions
+def questions_of(source: ConversationSource, limit: int | None = None) -> list[BenchmarkQuestion]:
+    """A question for each of the first `limit` conversations of a source."""
+    return [question_of_row(source, row) for row in range(len(source))[:limit]]
+
+
+def question_of_row(source: ConversationSource, row: int) -> BenchmarkQuestion:
+    """Asks for the first learnt answer of a row, with everything in front of it as context.
+
+    The images are read again when they are asked for.
+    """
+    conversation = source[row]
+    answer = index_of_first_learnt_answer(conversation.messages)
+    turns = conversation.messages[:answer]
+    image_count = sum(turn.text.count(IMAGE) for turn in turns)
+
+    def read_images() -> list[Tensor]:
+        return list(source[row].images[:image_count])
+
+    return BenchmarkQuestion(
+        where=conversation.where,
+        text=turns[-1].text.replace(IMAGE, "").strip(),
+        expected=(conversation.messages[answer].text.strip(),),
+        images=read_images if image_count else list,
+        choices=conversation.choices,
+        group=conversation.kind or "all",
+        turns=turns,
+    )
+
+
+def index_of_first_learnt_answer(messages: Sequence[Message]) -> int:
+    """The index of the first answer that is trained on; a checked row has one."""
+    for index, message in enumerate(messages):
+        if message.role == "assistant" and message.learnt:
+            return index
+    raise AssertionError("a checked row has a learnt answer")

@@ -1,8 +1,8 @@
-"""VQA's official processing of answers before they are compared: punctuation, numbers as words,
-articles, contractions.
+"""Processes answers as VQA's official evaluation does before it compares them.
 
-The facts (which marks, words and contractions) are those of the official VQA evaluation (Antol et
-al. 2015), as lmms-eval 0.7.3 carries them.
+It changes punctuation, numbers that are written as words, articles and contractions. The facts
+(which marks, words and contractions) are those of the official VQA evaluation (Antol et al. 2015),
+as lmms-eval 0.7.3 carries them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you
 
 
 def contractions() -> dict[str, str]:
-    """What is written -> what is compared. One entry of the published table is the wrong way round,
-    and stays so."""
+    """A table from what is written to what is compared.
+
+    One entry of the published table is the wrong way round, and it is kept so.
+    """
     table = {"somebody'd": "somebodyd"}
     for word in CONTRACTED.split():
         for at, sign in enumerate(word):
@@ -44,25 +46,31 @@ def contractions() -> dict[str, str]:
 CONTRACTIONS = contractions()
 
 
-def vqa_processed(answer: str) -> str:
-    """An answer as VQAv2 compares it."""
+def process_vqa_answer(answer: str) -> str:
+    """An answer in the form in which VQAv2 compares it."""
     text = answer.replace("\n", " ").replace("\t", " ").strip()
-    numbered = [NUMBERS.get(word, word) for word in _without_punctuation(text).lower().split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in numbered if word not in ARTICLES)
+    words = []
+    for word in _remove_punctuation(text).lower().split():
+        word = NUMBERS.get(word, word)
+        if word not in ARTICLES:
+            words.append(CONTRACTIONS.get(word, word))
+    return " ".join(words)
 
 
-def textvqa_processed(answer: str) -> str:
-    """An answer as TextVQA compares it: commas and question marks go first, and a possessive 's
-    becomes a word."""
+def process_textvqa_answer(answer: str) -> str:
+    """An answer in the form in which TextVQA compares it.
+
+    Commas and question marks are removed first, and a possessive 's becomes a word.
+    """
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    return vqa_processed(text)
+    return process_vqa_answer(text)
 
 
-def _without_punctuation(text: str) -> str:
-    """A mark that stands beside a space somewhere in the text goes, and so does any mark where a
-    number has a comma.
+def _remove_punctuation(text: str) -> str:
+    """Removes a mark that is beside a space somewhere in the text, and every mark where a number has
+    a comma.
 
-    Other marks become spaces. Periods go unless a digit follows.
+    Other marks become spaces. Periods are removed unless a digit follows.
     """
     in_number = COMMA_IN_NUMBER.search(text) is not None
     bare = text

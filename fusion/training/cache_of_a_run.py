@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 
 from fusion import FusedVisionModel, FusionImageProcessor
-from fusion.conversations.mixtures import BLANK
+from fusion.conversations.batches import BLANK
 from fusion.map_cache import ROOM, MapCache
 from fusion.training.models import load_model
 from fusion.training.zero import unsharded_models

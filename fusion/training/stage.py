@@ -23,7 +23,8 @@ from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from fusion.conversations.mixtures import ConversationCollator, ConversationDataset
+from fusion.conversations.batches import ConversationCollator
+from fusion.conversations.mixtures import ConversationDataset
 from fusion.conversations.stream_data import Source
 from fusion.map_cache import MapCache
 from fusion.training.cache_of_a_run import open_filled_cache

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fusion.conversations.mixtures import BLANK
+from fusion.conversations.batches import BLANK
 from fusion.map_cache import MapCache
 from fusion.training.cache_of_a_run import fill_for_a_run
 from fusion.training.models import load_model

@@ -18,13 +18,14 @@ from encoders.pictures.sheets import GAP, LINE_HEIGHT, TILE
 from fusion.conversations.conversation import BadRow
 from fusion.conversations.sources import open_conversations
 from fusion.conversations.tokens import tokenise
-from fusion.evaluation.answers import answer_and_score, asked_question, chance, graded
-from fusion.evaluation.benchmarks import cv_bench_weights, open_task
+from fusion.evaluation.answers import answer_and_score, chance, question_as_asked, score_answers
+from fusion.evaluation.benchmark_readers import cv_bench_weights
+from fusion.evaluation.benchmarks import open_task
 from fusion.evaluation.grading import letter
-from fusion.evaluation.tasks import Question, questions_of
+from fusion.evaluation.tasks import BenchmarkQuestion, questions_of
 from fusion.training.models import load_model
 from fusion.training.small_default import write_small_default
-from recipes.evaluate_vlm import sheet
+from recipes.evaluate_vlm import example_sheet
 from vision_core.errors import UserError
 from vision_core.images.decode import decode_image
 
@@ -66,9 +67,9 @@ def test_cv_bench_and_its_mean(folder):
     ]  # fmt: skip
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "test.parquet")
     task = open_task(f"cv_bench:{folder}/test.parquet")
-    assert task.prompted(task.questions[0]).splitlines()[1:3] == ["(A) one", "(B) two"] and chance(task) == 50
+    assert task.prompt_for(task.questions[0]).splitlines()[1:3] == ["(A) one", "(B) two"] and chance(task) == 50
     assert tuple(task.questions[3].images()[0].shape) == (3, 40, 48)
-    score = graded(task, ["A", "A", "A", "(B) two"])
+    score = score_answers(task, ["A", "A", "A", "(B) two"])
     assert score.groups == {"ADE20K": (100.0, 1), "COCO": (50.0, 2), "Omni3D": (100.0, 1)}
     assert score.score == ((100 + 50) / 2 + 100) / 2
     assert score.error == pytest.approx(
@@ -81,14 +82,14 @@ def test_chance_and_error_are_of_the_figure_that_is_weighted(folder):
     drawn at random."""
     counts = {"ADE20K": (40, 5), "COCO": (10, 4), "Omni3D": (20, 2)}
     questions = [
-        Question("", "", ("A",), list, tuple("vwxyz"[:choices]), group)
+        BenchmarkQuestion("", "", ("A",), list, tuple("vwxyz"[:choices]), group)
         for group, (count, choices) in counts.items()
         for _ in range(count)
     ]
     task = replace(open_task("scenes?count=1"), questions=questions, grade=letter, weights=cv_bench_weights)
     assert chance(task) == pytest.approx(((20 + 25) / 2 + 50) / 2)
     generator = np.random.default_rng(0)
-    scores = [graded(task, generator.choice(["A", "B"], len(questions))) for _ in range(400)]
+    scores = [score_answers(task, generator.choice(["A", "B"], len(questions))) for _ in range(400)]
     assert np.mean([each.error for each in scores]) == pytest.approx(
         np.std([each.score for each in scores]), rel=0.1
     )
@@ -109,7 +110,7 @@ def test_mmvp_counts_pairs(folder):
         )
     task = open_task(f"mmvp:{folder / 'mmvp'}")
     assert task.questions[0].choices == ("Open", "Closed") and task.questions[1].expected == ("B",)
-    score = graded(task, ["(a)", "b", "Open", "(a)"])
+    score = score_answers(task, ["(a)", "b", "Open", "(a)"])
     assert score.score == 50 and score.groups == {"all": (50.0, 2)} and chance(task) == 25
 
 
@@ -123,19 +124,19 @@ def test_pope_gqa_vqa_and_captions(folder):
     )
     task = open_task(f"pope:{folder / 'pope.json'}")
     assert (
-        graded(task, ["Yes, there is.", "yes"]).score == 50
+        score_answers(task, ["Yes, there is.", "yes"]).score == 50
         and task.questions[0].text == "Is there\u2028a dog?"
     )
     (folder / "gqa.json").write_text(
         json.dumps({"07": {"question": "Colour?", "answer": "red", "imageId": "3"}})
     )
-    assert graded(open_task(f"gqa:{folder / 'gqa.json'}?images={folder}"), ["Red."]).score == 100
+    assert score_answers(open_task(f"gqa:{folder / 'gqa.json'}?images={folder}"), ["Red."]).score == 100
     (folder / "vqa.json").write_text(
         json.dumps(
             [{"question": "Colour?", "image": "1.jpg", "answers": [{"answer": "red"}] * 3 + ["blue"] * 7}]
         )
     )
-    assert graded(open_task(f"vqa:{folder / 'vqa.json'}"), ["red"]).score == pytest.approx(
+    assert score_answers(open_task(f"vqa:{folder / 'vqa.json'}"), ["red"]).score == pytest.approx(
         100 * (3 * 2 / 3 + 7) / 10
     )
     notes = [
@@ -148,8 +149,8 @@ def test_pope_gqa_vqa_and_captions(folder):
     task = open_task(f"captions:{folder / 'captions.json'}")
     assert (
         len(task.questions) == 2
-        and graded(task, ["a dog runs", "two cars drive by"]).score
-        > graded(task, ["two cars", "a dog"]).score
+        and score_answers(task, ["a dog runs", "two cars drive by"]).score
+        > score_answers(task, ["two cars", "a dog"]).score
     )
     assert chance(task) is None
 
@@ -169,7 +170,9 @@ def test_mmbench_is_circular(folder):
         2
     ].text == "look\nhere what?"
     assert tuple(task.questions[1].images()[0].shape) == (3, 40, 48)
-    assert graded(task, ["A", "C", "A"]).score == 50 and graded(task, ["A", "A", "B"]).score == 50
+    assert (
+        score_answers(task, ["A", "C", "A"]).score == 50 and score_answers(task, ["A", "A", "B"]).score == 50
+    )
     assert chance(task) == pytest.approx(100 * (1 / 9 + 1 / 2) / 2)
 
 
@@ -250,7 +253,7 @@ def test_a_conversation_is_asked_as_it_was_trained(model_folder, tmp_path, monke
 
 def test_baselines_of_a_conversation_keep_its_turns(tmp_path):
     task = open_task(pictures_in_turns(tmp_path))
-    right, blind, wrong = (asked_question(task, 0, shown) for shown in ("images", "blind", "shuffled"))
+    right, blind, wrong = (question_as_asked(task, 0, shown) for shown in ("images", "blind", "shuffled"))
     assert [len(each.images) for each in (right, blind, wrong)] == [2, 0, 2]
     assert [turn.text for turn in blind.messages] == ["Answer in French.", "Is  or  brighter?"]
     assert (
@@ -284,7 +287,7 @@ def test_batched_answers_are_those_of_one_by_one(model_folder):
 
 def test_the_sheet_shows_the_images():
     task = open_task("scenes?count=3&split=held_out")
-    picture = np.asarray(sheet(task, graded(task, ["red"] * 3), count=3))
+    picture = np.asarray(example_sheet(task, score_answers(task, ["red"] * 3), count=3))
     for number, question in enumerate(task.questions):
         left, top = number * (2 * TILE + GAP), 5 * LINE_HEIGHT
         shown = picture[top : top + TILE, left : left + TILE].mean((0, 1))

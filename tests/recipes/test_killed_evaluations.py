@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from fusion.evaluation.answers import answer_and_score, asked_question
+from fusion.evaluation.answers import answer_and_score, question_as_asked
 from fusion.evaluation.benchmarks import open_task
 from fusion.evaluation.kept_answers import KeptAnswers, header_of, model_fingerprint
 from fusion.training.models import load_model
@@ -98,10 +98,10 @@ def test_kept_answers_are_those_of_one_model_task_and_image(model, model_folder,
         kept = KeptAnswers(tmp_path, header)
         assert len(kept) == max(len(answers[:cut].splitlines()) - 1 - (0 < cut < len(answers) - 1), 0)
         assert answer_and_score(*model, task, "images", 2, kept=kept) == score
-    asked = [asked_question(task, number, "images") for number in (0, 1)]
-    assert KeptAnswers(tmp_path, header).rows("images", (0, 1), asked) is not None
-    assert KeptAnswers(tmp_path, header).rows("images", (0, 1), asked[::-1]) is None  # other images
-    assert KeptAnswers(tmp_path, header).rows("blind", (0, 1), asked) is None
+    asked = [question_as_asked(task, number, "images") for number in (0, 1)]
+    assert KeptAnswers(tmp_path, header).find("images", (0, 1), asked) is not None
+    assert KeptAnswers(tmp_path, header).find("images", (0, 1), asked[::-1]) is None  # other images
+    assert KeptAnswers(tmp_path, header).find("blind", (0, 1), asked) is None
     for other in (
         header_of("another model", task, 2, 0),
         header_of(header["model"], task, 3, 0),

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from fusion import assemble_vlm, fuse_encoders
-from fusion.conversations.mixtures import ConversationCollator, ConversationDataset
+from fusion.conversations.batches import ConversationCollator
+from fusion.conversations.mixtures import ConversationDataset
 from fusion.conversations.sources import open_conversations
 from fusion.evaluation.answers import answer_and_score
 from fusion.evaluation.benchmarks import open_task

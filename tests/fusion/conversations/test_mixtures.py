@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fusion.conversations.mixtures import BLANK, ConversationCollator, ConversationDataset
+from fusion.conversations.batches import BLANK, ConversationCollator
+from fusion.conversations.mixtures import ConversationDataset
 from fusion.conversations.packing import pack_rows
 from fusion.conversations.sources import open_conversations
 from fusion.map_cache import MapCache

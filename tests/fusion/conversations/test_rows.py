@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from fusion.conversations.conversation import BadRow, quoted, shortened
+from fusion.conversations.conversation import BadRow, one_line, quote
 from fusion.conversations.rows import (
     CAPTION_INSTRUCTION,
     OTHER_IMAGE_KEYS,
@@ -271,7 +271,7 @@ def test_columns():
         ("answer=q", "go together"),
         ("question=q&answer=a&caption=c", "not both"),
         ("thoughts=t", "before an answer"),
-        ("caption=", "names no column"),
+        ("caption=", "has no value"),
         ("http=perhaps", "neither true nor false"),
         ("colour=red", "unknown option"),
     ],
@@ -565,13 +565,13 @@ def test_half_of_a_character_is_refused():
 
 
 def test_values_in_messages_are_short_and_printable():
-    assert shortened("a cat") == "a cat" and shortened("a\nb\x00") == r"a\nb\x00" and shortened("ü") == "ü"
-    assert shortened(LONG) == "A" * 200 + "… (50,000 characters)" and quoted(b"abc") == "3 bytes"
+    assert one_line("a cat") == "a cat" and one_line("a\nb\x00") == r"a\nb\x00" and one_line("ü") == "ü"
+    assert one_line(LONG) == "A" * 200 + "… (50,000 characters)" and quote(b"abc") == "3 bytes"
     deep = []
     for _ in range(100_000):
         deep = [deep]
     for value in (LONG, [LONG] * 1000, {LONG: LONG}, deep, "\x00" * 500, "\ud800" * 300):
-        assert len(quoted(value)) < 300 and quoted(value).isprintable()
+        assert len(quote(value)) < 300 and quote(value).isprintable()
     while deep:  # freed from outside in, or the interpreter runs out of stack
         deep = deep[0]
 

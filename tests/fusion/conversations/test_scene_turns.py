@@ -95,7 +95,7 @@ def test_the_object_of_a_cell_has_most_of_its_pixels():
 
 
 def test_cells_are_of_one_size():
-    with pytest.raises(AssertionError, match="64 pixels have no 12 cells"):
+    with pytest.raises(AssertionError, match="64 pixels cannot be divided into 12 cells"):
         object_of_cells(torch.zeros(64, 64, dtype=torch.uint8), 12, 1)
 
 

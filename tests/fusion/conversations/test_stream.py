@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from fusion.conversations.conversation import BadRow
 from fusion.conversations.sources import open_conversations
 from fusion.conversations.stream import ConversationStream, first_conversations, open_stream
-from fusion.conversations.stream_data import StreamDataset, mixture, turns
+from fusion.conversations.stream_data import StreamDataset, draw_mixture, turn_order
 from fusion.evaluation.benchmarks import open_task
 from fusion.training.models import load_model
 from fusion.training.small_default import corpus, write_small_default
@@ -90,7 +90,7 @@ def answer(conversation):
 
 
 def drawn(sources, count, seed=0):
-    return [answer(draw()) for draw in islice(mixture(sources, seed), count)]
+    return [answer(draw()) for draw in islice(draw_mixture(sources, seed), count)]
 
 
 def test_rows_come_in_the_order_of_the_files_as_with_an_index(stream):
@@ -137,7 +137,7 @@ def test_order_is_a_function_of_the_seed(stream):
 )
 def test_every_source_has_its_share_at_any_time(weights):
     total, had = sum(map(Fraction, weights)), Counter()
-    for turn, number in enumerate(islice(turns(weights), 3000), 1):
+    for turn, number in enumerate(islice(turn_order(weights), 3000), 1):
         had[number] += 1
         assert all(abs(had[i] - turn * Fraction(weight) / total) < 1 for i, weight in enumerate(weights))
 
@@ -204,7 +204,7 @@ def spoilt(number, row):
 def test_bad_rows_are_named_and_end_the_reading(tmp_path):
     text = written(tmp_path / "x", change=spoilt)
     source = open_stream(f"{text}&shuffle_buffer=0")
-    draws = list(islice(mixture([source], 0), 50))
+    draws = list(islice(draw_mixture([source], 0), 50))
     for number, said in ((31, "the assistant has the last"), (42, "cannot be decoded")):
         with pytest.raises(BadRow) as caught:
             draws[number]()
@@ -238,7 +238,7 @@ class Nothing:
 
 def test_a_stream_without_rows():
     with pytest.raises(UserError, match="x has no rows"):
-        next(mixture([ConversationStream("x", Nothing())], 0))
+        next(draw_mixture([ConversationStream("x", Nothing())], 0))
 
 
 @pytest.mark.parametrize(

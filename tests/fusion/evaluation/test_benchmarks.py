@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fusion.conversations.conversation import BadRow
-from fusion.evaluation.answers import chance, graded
+from fusion.evaluation.answers import chance, score_answers
 from fusion.evaluation.benchmarks import open_task
 from fusion.training.small_default import write_small_default
 from vision_core.errors import UserError
@@ -69,13 +69,13 @@ def test_the_header_of_mmvps_released_file(tmp_path):
     (tmp_path / "MMVP Images" / "3.jpg").write_bytes(png())
     for header in ("lndex", "Index"):
         task = open_task(mmvp(tmp_path, (header, "Question", "Options", "Correct Answer")))
-        assert graded(task, ["A", "B", "(a)", "a"]).score == 50 and chance(task) == 25
+        assert score_answers(task, ["A", "B", "(a)", "a"]).score == 50 and chance(task) == 25
         assert tuple(task.questions[2].images()[0].shape) == (3, 8, 9)
 
 
 def test_pairs_of_mmvp_are_those_of_the_index(tmp_path):
     rows = [[number, "Open?", "(a) Open (b) Closed", "(a)"] for number in (3, 1, 2, 4)]
-    assert graded(open_task(mmvp(tmp_path, rows=rows)), ["A", "B", "B", "A"]).score == 50
+    assert score_answers(open_task(mmvp(tmp_path, rows=rows)), ["A", "B", "B", "A"]).score == 50
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -116,8 +116,10 @@ def test_mmbench_has_as_many_choices_as_it_has_and_empty_ones_keep_their_letter(
         )
     )
     assert [len(each.choices) for each in task.questions] == [6, 3, 2]
-    assert task.prompted(task.questions[1]).splitlines()[1:-1] == ["(A) x", "(C) z"]
-    assert graded(task, ["F", "C", "y"]).score == 100 and graded(task, ["E", "B", "A"]).score == 0
+    assert task.prompt_for(task.questions[1]).splitlines()[1:-1] == ["(A) x", "(C) z"]
+    assert (
+        score_answers(task, ["F", "C", "y"]).score == 100 and score_answers(task, ["E", "B", "A"]).score == 0
+    )
     assert chance(task) == pytest.approx(100 * (1 / 6 + 1 / 2 + 1 / 2) / 3)
 
 
@@ -129,8 +131,8 @@ def test_textvqas_own_file(tmp_path):
     (tmp_path / "0054c91397f2fe05.jpg").write_bytes(png())
     task = open_task(text)
     assert task.grader == "textvqa" and tuple(task.questions[0].images()[0].shape) == (3, 8, 9)
-    assert graded(task, ["Nokia."]).score == 100
-    assert graded(task, ["mcdonald 's"]).score == pytest.approx(100 * (3 * 2 / 3 + 7) / 10)
+    assert score_answers(task, ["Nokia."]).score == 100
+    assert score_answers(task, ["mcdonald 's"]).score == pytest.approx(100 * (3 * 2 / 3 + 7) / 10)
     with pytest.raises(UserError, match="TextVQA's file is textvqa:"):
         open_task(text.replace("textvqa:", "vqa:", 1))
 
@@ -145,7 +147,11 @@ def test_vqav2s_own_two_files(tmp_path):
     files = (write(tmp_path / "questions.json", questions), write(tmp_path / "annotations.json", notes))
     (tmp_path / "COCO_val2014_000000262148.jpg").write_bytes(png())
     task = open_task(f"vqa:{files[0]}?annotations={files[1]}&images={tmp_path}")
-    assert graded(task, ["Down."]).score == 100 and tuple(task.questions[0].images()[0].shape) == (3, 8, 9)
+    assert score_answers(task, ["Down."]).score == 100 and tuple(task.questions[0].images()[0].shape) == (
+        3,
+        8,
+        9,
+    )
     write(files[1], {"annotations": [{"question_id": 1, "answers": answers}]})
     with pytest.raises(
         BadRow, match="question 1: .*annotations.json has no answers to question 262148000; name the"
@@ -162,7 +168,7 @@ def test_pope_prints_its_figures(runs, model_folder, tmp_path):
     given = [
         json.loads(line)["images"] for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
     ]
-    expected = graded(open_task(f"pope:{file}"), given)
+    expected = score_answers(open_task(f"pope:{file}"), given)
     report = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"][f"pope:{file}"]
     assert list(expected.figures) == ["F1", "precision", "recall", "yes ratio"]
     for shown in ("images", "blind", "shuffled"):

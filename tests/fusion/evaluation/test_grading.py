@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fusion.evaluation import grading as vlm_grading
+from fusion.evaluation import grading
 from fusion.evaluation.grading import (
     cider_d,
     exact,
     last_word,
     letter,
-    normalised,
+    normalise,
     pope_figures,
     pope_parse,
     vqa,
@@ -24,9 +24,7 @@ from fusion.evaluation.grading import (
 )
 
 OFFICIAL = json.loads(Path(__file__).with_name("official_grades.json").read_text(encoding="utf-8"))
-GRADERS = {
-    name: getattr(vlm_grading, name) for name in ("mmvp", "cv_bench", "mmbench", "vqa", "textvqa", "gqa")
-}
+GRADERS = {name: getattr(grading, name) for name in ("mmvp", "cv_bench", "mmbench", "vqa", "textvqa", "gqa")}
 GRADERS["pope"] = yes_no
 MISSING = 'lmms-eval is missing: pip install -e ".[lmms]"'
 needs_lmms_eval = pytest.mark.skipif(importlib.util.find_spec("lmms_eval") is None, reason=MISSING)
@@ -91,7 +89,7 @@ TOLD = ["A red cup", "The answer is B", "**B**", "[B]", "\\boxed{B}", "The answe
 @pytest.mark.parametrize("grader", ["letter", "mmvp", "cv_bench", "mmbench"])
 @pytest.mark.parametrize("given", [*TOLD, "B. A red cup"])
 def test_letters_that_are_told_are_read(grader, given):
-    grade = getattr(vlm_grading, grader)
+    grade = getattr(grading, grader)
     assert grade(given, ("B",), ("A blue cup", "A red cup")) and not grade(
         given, ("A",), ("A blue cup", "A red cup")
     )
@@ -100,8 +98,8 @@ def test_letters_that_are_told_are_read(grader, given):
 @pytest.mark.parametrize("given", ["F", "(F)", "The answer is F", "kiwi"])
 def test_more_than_four_choices(given):
     choices = ("apple", "pear", "plum", "fig", "", "kiwi")
-    assert vlm_grading.mmbench(given, ("F",), choices) and not vlm_grading.mmbench(given, ("D",), choices)
-    assert not vlm_grading.mmbench("E", ("E",), choices)  # it has no text
+    assert grading.mmbench(given, ("F",), choices) and not grading.mmbench(given, ("D",), choices)
+    assert not grading.mmbench("E", ("E",), choices)  # it has no text
 
 
 @pytest.mark.parametrize(
@@ -114,9 +112,9 @@ def test_what_tells_no_letter_is_left_to_the_benchmark(given):
 
 def test_normalised():
     assert (
-        normalised(" The  Red-ish ball. ") == "red-ish ball"
-        and normalised("Yes!") == "yes"
-        and normalised("3") == "3"
+        normalise(" The  Red-ish ball. ") == "red-ish ball"
+        and normalise("Yes!") == "yes"
+        and normalise("3") == "3"
     )
 
 

@@ -22,12 +22,12 @@ from PIL import Image
 from fusion import assemble_vlm, fuse_encoders
 from fusion.evaluation.answers import replies
 from fusion.evaluation.lmms_eval_requests import (
-    Talk,
-    batches,
+    MultiRoundRequest,
+    batches_of_requests,
+    cut_at_first_stop,
     generation_options,
     pixels,
     read_messages,
-    up_to_a_stop,
 )
 from fusion.tiny import tiny_language_model
 from fusion.training.models import load_model
@@ -405,12 +405,15 @@ def test_generation_options(options, until, generation):
 
 
 def test_an_answer_ends_at_the_first_stop():
-    assert up_to_a_stop("red Q: and\n\nmore", ["\n\n", "Q:"]) == "red" and up_to_a_stop(" red ", []) == "red"
+    assert (
+        cut_at_first_stop("red Q: and\n\nmore", ["\n\n", "Q:"]) == "red"
+        and cut_at_first_stop(" red ", []) == "red"
+    )
 
 
 def test_batches_hold_requests_with_the_same_options():
     options = [{"a": 1, "b": 2}, {"a": 2}, {"b": 2, "a": 1}, {"a": 1, "b": 2}, {"a": 2}]
-    assert list(batches(options, 2)) == [[0, 2], [3], [1, 4]]
+    assert list(batches_of_requests(options, 2)) == [[0, 2], [3], [1, 4]]
 
 
 def test_a_task_ends_the_rounds_and_may_replace_the_answers():
@@ -425,12 +428,12 @@ def test_a_task_ends_the_rounds_and_may_replace_the_answers():
         )
 
     seen = []
-    talk = Talk(to_messages, {})
-    talk.go_on("a")
-    assert (talk.messages, talk.answers) == (["next"], ["a"])
-    talk.go_on("b")
-    assert (talk.messages, talk.answers) == (None, ["kept", "a", "b"])
+    dialogue = MultiRoundRequest(to_messages, {})
+    dialogue.add_answer("a")
+    assert (dialogue.messages, dialogue.answers) == (["next"], ["a"])
+    dialogue.add_answer("b")
+    assert (dialogue.messages, dialogue.answers) == (None, ["kept", "a", "b"])
     assert seen == [(1, ["a"], None), (2, ["a", "b"], "note")]
-    talk = Talk(lambda document, **told: ["the same"], {})
-    talk.go_on("a")
-    assert (talk.messages, talk.answers) == (None, ["a"])
+    dialogue = MultiRoundRequest(lambda document, **told: ["the same"], {})
+    dialogue.add_answer("a")
+    assert (dialogue.messages, dialogue.answers) == (None, ["a"])

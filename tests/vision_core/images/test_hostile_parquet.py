@@ -14,7 +14,7 @@ from PIL import Image
 
 from fusion.conversations.sources import open_conversations
 from fusion.conversations.stream import open_stream
-from fusion.evaluation.benchmarks import cv_bench
+from fusion.evaluation.benchmark_readers import read_cv_bench
 from vision_core.errors import UserError
 from vision_core.images.open_source import open_source
 from vision_core.images.sources.parquet_footer import read_footer
@@ -160,7 +160,7 @@ OPENERS = {
     "conversations": lambda folder: open_conversations(f"parquet:{folder}/*.parquet"),
     "hub_conversations": lambda folder: open_conversations(f"hf:{folder}"),
     "stream": lambda folder: open_stream(f"parquet:{folder}/*.parquet?streaming=true"),
-    "benchmark": lambda folder: cv_bench("cv_bench", folder / "b.parquet"),
+    "benchmark": lambda folder: read_cv_bench("cv_bench", folder / "b.parquet"),
 }
 
 
