@@ -143,9 +143,9 @@ def serve(levers: set[str], count: int, size: int, device: str, turns: Connectio
     model, processor = make_model(device)
     samples = draw_samples(count, processor)
     if "fast" not in levers:
-        model.vision_model.connector.path = "plain"
+        model.vision_model.connector.attention_path = "plain"
         for layer in model.vision_sampler_layers:
-            layer.forward = partial(VisionCrossAttentionLayer.forward, layer, path="plain")
+            layer.forward = partial(VisionCrossAttentionLayer.forward, layer, attention_path="plain")
     if "checkpointing" in levers:
         model.activation_checkpointing_enable()
     with tempfile.TemporaryDirectory() as folder:

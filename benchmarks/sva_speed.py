@@ -55,7 +55,7 @@ def step(layers: torch.nn.ModuleList, windows: VisionWindows, states: torch.Tens
         tuple(each.detach().requires_grad_() for each in windows.tokens),
         windows.masks,
         windows.context,
-        windows.image,
+        windows.image_index,
     )
     queries = torch.ones(1, WIDTH, device=states.device)
     for layer in layers[:CONNECTOR_LAYERS]:

@@ -1,12 +1,10 @@
-"""The model card of a fused model that has not been trained here, and how any fused model is
-used."""
+"""The model card of a fused model that has not been trained here, and the code that shows how any
+fused model is used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from torch import nn
 
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
@@ -42,12 +40,15 @@ model = AutoModelForImageTextToText.from_pretrained(folder).eval()
 
 shown = {"type": "image", "path": "image.jpg"}
 messages = [{"role": "user", "content": [shown, {"type": "text", "text": "What is in the picture?"}]}]
-inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
 answer = model.generate(**inputs, max_new_tokens=32)[0, inputs["input_ids"].shape[1] :]
 print(processor.decode(answer, skip_special_tokens=True))
 ```
 
-Several conversations at once. Shorter ones are filled up on the left, as the processor does by itself, so that every answer begins at the same place:
+Several conversations at once. The processor fills shorter ones up on the left, so that every answer begins at the
+same place:
 
 ```python
 question = {"type": "text", "text": "Which colours does the picture have? Name the three that cover most of it."}
@@ -68,12 +69,13 @@ UNTRAINED_DATA = (
     "None: encoders and language model have the weights they came with, the connector is untrained."
 )
 UNTRAINED_NOTE = (
-    "The connector is untrained: tokens mean nothing to a language model before it has been trained. It is not for use, but for "
-    "recipes/sva_align.py and recipes/sva_sft.py. The licences of the parts are those of their authors, and hold for the whole."
+    "The connector is untrained: tokens mean nothing to a language model before it has been trained. "
+    "It is not for use, but for recipes/sva_align.py and recipes/sva_sft.py. The licences of the parts "
+    "are those of their authors, and hold for the whole."
 )
 
 
-def write_card(
+def write_fused_card(
     folder: Path,
     model: FusedVisionModel | FusionVlmForConditionalGeneration,
     *,
@@ -81,24 +83,38 @@ def write_card(
     data: str = UNTRAINED_DATA,
     note: str = UNTRAINED_NOTE,
 ) -> None:
-    """README.md of `folder`. command: what a reader types to make the same. data, note: what the
-    weights have learnt from, and what is not known of them."""
-    vision = model if isinstance(model, FusedVisionModel) else model.vision_model
-    is_vlm = vision is not model
+    """Write README.md of `folder`.
+
+    command: what a reader types to make the same model. data: what the weights have learnt from.
+    note: what is not known of them.
+    """
+    if isinstance(model, FusedVisionModel):
+        vision = model
+        title = "Fused vision encoder"
+        summary_end = "."
+        facts = facts_of_vision(vision)
+        pipeline_tag = "image-feature-extraction"
+        loading = VISION_SNIPPET
+    else:
+        vision = model.vision_model
+        title = "Vision-language model of fused encoders"
+        summary_end = ", and a language model that reads its tokens."
+        facts = facts_of_vision(vision) | facts_of_language(model)
+        pipeline_tag = "image-text-to-text"
+        loading = VLM_SNIPPET
     names = [encoder.name for encoder in vision.encoders]
     write_model_card(
         folder / "README.md",
-        title="Vision-language model of fused encoders" if is_vlm else "Fused vision encoder",
-        summary=f"{len(names)} vision encoders behind one connector"
-        + (", and a language model that reads its tokens." if is_vlm else "."),
+        title=title,
+        summary=f"{len(names)} vision encoders behind one connector{summary_end}",
         training_command=command,
         data=f"{data}\n\n{licence_of_parts(names)}",
         results=[],
-        settings=facts_of_vision(vision) | (facts_of_language(model) if is_vlm else {}) | made_with(),
+        settings=facts | made_with(),
         note=note,
         tags=["vision", "fusion"],
-        pipeline_tag="image-text-to-text" if is_vlm else "image-feature-extraction",
-        loading=VLM_SNIPPET if is_vlm else VISION_SNIPPET,
+        pipeline_tag=pipeline_tag,
+        loading=loading,
     )
 
 
@@ -108,10 +124,14 @@ def licence_of_parts(names: Sequence[str]) -> str:
 
 
 def facts_of_vision(vision: FusedVisionModel) -> dict[str, object]:
-    """Encoders and connector."""
-    sides = [" x ".join(map(str, encoder.transform.size)) for encoder in vision.encoders]
+    """What the card says of the encoders and the connector."""
+    names = []
+    sides = []
+    for encoder in vision.encoders:
+        names.append(encoder.name)
+        sides.append(" x ".join(map(str, encoder.transform.size)))
     return {
-        "encoders": ", ".join(encoder.name for encoder in vision.encoders),
+        "encoders": ", ".join(names),
         "image sizes": ", ".join(sides),
         "encoder grids": ", ".join(map(str, vision.config.encoder_grids)),
         "connector": vision.config.connector,
@@ -124,12 +144,11 @@ def facts_of_vision(vision: FusedVisionModel) -> dict[str, object]:
 
 
 def facts_of_language(model: FusionVlmForConditionalGeneration) -> dict[str, object]:
-    """The language model, and the layers in it that look at the encoders again."""
-    looks: Iterable[nn.Module] = [model.vision_sampler_layers]
+    """What the card says of the language model and of its layers that look at the encoders again."""
     return {
         "language model": type(model.language_model).__name__,
         "parameters of the language model": millions([model.language_model]),
         "layers followed by a look at the encoders": ", ".join(map(str, model.config.sva_layers)) or "none",
-        "parameters of those looks": millions(looks),
+        "parameters of those looks": millions([model.vision_sampler_layers]),
         "parameters": millions([model]),
     }

@@ -1,4 +1,4 @@
-"""The configs of fused models, as transformers keeps them in config.json."""
+"""The configs of fused models, which transformers keeps in config.json."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from vision_core.errors import UserError
 
 @strict
 class FusedVisionConfig(ClassesOfAPackage, PreTrainedConfig):
-    """Several vision encoders and the connector that makes one sequence of tokens of them.
+    """The config of several vision encoders and the connector that makes one sequence of tokens of
+    them.
 
     encoders: each an `encoders.base.EncoderConfig` as a dict; its transform has the side of the
-    square that the encoder sees. encoder_grids: the grids that encoder maps are resized to
-    (bilinear) before the connector. connector: a name in `fusion.connectors.build`;
-    connector_options: its options by name. hidden_size: of the tokens. grid: side of the
-    connector's grid. fit, mask_rule: see `fusion.connectors.geometry.image_box`.
-    train_encoders: keep a graph through the encoders; False freezes them. newline: a learned token
-    behind every row.
+    square that the encoder sees.
+    encoder_grids: the grids that encoder maps are resized to (bilinear) before the connector.
+    connector: a name in `fusion.connectors.build`. connector_options: its options by name.
+    hidden_size: D_h, channels of the tokens.
+    grid: side of the connector's grid.
+    newline: add a learned token behind every row of tokens.
+    fit, mask_rule: see `fusion.connectors.geometry.image_box`.
+    train_encoders: keep a graph through the encoders; False freezes them.
     """
 
     model_type = "fused_vision"
@@ -44,36 +47,41 @@ class FusedVisionConfig(ClassesOfAPackage, PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.encoders = [
-            each.to_dict() if isinstance(each, EncoderConfig) else dict(each) for each in self.encoders or []
-        ]
+        self.encoders = [_as_dict(each) for each in self.encoders or []]
         self.encoder_grids = [int(side) for side in self.encoder_grids or []]
         self.connector_options = dict(self.connector_options or {})
         super().__post_init__(**kwargs)
         if len(self.encoders) != len(self.encoder_grids):
             raise UserError(
-                f"{len(self.encoders)} encoders and {len(self.encoder_grids)} encoder_grids; give one grid for each encoder"
+                f"{len(self.encoders)} encoders and {len(self.encoder_grids)} encoder_grids; "
+                "give one grid for each encoder"
             )
         if self.fit not in ("pad", "squash") or self.mask_rule not in ("exact", "published"):
             raise UserError(
-                f"fit is 'pad' or 'squash' and mask_rule 'exact' or 'published', not {self.fit!r} and {self.mask_rule!r}"
+                "fit is 'pad' or 'squash' and mask_rule 'exact' or 'published', "
+                f"not {self.fit!r} and {self.mask_rule!r}"
             )
 
     @property
     def encoder_configs(self) -> list[EncoderConfig]:
-        """`encoders`, checked."""
+        """The configs in `encoders`, read and checked."""
         return [EncoderConfig.from_dict(each) for each in self.encoders]
+
+
+def _as_dict(encoder: EncoderConfig | Mapping[str, Any]) -> dict[str, Any]:
+    return encoder.to_dict() if isinstance(encoder, EncoderConfig) else dict(encoder)
 
 
 @strict
 class FusionVlmConfig(ClassesOfAPackage, PreTrainedConfig):
-    """A language model that reads the tokens of a fused vision model.
+    """The config of a language model that reads the tokens of a fused vision model.
 
-    vision_config, text_config: of the two. image_token_id: the token that stands in a text once for
-    every token of an image. num_sva_layers, sva_start,
-    sva_stride: after the layers sva_start + k * sva_stride of the language model, counted from 0, k
-    below num_sva_layers, image positions look into the encoders again (needs the connector `sva`);
-    Cambrian-1-8B has 10, 0, 3. zero_init_sva: those layers start as the identity.
+    vision_config, text_config: the configs of the two models.
+    image_token_id: the token that a text holds once for every token of an image.
+    num_sva_layers, sva_start, sva_stride: image positions look into the encoders again after the
+    layers sva_start + k * sva_stride of the language model, counted from 0, for every k below
+    num_sva_layers. This needs the connector `sva`. Cambrian-1-8B has 10, 0, 3.
+    zero_init_sva: those layers start as the identity.
     """
 
     model_type = "fusion_vlm"
@@ -98,21 +106,30 @@ class FusionVlmConfig(ClassesOfAPackage, PreTrainedConfig):
         super().__post_init__(**kwargs)
         if isinstance(self.text_config, FusionVlmConfig):
             raise UserError(
-                "the language model is a fused vision-language model itself; name a language model, or its language_model"
+                "the language model is a fused vision-language model itself; name a language model, "
+                "or its language_model"
             )
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
-        if self.sva_layers and self.sva_layers[-1] >= self.text_config.num_hidden_layers:
+        if self.sva_layers:
+            self._check_sva_layers()
+
+    def _check_sva_layers(self) -> None:
+        """Raise UserError where the language model has too few layers, or the connector no
+        windows."""
+        count = self.text_config.num_hidden_layers
+        if self.sva_layers[-1] >= count:
             raise UserError(
-                f"layers {', '.join(map(str, self.sva_layers))} are to be followed by vision layers, but the language model has only "
-                f"{self.text_config.num_hidden_layers} (0 to {self.text_config.num_hidden_layers - 1}); lower num_sva_layers, sva_start or sva_stride"
+                f"layers {', '.join(map(str, self.sva_layers))} are to be followed by vision layers, but the "
+                f"language model has only {count} (0 to {count - 1}); "
+                "lower num_sva_layers, sva_start or sva_stride"
             )
-        if self.sva_layers and self.vision_config.encoders and self.vision_config.connector != "sva":
+        if self.vision_config.encoders and self.vision_config.connector != "sva":
             raise UserError(
-                f"num_sva_layers={self.num_sva_layers} needs the connector sva, not {self.vision_config.connector}, which has no windows; "
-                "set num_sva_layers=0"
+                f"num_sva_layers={self.num_sva_layers} needs the connector sva, not "
+                f"{self.vision_config.connector}, which has no windows; set num_sva_layers=0"
             )
 
     @property
     def sva_layers(self) -> list[int]:
-        """The language model's layers, from 0, that a vision layer follows."""
+        """The numbers, from 0, of the language model's layers that a vision layer follows."""
         return [self.sva_start + index * self.sva_stride for index in range(self.num_sva_layers)]

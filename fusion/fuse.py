@@ -1,9 +1,8 @@
-"""Fuse vision encoders into one vision model, and with a language model into a vision-language
-model; connectors are new and untrained.
+"""Fuse vision encoders into one vision model, or with a language model into a vision-language model.
+Connectors are new and untrained.
 
-python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224 --hidden_size
-1024 python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224
---language_model hf-name-or-folder --num_sva_layers 4
+    python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224
+    python -m fusion.fuse --encoders outputs/dinov2-1 timm:NAME --language_model NAME --num_sva_layers 4
 """
 
 from __future__ import annotations
@@ -12,12 +11,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from encoders.base import Encoder
 from encoders.load import check_source, load_encoder
 from fusion.assemble import assemble_vlm, fuse_encoders, image_processor_of, load_language_model, own_grid
 from fusion.chat_templates import named_template
 from fusion.connectors.build import connector_options
+from fusion.connectors.geometry import nearest_grid
 from fusion.fuse_args import FUSE, FUSE_HELP, FUSED, FuseArguments, check_fusing
+from fusion.image_processing_fusion import FusionImageProcessor
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.save import save_fused
 from vision_core.arguments import parse_arguments
@@ -28,39 +31,22 @@ from vision_core.runs.work_folder import WorkFolder, config_of
 
 
 def main() -> None:
-    """Load, fuse, save."""
+    """Load the parts, fuse them, save the model."""
     args = parse_arguments(FuseArguments, description=FUSE_HELP)
     check_fusing(args)
     options = options_of(args)
     chat_template = named_template(args.chat_template) if args.chat_template else None
     check_encoders(args.encoders)
-    language_model, tokenizer = None, None
+    language_model = None
+    tokenizer = None
     if args.language_model:
         say_now(f"loading the language model {args.language_model} ...")
         language_model, tokenizer = load_language_model(args.language_model)
-    hidden_size = args.hidden_size or (
-        language_model.config.get_text_config().hidden_size if language_model else 1024
-    )
-    loaded = [load_with_options(text) for text in args.encoders]
-    say_now(f"making the connector {args.connector} ...")
-    grid = args.grid or min(own_grid(encoder) for encoder, _ in loaded)
-    model, processor = fuse_encoders(
-        [encoder for encoder, _ in loaded],
-        hidden_size=hidden_size,
-        connector=args.connector,
-        connector_options=options,
-        grid=grid,
-        encoder_grids=[given or max(round(own_grid(encoder) / grid), 1) * grid for encoder, given in loaded],
-        newline=args.newline,
-        fit=args.fit,
-        mask_rule=args.mask_rule,
-        seed=args.seed,
-    )
+    hidden_size = args.hidden_size or default_hidden_size(language_model)
+    model, processor = fuse(args, options, hidden_size)
     describe(model)
     if language_model is not None:
-        say_now(
-            f"putting the language model behind it, with {args.num_sva_layers} layers that look again ..."
-        )
+        say_now(f"adding the language model, with {args.num_sva_layers} layers that look again ...")
         model, processor = assemble_vlm(
             model,
             language_model,
@@ -79,19 +65,52 @@ def main() -> None:
     say(f"saved {work.path}; its README.md shows how to load it")
 
 
+def fuse(
+    args: FuseArguments, options: dict[str, Any], hidden_size: int
+) -> tuple[FusedVisionModel, FusionImageProcessor]:
+    """Load the encoders and fuse them; options: the connector's."""
+    loaded = [load_with_options(text) for text in args.encoders]
+    say_now(f"making the connector {args.connector} ...")
+    own_grids = [own_grid(encoder) for encoder, _ in loaded]
+    grid = args.grid or min(own_grids)
+    encoder_grids = []
+    for (_, given), own in zip(loaded, own_grids, strict=True):
+        encoder_grids.append(given or nearest_grid(own, grid))
+    return fuse_encoders(
+        [encoder for encoder, _ in loaded],
+        hidden_size=hidden_size,
+        connector=args.connector,
+        connector_options=options,
+        grid=grid,
+        encoder_grids=encoder_grids,
+        newline=args.newline,
+        fit=args.fit,
+        mask_rule=args.mask_rule,
+        seed=args.seed,
+    )
+
+
+def default_hidden_size(language_model: PreTrainedModel | None) -> int:
+    """The hidden size of the language model that will read the tokens, or 1024 without one."""
+    if language_model is None:
+        return 1024
+    return language_model.config.get_text_config().hidden_size
+
+
 def say_now(text: str) -> None:
-    """What is done now; each of it can take minutes."""
+    """Say on stderr what begins now; each of these steps can take minutes."""
     say(text, file=sys.stderr)
 
 
 def check_encoders(texts: Sequence[str]) -> None:
-    """Raises UserError where one of them names nothing, before the first is loaded for minutes."""
+    """Raise UserError where one of the texts names nothing, before the first encoder is loaded for
+    minutes."""
     for text in texts:
         check_source(text.partition("?")[0])
 
 
 def options_of(args: FuseArguments) -> dict[str, Any]:
-    """The connector's options that were given. Raises UserError for one that it does not have."""
+    """The connector's options that were given. Raises UserError for an option that it lacks."""
     given = {
         "width": args.connector_width,
         "num_heads": args.connector_heads,
@@ -143,23 +162,28 @@ ENCODER_OPTIONS = {
 
 
 def describe(model: FusedVisionModel) -> None:
-    """What a user would check before training: a line for every encoder, one for the connector."""
+    """Say what a user would check before training: a line for every encoder, one for the
+    connector."""
     config = model.config
     for encoder, grid in zip(model.encoders, config.encoder_grids, strict=True):
-        own, side = own_grid(encoder), encoder.transform.size[0]
+        own = own_grid(encoder)
+        side = encoder.transform.size[0]
         resized = f", resized from {own} x {own}" if own != grid else ""
+        under = grid // config.grid
         say(
-            f"{encoder.name}: {side} x {side} pixels -> {grid} x {grid}{resized}, {grid // config.grid} x {grid // config.grid} under each token"
+            f"{encoder.name}: {side} x {side} pixels -> {grid} x {grid}{resized}, "
+            f"{under} x {under} under each token"
         )
     tokens = image_processor_of(model).num_tokens(1, 1)
-    millions = sum(parameter.numel() for parameter in model.connector.parameters()) / 1e6
+    parameters = sum(parameter.numel() for parameter in model.connector.parameters())
     say(
-        f"{config.connector}: {tokens} tokens of {config.hidden_size} for a square image, {millions:.2f} M new parameters"
+        f"{config.connector}: {tokens} tokens of {config.hidden_size} for a square image, "
+        f"{parameters / 1e6:.2f} M new parameters"
     )
 
 
 def run() -> None:
-    """The command `fuse`."""
+    """Run the command `fuse`."""
     run_script(main)
 
 

@@ -1,8 +1,8 @@
 """The options of `python -m fusion.fuse` and `python -m fusion.convert_cambrian`, and the checks
 that need no model.
 
-Imports nothing heavy. Python imports a package before a program that lies in it. So the package
-itself has these programs look at their options first.
+This module imports nothing heavy. Python imports a package before a program that lies in it, so the
+package itself makes these programs look at their options first.
 """
 
 from dataclasses import dataclass
@@ -14,24 +14,32 @@ from vision_core.processes.launchers import is_program
 from vision_core.runs.work_folder import check_work, config_of, resume_option
 from vision_core.start import look_first
 
-FUSE, FUSE_COMMAND, CONVERT = "fusion.fuse", "fuse", "fusion.convert_cambrian"
+FUSE = "fusion.fuse"
+FUSE_COMMAND = "fuse"
+CONVERT = "fusion.convert_cambrian"
 FUSED = "fused"  # name of the default folder
-FUSE_HELP = """Fuse vision encoders into one vision model, and with a language model into a vision-language model; connectors are new and untrained.
+FUSE_HELP = """\
+Fuse vision encoders into one vision model, or with a language model into a vision-language model. Connectors are new \
+and untrained.
 
-python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224 --hidden_size 1024
-python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224 --language_model hf-name-or-folder --num_sva_layers 4"""
-CONVERT_HELP = """A checkpoint in the layout of the released Cambrian-1 models, made into one of this package, tensor by tensor.
+    python -m fusion.fuse --encoders outputs/dinov2-1 hf:google/siglip-base-patch16-224
+    python -m fusion.fuse --encoders outputs/dinov2-1 timm:NAME --language_model NAME --num_sva_layers 4
+"""
+CONVERT_HELP = """\
+Convert a checkpoint in the layout of the released Cambrian-1 models into a model of this package, tensor by tensor.
 
-python -m fusion.convert_cambrian --checkpoint cambrian-8b --output_dir outputs/cambrian-8b
+    python -m fusion.convert_cambrian --checkpoint cambrian-8b --output_dir outputs/cambrian-8b
 
-A released checkpoint holds the connector and the language model; the encoders come from where they were published."""
-# specs of the released models: sizes, layers and grids of the four encoders, in the order in which
-# they were trained
+A released checkpoint holds the connector and the language model; the encoders come from where they were published.
+"""
+# The four encoders of the released models with their sizes, layers and grids, in the order in which
+# they were trained.
 RELEASED_ENCODERS = [
     "open_clip:ViT-SO400M-14-SigLIP-384/webli?grid=24",
     "hf:openai/clip-vit-large-patch14-336?layers=-2&norm=false&grid=24",
     "hf:facebook/dinov2-giant?image_size=378&grid=24&position_offset=0.1",
-    "open_clip:convnext_xxlarge/laion2b_s34b_b82k_augreg_soup?layers=1,2,3,4&norm=false&image_size=1024&grid=96",
+    "open_clip:convnext_xxlarge/laion2b_s34b_b82k_augreg_soup"
+    "?layers=1,2,3,4&norm=false&image_size=1024&grid=96",
 ]
 
 
@@ -41,7 +49,8 @@ class FuseArguments:
 
     encoders: list[str] = option(
         ["tiny:dinov2", "tiny:siglip"],
-        "folders, hf:NAME, timm:NAME, open_clip:MODEL/TAG; each may end in ?layers=-2&norm=false&image_size=336&grid=24",
+        "folders, hf:NAME, timm:NAME, open_clip:MODEL/TAG; each may end in "
+        "?layers=-2&norm=false&image_size=336&grid=24",
         "what",
     )
     language_model: str | None = option(
@@ -84,8 +93,8 @@ class FuseArguments:
     )
     chat_template: str | None = option(
         None,
-        "plain, vicuna_v1 (LLaVA-1.5's), cambrian_llama3, cambrian_chatml, cambrian_phi3, or a .jinja file; default: the language model's own, "
-        "or plain where it has none",
+        "plain, vicuna_v1 (of LLaVA-1.5), cambrian_llama3, cambrian_chatml, cambrian_phi3, or a .jinja file; "
+        "default: the language model's own, or plain where it has none",
         "language model",
     )
     num_sva_layers: int = option(
@@ -97,10 +106,11 @@ class FuseArguments:
     resume_from_checkpoint: str | None = resume_option("output")
     stub: bool = option(
         True,
-        "a file that imports this package, by which processes that import only transformers hear what is missing",
+        "add a file that imports this package, so that processes that import only transformers are told "
+        "what is missing",
         "output",
     )
-    seed: int = option(0, "of the new weights", "output")
+    seed: int = option(0, "seed of the new weights", "output")
 
 
 @dataclass
@@ -115,7 +125,7 @@ class ConvertArguments:
     )
     chat_template: str | None = option(
         None,
-        "as for fusion.fuse; default: the prompt that the released model was trained with, as its config tells",
+        "as for fusion.fuse; default: the prompt that the released model was trained with, which its config tells",
         "what",
     )
     output_dir: str = option("", "a new folder", "output")
@@ -123,8 +133,8 @@ class ConvertArguments:
 
 
 def look_first_as_program() -> None:
-    """Where this process is one of these programs, end it if its options are `--help` or wrong; do
-    nothing in any other process."""
+    """End a process that is one of these programs if its options are `--help` or wrong; do nothing
+    in any other process."""
     if is_program(FUSE, FUSE_COMMAND):
         look_first(FuseArguments, FUSE_HELP, check_fusing, program=f"python -m {FUSE}")
     elif is_program(CONVERT):
@@ -132,7 +142,7 @@ def look_first_as_program() -> None:
 
 
 def check_fusing(args: FuseArguments) -> None:
-    """Raises UserError for what cannot work, before models are loaded for minutes."""
+    """Raise UserError for what cannot work, before models are loaded for minutes."""
     check_work(args.output_dir, FUSED, config_of(args), args.resume_from_checkpoint, FUSE)
     if not args.encoders:
         raise UserError("--encoders is empty; name at least one encoder")
@@ -142,7 +152,7 @@ def check_fusing(args: FuseArguments) -> None:
 
 
 def check_converting(args: ConvertArguments) -> None:
-    """Raises UserError for options that are missing, and for a folder with anything in it."""
+    """Raise UserError for options that are missing, and for a folder with anything in it."""
     if not args.checkpoint or not args.output_dir:
         raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
     check_work(args.output_dir, "", config_of(args), args.resume_from_checkpoint, CONVERT)

@@ -1,4 +1,4 @@
-"""One image, made into the pixels of every encoder of a fused model."""
+"""Turn images into the pixels of every encoder of a fused model."""
 
 from __future__ import annotations
 
@@ -24,20 +24,23 @@ from vision_core.images.any_image import image_tensor
 
 
 def fitted_view(image: Tensor, transform: ImageTransform, fit: Fit) -> Tensor:
-    """`[C, H, W]` uint8 as the square that an encoder sees, `[C, side, side]`.
+    """Turn an image `[C, H, W]` uint8 into the square `[C, side, side]` that an encoder sees.
 
-    fit `pad`: in the middle of a square of the encoder's mean colour, resized to the encoder's
-    side; `squash`: resized to it. The long side is resized before the padding is put on, which
-    gives the same square and no canvas of long side by long side.
+    fit: `pad` puts the image in the middle of a square of the encoder's mean colour and resizes
+    that to the encoder's side; `squash` resizes the image. The long side is resized before the
+    padding is put on, which gives the same square without a canvas of long side by long side.
     """
-    side, mode = transform.size[0], InterpolationMode(transform.interpolation)
+    side = transform.size[0]
+    mode = InterpolationMode(transform.interpolation)
     height, width = image.shape[-2:]
     if fit == "pad" and height != width:
-        image = V.resize(
-            image, [height, side] if width > height else [side, width], interpolation=mode, antialias=True
-        )
-        before, all_of_it = abs(height - width) // 2, abs(height - width)
-        borders = [0, before, 0, all_of_it - before] if width > height else [before, 0, all_of_it - before, 0]
+        is_wide = width > height
+        size = [height, side] if is_wide else [side, width]
+        image = V.resize(image, size, interpolation=mode, antialias=True)
+        missing = abs(height - width)
+        before = missing // 2
+        behind = missing - before
+        borders = [0, before, 0, behind] if is_wide else [before, 0, behind, 0]  # left, top, right, bottom
         image = V.pad(image, borders, fill=[int(value * 255) for value in transform.mean])
     if tuple(image.shape[-2:]) == (side, side):
         return image
@@ -45,18 +48,18 @@ def fitted_view(image: Tensor, transform: ImageTransform, fit: Fit) -> Tensor:
 
 
 class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
-    """Images of any size to the pixels of every encoder.
+    """Turns images of any size into the pixels of every encoder.
 
     Args:
-        transforms: of each encoder, an `ImageTransform` as a dict: the side of its square, mean,
+        transforms: for each encoder an `ImageTransform` as a dict: the side of its square, mean,
             std, interpolation.
         fit, mask_rule: see `fusion.connectors.geometry.image_box`.
-        grid, tokens_per_cell, newline, fixed_tokens: of the connector; with them `num_tokens` knows
-            how many tokens an image will have.
+        grid, tokens_per_cell, newline, fixed_tokens: attributes of the connector, by which
+            `num_tokens` knows how many tokens an image will have.
 
-    Called with an image or a list of them, in any form that
-    `vision_core.images.any_image.image_tensor` takes, it returns `image_sizes` `[images, 2]` and
-    `pixel_values` `[images, P]`: a row has an image's pixels for all encoders (see
+    It is called with an image or a list of images, in any form that
+    `vision_core.images.any_image.image_tensor` takes. It returns `image_sizes` `[B, 2]` and
+    `pixel_values` `[B, P]`: a row has an image's pixels for all encoders (see
     `fusion.pixel_layout`); `views` takes them apart.
     """
 
@@ -74,59 +77,61 @@ class FusionImageProcessor(ClassesOfAPackage, TorchvisionBackend):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.transforms, self.fit, self.mask_rule = ([dict(each) for each in transforms], fit, mask_rule)
-        self.grid, self.tokens_per_cell, self.newline, self.fixed_tokens = (
-            grid,
-            tokens_per_cell,
-            newline,
-            fixed_tokens,
-        )
+        self.transforms = [dict(each) for each in transforms]
+        self.fit = fit
+        self.mask_rule = mask_rule
+        self.grid = grid
+        self.tokens_per_cell = tokens_per_cell
+        self.newline = newline
+        self.fixed_tokens = fixed_tokens
 
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
-        """See the class. Raises UserError for no images and for options; the processing belongs to
-        the encoders."""
-        known = {name: value for name, value in kwargs.items() if value is not None}
-        if known:
+        """Make `pixel_values` and `image_sizes`, see the class.
+
+        Raises UserError where there are no images, and for options: the preprocessing belongs to
+        the encoders.
+        """
+        options = sorted(name for name, value in kwargs.items() if value is not None)
+        if options:
             raise UserError(
-                f"{', '.join(sorted(known))}: this processor takes no options, its encoders' preprocessing is fixed; leave them out"
+                f"{', '.join(options)}: this processor takes no options, its encoders' preprocessing is fixed; "
+                "leave them out"
             )
         if return_tensors not in (None, "pt"):
             raise UserError(f"return_tensors={return_tensors!r}: pixels are torch tensors; use 'pt'")
-        views = make_flat_list_of_images(self.fetch_images(images))
-        if not views:
+        tensors = make_flat_list_of_images(self.fetch_images(images))
+        if not tensors:
             raise UserError("no images were given; leave images out for text alone")
-        of_encoders = []
+        views = []
         for values in self.transforms:
             transform = ImageTransform.from_dict(values)
-            squares = torch.stack([fitted_view(view, transform, self.fit) for view in views])
-            of_encoders.append(transform.pixels(squares))
-        sizes = torch.tensor([list(view.shape[-2:]) for view in views])
-        return BatchFeature({"pixel_values": join_views(of_encoders), "image_sizes": sizes})
+            squares = torch.stack([fitted_view(tensor, transform, self.fit) for tensor in tensors])
+            views.append(transform.pixels(squares))  # [B, C, side, side]
+        sizes = torch.tensor([list(tensor.shape[-2:]) for tensor in tensors])
+        return BatchFeature({"pixel_values": join_views(views), "image_sizes": sizes})
 
     def views(self, pixel_values: Tensor) -> list[Tensor]:
-        """What each encoder sees, `[images, C, side, side]`, of `pixel_values` `[images, P]`.
+        """Take `pixel_values` `[B, P]` apart into what each encoder sees, `[B, C, side, side]`.
 
         Raises UserError where `pixel_values` was made for other encoders.
         """
-        return split_views(
-            pixel_values, [ImageTransform.from_dict(values).size for values in self.transforms]
-        )
+        sizes = [ImageTransform.from_dict(values).size for values in self.transforms]
+        return split_views(pixel_values, sizes)
 
     def num_tokens(self, height: int, width: int) -> int:
         """How many tokens an image of this size will have."""
         if self.fixed_tokens:
             return self.fixed_tokens
-        return num_image_tokens(
-            image_box(height, width, self.grid, self.fit, self.mask_rule), self.tokens_per_cell, self.newline
-        )
+        box = image_box(height, width, self.grid, self.fit, self.mask_rule)
+        return num_image_tokens(box, self.tokens_per_cell, self.newline)
 
     def fetch_images(self, images: Any) -> Any:
-        """Images of any form as `[3, H, W]` uint8, in lists as they were given; a batch `[B, ...]`
-        becomes a list.
+        """Read images of any form as `[3, H, W]` uint8, in lists as they were given; a batch
+        `[B, ...]` becomes a list.
 
         transformers' processors and pipelines call this with the images beside a text, or of chat
         messages, before they count them. It replaces a loader that decodes files with another
-        library, leaves EXIF orientation of PIL images alone, clips 16-bit grey, and downloads.
+        library, ignores the EXIF orientation of PIL images, clips 16-bit grey, and downloads.
         Raises UserError, see `image_tensor`.
         """
         is_batch = isinstance(images, np.ndarray | Tensor) and images.ndim > 3

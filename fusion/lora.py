@@ -1,4 +1,4 @@
-"""What trains in a fused vision-language model when its language model is frozen but for LoRA."""
+"""LoRA for the language model of a fused vision-language model, whose new parts train in full."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 
 def trained_modules(model: FusionVlmForConditionalGeneration) -> list[str]:
-    """Names of what is new in a fused model and trains whole: the connector, and the layers that
-    look into the encoders again."""
-    return [
-        "vision_model.connector",
-        *(f"vision_sampler_layers.{index}" for index in range(len(model.vision_sampler_layers))),
-    ]
+    """The names of the parts that are new in a fused model and train in full: the connector, and the
+    layers that look into the encoders again."""
+    layers = [f"vision_sampler_layers.{index}" for index in range(len(model.vision_sampler_layers))]
+    return ["vision_model.connector", *layers]
 
 
 def lora_config(
@@ -30,27 +28,32 @@ def lora_config(
     dropout: float = 0.0,
     **options: Any,
 ) -> LoraConfig:
-    """For `peft.get_peft_model`: LoRA in all linear layers of the language model but its head, and
-    `trained_modules` trained whole and saved.
+    """Make the config for `peft.get_peft_model`: LoRA in all linear layers of the language model
+    but its head; `trained_modules` are trained in full and saved.
 
-    The pattern starts at the language model: names such as `q_proj` are those of encoders too.
-    options: for `peft.LoraConfig`. Raises UserError where peft is missing.
+    The pattern starts at the language model, because encoders have names such as `q_proj` too.
+    options: more options of `peft.LoraConfig`. Raises UserError where peft is missing.
     """
     try:
         from peft import LoraConfig
     except ImportError:
         raise UserError("LoRA needs the package peft; pip install 'vision-encoder-fusion[recipes]'") from None
-    head = model.get_output_embeddings()
-    names = {
-        name.rpartition(".")[2]
-        for name, module in model.language_model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+    names = "|".join(map(re.escape, _linear_layer_names(model)))
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=rf"language_model\..*\.({'|'.join(sorted(map(re.escape, names)))})",
+        target_modules=rf"language_model\..*\.({names})",
         modules_to_save=trained_modules(model),
         **options,
     )
+
+
+def _linear_layer_names(model: FusionVlmForConditionalGeneration) -> list[str]:
+    """The last parts of the names, such as `q_proj`, of the language model's linear layers."""
+    head = model.get_output_embeddings()
+    names = set()
+    for name, module in model.language_model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            names.add(name.rpartition(".")[2])
+    return sorted(names)

@@ -1,7 +1,5 @@
-"""What frozen encoders make of an image, computed once and kept on disk.
-
-A run then reads maps and runs no encoder.
-"""
+"""Keep the feature maps of frozen encoders on disk: they are computed once for each image, and
+training then reads them and runs no encoder."""
 
 from __future__ import annotations
 
@@ -33,20 +31,21 @@ from vision_core.files.sealed_tensors import (
 ROOM = (
     "make room and start again, which goes on from what is there, or name another folder by --feature_cache"
 )
-WRITERS = 16  # files that are brought to the disk at once, which takes little longer than one
-IMAGE = "image"  # whose maps a file holds, told in the file too
+WRITERS = 16  # threads that write files; 16 files together take little longer than one
+IMAGE_KEY = "image"  # in a file's metadata, the name of the image whose maps the file holds
 
 
 class MapCache:
-    """A folder with one sealed file for every image: `vision_model.maps` of it, in `dtype`.
+    """A folder with one sealed file for each image, which holds `vision_model.maps` of the image in
+    `dtype`.
 
-    A file's name is a hash of the pixels of the image; the folder's, one of everything between the
-    pixels and the maps (weights, preprocessing, grids, dtype). So another run, another data set
-    with the same images, or a longer one, finds what is there. Several processes and runs may fill
-    it together: a file is there whole or not at all.
+    The name of a file is a hash of the image's pixels. The name of the folder is a hash of
+    everything between the pixels and the maps: weights, preprocessing, grids, dtype. So another
+    run, or another data set with the same images, finds the files that are there. Several processes
+    and runs may fill the folder together: a file is complete or absent.
 
     Attributes:
-        image_bytes: what the file of one image takes of the disk.
+        image_bytes: the size of the file of one image.
     """
 
     def __init__(
@@ -72,19 +71,18 @@ class MapCache:
         self.image_bytes = sealed_bytes(numbers * dtype.itemsize)
 
     def path(self, image: Tensor) -> Path:
-        """Of an image `[3, H, W]` uint8."""
+        """The path of the file of an image `[3, H, W]` uint8."""
         shape = str(tuple(image.shape)).encode()
         pixels = image.contiguous().numpy().tobytes()
         name = hashlib.blake2b(pixels, digest_size=16, key=shape).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def __contains__(self, image: Tensor) -> bool:
-        """Whether a whole file of the image is there: all of it is read."""
+        """Whether a complete file of the image is there; the file is read to the end."""
         return self.look_at(self.path(image)) == "whole"
 
     def look_at(self, path: Path) -> Literal["whole", "missing", "damaged"]:
-        """What is there of an image's file. One that did not verify, or cannot be read, is removed
-        and "damaged"."""
+        """Verify an image's file. A file that does not verify or cannot be read is removed."""
         try:
             status = path.lstat()
         except OSError:
@@ -101,8 +99,10 @@ class MapCache:
             return "damaged"
 
     def load(self, image: Tensor) -> list[Tensor]:
-        """Of each encoder `[width, grid, grid]`. Raises UserError where they are not there, or not
-        as written."""
+        """Read the map `[width, grid, grid]` of each encoder.
+
+        Raises UserError where the file is not there, or does not verify.
+        """
         path = self.path(image)
         try:
             tensors = self._read(path)
@@ -113,12 +113,14 @@ class MapCache:
         return [tensors[str(number)] for number in range(len(tensors))]
 
     def save(self, image: Tensor, maps: Sequence[Tensor]) -> None:
-        """Whole or not at all, also where two processes write the same. Raises UserError on a full
-        disk."""
+        """Write the file of an image, complete or not at all, even where two processes write it.
+
+        Raises UserError on a full disk.
+        """
         path = self.path(image)
         tensors = {str(number): each.to(self.dtype).cpu() for number, each in enumerate(maps)}
         try:
-            write_sealed(path, tensors, {IMAGE: path.stem}, self.folder)
+            write_sealed(path, tensors, {IMAGE_KEY: path.stem}, self.folder)
         except OSError as error:
             raise not_written(path, error, self.image_bytes, ROOM) from None
 
@@ -129,7 +131,8 @@ class MapCache:
         image_processor: FusionImageProcessor,
         batch_size: int = 32,
     ) -> int:
-        """Make what is missing or damaged of `images` `[3, H, W]`; how many were."""
+        """Compute the maps that are missing or damaged of `images` `[3, H, W]`; return how many
+        images that were."""
         waiting: dict[Path, Tensor] = {}
         made = 0
         with torch.inference_mode():
@@ -138,16 +141,18 @@ class MapCache:
                     waiting[self.path(image)] = image
                 if len(waiting) == batch_size:
                     made += self._make(waiting, vision_model, image_processor)
-            return made + (self._make(waiting, vision_model, image_processor) if waiting else 0)
+            if waiting:
+                made += self._make(waiting, vision_model, image_processor)
+        return made
 
     def remove_litter(self) -> None:
-        """What killed processes were writing."""
+        """Remove what killed processes were writing."""
         of_earlier_versions = self.folder.glob("[0-9a-f][0-9a-f]/*.tmp-*")
         remove_litter([*self.folder.glob(".tmp-*"), *of_earlier_versions])
 
     def _read(self, path: Path) -> dict[str, Tensor]:
         sealed = read_sealed(path)
-        if sealed.metadata.get(IMAGE) != path.stem:
+        if sealed.metadata.get(IMAGE_KEY) != path.stem:
             raise DamagedTensors("features of another image")
         return sealed.tensors
 
@@ -157,6 +162,8 @@ class MapCache:
         vision_model: FusedVisionModel,
         image_processor: FusionImageProcessor,
     ) -> int:
+        """Compute and save the maps of the waiting images; empty `waiting` and return their
+        number."""
         images = list(waiting.values())
         maps = vision_model.maps(image_processor(images)["pixel_values"])
         of_images = zip(*(each.to(self.dtype).cpu() for each in maps), strict=True)

@@ -1,4 +1,4 @@
-"""Several vision encoders and a connector as one vision model, which `transformers.AutoModel`
+"""One vision model of several vision encoders and a connector, which `transformers.AutoModel`
 loads."""
 
 from __future__ import annotations
@@ -31,40 +31,42 @@ Pixels = Tensor | Sequence[Tensor]
 
 @dataclass
 class FusedVisionOutput(ModelOutput):
-    """last_hidden_state: tokens `[B, n, H]`, images with fewer filled up with zeros at the end.
-    attention_mask: `[B, n]`, 1 for tokens."""
+    """What a fused vision model returns.
+
+    last_hidden_state: tokens `[B, n, D_h]`; images with fewer tokens are filled up with zeros at
+    the end. attention_mask: `[B, n]`, 1 for tokens.
+    """
 
     last_hidden_state: Tensor | None = None
     attention_mask: Tensor | None = None
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on the `device` of a module's weights.
+def to_weights(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor to the `device` of a module's weights.
 
-    Offloaded weights have no device (meta). Then accelerate moves the module's inputs when it is
-    called.
+    Offloaded weights are on no device (meta); for them accelerate moves the module's inputs when
+    the module is called.
     """
     return tensor if device.type == "meta" else tensor.to(device)
 
 
 def resized_map(features: Features, grid: int) -> Tensor:
-    """All returned layers side by side in the channels, each resized to `grid x grid` (bilinear, in
-    float32), `[B, sum of widths, grid, grid]`."""
+    """Put all returned layers side by side in the channels, each resized to `grid x grid`
+    (bilinear, in float32): `[B, sum of widths, grid, grid]`."""
     maps = []
+    size = (grid, grid)
     for layer in features.layers:
         patch_map = layer.patch_map
-        if patch_map.shape[-2:] != (grid, grid):
-            resized = F.interpolate(
-                patch_map.float(), size=(grid, grid), mode="bilinear", align_corners=False
-            )
+        if patch_map.shape[-2:] != size:
+            resized = F.interpolate(patch_map.float(), size=size, mode="bilinear", align_corners=False)
             patch_map = resized.to(patch_map.dtype)
         maps.append(patch_map)
     return torch.cat(maps, dim=1)
 
 
 class FusedPreTrainedModel(ClassesOfAPackage, PreTrainedModel):
-    """What both fused models share: they are loaded strictly, and initialise only what is
-    theirs."""
+    """What both fused models share: all tensors of a checkpoint must fit, and loading initialises
+    nothing."""
 
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
@@ -72,38 +74,39 @@ class FusedPreTrainedModel(ClassesOfAPackage, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # accelerate compares the names of the very classes; a model of transformers says itself what of
-    # it stays together
+    # accelerate compares the names of classes, not their bases. A model of transformers names the
+    # parts of it that stay together itself.
     _no_split_modules = [kind.__name__ for kind in (*COMPUTING_WITH_INNER_WEIGHTS, *CONNECTORS.values())]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Raises UserError where tensors are missing, left over or of another
-        shape: nothing is initialised in silence."""
+        """Load a model as in transformers.
+
+        Raises UserError where tensors are missing, left over or of another shape: nothing is
+        initialised in silence.
+        """
         loaded = load_strictly(super().from_pretrained, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # names that the parts' own checkpoints have, or had, are none of ours: what is saved has
-        # the names that are trained, and resumed
+        # The names in the parts' own checkpoints do not count here: a fused model is saved under
+        # the names that it is trained and resumed with.
         model._weight_conversions = []
         for module in model.modules():
             if isinstance(module, Encoder):
                 restore_tables(module)
-                module.freeze(
-                    module.frozen
-                )  # the parameters that loading puts in are new, and new parameters train
+                module.freeze(module.frozen)  # the parameters that loading puts in are new, and would train
         bring_whole_layers(model)
         return loaded
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: weights are drawn where modules are made, and a checkpoint has all of them."""
+        """Do nothing: weights are drawn where modules are made, and a checkpoint has all of them."""
 
 
 def restore_tables(encoder: Encoder) -> None:
-    """Give the buffers that no checkpoint holds (positions of timm's rotary models, say) the values
-    of a fresh encoder.
+    """Fill the buffers that no checkpoint holds, such as the positions of timm's rotary models, from
+    a fresh encoder.
 
-    A model that was built on the meta device to be loaded has none. Models of transformers do it
-    themselves.
+    They have no values after loading, which builds a model on the meta device. Models of
+    transformers restore theirs themselves.
     """
     if encoder.library == "transformers":
         return
@@ -117,8 +120,10 @@ def restore_tables(encoder: Encoder) -> None:
 
 
 class FusedVisionModel(FusedPreTrainedModel):
-    """`pixel_values` of images to their tokens. encoders: to take as they are; by default new ones
-    are made by the config."""
+    """Turns the `pixel_values` of images into their tokens.
+
+    encoders: encoders to take as they are; by default new ones are made from the config.
+    """
 
     config: FusedVisionConfig
     config_class = FusedVisionConfig
@@ -132,11 +137,7 @@ class FusedVisionModel(FusedPreTrainedModel):
                 "a fused vision model needs encoders; fusion.fuse_encoders makes one from their names or folders"
             )
         if encoders is None:
-            dtype, attention = torch.get_default_dtype(), config._attn_implementation
-            encoders = [
-                build_encoder(each, dtype=dtype, attn_implementation=attention)
-                for each in config.encoder_configs
-            ]
+            encoders = _build_encoders(config)
         self.encoders = nn.ModuleList(encoder.freeze(not config.train_encoders) for encoder in encoders)
         self.connector: Connector = build_connector(
             config.connector,
@@ -153,74 +154,90 @@ class FusedVisionModel(FusedPreTrainedModel):
                 self._no_split_modules.update(encoder.model._no_split_modules or ())
 
     def views(self, pixel_values: Pixels) -> list[Tensor]:
-        """What each encoder sees, `[B, C, side, side]`: `pixel_values` `[B, P]` taken apart, or a
-        list that is apart already."""
+        """What each encoder sees, `[B, C, side, side]`.
+
+        pixel_values: `[B, P]`, which is taken apart, or a list of views, which is returned.
+        """
         if isinstance(pixel_values, Tensor):
             return split_views(pixel_values, [encoder.transform.size for encoder in self.encoders])
         return list(pixel_values)
 
     def maps(self, pixel_values: Pixels) -> list[Tensor]:
-        """What the connector reads: of each encoder `[B, width, grid, grid]`; pixel_values: see
-        `encode`.
+        """Run the encoders: for each one the map `[B, width, grid, grid]` that the connector reads.
 
-        Frozen encoders give the same each time.
+        pixel_values: see `encode`. Frozen encoders give the same maps each time.
         """
+        views = self.views(pixel_values)
         maps = []
-        for encoder, pixels, grid in zip(
-            self.encoders, self.views(pixel_values), self.config.encoder_grids, strict=True
-        ):
-            features = encoder(moved(pixels, encoder.device))
+        for encoder, pixels, grid in zip(self.encoders, views, self.config.encoder_grids, strict=True):
+            features = encoder(to_weights(pixels, encoder.device))
             maps.append(self._for_connector(resized_map(features, grid)))
         return maps
 
     def encode(
         self, pixel_values: Pixels | None, image_sizes: Tensor, maps: Sequence[Tensor] | None = None
     ) -> list[EncodedImage]:
-        """The tokens of every image.
+        """Compute the tokens of every image.
 
-        pixel_values: `[B, P]`, see `fusion.pixel_layout`, or a list of one tensor `[B, C, side,
-        side]` for each encoder; in their place `maps` of them. image_sizes: `[B, 2]`, (height,
-        width) before any resizing. Raises UserError where they do not fit.
+        pixel_values: `[B, P]`, see `fusion.pixel_layout`, or a list of one tensor
+        `[B, C, side, side]` for each encoder. maps: the result of `maps`, in place of pixel_values.
+        image_sizes: `[B, 2]`, (height, width) before any resizing.
+
+        Raises UserError where they do not fit together.
         """
         if maps is None:
             views = self.views(pixel_values)
-            self._check(views, image_sizes)
+            self._check_counts(views, image_sizes)
             maps = self.maps(views)
         layout = ImageLayout.of(image_sizes, self.config.fit, self.config.mask_rule)
         return self.connector.encode([self._for_connector(each) for each in maps], layout)
 
     def _for_connector(self, patch_map: Tensor) -> Tensor:
         weights = next(self.connector.parameters())
-        return moved(patch_map, weights.device).to(weights.dtype)
+        return to_weights(patch_map, weights.device).to(weights.dtype)
 
     def forward(self, pixel_values: Pixels, image_sizes: Tensor, **kwargs: Any) -> FusedVisionOutput:
-        """See `encode` and `FusedVisionOutput`."""
-        images = [image.tokens for image in self.encode(pixel_values, image_sizes)]
-        mask = nn.utils.rnn.pad_sequence(
-            [torch.ones(len(tokens), dtype=torch.long, device=tokens.device) for tokens in images],
-            batch_first=True,
+        """Compute the tokens of all images in one tensor; the arguments are those of `encode`."""
+        tokens = []
+        masks = []
+        for image in self.encode(pixel_values, image_sizes):
+            tokens.append(image.tokens)
+            masks.append(torch.ones(len(image), dtype=torch.long, device=image.tokens.device))
+        return FusedVisionOutput(
+            last_hidden_state=nn.utils.rnn.pad_sequence(tokens, batch_first=True),
+            attention_mask=nn.utils.rnn.pad_sequence(masks, batch_first=True),
         )
-        return FusedVisionOutput(nn.utils.rnn.pad_sequence(images, batch_first=True), mask)
 
-    def _check(self, views: Sequence[Tensor], image_sizes: Tensor) -> None:
+    def _check_counts(self, views: Sequence[Tensor], image_sizes: Tensor) -> None:
         names = ", ".join(encoder.name for encoder in self.encoders)
         if len(views) != len(self.encoders):
             raise UserError(
-                f"pixel_values is a list of {len(views)} tensors; as a list it must have one for each encoder ({names}); "
-                "make pixel_values with this model's image processor"
+                f"pixel_values is a list of {len(views)} tensors; as a list it must have one for each encoder "
+                f"({names}); make pixel_values with this model's image processor"
             )
-        counts = {len(pixels) for pixels in views} | {len(image_sizes)}
-        if counts == {0}:
+        counts = [len(pixels) for pixels in views]
+        different = {*counts, len(image_sizes)}
+        if different == {0}:
             raise UserError(
                 "pixel_values holds no images; leave pixel_values and image_sizes out for text alone"
             )
-        if len(counts) > 1:
+        if len(different) > 1:
             raise UserError(
-                f"pixel_values has {', '.join(str(len(pixels)) for pixels in views)} images for {names}, and image_sizes {len(image_sizes)}; "
-                "they must be the same images"
+                f"pixel_values has {', '.join(map(str, counts))} images for {names}, and image_sizes "
+                f"{len(image_sizes)}; they must be the same images"
             )
 
 
+def _build_encoders(config: FusedVisionConfig) -> list[Encoder]:
+    """New encoders of a config, in torch's default type."""
+    dtype = torch.get_default_dtype()
+    attention = config._attn_implementation
+    return [
+        build_encoder(each, dtype=dtype, attn_implementation=attention) for each in config.encoder_configs
+    ]
+
+
 def output_width(encoder: Encoder) -> int:
-    """Channels of all the layers that the encoder returns."""
-    return sum(encoder.layer_widths[number - 1] for number in encoder.layer_numbers(encoder.layers))
+    """The number of channels of all the layers that the encoder returns, together."""
+    numbers = encoder.layer_numbers(encoder.layers)  # from 1
+    return sum(encoder.layer_widths[number - 1] for number in numbers)

@@ -1,5 +1,5 @@
-"""A language model that reads the tokens of several vision encoders, and may look into them again
-between its layers."""
+"""A language model that reads the tokens of several vision encoders, and that may look into the
+encoders again between its layers."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from transformers.modeling_outputs import (
 )
 
 from fusion.configuration_fusion import FusionVlmConfig
+from fusion.connectors.base import Connector
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 from fusion.image_reading import ReadsImages
 from fusion.modeling_fused_vision import FusedPreTrainedModel, FusedVisionModel, Pixels
@@ -30,51 +31,53 @@ from vision_core.errors import UserError
 
 
 class FusionVlmModel(ReadsImages, nn.Module):
-    """A vision-language model without its head: what transformers calls its base model.
+    """A vision-language model without its head: what transformers calls the base model.
 
-    It is made of a whole model's parts when it is asked for. They stay in that model, under the
-    names that they have there.
+    It is made from the parts of the model with a head when it is asked for. The parts stay in that
+    model, under the names that they have there.
     """
 
-    def __init__(self, whole: FusionVlmForConditionalGeneration) -> None:
+    def __init__(self, model_with_head: FusionVlmForConditionalGeneration) -> None:
         super().__init__()
-        self.config = whole.config
-        self.vision_model = whole.vision_model
-        self.vision_sampler_layers = whole.vision_sampler_layers
-        self.language_model = whole.get_decoder()
+        self.config = model_with_head.config
+        self.vision_model = model_with_head.vision_model
+        self.vision_sampler_layers = model_with_head.vision_sampler_layers
+        self.language_model = model_with_head.get_decoder()
 
     def forward(self, input_ids: Tensor | None = None, **inputs: Any) -> BaseModelOutputWithPast:
-        """`last_hidden_state` `[B, T, H]`, of which the head makes logits.
+        """Return `last_hidden_state` `[B, T, D_h]`, from which the head makes logits.
 
-        inputs: as the whole model takes them, without labels.
+        inputs: as the model with a head takes them, without labels.
         """
-        with self.reading(input_ids, **inputs) as of_language_model:
-            return self.language_model(**of_language_model)
+        with self.language_model_inputs(input_ids, **inputs) as prepared:
+            return self.language_model(**prepared)
 
 
-class NeverSaid(LogitsProcessor):
-    """One token is not generated. A vocabulary that does not have it, such as an assistant's, stays
-    as it is."""
+class ForbiddenToken(LogitsProcessor):
+    """Keeps one token from being generated. A vocabulary without the token, such as an assistant's,
+    stays as it is."""
 
     def __init__(self, token_id: int) -> None:
         self.token = slice(token_id, token_id + 1)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores `[..., V]` with that of the token at minus infinity."""
+        """Set the token's score to minus infinity; scores: `[..., V]`."""
         scores = scores.clone()
         scores[..., self.token] = float("-inf")
         return scores
 
 
 class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, GenerationMixin):
-    """Fused vision and any causal language model of transformers.
+    """A fused vision model and any causal language model of transformers.
 
     Where a token of `input_ids` is `config.image_token_id`, its embedding is replaced by the next
-    token of the next image. After the layers `config.sva_layers` of the language model the states
-    at image positions, newlines excepted, are updated from the windows of their place in all
-    encoders (Cambrian-1, section 3.2). Nothing about images is kept between calls.
+    token of the next image. After the layers `config.sva_layers` of the language model, the states
+    at image positions, except newlines, are updated from the windows of their place in all encoders
+    (equation 1 of Cambrian-1, see `fusion.connectors.cross_attention`). The model keeps nothing
+    about images between calls.
 
-    vision_model, language_model: to take as they are; by default new ones are made by the config.
+    vision_model, language_model: models to take as they are; by default new ones are made from the
+    config.
     """
 
     config: FusionVlmConfig
@@ -95,33 +98,18 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
         self.language_model = language_model or AutoModelForCausalLM.from_config(
             config.text_config, trust_remote_code=False
         )
-        hidden_size = config.text_config.hidden_size
-        if config.vision_config.hidden_size != hidden_size:
-            raise UserError(
-                f"the fused encoder makes tokens of {config.vision_config.hidden_size} channels and the language model reads {hidden_size}; "
-                f"fuse the encoders with hidden_size={hidden_size}"
-            )
-        connector = self.vision_model.connector
-        self.vision_sampler_layers = nn.ModuleList(
-            VisionCrossAttentionLayer(
-                hidden_size,
-                connector.width,
-                connector.num_heads,
-                connector.window_sizes(connector.grid),
-                zero_init_output=config.zero_init_sva,
-                shared_norms=connector.shared_norms,
-            )
-            for _ in config.sva_layers
-        )
+        _check_hidden_sizes(config)
+        self.vision_sampler_layers = nn.ModuleList()
+        for _ in config.sva_layers:
+            self.vision_sampler_layers.append(_make_sampler_layer(config, self.vision_model.connector))
         self.post_init()
 
     @property
     def model(self) -> FusionVlmModel:
-        """`base_model`: this model without its head."""
+        """The `base_model` of transformers: this model without its head."""
         return FusionVlmModel(self)
 
-    # -- what transformers asks a model for
-    # ------------------------------------------------------------------------------------
+    # What transformers asks a model for.
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -141,8 +129,7 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
     def _supports_logits_to_keep(self) -> bool:
         return self.language_model._supports_logits_to_keep()
 
-    # -- reading and writing
-    # ---------------------------------------------------------------------------------------------------
+    # Reading and writing.
 
     def forward(
         self,
@@ -160,7 +147,7 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As the language model's forward, which gets all `kwargs`, and with images.
+        """Run the language model, which gets all `kwargs`, on texts with images.
 
         Args:
             input_ids: `[B, T]`, with `image_token_id` for every token of every image.
@@ -169,30 +156,30 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
             mm_encoder_outputs: `{"image": get_image_features(...)}` in place of them.
             vision_maps: in place of pixel_values, `vision_model.maps` of them, where frozen
                 encoders need not run again.
-            labels: `[B, T]`, -100 where no loss is wanted; the language model's own loss.
+            labels: `[B, T]`, `fusion.labels.LABEL_IGNORED` (-100) where no loss is wanted. The loss
+                is the language model's own.
             logits_to_keep: the number of last positions, or the positions, whose logits are wanted;
                 0 for all.
-            supervised_only: the same loss, and no logits: those of positions without a label are
-                not computed (see `supervised_loss`).
+            supervised_only: compute the same loss without logits of positions that have no label
+                (see `supervised_loss`); no logits are returned.
 
         Raises UserError where images and places for them do not match.
         """
-        reading = self.reading(
-            input_ids,
-            pixel_values,
-            image_sizes,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            vision_maps,
-            mm_encoder_outputs,
+        with self.language_model_inputs(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            vision_maps=vision_maps,
+            mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
-        )
-        with reading as inputs:
+        ) as inputs:
             if supervised_only and labels is not None:
                 return CausalLMOutputWithPast(loss=supervised_loss(self.language_model, labels, **inputs))
-            if isinstance(logits_to_keep, Tensor) or logits_to_keep:  # which not every language model knows
+            if isinstance(logits_to_keep, Tensor) or logits_to_keep:  # not every language model knows it
                 inputs["logits_to_keep"] = logits_to_keep
             return self.language_model(labels=labels, **inputs)
 
@@ -203,21 +190,45 @@ class FusionVlmForConditionalGeneration(ReadsImages, FusedPreTrainedModel, Gener
         logits_processor: LogitsProcessorList | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers; an image's token, which stands for nothing that could be said, is
-        never generated.
+        """Generate as in transformers, but never an image's token, which is not a word.
 
         Raises UserError for a batch that is padded on the right, behind which nothing can be
         written, and for a fused model as the assistant of another.
         """
         if generation_config is not None and generation_config.is_assistant:
             raise UserError(
-                "an assistant is given no images, so a fused model cannot be one; pass assistant_model=its.language_model, or "
-                "prompt_lookup_num_tokens"
+                "an assistant is given no images, so a fused model cannot be one; "
+                "pass assistant_model=its.language_model, or prompt_lookup_num_tokens"
             )
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and not mask[:, -1].all():
             raise UserError(
-                "generate needs padding on the left: the attention_mask ends with 0; set processor.tokenizer.padding_side = 'left'"
+                "generate needs padding on the left: the attention_mask ends with 0; "
+                "set processor.tokenizer.padding_side = 'left'"
             )
-        processors = LogitsProcessorList([NeverSaid(self.config.image_token_id), *(logits_processor or [])])
+        processors = LogitsProcessorList(
+            [ForbiddenToken(self.config.image_token_id), *(logits_processor or [])]
+        )
         return super().generate(inputs, generation_config, processors, **kwargs)
+
+
+def _check_hidden_sizes(config: FusionVlmConfig) -> None:
+    token_size = config.vision_config.hidden_size
+    hidden_size = config.text_config.hidden_size
+    if token_size != hidden_size:
+        raise UserError(
+            f"the fused encoder makes tokens of {token_size} channels and the language model reads "
+            f"{hidden_size}; fuse the encoders with hidden_size={hidden_size}"
+        )
+
+
+def _make_sampler_layer(config: FusionVlmConfig, connector: Connector) -> VisionCrossAttentionLayer:
+    """A layer that looks into the encoders again, with the sizes of the connector `sva`."""
+    return VisionCrossAttentionLayer(
+        query_width=config.text_config.hidden_size,
+        width=connector.width,
+        num_heads=connector.num_heads,
+        window_sizes=connector.window_sizes(connector.grid),
+        zero_init_output=config.zero_init_sva,
+        shared_norms=connector.shared_norms,
+    )

@@ -1,5 +1,5 @@
-"""Weights that lie on the CPU or on disk and come when they are needed (accelerate's offloading,
-`device_map`)."""
+"""Offloading, accelerate's `device_map`: weights lie on the CPU or on disk and are brought when they
+are needed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from encoders.adapters.open_clip_encoder import OpenClipEncoder
 from encoders.adapters.timm_encoder import TimmEncoder
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 
-# These compute with the weights of modules in them that they do not call. TransformersEncoder is
-# not among them: the models of transformers call their modules.
+# These classes compute with the weights of inner modules without calling them. TransformersEncoder
+# is not among them: the models of transformers call their modules.
 COMPUTING_WITH_INNER_WEIGHTS = (
     VisionCrossAttentionLayer,
     nn.MultiheadAttention,
@@ -22,29 +22,30 @@ COMPUTING_WITH_INNER_WEIGHTS = (
 
 
 def bring_whole_layers(model: nn.Module) -> None:
-    """Make accelerate bring all weights of such a layer when the layer is called.
+    """Make accelerate bring all weights of a layer of `COMPUTING_WITH_INNER_WEIGHTS` when the layer
+    is called.
 
-    By itself it brings a module's weights when that very module is called. It can be told of layers
-    that need more (`preload_module_classes`), but `from_pretrained` passes nothing on.
+    By itself accelerate brings a module's weights when that module is called. It can be told of
+    layers that need more (`preload_module_classes`), but `from_pretrained` does not pass that on.
     """
     for name, module in model.named_modules():
         if isinstance(module, COMPUTING_WITH_INNER_WEIGHTS):
             hook = _offloading_hook(module)
             if hook is not None:
-                _bring_whole(name, module, hook)
+                _bring_all_weights(name, module, hook)
 
 
 def _offloading_hook(module: nn.Module) -> Any:
-    """The hook that brings weights within `module`, or None where they stay."""
-    for each in module.modules():
-        hook = getattr(each, "_hf_hook", None)
+    """The hook that brings the weights within `module`, or None where they are not offloaded."""
+    for inner in module.modules():
+        hook = getattr(inner, "_hf_hook", None)
         for single in getattr(hook, "hooks", [hook]):  # a module with several hooks has one SequentialHook
             if getattr(single, "offload", False):
                 return single
     return None
 
 
-def _bring_whole(name: str, module: nn.Module, hook: Any) -> None:
+def _bring_all_weights(name: str, module: nn.Module, hook: Any) -> None:
     from accelerate.hooks import attach_align_device_hook, remove_hook_from_module
 
     remove_hook_from_module(module, recurse=True)

@@ -1,4 +1,4 @@
-"""Which encoder a token looks at: shares of the attention, as numbers and as a picture."""
+"""Which encoder a token looks at: the shares of its attention, as numbers and as a picture."""
 
 from __future__ import annotations
 
@@ -12,34 +12,27 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
 from encoders.pictures.sheets import contact_sheet, heat
-from fusion.connectors.cross_attention import VisionCrossAttentionLayer
+from fusion.connectors.cross_attention import JointSoftmax
 from fusion.connectors.geometry import ImageLayout
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from vision_core.errors import UserError
 from vision_core.images.any_image import image_tensor
 
-TILE = 192
+TILE = 192  # longest side of a tile in pixels
 
 
 @contextmanager
 def recorded_shares(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, every vision cross-attention layer that runs appends its share per encoder, `[N,
-    heads, encoders]`, to the list."""
+    """Record attention: inside, every cross-attention that runs appends the share of each encoder,
+    `[N, heads, encoders]`, to the list that this gives."""
     record: list[Tensor] = []
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-        args[1].shares = record
+    def note_shares(softmax: JointSoftmax, args: tuple[Any, ...], weights: Tensor) -> None:
+        record.append(softmax.shares(weights))
 
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        args[1].shares = None
-
-    layers = [module for module in model.modules() if isinstance(module, VisionCrossAttentionLayer)]
-    hooks = [
-        hook
-        for layer in layers
-        for hook in (layer.register_forward_pre_hook(before), layer.register_forward_hook(after))
-    ]
+    softmaxes = [module for module in model.modules() if isinstance(module, JointSoftmax)]
+    hooks = [softmax.register_forward_hook(note_shares) for softmax in softmaxes]
     try:
         yield record
     finally:
@@ -49,11 +42,11 @@ def recorded_shares(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def attention_shares(model: FusedVisionModel | FusionVlmForConditionalGeneration, **inputs: Any) -> Tensor:
-    """Shares of each encoder in the attention of each token, mean over layers and heads, `[N,
-    encoders]`, rows summing to 1.
+    """How much of each token's attention goes to each encoder: the mean over layers and heads,
+    `[N, encoders]`, with rows that sum to 1.
 
-    inputs: what the model's processor returned. The N tokens are those of all images, newlines
-    excepted. Layers within the language model count too. Raises UserError for a connector without
+    inputs: what the model's processor returned. The N tokens are those of all images, without
+    newlines. Layers within the language model count too. Raises UserError for a connector without
     cross-attention.
     """
     with recorded_shares(model) as record:
@@ -62,34 +55,37 @@ def attention_shares(model: FusedVisionModel | FusionVlmForConditionalGeneration
         raise UserError(
             "attention shares are those of the connector sva, and of images; this model or input has none"
         )
-    queries = max(len(each) for each in record)  # groups of another grid have other queries
-    return torch.stack([each.mean(1) for each in record if len(each) == queries]).mean(0)
+    queries = max(len(shares) for shares in record)  # groups of another grid have other queries
+    of_layers = [shares.mean(1) for shares in record if len(shares) == queries]
+    return torch.stack(of_layers).mean(0)
 
 
 def share_picture(
     model: FusedVisionModel | FusionVlmForConditionalGeneration, images: Sequence[Any], inputs: dict[str, Any]
 ) -> Image.Image:
-    """A row for each image, a column for each encoder: how much of a token's attention goes to it
-    at every place, on one scale for the whole picture.
+    """Draw a row for each image and a column for each encoder: how much of a token's attention goes
+    to the encoder at every place, on one scale for the picture.
 
-    images: those that `inputs`, the processor's output, was made of, in any form that it takes.
-    Captions have the mean shares, and the shares of the darkest and brightest colour.
+    images: those that `inputs`, the processor's output, was made of, in any form that the processor
+    takes. The captions say the mean shares, and the shares of the darkest and brightest colour.
     """
     vision = model if isinstance(model, FusedVisionModel) else model.vision_model
     config = vision.config
     shares = attention_shares(model, **inputs).cpu()
     boxes = ImageLayout.of(inputs["image_sizes"], config.fit, config.mask_rule).boxes(config.grid)
-    parts = shares.split([box.rows * box.columns for box in boxes])
-    span = (shares.min().item(), shares.max().item())
+    image_shares = shares.split([box.num_cells for box in boxes])
+    darkest = shares.min().item()
+    brightest = shares.max().item()
     rows = []
-    for image, part, box in zip(images, parts, boxes, strict=True):
-        shown = V.to_pil_image(image_tensor(image))
-        shown.thumbnail((TILE, TILE))
-        tiles = [heat(each, span) for each in part.T.unflatten(1, (box.rows, box.columns))]
-        rows.append([shown, *(tile.resize(shown.size, Image.Resampling.NEAREST) for tile in tiles)])
-    means = shares.mean(0).tolist()
-    captions = [
-        f"{encoder.name.rpartition('/')[2]} {share:.0%}"
-        for encoder, share in zip(vision.encoders, means, strict=True)
-    ]
-    return contact_sheet(rows, [f"dark {span[0]:.0%}, bright {span[1]:.0%}", *captions])
+    for image, own_shares, box in zip(images, image_shares, boxes, strict=True):
+        thumbnail = V.to_pil_image(image_tensor(image))
+        thumbnail.thumbnail((TILE, TILE))
+        row = [thumbnail]
+        for share_map in own_shares.T.unflatten(1, (box.rows, box.columns)):
+            tile = heat(share_map, (darkest, brightest))
+            row.append(tile.resize(thumbnail.size, Image.Resampling.NEAREST))
+        rows.append(row)
+    captions = [f"dark {darkest:.0%}, bright {brightest:.0%}"]
+    for encoder, mean in zip(vision.encoders, shares.mean(0).tolist(), strict=True):
+        captions.append(f"{encoder.name.rpartition('/')[2]} {mean:.0%}")
+    return contact_sheet(rows, captions)

@@ -1,15 +1,15 @@
-"""The language model of a fused model in 4 or 8 bits, everything else as it is."""
+"""Quantise the language model of a fused model to 4 or 8 bits, and nothing else."""
 
 from transformers import BitsAndBytesConfig
 
 from vision_core.errors import UserError
 
-IN_FULL = ["vision_model", "vision_sampler_layers", "lm_head"]
+NOT_QUANTISED = ["vision_model", "vision_sampler_layers", "lm_head"]
 
 
 def quantization_config(bits: int) -> BitsAndBytesConfig:
-    """For `from_pretrained(..., quantization_config=...)` of a fused vision-language model: its
-    language model, but for the head, in `bits` 4 or 8.
+    """Make the config for `from_pretrained(..., quantization_config=...)` of a fused vision-language
+    model: its language model without the head has 4 or 8 bits.
 
     Encoders, connector and the layers that look into the encoders again stay as they are. Raises
     UserError for other numbers of bits.
@@ -19,6 +19,6 @@ def quantization_config(bits: int) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=bits == 4,
         load_in_8bit=bits == 8,
-        llm_int8_skip_modules=IN_FULL,
+        llm_int8_skip_modules=NOT_QUANTISED,
         bnb_4bit_quant_type="nf4",
     )

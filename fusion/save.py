@@ -1,11 +1,11 @@
-"""A fused model's folder: weights, processor, model card, and a stub for processes that import only
-transformers."""
+"""Write a fused model's folder: weights, processor, model card, and a stub for processes that import
+only transformers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fusion.card import UNTRAINED_DATA, UNTRAINED_NOTE, write_card
+from fusion.card import UNTRAINED_DATA, UNTRAINED_NOTE, write_fused_card
 from fusion.image_processing_fusion import FusionImageProcessor
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
@@ -27,16 +27,15 @@ def save_fused(
     """Write the model, its processor and README.md to `folder`, from which the Auto classes load
     them.
 
-    command: what a reader types to make the same. stub: also write a file of Python, by which a
-    process that imports only transformers is told what is missing, and loads the model with
-    `trust_remote_code=True`; it does nothing but import this package. data, note: for the card, see
-    `fusion.card`.
+    command: what a reader types to make the same model.
+    stub: also write a file of Python that does nothing but import this package (see `fusion.stub`).
+    data, note: for the card, see `fusion.card`.
 
-    Each file is put in place whole, the weights last. Raises CheckpointNotWritten.
+    Each file appears complete, and the weights last. Raises CheckpointNotWritten.
     """
     with published(Path(folder)) as aside:
         model.save_pretrained(aside)
         processor.save_pretrained(aside)
         if stub:
             write_stub(aside)
-        write_card(aside, model, command=command, data=data, note=note)
+        write_fused_card(aside, model, command=command, data=data, note=note)

@@ -1,9 +1,9 @@
-"""The stub of a fused model's folder: by it, a process that imports transformers alone hears which
-package is missing.
+"""The stub of a fused model's folder tells a process that imports only transformers which package is
+missing.
 
-Without it `AutoProcessor` falls back to the folder's tokenizer, without a word, and `AutoModel`
-advises another version of transformers. With it transformers asks for `trust_remote_code=True`; and
-the stub, which does nothing but import this package, loads the model, or names the package.
+Without it `AutoProcessor` silently falls back to the folder's tokenizer, and `AutoModel` advises
+another version of transformers. With it transformers asks for `trust_remote_code=True`. Then the
+stub, which does nothing but import this package, loads the model or names the package.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ try:
     )
 except ImportError as error:
     raise ImportError(
-        "this checkpoint needs the package vision-encoder-fusion: pip install vision-encoder-fusion, then add the line `import fusion`"
+        "this checkpoint needs the package vision-encoder-fusion: "
+        "pip install vision-encoder-fusion, then add the line `import fusion`"
     ) from error
 '''
-# Of a folder with this model type: file -> Auto class -> class.
+# For each model type: the file of its folder -> the Auto class -> the class in the stub.
 AUTO_MAPS = {
     "fusion_vlm": {
         "config.json": {
@@ -51,18 +52,23 @@ AUTO_MAPS = {
 
 
 class ClassesOfAPackage:
-    """Base of a class whose code stays in this package. transformers would copy its file into every
-    folder that is saved after a stub was used, and that copy could not be loaded: it imports its
-    neighbours by the names of packages that others have on PyPI."""
+    """Base of a class whose code stays in this package.
+
+    transformers would copy the file of the class into every folder that is saved after a stub was
+    used. That copy could not be loaded: it imports its neighbours by the names of packages that
+    others have on PyPI.
+    """
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "") -> None:
-        """Nothing: see the class."""
+        """Do nothing, see the class."""
 
 
 def write_stub(folder: Path) -> None:
-    """Add the stub to a whole fused model's folder, and the entries by which transformers finds it.
-    Raises OSError."""
+    """Add the stub to a fused model's folder, and the entries by which transformers finds it.
+
+    The folder must be complete. Raises OSError.
+    """
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     for name, classes in AUTO_MAPS[model_type].items():
         path = folder / name

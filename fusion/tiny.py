@@ -1,5 +1,5 @@
-"""A tiny random language model with a tokenizer, made by the real libraries: what stands in where
-no checkpoint is at hand."""
+"""A tiny untrained language model with a tokenizer, made by the real libraries, for use where no
+checkpoint is at hand."""
 
 from typing import Any
 
@@ -30,29 +30,27 @@ SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """One token per byte, and three special ones."""
+    """Make a tokenizer with one token for each byte and three special ones."""
     alphabet = [*SPECIAL_TOKENS.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: number for number, token in enumerate(alphabet)}, merges=[])
-    )
-    tokenizer.pre_tokenizer, tokenizer.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    vocabulary = dict(zip(alphabet, range(len(alphabet)), strict=True))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
 
 
 def tiny_language_model(
     family: str = "llama", seed: int = 0, tokenizer: PreTrainedTokenizerBase | None = None, **sizes: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An untrained causal language model of `family`, one of `FAMILIES`, and its tokenizer (by
-    default one token per byte); `sizes` in place of `SIZES`.
+    """Make an untrained causal language model of `family`, one of `FAMILIES`, and its tokenizer.
 
+    tokenizer: by default one token for each byte. sizes: values in place of those in `SIZES`.
     Raises UserError for another family.
     """
     if family not in FAMILIES:
         raise UserError(f"tiny:{family} does not exist; the families are {', '.join(FAMILIES)}")
-    tokenizer = tiny_tokenizer() if tokenizer is None else tokenizer
+    if tokenizer is None:
+        tokenizer = tiny_tokenizer()
     ids = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
@@ -61,4 +59,5 @@ def tiny_language_model(
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **{**SIZES, **sizes}, **ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "language model"))
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval(), tokenizer
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
+    return model, tokenizer

@@ -1,4 +1,4 @@
-"""Connectors by name."""
+"""Connectors by name: the table that a new connector is added to."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from fusion.connectors.base import (
-    AdditiveFeatures,
-    ChannelConcat,
-    Connector,
-    InterleavedFeatures,
-    LinearConnector,
-    MlpConnector,
-    PixelShuffle,
-)
+from fusion.connectors.base import Connector
+from fusion.connectors.channel_concat import ChannelConcat, PixelShuffle
+from fusion.connectors.feature_mixtures import AdditiveFeatures, InterleavedFeatures
+from fusion.connectors.projectors import LinearConnector, MlpConnector
 from fusion.connectors.resampler import Resampler
 from fusion.connectors.spatial_vision_aggregator import SpatialVisionAggregator
 from vision_core.errors import UserError
@@ -33,12 +28,14 @@ CONNECTORS: dict[str, type[Connector]] = {
 
 
 def connector_options(name: str) -> list[str]:
-    """What `build_connector(name, ...)` takes by name. Raises UserError for an unknown name."""
+    """The names of the options that `build_connector(name, ...)` takes.
+
+    Raises UserError for an unknown name.
+    """
     if name not in CONNECTORS:
         near = get_close_matches(name, CONNECTORS, n=1)
-        raise UserError(
-            f"there is no connector {name!r}{f'; did you mean {near[0]}?' if near else ';'} known: {', '.join(CONNECTORS)}"
-        )
+        hint = f"; did you mean {near[0]}?" if near else ";"
+        raise UserError(f"there is no connector {name!r}{hint} known: {', '.join(CONNECTORS)}")
     parameters = inspect.signature(CONNECTORS[name].__init__).parameters.values()
     return [each.name for each in parameters if each.kind == each.KEYWORD_ONLY]
 
@@ -51,8 +48,10 @@ def build_connector(
     grid: int,
     **options: Any,
 ) -> Connector:
-    """The connector `name`, one of `CONNECTORS`; arguments and options as its class has them.
-    Raises UserError for a name or option that is not known."""
+    """Make the connector `name`, one of `CONNECTORS`, with the arguments and options of its class.
+
+    Raises UserError for an unknown name or option.
+    """
     known = connector_options(name)
     unknown = sorted(set(options) - set(known))
     if unknown:

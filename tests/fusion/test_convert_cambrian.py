@@ -133,9 +133,9 @@ def test_what_does_not_fit_is_refused(published, tmp_path):
     folder, tensors, encoders = published
     with pytest.raises(UserError, match="nowhere holds no model: it is no folder at all"):
         convert(tmp_path / "nowhere", encoders)
-    with pytest.raises(UserError, match="no tensor of the published"):
+    with pytest.raises(UserError, match="not a tensor of the published"):
         new_name("model.vision_tower.x", GRID, (GRID,), (4, 8))
-    with pytest.raises(UserError, match="no tensor of the published"):
+    with pytest.raises(UserError, match="not a tensor of the published"):
         new_name("model.vision_sampler_0.layers.0.gate", GRID, (GRID,), (4, 8))
     with pytest.raises(UserError, match="one token per window here"):
         new_name("model.vision_sampler_0.layers.0.pos_embed_0", GRID, (GRID,), (4, 8))

@@ -267,12 +267,12 @@ def test_rows_of_images_are_cut_like_tensors(fused_vlm):
     windows = [(image, number) for image in images for number in range(int(image.cells.sum()))]
     cells = [int(joined.cells[:row].sum()) for row in rows.tolist() if joined.cells[row]]
     assert torch.equal(part.tokens, torch.cat([image.tokens for image in images])[rows])
-    assert len(part.windows.image) == len(cells) == int(part.cells.sum())
+    assert len(part.windows.image_index) == len(cells) == int(part.cells.sum())
     for place, cell in enumerate(cells):
         image, number = windows[cell]
         for ours, theirs in zip(part.windows.tokens, image.windows.tokens, strict=True):
             assert torch.equal(ours[place], theirs[number])
-        assert torch.equal(part.windows.context[part.windows.image[place]], image.windows.context[0])
+        assert torch.equal(part.windows.context[part.windows.image_index[place]], image.windows.context[0])
 
 
 def test_layers_are_found_with_and_without_the_head(fused_vlm):

@@ -131,7 +131,7 @@ def test_published_sizes():
         ("additive", (5, 6), (4, 4), {}, "encoders of one width"),
         ("additive", (5, 5), (4, 4), {"shares": [1.0]}, "one share for each encoder"),
         ("channel_concat", (5, 6), (4, 4), {"num_layers": 5}, "num_layers of 2 or 3"),
-        ("resampler", (5,), (4,), {"width": 10, "num_heads": 4}, "no multiple of its 4 heads"),
+        ("resampler", (5,), (4,), {"width": 10, "num_heads": 4}, "not a multiple of its 4 heads"),
         ("pixel_shuffle", (5,), (6,), {}, "encoder 0 hands on a grid of 6 x 6"),
     ],
 )

@@ -75,7 +75,7 @@ def test_the_layer_is_the_published_formula(references, shaken, path, shared, si
             for mask, size in zip(windows.masks, sizes, strict=True)
         ]
         of_encoders = [tokens[n].double().numpy() for tokens in windows.tokens]
-        context = windows.context[windows.image[n]].double().numpy()
+        context = windows.context[windows.image_index[n]].double().numpy()
         expected.append(references[0](weights, query, context, of_encoders, known, HEADS))
     expected = torch.from_numpy(np.stack(expected))
     result = layer(queries, windows, path).double()
@@ -92,7 +92,7 @@ def test_the_paths_agree_forward_and_backward(shaken, masked, constant_query):
         twin = copy.deepcopy(layer)
         leaves = [tensor.clone().requires_grad_() for tensor in (queries, windows.context, *windows.tokens)]
         output = twin(
-            leaves[0], VisionWindows(tuple(leaves[2:]), windows.masks, leaves[1], windows.image), path
+            leaves[0], VisionWindows(tuple(leaves[2:]), windows.masks, leaves[1], windows.image_index), path
         )
         output.square().sum().backward()
         results.append([output.detach(), *(leaf.grad for leaf in (*leaves, *twin.parameters()))])
@@ -109,7 +109,7 @@ def test_a_query_is_changed_by_its_own_windows_context_and_query_only(shaken, pa
             tokens or windows.tokens,
             windows.masks,
             windows.context if context is None else context,
-            windows.image,
+            windows.image_index,
         )
         difference = (layer(queries, other, path) - layer(queries_before, windows, path)).abs().amax(1)
         return (difference > 1e-6).tolist()
@@ -136,7 +136,7 @@ def test_masked_tokens_change_nothing(shaken):
     for path in ("plain", "fast"):
         result = layer(
             queries,
-            VisionWindows((windows.tokens[0], other), windows.masks, windows.context, windows.image),
+            VisionWindows((windows.tokens[0], other), windows.masks, windows.context, windows.image_index),
             path,
         )
         assert torch.allclose(result, layer(queries, windows, path), atol=1e-6)
@@ -162,7 +162,7 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(shaken):
         counter = Counter()
         with torch.autograd.graph.saved_tensors_hooks(counter.count, lambda tensor: tensor):
             output = twin(
-                queries, VisionWindows(tuple(leaves), windows.masks, windows.context, windows.image)
+                queries, VisionWindows(tuple(leaves), windows.masks, windows.context, windows.image_index)
             )
         output.square().sum().backward()
         kept.append(counter.values)
@@ -187,7 +187,7 @@ def test_one_graph_is_enough_for_the_compiler(shaken):
         return layer(queries, VisionWindows(tokens, (None, None), context, image))
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    result = compiled(queries, windows.tokens, windows.context, windows.image)
+    result = compiled(queries, windows.tokens, windows.context, windows.image_index)
     assert torch.allclose(result, layer(queries, windows), atol=1e-6)
 
 
@@ -199,7 +199,7 @@ def test_half_precision_stays_near_single(shaken):
     for path in ("plain", "fast"):
         result = half(
             queries.bfloat16(),
-            VisionWindows(tokens, windows.masks, windows.context.bfloat16(), windows.image),
+            VisionWindows(tokens, windows.masks, windows.context.bfloat16(), windows.image_index),
             path,
         )
         assert result.dtype == torch.bfloat16
@@ -208,11 +208,11 @@ def test_half_precision_stays_near_single(shaken):
 
 def test_windows_split_by_image_and_join_again(shaken):
     _, windows, _ = make((1, 4), shaken, masked=True)
-    windows.image = torch.tensor([0, 0, 1, 1, 1, 1])
+    windows.image_index = torch.tensor([0, 0, 1, 1, 1, 1])
     parts = windows.split([2, 4])
     parts[0].masks = (None, None)  # an image without padding among others that have some
     joined = VisionWindows.join(parts)
-    assert torch.equal(joined.image, windows.image)
+    assert torch.equal(joined.image_index, windows.image_index)
     assert torch.equal(joined.context, windows.context)
     assert all(torch.equal(one, other) for one, other in zip(joined.tokens, windows.tokens, strict=True))
     assert joined.masks[0] is None

@@ -6,7 +6,7 @@ import torch
 from fusion import SpatialVisionAggregator
 from fusion.connectors.cross_attention import VisionCrossAttentionLayer
 from fusion.connectors.geometry import ImageLayout
-from fusion.connectors.spatial_vision_aggregator import cut_windows
+from fusion.connectors.spatial_vision_aggregator import split_into_windows
 from vision_core.errors import UserError
 
 # specs: hidden size, layers in the language model, millions of parameters of the table
@@ -30,9 +30,9 @@ def test_released_sizes(name):
     assert millions(connector) + count * millions(layer) == pytest.approx(total, abs=0.1)
 
 
-def test_windows_are_cut_as_the_docstring_says():
+def test_windows_are_split_as_the_docstring_says():
     patch_map, grid, r = torch.randn(2, 3, 6, 6), 2, 3
-    windows = cut_windows(patch_map, grid)
+    windows = split_into_windows(patch_map, grid)
     for b in range(2):
         for i in range(grid):
             for j in range(grid):
@@ -122,7 +122,7 @@ def test_context_is_of_the_first_encoder_or_of_all():
             "encoder 0 hands on a grid of 4 x 4, which the connector's 3 x 3 does not divide; hand on 3 ",
         ),
         ({"group_grids": (3,)}, "multiples of the group's 3"),
-        ({"num_heads": 3}, "no multiple of its 3 heads"),
+        ({"num_heads": 3}, "not a multiple of its 3 heads"),
         ({"depth": 0}, "depth of 1 or more"),
         ({"context": "some"}, "context is 'first' or 'all'"),
     ],
