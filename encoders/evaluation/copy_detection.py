@@ -147,14 +147,7 @@ class CopyPairs(NamedTuple):
 
 def _pairs(count: int, image_ids: Sequence[str], copy_of: Sequence[str | None]) -> CopyPairs:
     """Who was made from whom. Raises UserError as `copy_detection` does."""
-    if not count == len(image_ids) == len(copy_of):
-        raise UserError(
-            f"copy detection: {count} features, {len(image_ids)} image_ids and {len(copy_of)} copy_of; "
-            "give one each per image"
-        )
-    if len(set(image_ids)) < count:
-        twice = next(name for name in image_ids if image_ids.count(name) > 1)
-        raise UserError(f"copy detection: image_ids has {twice} twice; give every image its own id")
+    _check_ids(count, image_ids, copy_of)
     copies = [row for row in range(count) if copy_of[row] and copy_of[row] != image_ids[row]]
     if not copies:
         raise UserError("copy detection: no image is a copy of another; name data with copy_of")
@@ -170,3 +163,14 @@ def _pairs(count: int, image_ids: Sequence[str], copy_of: Sequence[str | None]) 
             )
         originals.append(places[copy_of[row]])
     return CopyPairs(copies, database, originals)
+
+
+def _check_ids(count: int, image_ids: Sequence[str], copy_of: Sequence[str | None]) -> None:
+    if not count == len(image_ids) == len(copy_of):
+        raise UserError(
+            f"copy detection: {count} features, {len(image_ids)} image_ids and {len(copy_of)} copy_of; "
+            "give one each per image"
+        )
+    if len(set(image_ids)) < count:
+        twice = next(name for name in image_ids if image_ids.count(name) > 1)
+        raise UserError(f"copy detection: image_ids has {twice} twice; give every image its own id")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Encoder
+from encoders.base import Encoder, LayerFeatures
 from encoders.evaluation.copy_detection import gem
 from vision_core.randomness import numpy_generator
 
@@ -31,13 +31,15 @@ def vector_features(encoder: Encoder, pixel_values: Tensor) -> dict[str, Tensor]
     if features.pooled is not None:
         vectors["pooled"] = features.pooled.float()
     for back, layer in enumerate(reversed(features.layers), start=1):
-        if layer.cls is None:
-            vectors[f"block_{back}"] = layer.patch_map.float().mean((2, 3))
-        else:
-            vectors[f"block_{back}"] = layer.cls.float()
+        vectors[f"block_{back}"] = _layer_vector(layer)
     if features.cls is None and features.pooled is not None:
         vectors["block_1"] = vectors["pooled"]
     return vectors
+
+
+def _layer_vector(layer: LayerFeatures) -> Tensor:
+    """The CLS token of a layer, or the mean of its patches where there is none, `[B, C]`."""
+    return layer.patch_map.float().mean((2, 3)) if layer.cls is None else layer.cls.float()
 
 
 def map_features(encoder: Encoder, pixel_values: Tensor, layers: Iterable[int]) -> dict[str, Tensor]:
@@ -84,11 +86,8 @@ def extract_features(
     "patch_mean": `[n, D]`}, float32.
 
     It is for images in memory that are judged again and again while an encoder trains; its modules'
-    training modes are put back afterwards.
-
-    Args:
-        pixels: normalised `[n, C, H, W]`, which goes through in batches of `batch_size`, or batches
-            of that shape one after another.
+    training modes are put back afterwards. `pixels` are normalised `[n, C, H, W]`, which go through
+    in batches of `batch_size`, or batches of that shape one after another.
     """
     batches = pixels.split(batch_size) if isinstance(pixels, Tensor) else pixels
     cls, patch_mean = [], []

@@ -70,9 +70,9 @@ def nearest_neighbours(
     scale = 2 ** min(FINEST, LARGEST_KEY - place_bits)
     places = torch.arange(len(bank), device=bank.device)
     similarities, labels = [], []
-    for part in queries.split(max(min(chunk, MOST_SIMILARITIES // len(bank)), 1)):
-        exact = F.normalize(part.double(), dim=-1) @ bank.T
-        steps = exact.mul_(scale).round_().long()
+    chunk = max(min(chunk, MOST_SIMILARITIES // len(bank)), 1)
+    for part in queries.split(chunk):
+        steps = (F.normalize(part.double(), dim=-1) @ bank.T).mul_(scale).round_().long()
         keys = steps.bitwise_left_shift_(place_bits).add_(len(bank) - places)
         best = keys.topk(k, dim=1).values
         nearest = len(bank) - (best & (2**place_bits - 1))
@@ -96,18 +96,14 @@ def knn_accuracies(
     single class, or as `knn_predict`.
     """
     _check_lengths(queries, query_labels)
-    if len(bank_labels.unique()) < 2:
-        raise UserError(
-            "k-NN: all images of the bank have one label, so there is nothing to tell apart; "
-            "name data with two classes or more"
-        )
+    _check_classes(bank_labels)
     possible = possible_ks(ks, len(bank))
     similarity, neighbours = nearest_neighbours(bank, bank_labels, queries, max(possible))
     num_classes = int(bank_labels.max()) + 1
     accuracies = {}
     for k in possible:
-        ranked = torch.cat(list(_ranked_classes(similarity, neighbours, num_classes, k, temperature)))
-        accuracies[k] = _top1_and_top5(ranked, query_labels)
+        ranked = _ranked_classes(similarity, neighbours, num_classes, k, temperature)
+        accuracies[k] = _top1_and_top5(torch.cat(list(ranked)), query_labels)
     return accuracies
 
 
@@ -171,6 +167,14 @@ def _check_lengths(queries: Tensor, query_labels: Tensor) -> None:
     if len(queries) != len(query_labels):
         raise UserError(
             f"k-NN: {len(queries)} queries and {len(query_labels)} labels; give one label per query"
+        )
+
+
+def _check_classes(bank_labels: Tensor) -> None:
+    if len(bank_labels.unique()) < 2:
+        raise UserError(
+            "k-NN: all images of the bank have one label, so there is nothing to tell apart; "
+            "name data with two classes or more"
         )
 
 

@@ -207,12 +207,16 @@ def draw_bank_and_queries(
         taken = draw_files(query_source, queries, num_queries, len(query_source) - 1)
         queries = [index for index in queries if index in taken]
         bank = [index for index in bank if index not in taken]
-        if not queries or not bank:
-            raise UserError(
-                f"k-NN: {num_queries} queries leave nothing of {bank_source.description} for the bank; "
-                "lower them, or name images of more files"
-            )
+        _check_division(bank_source, bank, queries, num_queries)
     return bank[:bank_size], queries[:num_queries]
+
+
+def _check_division(source: ImageSource, bank: list[int], queries: list[int], num_queries: int) -> None:
+    if not queries or not bank:
+        raise UserError(
+            f"k-NN: {num_queries} queries leave nothing of {source.description} for the bank; "
+            "lower them, or name images of more files"
+        )
 
 
 def _check_labels(bank_source: ImageSource, query_source: ImageSource) -> None:

@@ -116,21 +116,25 @@ def knn_mean_average_precision(
     temperature: float = 0.07,
 ) -> dict[int, float]:
     """{k: mAP in percent} of the share of each class among the k nearest of `bank [n, D]`, weighted
-    by exp(cosine / temperature) as in `knn_predict`.
-
-    Values of k above the bank's size are left out.
-    """
+    by exp(cosine / temperature) as in `knn_predict`. Values of k above the bank's size are left
+    out."""
     possible = possible_ks(ks, len(bank))
     similarity, rows = nearest_neighbours(bank, torch.arange(len(bank)), queries, max(possible))
     weights = torch.exp((similarity - similarity[:, :1]) / temperature)
     figures = {}
     for k in possible:
-        votes = []
-        for near, neighbours in zip(weights[:, :k], rows[:, :k], strict=True):
-            votes.append(near @ marks[neighbours].to(near.dtype))
-        shares = torch.stack(votes) / weights[:, :k].sum(1, keepdim=True)
+        shares = _shares_of_marks(weights[:, :k], marks, rows[:, :k])
         figures[k] = mean_average_precision(shares, query_marks)
     return figures
+
+
+def _shares_of_marks(weights: Tensor, marks: Tensor, rows: Tensor) -> Tensor:
+    """The share of each class among the neighbours `rows [m, k]` with `weights [m, k]`, `[m,
+    classes]`."""
+    votes = []
+    for near, neighbours in zip(weights, rows, strict=True):
+        votes.append(near @ marks[neighbours].to(near.dtype))
+    return torch.stack(votes) / weights.sum(1, keepdim=True)
 
 
 def _class_ap(scores: Tensor, marks: Tensor) -> Tensor:

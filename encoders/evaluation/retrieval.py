@@ -26,7 +26,8 @@ PRECISION_DEPTHS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class RetrievalSetup:
-    """Which difficulties are relevant in a setup, and which count nowhere."""
+    """Which difficulties are relevant in a setup, and which count nowhere: those images are taken
+    out of the ranking first."""
 
     relevant: tuple[str, ...]
     ignored: tuple[str, ...]
@@ -92,25 +93,34 @@ def label_retrieval(
     (`labels [n]`) are relevant.
 
     Returns {"mAP": percent, "queries": n, "queries_left_out": n}; an image that is alone with its
-    label is left out as a query. `chunk` queries are ranked at a time. Raises UserError for
-    features that are not finite, another number of labels, or where no two images share one.
+    label is left out as a query. `chunk` queries are ranked at a time. UserError is raised for
+    features that are not finite, for another number of labels, and where no two images share one.
     """
-    if len(features) != len(labels):
-        raise UserError(
-            f"retrieval: {len(features)} features and {len(labels)} labels; give one label per image"
-        )
+    _check_labels(features, labels)
     features = unit_rows("retrieval", features)
     labels = labels.to(features.device)
     precisions = [torch.empty(0, dtype=torch.double, device=features.device)]
     chunks = torch.arange(len(features), device=features.device).split(chunk)
     for rows in tqdm(chunks, "retrieval", disable=not progress):
-        similarity = features[rows] @ features.T
-        relevant = labels[rows, None] == labels
-        own = (torch.arange(len(rows), device=rows.device), rows)
-        similarity[own] = -torch.inf  # last of all, where it changes no rank
-        relevant[own] = False
-        precisions.append(average_precision(rank_relevance(similarity, relevant)))
+        precisions.append(_precisions_among_others(features, labels, rows))
     return _mean_precision(torch.cat(precisions), "no two images share a label")
+
+
+def _check_labels(features: Tensor, labels: Tensor) -> None:
+    if len(features) != len(labels):
+        raise UserError(
+            f"retrieval: {len(features)} features and {len(labels)} labels; give one label per image"
+        )
+
+
+def _precisions_among_others(features: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """The average precisions of some rows of `features [n, D]` that search all the others."""
+    similarity = features[rows] @ features.T
+    relevant = labels[rows, None] == labels
+    own = (torch.arange(len(rows), device=rows.device), rows)
+    similarity[own] = -torch.inf  # last of all, where it changes no rank
+    relevant[own] = False
+    return average_precision(rank_relevance(similarity, relevant))
 
 
 @torch.no_grad()
@@ -120,16 +130,11 @@ def revisited_retrieval(
     """Revisited Oxford and Paris (Radenovic et al. 2018): `queries [q, D]` search `features [n,
     D]`; `gnd` holds q `Relevance`.
 
-    In the setup easy the easy ones are relevant, and hard and junk count nowhere. In medium easy
-    and hard ones are relevant, and junk counts nowhere. In hard the hard ones are relevant, and
-    easy and junk count nowhere. What counts nowhere is taken out of the ranking first.
-
-    Returns {setup: {"mAP", "mP@1", "mP@5", "mP@10": percent, "queries", "queries_left_out"}}; a
-    query with nothing relevant in a setup is left out of it. AP is the trapezoidal one and mP@k
-    `precision_at`, as in the published evaluation.
-
-    Raises UserError for features that are not finite, lengths that differ, or a setup in which no
-    query has anything relevant.
+    Returns {name of a setup: {"mAP", "mP@1", "mP@5", "mP@10": percent, "queries",
+    "queries_left_out"}}; a query with nothing relevant in a setup is left out of it. AP is the
+    trapezoidal one and mP@k `precision_at`, as in the published evaluation. Raises UserError for
+    features that are not finite, lengths that differ, or a setup in which no query has anything
+    relevant.
     """
     if len(queries) != len(gnd):
         raise UserError(

@@ -17,12 +17,7 @@ def classes_problem(bank: ImageSource, queries: ImageSource) -> str | None:
     compared with numbers, so that is a problem too.
     """
     if (bank.class_names is None) != (queries.class_names is None):
-        named = bank if bank.class_names else queries
-        numbered = queries if named is bank else bank
-        return (
-            f"{named.description} names its classes and {numbered.description} has numbers alone, "
-            "which may mean others"
-        )
+        return _names_and_numbers(bank, queries)
     in_bank = _used_classes(bank)
     missing = sorted(set(_used_classes(queries)) - set(in_bank), key=str)
     if missing:
@@ -31,6 +26,15 @@ def classes_problem(bank: ImageSource, queries: ImageSource) -> str | None:
             f"are not among {_listed(in_bank)} ({bank.description})"
         )
     return None
+
+
+def _names_and_numbers(bank: ImageSource, queries: ImageSource) -> str:
+    named = bank if bank.class_names else queries
+    numbered = queries if named is bank else bank
+    return (
+        f"{named.description} names its classes and {numbered.description} has numbers alone, "
+        "which may mean others"
+    )
 
 
 def numbers_in_bank(bank: ImageSource, queries: ImageSource) -> dict[int, int]:

@@ -183,16 +183,20 @@ def _check_masks(split: str, masks: Rows, num_classes: int) -> Tensor:
     pixels = torch.zeros(num_classes, dtype=torch.long)
     for index in range(len(masks)):
         values = masks[index][masks[index] != MASK_IGNORED].long()
-        wrong = values[(values < 0) | (values >= num_classes)]
-        if len(wrong):
-            raise UserError(
-                f"segmentation: the mask of {split} image {index} holds the value {wrong[0]}, "
-                f"but the classes are 0 to {num_classes - 1}; "
-                "name what counts nowhere in the data source's ignore= option"
-            )
+        _check_values(f"{split} image {index}", values, num_classes)
         pixels += torch.bincount(values, minlength=num_classes)
     if not pixels.any():
         raise UserError(
             f"segmentation: no pixel of the {split} masks counts; take other images or fewer values in ignore="
         )
     return pixels
+
+
+def _check_values(image: str, values: Tensor, num_classes: int) -> None:
+    wrong = values[(values < 0) | (values >= num_classes)]
+    if len(wrong):
+        raise UserError(
+            f"segmentation: the mask of {image} holds the value {wrong[0]}, "
+            f"but the classes are 0 to {num_classes - 1}; "
+            "name what counts nowhere in the data source's ignore= option"
+        )

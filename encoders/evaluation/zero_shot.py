@@ -41,6 +41,15 @@ def class_embeddings(
     A class's name takes the place of {} in a template. Raises UserError for no classes, no
     templates, one without {}, or an empty name.
     """
+    _check_texts(class_names, templates)
+    rows = []
+    for name in tqdm(class_names, "class names", disable=not progress):
+        sentences = [template.replace("{}", name) for template in templates]
+        rows.append(model.encode_texts(sentences).mean(0))
+    return F.normalize(torch.stack(rows), dim=-1)
+
+
+def _check_texts(class_names: Sequence[str], templates: Sequence[str]) -> None:
     if not class_names or not templates:
         raise UserError("zero-shot: there are no class names or no templates; give at least one of each")
     for template in templates:
@@ -50,11 +59,6 @@ def class_embeddings(
             )
     if not all(name.strip() for name in class_names):
         raise UserError("zero-shot: a class has an empty name; give every class a name in words")
-    rows = []
-    for name in tqdm(class_names, "class names", disable=not progress):
-        sentences = [template.replace("{}", name) for template in templates]
-        rows.append(model.encode_texts(sentences).mean(0))
-    return F.normalize(torch.stack(rows), dim=-1)
 
 
 @torch.no_grad()
@@ -68,21 +72,25 @@ def zero_shot_accuracy(
     5 classes top5 is always 100). Raises UserError for lengths that differ, labels without a class
     and embeddings that are not finite.
     """
-    if len(image_embeddings) != len(labels) or not len(labels):
-        raise UserError(
-            f"zero-shot: {len(image_embeddings)} images and {len(labels)} labels; "
-            "give one label per image, and at least one image"
-        )
-    if labels.min() < 0 or labels.max() >= len(class_embeddings):
-        raise UserError(
-            f"zero-shot: labels go from {labels.min()} to {labels.max()}, "
-            f"but there are {len(class_embeddings)} class names"
-        )
+    _check_labels(labels, len(image_embeddings), len(class_embeddings))
     images = unit_rows("zero-shot", image_embeddings)
     classes = unit_rows("zero-shot", class_embeddings)
     is_own = labels.to(images.device)[:, None] == torch.arange(len(classes), device=images.device)
     recalls = _recalls(images, classes, is_own, ACCURACY_DEPTHS, chunk)
     return {f"top{k}": recall for k, recall in recalls.items()}
+
+
+def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
+    if num_images != len(labels) or not len(labels):
+        raise UserError(
+            f"zero-shot: {num_images} images and {len(labels)} labels; "
+            "give one label per image, and at least one image"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(
+            f"zero-shot: labels go from {labels.min()} to {labels.max()}, "
+            f"but there are {num_classes} class names"
+        )
 
 
 @torch.no_grad()
@@ -105,8 +113,11 @@ def retrieval_recalls(
     is_own = image_of_text == torch.arange(len(images), device=images.device)[:, None]
     of_images = _recalls(images, texts, is_own, RECALL_DEPTHS, chunk)
     of_texts = _recalls(texts, images, is_own.T, RECALL_DEPTHS, chunk)
-    named = {f"image_to_text R@{k}": recall for k, recall in of_images.items()}
-    return named | {f"text_to_image R@{k}": recall for k, recall in of_texts.items()}
+    return _named("image_to_text", of_images) | _named("text_to_image", of_texts)
+
+
+def _named(direction: str, recalls: dict[int, float]) -> dict[str, float]:
+    return {f"{direction} R@{k}": recall for k, recall in recalls.items()}
 
 
 def _check_owners(image_of_text: Tensor, num_texts: int, num_images: int) -> None:
