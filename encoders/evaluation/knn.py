@@ -32,8 +32,9 @@ def knn_predict(
     temperature). Of equal similarities at the k-th place the one that comes first in the bank
     counts. Of classes with equal votes the one whose nearest neighbour is nearest wins, and of
     those the one with the lowest number. Similarities and votes are equal where they are to 12
-    digits, in float64, so that neither the size of a chunk nor the device decides. For one query
-    this is
+    digits, in float64, so that neither the size of a chunk nor the device decides.
+
+    For one query this is
 
         similarity = [sum(a * b for a, b in zip(unit(query), unit(row))) for row in bank]
         nearest = sorted(range(len(bank)), key=lambda index: (-round(similarity[index], 12), index))[:k]
