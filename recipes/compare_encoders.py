@@ -190,16 +190,22 @@ def write_report(
     arguments = asdict(replace(args, tasks=compared_tasks(args), resume_from_checkpoint=None))
     encoders = [row_as_json(row) for row in compared]
     write_json(folder / "results.json", {"encoders": encoders, "arguments": arguments})
-    figures = folder / "figures"
-    figures.mkdir()
-    bar_picture(bars(compared), "higher is better", "%").save(figures / "comparison.png")
-    shown = encoders_of_pictures(compared, suite)
-    for kind in PICTURE_KINDS:
-        side_by_side(shown, first_images(data), kind).save(figures / f"{kind}.png")
+    write_pictures(folder / "figures", suite, compared, data)
     pictures = "\n\n".join(f"![{name}](figures/{name}.png)" for name in ("comparison", *PICTURE_KINDS))
     (folder / "README.md").write_text(
         f"# Encoders compared\n\n{table}\n\n{protocols(compared)}\n\n{pictures}\n", encoding="utf-8"
     )
+
+
+def write_pictures(
+    folder: Path, suite: EvaluationSuite, compared: list[ComparedEncoder], data: dict[str, Splits]
+) -> None:
+    """Write the plot of all figures, and what the encoders see in the same images."""
+    folder.mkdir()
+    bar_picture(bars(compared), "higher is better", "%").save(folder / "comparison.png")
+    shown = encoders_of_pictures(compared, suite)
+    for kind in PICTURE_KINDS:
+        side_by_side(shown, first_images(data), kind).save(folder / f"{kind}.png")
 
 
 def encoders_of_pictures(compared: Sequence[ComparedEncoder], suite: EvaluationSuite) -> dict[str, Encoder]:

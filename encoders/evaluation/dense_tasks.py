@@ -22,7 +22,7 @@ from encoders.evaluation.stored_features import StoredRows
 from encoders.evaluation.used_images import none_readable
 from encoders.pictures.sheets import contact_sheet, display, to_picture
 from vision_core.images.annotations import IGNORED as MASK_IGNORED
-from vision_core.images.source import UnreadableSample
+from vision_core.images.source import ImageSource, UnreadableSample
 from vision_core.unreadable import UnreadableImage
 
 NUM_PICTURED = 6  # rows of a picture
@@ -64,9 +64,7 @@ def run_segmentation(frozen: FrozenFeatures, dense_iterations: int) -> TaskResul
         test.annotations,
         num_classes,
         dense_iterations,
-        seed=frozen.seed,
-        progress=frozen.progress,
-        device=frozen.encoder.device,
+        **frozen.training_options,
     )
     truths = [label_picture(mask, num_classes) for mask in test.annotations[:NUM_PICTURED]]
     predictions = [label_picture(mask, num_classes) for mask in result.predictions[:NUM_PICTURED]]
@@ -99,10 +97,8 @@ def run_depth(frozen: FrozenFeatures, dense_iterations: int, depth_protocol: str
         train.features.get(f"cls_{number}"),
         test.features.get(f"cls_{number}"),
         iterations=dense_iterations,
-        seed=frozen.seed,
-        progress=frozen.progress,
-        device=frozen.encoder.device,
         protocol=protocol,
+        **frozen.training_options,
     )
     beside = " beside the CLS token" if frozen.encoder.has_cls else ""
     words = (
@@ -132,10 +128,8 @@ def run_depth_dpt(frozen: FrozenFeatures, dense_iterations: int, depth_protocol:
         DPT_CHANNELS,
         dense_iterations,
         DPT_BATCH_SIZE,
-        seed=frozen.seed,
-        progress=frozen.progress,
-        device=frozen.encoder.device,
         protocol=protocol,
+        **frozen.training_options,
     )
     words = (
         f"DPT head of {DPT_CHANNELS} channels (published: 256) on layers {', '.join(map(str, numbers))} "
@@ -182,25 +176,30 @@ def _attention_and_masks(frozen: FrozenFeatures) -> AttentionAndMasks:
     source = frozen.sources["test"]
     transform = frozen.dense_transform
     maps, masks, images, bad = [], [], [], []
-    query = ""
     for index in tqdm(frozen.indices["test"], "attention", disable=not frozen.progress, leave=False):
-        part = ""
         try:
-            image = source[index].image
-            part = "mask "
-            mask = source.annotations.foreground(index)
+            image, mask = _image_and_mask(source, index)
         except UnreadableImage as error:
-            bad.append(UnreadableSample(source.id_of(index), f"{part}{error.reason}"))
+            bad.append(UnreadableSample(source.id_of(index), error.reason))
             continue
         attention = last_attention(frozen.encoder, transform([image]))
-        query = attention.query
         maps.append(attention.maps)
         masks.append(mask)
         images.append(index)
     frozen.note_unreadable("test", bad)
     if not maps:
         raise none_readable(source.description, bad)
-    return AttentionAndMasks(maps, masks, images, query)
+    return AttentionAndMasks(maps, masks, images, attention.query)
+
+
+def _image_and_mask(source: ImageSource, index: int) -> tuple[Tensor, Tensor]:
+    """An image and the mask of its object. Raises UnreadableImage, with `mask` in front of the
+    reason where the mask alone cannot be read."""
+    image = source[index].image
+    try:
+        return image, source.annotations.foreground(index)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"mask {error.reason}") from None
 
 
 def _emergent_metrics(result: EmergentResult) -> dict[str, float]:

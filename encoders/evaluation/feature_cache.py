@@ -302,6 +302,11 @@ def _readable(images: Sequence[ImageView]) -> list[ImageView]:
     return [image for image in images if image.view is not None]
 
 
+def _reasons(images: Sequence[ImageView]) -> dict[int, str]:
+    """Why images could not be read, by their indices."""
+    return {image.index: image.reason for image in images if image.view is None}
+
+
 def _stacked_views(images: Sequence[ImageView]) -> Tensor:
     return torch.stack([image.view for image in images])
 
@@ -343,9 +348,7 @@ class _CacheFill:
         names of the files. Raises UserError."""
         batches = _batches_of(positions, batch_size)
         loader = _view_loader(self.source, self.indices, self.transform, batches, num_workers)
-        is_silent = not progress or not is_main_process()
-        name = f"features of {self.encoder.name}"
-        bar = tqdm(loader, desc=name, unit="batch", disable=is_silent, leave=False)
+        bar = self._with_bar(loader, progress)
         waiting: list[dict[str, Tensor]] = []
         reasons: dict[int, str] = {}
         start = 0
@@ -354,7 +357,7 @@ class _CacheFill:
             for number, (batch, images) in enumerate(zip(batches, bar, strict=True)):
                 start = start if waiting or reasons else batch[0]
                 waiting += self._features(images)
-                reasons |= {image.index: image.reason for image in images if image.view is None}
+                reasons |= _reasons(images)
                 stop = batch[-1] + 1
                 is_end = number + 1 == len(batches) or batches[number + 1][0] != stop
                 if is_end or _bytes_of(waiting) >= SHARD_BYTES:
@@ -362,6 +365,12 @@ class _CacheFill:
                     waiting = []
                     reasons = {}
         return made
+
+    def _with_bar(self, loader: DataLoader, progress: bool) -> tqdm:
+        """The batches of a loader with a progress bar, which the main process alone shows."""
+        is_silent = not progress or not is_main_process()
+        name = f"features of {self.encoder.name}"
+        return tqdm(loader, desc=name, unit="batch", disable=is_silent, leave=False)
 
     def _features(self, images: list[ImageView]) -> list[dict[str, Tensor]]:
         """The tensors of the images of a batch that could be read, as a list of one; an empty list

@@ -61,8 +61,6 @@ class FrozenFeatures:
         self.seed = seed
         self.progress = progress
         self.cache_dir = cache_dir
-        self.batch_size = batch_size
-        self.num_workers = num_workers
         self.max_bad_fraction = max_bad_fraction
         self.sources: dict[str, ImageSource] = dict(zip(SPLIT_NAMES, splits, strict=True))
         self.indices: dict[str, list[int]] = {}
@@ -70,6 +68,7 @@ class FrozenFeatures:
             self.indices[split] = self._draw(split, limit)
         self.bad: dict[str, dict[str, str]] = {"train": {}, "test": {}}
         self.in_both: int | None = None
+        self._reading = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
         self._dense_size = dense_size
         self._stored: dict[tuple[str, str], StoredFeatures] = {}
         self._looked_at: set[str] = set()
@@ -84,6 +83,11 @@ class FrozenFeatures:
             self._dense_size = dense_size_for(self.encoder, self.sources["test"])
         self.encoder.grid(*self._dense_size)
         return self.encoder.transform.resized(self._dense_size, "squash")
+
+    @property
+    def training_options(self) -> dict[str, Any]:
+        """How a head is trained on these features: `seed`, `progress` and `device`, as keywords."""
+        return {"seed": self.seed, "progress": self.progress, "device": self.encoder.device}
 
     def vectors(self, split: str) -> dict[str, Tensor]:
         """The vectors of `vector_features`, each `[n, D]`."""
@@ -266,10 +270,8 @@ class FrozenFeatures:
                 self.cache_dir,
                 transform=transform,
                 indices=self.indices[split],
-                batch_size=self.batch_size,
-                num_workers=self.num_workers,
-                progress=self.progress,
                 image_bytes=image_bytes,
+                **self._reading,
             )
             self._stored[split, name] = stored
             self.note_unreadable(split, stored.unreadable_samples(source))

@@ -49,19 +49,13 @@ def run_knn(frozen: FrozenFeatures) -> TaskResult:
 def run_linear(frozen: FrozenFeatures, linear_iterations: int) -> TaskResult:
     """The published grid of linear heads."""
     rows = frozen.training_rows()
-    train = _vectors_of_rows(frozen, rows)
-    test = frozen.vectors("test")
     result = linear_probe(
-        _blocks(train),
-        train["patch_mean"],
+        *_blocks_and_patch_mean(_vectors_of_rows(frozen, rows)),
         frozen.labels("train")[rows],
-        _blocks(test),
-        test["patch_mean"],
+        *_blocks_and_patch_mean(frozen.vectors("test")),
         frozen.labels("test"),
         iterations=linear_iterations,
-        seed=frozen.seed,
-        progress=frozen.progress,
-        device=frozen.encoder.device,
+        **frozen.training_options,
     )
     protocol = (
         f"the best of {len(result.table)} linear heads, SGD, {linear_iterations:,} iterations of 128 "
@@ -81,16 +75,12 @@ def run_multi_label(frozen: FrozenFeatures, linear_iterations: int) -> TaskResul
     marks = frozen.marks("train")[rows]
     test_marks = frozen.marks("test")
     result = multi_label_probe(
-        _blocks(train),
-        train["patch_mean"],
+        *_blocks_and_patch_mean(train),
         marks,
-        _blocks(test),
-        test["patch_mean"],
+        *_blocks_and_patch_mean(test),
         test_marks,
         iterations=linear_iterations,
-        seed=frozen.seed,
-        progress=frozen.progress,
-        device=frozen.encoder.device,
+        **frozen.training_options,
     )
     by_k = knn_mean_average_precision(train[main], marks, test[main], test_marks)
     best_k = max(by_k, key=by_k.get)
@@ -219,10 +209,11 @@ def _vectors_of_rows(frozen: FrozenFeatures, rows: Tensor) -> Vectors:
     return {name: vectors[rows] for name, vectors in frozen.vectors("train").items()}
 
 
-def _blocks(vectors: Vectors) -> list[Tensor]:
-    """The vectors of the last blocks, the earliest block first."""
+def _blocks_and_patch_mean(vectors: Vectors) -> tuple[list[Tensor], Tensor]:
+    """The vectors of the last blocks, the earliest block first, and the mean of the patches: what
+    the linear heads read."""
     names = sorted((name for name in vectors if name.startswith("block_")), reverse=True)
-    return [vectors[name] for name in names]
+    return [vectors[name] for name in names], vectors["patch_mean"]
 
 
 def _vectors_and_labels(frozen: FrozenFeatures, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -26,6 +26,8 @@ CHECKS = " crc32"  # behind a tensor's name: of each row's bytes, for those who 
 SHARD_NAME = re.compile(r"([0-9]{9})-([0-9]{9})\.safetensors")
 AGAIN = "start the evaluation again, which computes it anew"
 
+Layout = tuple[torch.dtype, tuple[int, ...], int]  # of a row: dtype, shape, and where the first is
+
 
 @dataclass
 class Shard:
@@ -47,7 +49,7 @@ class Shard:
     contents: Tensor
     reasons: dict[int, str]
     checks: dict[str, Tensor]
-    layouts: dict[str, tuple[torch.dtype, tuple[int, ...], int]]
+    layouts: dict[str, Layout]
 
     def row(self, name: str, number: int) -> Tensor:
         """One row of a tensor, read from the disk and verified."""
@@ -90,12 +92,7 @@ def read_shard(path: Path, key: str) -> Shard:
     positions = SHARD_NAME.fullmatch(path.name)
     if positions is None or sealed.metadata.get("key") != key:
         raise DamagedTensors("features of something else")
-    checks = {}
-    layouts = {}
-    for name, tensor in sealed.tensors.items():
-        if name not in NOT_FEATURES and not name.endswith(CHECKS):
-            checks[name] = sealed.tensors[name + CHECKS]
-            layouts[name] = (tensor.dtype, tuple(tensor.shape[1:]), sealed.offsets[name])
+    names = [name for name in sealed.tensors if name not in NOT_FEATURES and not name.endswith(CHECKS)]
     return Shard(
         path,
         start=int(positions[1]),
@@ -103,9 +100,14 @@ def read_shard(path: Path, key: str) -> Shard:
         kept=sealed.tensors[KEPT],
         contents=sealed.tensors[CONTENTS],
         reasons=dict(json.loads(sealed.metadata["unreadable"])),
-        checks=checks,
-        layouts=layouts,
+        checks={name: sealed.tensors[name + CHECKS] for name in names},
+        layouts={name: _layout(sealed, name) for name in names},
     )
+
+
+def _layout(sealed: Sealed, name: str) -> Layout:
+    tensor = sealed.tensors[name]
+    return tensor.dtype, tuple(tensor.shape[1:]), sealed.offsets[name]
 
 
 class StoredFeatures:
