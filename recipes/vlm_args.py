@@ -17,7 +17,7 @@ from vision_core.trainer.zero_names import check_names
 
 HELD_OUT_SCENES = ["scenes?count=200&split=held_out"]
 CONVERSATIONS_HELP = (
-    "what to learn from; llava:FILE, messages:FILE, parquet:GLOB, hf:NAME, scenes; docs/fine_tuning.md"
+    "sources of training data: llava:FILE, messages:FILE, parquet:GLOB, hf:NAME, scenes; docs/fine_tuning.md"
 )
 # The options that tell two runs apart; config.yaml beside the card has all of them.
 SHOWN_ON_THE_CARD = (
@@ -43,34 +43,34 @@ class VlmArguments(TrainerOptions):
 
     init_from: str | None = option(
         None,
-        "a folder of fusion.fuse or of an earlier stage; default: small stand-ins, fused on the spot",
+        "the folder of a fused model, of fusion.fuse or an earlier stage; without one, small stand-ins are made",
         "model",
     )
     conversations: list[str] = option(["scenes?count=16000&turns=all"], CONVERSATIONS_HELP, "data")
     eval_conversations: list[str] = option(
         HELD_OUT_SCENES,
-        "what the loss is measured on in between, [] for none; this default holds where scenes are learnt from",
+        "sources whose loss is measured in between, [] for none; the default holds where scenes are trained on",
         "data",
     )
     max_length: int = option(
-        2048, "tokens of a conversation, image tokens counted; longer ones are an error", "data"
+        2048, "most tokens of a conversation, image tokens counted; a longer one is an error", "data"
     )
     per_device_train_batch_size: int = option(
         8, "conversations of one process in one forward", "optimisation"
     )
-    learning_rate: float = option(1e-3, "of everything without a rate of its own", "optimisation")
+    learning_rate: float = option(1e-3, "rate of everything without a rate of its own", "optimisation")
     sampler_learning_rate: float | None = option(
-        None, "of the aggregator's queries and cross-attention layers, everywhere", "optimisation"
+        None, "rate of the aggregator's queries and of all cross-attention layers", "optimisation"
     )
     activation_checkpointing: bool = option(False, "compute activations again in the backward pass", "memory")
     packing: bool = option(
-        False, "several short conversations in one row, each seeing itself alone", "memory"
+        False, "put several short conversations in one row, where each sees only itself", "memory"
     )
-    group_by_length: bool = option(False, "conversations of like length in one batch", "memory")
+    group_by_length: bool = option(False, "put conversations of similar length in one batch", "memory")
     feature_cache: str | None = option(
-        None, "a folder for what frozen encoders make of each image; computed once, then read", "memory"
+        None, "a folder for the frozen encoders' features of each image, computed once, then read", "memory"
     )
-    feature_cache_dtype: Literal["fp32", "bf16"] = option("bf16", "what it is kept in", "memory")
+    feature_cache_dtype: Literal["fp32", "bf16"] = option("bf16", "precision of the feature cache", "memory")
     deepspeed: str | None = option(None, "a ZeRO config, recipes/zero/zero2.json or zero3.json", "memory")
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class AlignArguments(VlmArguments):
 
     conversations: list[str] = option(["scenes?count=1000&turns=all"], CONVERSATIONS_HELP, "data")
     sampler_learning_rate: float | None = option(
-        1e-4, "of the aggregator's queries and cross-attention layers, everywhere", "optimisation"
+        1e-4, "rate of the aggregator's queries and of all cross-attention layers", "optimisation"
     )
     warmup_steps: float = option(0.06, "steps, or below 1 their share", "optimisation")
 
@@ -133,13 +133,13 @@ class SftArguments(VlmArguments):
 
     learning_rate: float | None = option(
         None,
-        "of everything without a rate of its own; default 4e-5, and 1e-3 without --init_from",
+        "rate of everything without a rate of its own; by default 4e-5, and 1e-3 without --init_from",
         "optimisation",
     )
     encoder_learning_rate: float | None = option(
-        None, "of the encoders; without one they are frozen", "optimisation"
+        None, "rate of the encoders; without one they are frozen", "optimisation"
     )
-    lora_rank: int = option(0, "LoRA in the language model; 0 trains it whole", "model")
+    lora_rank: int = option(0, "rank of LoRA in the language model; 0 trains all its weights", "model")
 
     def __post_init__(self) -> None:
         super().__post_init__()

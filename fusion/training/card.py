@@ -20,7 +20,7 @@ from vision_core.trainer.preview import number_of_elements
 from vision_core.trainer.run_trainer import RunTrainer
 
 LIMITS = (
-    "A loss is no judgement of answers; recipes/evaluate_vlm.py judges them, beside the same model without images. "
+    "A loss does not judge answers; recipes/evaluate_vlm.py does, beside the same model without images. "
     "What it says of other pictures, and whether it is true, is not known; "
     "nothing was done about biases in the data."
 )
@@ -75,7 +75,7 @@ def facts_of_run(trainer: RunTrainer) -> dict[str, str]:
 
 
 def number_of_parameters(model: nn.Module) -> int:
-    """Of the unsharded model, also under ZeRO-3."""
+    """The model's parameters, counted as if it was not sharded, also under ZeRO-3."""
     return sum(map(number_of_elements, model.parameters()))
 
 
