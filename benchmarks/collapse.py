@@ -23,6 +23,7 @@ sys.path[0] = str(ROOT)
 
 from encoders.pictures.curves import curve_picture
 from encoders.pictures.sheets import contact_sheet
+from vision_core import markdown
 
 NUM_PROTOTYPES = 1024
 COMMON = {
@@ -119,16 +120,21 @@ def curves(checks: Checks, name: str) -> dict[str, tuple[list[int], list[float]]
 
 
 def table(checks: Checks) -> str:
-    """Markdown: the last figures of every run, and the steps of its alarms."""
-    rows = ["| run | " + " | ".join(COLUMNS) + " | alarms (step) |", "|---" * (len(COLUMNS) + 2) + "|"]
+    """Markdown: the last figures of every run, and what was flagged when."""
+    rows = []
     for name, lines in checks.items():
         values = [f"{lines[-1][f'health_{column}']:.3f}" for column in COLUMNS]
-        alarms = []
-        for line in lines:
-            for alarm in line.get("alarms", []):
-                alarms.append(f"{alarm} ({line['step']})")
-        rows.append(f"| {name} | " + " | ".join(values) + f" | {', '.join(alarms) or 'none'} |")
-    return "\n".join(rows)
+        rows.append([name, *values, alarms_in_words(lines) or "none"])
+    return markdown.table(("run", *COLUMNS, "alarms (step)"), rows)
+
+
+def alarms_in_words(lines: list[dict]) -> str:
+    """The alarms of a run's health figures, each with its step."""
+    alarms = []
+    for line in lines:
+        for alarm in line.get("alarms", []):
+            alarms.append(f"{alarm} ({line['step']})")
+    return ", ".join(alarms)
 
 
 if __name__ == "__main__":

@@ -92,9 +92,11 @@ from fusion.evaluation.benchmarks import open_task
 from fusion.evaluation.kept_answers import KeptAnswers, header_of, model_fingerprint
 from fusion.evaluation.tasks import BenchmarkTask
 from fusion.training.models import check_model_folder, load_model
-from recipes.judging import join_processes, markdown_table, write_json
+from vision_core.files.json_reports import write_json
+from vision_core.markdown import table_of_records
 from vision_core.printable import printable, say
 from vision_core.processes.distributed import broadcast_text, is_main_process
+from vision_core.processes.joining import join_processes
 
 Scores = dict[str, Score]  # by the condition of the images: images, blind, shuffled
 TABLE_COLUMNS = {"images": "score", "blind": "blind", "shuffled": "wrong images"}
@@ -174,7 +176,7 @@ def score_table(task: BenchmarkTask, scores: Scores) -> str:
     if guess is not None:
         for row in rows[1:]:
             row["chance"] = ""
-    return markdown_table(rows)
+    return table_of_records(rows)
 
 
 def write_report(

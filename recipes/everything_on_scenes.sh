@@ -1,25 +1,34 @@
 #!/usr/bin/env bash
-# The whole way on drawn scenes, without network or data: pretrain two encoders, fuse them in five ways, align, fine-tune, judge, write a page.
+# The whole pipeline from scratch on synthetic scenes, both encoders included; it ends with a report.
+# It needs neither network nor data: it pretrains two encoders, fuses them in five ways, aligns, fine-tunes and judges
+# the fused models, and writes a page about them.
 #
 #   bash recipes/everything_on_scenes.sh [FOLDER]        default outputs/everything; the page is FOLDER/report/README.md
 #
-# PYTHON: the interpreter of the environment (default python). SEEDS: of the fused models (default "0 1 2"). STEPS: of their fine-tuning (default 600).
-# Two programs run at a time, with one core each. What is finished is not made again, and what was begun goes on
-# where it was: after an interruption the same command is given again.
+# PYTHON   the interpreter of the environment (default python)
+# SEEDS    of the fused models (default "0 1 2")
+# STEPS    of their fine-tuning (default 600)
+#
+# Two programs run at a time, with one core each. After an interruption give the same command again: what is finished
+# is not made again, and what was begun goes on where it was.
 set -euo pipefail
 recipes=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-python=$(command -v "${PYTHON:-python}") || { echo "error: there is no ${PYTHON:-python}; name the environment's interpreter: PYTHON=.venv/bin/python" >&2; exit 2; }
+if ! python=$(command -v "${PYTHON:-python}"); then
+  echo "error: there is no ${PYTHON:-python}; name the environment's interpreter: PYTHON=.venv/bin/python" >&2
+  exit 2
+fi
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 out=$(mkdir -p "${1:-outputs/everything}" && cd "${1:-outputs/everything}" && pwd)
 seeds=${SEEDS:-0 1 2} steps=${STEPS:-600}
 if [ -e "$out/steps" ] && [ "$(cat "$out/steps")" != "$steps" ]; then
-  echo "error: models in $out have $(cat "$out/steps") steps; go on with STEPS=$(cat "$out/steps"), or name another folder" >&2
+  before=$(cat "$out/steps")
+  echo "error: models in $out have $before steps; go on with STEPS=$before, or name another folder" >&2
   exit 2
 fi
 echo "$steps" > "$out/steps"
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python recipes out steps
 
-# make FOLDER SCRIPT OPTION...: run it with a folder of its own, which gets its name once all is in it
+# make FOLDER SCRIPT OPTION...: run the script with a folder of its own, which gets its name once all is in it
 make() {
   local folder=$1 started=$SECONDS part
   shift
@@ -37,7 +46,8 @@ make() {
 
 # train_and_judge VARIANT SEED: a fused model from its first weights to its answers
 train_and_judge() {
-  local at=$out/$1-$2 fused=(--seed "$2") sva=(--connector sva --connector_width 128 --connector_heads 4 --connector_depth 2)
+  local at=$out/$1-$2 fused=(--seed "$2")
+  local sva=(--connector sva --connector_width 128 --connector_heads 4 --connector_depth 2)
   local training=(--seed "$2" --eval_conversations "[]" --feature_cache "$out/features" --logging_steps 20)
   case $1 in
     dinov2 | siglip) fused+=(--encoders "$out/$1" --connector mlp) ;;
@@ -46,8 +56,11 @@ train_and_judge() {
     sva) fused+=(--encoders "$out/dinov2" "$out/siglip" "${sva[@]}" --num_sva_layers 2 --sva_stride 2) ;;
   esac
   make "$at/fused" -m fusion.fuse "${fused[@]}" --language_model "$out/language_model"
-  make "$at/align" "$recipes/sva_align.py" --init_from "$at/fused" --conversations "scenes?count=1000&turns=all" "${training[@]}"
-  make "$at/sft" "$recipes/sva_sft.py" --init_from "$at/align" --conversations "scenes?count=$((8 * steps))&turns=all" "${training[@]}"
+  make "$at/align" "$recipes/sva_align.py" --init_from "$at/fused" \
+    --conversations "scenes?count=1000&turns=all" "${training[@]}"
+  # the language model starts from scratch, so it learns at a higher rate than a published one
+  make "$at/sft" "$recipes/sva_sft.py" --init_from "$at/align" --learning_rate 1e-3 \
+    --conversations "scenes?count=$((8 * steps))&turns=all" "${training[@]}"
   make "$at/judged" "$recipes/evaluate_vlm.py" --model "$at/sft"
 }
 export -f make train_and_judge

@@ -10,10 +10,21 @@ from vision_core.errors import UserError
 from vision_core.runs.work_folder import check_work, config_of, resume_option
 
 TaskName = Literal[
-    "knn", "linear", "logistic", "multi_label", "few_shot", "retrieval", "copy_detection", "segmentation", "depth", "depth_dpt",
-    "emergent_segmentation", "zero_shot", "image_text",
-]  # fmt: skip
-ONE_OF_EACH: list[TaskName] = [
+    "knn",
+    "linear",
+    "logistic",
+    "multi_label",
+    "few_shot",
+    "retrieval",
+    "copy_detection",
+    "segmentation",
+    "depth",
+    "depth_dpt",
+    "emergent_segmentation",
+    "zero_shot",
+    "image_text",
+]
+ONE_TASK_OF_EACH_KIND: list[TaskName] = [
     "knn",
     "linear",
     "segmentation",
@@ -27,10 +38,25 @@ PROGRAMS = {
     "comparison": "recipes/compare_encoders.py",
 }  # by the name of the default folder
 
+TASK_SETTINGS = ("ground_truth", "linear_iterations", "dense_iterations", "depth_protocol")
+SUITE_OPTIONS = (
+    "image_size",
+    "dense_image_size",
+    "preprocess",
+    "position_offset",
+    "bf16",
+    "seed",
+    "max_train_samples",
+    "max_test_samples",
+    "max_bad_fraction",
+    "batch_size",
+    "cache_dir",
+)
+
 
 @dataclass
 class JudgingArguments:
-    """What both programs ask for."""
+    """The options that both programs have."""
 
     image_size: int | None = option(
         None, "side at which images are looked at; default: as published", "encoder"
@@ -40,7 +66,8 @@ class JudgingArguments:
     )
     preprocess: Literal["whole", "published"] = option(
         "whole",
-        "whole: images no larger than the encoder's size are not cropped; published: as the model's library does it",
+        "whole: images no larger than the encoder's size are not cropped; "
+        "published: images are prepared as the model's library does it",
         "encoder",
     )
     position_offset: float | None = option(
@@ -48,15 +75,21 @@ class JudgingArguments:
         "of DINOv2's position interpolation in transformers; published without registers: 0.1 (docs/encoders.md)",
         "encoder",
     )
-    bf16: bool = option(False, "the encoder's weights in bfloat16", "encoder")
-    max_train_samples: int | None = option(None, "training images, drawn by the seed; default: all", "data")
-    max_test_samples: int | None = option(None, "test images, drawn by the seed; default: all", "data")
+    bf16: bool = option(False, "load the encoder's weights in bfloat16", "encoder")
+    max_train_samples: int | None = option(
+        None, "how many training images are used, drawn by the seed; default: all", "data"
+    )
+    max_test_samples: int | None = option(
+        None, "how many test images are used, drawn by the seed; default: all", "data"
+    )
     ground_truth: str | None = option(
         None, "JSON of easy, hard and junk images for the task retrieval", "tasks"
     )
-    linear_iterations: int = option(2000, "of the linear probe, batches of 128; published: 12,500", "tasks")
+    linear_iterations: int = option(
+        2000, "iterations of the linear probe, in batches of 128; published: 12,500", "tasks"
+    )
     dense_iterations: int = option(
-        600, "of segmentation and depth heads; published: 40,000 and 38,400", "tasks"
+        600, "iterations of the segmentation and depth heads; published: 40,000 and 38,400", "tasks"
     )
     depth_protocol: Literal["all", "nyu"] = option(
         "all",
@@ -66,7 +99,7 @@ class JudgingArguments:
     max_bad_fraction: float = option(
         0.01, "stop when more than this share of the training or of the test images is unreadable", "data"
     )
-    seed: int = option(0, "of draws, heads and untrained encoders", "tasks")
+    seed: int = option(0, "seed of draws, of heads and of untrained encoders", "tasks")
     batch_size: int = option(64, "images that go through the encoder at once", "run")
     dataloader_num_workers: int = option(0, "processes that read images", "run")
     cache_dir: str | None = option(
@@ -80,7 +113,7 @@ class JudgingArguments:
 
 @dataclass
 class EvaluateArguments(JudgingArguments):
-    """Which encoder is judged, on which images, by what."""
+    """The options that say which encoder is judged, on which images, by which tasks."""
 
     encoder: str = option(
         "tiny:dinov2",
@@ -95,12 +128,12 @@ class EvaluateArguments(JudgingArguments):
     test_dataset: str | None = option(
         None, "the test images, where --dataset names the training images alone", "data"
     )
-    tasks: list[TaskName] = option(["knn", "linear"], "what to judge by", "tasks")
+    tasks: list[TaskName] = option(["knn", "linear"], "the tasks to judge by", "tasks")
 
 
 @dataclass
 class CompareArguments(JudgingArguments):
-    """Which encoders are compared, on which images, by what."""
+    """The options that say which encoders are compared, on which images, by which tasks."""
 
     encoders: list[str] = option(
         ["tiny:dinov2", "tiny:siglip", "tiny:clip", "tiny:vit_mae", "raw_pixels"],
@@ -111,8 +144,30 @@ class CompareArguments(JudgingArguments):
         ["scenes?count=600"], "data sets, each with training and test images; docs/data.md", "data"
     )
     tasks: list[TaskName] | None = option(
-        None, "what to judge by, wherever data and encoder allow it; default: one task of each kind", "tasks"
+        None,
+        "the tasks to judge by, wherever data and encoder allow it; default: one task of each kind",
+        "tasks",
     )
+
+
+def suite_options(args: JudgingArguments) -> dict[str, Any]:
+    """The options as the keyword arguments of `EvaluationSuite`, all but its device."""
+    options = {name: getattr(args, name) for name in SUITE_OPTIONS}
+    options["num_workers"] = args.dataloader_num_workers
+    options["task_settings"] = {name: getattr(args, name) for name in TASK_SETTINGS}
+    return options
+
+
+def folder_options(args: JudgingArguments, name: str) -> dict[str, Any]:
+    """The options as the arguments of `check_work` and `SharedWorkFolder`. name: of the default
+    folder."""
+    return {
+        "output_dir": args.output_dir,
+        "name": name,
+        "config_yaml": config_of(args),
+        "resume": args.resume_from_checkpoint,
+        "program": PROGRAMS[name],
+    }
 
 
 def check_evaluation(args: EvaluateArguments) -> None:
@@ -124,36 +179,39 @@ def check_comparison(args: CompareArguments) -> None:
     """Raise `UserError` for what cannot work, before anything is loaded."""
     if not args.encoders or not args.datasets:
         raise UserError("--encoders and --datasets need at least one name each")
-    check_judging(args, ONE_OF_EACH if args.tasks is None else args.tasks, "comparison")
+    check_judging(args, compared_tasks(args), "comparison")
+
+
+def compared_tasks(args: CompareArguments) -> list[TaskName]:
+    """The tasks of a comparison: those that were named, or one of each kind."""
+    return ONE_TASK_OF_EACH_KIND if args.tasks is None else args.tasks
 
 
 def check_judging(args: JudgingArguments, tasks: Sequence[str], name: str) -> None:
-    """What both programs check. name: of the default folder."""
+    """Raise `UserError` for options of both programs that cannot work. name: of the default
+    folder."""
     if not tasks or len(set(tasks)) < len(tasks):
-        raise UserError(
-            f"--tasks {' '.join(tasks) or '[]'}: name at least one of {', '.join(get_args(TaskName))}, each once"
-        )
+        known = ", ".join(get_args(TaskName))
+        raise UserError(f"--tasks {' '.join(tasks) or '[]'}: name at least one of {known}, each once")
     check_counts(
         args, "linear_iterations", "dense_iterations", "batch_size", "max_train_samples", "max_test_samples"
     )
-    if args.dataloader_num_workers < 0:
-        raise UserError(
-            f"--dataloader_num_workers {args.dataloader_num_workers} is not possible; give 0 or more"
-        )
-    if not 0 <= args.max_bad_fraction <= 1:
-        raise UserError(
-            f"--max_bad_fraction {args.max_bad_fraction} is not possible; give a share between 0 and 1"
-        )
-    if args.dense_image_size is not None and len(args.dense_image_size) != 2:
-        raise UserError(
-            f"--dense_image_size {' '.join(map(str, args.dense_image_size))}: give height and width"
-        )
-    check_work(args.output_dir, name, config_of(args), args.resume_from_checkpoint, PROGRAMS[name])
+    workers = args.dataloader_num_workers
+    if workers < 0:
+        raise UserError(f"--dataloader_num_workers {workers} is not possible; give 0 or more")
+    share = args.max_bad_fraction
+    if not 0 <= share <= 1:
+        raise UserError(f"--max_bad_fraction {share} is not possible; give a share between 0 and 1")
+    size = args.dense_image_size
+    if size is not None and len(size) != 2:
+        raise UserError(f"--dense_image_size {' '.join(map(str, size))}: give height and width")
+    check_work(**folder_options(args, name))
 
 
 def check_counts(args: Any, *names: str) -> None:
     """Raise `UserError` for an option of one of these names that is below 1; None is left to its
     default."""
     for name in names:
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} is not possible; give 1 or more")
+        count = getattr(args, name)
+        if count is not None and count < 1:
+            raise UserError(f"--{name} {count} is not possible; give 1 or more")

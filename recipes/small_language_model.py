@@ -1,8 +1,7 @@
-"""A small Qwen3 with a tokenizer of the data's own words, untrained: what fused models are made
-with where no language model can be downloaded.
+"""Makes a small untrained Qwen3 with a tokenizer of the data's own words, for fused models where no
+language model can be downloaded.
 
-python recipes/small_language_model.py --conversations "scenes?count=16000&turns=all" --output_dir
-outputs/language_model
+    python recipes/small_language_model.py --conversations llava:mine.jsonl --output_dir outputs/language_model
 """
 
 import sys
@@ -23,7 +22,7 @@ NAME = "language-model"  # of the default folder
 
 @dataclass
 class LanguageModelArguments:
-    """Whose words the tokenizer learns."""
+    """The options of this program: whose words the tokenizer learns."""
 
     conversations: list[str] = option(
         ["scenes?count=16000&turns=all"], "sources of texts; docs/fine_tuning.md", "data"
@@ -49,19 +48,18 @@ from vision_core.printable import say
 
 
 def main() -> None:
-    """Read texts, make both, save."""
+    """Read the conversations, make model and tokenizer, save them."""
     args = parse_arguments(LanguageModelArguments, description=__doc__)
     check_arguments(args)
     model, tokenizer = small_language_model(corpus(args.conversations), args.seed)
     work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
     work.publish(lambda folder: save(folder, model, tokenizer))
-    say(
-        f"saved {work.path}: {sum(each.numel() for each in model.parameters()):,} parameters, {len(tokenizer)} tokens"
-    )
+    parameters = sum(each.numel() for each in model.parameters())
+    say(f"saved {work.path}: {parameters:,} parameters, {len(tokenizer)} tokens")
 
 
 def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """What transformers loads by the folder's name."""
+    """Write what transformers loads by the folder's name."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

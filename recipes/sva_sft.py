@@ -1,8 +1,9 @@
-"""Second stage: language model and connector learn to answer; encoders stay frozen, or train at a
-rate of their own.
+"""Second stage, supervised fine-tuning: language model and connector learn to answer; encoders are
+frozen, or train at a rate of their own.
 
-deepspeed recipes/sva_sft.py --init_from outputs/align-1 --conversations
-"llava:mix_665k.json?images=images" --deepspeed recipes/zero/zero2.json
+    deepspeed recipes/sva_sft.py --init_from align --conversations llava:mine.jsonl --deepspeed recipes/zero/zero2.json
+
+The stage itself, from joining the processes to the published model, is fusion/training/stage.py.
 """
 
 import sys
@@ -13,69 +14,65 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from functools import partial
 
-from recipes.vlm_args import SftArguments, check_stage
-from vision_core.processes.launchers import launchers_above
+from recipes.vlm_args import (
+    SftArguments,
+    card_settings,
+    check_stage,
+    complete_zero_config,
+    program_of,
+    trainer_options,
+)
 from vision_core.start import look_first
-
-LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
     look_first(SftArguments, __doc__, partial(check_stage, "sft"))
 
-import torch
-
-from fusion import FusionVlmForConditionalGeneration
-from fusion.lora import lora_config
-from fusion.training.models import FROM_SCRATCH, from_scratch
-from fusion.training.trainer import ENCODER, SAMPLER, Plan
-from recipes.vlm_training import train
+from fusion.training.options import DataOptions, MemoryOptions, Stage
+from fusion.training.plan import StagePlan
+from fusion.training.stage import train_stage
 from vision_core.arguments import parse_arguments
 from vision_core.errors import run_script
-from vision_core.randomness import seed_of
+from vision_core.trainer.options import config_of
 
-PUBLISHED_RATE, FROM_SCRATCH_RATE = (
-    4e-5,
-    1e-3,
-)  # Cambrian-1-8B's script; a language model that has everything to learn
+PUBLISHED_RATE = 4e-5  # of Cambrian-1-8B's script
+STAND_IN_RATE = 1e-3  # without --init_from the language model has everything to learn
 
 
-def plan(args: SftArguments, model: FusionVlmForConditionalGeneration) -> Plan:
-    """The language model whole or by LoRA, with everything new; encoders where they have a rate."""
-    rate = (
-        args.learning_rate
-        if args.learning_rate is not None
-        else FROM_SCRATCH_RATE
-        if from_scratch(model)
-        else PUBLISHED_RATE
+def plan_of(args: SftArguments) -> StagePlan:
+    """The language model trains, with all its weights or by LoRA."""
+    rate = args.learning_rate
+    if rate is None:
+        rate = PUBLISHED_RATE if args.init_from else STAND_IN_RATE
+    return StagePlan(
+        learning_rate=rate,
+        language_model="lora" if args.lora_rank else "trained",
+        lora_rank=args.lora_rank,
+        sampler_learning_rate=args.sampler_learning_rate,
+        encoder_learning_rate=args.encoder_learning_rate,
     )
-    rates = [
-        (pattern, each)
-        for pattern, each in ((ENCODER, args.encoder_learning_rate), (SAMPLER, args.sampler_learning_rate))
-        if each is not None
-    ]
-    model.requires_grad_(True)
-    for encoder in model.vision_model.encoders:
-        encoder.freeze(args.encoder_learning_rate is None)
-    if args.lora_rank:
-        return Plan(with_lora(model, args.lora_rank, args.seed), rate, rates)
-    setattr(model.config.text_config, FROM_SCRATCH, False)
-    return Plan(model, rate, rates)
-
-
-def with_lora(model: FusionVlmForConditionalGeneration, rank: int, seed: int) -> torch.nn.Module:
-    """LoRA in the language model; connector and vision layers train whole."""
-    from peft import get_peft_model
-
-    torch.manual_seed(seed_of(seed, "lora"))  # it draws its matrices without being asked
-    # its matrices in the dtype of the others: ZeRO-3 has them in bf16 already, and takes no second
-    # dtype
-    return get_peft_model(model, lora_config(model, rank=rank, alpha=2 * rank), autocast_adapter_dtype=False)
 
 
 def main() -> None:
-    """Read the options, train."""
+    """Read the options, build the stage's values from them, train."""
     args = parse_arguments(SftArguments, description=__doc__)
-    train("sft", args, partial(plan, args), LAUNCHERS)
+    check_stage("sft", args)
+    plan = plan_of(args)
+    train_stage(
+        stage=Stage("sft", program_of("sft"), config_of(args), card_settings(args, plan.learning_rate)),
+        init_from=args.init_from,
+        plan=plan,
+        data=DataOptions(
+            conversations=args.conversations,
+            held_out=args.eval_conversations,
+            max_length=args.max_length,
+            packing=args.packing,
+            group_by_length=args.group_by_length,
+            feature_cache=args.feature_cache,
+            feature_cache_dtype=args.feature_cache_dtype,
+        ),
+        memory=MemoryOptions(args.activation_checkpointing, complete_zero_config(args)),
+        training=trainer_options(args),
+    )
 
 
 if __name__ == "__main__":

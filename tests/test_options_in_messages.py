@@ -36,7 +36,6 @@ OF_LAUNCHERS = {"signal", "nproc", "nnodes", "num_nodes", "num_gpus"}
 # must take.
 SHARED = {
     "encoders.evaluation.": ("recipes.evaluate_encoder", "recipes.compare_encoders"),
-    "recipes.judging": ("recipes.evaluate_encoder", "recipes.compare_encoders"),
     "vision_core.images.": tuple(PROGRAMS),
     "vision_core.runs.work_folder": tuple(
         name for name in PROGRAMS if name.startswith(("fusion.", "recipes.")) and "sva" not in name
@@ -150,9 +149,7 @@ def test_every_option_in_a_message_is_one_of_a_program_that_can_print_it():
 def test_modules_of_several_programs_advise_what_all_of_them_take():
     for module, name, text in advised():
         for beginning, programs in SHARED.items():
-            if module.startswith(beginning) and not (
-                module.endswith("judging_args") and beginning == "recipes.judging"
-            ):
+            if module.startswith(beginning):
                 lacking = [
                     program
                     for program in programs

@@ -1,12 +1,13 @@
 """Write the model card (README.md) of a trained model: how it is loaded, how it was made, what was
 measured."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vision_core.markdown import one_line, table, table_of_records
 from vision_core.printable import printable_lines
 from vision_core.runs.checkpoints import write_text_atomically
 
@@ -54,18 +55,18 @@ def write_model_card(
     -> path relative to the card. library_name: what loads the model, as the Hub names it. Raises
     OSError when the file cannot be written.
     """
-    measured = _table(results) if results else "Nothing was measured."
+    measured = table_of_records(results) if results else "Nothing was measured."
     if results and results_command:
         measured += f"\n\nThese numbers come from\n\n{_code(results_command)}"
     images = [f"![{caption}]({place})" for caption, place in (pictures or {}).items()]
     sections = [
-        _front_matter(library_name, pipeline_tag, tags) + f"\n# {_one_line(title)}",
+        _front_matter(library_name, pipeline_tag, tags) + f"\n# {one_line(title)}",
         summary.strip(),
         *images,
         f"## Use\n\n{loading.strip()}",
         f"## Results\n\n{measured}",
         f"## Training\n\n{_code(training_command)}",
-        _table([{"setting": name, "value": value} for name, value in settings.items()]) if settings else "",
+        table(("setting", "value"), settings.items()) if settings else "",
         f"## Data\n\n{data.strip()}",
         f"## Limits\n\n{note.strip()}",
     ]
@@ -81,28 +82,3 @@ def _front_matter(library_name: str, pipeline_tag: str, tags: Sequence[str]) -> 
 def _code(command: str) -> str:
     within = command.strip().replace("```", "'''")  # a name in it must not end the block
     return f"```bash\n{within}\n```"
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table; a row that lacks a column has an empty cell there."""
-    columns: dict[str, None] = {}
-    for row in rows:
-        columns |= dict.fromkeys(row)
-    lines = [_line(columns), _line(["---"] * len(columns))]
-    for row in rows:
-        lines.append(_line(row.get(name, "") for name in columns))
-    return "\n".join(lines)
-
-
-def _line(values: Iterable[Any]) -> str:
-    return "| " + " | ".join(map(_cell, values)) + " |"
-
-
-def _cell(value: Any) -> str:
-    """Floats with four significant digits; text without what would break the table."""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return _one_line(text).replace("|", "\\|")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

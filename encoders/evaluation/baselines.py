@@ -6,15 +6,15 @@ from torch.nn import functional as F
 
 
 def raw_pixels(images: Tensor, side: int = 32) -> Tensor:
-    """`[n, C, H, W]` in 0..1 -> `[n, C * side * side]`: pixels at `side x side`, centred at 0.5."""
+    """`[B, C * side * side]` of `[B, C, H, W]` in 0..1: pixels at `side x side`, centred at 0.5."""
     if images.shape[-2:] != (side, side):
         images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
     return images.flatten(1) - 0.5
 
 
 def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:
-    """`[n, C, H, W]` in 0..1 -> share of pixels per bin: joint `[n, bins^3]` for 3 channels, `[n, C
-    * bins]` otherwise."""
+    """The share of pixels in each bin, of `[B, C, H, W]` in 0..1: joint `[B, bins^3]` for 3
+    channels, `[B, C * bins]` otherwise."""
     index = (images * bins).long().clamp(0, bins - 1).flatten(2)
     if images.shape[1] == 3:
         index = ((index[:, 0] * bins + index[:, 1]) * bins + index[:, 2])[:, None]
@@ -25,13 +25,15 @@ def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:
 
 
 def channel_range(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Where 0 and 1 lie in `[n, C, H, W]`, each `[1, C, 1, 1]`: 0 and 255 for uint8, each channel's
-    least and greatest value for floats."""
+    """The values of `[B, C, H, W]` that become 0 and 1, each `[1, C, 1, 1]`: 0 and 255 for uint8,
+    each channel's least and greatest value for floats."""
     if images.dtype == torch.uint8:
-        return torch.zeros(1, images.shape[1], 1, 1), torch.full((1, images.shape[1], 1, 1), 255.0)
+        shape = (1, images.shape[1], 1, 1)
+        return torch.zeros(shape), torch.full(shape, 255.0)
     return images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
 
 
 def to_unit_range(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """`[n, C, H, W]` of any scale -> 0..1 between `low` and `high` `[1, C, 1, 1]`, clipped."""
+    """`[B, C, H, W]` of any scale brought to 0..1 between `low` and `high` `[1, C, 1, 1]`, and
+    clipped."""
     return ((images.float() - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)

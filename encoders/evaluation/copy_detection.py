@@ -1,14 +1,15 @@
 """Copy detection: does an edited image find the one that it was made from?
 
-After Copydays in DINO (Caron et al. 2021, section 4.2.1): the descriptor of an image is its CLS
-token beside the GeM of its patches (`copy_descriptors`), all descriptors are whitened
-(`learn_whitening`, there on 20,000 other images), and copies search by cosine similarity.
+It follows the evaluation of DINO on Copydays (Caron et al. 2021, section 4.2.1): the descriptor of
+an image is its CLS token beside the GeM of its patches (`copy_descriptors`), all descriptors are
+whitened (`learn_whitening`, there on 20,000 other images), and copies search by cosine similarity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +21,11 @@ LEAST_VARIANCE = 1e-5  # of the greatest; below it a direction is noise
 
 
 def gem(patch_map: Tensor, power: float = 4.0) -> Tensor:
-    """Generalised mean over the patches, `[B, C, h, w] -> [B, C]`: mean(x^p)^(1/p) (Radenovic et
+    """Generalised mean over the patches, `[B, C]` of `[B, C, h, w]`: mean(x^p)^(1/p) (Radenovic et
     al. 2019).
 
     Values below 1e-6 count as 1e-6, as in DINO's copy detection: maps of a ViT are negative in
-    about half of their channels, of which GeM then sees only the patches that stand out upwards.
+    about half of their channels, of which GeM then sees only the patches with positive values.
     """
     return patch_map.float().clamp_min(1e-6).pow(power).mean((2, 3)).pow(1 / power)
 
@@ -43,7 +44,7 @@ class Whitening:
     projection: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """`[n, D] -> [n, K]`."""
+        """`[n, K]` of `[n, D]`."""
         return (features.to(self.mean) - self.mean) @ self.projection
 
 
@@ -60,7 +61,8 @@ def learn_whitening(features: Tensor, exponent: float = 0.5) -> Whitening:
     check_finite("whitening", features)
     if len(features) < 2:
         raise UserError(
-            f"whitening: {len(features)} images say nothing about directions; give thousands, or leave the whitening out"
+            f"whitening: {len(features)} images say nothing about directions; "
+            "give thousands, or leave the whitening out"
         )
     rows = features.double()
     mean = rows.mean(0)
@@ -79,13 +81,13 @@ def copy_detection(
     copy_of: Sequence[str | None],
     transforms: Sequence[str] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Copies search among all images that are none.
+    """Scores of copies that search among all images that are not copies.
 
     Args:
         features: `[n, D]`, of originals, distractors and copies alike; compared by cosine.
         image_ids: n different names.
-        copy_of: per image the id of its original; None, empty or its own id for what is no copy and
-            so belongs to the database.
+        copy_of: per image the id of its original. None, an empty text or the image's own id says
+            that it is not a copy and so belongs to the database.
         transforms: how each copy was made (entries of other images are not read), for a row each.
 
     Returns: {"all": scores, "<transform>": scores, ...}, with `copy_scores` of all copies and of
@@ -94,27 +96,28 @@ def copy_detection(
     Raises UserError for lengths that differ, ids that are there twice, an original that is not in
     the database, no copies, features that are not finite.
     """
-    copies, database, originals = _pairs(len(features), image_ids, copy_of)
+    pairs = _pairs(len(features), image_ids, copy_of)
     features = unit_rows("copy detection", features)
-    similarity = features[copies] @ features[database].T
+    similarity = features[pairs.copies] @ features[pairs.database].T
     positives = torch.zeros_like(similarity, dtype=torch.bool)
-    positives[torch.arange(len(copies)), originals] = True
+    positives[torch.arange(len(pairs.copies)), pairs.originals] = True
     results = {"all": copy_scores(similarity, positives)}
     if transforms is not None:
         if len(transforms) != len(image_ids):
             raise UserError(
                 f"copy detection: {len(image_ids)} images and {len(transforms)} transforms; give one per image"
             )
-        made_by = [transforms[index] for index in copies]
-        for name in dict.fromkeys(made_by):
-            rows = [row for row, each in enumerate(made_by) if each == name]
+        rows_by_transform: dict[str, list[int]] = {}
+        for row, index in enumerate(pairs.copies):
+            rows_by_transform.setdefault(transforms[index], []).append(row)
+        for name, rows in rows_by_transform.items():
             results[name] = copy_scores(similarity[rows], positives[rows])
     return results
 
 
 @torch.no_grad()
 def copy_scores(similarity: Tensor, positives: Tensor) -> dict[str, float]:
-    """{"mAP", "recall@1", "micro_AP": percent, "queries": n} of `similarity [q, n]` against
+    """{"mAP", "recall@1", "micro_AP": percent, "queries": q} of `similarity [q, n]` against
     `positives [q, n]` (bool).
 
     mAP and recall@1 are means over the queries that have a positive; with one each, AP is 1 / rank
@@ -133,27 +136,41 @@ def copy_scores(similarity: Tensor, positives: Tensor) -> dict[str, float]:
     }
 
 
-def _pairs(
-    count: int, image_ids: Sequence[str], copy_of: Sequence[str | None]
-) -> tuple[list[int], list[int], list[int]]:
+class CopyPairs(NamedTuple):
     """Rows of the copies, rows of the database, and for each copy its original's place in the
     database."""
-    if not count == len(image_ids) == len(copy_of):
-        raise UserError(
-            f"copy detection: {count} features, {len(image_ids)} image_ids and {len(copy_of)} copy_of; give one each per image"
-        )
-    if len(set(image_ids)) < count:
-        twice = next(name for name in image_ids if image_ids.count(name) > 1)
-        raise UserError(f"copy detection: image_ids has {twice} twice; give every image its own id")
+
+    copies: list[int]
+    database: list[int]
+    originals: list[int]
+
+
+def _pairs(count: int, image_ids: Sequence[str], copy_of: Sequence[str | None]) -> CopyPairs:
+    """Who was made from whom. Raises UserError as `copy_detection` does."""
+    _check_ids(count, image_ids, copy_of)
     copies = [row for row in range(count) if copy_of[row] and copy_of[row] != image_ids[row]]
+    if not copies:
+        raise UserError("copy detection: no image is a copy of another; name data with copy_of")
     database = sorted(set(range(count)) - set(copies))
     places = {image_ids[row]: place for place, row in enumerate(database)}
+    originals = []
     for row in copies:
         if copy_of[row] not in places:
             why = "is a copy itself" if copy_of[row] in image_ids else "is not in the database"
             raise UserError(
-                f"copy detection: {image_ids[row]} is a copy of {copy_of[row]}, which {why}; add the original to the images"
+                f"copy detection: {image_ids[row]} is a copy of {copy_of[row]}, which {why}; "
+                "add the original to the images"
             )
-    if not copies:
-        raise UserError("copy detection: no image is a copy of another; name data with copy_of")
-    return copies, database, [places[copy_of[row]] for row in copies]
+        originals.append(places[copy_of[row]])
+    return CopyPairs(copies, database, originals)
+
+
+def _check_ids(count: int, image_ids: Sequence[str], copy_of: Sequence[str | None]) -> None:
+    if not count == len(image_ids) == len(copy_of):
+        raise UserError(
+            f"copy detection: {count} features, {len(image_ids)} image_ids and {len(copy_of)} copy_of; "
+            "give one each per image"
+        )
+    if len(set(image_ids)) < count:
+        twice = next(name for name in image_ids if image_ids.count(name) > 1)
+        raise UserError(f"copy detection: image_ids has {twice} twice; give every image its own id")

@@ -1,5 +1,4 @@
-"""What the dense probes share: a small head trained on cached maps of frozen features, and its
-answers."""
+"""Small heads on cached maps of frozen features, as all dense probes train them."""
 
 from __future__ import annotations
 
@@ -52,9 +51,8 @@ def train_head(
     device = next(head.parameters()).device
     head.train()
     batches = shuffled_batches(len(targets), batch_size, iterations, seed)
-    for step, indices in enumerate(
-        tqdm(batches, desc="dense head", total=iterations, disable=not progress, leave=False)
-    ):
+    bar = tqdm(batches, desc="dense head", total=iterations, disable=not progress, leave=False)
+    for step, indices in enumerate(bar):
         value = loss(head(*gather(inputs, indices, device)), targets[indices].to(device), step)
         optimizer.zero_grad()
         value.backward()
@@ -64,7 +62,8 @@ def train_head(
     head.eval()
     if not all(parameter.isfinite().all() for parameter in head.parameters()):
         raise UserError(
-            "the dense head has diverged: its features are too large; take features behind the model's final norm"
+            "the dense head has diverged: its features are too large; "
+            "take features behind the model's final norm"
         )
 
 
@@ -78,33 +77,40 @@ def one_cycle(step: int, iterations: int, warmup: float) -> float:
 def shuffled_batches(num_images: int, batch_size: int, iterations: int, seed: int) -> Iterator[list[int]]:
     """Indices for every iteration: epochs, each in an order drawn from `seed` and its number,
     joined end to end."""
-    order = (
-        index
-        for epoch in count()
-        for index in numpy_generator(seed, "dense batches", epoch).permutation(num_images).tolist()
-    )
-    return (list(islice(order, min(batch_size, num_images))) for _ in range(iterations))
+    order = _endless_order(num_images, seed)
+    for _ in range(iterations):
+        yield list(islice(order, min(batch_size, num_images)))
+
+
+def _endless_order(num_images: int, seed: int) -> Iterator[int]:
+    for epoch in count():
+        yield from numpy_generator(seed, "dense batches", epoch).permutation(num_images).tolist()
 
 
 @torch.no_grad()
 def head_outputs(head: nn.Module, inputs: Sequence[Rows], batch_size: int) -> Iterator[Tensor]:
-    """What the head says about every image in turn, with a batch dimension of 1."""
+    """The head's output for every image in turn, with a batch dimension of 1."""
     device = next(head.parameters()).device
-    for start in range(0, len(inputs[0]), batch_size):
-        indices = list(range(start, min(start + batch_size, len(inputs[0]))))
+    num_images = len(inputs[0])
+    for start in range(0, num_images, batch_size):
+        indices = list(range(start, min(start + batch_size, num_images)))
         yield from head(*gather(inputs, indices, device)).split(1)
 
 
 def gather(inputs: Sequence[Rows], indices: Sequence[int], device: torch.device) -> list[Tensor]:
     """A float32 batch of each of `inputs`, read row by row: they may lie on disk. Raises UserError
     for values that are not finite."""
-    batches = [torch.stack([rows[index] for index in indices]).to(device).float() for rows in inputs]
-    for batch in batches:
-        if not torch.stack(batch.aminmax()).isfinite().all():  # ten times faster than asking every number
+    batches = []
+    for rows in inputs:
+        batch = torch.stack([rows[index] for index in indices]).to(device).float()
+        # the least and the greatest number are found ten times faster than every number is asked
+        if not torch.stack(batch.aminmax()).isfinite().all():
             row = next(row for row, values in enumerate(batch) if not values.isfinite().all())
             raise UserError(
-                f"the features of image {indices[row]} are not finite; extract them in float32, or from another checkpoint"
+                f"the features of image {indices[row]} are not finite; "
+                "extract them in float32, or from another checkpoint"
             )
+        batches.append(batch)
     return batches
 
 
@@ -114,15 +120,14 @@ def training_targets(targets: Rows, grid: Sequence[int], dtype: torch.dtype) -> 
 
     The nearest pixel's value is taken, so that what counts nowhere stays exact.
     """
-    size = [
-        max(side, min(TARGETS_PER_PATCH * side, own))
-        for side, own in zip(grid, targets[0].shape, strict=True)
-    ]
-    resized = (
-        F.interpolate(targets[index][None, None].float(), size, mode="nearest-exact")
-        for index in range(len(targets))
-    )
-    return torch.cat([target[0].to(dtype) for target in resized])
+    size = []
+    for side, own in zip(grid, targets[0].shape, strict=True):
+        size.append(max(side, min(TARGETS_PER_PATCH * side, own)))
+    resized = []
+    for index in range(len(targets)):
+        target = F.interpolate(targets[index][None, None].float(), size, mode="nearest-exact")
+        resized.append(target[0].to(dtype))
+    return torch.cat(resized)
 
 
 @contextmanager

@@ -29,21 +29,27 @@ BIN_FLOOR = 0.1
 LOG_FLOOR = 0.001
 MEAN_WEIGHT = 0.15
 WARM_UP = 100
-
-# near to far: yellow, orange, red, purple, blue
+# near to far
 DEPTH_COLOURS = [
-    [1.00, 0.92, 0.45],
-    [0.97, 0.60, 0.25],
-    [0.82, 0.25, 0.35],
-    [0.48, 0.20, 0.60],
-    [0.15, 0.30, 0.75],
+    [1.00, 0.92, 0.45],  # yellow
+    [0.97, 0.60, 0.25],  # orange
+    [0.82, 0.25, 0.35],  # red
+    [0.48, 0.20, 0.60],  # purple
+    [0.15, 0.30, 0.75],  # blue
 ]
+DELTA_POWERS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
 class DepthResult:
-    """rmse: metres. abs_rel: a fraction. delta1, delta2, delta3: percent. predictions: `[H, W]` in
-    metres of the first 8 test images."""
+    """How near predicted depths are to the truth.
+
+    Attributes:
+        rmse: metres.
+        abs_rel: a fraction.
+        delta1, delta2, delta3: percent.
+        predictions: `[H, W]` in metres of the first 8 test images.
+    """
 
     rmse: float
     abs_rel: float
@@ -71,15 +77,16 @@ def linear_depth(
     """Train a linear head on maps `[C, h, w]` and judge it on the test depths, each at its own
     resolution.
 
-    DINOv2's linear depth ("lin. 1" with CLS tokens `[n, C]`) by the recipe that DINOv3 released:
-    38,400 iterations of 16 images, AdamW, learning rate 3e-4, weight decay 1e-4, warm-up over a
-    third. What needs the images again is missing: random crops, rotations, colours, and the average
+    It is DINOv2's linear depth ("lin. 1" with CLS tokens `[n, C]`) by the recipe that DINOv3
+    released: 38,400 iterations of 16 images, AdamW, learning rate 3e-4, weight decay 1e-4, warm-up
+    over a third. What needs the images again is missing: random crops, rotations, colours, and the average
     over the image and its mirror image. Depths `[H, W]` are float32 metres with 0 for unknown;
     beyond `max_depth` (NYU: 10) they count nowhere. A `protocol` says which pixels of the test
     depths a benchmark counts; without one these are all that are known.
 
-    Raises UserError for depths that are not finite or negative, where none counts, for features that are not finite,
-    for lengths that differ and for test depths of another size than the protocol's.
+    Raises UserError for depths that are not finite or negative, where none counts, for features
+    that are not finite, for lengths that differ and for test depths of another size than the
+    protocol's.
     """
     if (train_cls is None) != (test_cls is None):
         raise UserError("depth: CLS tokens must be given for training and test images, or for neither")
@@ -87,8 +94,9 @@ def linear_depth(
     test_inputs = [test_maps] if test_cls is None else [test_maps, test_cls]
     _check("training", train_inputs, train_depths, max_depth)
     _check("test", test_inputs, test_depths, max_depth, protocol)
+    in_channels = sum(rows[0].shape[0] for rows in train_inputs)
     with seeded(device, seed, "depth"):
-        head = LinearDepthHead(sum(rows[0].shape[0] for rows in train_inputs)).to(device)
+        head = LinearDepthHead(in_channels).to(device)
         _train(head, train_inputs, train_depths, max_depth, iterations, batch_size, seed, progress)
     return _judge(head, test_inputs, test_depths, max_depth, batch_size, protocol)
 
@@ -127,8 +135,8 @@ def dpt_depth(
 
 
 class LinearDepthHead(nn.Module):
-    """Maps `[B, C, h, w]`, and CLS `[B, D]` beside every patch where given, to the logits of 256
-    depths `[B, 256, 4h, 4w]`.
+    """The logits of 256 depths `[B, 256, 4h, 4w]` of maps `[B, C, h, w]`, with CLS `[B, D]` beside
+    every patch where it is given.
 
     The published head upsamples the features four times before its 1 x 1 convolution. Weights of
     bilinear upsampling sum to 1, so that the order makes no difference but to the cost.
@@ -142,7 +150,8 @@ class LinearDepthHead(nn.Module):
 
     def forward(self, maps: Tensor, cls: Tensor | None = None) -> Tensor:
         if cls is not None:
-            maps = torch.cat([maps, cls[:, :, None, None].expand(-1, -1, *maps.shape[-2:])], 1)
+            everywhere = cls[:, :, None, None].expand(-1, -1, *maps.shape[-2:])
+            maps = torch.cat([maps, everywhere], 1)
         # on a CPU this layout halves the time of what follows
         logits = self.convolution(maps).contiguous(memory_format=torch.channels_last)
         return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
@@ -152,7 +161,7 @@ def expected_depth(logits: Tensor, max_depth: float) -> Tensor:
     """Metres `[B, h, w]` from logits `[B, K, h, w]`: sum_k w_k b_k / sum_k w_k with w = relu(logit)
     + 0.1 and K depths b from 0.001 to `max_depth`.
 
-    AdaBins' linear normalisation over uniform bins (Bhat et al. 2021), as in DINOv2's depth
+    This is AdaBins' linear normalisation over uniform bins (Bhat et al. 2021), as in DINOv2's depth
     evaluation.
     """
     bins = torch.linspace(MIN_DEPTH, max_depth, logits.shape[1], device=logits.device)
@@ -187,12 +196,13 @@ def depth_errors(
     """
     counted = counted_pixels(truth, max_depth, protocol)
     judged = predicted if protocol is None else protocol.clipped(predicted)
-    p, t = judged[counted].double(), truth[counted].double()
-    ratio = torch.maximum(p / t, t / p)
+    p = judged[counted].double()
+    t = truth[counted].double()
     rmse = (p - t).square().mean().sqrt()
-    return torch.stack(
-        [rmse, ((p - t).abs() / t).mean(), *((ratio < 1.25**power).double().mean() for power in (1, 2, 3))]
-    )
+    abs_rel = ((p - t).abs() / t).mean()
+    ratio = torch.maximum(p / t, t / p)
+    deltas = [(ratio < 1.25**power).double().mean() for power in DELTA_POWERS]
+    return torch.stack([rmse, abs_rel, *deltas])
 
 
 def counted_pixels(truth: Tensor, max_depth: float, protocol: DepthProtocol | None) -> Tensor:
@@ -202,20 +212,18 @@ def counted_pixels(truth: Tensor, max_depth: float, protocol: DepthProtocol | No
 
 
 def is_known(depths: Tensor, max_depth: float) -> Tensor:
-    """Where depths count: above 0.001 and up to `max_depth`."""
+    """Where depths count, bool: above 0.001 and up to `max_depth`."""
     return (depths > MIN_DEPTH) & (depths <= max_depth)
 
 
 def depth_picture(depth: Tensor, max_depth: float) -> Image.Image:
-    """Metres `[H, W]`, a pixel each, from yellow (near) over red to blue (`max_depth`); black for
-    what is not known or lies beyond."""
+    """A picture of metres `[H, W]`, a pixel each, from yellow (near) over red to blue
+    (`max_depth`); black for what is not known or lies beyond."""
     position = (depth / max_depth).clamp(0, 1).cpu() * (len(DEPTH_COLOURS) - 1)
     left = position.long().clamp_max(len(DEPTH_COLOURS) - 2)
     colours = torch.tensor(DEPTH_COLOURS)
-    shown = (
-        torch.lerp(colours[left], colours[left + 1], (position - left)[..., None])
-        * is_known(depth.cpu(), max_depth)[..., None]
-    )
+    blended = torch.lerp(colours[left], colours[left + 1], (position - left)[..., None])
+    shown = blended * is_known(depth.cpu(), max_depth)[..., None]
     return Image.fromarray((shown * 255).round().byte().numpy())
 
 
@@ -232,13 +240,22 @@ def _train(
     warm_up = min(WARM_UP, iterations // 10)
 
     def loss(logits: Tensor, truth: Tensor, step: int) -> Tensor:
-        return sig_loss(_resized_depth(logits, max_depth, truth.shape[-2:]), truth, max_depth, step < warm_up)
+        predicted = _resized_depth(logits, max_depth, truth.shape[-2:])
+        return sig_loss(predicted, truth, max_depth, warming_up=step < warm_up)
 
-    targets = training_targets(depths, inputs[0][0].shape[-2:], torch.float32)
     train_head(
-        head, loss, inputs, targets, iterations=iterations, batch_size=batch_size,
-        learning_rate=3e-4, weight_decay=1e-4, warmup=1 / 3, seed=seed, progress=progress,
-    )  # fmt: skip
+        head,
+        loss,
+        inputs,
+        training_targets(depths, inputs[0][0].shape[-2:], torch.float32),
+        iterations=iterations,
+        batch_size=batch_size,
+        learning_rate=3e-4,
+        weight_decay=1e-4,
+        warmup=1 / 3,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def _resized_depth(logits: Tensor, max_depth: float, size: Sequence[int]) -> Tensor:
@@ -254,8 +271,8 @@ def _judge(
     batch_size: int,
     protocol: DepthProtocol | None,
 ) -> DepthResult:
-    """Every figure is computed per image and averaged over the images that have known pixels, as is
-    usual on NYU."""
+    """The figures of a trained head. Each is computed per image and averaged over the images that
+    have known pixels, as is usual on NYU."""
     errors, kept = [], []
     for index, logits in enumerate(head_outputs(head, inputs, batch_size)):
         truth = depths[index]
@@ -264,22 +281,26 @@ def _judge(
         if index < NUM_KEPT:
             kept.append(predicted)
     rmse, abs_rel, *deltas = torch.stack(errors).nanmean(0).tolist()
-    return DepthResult(rmse, abs_rel, *(100 * delta for delta in deltas), predictions=tuple(kept))
+    percent = [100 * delta for delta in deltas]
+    return DepthResult(rmse, abs_rel, *percent, predictions=tuple(kept))
 
 
 def _check(
     split: str, inputs: Sequence[Rows], depths: Rows, max_depth: float, protocol: DepthProtocol | None = None
 ) -> None:
+    """Raise UserError for depths that cannot be learnt from or judged by."""
     check_rows("depth", split, inputs, depths)
     any_known = False
     for index in range(len(depths)):
         depth = depths[index]
         if not (depth.isfinite() & (depth >= 0)).all():
             raise UserError(
-                f"depth: the depths of {split} image {index} are negative or not finite; write 0 where they are unknown"
+                f"depth: the depths of {split} image {index} are negative or not finite; "
+                "write 0 where they are unknown"
             )
         any_known = any_known or bool(counted_pixels(depth, max_depth, protocol).any())
     if not any_known:
         raise UserError(
-            f"depth: no {split} image has a depth between {MIN_DEPTH} and {max_depth} m; give another max_depth, or depths in metres"
+            f"depth: no {split} image has a depth between {MIN_DEPTH} and {max_depth} m; "
+            "give another max_depth, or depths in metres"
         )

@@ -1,4 +1,4 @@
-"""Which pixels of a depth map a benchmark counts, and how it cuts predictions to its range."""
+"""Which pixels of a depth map a benchmark counts, and how it clips predictions to its range."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ class DepthProtocol:
     columns: slice
 
     def counted(self, truth: Tensor) -> Tensor:
-        """`[H, W]` bool. Raises UserError for another size: the crop says nothing about it."""
+        """Where the benchmark counts, `[H, W]` bool. Raises UserError for another size: the crop
+        says nothing about it."""
         if tuple(truth.shape) != self.size:
-            found, own = ("{} x {}".format(*size) for size in (truth.shape, self.size))
-            problem = f"{self.name} is judged on depths of {own} pixels, not {found}"
-            raise UserError(f"depth: {problem}; give the benchmark's own, or leave --depth_protocol out")
+            found = " x ".join(map(str, truth.shape))
+            expected = " x ".join(map(str, self.size))
+            raise UserError(
+                f"depth: {self.name} is judged on depths of {expected} pixels, not {found}; "
+                "give the benchmark's own, or leave --depth_protocol out"
+            )
         inside = torch.zeros_like(truth, dtype=torch.bool)
         inside[self.rows, self.columns] = True
         return inside & (truth > self.min_depth) & (truth < self.max_depth)
@@ -40,11 +44,21 @@ class DepthProtocol:
         return predicted.clamp(self.min_depth, self.max_depth)
 
     def __str__(self) -> str:
-        rows, columns = (f"{part.start} to {part.stop - 1}" for part in (self.rows, self.columns))
-        return f"{self.name}'s evaluation: {self.min_depth} to {self.max_depth:g} m, rows {rows}, columns {columns}"
+        return (
+            f"{self.name}'s evaluation: {self.min_depth} to {self.max_depth:g} m, "
+            f"rows {self.rows.start} to {self.rows.stop - 1}, "
+            f"columns {self.columns.start} to {self.columns.stop - 1}"
+        )
 
 
 # Eigen et al. 2014's crop of NYU's official test images, as BTS, AdaBins and DINOv2's evaluation
 # use it
-NYU = DepthProtocol("NYU", 0.001, 10.0, (480, 640), slice(45, 471), slice(41, 601))
+NYU = DepthProtocol(
+    name="NYU",
+    min_depth=0.001,
+    max_depth=10.0,
+    size=(480, 640),
+    rows=slice(45, 471),
+    columns=slice(41, 601),
+)
 PROTOCOLS = {"nyu": NYU}

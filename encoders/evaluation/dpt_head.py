@@ -8,25 +8,25 @@ from torch.nn import functional as F
 
 
 class DPTHead(nn.Module):
-    """Four maps `[B, in_channels, h, w]`, earliest layer first, to `[B, out_channels, 4h, 4w]`
+    """A map `[B, out_channels, 4h, 4w]` of four maps `[B, in_channels, h, w]`, earliest layer first
     (Ranftl et al. 2021, section 3.1).
 
     For a patch of 16 pixels the maps are brought to the strides 4, 8, 16 and 32. CLS is ignored.
-    What differs from the paper: its last doubling is left out, because what the output stands for
-    is resized afterwards at a fraction of the cost.
+    The paper's last doubling is left out: the output is resized afterwards at a fraction of its
+    cost.
     """
 
     def __init__(self, in_channels: int, channels: int = 256, out_channels: int = 256) -> None:
         super().__init__()
-        self.reassemble = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(in_channels, channels, 1), resample)
-            for resample in (
-                nn.ConvTranspose2d(channels, channels, 4, stride=4),
-                nn.ConvTranspose2d(channels, channels, 2, stride=2),
-                nn.Identity(),
-                nn.Conv2d(channels, channels, 3, stride=2, padding=1),
-            )
+        resamplers = (
+            nn.ConvTranspose2d(channels, channels, 4, stride=4),
+            nn.ConvTranspose2d(channels, channels, 2, stride=2),
+            nn.Identity(),
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1),
         )
+        self.reassemble = nn.ModuleList()
+        for resampler in resamplers:
+            self.reassemble.append(nn.Sequential(nn.Conv2d(in_channels, channels, 1), resampler))
         self.fusion = nn.ModuleList(FusionBlock(channels, joins=number < 3) for number in range(4))
         self.output = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, out_channels, 1)
@@ -41,7 +41,7 @@ class DPTHead(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """Adds a layer's map to what coarser layers have given, and brings the sum to the next finer
+    """Adds a layer's map to the sum of the coarser layers, and brings the new sum to the next finer
     size (the paper's figure 1, right).
 
     joins: whether there are coarser layers.
@@ -56,9 +56,8 @@ class FusionBlock(nn.Module):
     def forward(self, layer: Tensor, coarser: Tensor | None, size: tuple[int, int]) -> Tensor:
         fused = self.entry(layer)
         fused = self.refine(fused if coarser is None else fused + coarser)
-        if (
-            fused.shape[-2:] != size
-        ):  # not always twice the size: the coarsest map of an odd grid is rounded up
+        # not always twice the size: the coarsest map of an odd grid is rounded up
+        if fused.shape[-2:] != size:
             fused = F.interpolate(fused, size, mode="bilinear", align_corners=False)
         return self.project(fused)
 
@@ -68,7 +67,8 @@ class ResidualConvUnit(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.relu(self.first(F.relu(x))))

@@ -1,4 +1,4 @@
-"""What the tasks look at: vectors and maps of frozen features."""
+"""The features that tasks read: vectors and maps of frozen encoders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Encoder
+from encoders.base import Encoder, LayerFeatures
 from encoders.evaluation.copy_detection import gem
 from vision_core.randomness import numpy_generator
 
@@ -16,25 +16,30 @@ NUM_BLOCKS = 4  # the linear probe's greatest choice
 
 
 def vector_features(encoder: Encoder, pixel_values: Tensor) -> dict[str, Tensor]:
-    """Every vector of an image that a task reads, for `[B, C, H, W]`, each `[B, width]`, float32.
+    """Every vector of an image that a task reads, for `[B, C, H, W]`, each `[B, D]`, float32.
 
-    pooled: the published image vector (not there where the model has none). patch_mean, gem: mean
-    and GeM of the last layer's patches. block_1 to
-    block_4: the CLS token of the last block, the one before, and so on, behind the final norm;
-    without a CLS token the mean of the patches, and for the last block the published image vector.
+    pooled: the published image vector (not there where the model has none).
+    patch_mean, gem: mean and GeM of the last layer's patches.
+    block_1 to block_4: the CLS token of the last block, the one before, and so on, behind the final
+        norm; without a CLS token the mean of the patches, and for the last block the published
+        image vector.
     """
     last = encoder.num_layers
     features = encoder(pixel_values, range(max(1, last + 1 - NUM_BLOCKS), last + 1))
-    vectors = {"patch_mean": features.patch_map.float().mean((2, 3)), "gem": gem(features.patch_map.float())}
+    patch_map = features.patch_map.float()
+    vectors = {"patch_mean": patch_map.mean((2, 3)), "gem": gem(patch_map)}
     if features.pooled is not None:
         vectors["pooled"] = features.pooled.float()
     for back, layer in enumerate(reversed(features.layers), start=1):
-        vectors[f"block_{back}"] = (
-            layer.patch_map.float().mean((2, 3)) if layer.cls is None else layer.cls.float()
-        )
+        vectors[f"block_{back}"] = _layer_vector(layer)
     if features.cls is None and features.pooled is not None:
         vectors["block_1"] = vectors["pooled"]
     return vectors
+
+
+def _layer_vector(layer: LayerFeatures) -> Tensor:
+    """The CLS token of a layer, or the mean of its patches where there is none, `[B, C]`."""
+    return layer.patch_map.float().mean((2, 3)) if layer.cls is None else layer.cls.float()
 
 
 def map_features(encoder: Encoder, pixel_values: Tensor, layers: Iterable[int]) -> dict[str, Tensor]:
@@ -49,14 +54,14 @@ def map_features(encoder: Encoder, pixel_values: Tensor, layers: Iterable[int]) 
 
 
 def vector_bytes(encoder: Encoder) -> int:
-    """What `vector_features` of one image take."""
+    """The bytes that `vector_features` of one image take."""
     widths = list(encoder.layer_widths[-NUM_BLOCKS:])
     return 4 * (2 * encoder.width + (encoder.pooled_width or 0) + sum(widths))
 
 
 def map_bytes(encoder: Encoder, size: tuple[int, int], layers: Iterable[int]) -> int:
-    """What `map_features` of one image of `size` take. Where layers are stages, a map has half the
-    rows of the one before."""
+    """The bytes that `map_features` of one image of `size` take. Where layers are stages, a map has
+    half the rows of the one before."""
     rows, columns = encoder.grid(*size)
     are_stages = len(set(encoder.layer_widths)) > 1
     total = 0
@@ -77,19 +82,17 @@ def depth_layers(num_layers: int) -> tuple[int, ...]:
 def extract_features(
     encoder: Encoder, pixels: Tensor | Iterable[Tensor], batch_size: int = 128
 ) -> dict[str, Tensor]:
-    """CLS token and mean of the patches of the last layer, on the CPU: {"cls": [n, D],
-    "patch_mean": [n, D]}, float32.
+    """CLS token and mean of the patches of the last layer, on the CPU: {"cls": `[n, D]`,
+    "patch_mean": `[n, D]`}, float32.
 
-    For images in memory, judged again and again while an encoder trains; its modules' training
-    modes are put back afterwards.
-
-    Args:
-        pixels: normalised `[n, C, H, W]`, which goes through in batches of `batch_size`, or batches
-            of that shape one after another.
+    It is for images in memory that are judged again and again while an encoder trains; its modules'
+    training modes are put back afterwards. `pixels` are normalised `[n, C, H, W]`, which go through
+    in batches of `batch_size`, or batches of that shape one after another.
     """
+    batches = pixels.split(batch_size) if isinstance(pixels, Tensor) else pixels
     cls, patch_mean = [], []
     with evaluating(encoder):
-        for batch in pixels.split(batch_size) if isinstance(pixels, Tensor) else pixels:
+        for batch in batches:
             features = encoder(batch.to(encoder.device))
             cls.append(features.cls.float().cpu())
             patch_mean.append(features.patch_map.float().mean((2, 3)).cpu())

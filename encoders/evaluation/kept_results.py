@@ -28,12 +28,15 @@ from vision_core.runs.checkpoints import sync, write_text_atomically
 class KeptResults:
     """The results of one encoder on one data set.
 
-    folder: of the files. frozen: the encoder on the data. settings: of the encoder and the data, by
-    name, that are no part of `frozen`.
+    Args:
+        folder: of the files.
+        frozen: the encoder on the data.
+        settings: what else decides about the features, by name.
     """
 
     def __init__(self, folder: Path, frozen: FrozenFeatures, settings: Mapping[str, Any]) -> None:
-        self._folder, self._frozen = folder, frozen
+        self._folder = folder
+        self._frozen = frozen
         self._about = {
             "encoder": encoder_fingerprint(frozen.encoder),
             "transform": frozen.encoder.transform.to_dict(),
@@ -51,12 +54,8 @@ class KeptResults:
         try:
             kept = parse_json(read_text(path, str(path), "remove it"), str(path), "remove it")
             picture = _picture(path.with_suffix(".png"), kept["picture"])
-        except (
-            FileNotFoundError,
-            ValueError,
-            KeyError,
-        ):  # not there, or not as it was written: the task runs again
-            return None
+        except (FileNotFoundError, ValueError, KeyError):
+            return None  # it is not there, or not as it was written: the task runs again
         self._frozen.take_over(kept["images"])
         return TaskResult(picture=picture, **kept["result"])
 
@@ -68,15 +67,10 @@ class KeptResults:
         path = self._path(task, settings)
         try:
             self._folder.mkdir(exist_ok=True)
-            digest = ""
-            if picture is not None:
-                picture.save(path.with_suffix(".png"))
-                sync(path.with_suffix(".png"))
-                digest = _digest_of_file(path.with_suffix(".png"))
             kept = {
                 "about": self._about,
                 "result": result,
-                "picture": digest,
+                "picture": "" if picture is None else _write_picture(path.with_suffix(".png"), picture),
                 "images": self._frozen.what_was_read(),
             }
             write_text_atomically(path, json.dumps(kept, indent=1) + "\n")
@@ -89,8 +83,16 @@ class KeptResults:
         return self._folder / f"{task}-{_digest([self._about, task, dict(settings)])}.json"
 
 
+def _write_picture(path: Path, picture: Image.Image) -> str:
+    """Write a picture to the disk, and give the digest of its file. Raises OSError."""
+    picture.save(path)
+    sync(path)
+    return _digest_of_file(path)
+
+
 def _picture(path: Path, digest: str) -> Image.Image | None:
-    """Raises ValueError for a file with other bytes than were written."""
+    """The picture of a file, None where there is no digest. Raises ValueError for a file with other
+    bytes than were written."""
     if not digest:
         return None
     if _digest_of_file(path) != digest:
@@ -100,8 +102,8 @@ def _picture(path: Path, digest: str) -> Image.Image | None:
         return opened
 
 
-def _digest(what: Any) -> str:
-    return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _digest_of_file(path: Path) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +16,24 @@ from vision_core.errors import UserError
 from vision_core.randomness import numpy_generator, seed_of
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
-BLOCKS = (1, 4)
-BATCH, MOMENTUM, REFERENCE_BATCH = 128, 0.9, 256
+NUM_BLOCKS_READ = (1, 4)
+BATCH = 128
+REFERENCE_BATCH = 256
+MOMENTUM = 0.9
 HELD_OUT = 0.1
 CS = tuple(10 ** (-6 + 11 * step / 44) for step in range(45))
+PATIENCE = 5  # values of C in a row that may be worse than the best
 
 
 @dataclass(frozen=True)
 class LinearResult:
-    """top1, top5: percent on the test images. chosen: the settings that were best on the held-out
-    images. table: the held-out accuracy of every setting."""
+    """The accuracy of the best linear classifier.
+
+    Attributes:
+        top1, top5: percent on the test images.
+        chosen: the settings that were best on the held-out images.
+        table: the held-out accuracy of every setting.
+    """
 
     top1: float
     top5: float
@@ -35,8 +43,8 @@ class LinearResult:
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """The heads that read the same vector: `blocks` last blocks, with the mean of the patches or
-    not; one for each learning rate."""
+    """The heads that read the same vector, one for each learning rate: the CLS tokens of `blocks`
+    last blocks, with the mean of the patches or without it."""
 
     blocks: int
     with_patch_mean: bool
@@ -44,14 +52,34 @@ class HeadGroup:
     def inputs(self, cls_blocks: Sequence[Tensor], patch_mean: Tensor) -> Tensor:
         """`[n, width]`: CLS of the last blocks, the earliest first, then the mean of the
         patches."""
-        return torch.cat(
-            [*cls_blocks[-self.blocks :], *([patch_mean] if self.with_patch_mean else [])], dim=1
-        )
+        vectors = list(cls_blocks[-self.blocks :])
+        if self.with_patch_mean:
+            vectors.append(patch_mean)
+        return torch.cat(vectors, dim=1)
+
+
+class LinearHead(NamedTuple):
+    """A trained head: its settings, the vector that it reads, its weight `[1, D, classes]` and bias
+    `[1, classes]`."""
+
+    setting: dict[str, Any]
+    group: HeadGroup
+    weight: Tensor
+    bias: Tensor
+
+    def scores(self, cls_blocks: Sequence[Tensor], patch_mean: Tensor) -> Tensor:
+        """`[n, classes]` on the CPU."""
+        inputs = self.group.inputs(cls_blocks, patch_mean).to(self.weight.device)
+        return head_scores(inputs, self.weight, self.bias)[0]
 
 
 def head_groups(num_blocks: int) -> list[HeadGroup]:
-    """The published groups, where the CLS tokens of `num_blocks` blocks are there."""
-    return [HeadGroup(blocks, mean) for blocks in BLOCKS if blocks <= num_blocks for mean in (False, True)]
+    """The published groups whose CLS tokens are among those of `num_blocks` blocks."""
+    groups = []
+    for blocks in NUM_BLOCKS_READ:
+        if blocks <= num_blocks:
+            groups += [HeadGroup(blocks, False), HeadGroup(blocks, True)]
+    return groups
 
 
 def linear_probe(
@@ -78,7 +106,9 @@ def linear_probe(
     Args:
         cls_blocks: CLS tokens `[n, D]` of the last blocks behind the final norm, earliest first;
             with fewer than 4, only heads on the last one are trained.
-        patch_mean: `[n, D]` of the last block. labels: `[n]`. The test images' likewise.
+        patch_mean: `[n, D]` of the last block.
+        labels: `[n]`.
+        test_cls_blocks, test_patch_mean, test_labels: the same of the test images.
 
     Raises UserError for a single class, classes of one image, features that are not finite, or
     lengths that differ.
@@ -87,40 +117,82 @@ def linear_probe(
     check_features(test_labels, *test_cls_blocks, test_patch_mean)
     num_classes = int(max(labels.max(), test_labels.max())) + 1
     kept, held_out = hold_out(labels, seed)
-    best, table = None, []
-    for group in tqdm(head_groups(len(cls_blocks)), "linear heads", disable=not progress):
-        inputs = group.inputs(cls_blocks, patch_mean).to(device)
-        weights = train_heads(
-            inputs[kept],
-            labels[kept].to(device),
-            num_classes,
-            iterations,
-            seed_of(seed, group.blocks, group.with_patch_mean),
-        )
-        accuracies = [_top(scores, labels[held_out])[0] for scores in head_scores(inputs[held_out], *weights)]
-        for number, (rate, accuracy) in enumerate(zip(LEARNING_RATES, accuracies, strict=True)):
-            setting = {
-                "learning_rate": rate,
-                "blocks": group.blocks,
-                "with_patch_mean": group.with_patch_mean,
-                "held_out_top1": accuracy,
-            }
-            table.append(setting)
-            if best is None or accuracy > best[0]["held_out_top1"]:
-                best = (setting, group, [each[number : number + 1] for each in weights])
-    chosen, group, weights = best
-    top1, top5 = _top(
-        head_scores(group.inputs(test_cls_blocks, test_patch_mean).to(device), *weights)[0], test_labels
+
+    def held_out_top1(scores: Tensor) -> float:
+        return _top1_and_top5(scores, labels[held_out])[0]
+
+    head, table = best_head(
+        cls_blocks,
+        patch_mean,
+        labels[kept],
+        num_classes,
+        rows=(kept, held_out),
+        measure=held_out_top1,
+        figure_name="held_out_top1",
+        iterations=iterations,
+        seed=seed,
+        progress=progress,
+        device=device,
+        error_of=one_class_error,
     )
-    return LinearResult(top1, top5, chosen, table)
+    top1, top5 = _top1_and_top5(head.scores(test_cls_blocks, test_patch_mean), test_labels)
+    return LinearResult(top1, top5, head.setting, table)
 
 
 def one_class_error(logits: Tensor, labels: Tensor) -> Tensor:
-    """The gradient `[heads, b, classes]` of the cross-entropy at `logits`, for class numbers `[b]`:
+    """The gradient `[heads, B, classes]` of the cross-entropy at `logits`, for class numbers `[B]`:
     softmax - one-hot."""
     error = logits.softmax(-1)
     error[:, torch.arange(len(labels), device=labels.device), labels] -= 1
     return error
+
+
+def best_head(
+    cls_blocks: Sequence[Tensor],
+    patch_mean: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    rows: tuple[Tensor, Tensor],
+    measure: Callable[[Tensor], float],
+    figure_name: str,
+    iterations: int,
+    seed: int,
+    progress: bool,
+    device: torch.device | str,
+    error_of: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[LinearHead, list[dict[str, Any]]]:
+    """Train the published grid of heads; the one that is best on held-out images, and the settings
+    of all with their figures.
+
+    Args:
+        labels: of the images that are trained on.
+        rows: of the images to train on, and of those that are held out.
+        measure: gives the figure of a head from its scores `[n, classes]` of the held-out images.
+        figure_name: under which it goes into the table.
+        error_of: see `train_heads`.
+    """
+    kept, held_out = rows
+    labels = labels.to(device)
+    best: LinearHead | None = None
+    table = []
+    for group in tqdm(head_groups(len(cls_blocks)), "linear heads", disable=not progress):
+        inputs = group.inputs(cls_blocks, patch_mean).to(device)
+        group_seed = seed_of(seed, group.blocks, group.with_patch_mean)
+        weight, bias = train_heads(
+            inputs[kept], labels, num_classes, iterations, group_seed, error_of=error_of
+        )
+        for number, scores in enumerate(head_scores(inputs[held_out], weight, bias)):
+            setting = {
+                "learning_rate": LEARNING_RATES[number],
+                "blocks": group.blocks,
+                "with_patch_mean": group.with_patch_mean,
+                figure_name: measure(scores),
+            }
+            table.append(setting)
+            if best is None or setting[figure_name] > best.setting[figure_name]:
+                best = LinearHead(setting, group, weight[number : number + 1], bias[number : number + 1])
+    return best, table
 
 
 def train_heads(
@@ -135,29 +207,36 @@ def train_heads(
     """Weights `[heads, D, classes]` and biases `[heads, classes]`, a head for each rate, all
     trained on the same batches of `inputs [n, D]`.
 
-    For one head, with g the gradient of the batch's mean loss at w:  v <- 0.9 v + g;  w <- w - rate
-    * (128 / 256) * (1 + cos(pi t / T)) / 2 * v. `error_of(logits, labels)` is the gradient of each
-    image's loss at its logits; no graph is needed. Rows of `labels` belong to those of `inputs`.
+    For one head, with g the gradient of the batch's mean loss at w:
+
+        v <- 0.9 v + g
+        w <- w - rate * (128 / 256) * (1 + cos(pi t / T)) / 2 * v
+
+    `error_of(logits, labels)` is the gradient of each image's loss at its logits, so autograd is
+    not needed. Rows of `labels` belong to those of `inputs`.
     """
     generator = torch.Generator().manual_seed(seed)
-    weight = (
-        (0.01 * torch.randn(inputs.shape[1], num_classes, generator=generator))
-        .to(inputs.device)
-        .repeat(len(rates), 1, 1)
-    )
+    first_weight = 0.01 * torch.randn(inputs.shape[1], num_classes, generator=generator)
+    weight = first_weight.to(inputs.device).repeat(len(rates), 1, 1)
     bias = torch.zeros(len(rates), num_classes, device=inputs.device)
-    velocity = [torch.zeros_like(weight), torch.zeros_like(bias)]
-    scaled = torch.tensor(rates, device=inputs.device) * BATCH / REFERENCE_BATCH
+    weight_velocity = torch.zeros_like(weight)
+    bias_velocity = torch.zeros_like(bias)
+    scaled_rates = torch.tensor(rates, device=inputs.device) * BATCH / REFERENCE_BATCH
     for step, batch in enumerate(_batches(len(inputs), iterations, seed)):
-        x, y = inputs[batch], labels[batch]
-        error = error_of(torch.einsum("bd,hdc->hbc", x, weight) + bias[:, None], y) / len(y)
-        rate = scaled * (1 + math.cos(math.pi * step / iterations)) / 2
-        for value, slope, gradient in zip(
-            (weight, bias), velocity, (torch.einsum("bd,hbc->hdc", x, error), error.sum(1)), strict=True
-        ):
-            slope.mul_(MOMENTUM).add_(gradient)
-            value.sub_(slope * rate.view(-1, *[1] * (value.ndim - 1)))
+        x = inputs[batch]
+        y = labels[batch]
+        logits = torch.einsum("bd,hdc->hbc", x, weight) + bias[:, None]
+        error = error_of(logits, y) / len(y)
+        rate = scaled_rates * (1 + math.cos(math.pi * step / iterations)) / 2
+        _sgd_step(weight, weight_velocity, torch.einsum("bd,hbc->hdc", x, error), rate.view(-1, 1, 1))
+        _sgd_step(bias, bias_velocity, error.sum(1), rate.view(-1, 1))
     return weight, bias
+
+
+def _sgd_step(value: Tensor, velocity: Tensor, gradient: Tensor, rate: Tensor) -> None:
+    """Change `value` and `velocity` in place by a step of SGD with momentum."""
+    velocity.mul_(MOMENTUM).add_(gradient)
+    value.sub_(velocity * rate)
 
 
 def logistic_regression(
@@ -183,22 +262,22 @@ def logistic_regression(
     _check(labels, features)
     check_features(test_labels, test_features)
     kept, held_out = (rows.numpy() for rows in hold_out(labels, seed))
-    x, y = features.double().numpy(), labels.numpy()
-    model, table = LogisticRegression(max_iter=1000, warm_start=True), []
+    x = features.double().numpy()
+    y = labels.numpy()
+    search = LogisticRegression(max_iter=1000, warm_start=True)
+    table = []
     for c in tqdm(cs, "logistic regression", disable=not progress):
-        model.set_params(C=c).fit(x[kept], y[kept])
-        table.append({"C": c, "held_out_top1": 100 * model.score(x[held_out], y[held_out])})
+        search.set_params(C=c).fit(x[kept], y[kept])
+        table.append({"C": c, "held_out_top1": 100 * search.score(x[held_out], y[held_out])})
         best = max(table, key=lambda row: row["held_out_top1"])
-        if len(table) - table.index(best) > 5:
+        if len(table) - table.index(best) > PATIENCE:
             break
     model = LogisticRegression(C=best["C"], max_iter=1000).fit(x, y)
-    scores = torch.full(
-        (len(test_features), int(max(labels.max(), test_labels.max())) + 1), -torch.inf, dtype=torch.double
-    )
-    scores[:, torch.from_numpy(model.classes_)] = torch.from_numpy(
-        model.predict_log_proba(test_features.double().numpy())
-    )
-    top1, top5 = _top(scores, test_labels)
+    log_probabilities = torch.from_numpy(model.predict_log_proba(test_features.double().numpy()))
+    num_classes = int(max(labels.max(), test_labels.max())) + 1
+    scores = torch.full((len(test_features), num_classes), -torch.inf, dtype=torch.double)
+    scores[:, torch.from_numpy(model.classes_)] = log_probabilities
+    top1, top5 = _top1_and_top5(scores, test_labels)
     return LinearResult(top1, top5, {"C": best["C"]}, table)
 
 
@@ -219,9 +298,11 @@ def hold_out(labels: Tensor, seed: int, share: float = HELD_OUT) -> tuple[Tensor
         rows = (labels == label).nonzero()[:, 0]
         if len(rows) < 2:
             raise UserError(
-                f"linear: class {label} has one training image, so none can be held out to choose by; give two or more, or leave it out"
+                f"linear: class {label} has one training image, so none can be held out to choose by; "
+                "give two or more, or leave it out"
             )
-        rows = rows[torch.from_numpy(numpy_generator(seed, "held out", label).permutation(len(rows)))]
+        order = numpy_generator(seed, "held out", label).permutation(len(rows))
+        rows = rows[torch.from_numpy(order)]
         count = max(1, round(share * len(rows)))
         held_out.append(rows[:count])
         kept.append(rows[count:])
@@ -229,14 +310,14 @@ def hold_out(labels: Tensor, seed: int, share: float = HELD_OUT) -> tuple[Tensor
 
 
 def _batches(num_rows: int, iterations: int, seed: int) -> Iterator[Tensor]:
-    """Rows of each iteration: epochs in an order of their own, joined end to end; fewer rows than a
-    batch come whole."""
-    order, epoch = torch.empty(0, dtype=torch.long), 0
+    """Rows of each iteration: epochs, each in its own order, joined end to end. Where there are
+    fewer rows than a batch has, a batch is an epoch."""
+    order = torch.empty(0, dtype=torch.long)
+    epoch = 0
     for _ in range(iterations):
         while len(order) < min(BATCH, num_rows):
-            order = torch.cat(
-                [order, torch.from_numpy(numpy_generator(seed, "batches", epoch).permutation(num_rows))]
-            )
+            of_epoch = numpy_generator(seed, "batches", epoch).permutation(num_rows)
+            order = torch.cat([order, torch.from_numpy(of_epoch)])
             epoch += 1
         yield order[:BATCH]
         order = order[BATCH:]
@@ -247,7 +328,9 @@ def head_scores(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (torch.einsum("bd,hdc->hbc", inputs, weight) + bias[:, None]).cpu()
 
 
-def _top(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+def _top1_and_top5(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Percent of the `labels [n]` that have the greatest of `scores [n, classes]`, and one of the
+    five greatest."""
     hits = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
     return 100 * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item()
 
@@ -256,7 +339,8 @@ def _check(labels: Tensor, *features: Tensor) -> None:
     check_features(labels, *features)
     if len(labels.unique()) < 2:
         raise UserError(
-            "linear: all images have one label, so there is nothing to tell apart; name data with two classes or more"
+            "linear: all images have one label, so there is nothing to tell apart; "
+            "name data with two classes or more"
         )
 
 

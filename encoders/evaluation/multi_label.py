@@ -9,28 +9,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from encoders.evaluation.knn import PUBLISHED_KS, nearest_neighbours
-from encoders.evaluation.linear import (
-    HELD_OUT,
-    LEARNING_RATES,
-    check_features,
-    head_groups,
-    head_scores,
-    train_heads,
-)
+from encoders.evaluation.knn import PUBLISHED_KS, nearest_neighbours, possible_ks
+from encoders.evaluation.linear import HELD_OUT, best_head, check_features
 from vision_core.errors import UserError
-from vision_core.randomness import numpy_generator, seed_of
+from vision_core.randomness import numpy_generator
 
 
 @dataclass(frozen=True)
 class MultiLabelResult:
-    """mean_ap: percent, the mean over the classes that a test image has. class_ap: percent of each
-    class, NaN where none has it.
+    """The average precision of the best linear head.
 
-    chosen: the settings that were best on the held-out images. table: the held-out mAP of every
-    setting.
+    Attributes:
+        mean_ap: percent, the mean over the classes that a test image has.
+        class_ap: percent of each class, NaN where no test image has it.
+        chosen: the settings that were best on the held-out images.
+        table: the held-out mAP of every setting.
     """
 
     mean_ap: float
@@ -47,9 +41,7 @@ def average_precision(scores: Tensor, marks: Tensor) -> Tensor:
     whose score is at least the threshold; images of one score share it (scikit-learn's
     `average_precision_score`; no interpolation).
     """
-    return torch.stack(
-        [_average_precision(scores[:, number], marks[:, number]) for number in range(marks.shape[1])]
-    )
+    return torch.stack([_class_ap(*columns) for columns in zip(scores.T, marks.T, strict=True)])
 
 
 def mean_average_precision(scores: Tensor, marks: Tensor) -> float:
@@ -77,8 +69,9 @@ def multi_label_probe(
     test images.
 
     Args:
-        cls_blocks, patch_mean: as for `linear_probe`. marks: `[n, classes]` bool, what each image
-            has; of the test images likewise.
+        cls_blocks, patch_mean: as for `linear_probe`.
+        marks: `[n, classes]` bool, the classes of each image.
+        test_cls_blocks, test_patch_mean, test_marks: the same of the test images.
 
     Raises UserError where fewer than two images are there to learn from or no class is among the
     test images.
@@ -86,37 +79,31 @@ def multi_label_probe(
     check_features(marks, *cls_blocks, patch_mean)
     check_features(test_marks, *test_cls_blocks, test_patch_mean)
     kept, held_out = _hold_out(marks, test_marks, seed)
-    best, table = None, []
-    for group in tqdm(head_groups(len(cls_blocks)), "linear heads", disable=not progress):
-        inputs, wanted = group.inputs(cls_blocks, patch_mean).to(device), marks.float().to(device)
-        seed_of_group = seed_of(seed, group.blocks, group.with_patch_mean)
-        weights = train_heads(
-            inputs[kept],
-            wanted[kept],
-            marks.shape[1],
-            iterations,
-            seed_of_group,
-            error_of=several_classes_error,
-        )
-        for number, scores in enumerate(head_scores(inputs[held_out], *weights)):
-            figure = mean_average_precision(scores, marks[held_out])
-            setting = {
-                "learning_rate": LEARNING_RATES[number],
-                "blocks": group.blocks,
-                "with_patch_mean": group.with_patch_mean,
-            }
-            table.append(setting | {"held_out_mAP": figure})
-            if best is None or figure > best[0]["held_out_mAP"]:
-                best = (table[-1], group, [each[number : number + 1] for each in weights])
-    chosen, group, weights = best
-    scores = head_scores(group.inputs(test_cls_blocks, test_patch_mean).to(device), *weights)[0]
-    class_ap = 100 * average_precision(scores, test_marks)
-    return MultiLabelResult(class_ap.nanmean().item(), class_ap.tolist(), chosen, table)
+
+    def held_out_map(scores: Tensor) -> float:
+        return mean_average_precision(scores, marks[held_out])
+
+    head, table = best_head(
+        cls_blocks,
+        patch_mean,
+        marks[kept].float(),
+        marks.shape[1],
+        rows=(kept, held_out),
+        measure=held_out_map,
+        figure_name="held_out_mAP",
+        iterations=iterations,
+        seed=seed,
+        progress=progress,
+        device=device,
+        error_of=several_classes_error,
+    )
+    class_ap = 100 * average_precision(head.scores(test_cls_blocks, test_patch_mean), test_marks)
+    return MultiLabelResult(class_ap.nanmean().item(), class_ap.tolist(), head.setting, table)
 
 
 def several_classes_error(logits: Tensor, marks: Tensor) -> Tensor:
-    """The gradient `[heads, b, classes]` of the binary cross-entropies' sum at `logits`, for marks
-    `[b, classes]`: sigmoid - marks."""
+    """The gradient `[heads, B, classes]` of the binary cross-entropies' sum at `logits`, for marks
+    `[B, classes]`: sigmoid - marks."""
     return logits.sigmoid() - marks
 
 
@@ -131,26 +118,34 @@ def knn_mean_average_precision(
     """{k: mAP in percent} of the share of each class among the k nearest of `bank [n, D]`, weighted
     by exp(cosine / temperature) as in `knn_predict`. Values of k above the bank's size are left
     out."""
-    possible = [k for k in ks if k <= len(bank)] or [len(bank)]
+    possible = possible_ks(ks, len(bank))
     similarity, rows = nearest_neighbours(bank, torch.arange(len(bank)), queries, max(possible))
     weights = torch.exp((similarity - similarity[:, :1]) / temperature)
     figures = {}
     for k in possible:
-        votes = torch.stack(
-            [near[:k] @ marks[row[:k]].to(near.dtype) for near, row in zip(weights, rows, strict=True)]
-        )
-        figures[k] = mean_average_precision(votes / weights[:, :k].sum(1, keepdim=True), query_marks)
+        shares = _shares_of_marks(weights[:, :k], marks, rows[:, :k])
+        figures[k] = mean_average_precision(shares, query_marks)
     return figures
 
 
-def _average_precision(scores: Tensor, marks: Tensor) -> Tensor:
+def _shares_of_marks(weights: Tensor, marks: Tensor, rows: Tensor) -> Tensor:
+    """The share of each class among the neighbours `rows [m, k]` with `weights [m, k]`, `[m,
+    classes]`."""
+    votes = []
+    for near, neighbours in zip(weights, rows, strict=True):
+        votes.append(near @ marks[neighbours].to(near.dtype))
+    return torch.stack(votes) / weights.sum(1, keepdim=True)
+
+
+def _class_ap(scores: Tensor, marks: Tensor) -> Tensor:
+    """The average precision of one class, from `scores [n]` and `marks [n]`."""
     if not marks.any():
         return torch.tensor(float("nan"), dtype=torch.double)
     order = scores.argsort(descending=True)
     ranked = scores[order]
-    hits = marks[order].double().cumsum(0)
     is_last_of_score = torch.cat([ranked[1:] != ranked[:-1], torch.tensor([True])])
-    hits, counts = hits[is_last_of_score], (is_last_of_score.nonzero()[:, 0] + 1).double()
+    hits = marks[order].double().cumsum(0)[is_last_of_score]
+    counts = (is_last_of_score.nonzero()[:, 0] + 1).double()
     gained = torch.diff(hits, prepend=hits.new_zeros(1))
     return (gained * hits / counts).sum() / hits[-1]
 
@@ -165,7 +160,8 @@ def _hold_out(marks: Tensor, test_marks: Tensor, seed: int) -> tuple[Tensor, Ten
     having = marks.any(1).nonzero()[:, 0]
     if len(having) < 2:
         raise UserError(
-            "multi_label: fewer than two training images have a class, so none can be held out to choose by; give more"
+            "multi_label: fewer than two training images have a class, so none can be held out "
+            "to choose by; give more"
         )
     order = torch.from_numpy(numpy_generator(seed, "held out", "several classes").permutation(len(marks)))
     count = max(1, round(HELD_OUT * len(marks)))

@@ -1,17 +1,27 @@
-"""What a task gives."""
+"""The result of a task, and how its figures are shown."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
+PARTS_IN_WORDS = {"train": "training", "test": "test"}
+
 
 @dataclass(frozen=True)
 class TaskResult:
-    """metrics: name -> figure, the first one is the headline; percent unless the name says another
-    unit. protocol: how it was measured, in words. picture: of the first test images, or None.
-    details: more, for the JSON. images: how many were used, by part: those that could be read, and
-    of the training images those that are no test images.
+    """What a task has measured.
+
+    Attributes:
+        metrics: name -> figure. The first one is the headline. Figures are percentages unless the
+            name says another unit.
+        protocol: how they were measured, in words.
+        picture: of the first test images, or None.
+        details: more, for the JSON.
+        images: how many images were used, by part: those that could be read, and of the training
+            images those that are not test images too.
     """
 
     metrics: dict[str, float]
@@ -23,6 +33,21 @@ class TaskResult:
     @property
     def images_in_words(self) -> str:
         """`59 training and 21 test images`, or those of the one part that was used."""
-        words = {"train": "training", "test": "test"}
-        counted = " and ".join(f"{count:,} {words[part]}" for part, count in self.images.items())
-        return f"{counted} images"
+        counted = (f"{count:,} {PARTS_IN_WORDS[part]}" for part, count in self.images.items())
+        return f"{' and '.join(counted)} images"
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """The name and the value of the first figure."""
+        return next(iter(self.metrics.items()))
+
+    def without_picture(self) -> dict[str, Any]:
+        """All attributes but the picture, for JSON."""
+        attributes = dict(vars(self))
+        del attributes["picture"]
+        return attributes
+
+
+def figure_in_words(value: float) -> str:
+    """A figure with three significant digits below 10, and one decimal above."""
+    return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"

@@ -17,14 +17,26 @@ from vision_core.errors import UserError
 from vision_core.files.text_files import parse_json, read_bytes
 from vision_core.printable import shortened
 
-Relevance = Mapping[
-    str, Sequence[int]
-]  # of one query: "easy", "hard" and "junk", each numbers of database images
-SHOWN = 60  # characters of a value, in a message
+# What is relevant to one query: under "easy", "hard" and "junk" the numbers of database images.
+Relevance = Mapping[str, Sequence[int]]
+DIFFICULTIES = ("easy", "hard", "junk")
+SHOWN_OF_A_VALUE = 60  # characters, in a message
+PRECISION_DEPTHS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class RetrievalSetup:
+    """Which difficulties are relevant in a setup, and which count nowhere: those images are taken
+    out of the ranking first."""
+
+    relevant: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
 SETUPS = {
-    "easy": (("easy",), ("hard", "junk")),
-    "medium": (("easy", "hard"), ("junk",)),
-    "hard": (("hard",), ("easy", "junk")),
+    "easy": RetrievalSetup(("easy",), ("hard", "junk")),
+    "medium": RetrievalSetup(("easy", "hard"), ("junk",)),
+    "hard": RetrievalSetup(("hard",), ("easy", "junk")),
 }
 
 
@@ -50,9 +62,9 @@ def trapezoidal_average_precision(relevant: Tensor) -> Tensor:
     """As `average_precision`, with the mean of the precisions at rank r and before it (1 at the
     first rank) in place of precision@r.
 
-    The area under the precision-recall curve by trapezoids: the AP of Oxford Buildings (Philbin et
-    al. 2007), of revisited Oxford and Paris, and of Copydays in DINO's code. With one relevant item
-    at rank r > 1 it is 1 / 2r, where `average_precision` is 1 / r.
+    This is the area under the precision-recall curve by trapezoids: the AP of Oxford Buildings
+    (Philbin et al. 2007), of revisited Oxford and Paris, and of Copydays in DINO's code. With one
+    relevant item at rank r > 1 it is 1 / 2r, where `average_precision` is 1 / r.
     """
     ranks = torch.arange(1, relevant.shape[-1] + 1, device=relevant.device)
     found = relevant.cumsum(-1).double()
@@ -68,7 +80,8 @@ def rank_relevance(similarity: Tensor, relevant: Tensor) -> Tensor:
     is.
     """
     irrelevant_first = relevant.byte().argsort(dim=-1, stable=True)
-    similarity, relevant = (similarity.gather(-1, irrelevant_first), relevant.gather(-1, irrelevant_first))
+    similarity = similarity.gather(-1, irrelevant_first)
+    relevant = relevant.gather(-1, irrelevant_first)
     return relevant.gather(-1, similarity.argsort(dim=-1, descending=True, stable=True))
 
 
@@ -76,30 +89,38 @@ def rank_relevance(similarity: Tensor, relevant: Tensor) -> Tensor:
 def label_retrieval(
     features: Tensor, labels: Tensor, chunk: int = 256, progress: bool = False
 ) -> dict[str, float]:
-    """Every image of `features [n, D]` searches the others; those with its label (`labels [n]`) are
-    relevant.
+    """Scores of images `features [n, D]` that search one another; those with the same label
+    (`labels [n]`) are relevant.
 
     Returns {"mAP": percent, "queries": n, "queries_left_out": n}; an image that is alone with its
-    label is left out as a query. `chunk` queries are ranked at a time. Raises UserError for
-    features that are not finite, another number of labels, or where no two images share one.
+    label is left out as a query. `chunk` queries are ranked at a time. UserError is raised for
+    features that are not finite, for another number of labels, and where no two images share one.
     """
+    _check_labels(features, labels)
+    features = unit_rows("retrieval", features)
+    labels = labels.to(features.device)
+    precisions = [torch.empty(0, dtype=torch.double, device=features.device)]
+    chunks = torch.arange(len(features), device=features.device).split(chunk)
+    for rows in tqdm(chunks, "retrieval", disable=not progress):
+        precisions.append(_precisions_among_others(features, labels, rows))
+    return _mean_precision(torch.cat(precisions), "no two images share a label")
+
+
+def _check_labels(features: Tensor, labels: Tensor) -> None:
     if len(features) != len(labels):
         raise UserError(
             f"retrieval: {len(features)} features and {len(labels)} labels; give one label per image"
         )
-    features = unit_rows("retrieval", features)
-    labels = labels.to(features.device)
-    precisions = []
-    for rows in tqdm(
-        torch.arange(len(features), device=features.device).split(chunk), "retrieval", disable=not progress
-    ):
-        similarity, relevant = features[rows] @ features.T, labels[rows, None] == labels
-        own = (torch.arange(len(rows), device=rows.device), rows)
-        similarity[own], relevant[own] = -torch.inf, False  # last of all, where it changes no rank
-        precisions.append(average_precision(rank_relevance(similarity, relevant)))
-    return _mean_precision(
-        torch.cat(precisions) if precisions else torch.empty(0), "no two images share a label"
-    )
+
+
+def _precisions_among_others(features: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """The average precisions of some rows of `features [n, D]` that search all the others."""
+    similarity = features[rows] @ features.T
+    relevant = labels[rows, None] == labels
+    own = (torch.arange(len(rows), device=rows.device), rows)
+    similarity[own] = -torch.inf  # last of all, where it changes no rank
+    relevant[own] = False
+    return average_precision(rank_relevance(similarity, relevant))
 
 
 @torch.no_grad()
@@ -109,19 +130,18 @@ def revisited_retrieval(
     """Revisited Oxford and Paris (Radenovic et al. 2018): `queries [q, D]` search `features [n,
     D]`; `gnd` holds q `Relevance`.
 
-    Easy: the easy ones are relevant, hard and junk count nowhere. Medium: easy and hard; junk counts nowhere. Hard: hard; easy and junk count nowhere.
-    What counts nowhere is taken out of the ranking first. Per setup {"mAP", "mP@1", "mP@5", "mP@10": percent, "queries", "queries_left_out"}: a query
-    with nothing relevant in a setup is left out of it. AP is the trapezoidal one and mP@k `precision_at`, as in the published evaluation.
-
-    Raises UserError for features that are not finite, lengths that differ, or a setup in which no
-    query has anything relevant.
+    Returns {name of a setup: {"mAP", "mP@1", "mP@5", "mP@10": percent, "queries",
+    "queries_left_out"}}; a query with nothing relevant in a setup is left out of it. AP is the
+    trapezoidal one and mP@k `precision_at`, as in the published evaluation. Raises UserError for
+    features that are not finite, lengths that differ, or a setup in which no query has anything
+    relevant.
     """
     if len(queries) != len(gnd):
         raise UserError(
             f"retrieval: {len(queries)} queries and ground truth for {len(gnd)}; give one entry per query"
         )
     similarity = unit_rows("retrieval", queries) @ unit_rows("retrieval", features).T
-    return {setup: _judge_setup(similarity, gnd, *SETUPS[setup]) for setup in SETUPS}
+    return {name: _setup_scores(similarity, gnd, setup) for name, setup in SETUPS.items()}
 
 
 def precision_at(relevant: Tensor, k: int) -> float:
@@ -140,31 +160,29 @@ def read_ground_truth(path: str | os.PathLike) -> GroundTruth:
     project does not; write them as JSON once, where you trust them. Raises UserError for what does
     not fit.
     """
-    name, cure = (
-        f"{path} cannot be read as JSON",
-        "write the published ground truth as JSON, pickles are not read",
-    )
+    name = f"{path} cannot be read as JSON"
+    cure = "write the published ground truth as JSON, pickles are not read"
     values = parse_json(read_bytes(path, name, cure), name, cure, finite=True)
     lists = [values.get(key) for key in ("imlist", "qimlist", "gnd")] if isinstance(values, dict) else []
     if len(lists) != 3 or not all(isinstance(each, list) for each in lists):
         raise UserError(
-            f"{path} is no ground truth: it needs the lists imlist, qimlist and gnd; write the published ones as JSON"
+            f"{path} does not hold a ground truth: it needs the lists imlist, qimlist and gnd; "
+            "write the published ones as JSON"
         )
     images, queries, gnd = lists
-    strange = next((each for each in (*images, *queries) if not isinstance(each, str)), None)
-    if strange is not None:
-        raise UserError(
-            f"{path}: imlist and qimlist hold names, not {shortened(reprlib.repr(strange), SHOWN)}; write each as a text"
-        )
+    for image_name in (*images, *queries):
+        if not isinstance(image_name, str):
+            found = shortened(reprlib.repr(image_name), SHOWN_OF_A_VALUE)
+            raise UserError(f"{path}: imlist and qimlist hold names, not {found}; write each as a text")
     if len(queries) != len(gnd):
         raise UserError(
-            f"{path}: qimlist names {len(queries)} queries and gnd has {len(gnd)} entries; give one entry per query"
+            f"{path}: qimlist names {len(queries)} queries and gnd has {len(gnd)} entries; "
+            "give one entry per query"
         )
-    return GroundTruth(
-        tuple(images),
-        tuple(queries),
-        tuple(_read_entry(path, *each, len(images)) for each in zip(queries, gnd, strict=True)),
-    )
+    entries = []
+    for query, entry in zip(queries, gnd, strict=True):
+        entries.append(_read_entry(f"{path}: the ground truth of query {query}", entry, len(images)))
+    return GroundTruth(tuple(images), tuple(queries), tuple(entries))
 
 
 def unit_rows(task: str, features: Tensor) -> Tensor:
@@ -184,28 +202,36 @@ def check_finite(task: str, features: Tensor) -> None:
         )
 
 
-def _judge_setup(
-    similarity: Tensor, gnd: Sequence[Relevance], positive: tuple[str, ...], ignored: tuple[str, ...]
-) -> dict[str, float]:
-    rankings = []
+def _setup_scores(similarity: Tensor, gnd: Sequence[Relevance], setup: RetrievalSetup) -> dict[str, float]:
+    """The scores of a setup from `similarity [q, n]` and q entries of the ground truth."""
+    precisions = [torch.empty(0, dtype=torch.double, device=similarity.device)]
+    found = []  # the rankings of queries that have something relevant
     for row, entry in zip(similarity, gnd, strict=True):
-        relevant, counted = (torch.zeros_like(row, dtype=torch.bool), torch.ones_like(row, dtype=torch.bool))
-        relevant[[index for name in positive for index in entry[name]]] = True
-        counted[[index for name in ignored for index in entry[name]]] = False
-        rankings.append(rank_relevance(row[counted], relevant[counted]))
-    precisions = (
-        torch.stack([trapezoidal_average_precision(ranking) for ranking in rankings])
-        if rankings
-        else torch.empty(0)
+        relevant = _marked(row, entry, setup.relevant)
+        counted = ~_marked(row, entry, setup.ignored)
+        ranking = rank_relevance(row[counted], relevant[counted])
+        precisions.append(trapezoidal_average_precision(ranking)[None])
+        if ranking.any():
+            found.append(ranking)
+    scores = _mean_precision(
+        torch.cat(precisions), f"no query has anything that is {' or '.join(setup.relevant)}"
     )
-    scores = _mean_precision(precisions, f"no query has anything that is {' or '.join(positive)}")
-    found = [ranking for ranking in rankings if ranking.any()]
-    return scores | {
-        f"mP@{k}": 100 * sum(precision_at(ranking, k) for ranking in found) / len(found) for k in (1, 5, 10)
-    }
+    for k in PRECISION_DEPTHS:
+        scores[f"mP@{k}"] = 100 * sum(precision_at(ranking, k) for ranking in found) / len(found)
+    return scores
+
+
+def _marked(row: Tensor, entry: Relevance, difficulties: Sequence[str]) -> Tensor:
+    """`[n]` bool: which images have one of the difficulties for the query of this row."""
+    marked = torch.zeros_like(row, dtype=torch.bool)
+    for difficulty in difficulties:
+        marked[list(entry[difficulty])] = True
+    return marked
 
 
 def _mean_precision(precisions: Tensor, otherwise: str) -> dict[str, float]:
+    """The mean of the precisions that are not NaN. Raises UserError where there are none.
+    otherwise: why, in words."""
     judged = precisions[~precisions.isnan()]
     if not len(judged):
         raise UserError(
@@ -218,21 +244,18 @@ def _mean_precision(precisions: Tensor, otherwise: str) -> dict[str, float]:
     }
 
 
-def _read_entry(path: str | os.PathLike, query: str, entry: Any, num_images: int) -> Relevance:
-    where = f"{path}: the ground truth of query {query}"
-    if not isinstance(entry, dict) or not all(
-        isinstance(entry.get(name), list) for name in ("easy", "hard", "junk")
-    ):
+def _read_entry(where: str, entry: Any, num_images: int) -> Relevance:
+    """One query's entry. Raises UserError, which says where, for what does not fit."""
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), list) for name in DIFFICULTIES):
         raise UserError(
             f"{where} needs the lists easy, hard and junk; give each of them, empty where it has nothing"
         )
-    numbers = [number for name in ("easy", "hard", "junk") for number in entry[name]]
+    numbers = [*entry["easy"], *entry["hard"], *entry["junk"]]
     for number in numbers:
         if type(number) is not int or not 0 <= number < num_images:
-            raise UserError(
-                f"{where} names image {shortened(reprlib.repr(number), SHOWN)}; imlist has the images 0 to {num_images - 1}"
-            )
+            found = shortened(reprlib.repr(number), SHOWN_OF_A_VALUE)
+            raise UserError(f"{where} names image {found}; imlist has the images 0 to {num_images - 1}")
     if len(set(numbers)) < len(numbers):
         twice = next(number for number in numbers if numbers.count(number) > 1)
         raise UserError(f"{where} names image {twice} twice; an image is easy, hard or junk, once")
-    return {name: tuple(entry[name]) for name in ("easy", "hard", "junk")}
+    return {name: tuple(entry[name]) for name in DIFFICULTIES}

@@ -17,24 +17,29 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.files.sealed_tensors import DamagedTensors, NotSealed, Sealed, read_sealed, write_sealed
+from vision_core.images.source import ImageSource, UnreadableSample
 
-KEPT, CONTENTS = "kept", "contents"
+KEPT = "kept"
+CONTENTS = "contents"
+NOT_FEATURES = (KEPT, CONTENTS)  # tensors of a shard that say which images it holds
 CHECKS = " crc32"  # behind a tensor's name: of each row's bytes, for those who read single rows
-OF_ITSELF = (KEPT, CONTENTS)
 SHARD_NAME = re.compile(r"([0-9]{9})-([0-9]{9})\.safetensors")
 AGAIN = "start the evaluation again, which computes it anew"
+
+Layout = tuple[torch.dtype, tuple[int, ...], int]  # of a row: dtype, shape, and where the first is
 
 
 @dataclass
 class Shard:
-    """The images at `start` to `stop` of those that were asked for: what is in memory of a file
-    that was verified.
+    """A verified file of the images at `start` to `stop` of those that were asked for, without its
+    features.
 
     Attributes:
-        kept: `[n]` indices in their source of those that could be read. reasons: index -> why the
-            others could not.
-        contents: `[n, 2]`, see `content_hash`. checks: of every tensor `[n]`. layouts: dtype, shape
-            of a row, offset.
+        kept: `[n]` indices in their source of the images that could be read.
+        contents: `[n, 2]`, see `content_hash`.
+        reasons: index -> why the image could not be read.
+        checks: of every tensor the CRC-32 of its rows, `[n]`.
+        layouts: of every tensor the dtype, the shape of a row and the offset in the file.
     """
 
     path: Path
@@ -44,13 +49,13 @@ class Shard:
     contents: Tensor
     reasons: dict[int, str]
     checks: dict[str, Tensor]
-    layouts: dict[str, tuple[torch.dtype, tuple[int, ...], int]]
+    layouts: dict[str, Layout]
 
     def row(self, name: str, number: int) -> Tensor:
         """One row of a tensor, read from the disk and verified."""
         dtype, shape, offset = self.layouts[name]
         size = torch.Size(shape).numel() * dtype.itemsize
-        with _told(self.path):
+        with _damage_as_user_error(self.path):
             with open(self.path, "rb", buffering=0) as file:
                 content = bytearray(os.pread(file.fileno(), size, offset + number * size))
             if len(content) != size or zlib.crc32(content) != int(self.checks[name][number]):
@@ -59,70 +64,87 @@ class Shard:
 
 
 def shard_path(folder: Path, start: int, stop: int) -> Path:
-    """Where the features of the images at `start` to `stop` lie."""
+    """The file for the features of the images at `start` to `stop`."""
     return folder / f"{start:09d}-{stop:09d}.safetensors"
 
 
 def write_shard(path: Path, key: str, features: Mapping[str, Tensor], reasons: Mapping[int, str]) -> None:
-    """features: `[n, ...]` each, `kept` and `contents` among them. Raises OSError.
+    """Write a shard of `features`, `[n, ...]` each, with `kept` and `contents` among them. Raises
+    OSError.
 
     Where another run has written the same shard meanwhile, that one stays: somebody may be reading
     it row by row.
     """
-    checks = {name + CHECKS: _checks_of(value) for name, value in features.items() if name not in OF_ITSELF}
+    tensors = dict(features)
+    for name, value in features.items():
+        if name not in NOT_FEATURES:
+            tensors[name + CHECKS] = _checks_of(value)
     metadata = {"key": key, "stretch": path.stem, "unreadable": json.dumps(list(reasons.items()))}
-    write_sealed(path, {**features, **checks}, metadata, path.parent, keep_first=True)
+    write_sealed(path, tensors, metadata, path.parent, keep_first=True)
 
 
 def read_shard(path: Path, key: str) -> Shard:
-    """A verified shard. Raises OSError, NotSealed or DamagedTensors, this also where another's lies
-    in its place."""
+    """A verified shard of the features that `key` names.
+
+    Raises OSError, NotSealed, or DamagedTensors, which is also raised for a file of other features.
+    """
     sealed = _read(path)
-    named = SHARD_NAME.fullmatch(path.name)
-    if named is None or sealed.metadata.get("key") != key:
+    positions = SHARD_NAME.fullmatch(path.name)
+    if positions is None or sealed.metadata.get("key") != key:
         raise DamagedTensors("features of something else")
-    tensors = sealed.tensors
-    names = [name for name in tensors if name not in OF_ITSELF and not name.endswith(CHECKS)]
+    names = [name for name in sealed.tensors if name not in NOT_FEATURES and not name.endswith(CHECKS)]
     return Shard(
         path,
-        start=int(named[1]),
-        stop=int(named[2]),
-        kept=tensors[KEPT],
-        contents=tensors[CONTENTS],
+        start=int(positions[1]),
+        stop=int(positions[2]),
+        kept=sealed.tensors[KEPT],
+        contents=sealed.tensors[CONTENTS],
         reasons=dict(json.loads(sealed.metadata["unreadable"])),
-        checks={name: tensors[name + CHECKS] for name in names},
-        layouts={
-            name: (tensors[name].dtype, tuple(tensors[name].shape[1:]), sealed.offsets[name])
-            for name in names
-        },
+        checks={name: sealed.tensors[name + CHECKS] for name in names},
+        layouts={name: _layout(sealed, name) for name in names},
     )
 
 
+def _layout(sealed: Sealed, name: str) -> Layout:
+    tensor = sealed.tensors[name]
+    return tensor.dtype, tuple(tensor.shape[1:]), sealed.offsets[name]
+
+
 class StoredFeatures:
-    """Features that are whole, read from disk as they are asked for.
+    """The features of all images that were asked for, read from disk as they are asked for.
 
     Every read is verified, and raises UserError where the file is not what was written.
 
     Attributes:
-        names: of the tensors. kept: `[n]` the indices of the images in their source; unreadable
-            ones are left out.
-        unreadable: how many were. reasons: index -> reason of those. contents: `[n, 2]` the hashes
-            of the images (`content_hash`).
+        names: of the tensors.
+        kept: `[n]` the indices in their source of the images that could be read.
+        contents: `[n, 2]` the hashes of these images (`content_hash`).
+        reasons: index -> why an image could not be read.
+        unreadable: how many images could not be read.
     """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = shards
         self._full = [shard for shard in shards if len(shard.kept)]
         self.names = sorted(self._full[0].layouts) if self._full else []
-        self.kept = torch.cat([torch.empty(0, dtype=torch.long), *(shard.kept for shard in self._full)])
-        self.contents = torch.cat(
-            [torch.empty(0, 2, dtype=torch.long), *(shard.contents for shard in self._full)]
-        )
-        self.reasons = {index: reason for shard in shards for index, reason in shard.reasons.items()}
+        kept = [torch.empty(0, dtype=torch.long)]
+        contents = [torch.empty(0, 2, dtype=torch.long)]
+        self.reasons: dict[int, str] = {}
+        for shard in shards:
+            self.reasons |= shard.reasons
+        for shard in self._full:
+            kept.append(shard.kept)
+            contents.append(shard.contents)
+        self.kept = torch.cat(kept)
+        self.contents = torch.cat(contents)
         self.unreadable = len(self.reasons)
 
+    def unreadable_samples(self, source: ImageSource) -> list[UnreadableSample]:
+        """The images of `source` that could not be read, by their names, and why."""
+        return [UnreadableSample(source.id_of(index), reason) for index, reason in self.reasons.items()]
+
     def load(self, name: str) -> Tensor:
-        """The whole tensor `[n, ...]` in memory."""
+        """A tensor `[n, ...]` in memory."""
         return self.load_all([name])[name]
 
     def load_all(self, names: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -130,24 +152,29 @@ class StoredFeatures:
         names = self.names if names is None else names
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         for shard in self._full:
-            with _told(shard.path):
+            with _damage_as_user_error(shard.path):
                 tensors = _read(shard.path).tensors
                 for name in names:
                     parts[name].append(tensors[name])
         return {name: torch.cat(each) for name, each in parts.items()}
 
     def rows(self, name: str) -> StoredRows:
-        """The tensor row by row, for what does not fit into memory."""
-        return StoredRows(name, [(shard, row) for shard in self._full for row in range(len(shard.kept))])
+        """A tensor row by row, for what does not fit into memory."""
+        places = []
+        for shard in self._full:
+            places += [(shard, row) for row in range(len(shard.kept))]
+        return StoredRows(name, places)
 
 
 class StoredRows:
-    """`rows[i]` reads one image's tensor from disk."""
+    """The rows of a tensor: `rows[index]` reads one image's from disk."""
 
     def __init__(self, name: str, places: list[tuple[Shard, int]]) -> None:
-        self.name, self.places = name, places
-        first, _ = places[0]
-        self.shape = (len(places), *first.layouts[name][1])
+        self.name = name
+        self.places = places
+        first_shard, _ = places[0]
+        _, shape, _ = first_shard.layouts[name]
+        self.shape = (len(places), *shape)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -162,7 +189,7 @@ class StoredRows:
 
 
 def _read(path: Path) -> Sealed:
-    """With the check that a file was not given another's name."""
+    """The content of a shard, with the check that the file was not given another's name."""
     sealed = read_sealed(path)
     if sealed.metadata.get("stretch") != path.stem:
         raise DamagedTensors("features of other images")
@@ -170,14 +197,17 @@ def _read(path: Path) -> Sealed:
 
 
 def _checks_of(rows: Tensor) -> Tensor:
-    """`[n]` numbers. A CRC-32 takes a microsecond; it finds every damage within 32 bits, and of
-    others all but one in 4e9."""
+    """A CRC-32 of each row, `[n]`.
+
+    It takes a microsecond, finds every damage within 32 bits, and of other damage all but one case
+    in 4e9.
+    """
     as_bytes = rows.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy()
     return torch.tensor([zlib.crc32(row) for row in as_bytes], dtype=torch.int64)
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _damage_as_user_error(path: Path) -> Iterator[None]:
     """Inside, what is wrong with a file becomes a UserError that names it."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Fused models into a run and out of it: a folder's, and what is saved."""
+"""How a fused model comes from a folder into a run, and how LoRA's adapter is merged into it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ from vision_core.errors import UserError
 from vision_core.files.text_files import parse_json, read_text
 from vision_core.runs.folder_kinds import refuse_folder
 
-FROM_SCRATCH = "from_scratch"  # in the config of a language model that no pretraining has taught its language
+# (pattern, what it is): the files that a model's folder must have besides its config
+NEEDED_FILES = (
+    ("*.safetensors", "weights"),
+    ("processor_config.json", "processor"),
+    ("tokenizer_config.json", "tokenizer"),
+)
 
 
 def load_model(
     folder: str, dtype: torch.dtype | None = None
 ) -> tuple[FusionVlmForConditionalGeneration, FusionProcessor]:
-    """The model, in `dtype` or as it is kept, and processor of a folder. Generation stops where the
-    chat template ends an answer.
+    """The model and processor in a folder. Generation stops where the chat template ends an answer.
 
-    Raises UserError for a folder that holds no fused vision-language model.
+    dtype: of the weights, by default that of the files. Raises UserError for a folder that does not
+    hold a fused vision-language model.
     """
     check_model_folder(folder)
     model = AutoModelForImageTextToText.from_pretrained(
@@ -42,33 +47,23 @@ def load_model(
 
 
 def check_model_folder(folder: str) -> None:
-    """Raises UserError for one without a whole fused model and its processor, before a library
-    reads it."""
+    """Raises UserError for a folder without a complete fused model and its processor, before a
+    library reads it."""
     cure = "name a folder that fusion.fuse or an earlier stage wrote"
     config = os.path.join(folder, "config.json")
-    if os.path.lexists(config):  # what lacks is said below
+    if os.path.lexists(config):  # a folder without one is refused below, by its kind
         parse_json(read_text(config, config, cure), f"{config} cannot be read", cure)
     refuse_folder(folder, "a fused vision-language model", (FusionVlmConfig.model_type,))
-    for pattern, what in (
-        ("*.safetensors", "weights"),
-        ("processor_config.json", "processor"),
-        ("tokenizer_config.json", "tokenizer"),
-    ):
+    for pattern, what in NEEDED_FILES:
         if not any(Path(folder).glob(pattern)):
             raise UserError(
                 f"{folder} has a fused model's config and no {what} ({pattern}); copy the whole folder, or {cure}"
             )
 
 
-def from_scratch(model: FusionVlmForConditionalGeneration) -> bool:
-    """Whether the language model has everything to learn, as `fusion.training.small_default` says
-    of its own."""
-    return getattr(model.config.text_config, FROM_SCRATCH, False)
-
-
 def merge_adapter(base: str, adapter: Path, folder: Path) -> None:
-    """LoRA's matrices and the modules trained beside them, in `adapter`, put into the model of
-    `base`; the whole goes to `folder`."""
+    """Write the model of `base`, with the LoRA matrices and the trained modules of `adapter` merged
+    into it, to `folder`."""
     from peft import PeftModel
 
     model, processor = load_model(base)

@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining
 
 from encoders import load_encoder
+from encoders.evaluation.encoder_facts import training_paradigm
 from encoders.mae_weights import sincos_positions
 from pretrain.batches.multicrop import Poses, random_resized_crop
 from pretrain.mae import MaeArguments, collate, masked_crop, start
-from recipes.judging import paradigm
 from vision_core.errors import UserError
 from vision_core.randomness import seed_of
 
@@ -132,7 +132,7 @@ def test_it_loads_everywhere_and_means_the_same(whole, picture, snippet):
     torch.testing.assert_close(features.pooled, names["tokens"][:, 0])
     torch.testing.assert_close(features.patch_map.flatten(2).transpose(1, 2), names["tokens"][:, 1:])
     assert AutoModel.from_pretrained(whole).config.mask_ratio == 0.75
-    assert encoder.transform.interpolation == "bicubic" and paradigm(encoder) == "reconstruction"
+    assert encoder.transform.interpolation == "bicubic" and training_paradigm(encoder) == "reconstruction"
     assert torch.equal(
         ViTMAEForPreTraining.from_pretrained(whole).decoder.decoder_pos_embed, sincos_positions(16, 16)
     )

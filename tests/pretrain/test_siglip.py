@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from encoders import load_encoder
+from encoders.evaluation.encoder_facts import training_paradigm
 from encoders.image_text import load_image_text
-from recipes.judging import paradigm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,7 +79,7 @@ def test_it_loads_everywhere_and_means_the_same(whole, picture):
     torch.testing.assert_close(
         encoder(pixels).pooled, model.get_image_features(pixel_values=pixels).pooler_output.detach()
     )
-    assert paradigm(encoder) == "image-text"
+    assert training_paradigm(encoder) == "image-text"
 
 
 def test_the_cards_code_runs(whole, picture, snippet):

@@ -4,6 +4,8 @@ import importlib
 import io
 import json
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -87,10 +89,10 @@ def colours(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def text_talk(tmp_path_factory):
+def text_given(tmp_path_factory):
     """A folder with an untrained `model`, and `text.jsonl`: rows without images whose answers have
     40 and 6 learnt tokens in turn."""
-    folder = tmp_path_factory.mktemp("talk")
+    folder = tmp_path_factory.mktemp("text")
     rows = [
         {
             "conversations": [
@@ -106,13 +108,13 @@ def text_talk(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def talk_options(text_talk):
-    """talk_options(run's folder, **more): the words of a short run on `text_talk`."""
+def text_run_options(text_given):
+    """text_run_options(run's folder, **more): the words of a short run on `text_given`."""
 
-    def talk_options(folder, **others):
+    def text_run_options(folder, **others):
         chosen = {
-            "init_from": text_talk / "model",
-            "conversations": f"llava:{text_talk / 'text.jsonl'}",
+            "init_from": text_given / "model",
+            "conversations": f"llava:{text_given / 'text.jsonl'}",
             "eval_conversations": "[]",
             "max_steps": 4,
             "logging_steps": 1,
@@ -122,7 +124,58 @@ def talk_options(text_talk):
         }
         return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
 
-    return talk_options
+    return text_run_options
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run starts from."""
+
+    source: str
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory):
+    """A small untrained model; conversations with none, one and three images of several sizes;
+    whole batches have none."""
+    folder, generator = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
+    rows = []
+    for number in range(48):
+        names = []
+        for each in range([1, 0, 3, 1, 0, 0, 1, 3, 1, 1, 0, 0][number % 12]):
+            names.append(f"{number}_{each}.png")
+            size = [(40, 64), (64, 64), (80, 32)][(number + each) % 3]
+            Image.fromarray(generator.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / names[-1])
+        question = "<image>\n" * len(names) + f"question {number} " + "word " * int(generator.integers(1, 12))
+        answer = f"answer {number} " + "yes " * int(generator.integers(1, 5))
+        row = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+        rows.append(row | ({"image": names} if names else {}))
+    (folder / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
+    return Given(f"llava:{folder / 'mixed.jsonl'}", folder / "model")
+
+
+@pytest.fixture(scope="session")
+def stage_options():
+    """stage_options(given, run's folder, **more): the words of a short run on what is given."""
+
+    def stage_options(given, folder, **others):
+        chosen = {
+            "init_from": given.model,
+            "conversations": given.source,
+            "eval_conversations": "[]",
+            "max_steps": 20,
+            "logging_steps": 1,
+            "save_steps": 1000,
+            "lr_scheduler_type": "constant",
+            "learning_rate": 1e-3,
+            "output_dir": folder,
+            **others,
+        }
+        return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
+
+    return stage_options
 
 
 def load_states(path):
@@ -174,7 +227,7 @@ def zero_left():
 
 SCENES = "scenes?size=64&count=24"
 SMALL_STEP = ("--max_steps", 2, "--per_device_train_batch_size", 4)
-TALK = (
+FEW_CONVERSATIONS = (
     "--conversations",
     "scenes?count=8",
     "--eval_conversations",
@@ -198,8 +251,15 @@ JUDGE = (
 )
 SMALL_SVA = ("--grid", 4, "--connector_width", 16, "--connector_heads", 4, "--connector_depth", 1)
 JUDGED_AT_THE_END = (
-    "--eval_dataset", "scenes?size=64&split=held_out&count=60", "--knn_bank_size", 40, "--knn_num_queries", 20, "--knn_k", 3,
-)  # fmt: skip
+    "--eval_dataset",
+    "scenes?size=64&split=held_out&count=60",
+    "--knn_bank_size",
+    40,
+    "--knn_num_queries",
+    20,
+    "--knn_k",
+    3,
+)
 # folder -> script and options, each as short as it can be, with defaults for all that a short run
 # could trip over
 PROGRAMS = {
@@ -214,9 +274,9 @@ PROGRAMS = {
     "mae": ("pretrain/mae.py", ("--dataset", SCENES, "--eval_dataset", "none", *SMALL_STEP)),
     "fused": ("fusion/fuse.py", ("--hidden_size", 64, *SMALL_SVA)),
     "vlm": ("fusion/fuse.py", ("--language_model", "tiny:llama", "--num_sva_layers", 1, *SMALL_SVA)),
-    "align": ("recipes/sva_align.py", ("--init_from", "vlm", *TALK)),
-    "sft": ("recipes/sva_sft.py", ("--init_from", "align", *TALK)),
-    "lora": ("recipes/sva_sft.py", ("--init_from", "align", "--lora_rank", 2, *TALK)),
+    "align": ("recipes/sva_align.py", ("--init_from", "vlm", *FEW_CONVERSATIONS)),
+    "sft": ("recipes/sva_sft.py", ("--init_from", "align", *FEW_CONVERSATIONS)),
+    "lora": ("recipes/sva_sft.py", ("--init_from", "align", "--lora_rank", 2, *FEW_CONVERSATIONS)),
     "evaluation": ("recipes/evaluate_encoder.py", ("--encoder", "dinov2", *JUDGE)),
     "comparison": ("recipes/compare_encoders.py", ("--encoders", "dinov2", "--datasets", *JUDGE[1:])),
     "vlm_evaluation": (

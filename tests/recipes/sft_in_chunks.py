@@ -37,7 +37,7 @@ class ReportingTrainer(VlmTrainer):
 
 
 if __name__ == "__main__":
-    import recipes.vlm_training as vlm_training
+    from fusion.training import stage
 
-    vlm_training.VlmTrainer = ReportingTrainer
+    stage.VlmTrainer = ReportingTrainer
     run_script(sva_sft.main)

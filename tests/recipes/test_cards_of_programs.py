@@ -211,7 +211,8 @@ def test_without_the_import_nothing_is_loaded_in_silence(runs, made, tmp_path, n
 def test_a_model_that_the_stub_loaded_is_saved_without_copies_of_our_code(runs, made, tmp_path):
     (tmp_path / "model").symlink_to(made / "sft")
     code = (
-        "import transformers\nmodel = transformers.AutoModelForImageTextToText.from_pretrained('model', trust_remote_code=True)\n"
+        "import transformers\n"
+        "model = transformers.AutoModelForImageTextToText.from_pretrained('model', trust_remote_code=True)\n"
         "processor = transformers.AutoProcessor.from_pretrained('model', trust_remote_code=True)\n"
         "model.save_pretrained('saved')\nprocessor.save_pretrained('saved')\n"
     )

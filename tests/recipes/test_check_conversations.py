@@ -8,7 +8,7 @@ import pytest
 from fusion.conversations.sources import open_conversations
 from fusion.tiny import tiny_language_model
 from fusion.training.small_default import write_small_default
-from recipes.check_conversations import check, clean_target, number_ranges, written_clean
+from recipes.check_conversations import check_rows, clean_target, number_ranges, write_clean_file
 from vision_core.errors import UserError
 
 TEXTS = ["what colour is the largest object?", "tell me yes or no"]
@@ -125,7 +125,7 @@ def test_nothing_is_written_where_no_row_is_good(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{broken\n")
     source = open_conversations(f"messages:{tmp_path}/rows.jsonl")
     with pytest.raises(UserError, match="no row is good"):
-        written_clean(tmp_path / "x.jsonl", source, list(check(source, None, 100, 0, "rows")))
+        write_clean_file(tmp_path / "x.jsonl", source, list(check_rows(source, None, 100, 0, "rows")))
     assert not (tmp_path / "x.jsonl").exists()
 
 

@@ -11,10 +11,16 @@ CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yam
 # learning rate, warm-up, conversations per process, ZeRO stage: Cambrian-1's and LLaVA-1.5's
 # scripts; Prismatic's paper
 PUBLISHED = {
-    "cambrian_8b_align": (1e-3, 0.06, 8), "cambrian_13b_align": (1e-3, 0.06, 8), "cambrian_34b_align": (1e-3, 0.06, 8),
-    "cambrian_8b_sft": (4e-5, 0.03, 8), "cambrian_13b_sft": (4e-5, 0.03, 8), "cambrian_34b_sft": (2e-5, 0.03, 8),
-    "llava_1_5_7b_align": (1e-3, 0.03, 32), "llava_1_5_7b_sft": (2e-5, 0.03, 16), "prismatic_dinosiglip_7b_sft": (2e-5, 0.03, 16),
-}  # fmt: skip
+    "cambrian_8b_align": (1e-3, 0.06, 8),
+    "cambrian_13b_align": (1e-3, 0.06, 8),
+    "cambrian_34b_align": (1e-3, 0.06, 8),
+    "cambrian_8b_sft": (4e-5, 0.03, 8),
+    "cambrian_13b_sft": (4e-5, 0.03, 8),
+    "cambrian_34b_sft": (2e-5, 0.03, 8),
+    "llava_1_5_7b_align": (1e-3, 0.03, 32),
+    "llava_1_5_7b_sft": (2e-5, 0.03, 16),
+    "prismatic_dinosiglip_7b_sft": (2e-5, 0.03, 16),
+}
 SMALL = {"scenes_2_cores_align", "scenes_2_cores_sft", "flickr8k_2_cores_sft"}
 
 

@@ -43,6 +43,7 @@ def training(there, **others):
         "eval_conversations": "[]",
         "max_steps": 1,
         "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
         **others,
     }
     return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]

@@ -37,7 +37,7 @@ PROGRAMS = {
         0,
     ),
     "recipes/check_conversations.py": (
-        ("--conversations", "llava:rows.jsonl", "--num_workers", 0, "--max_length", 1),
+        ("--conversations", "llava:rows.jsonl", "--dataloader_num_workers", 0, "--max_length", 1),
         "work",
         1,
     ),
@@ -142,7 +142,14 @@ def test_killed_it_is_unfinished_and_the_same_command_finishes_it(runs, folder, 
 
 def test_a_clean_file_of_a_killed_start_is_written_again(runs, folder):
     """It was written before the kill, and no other file of that name is ever replaced."""
-    options = ("--conversations", "llava:rows.jsonl", "--num_workers", 0, "--write_clean", "clean.jsonl")
+    options = (
+        "--conversations",
+        "llava:rows.jsonl",
+        "--dataloader_num_workers",
+        0,
+        "--write_clean",
+        "clean.jsonl",
+    )
     command = ("recipes/check_conversations.py", *options, "--output_dir", "cleaned", *AUTO)
     (folder / "clean.jsonl").write_text("precious")
     assert "is there already, and is not overwritten" in runs.error(*command, folder=folder)

@@ -8,18 +8,20 @@ import sys
 import pytest
 
 from fusion.evaluation.benchmarks import open_task
-from recipes.scenes_report import KINDS, with_means
+from recipes.scenes_report import QUESTION_KINDS, with_means
 
 SCRIPT = "recipes/scenes_report.py"
 TASK = "scenes?count=24&split=held_out"
+KINDS = [*QUESTION_KINDS["what"], *QUESTION_KINDS["where"]]
 
 
-def written(folder, variant, seed, right):
+def write_judged_model(folder, variant, seed, right):
     """What fine-tuning and judging leave of a model that answers `right` percent of each kind."""
-    judged, sft = folder / f"{variant}-{seed}" / "judged", folder / f"{variant}-{seed}" / "sft"
+    judged = folder / f"{variant}-{seed}" / "judged"
+    sft = folder / f"{variant}-{seed}" / "sft"
     judged.mkdir(parents=True)
     sft.mkdir()
-    groups = {kind: [right, 3] for kinds in KINDS.values() for kind in kinds}
+    groups = {kind: [right, 3] for kind in KINDS}
     blind = {kind: [10.0, 3] for kind in groups}
     task = {"images": {"groups": groups}, "blind": {"groups": blind}, "shuffled": {"groups": blind}}
     (judged / "results.json").write_text(json.dumps({"tasks": {TASK: task}}))
@@ -33,8 +35,8 @@ def written(folder, variant, seed, right):
 
 def test_the_page(runs, tmp_path):
     for seed, right in enumerate((50.0, 60.0, 70.0)):
-        written(tmp_path, "sva", seed, right)
-        written(tmp_path, "siglip", seed, right / 2)
+        write_judged_model(tmp_path, "sva", seed, right)
+        write_judged_model(tmp_path, "siglip", seed, right / 2)
     arguments = ("--models", tmp_path, "--output_dir", tmp_path / "report")
     printed = runs.finish(runs.launch([sys.executable], SCRIPT, *arguments))
     page = (tmp_path / "report" / "README.md").read_text()
@@ -51,9 +53,7 @@ def test_the_page(runs, tmp_path):
 
 
 def test_means_are_over_kinds():
-    groups = {
-        kind: float(number) for number, kind in enumerate(kind for kinds in KINDS.values() for kind in kinds)
-    }
+    groups = {kind: float(number) for number, kind in enumerate(KINDS)}
     assert with_means(groups) == groups | {"what": 1.0, "where": 5.0, "all": 3.5}
 
 

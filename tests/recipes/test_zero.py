@@ -20,13 +20,13 @@ def engine(printed):
 
 @pytest.mark.timeout(300)
 def test_processes_with_different_numbers_of_chunks_are_one(
-    runs, logged, weights, zero_left, talk_options, tmp_path
+    runs, logged, weights, zero_left, text_run_options, tmp_path
 ):
     """Two processes under ZeRO-3, 40 and 6 learnt tokens at a chunk of 8, and two batches to a
     step."""
-    runs.finish(runs.start(SFT, *talk_options(tmp_path / "one", per_device_train_batch_size=4)))
+    runs.finish(runs.start(SFT, *text_run_options(tmp_path / "one", per_device_train_batch_size=4)))
     config = ROOT / "recipes" / "zero" / "zero3.json"
-    sharded = talk_options(
+    sharded = text_run_options(
         tmp_path / "two",
         per_device_train_batch_size=1,
         gradient_accumulation_steps=2,
@@ -47,7 +47,7 @@ def test_processes_with_different_numbers_of_chunks_are_one(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_file_that_says_nothing_but_the_stage_follows_the_options(
-    stage, runs, weights, zero_left, text_talk, talk_options, tmp_path
+    stage, runs, weights, zero_left, text_given, text_run_options, tmp_path
 ):
     """DeepSpeed by itself would clip at 1.0, in float32, after every batch, and save no weights of
     ZeRO-3."""
@@ -61,7 +61,9 @@ def test_a_file_that_says_nothing_but_the_stage_follows_the_options(
         "max_steps": 2,
     }
     said = engine(
-        runs.finish(runs.start(SFT, *talk_options(tmp_path / "run", deepspeed=config, **chosen)), seconds=280)
+        runs.finish(
+            runs.start(SFT, *text_run_options(tmp_path / "run", deepspeed=config, **chosen)), seconds=280
+        )
     )
     sharding = {name: said.pop(name) for name in ("processes", "own share", "held between steps")}
     assert said == {
@@ -76,17 +78,25 @@ def test_a_file_that_says_nothing_but_the_stage_follows_the_options(
     zero_left(tmp_path / "run", stage, processes=1)
     before, after = (
         sum(tensor.numel() for tensor in weights(folder).values())
-        for folder in (text_talk / "model", tmp_path / "run")
+        for folder in (text_given / "model", tmp_path / "run")
     )
     assert (
         before == after
     )  # by their number: transformers renames some of them when it saves what it has loaded
 
 
-def test_where_accelerate_would_leave_deepspeed_out(runs, talk_options, tmp_path):
+def test_where_accelerate_would_leave_deepspeed_out(runs, text_run_options, tmp_path):
     """As in a shell that a test of two processes on CPUs has left: under ZeRO-3 it ended in a
     convolution whose weight nobody gathered."""
-    arguments = talk_options(tmp_path / "run", deepspeed=ROOT / "recipes" / "zero" / "zero3.json")
+    arguments = text_run_options(tmp_path / "run", deepspeed=ROOT / "recipes" / "zero" / "zero3.json")
     run = runs.start("recipes/sva_sft.py", *arguments, environment={"ACCELERATE_USE_CPU": "true"})
     printed = runs.finish(run, expect=2, seconds=60)
     assert "error: ACCELERATE_USE_CPU is set" in printed and not (tmp_path / "run").exists()
+
+
+def test_the_program_says_it_before_it_loads_anything(runs, text_run_options, tmp_path):
+    """A key that DeepSpeed would not read is named."""
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 2, "reduce_buckt_size": "auto"}}))
+    line = runs.error("recipes/sva_sft.py", *text_run_options(tmp_path / "run", deepspeed=file))
+    assert "did you mean reduce_bucket_size?" in line and not (tmp_path / "run").exists()

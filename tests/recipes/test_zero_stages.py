@@ -50,7 +50,7 @@ def killed_inside_a_save(runs, start, folder):
     ],
 )
 def test_two_processes_are_one_and_a_kill_inside_a_save_changes_no_bit(
-    stage, way, runs, logged, weights, zero_left, talk_options, tmp_path
+    stage, way, runs, logged, weights, zero_left, text_run_options, tmp_path
 ):
     common = {"max_steps": 6, "lora_rank": 4 if way == "lora" else 0}
     sharded = {
@@ -62,22 +62,21 @@ def test_two_processes_are_one_and_a_kill_inside_a_save_changes_no_bit(
     }
 
     def start(folder, *more):
-        words = [*talk_options(folder, **sharded), *more]
+        words = [*text_run_options(folder, **sharded), *more]
         if way == "launched":
             return [runs.launch(runs.deepspeed(), SFT, *words, environment={"DS_ACCELERATOR": "cpu"})]
         return runs.start_two(SFT, *words)
 
     one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
-    runs.finish(runs.start(SFT, *talk_options(one, per_device_train_batch_size=4, **common)))
-    runs.finish(*runs.start_two(SFT, *talk_options(two, **sharded)), seconds=280)
+    runs.finish(runs.start(SFT, *text_run_options(one, per_device_train_batch_size=4, **common)))
+    runs.finish(*runs.start_two(SFT, *text_run_options(two, **sharded)), seconds=280)
     zero_left(two, stage, processes=2)
     torch.testing.assert_close(logged(two), logged(one), rtol=1e-4, atol=0)
-    print(
-        f"ZeRO {stage}, {way}: losses of two processes and of one differ by {(logged(two) / logged(one) - 1).abs().max():.1e}"
-    )
+    difference = (logged(two) / logged(one) - 1).abs().max()
+    print(f"ZeRO {stage}, {way}: losses of two processes and of one differ by {difference:.1e}")
 
     killed_inside_a_save(runs, start, killed)
-    resumed = talk_options(killed, **sharded), "--resume_from_checkpoint", "true"
+    resumed = text_run_options(killed, **sharded), "--resume_from_checkpoint", "true"
     runs.finish(*runs.start_two(SFT, *resumed[0], *resumed[1:]), seconds=280)
     zero_left(killed, stage, processes=2)
     assert torch.equal(logged(killed), logged(two)) and len(logged(two)) == 6

@@ -24,7 +24,7 @@ from vision_core.runs.folder_lock import refuse_in_use
 RESUME_KEY = "resume_from_checkpoint"
 # These say where a run is and how it starts and stops, not what it is. The folder may be named by
 # another path.
-HOW_IT_IS_RUN = (RESUME_KEY, "output_dir", "changed_data", "grace_seconds")
+HOW_IT_IS_RUN = (RESUME_KEY, "output_dir", "changed_data", "grace_seconds", "dry_run")
 # a new run, the run that is there, or nothing more to do: one command for a job that is requeued
 AUTO = "auto"
 FINISHED = "finished.json"  # written last, once everything of the run stands in its folder

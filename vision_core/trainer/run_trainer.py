@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,35 +98,43 @@ def training_arguments(options: TrainerOptions, has_eval: bool, **more: Any) -> 
 
 
 def open_run(
-    options: TrainerOptions, name: str, program: str = "", check: Callable[[Path], None] | None = None
+    options: TrainerOptions,
+    name: str,
+    program: str = "",
+    check: Callable[[Path], None] | None = None,
+    config_yaml: str = "",
 ) -> tuple[RunFolder | None, str, str]:
     """The run's folder, held by the main process; its path and the checkpoint to go on from, or "",
     the same on every process.
 
     program: the script, `pretrain/mae.py`, which alone resumes the run. check: of the checkpoint,
-    before the folder is changed.
+    before the folder is changed. config_yaml: what config.yaml says, by default that of `options`.
     """
     run = None
     if is_main_process():
         resume = options.resume_from_checkpoint
-        run = RunFolder.open(
-            options.output_dir, name, config_of(options), resume, program=program, check=check
-        )
+        config = config_yaml or config_of(options)
+        run = RunFolder.open(options.output_dir, name, config, resume, program=program, check=check)
     path = broadcast_text(str(run.path) if run else "")
     return run, path, broadcast_text(str(run.checkpoint or "") if run else "")
 
 
 def look_at_run(
-    options: TrainerOptions, name: str, program: str = "", check: Callable[[Path], None] | None = None
+    options: TrainerOptions,
+    name: str,
+    program: str = "",
+    check: Callable[[Path], None] | None = None,
+    config_yaml: str = "",
 ) -> tuple[FolderAhead | None, str]:
-    """For a dry run: the folder as it is, on the main process; the checkpoint to go on from, on
-    every process.
+    """Look, for a dry run, at the folder that its run would take: the folder as it is, on the main
+    process, and the checkpoint to go on from, on every process.
 
-    Nothing is changed. Raises UserError where `open_run` would.
+    The arguments are those of `open_run`. Nothing is changed. Raises UserError where `open_run`
+    would.
     """
     ahead = None
     if is_main_process():
-        config = config_of(replace(options, dry_run=False))
+        config = config_yaml or config_of(options)
         ahead = look_ahead(options.output_dir, name, config, options.resume_from_checkpoint, program)
         if check is not None and ahead.checkpoint is not None:
             check(ahead.checkpoint)

@@ -4,15 +4,11 @@ It works where DeepSpeed can, and is refused in one line before anything changes
 """
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-
-from vision_core.errors import UserError
-from vision_core.trainer.zero_checkpoint import KINDS, StatesLayout, refuse_other_layout, saved_layout
 
 ROOT = Path(__file__).parents[2]
 SFT = "recipes/sva_sft.py"
@@ -20,15 +16,11 @@ SHIPPED = {stage: ROOT / "recipes" / "zero" / f"zero{stage}.json" for stage in r
 CHOSEN = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "save_steps": 2}
 
 
-def config(stage, bf16=False):
-    return None if stage is None else {"zero_optimization": {"stage": stage}, "bf16": {"enabled": bf16}}
-
-
 @pytest.fixture(scope="module")
-def two(runs, zero_left, talk_options, tmp_path_factory):
+def two(runs, zero_left, text_run_options, tmp_path_factory):
     """A run of two processes under ZeRO-2 whose newest checkpoint is the one of its second step."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    runs.finish(*runs.start_two(SFT, *talk_options(folder, deepspeed=SHIPPED[2], **CHOSEN)))
+    runs.finish(*runs.start_two(SFT, *text_run_options(folder, deepspeed=SHIPPED[2], **CHOSEN)))
     zero_left(folder, stage=2, processes=2)
     return folder
 
@@ -62,12 +54,12 @@ def contents(folder):
     ],
 )
 def test_another_layout_is_refused_and_nothing_changes(
-    processes, changed, said, runs, talk_options, half_way
+    processes, changed, said, runs, text_run_options, half_way
 ):
     """Without the refusal the last one trains on with moments of zero, and the others end in
     DeepSpeed's tracebacks."""
     before = contents(half_way)
-    words = [SFT, *talk_options(half_way, **CHOSEN | changed), "--resume_from_checkpoint", "true"]
+    words = [SFT, *text_run_options(half_way, **CHOSEN | changed), "--resume_from_checkpoint", "true"]
     started = runs.start_two(*words) if processes == 2 else [runs.start(*words)]
     printed = runs.finish(*started, expect=2, seconds=100)
     lines = [line for line in printed.splitlines() if line.startswith("error: ")]
@@ -77,47 +69,12 @@ def test_another_layout_is_refused_and_nothing_changes(
     assert {path: content for path, content in contents(half_way).items() if path.name != ".lock"} == before
 
 
-def test_stages_1_and_2_go_on_from_each_other(runs, logged, weights, zero_left, talk_options, two, half_way):
-    words = talk_options(half_way, deepspeed=SHIPPED[1], **CHOSEN)
+def test_stages_1_and_2_go_on_from_each_other(
+    runs, logged, weights, zero_left, text_run_options, two, half_way
+):
+    words = text_run_options(half_way, deepspeed=SHIPPED[1], **CHOSEN)
     runs.finish(*runs.start_two(SFT, *words, "--resume_from_checkpoint", "true"))
     zero_left(half_way, stage=1, processes=2)
     torch.testing.assert_close(logged(half_way), logged(two), rtol=1e-6, atol=0)
     expected, got = weights(two), weights(half_way)
     assert all((got[name] - tensor).norm() <= 1e-6 * tensor.norm() for name, tensor in expected.items())
-
-
-# the names that deepspeed 0.19.8 gave in runs of each stage, below global_step2
-STATES = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
-WHOLE, SHARDS = (
-    "mp_rank_00_model_states.pt",
-    [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in (0, 1)],
-)
-FILES = {None: [], 0: [WHOLE], 2: [WHOLE, *STATES], 3: [*SHARDS, *(f"bf16_{name}" for name in STATES)]}
-
-
-def checkpoint_of(stage, folder, bf16=False):
-    for name in FILES[stage]:
-        path = folder / "checkpoint-2" / "global_step2" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (folder / "config.yaml").write_text(f"bf16: {json.dumps(bf16)}\n")
-    return folder / "checkpoint-2"
-
-
-@pytest.mark.parametrize("stage", FILES)
-def test_what_a_checkpoint_says_of_itself_fits_itself_alone(stage, tmp_path):
-    checkpoint = checkpoint_of(stage, tmp_path)
-    bf16 = stage == 3
-    refuse_other_layout(checkpoint, config(stage, bf16), 2)
-    for other in {None, 0, 2, 3} - {stage}:
-        with pytest.raises(UserError, match="give those of the checkpoint"):
-            refuse_other_layout(checkpoint, config(other, bf16), 2)
-    if stage is not None:
-        with pytest.raises(UserError, match=f"with --bf16 {str(not bf16).lower()}"):
-            refuse_other_layout(checkpoint, config(stage, not bf16), 2)
-
-
-def test_stage_0_goes_on_with_any_number_of_processes(tmp_path):
-    checkpoint = checkpoint_of(0, tmp_path, bf16=True)
-    assert saved_layout(checkpoint) == StatesLayout(KINDS[0], None, True)
-    refuse_other_layout(checkpoint, config(0, True), 7)

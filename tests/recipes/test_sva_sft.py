@@ -1,84 +1,62 @@
-"""Training of fused models as users start it: launchers, ZeRO, kills and resumes, LoRA, what is
+"""Supervised fine-tuning as users start it: launchers, ZeRO, kills and resumes, LoRA, what is
 saved."""
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fusion  # noqa: F401  (registers the models with the Auto classes)
-from fusion.training.small_default import write_small_default
+from recipes.sva_sft import PUBLISHED_RATE, STAND_IN_RATE, plan_of
+from recipes.vlm_args import SftArguments
 
 ROOT = Path(__file__).parents[2]
-SFT, ALIGN = "recipes/sva_sft.py", "recipes/sva_align.py"
+SFT = "recipes/sva_sft.py"
+ALIGN = "recipes/sva_align.py"
 STEPS = 20
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a run starts from."""
-
-    source: str
-    model: Path
-
-
-@pytest.fixture(scope="session")
-def mixed(tmp_path_factory):
-    """A small untrained model; conversations with none, one and three images of several sizes;
-    whole batches have none."""
-    folder, generator = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
-    rows = []
-    for number in range(48):
-        names = []
-        for each in range([1, 0, 3, 1, 0, 0, 1, 3, 1, 1, 0, 0][number % 12]):
-            names.append(f"{number}_{each}.png")
-            size = [(40, 64), (64, 64), (80, 32)][(number + each) % 3]
-            Image.fromarray(generator.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / names[-1])
-        question = "<image>\n" * len(names) + f"question {number} " + "word " * int(generator.integers(1, 12))
-        answer = f"answer {number} " + "yes " * int(generator.integers(1, 5))
-        row = {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
-        rows.append(row | ({"image": names} if names else {}))
-    (folder / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    write_small_default(folder / "model", ["question word answer yes 0 1 2 3 4 5 6 7 8 9"] * 9, seed=0)
-    return Given(f"llava:{folder / 'mixed.jsonl'}", folder / "model")
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({}, STAND_IN_RATE),
+        ({"init_from": "vlm"}, PUBLISHED_RATE),
+        ({"init_from": "vlm", "learning_rate": 2e-5}, 2e-5),
+        ({"learning_rate": 0.0}, 0.0),
+    ],
+)
+def test_the_default_rate_depends_on_whether_a_model_is_named(given, rate):
+    assert plan_of(SftArguments(**given)).learning_rate == rate
 
 
-def options(given, folder, **others):
-    chosen = {
-        "init_from": given.model,
-        "conversations": given.source,
-        "eval_conversations": "[]",
-        "max_steps": STEPS,
-        "logging_steps": 1,
-        "save_steps": 1000,
-        "lr_scheduler_type": "constant",
-        "learning_rate": 1e-3,
-        "output_dir": folder,
-        **others,
-    }
-    return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
+def test_the_options_say_what_trains():
+    lora = plan_of(SftArguments(lora_rank=4))
+    whole = plan_of(SftArguments(encoder_learning_rate=1e-5))
+    assert (lora.language_model, lora.lora_rank) == ("lora", 4)
+    assert (whole.language_model, whole.encoder_learning_rate) == ("trained", 1e-5)
 
 
 @pytest.fixture(scope="module")
-def one_process(runs, mixed, tmp_path_factory):
+def one_process(runs, mixed, stage_options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
-    runs.finish(runs.start(SFT, *options(mixed, folder, per_device_train_batch_size=8)))
+    runs.finish(runs.start(SFT, *stage_options(mixed, folder, per_device_train_batch_size=8)))
     return folder
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("zero", "batch"), [("zero2", 2), ("zero3", 4)])
-def test_two_processes_are_one(zero, batch, runs, logged, weights, zero_left, mixed, one_process, tmp_path):
+def test_two_processes_are_one(
+    zero, batch, runs, logged, weights, zero_left, mixed, stage_options, one_process, tmp_path
+):
     folder = tmp_path / "run"
     config = ROOT / "recipes" / "zero" / f"{zero}.json"
-    arguments = options(
+    arguments = stage_options(
         mixed,
         folder,
         per_device_train_batch_size=batch,
@@ -119,9 +97,11 @@ def test_two_processes_are_one(zero, batch, runs, logged, weights, zero_left, mi
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("way", ["python", "zero2", "lora"])
-def test_killed_and_resumed_is_uninterrupted(way, runs, logged, weights, zero_left, mixed, tmp_path):
+def test_killed_and_resumed_is_uninterrupted(
+    way, runs, logged, weights, zero_left, mixed, stage_options, tmp_path
+):
     def start(folder, *more):
-        arguments = (SFT, *options(mixed, folder, **chosen), *more)
+        arguments = (SFT, *stage_options(mixed, folder, **chosen), *more)
         return runs.start_two(*arguments) if way == "zero2" else [runs.start(*arguments)]
 
     chosen = {
@@ -152,14 +132,16 @@ def test_killed_and_resumed_is_uninterrupted(way, runs, logged, weights, zero_le
 
 
 @pytest.mark.timeout(200)
-def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
+def test_both_stages_one_after_the_other(runs, weights, mixed, stage_options, tmp_path):
     """Alignment moves what is new and nothing else; LoRA starts from it; its folder is a whole
     model that answers as the trained one did."""
-    runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "first", max_steps=4)))
+    runs.finish(runs.start(ALIGN, *stage_options(mixed, tmp_path / "first", max_steps=4)))
     runs.finish(
         runs.start(
             ALIGN,
-            *options(mixed, tmp_path / "none", max_steps=1, learning_rate=0.0, sampler_learning_rate=0.0),
+            *stage_options(
+                mixed, tmp_path / "none", max_steps=1, learning_rate=0.0, sampler_learning_rate=0.0
+            ),
         )
     )
     before, after = weights(tmp_path / "none"), weights(tmp_path / "first")
@@ -170,7 +152,10 @@ def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
     assert {name.split(".")[0] for name in moved} == {"vision_model", "vision_sampler_layers"}
     runs.finish(
         runs.start(
-            SFT, *options(mixed, tmp_path / "second", max_steps=4, init_from=tmp_path / "first", lora_rank=4)
+            SFT,
+            *stage_options(
+                mixed, tmp_path / "second", max_steps=4, init_from=tmp_path / "first", lora_rank=4
+            ),
         )
     )
     tuned = weights(tmp_path / "second")
@@ -190,12 +175,12 @@ def test_both_stages_one_after_the_other(runs, weights, mixed, tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_lora_under_zero3_in_bf16(runs, logged, weights, zero_left, mixed, tmp_path):
+def test_lora_under_zero3_in_bf16(runs, logged, weights, zero_left, mixed, stage_options, tmp_path):
     """Where all weights that are sharded must be of one dtype; what is saved is whole, and the
     encoders are as they were."""
     chosen = {"max_steps": 4, "lora_rank": 4, "bf16": "true"}
     for name, more in (("sharded", {"deepspeed": ROOT / "recipes" / "zero" / "zero3.json"}), ("whole", {})):
-        runs.finish(runs.start(SFT, *options(mixed, tmp_path / name, **chosen, **more)))
+        runs.finish(runs.start(SFT, *stage_options(mixed, tmp_path / name, **chosen, **more)))
     zero_left(tmp_path / "sharded", stage=3, processes=1)
     # of bf16 weights and of fp32 ones
     torch.testing.assert_close(logged(tmp_path / "sharded"), logged(tmp_path / "whole"), rtol=1e-2, atol=0)
@@ -206,13 +191,13 @@ def test_lora_under_zero3_in_bf16(runs, logged, weights, zero_left, mixed, tmp_p
 
 
 @pytest.mark.timeout(200)
-def test_a_model_kept_in_bf16_trains_in_fp32(runs, logged, weights, mixed, tmp_path):
+def test_a_model_kept_in_bf16_trains_in_fp32(runs, logged, weights, mixed, stage_options, tmp_path):
     """As one of the same numbers, kept in fp32: small steps would be lost in bf16."""
     for name, dtype in (("half", torch.bfloat16), ("whole", torch.float32)):
         model = AutoModelForImageTextToText.from_pretrained(mixed.model, dtype=torch.bfloat16).to(dtype)
         model.save_pretrained(tmp_path / name / "model")
         AutoProcessor.from_pretrained(mixed.model).save_pretrained(tmp_path / name / "model")
-        given = options(
+        given = stage_options(
             mixed,
             tmp_path / name / "run",
             max_steps=3,
@@ -229,12 +214,14 @@ def test_a_model_kept_in_bf16_trains_in_fp32(runs, logged, weights, mixed, tmp_p
 
 
 @pytest.mark.timeout(200)
-def test_mistakes_are_one_line_each(runs, zero_left, mixed, tmp_path):
+def test_mistakes_are_one_line_each(runs, zero_left, mixed, stage_options, tmp_path):
     said = partial(runs.error, SFT)
-    plain = options(mixed, tmp_path / "run", max_steps=1)
-    assert "holds no model" in said(*options(replace(mixed, model=tmp_path), tmp_path / "run", max_steps=1))
+    plain = stage_options(mixed, tmp_path / "run", max_steps=1)
+    assert "holds no model" in said(
+        *stage_options(replace(mixed, model=tmp_path), tmp_path / "run", max_steps=1)
+    )
     assert "absent.json is not there" in said(
-        *options(replace(mixed, source=f"llava:{tmp_path}/absent.json"), tmp_path / "run", max_steps=1)
+        *stage_options(replace(mixed, source=f"llava:{tmp_path}/absent.json"), tmp_path / "run", max_steps=1)
     )
     assert not (tmp_path / "run").exists()  # so that the command, mended, starts
     (tmp_path / "used").mkdir()
@@ -246,7 +233,7 @@ def test_mistakes_are_one_line_each(runs, zero_left, mixed, tmp_path):
         '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n{"conversations"\n'
     )
     line = said(
-        *options(
+        *stage_options(
             replace(mixed, source=f"llava:{broken}"),
             tmp_path / "broken",
             max_steps=3,
@@ -256,48 +243,16 @@ def test_mistakes_are_one_line_each(runs, zero_left, mixed, tmp_path):
     assert f"{broken}, line 2" in line
     clash = tmp_path / "zero.json"
     clash.write_text(json.dumps({"train_micro_batch_size_per_gpu": 64, "zero_optimization": {"stage": 2}}))
-    assert "per_device_train_batch_size is 8" in said(*options(mixed, tmp_path / "clash", deepspeed=clash))
+    assert "per_device_train_batch_size is 8" in said(
+        *stage_options(mixed, tmp_path / "clash", deepspeed=clash)
+    )
     runs.finish(
         runs.start(
-            SFT, *options(mixed, tmp_path / "alone", max_steps=1, deepspeed=ROOT / "recipes/zero/zero1.json")
+            SFT,
+            *stage_options(
+                mixed, tmp_path / "alone", max_steps=1, deepspeed=ROOT / "recipes/zero/zero1.json"
+            ),
         )
     )
     zero_left(tmp_path / "alone", stage=1, processes=1)
     assert "--lora_rank" in said(*plain, "--lora_rank", "4", "--encoder_learning_rate", "1e-5")
-
-
-@pytest.mark.timeout(200)
-def test_cached_features_train_as_the_encoders_do(runs, logged, mixed, tmp_path):
-    short = {"max_steps": 6}  # two epochs
-    runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "plain", **short)))
-    cached = {"feature_cache": tmp_path / "cache", "feature_cache_dtype": "fp32"}
-    runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "cached", **short, **cached)))
-    torch.testing.assert_close(logged(tmp_path / "cached"), logged(tmp_path / "plain"), rtol=1e-5, atol=0)
-    assert (
-        len(list((tmp_path / "cache").rglob("*.safetensors"))) == 45
-    )  # 20 rows with one image, 8 with three, and the blank one
-    # what is read is the cache's: kept in bf16 it is not quite what the encoders say
-    rounded = {"feature_cache": tmp_path / "rounded_cache", "feature_cache_dtype": "bf16"}
-    runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "rounded", **short, **rounded)))
-    assert not torch.equal(logged(tmp_path / "rounded"), logged(tmp_path / "plain"))
-    torch.testing.assert_close(logged(tmp_path / "rounded"), logged(tmp_path / "plain"), rtol=1e-2, atol=0)
-
-
-@pytest.mark.timeout(300)
-def test_damaged_features_are_made_again_and_never_trained_on(runs, logged, mixed, tmp_path):
-    """All 45 files, each damaged in one of four ways, between two runs with one cache: the losses
-    are those of the undamaged one."""
-    cached = {"feature_cache": tmp_path / "cache", "feature_cache_dtype": "fp32", "max_steps": 6}
-    runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "first", **cached)))
-    files = sorted((tmp_path / "cache").rglob("*.safetensors"))
-    for number, path in enumerate(files):
-        content = bytearray(path.read_bytes())
-        flipped = len(content) // 8 * 4 + 3  # sign and exponent of a float32 in the middle
-        content[flipped] ^= [0x80, 0x40, 0, 0][number % 4]
-        path.write_bytes(content[: [None, None, len(content) // 2, 0][number % 4]])
-    printed = runs.finish(runs.start(ALIGN, *options(mixed, tmp_path / "second", **cached)))
-    assert "45 files were not what was written; they are made again" in printed
-    torch.testing.assert_close(logged(tmp_path / "second"), logged(tmp_path / "first"), rtol=1e-6, atol=0)
-    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == files and not list(
-        (tmp_path / "cache").rglob(".tmp-*")
-    )
