@@ -50,7 +50,9 @@ from vision_core.runs.checkpoints import MANIFEST
 from vision_core.unreadable import UnreadableImage
 
 SHARD_BYTES = 2**28
-ROOM = "make room and start again, which goes on from what is there, or name another folder by --cache_dir"
+MAKE_ROOM = (
+    "make room and start again, which goes on from what is there, or name another folder by --cache_dir"
+)
 
 Compute = Callable[[Encoder, Tensor], dict[str, Tensor]]
 
@@ -238,7 +240,7 @@ def _say_what_is_needed(folder: Path, encoder: Encoder, count: int, image_bytes:
     """Check that the features of `count` images have room, and say how much they take."""
     if count and image_bytes and is_main_process():
         what = f"features of {encoder.name} for {count:,} images"
-        line = check_room(folder, count * image_bytes, what, ROOM)
+        line = check_room(folder, count * image_bytes, what, MAKE_ROOM)
         if progress:
             say(line, file=sys.stderr)
 
@@ -400,7 +402,7 @@ class _CacheFill:
         except OSError as error:
             with suppress(OSError):
                 self.folder.rmdir()  # where nothing is in it
-            raise not_written(path, error, _bytes_of([tensors]), ROOM) from None
+            raise not_written(path, error, _bytes_of([tensors]), MAKE_ROOM) from None
         return path.name
 
 
