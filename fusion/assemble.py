@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -180,7 +179,7 @@ def load_language_model(
         return tiny_language_model(name.removeprefix("tiny:"))
     if os.path.isdir(name):
         refuse_folder(name, "a language model", ("language_model", "other_vlm", "model", "unknown"))
-    with nullcontext() if os.path.exists(name) else hub_or_cache(f"the language model {name}"):
+    with hub_or_cache(name, f"the language model {name}"):
         return _load_language_model(name, dtype)
 
 

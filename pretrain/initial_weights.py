@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -123,7 +122,7 @@ def find_weights(source: str) -> FoundWeights:
             return _of_pth(Path(source.removeprefix("dinov2_pth:")))
         if (Path(source) / CONFIG_FILE).is_file():
             return _of_saved_encoder(source)
-        with nullcontext() if os.path.exists(source) else hub_or_cache(f"init_from={source}"):
+        with hub_or_cache(source, f"init_from={source}"):
             return _of_transformers(source.removeprefix("hf:"))
     except UserError as error:
         raise UserError(f"init_from={source}: {error}") from None
