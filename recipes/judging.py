@@ -22,6 +22,7 @@ from encoders.evaluation.results import TaskResult
 from encoders.evaluation.tasks import TASKS
 from encoders.image_text import has_text_tower
 from encoders.load import load_encoder
+from encoders.source_text import split_source
 from recipes.judging_args import PROGRAMS, JudgingArguments, TaskName
 from vision_core.errors import UserError
 from vision_core.images.ranges import range_notes
@@ -68,12 +69,14 @@ def open_output(args: JudgingArguments, name: str) -> Output:
 
 
 def load(source: str, args: JudgingArguments, device: torch.device) -> Encoder:
-    """The frozen encoder on its device."""
+    """The frozen encoder on its device. A `?preprocess=` of its own goes before that of the
+    program."""
+    given = split_source(source)[1]
     encoder = load_encoder(
         source,
         image_size=args.image_size,
         dtype=torch.bfloat16 if args.bf16 else torch.float32,
-        preprocess=args.preprocess,
+        preprocess=None if "preprocess" in given else args.preprocess,
         position_offset=args.position_offset,
         seed=args.seed,
     )

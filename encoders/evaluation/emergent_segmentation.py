@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from encoders.attention import MASS_SHARE, keep_mass
 from vision_core.errors import UserError
 
-SHARE = 0.6
 NOWHERE = 255  # value of a mask's pixels that count nowhere
 
 
@@ -37,25 +37,6 @@ class EmergentResult:
     left_out: int
 
 
-def keep_mass(attention: Tensor, share: float = SHARE) -> Tensor:
-    """The fewest patches of `[..., h, w]` that hold `share` of the attention, bool; the greatest
-    first (Caron et al. 2021, section 4.2.2 and figure 4).
-
-    Raises UserError for attention that is not finite, negative or without mass.
-    """
-    values, order = attention.flatten(-2).double().sort(dim=-1, descending=True, stable=True)
-    mass = values.sum(-1, keepdim=True)
-    if not torch.isfinite(values).all() or (values < 0).any() or (mass <= 0).any():
-        raise UserError(
-            "emergent segmentation: attention must be finite, not negative and not all zero; take it behind the softmax, in float32"
-        )
-    values = values / mass
-    # a patch stays unless those before it hold the share already, up to the rounding of a softmax
-    # in float32
-    kept = values.cumsum(-1) - values < share - 1e-6
-    return torch.zeros_like(kept).scatter(-1, order, kept).view(attention.shape)
-
-
 def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
     """|predicted and mask| / |predicted or mask| of bool `[..., H, W]`, float64 in 0..1; NaN where
     both are empty."""
@@ -65,7 +46,7 @@ def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def emergent_jaccard(
-    attention: Tensor, masks: Sequence[Tensor], share: float = SHARE, progress: bool = False
+    attention: Tensor, masks: Sequence[Tensor], share: float = MASS_SHARE, progress: bool = False
 ) -> EmergentResult:
     """Masks of the patches that hold `share` of the CLS token's attention against the objects of
     `masks` (DINO, figure 4: PASCAL VOC 2012).

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from encoders.adapters.raw_pixels import resized_pixels
 from encoders.base import Encoder
-from encoders.evaluation.baselines import channel_range, colour_histogram, raw_pixels, to_unit_range
+from encoders.evaluation.baselines import channel_range, colour_histogram, to_unit_range
 from encoders.evaluation.features import draw_subset, extract_features
 from encoders.evaluation.knn import knn_accuracy
 from encoders.evaluation.same_classes import classes_problem, numbers_in_bank
@@ -158,7 +159,7 @@ class KnnBenchmark:
         0..1 by the bank's range."""
         low, high = channel_range(self.bank.images)
         accuracies = {}
-        for name, feature in (("raw_pixels", raw_pixels), ("colour_histogram", colour_histogram)):
+        for name, feature in (("raw_pixels", resized_pixels), ("colour_histogram", colour_histogram)):
             bank, queries = (
                 torch.cat([feature(to_unit_range(batch, low, high)) for batch in part.images.split(BATCH)])
                 for part in (self.bank, self.queries)
