@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.chat_templates import named_template
-from fusion.fuse import load_with_options
+from fusion.fuse import load_and_say
 from fusion.fuse_args import CONVERT, CONVERT_HELP, ConvertArguments, check_converting
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
 from fusion.processing_fusion import FusionProcessor
@@ -139,10 +139,10 @@ def convert(
         language_config(published), dtype=dtype, trust_remote_code=False
     )
     take_over(language_model, of_language_model)
-    loaded = [load_with_options(text) for text in encoders]
+    loaded = [load_and_say(text) for text in encoders]
     grid = math.isqrt(int(published["image_token_len"]))
     vision_model, _ = fuse_encoders(
-        [encoder for encoder, _ in loaded],
+        loaded,
         hidden_size=published["hidden_size"],
         connector_options={
             "width": published["vision_hidden_size"],
@@ -151,7 +151,7 @@ def convert(
             "group_grids": [math.isqrt(int(count)) for count in published["query_num_list"]],
         },
         grid=grid,
-        encoder_grids=[side or grid for _, side in loaded],
+        encoder_grids=[encoder.fusion_grid or grid for encoder in loaded],
         mask_rule="published",
     )
     model, processor = assemble_vlm(

@@ -41,16 +41,14 @@ def main() -> None:
     hidden_size = args.hidden_size or (
         language_model.config.get_text_config().hidden_size if language_model else 1024
     )
-    loaded = [load_with_options(text) for text in args.encoders]
+    encoders = [load_and_say(text) for text in args.encoders]
     say_now(f"making the connector {args.connector} ...")
-    grid = args.grid or min(own_grid(encoder) for encoder, _ in loaded)
     model, processor = fuse_encoders(
-        [encoder for encoder, _ in loaded],
+        encoders,
         hidden_size=hidden_size,
         connector=args.connector,
         connector_options=options,
-        grid=grid,
-        encoder_grids=[given or max(round(own_grid(encoder) / grid), 1) * grid for encoder, given in loaded],
+        grid=args.grid,
         newline=args.newline,
         fit=args.fit,
         mask_rule=args.mask_rule,
@@ -87,7 +85,7 @@ def say_now(text: str) -> None:
 def check_encoders(texts: Sequence[str]) -> None:
     """Raises UserError where one of them names nothing, before the first is loaded for minutes."""
     for text in texts:
-        check_source(text.partition("?")[0])
+        check_source(text)
 
 
 def options_of(args: FuseArguments) -> dict[str, Any]:
@@ -108,38 +106,10 @@ def options_of(args: FuseArguments) -> dict[str, Any]:
     return given
 
 
-def load_with_options(text: str) -> tuple[Encoder, int | None]:
-    """`SOURCE?layers=-2&norm=false&image_size=336&grid=24` as the encoder and the grid that its map
-    is resized to, if any."""
-    source, _, tail = text.partition("?")
-    options: dict[str, Any] = {}
-    for item in tail.split("&") if tail else []:
-        name, _, value = item.partition("=")
-        try:
-            options[name] = ENCODER_OPTIONS[name](value)
-        except KeyError:
-            raise UserError(f"{text}: unknown option {name!r}; known: {', '.join(ENCODER_OPTIONS)}") from None
-        except ValueError:
-            raise UserError(
-                f"{text}: {name}={value} cannot be read; write ?layers=-2&norm=false&image_size=336&grid=24"
-            ) from None
-    grid = options.pop("grid", None)
+def load_and_say(text: str) -> Encoder:
+    """The encoder that a text names; what is being loaded is said first."""
     say_now(f"loading the encoder {text} ...")
-    return load_encoder(source, **options), grid
-
-
-def _truth(value: str) -> bool:
-    return {"true": True, "false": False}[value] if value in ("true", "false") else int(value) == 1
-
-
-ENCODER_OPTIONS = {
-    "layers": lambda value: [int(each) for each in value.split(",")],
-    "norm": _truth,
-    "image_size": int,
-    "grid": int,
-    "position_antialias": _truth,
-    "position_offset": float,
-}
+    return load_encoder(text)
 
 
 def describe(model: FusedVisionModel) -> None:

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from encoders.base import Encoder
-from encoders.evaluation.features import evaluating
 from encoders.evaluation.stored_features import (
     CONTENTS,
     KEPT,
@@ -29,6 +28,7 @@ from encoders.evaluation.stored_features import (
     write_shard,
 )
 from encoders.evaluation.used_images import content_hash, none_readable
+from encoders.modes import evaluating
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
 from vision_core.files.disk_space import check_room, not_written

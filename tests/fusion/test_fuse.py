@@ -107,9 +107,9 @@ def test_without_the_stub_the_folder_has_no_code(tmp_path, vlm):
         ),
         (
             ("--encoders", "tiny:dinov2?size=7"),
-            "unknown option 'size'; known: layers, norm, image_size, grid",
+            "unknown option 'size'; options of an encoder: layers, norm, image_size, grid",
         ),
-        (("--encoders", "tiny:dinov2?grid=x"), "grid=x cannot be read"),
+        (("--encoders", "tiny:dinov2?grid=x"), "grid=x is no whole number"),
         (("--encoders", "nowhere"), "'nowhere' is no folder and names no encoder"),
         (("--num_sva_layers", 2), "--num_sva_layers goes with --language_model"),
         (("--language_model", "tiny:nothing"), "tiny:nothing does not exist; the families are llama"),

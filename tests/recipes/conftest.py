@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-from encoders.load import load_encoder, save_encoder
+from encoders import load_encoder, save_encoder
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from fusion import FusionProcessor, fuse_encoders
 from fusion.chat_templates import CHAT_TEMPLATES, chat_template_for
