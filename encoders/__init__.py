@@ -1,8 +1,9 @@
 """Vision encoders behind one contract: loading, judging frozen features, and pictures of them."""
 
 from encoders.base import Encoder, EncoderConfig, Features, LayerFeatures
-from encoders.load import build_encoder, load_encoder, save_encoder
+from encoders.load import load_encoder
 from encoders.names import list_encoders
+from encoders.saved import build_encoder, save_encoder
 
 __all__ = [
     "Encoder",

@@ -1,5 +1,5 @@
-"""The contract of every vision encoder here: pixels in, maps of patch features and one vector
-out."""
+"""The contract of every vision encoder: it takes pixels, and returns maps of patch features and one
+vector for each image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from vision_core.plain_values import check_types
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """What one layer says about a batch.
+    """The features of a batch from one layer.
 
-    number: of the block (ViT) or stage (ConvNeXt), counted from 1. patch_map: `[B, C, h, w]`, row 0
-    at the top. cls: `[B, C]`, or None where the model has no CLS token. normalised: whether the
-    model's final norm has been applied.
+    Attributes:
+        number: of the block (ViT) or stage (ConvNeXt), counted from 1.
+        patch_map: `[B, C, h, w]`, row 0 at the top.
+        cls: `[B, C]`, or None where the model has no CLS token.
+        normalised: whether the model's final norm has been applied.
     """
 
     number: int
@@ -33,20 +35,20 @@ class LayerFeatures:
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder says about a batch: the layers that were asked for, in that order, and the
-    published image vector `[B, D]` or None."""
+    """The features of a batch: the layers that were asked for, in that order, and the published
+    image vector `[B, D]` or None."""
 
     layers: tuple[LayerFeatures, ...]
     pooled: Tensor | None
 
     @property
     def patch_map(self) -> Tensor:
-        """Of the last of the layers, `[B, C, h, w]`."""
+        """The map of the last of the layers, `[B, C, h, w]`."""
         return self.layers[-1].patch_map
 
     @property
     def cls(self) -> Tensor | None:
-        """Of the last of the layers, `[B, C]` or None."""
+        """The CLS token of the last of the layers, `[B, C]` or None."""
         return self.layers[-1].cls
 
     @property
@@ -57,12 +59,16 @@ class Features:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Everything about an encoder but its weights; `asdict` of it is plain JSON.
+    """Everything about an encoder but its weights; `to_dict` gives plain JSON.
 
-    library: transformers, timm, open_clip or raw_pixels. architecture: what that library builds the
-    model from. transform: an `ImageTransform` as a dict. layers, norm: see `Encoder`. source: the
-    text that it was first loaded from, for people. untrained: no training has seen these weights.
-    position_antialias, position_offset: see `TransformersEncoder`.
+    Attributes:
+        library: transformers, timm, open_clip or raw_pixels.
+        architecture: what that library builds the model from.
+        transform: an `ImageTransform` as a dict.
+        layers, norm: see `Encoder`.
+        source: the text that the encoder was first loaded from, for people.
+        untrained: whether the weights are random.
+        position_antialias, position_offset: see `TransformersEncoder`.
     """
 
     library: str
@@ -76,39 +82,57 @@ class EncoderConfig:
     position_offset: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """The config as JSON has it."""
         return asdict(self) | {"layers": list(self.layers)}
+
+    def image_transform(self) -> ImageTransform:
+        """The preprocessing as an object."""
+        return ImageTransform.from_dict(self.transform)
+
+    def encoder_options(self) -> dict[str, Any]:
+        """The keyword arguments that every `Encoder` takes."""
+        return {
+            "layers": self.layers,
+            "norm": self.norm,
+            "source": self.source,
+            "untrained": self.untrained,
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EncoderConfig:
         """The inverse of `to_dict`. Raises UserError for keys that are missing or not known."""
         known = set(cls.__dataclass_fields__)
-        if set(values) - known or not {"library", "architecture", "transform"} <= set(values):
-            raise UserError(
-                f"an encoder's config has the keys {', '.join(sorted(known))}, not {', '.join(sorted(values))}"
-            )
+        needed = {"library", "architecture", "transform"}
+        if set(values) - known or not needed <= set(values):
+            listed = ", ".join(sorted(known))
+            raise UserError(f"an encoder's config has the keys {listed}, not {', '.join(sorted(values))}")
         check_types(cls, values, "an encoder's config")
         return cls(**{**values, "layers": tuple(values.get("layers", (-1,)))})
 
 
 class Encoder(nn.Module):
-    """`pixel_values [B, C, H, W] -> Features`.
+    """A vision encoder, called with `pixel_values` `[B, C, H, W]`, which returns `Features`.
 
     Args:
+        transform: the preprocessing of images.
         layers: blocks or stages whose features are returned, counted from 1, or from -1 backwards.
         norm: put the model's final norm behind every returned layer that has its width.
-        source: what it was loaded from, for people.
+        source: the text that the encoder was loaded from, for people.
+        untrained: whether the weights are random.
 
     Attributes:
         transform: the preprocessing; see `ImageTransform`.
         layer_widths: channels of every layer's map.
-        num_channels, stride: channels of an image, pixels from one patch to the next in the last
-            layer.
-        pooled_width: of `pooled`, or None where there is none.
-        has_cls: whether a CLS token stands in front of the patches.
-        untrained: whether the weights are random.
+        num_channels: channels of an image.
+        stride: pixels from one patch to the next in the last layer.
+        pooled_width: width of `pooled`, or None where there is none.
+        has_cls: whether the tokens begin with a CLS token.
+        fusion_grid: side of the grid to which `fuse_encoders` resizes the map, or None for the one
+            nearest to the encoder's own. Evaluation does not look at it, and it is not saved.
     """
 
     has_cls = False
+    fusion_grid: int | None = None
     layer_widths: tuple[int, ...]
     num_channels: int
     stride: int
@@ -124,25 +148,26 @@ class Encoder(nn.Module):
         untrained: bool = False,
     ) -> None:
         super().__init__()
-        self.transform, self.layers, self.norm, self.source, self.untrained = (
-            transform,
-            tuple(layers),
-            norm,
-            source,
-            untrained,
-        )
+        self.transform = transform
+        self.layers = tuple(layers)
+        self.norm = norm
+        self.source = source
+        self.untrained = untrained
         self.frozen = False
 
     # -- what an adapter gives
-    # -------------------------------------------------------------------------------------------------
 
     def features(self, pixel_values: Tensor, layers: tuple[int, ...]) -> Features:
-        """The features of `layers`, numbers from 1 upwards, which have been checked."""
+        """The features of `layers`, which are numbers from 1 upwards and have been checked."""
         raise NotImplementedError
 
     def architecture(self) -> dict[str, Any]:
         """What the library builds the model from, as JSON."""
         raise NotImplementedError
+
+    def family_options(self) -> dict[str, Any]:
+        """The fields of `EncoderConfig` that only this family of models has."""
+        return {}
 
     def size_problem(self, height: int, width: int) -> str | None:
         """Why the model cannot take images of this size, with the cure, or None."""
@@ -153,7 +178,6 @@ class Encoder(nn.Module):
         return None
 
     # -- what a caller uses
-    # ----------------------------------------------------------------------------------------------------
 
     def forward(self, pixel_values: Tensor, layers: Sequence[int] | None = None) -> Features:
         """Features of `pixel_values` `[B, C, H, W]`, preprocessed as `transform` says; `layers` in
@@ -165,7 +189,8 @@ class Encoder(nn.Module):
         chosen = self.layer_numbers(self.layers if layers is None else layers)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
             raise UserError(
-                f"{self.name}: pixel_values must be [batch, {self.num_channels}, height, width], not {list(pixel_values.shape)}"
+                f"{self.name}: pixel_values must be [batch, {self.num_channels}, height, width], "
+                f"not {list(pixel_values.shape)}"
             )
         self.grid(*pixel_values.shape[-2:])
         with torch.no_grad() if self.frozen else nullcontext():
@@ -178,7 +203,8 @@ class Encoder(nn.Module):
         if not numbers or not all(1 <= number <= self.num_layers for number in numbers):
             shown = " ".join(str(layer) for layer in layers) or "none"
             raise UserError(
-                f"{self.name}: layers {shown} do not exist; it has 1 to {self.num_layers}, or -1 to -{self.num_layers}"
+                f"{self.name}: layers {shown} do not exist; "
+                f"it has 1 to {self.num_layers}, or -1 to -{self.num_layers}"
             )
         return numbers
 
@@ -191,34 +217,33 @@ class Encoder(nn.Module):
         return height // self.stride, width // self.stride
 
     def freeze(self, frozen: bool = True) -> Encoder:
-        """No gradients, evaluation mode for good, no graph kept; with False all that is given back.
-        Returns itself."""
+        """Turn gradients off and evaluation mode on for good, or give both back with False. Returns
+        itself."""
         self.frozen = frozen
         self.requires_grad_(not frozen)
         return self.eval()
 
     def train(self, mode: bool = True) -> Encoder:
-        """As in torch; a frozen encoder stays in evaluation mode."""
+        """Set training mode as torch does; a frozen encoder stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
     def config(self) -> EncoderConfig:
-        """Everything but the weights: `encoders.load.build_encoder` makes the same model with
-        random ones from it."""
+        """Everything but the weights, from which `encoders.saved.build_encoder` makes the same model
+        with random ones."""
         return EncoderConfig(
-            self.library,
-            self.architecture(),
-            self.transform.to_dict(),
-            self.layers,
-            self.norm,
-            self.source,
-            self.untrained,
-            getattr(self, "position_antialias", None),
-            getattr(self, "position_offset", None),
+            library=self.library,
+            architecture=self.architecture(),
+            transform=self.transform.to_dict(),
+            layers=self.layers,
+            norm=self.norm,
+            source=self.source,
+            untrained=self.untrained,
+            **self.family_options(),
         )
 
     @property
     def transform(self) -> ImageTransform:
-        """The preprocessing, of images with the model's number of channels."""
+        """The preprocessing, for images with the model's number of channels."""
         return replace(self._transform, num_channels=self.num_channels)
 
     @transform.setter
@@ -227,7 +252,7 @@ class Encoder(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Of the model."""
+        """How many blocks or stages the model has."""
         return len(self.layer_widths)
 
     @property
@@ -247,15 +272,15 @@ class Encoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, float32 where there are none."""
+        """The type of the weights; float32 where there are none."""
         return next((parameter.dtype for parameter in self.parameters()), torch.float32)
 
     @property
     def device(self) -> torch.device:
-        """Of the weights, the CPU where there are none."""
+        """The device of the weights; the CPU where there are none."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
 
 def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patch tokens `[B, h * w, C]`, row by row, as `[B, C, h, w]`."""
+    """Patch tokens `[B, h * w, C]`, which come row by row, as a map `[B, C, h, w]`."""
     return tokens.transpose(1, 2).unflatten(-1, grid)

@@ -1,4 +1,4 @@
-"""The model card of an encoder that `save_encoder` writes."""
+"""The model card that `save_encoder` writes beside an encoder."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ features.patch_map, features.pooled  # [1, C, rows, columns], and [1, D] or None
 
 
 def snippet(num_channels: int) -> str:
-    """The lines that feed an encoder of so many channels."""
+    """The lines of the card that give an image to an encoder of so many channels."""
     if num_channels == 3:
         return SNIPPET.format(image="image.jpg", words="upright and in colour, as in training")
     if num_channels == 1:
         return SNIPPET.format(image="image.jpg", words="upright, its luminance of 0 to 1")
-    return SNIPPET.format(
-        image="image.tif", words=f"a file of {num_channels} bands, in the scale of the encoder's mean and std"
-    )
+    words = f"a file of {num_channels} bands, in the scale of the encoder's mean and std"
+    return SNIPPET.format(image="image.tif", words=words)
 
 
-def write_card(folder: Path, encoder: Encoder) -> None:
-    """README.md of `folder`."""
-    untrained = encoder.untrained
+def write_encoder_card(folder: Path, encoder: Encoder) -> None:
+    """Write README.md in `folder`."""
     source = in_code(encoder.source) if encoder.source else "a model that was built in memory"
+    summary = f"A vision encoder, saved from {source}."
+    data = f"What the source was trained on. {data_licence([encoder.source])}"
+    note = "Nothing was measured here; the source's own card says what it is for."
+    if encoder.untrained:
+        summary = f"A vision encoder, saved from {source}, with random weights."
+        data = "None: the weights are random. Licence of the data: there is none."
+        note = "The weights are random: it is good for tests alone."
     height, width = encoder.transform.size
     settings = {
         "parameters": millions([encoder]),
@@ -45,16 +50,12 @@ def write_card(folder: Path, encoder: Encoder) -> None:
     write_model_card(
         folder / "README.md",
         title=f"Encoder from {encoder.name}",
-        summary=f"A vision encoder, saved from {source}" + (", with random weights." if untrained else "."),
+        summary=summary,
         training_command=f"# saved by encoders.save_encoder from {encoder.name}; nothing was trained",
-        data=f"What the source was trained on. {data_licence([encoder.source])}"
-        if not untrained
-        else "None: the weights are random. Licence of the data: there is none.",
+        data=data,
         results=[],
         settings=settings,
-        note="The weights are random: it is good for tests alone."
-        if untrained
-        else "Nothing was measured here; the source's own card says what it is for.",
+        note=note,
         tags=("vision",),
         loading=snippet(encoder.num_channels),
         library_name="vision-encoder-fusion",

@@ -1,4 +1,4 @@
-"""Which published encoders there are, and the nearest ones to a name that does not exist."""
+"""The source texts of published encoders, and those nearest to a name that does not exist."""
 
 from __future__ import annotations
 
@@ -6,65 +6,43 @@ import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatch
 
-HUB = (
-    *(f"facebook/dinov2-{size}" for size in ("small", "base", "large", "giant")),
-    *(f"facebook/dinov2-with-registers-{size}" for size in ("small", "base", "large", "giant")),
-    *(
-        f"facebook/dinov3-vit{size}-pretrain-lvd1689m"
-        for size in ("s16", "s16plus", "b16", "l16", "h16plus", "7b16")
+ENOUGH_LIKENESS = 0.7  # of two texts, from 0 to 1
+
+# {size} stands for each of the sizes beside it
+HUB_FAMILIES = (
+    ("facebook/dinov2-{size}", "small base large giant"),
+    ("facebook/dinov2-with-registers-{size}", "small base large giant"),
+    ("facebook/dinov3-vit{size}-pretrain-lvd1689m", "s16 s16plus b16 l16 h16plus 7b16"),
+    ("facebook/dinov3-vit{size}-pretrain-sat493m", "l16"),
+    ("facebook/dinov3-convnext-{size}-pretrain-lvd1689m", "tiny small base large"),
+    ("google/siglip-base-patch16-{size}", "224 256 384 512 256-multilingual"),
+    ("google/siglip-large-patch16-{size}", "256 384"),
+    ("google/siglip-so400m-patch14-{size}", "224 384"),
+    ("google/siglip2-base-{size}", "patch32-256 patch16-224 patch16-256 patch16-384 patch16-512"),
+    ("google/siglip2-large-patch16-{size}", "256 384 512"),
+    ("google/siglip2-so400m-{size}", "patch14-224 patch14-384 patch16-256 patch16-384 patch16-512"),
+    ("google/siglip2-giant-opt-patch16-{size}", "256 384"),
+    ("google/siglip2-{size}-patch16-naflex", "base so400m"),
+    ("openai/clip-vit-{size}", "base-patch32 base-patch16 large-patch14 large-patch14-336"),
+    (
+        "facebook/metaclip-2-worldwide-{size}",
+        "s16 m16 b32 b16 l14 huge-quickgelu huge-378 giant giant-378",
     ),
-    "facebook/dinov3-vitl16-pretrain-sat493m",
-    *(f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m" for size in ("tiny", "small", "base", "large")),
-    *(f"google/siglip-base-patch16-{size}" for size in (224, 256, 384, 512)),
-    "google/siglip-base-patch16-256-multilingual",
-    "google/siglip-large-patch16-256",
-    "google/siglip-large-patch16-384",
-    "google/siglip-so400m-patch14-224",
-    "google/siglip-so400m-patch14-384",
-    "google/siglip2-base-patch32-256",
-    *(f"google/siglip2-base-patch16-{size}" for size in (224, 256, 384, 512)),
-    *(f"google/siglip2-large-patch16-{size}" for size in (256, 384, 512)),
-    "google/siglip2-so400m-patch14-224",
-    "google/siglip2-so400m-patch14-384",
-    *(f"google/siglip2-so400m-patch16-{size}" for size in (256, 384, 512)),
-    "google/siglip2-giant-opt-patch16-256",
-    "google/siglip2-giant-opt-patch16-384",
-    "google/siglip2-base-patch16-naflex",
-    "google/siglip2-so400m-patch16-naflex",
-    "openai/clip-vit-base-patch32",
-    "openai/clip-vit-base-patch16",
-    "openai/clip-vit-large-patch14",
-    "openai/clip-vit-large-patch14-336",
-    *(f"facebook/metaclip-2-worldwide-{size}" for size in ("s16", "m16", "b32", "b16", "l14")),
-    *(
-        f"facebook/metaclip-2-worldwide-{size}"
-        for size in ("huge-quickgelu", "huge-378", "giant", "giant-378")
-    ),
-    "facebook/vit-mae-base",
-    "facebook/vit-mae-large",
-    "facebook/vit-mae-huge",
-    "facebook/ijepa_vith14_1k",
-    "facebook/ijepa_vith14_22k",
-    "facebook/ijepa_vith16_1k",
-    "facebook/ijepa_vitg16_22k",
-    "apple/aimv2-large-patch14-224",
-    "apple/aimv2-large-patch14-336",
-    "apple/aimv2-large-patch14-448",
-    "apple/aimv2-large-patch14-native",
-    "apple/aimv2-huge-patch14-224",
-    "apple/aimv2-1B-patch14-224",
-    "apple/aimv2-3B-patch14-224",
-    *(f"OpenGVLab/InternVL3-{size}-hf" for size in ("1B", "2B", "8B", "14B", "38B", "78B")),
-    "facebook/convnext-base-224",
-    "facebook/convnextv2-base-22k-224",
+    ("facebook/vit-mae-{size}", "base large huge"),
+    ("facebook/ijepa_{size}", "vith14_1k vith14_22k vith16_1k vitg16_22k"),
+    ("apple/aimv2-large-patch14-{size}", "224 336 448 native"),
+    ("apple/aimv2-{size}-patch14-224", "huge 1B 3B"),
+    ("OpenGVLab/InternVL3-{size}-hf", "1B 2B 8B 14B 38B 78B"),
+    ("facebook/convnext-{size}", "base-224"),
+    ("facebook/convnextv2-{size}", "base-22k-224"),
 )
 
 
 def list_encoders(pattern: str = "*") -> list[str]:
     """Source texts of published encoders that match `pattern` (`*siglip*`), for `load_encoder`.
 
-    Hub names that this project knows by heart (any other of the same families loads too), then what
-    the installed timm and open_clip list.
+    The names on the Hub come first, from a list in this file (other models of the same families
+    load too), then what the installed timm and open_clip list.
     """
     return [name for name in _known() if fnmatch(name.lower(), pattern.lower())]
 
@@ -72,25 +50,40 @@ def list_encoders(pattern: str = "*") -> list[str]:
 def nearest_encoders(text: str, count: int = 3) -> list[str]:
     """The known source texts most like `text`."""
     known = _known()
+    near = difflib.get_close_matches(text, known, count, cutoff=ENOUGH_LIKENESS)
     by_last_part = {name.rpartition("/")[2].lower(): name for name in reversed(known)}
-    near = difflib.get_close_matches(text, known, count, cutoff=0.7)
-    near += [
-        by_last_part[name]
-        for name in difflib.get_close_matches(
-            text.rpartition("/")[2].rpartition(":")[2].lower(), by_last_part, count, cutoff=0.7
-        )
-    ]
+    last_part = text.rpartition("/")[2].rpartition(":")[2].lower()
+    for name in difflib.get_close_matches(last_part, by_last_part, count, cutoff=ENOUGH_LIKENESS):
+        near.append(by_last_part[name])
     return list(dict.fromkeys(near))[:count]
 
 
+def nearest_encoders_clause(source: str) -> str:
+    """`; nearest: x, y` for the end of an error about `source`, or nothing where no known text is
+    near or `source` is one of them."""
+    text = source.rpartition("untrained:")[2]
+    near = nearest_encoders(text)
+    if not near or text in near:
+        return ""
+    return f"; nearest: {', '.join(near)}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean x, y?` or nothing."""
+    """`; did you mean x, y?` for the end of an error about `word`, or nothing."""
     near = difflib.get_close_matches(word, list(known), 3)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def _known() -> list[str]:
-    return [f"hf:{name}" for name in HUB] + _timm_names() + _open_clip_names()
+    return hub_names() + _timm_names() + _open_clip_names()
+
+
+def hub_names() -> list[str]:
+    """The source texts of the models on the Hub that this file lists."""
+    names = []
+    for pattern, sizes in HUB_FAMILIES:
+        names += ["hf:" + pattern.format(size=size) for size in sizes.split()]
+    return names
 
 
 def _timm_names() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -50,8 +49,8 @@ def fuse_encoders(
         hidden_size: D_h, channels of the tokens: the hidden size of the language model that will
             read them.
         grid: side of the connector's grid; default: the smallest of the encoders' own grids.
-        encoder_grids: grids that the encoders' maps are resized to; default: the multiple of `grid`
-            nearest to each encoder's own grid.
+        encoder_grids: grids that the encoders' maps are resized to; default: each encoder's
+            `fusion_grid` (`?grid=` in its text), or else the multiple of `grid` nearest to its own.
         connector, connector_options, newline, fit, mask_rule, train_encoders: see
             `FusedVisionConfig`.
         seed: seed of the connector's weights.
@@ -64,9 +63,13 @@ def fuse_encoders(
     loaded = [load_encoder(each) if isinstance(each, str) else each for each in encoders]
     own_grids = [own_grid(encoder) for encoder in loaded]
     grid = grid or min(own_grids)
+    if encoder_grids is None:
+        encoder_grids = []
+        for encoder, own in zip(loaded, own_grids, strict=True):
+            encoder_grids.append(encoder.fusion_grid or nearest_grid(own, grid))
     config = FusedVisionConfig(
         encoders=[encoder.config().to_dict() for encoder in loaded],
-        encoder_grids=list(encoder_grids or [nearest_grid(own, grid) for own in own_grids]),
+        encoder_grids=list(encoder_grids),
         connector=connector,
         connector_options=connector_options,
         hidden_size=hidden_size,
@@ -218,7 +221,7 @@ def load_language_model(
         return tiny_language_model(name.removeprefix("tiny:"))
     if os.path.isdir(name):
         refuse_folder(name, "a language model", ("language_model", "other_vlm", "model", "unknown"))
-    with nullcontext() if os.path.exists(name) else hub_or_cache(f"the language model {name}"):
+    with hub_or_cache(name, f"the language model {name}"):
         return _read_language_model(name, dtype)
 
 

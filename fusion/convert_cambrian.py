@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from fusion.assemble import assemble_vlm, fuse_encoders
 from fusion.chat_templates import named_template
-from fusion.fuse import load_with_options
+from fusion.fuse import load_and_say
 from fusion.fuse_args import CONVERT, CONVERT_HELP, ConvertArguments, check_converting
 from fusion.modeling_fused_vision import FusedVisionModel
 from fusion.modeling_fusion_vlm import FusionVlmForConditionalGeneration
@@ -180,10 +180,10 @@ def convert(
 
 def fuse_released_encoders(published: Mapping[str, Any], encoders: Iterable[str]) -> FusedVisionModel:
     """Load the encoders, and make the connector that a released config describes."""
-    loaded = list(map(load_with_options, encoders))
+    loaded = list(map(load_and_say, encoders))
     grid = math.isqrt(int(published["image_token_len"]))
     vision_model, _ = fuse_encoders(
-        [encoder for encoder, _ in loaded],
+        loaded,
         hidden_size=published["hidden_size"],
         connector_options={
             "width": published["vision_hidden_size"],
@@ -192,7 +192,7 @@ def fuse_released_encoders(published: Mapping[str, Any], encoders: Iterable[str]
             "group_grids": [math.isqrt(int(count)) for count in published["query_num_list"]],
         },
         grid=grid,
-        encoder_grids=[side or grid for _, side in loaded],
+        encoder_grids=[encoder.fusion_grid or grid for encoder in loaded],
         mask_rule="published",
     )
     return vision_model

@@ -18,7 +18,6 @@ from encoders.load import check_source, load_encoder
 from fusion.assemble import assemble_vlm, fuse_encoders, image_processor_of, load_language_model, own_grid
 from fusion.chat_templates import named_template
 from fusion.connectors.build import connector_options
-from fusion.connectors.geometry import nearest_grid
 from fusion.fuse_args import FUSE, FUSE_HELP, FUSED, FuseArguments, check_fusing
 from fusion.image_processing_fusion import FusionImageProcessor
 from fusion.modeling_fused_vision import FusedVisionModel
@@ -69,20 +68,14 @@ def fuse(
     args: FuseArguments, options: dict[str, Any], hidden_size: int
 ) -> tuple[FusedVisionModel, FusionImageProcessor]:
     """Load the encoders and fuse them; options: the connector's."""
-    encoders, given_grids = zip(*map(load_with_options, args.encoders), strict=True)
+    encoders = list(map(load_and_say, args.encoders))
     say_now(f"making the connector {args.connector} ...")
-    own_grids = list(map(own_grid, encoders))
-    grid = args.grid or min(own_grids)
-    encoder_grids = []
-    for own, given in zip(own_grids, given_grids, strict=True):
-        encoder_grids.append(given or nearest_grid(own, grid))
     return fuse_encoders(
         encoders,
         hidden_size=hidden_size,
         connector=args.connector,
         connector_options=options,
-        grid=grid,
-        encoder_grids=encoder_grids,
+        grid=args.grid,
         newline=args.newline,
         fit=args.fit,
         mask_rule=args.mask_rule,
@@ -106,7 +99,7 @@ def check_encoders(texts: Sequence[str]) -> None:
     """Raise UserError where one of the texts names nothing, before the first encoder is loaded for
     minutes."""
     for text in texts:
-        check_source(text.partition("?")[0])
+        check_source(text)
 
 
 def options_of(args: FuseArguments) -> dict[str, Any]:
@@ -127,38 +120,10 @@ def options_of(args: FuseArguments) -> dict[str, Any]:
     return given
 
 
-def load_with_options(text: str) -> tuple[Encoder, int | None]:
-    """`SOURCE?layers=-2&norm=false&image_size=336&grid=24` as the encoder and the grid that its map
-    is resized to, if any."""
-    source, _, tail = text.partition("?")
-    options: dict[str, Any] = {}
-    for item in tail.split("&") if tail else []:
-        name, _, value = item.partition("=")
-        try:
-            options[name] = ENCODER_OPTIONS[name](value)
-        except KeyError:
-            raise UserError(f"{text}: unknown option {name!r}; known: {', '.join(ENCODER_OPTIONS)}") from None
-        except ValueError:
-            raise UserError(
-                f"{text}: {name}={value} cannot be read; write ?layers=-2&norm=false&image_size=336&grid=24"
-            ) from None
-    grid = options.pop("grid", None)
+def load_and_say(text: str) -> Encoder:
+    """The encoder that a text names; what is being loaded is said first."""
     say_now(f"loading the encoder {text} ...")
-    return load_encoder(source, **options), grid
-
-
-def _truth(value: str) -> bool:
-    return {"true": True, "false": False}[value] if value in ("true", "false") else int(value) == 1
-
-
-ENCODER_OPTIONS = {
-    "layers": lambda value: [int(each) for each in value.split(",")],
-    "norm": _truth,
-    "image_size": int,
-    "grid": int,
-    "position_antialias": _truth,
-    "position_offset": float,
-}
+    return load_encoder(text)
 
 
 def describe(model: FusedVisionModel) -> None:

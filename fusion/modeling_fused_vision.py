@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from encoders.base import Encoder, Features
-from encoders.load import build_encoder
+from encoders.saved import build_encoder
 from fusion.checkpoints import load_strictly
 from fusion.configuration_fusion import FusedVisionConfig
 from fusion.connectors.base import Connector

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from encoders import load_encoder
 from encoders.adapters.dinov2_weights import HEAD_WIDTH, parts_of, read_pth
 from encoders.adapters.transformers_encoder import TransformersEncoder, load_backbone, read_config
-from encoders.load import CONFIG_FILE
+from encoders.saved import is_saved_encoder
+from encoders.source_text import split_source
 from pretrain.backbone import Backbone
 from vision_core.errors import UserError
 from vision_core.hub import hub_or_cache
@@ -115,15 +115,19 @@ def _doubts(found: FoundWeights, backbone: Backbone) -> list[str]:
 
 
 def find_weights(source: str) -> FoundWeights:
-    """The backbone that `source` names. Raises UserError where there is none."""
+    """The backbone that `source` names. Raises UserError where there is none, and for options, which
+    say how an encoder is used and not which weights it has."""
+    given = split_source(source)[1]
+    if given:
+        raise UserError(f"init_from={source}: {next(iter(given))} does not change the weights; leave it out")
     if os.path.isdir(source):
         _check_kind(Path(source))
     try:
         if source.startswith("dinov2_pth:") or os.path.isfile(source):
             return _of_pth(Path(source.removeprefix("dinov2_pth:")))
-        if (Path(source) / CONFIG_FILE).is_file():
+        if is_saved_encoder(source):
             return _of_saved_encoder(source)
-        with nullcontext() if os.path.exists(source) else hub_or_cache(f"init_from={source}"):
+        with hub_or_cache(source, f"init_from={source}"):
             return _of_transformers(source.removeprefix("hf:"))
     except UserError as error:
         raise UserError(f"init_from={source}: {error}") from None

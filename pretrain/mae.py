@@ -5,7 +5,6 @@ accelerate launch pretrain/mae.py --dataset folder:photos --eval_dataset none --
 outputs/mae
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -23,7 +22,6 @@ LAUNCHERS = launchers_above()  # now: one that dies during the imports must not 
 if __name__ == "__main__":
     look_first(MaeArguments, __doc__, partial(check_run, "mae"))
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -93,9 +91,7 @@ def main() -> None:
 def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """The model that is trained, and its image processor: loaded, or small and new."""
     if args.init_from:
-        with (
-            nullcontext() if os.path.exists(args.init_from) else hub_or_cache(f"--init_from {args.init_from}")
-        ):
+        with hub_or_cache(args.init_from, f"--init_from {args.init_from}"):
             return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
     config = ViTMAEConfig(
         hidden_size=args.hidden_size,

@@ -5,7 +5,6 @@ accelerate launch pretrain/siglip.py --dataset "parquet:train.parquet?captions=t
 none --output_dir outputs/siglip
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -25,7 +24,6 @@ if __name__ == "__main__":
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -123,9 +121,7 @@ def start(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]
     """The model that is trained, and its processor: loaded, or small and new, its tokenizer trained
     on the captions."""
     if args.init_from:
-        with (
-            nullcontext() if os.path.exists(args.init_from) else hub_or_cache(f"--init_from {args.init_from}")
-        ):
+        with hub_or_cache(args.init_from, f"--init_from {args.init_from}"):
             return load_whole(SiglipModel, args.init_from), load_processor(args.init_from)
     tokenizer = tokenizer_of_run(args, source)
     tower = {

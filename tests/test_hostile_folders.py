@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from encoders.load import check_source, load_encoder, save_encoder
+from encoders.load import check_source, load_encoder
+from encoders.saved import save_encoder
 from fusion.convert_cambrian import read_config as read_cambrian
 from fusion.training.models import check_model_folder
 from tests.hostile import DEEP, ESCAPE, LONG, Cases, Place

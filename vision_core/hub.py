@@ -7,6 +7,7 @@ several files. Whether the Hub answers is asked once here.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -31,13 +32,20 @@ _answer: tuple[float, bool] | None = None
 
 
 @contextmanager
-def hub_or_cache(what: str) -> Iterator[None]:
-    """Inside, files of the Hub come from the network, or, where that is not there, from the cache
-    alone and at once.
+def hub_or_cache(place: str, called: str | None = None) -> Iterator[None]:
+    """Inside, files of the Hub come from the network or, where there is none, at once from the
+    cache. Where `place` exists on this machine the Hub is not asked, and nothing changes.
 
-    Raises UserError, which begins with `what`, in place of a UserError whose cause is that a file
-    is in neither.
+    Args:
+        place: a path, or a name on the Hub.
+        called: what messages call it; default: `place`.
+
+    Raises UserError, which begins with `called`, in place of a UserError whose cause is a file that
+    is neither on the network nor in the cache.
     """
+    if os.path.exists(place):
+        yield
+        return
     before = constants.HF_HUB_OFFLINE
     offline = before or not _hub_answers()
     _set_offline(offline)
@@ -46,17 +54,19 @@ def hub_or_cache(what: str) -> Iterator[None]:
     except UserError as error:
         if not offline or not _is_of_the_network(error):
             raise
-        why = (
-            "HF_HUB_OFFLINE=1 forbids the network"
-            if FORBIDDEN
-            else f"there is no network ({_host()[0]} cannot be reached)"
-        )
-        raise UserError(
-            f"{what} cannot be loaded: it is not in the cache, and {why}; name a local folder, or fill the "
-            "cache where there is a network"
-        ) from error
+        raise UserError(_not_in_the_cache(called or place)) from error
     finally:
         _set_offline(before)
+
+
+def _not_in_the_cache(called: str) -> str:
+    why = f"there is no network ({_host()[0]} cannot be reached)"
+    if FORBIDDEN:
+        why = "HF_HUB_OFFLINE=1 forbids the network"
+    return (
+        f"{called} cannot be loaded: it is not in the cache, and {why}; "
+        "name a local folder, or fill the cache where there is a network"
+    )
 
 
 def _set_offline(offline: bool) -> None:

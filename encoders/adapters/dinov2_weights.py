@@ -3,6 +3,7 @@ key, with a report of what matched."""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,15 @@ from vision_core.errors import UserError, first_line
 from vision_core.files.text_files import check_openable
 
 HEAD_WIDTH = 64  # of every published model; the file does not say it
-WRAPPING_KEYS = ("teacher", "model", "state_dict")  # of a training's files, around the tensors
-WRAPPERS = re.compile(
-    r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module)\."
-)  # DistributedDataParallel, compile, FSDP
+WRAPPING_KEYS = ("teacher", "model", "state_dict")  # around the tensors in the files of a training
+# prefixes of DistributedDataParallel, compile and FSDP
+WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module)\.")
 # widths of facebookresearch/dinov3 and what transformers calls the model
 DINOV3_NAMES = {384: "vits16", 768: "vitb16", 1024: "vitl16", 1280: "vith16plus", 4096: "vit7b16"}
-BLOCK = re.compile(
-    r"blocks\.(?:\d+\.)?(\d+)\.(.+)"
-)  # a training dump has the chunk's number in front of the block's
-TOP = {
+# the state of a training has the chunk's number in front of the block's
+BLOCK = re.compile(r"blocks\.(?:\d+\.)?(\d+)\.(.+)")
+# published names -> those of transformers, outside of the blocks
+NAMES_OUTSIDE_BLOCKS = {
     "cls_token": "embeddings.cls_token",
     "mask_token": "embeddings.mask_token",
     "pos_embed": "embeddings.position_embeddings",
@@ -35,10 +35,11 @@ TOP = {
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
     "norm": "layernorm",
 }
-IN_BLOCK = {
+# published names -> those of transformers, several where a tensor is stacked of them in this order
+NAMES_IN_BLOCK = {
     "norm1": ["norm1"],
     "norm2": ["norm2"],
-    "attn.qkv": ["attention.q_proj", "attention.k_proj", "attention.v_proj"],  # stacked in this order
+    "attn.qkv": ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
     "attn.proj": ["attention.o_proj"],
     "ls1.gamma": ["layer_scale1.lambda1"],
     "ls2.gamma": ["layer_scale2.lambda1"],
@@ -51,30 +52,43 @@ IN_BLOCK = {
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """matched: published key -> our keys. unused: published keys without a place. missing: our keys
-    that nothing filled."""
+    """What became of the tensors of a file.
+
+    Attributes:
+        matched: published key -> keys of transformers.
+        unused: published keys without a place.
+        missing: keys of transformers that nothing filled.
+    """
 
     matched: dict[str, list[str]]
     unused: list[str]
     missing: list[str]
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(self.matched)} published keys matched, {len(self.unused)} unused, {len(self.missing)} missing"
-        ]
+        counts = f"{len(self.matched)} published keys matched, {len(self.unused)} unused, {len(self.missing)} missing"
+        lines = [counts]
         lines += [f"  {old} -> {', '.join(new)}" for old, new in self.matched.items()]
-        return "\n".join(
-            [
-                *lines,
-                *(f"  unused: {key}" for key in self.unused),
-                *(f"  missing: {key}" for key in self.missing),
-            ]
-        )
+        lines += [f"  unused: {key}" for key in self.unused]
+        lines += [f"  missing: {key}" for key in self.missing]
+        return "\n".join(lines)
+
+
+def load(
+    name: str, *, source: str, image_size: tuple[int, int] | None, dtype: torch.dtype, **options: Any
+) -> TransformersEncoder:
+    """The encoder in the file `name` (see encoders/adapters/__init__.py)."""
+    return load_dinov2_pth(Path(name), dtype=dtype, source=source, **options)
+
+
+def check(name: str, *, source: str, has_weights: bool) -> None:
+    """Raise UserError for a file that does not exist."""
+    if not os.path.exists(name):
+        raise UserError(f"{name} cannot be read as weights: there is no such file; name a published .pth")
 
 
 def load_dinov2_pth(path: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> TransformersEncoder:
-    """The model of a published file, or of a `teacher_checkpoint.pth` of the published training;
-    `options` as for `TransformersEncoder`.
+    """The model of a published file, or of a `teacher_checkpoint.pth` of the published training.
+    `options` are those of `TransformersEncoder`.
 
     The pixels are the published evaluation's: 256 for a crop of 224, ImageNet's mean and standard
     deviation. Sizes other than the stored grid's are interpolated as transformers does;
@@ -85,7 +99,8 @@ def load_dinov2_pth(path: Path, *, dtype: torch.dtype = torch.float32, **options
     model, report = convert_dinov2(read_pth(path), dtype)
     if report.missing:
         raise UserError(
-            f"{path}: no published DINOv2 backbone: nothing for {len(report.missing)} weights, such as {report.missing[0]}"
+            f"{path}: no published DINOv2 backbone: "
+            f"nothing for {len(report.missing)} weights, such as {report.missing[0]}"
         )
     transform = ImageTransform(
         (224, 224), margin=PUBLISHED_MARGIN, preprocess="published", resampler="pillow"
@@ -99,9 +114,9 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     """The backbone's tensors in a `.pth` file, read as weights only, under the published names.
 
     A file holds the backbone alone, as published; a teacher with its heads, as
-    `teacher_checkpoint.pth`; or a whole training state, `{"model":
-    {"teacher.backbone.blocks.0.0.norm1.weight": ...}}`, whose teacher is taken. Names may begin
-    with the `module.` and `_orig_mod.` of torch's wrappers. Tensors of other parts keep their
+    `teacher_checkpoint.pth`; or the complete state of a training, `{"model":
+    {"teacher.backbone.blocks.0.0.norm1.weight": ...}}`, of which the teacher is taken. Names may
+    begin with the `module.` and `_orig_mod.` of torch's wrappers. Tensors of other parts keep their
     names.
 
     Raises UserError for a file that holds other than tensors, a process's share of sharded weights,
@@ -110,11 +125,10 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     check_openable(path, f"{path} cannot be read as weights", "give the published .pth file")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # a file that is broken, or holds more than tensors, raises whatever its reader does
+    except Exception as error:  # torch raises many types for a broken file, or one with other objects
+        reason = first_line(error)
         raise UserError(
-            f"{path} cannot be read as weights ({first_line(error)}); give the published .pth file"
+            f"{path} cannot be read as weights ({reason}); give the published .pth file"
         ) from None
     tensors = _of_the_teacher(values)
     tensors = {key.removeprefix("backbone."): value for key, value in tensors.items()}
@@ -123,19 +137,27 @@ def read_pth(path: Path) -> dict[str, Tensor]:
 
 
 def _of_the_teacher(values: Any) -> dict[str, Tensor]:
-    """The teacher's tensors of a training state, or all of a file without a teacher; no wrapper's
-    prefixes."""
-    while isinstance(values, dict):
-        inner = next((values[key] for key in WRAPPING_KEYS if isinstance(values.get(key), dict)), None)
-        if inner is None:
-            break
-        values = inner
-    tensors = values if isinstance(values, dict) else {}
-    tensors = {WRAPPERS.sub("", key): value for key, value in tensors.items() if isinstance(value, Tensor)}
-    of_teacher = {
-        key.removeprefix("teacher."): value for key, value in tensors.items() if key.startswith("teacher.")
-    }
+    """The tensors of the teacher, or all of a file that has none, without the prefixes of
+    wrappers."""
+    tensors = {}
+    for key, value in _innermost(values).items():
+        if isinstance(value, Tensor):
+            tensors[WRAPPERS.sub("", key)] = value
+    of_teacher = {}
+    for key, value in tensors.items():
+        if key.startswith("teacher."):
+            of_teacher[key.removeprefix("teacher.")] = value
     return of_teacher or tensors
+
+
+def _innermost(values: Any) -> dict[str, Any]:
+    """The dictionary inside those that the files of a training put around it."""
+    if not isinstance(values, dict):
+        return {}
+    for key in WRAPPING_KEYS:
+        if isinstance(values.get(key), dict):
+            return _innermost(values[key])
+    return values
 
 
 def _check_backbone(tensors: dict[str, Tensor], path: Path) -> None:
@@ -145,64 +167,74 @@ def _check_backbone(tensors: dict[str, Tensor], path: Path) -> None:
         problem = "holds one process's share of sharded weights"
         cure = "give the eval/training_N/teacher_checkpoint.pth of the same training"
     elif any(key.startswith("rope_embed.") for key in tensors):
-        name = DINOV3_NAMES.get(tensors["cls_token"].shape[-1] if "cls_token" in tensors else 0, "vitb16")
+        width = tensors["cls_token"].shape[-1] if "cls_token" in tensors else 0
+        name = DINOV3_NAMES.get(width, "vitb16")
         problem = "is a DINOv3, whose layout is not read here"
         cure = (
-            f"take the same weights as hf:facebook/dinov3-{name}-pretrain-lvd1689m, after you accept the licence there and "
-            "log in by `hf auth login`, or timm's copy: list_encoders('timm:*dinov3*')"
+            f"take the same weights as hf:facebook/dinov3-{name}-pretrain-lvd1689m, after you accept the "
+            "licence there and log in by `hf auth login`, or timm's copy: list_encoders('timm:*dinov3*')"
         )
     else:
-        problem, cure = (
-            "is no DINOv2 backbone: it has no pos_embed or patch_embed",
-            "give the published .pth file",
-        )
+        problem = "is no DINOv2 backbone: it has no pos_embed or patch_embed"
+        cure = "give the published .pth file"
     raise UserError(f"{path} {problem}; {cure}")
 
 
 def convert_dinov2(
     published: dict[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> tuple[Dinov2Model | Dinov2WithRegistersModel, ConversionReport]:
-    """A transformers model with the published tensors, and what went where."""
+    """A transformers model with the published tensors, and a report of what went where."""
     model = _empty_model(published).to(dtype)
-    wanted, filled, matched, unused = model.state_dict(), {}, {}, []
+    own_state = model.state_dict()
+    filled: dict[str, Tensor] = {}
+    matched = {}
+    unused = []
     for key in published:
         parts = parts_of(key, published[key])
-        if parts and all(name in wanted and wanted[name].shape == part.shape for name, part in parts.items()):
+        if parts and _all_fit(parts, own_state):
             filled |= {name: part.clone() for name, part in parts.items()}
             matched[key] = list(parts)
         else:
             unused.append(key)
-    report = ConversionReport(matched, unused, sorted(set(wanted) - set(filled)))
+    report = ConversionReport(matched, unused, sorted(set(own_state) - set(filled)))
     if not report.missing:
         model.load_state_dict(filled)
     return model.eval(), report
 
 
+def _all_fit(parts: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
+    return all(name in state and state[name].shape == part.shape for name, part in parts.items())
+
+
 def parts_of(key: str, value: Tensor) -> dict[str, Tensor]:
-    """A published tensor under transformers' names, several where it is split; none for a key
-    without a place."""
-    names = renamed(key)
-    value = value.flatten(1) if key == "mask_token" else value
-    parts = value.chunk(len(names)) if names else []
-    return dict(zip(names, parts, strict=True))
+    """A published tensor under transformers' names, in several parts where it is split; empty for a
+    key without a place."""
+    names = names_in_transformers(key)
+    if not names:
+        return {}
+    if key == "mask_token":
+        value = value.flatten(1)
+    return dict(zip(names, value.chunk(len(names)), strict=True))
 
 
-def renamed(key: str) -> list[str]:
-    """transformers' names for a published key, several where it is split in equal parts along the
-    first axis; none for an unknown one."""
-    stem, suffix = key, ""
+def names_in_transformers(key: str) -> list[str]:
+    """transformers' names for a published key, several where the tensor is split in equal parts
+    along the first axis; none for an unknown key."""
+    stem = key
+    suffix = ""
     if key.endswith((".weight", ".bias")):
         stem, _, suffix = key.rpartition(".")
         suffix = f".{suffix}"
-    if stem in TOP:
-        return [TOP[stem] + suffix]
+    if stem in NAMES_OUTSIDE_BLOCKS:
+        return [NAMES_OUTSIDE_BLOCKS[stem] + suffix]
     block = BLOCK.fullmatch(stem)
-    if not block or block[2] not in IN_BLOCK:
+    if not block or block[2] not in NAMES_IN_BLOCK:
         return []
-    return [f"encoder.layer.{block[1]}.{name}{suffix}" for name in IN_BLOCK[block[2]]]
+    return [f"encoder.layer.{block[1]}.{name}{suffix}" for name in NAMES_IN_BLOCK[block[2]]]
 
 
 def _empty_model(published: dict[str, Tensor]) -> Dinov2Model | Dinov2WithRegistersModel:
+    """A model of the shape that the published tensors have."""
     width, channels, patch, _ = published["patch_embed.proj.weight"].shape
     numbers = [int(match[1]) for match in map(BLOCK.fullmatch, published) if match]
     side = int((published["pos_embed"].shape[1] - 1) ** 0.5)

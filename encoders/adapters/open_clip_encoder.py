@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from encoders.adapters.timm_encoder import Trunk, native_size_problem
-from encoders.base import Encoder, Features, LayerFeatures
-from encoders.names import nearest
+from encoders.base import Encoder, EncoderConfig, Features
+from encoders.names import nearest, nearest_encoders_clause
+from encoders.positions import refuse_position_options
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError, first_line
 from vision_core.files.text_files import check_openable
+from vision_core.hub import hub_or_cache
 
 WEIGHT_FILES = (".safetensors", ".pt")
 
@@ -26,8 +28,8 @@ class OpenClipEncoder(Encoder):
 
     Args:
         visual: an `open_clip.transformer.VisionTransformer` or `open_clip.timm_model.TimmModel`.
-        model_config: open_clip's description of the whole model, from which the tower can be built
-            again.
+        model_config: open_clip's description of the complete model, from which the tower can be
+            built again.
     """
 
     library = "open_clip"
@@ -44,10 +46,13 @@ class OpenClipEncoder(Encoder):
         untrained: bool = False,
     ) -> None:
         super().__init__(transform, layers=layers, norm=norm, source=source, untrained=untrained)
-        self.model, self.model_config = visual, model_config
+        self.model = visual
+        self.model_config = model_config
         self.trunk = _trunk(visual)
-        self.layer_widths, self.stride = self.trunk.widths, self.trunk.strides[-1]
-        self.num_channels, self.pooled_width = 3, model_config["embed_dim"]
+        self.layer_widths = self.trunk.widths
+        self.stride = self.trunk.strides[-1]
+        self.num_channels = 3
+        self.pooled_width = model_config["embed_dim"]
         self.has_cls = self.trunk.has_cls
 
     def architecture(self) -> dict[str, Any]:
@@ -67,15 +72,69 @@ class OpenClipEncoder(Encoder):
             normalize_intermediates=self.norm and self.trunk.norms_layers,
             output_extra_tokens=self.trunk.num_prefix_tokens > 0,
         )
-        prefixes = output.get("image_intermediates_prefix") or [None] * len(indices)
-        maps = zip(output["image_intermediates"], prefixes, strict=True)
-        by_number = {index + 1: each for index, each in zip(indices, maps, strict=True)}
-        return Features(
-            tuple(self._layer(number, *by_number[number]) for number in layers), output["image_features"]
-        )
+        outputs = output["image_intermediates"]
+        prefixes = output.get("image_intermediates_prefix")
+        if prefixes:
+            outputs = zip(outputs, prefixes, strict=True)
+        by_number = {index + 1: each for index, each in zip(indices, outputs, strict=True)}
+        chosen = tuple(self.trunk.layer(number, by_number[number], self.norm) for number in layers)
+        return Features(chosen, output["image_features"])
 
-    def _layer(self, number: int, patch_map: Tensor, prefix: Tensor | None) -> LayerFeatures:
-        return self.trunk.layer(number, patch_map if prefix is None else (patch_map, prefix), self.norm)
+
+# -- the adapter (see encoders/adapters/__init__.py)
+
+
+def load(
+    name: str, *, source: str, image_size: tuple[int, int] | None, dtype: torch.dtype, **options: Any
+) -> OpenClipEncoder:
+    """The vision tower that MODEL/TAG names."""
+    model, tag = model_and_tag(name, source)
+    refuse_position_options(options, source)
+    with hub_or_cache(source):
+        return load_open_clip(model, tag, image_size=image_size, dtype=dtype, source=source, **options)
+
+
+def untrained(
+    name: str, *, source: str, image_size: tuple[int, int] | None, dtype: torch.dtype, **options: Any
+) -> OpenClipEncoder:
+    """The vision tower of MODEL with random weights; a tag is not looked at."""
+    refuse_position_options(options, source)
+    model = name.partition("/")[0]
+    options |= {"source": source, "untrained": True}
+    return load_open_clip(model, None, image_size=image_size, dtype=dtype, **options)
+
+
+def build(
+    config: EncoderConfig, *, dtype: torch.dtype, attn_implementation: str | None = None
+) -> OpenClipEncoder:
+    """The encoder that the config describes, with random weights."""
+    transform = config.image_transform()
+    return open_clip_from_architecture(
+        config.architecture, transform, dtype=dtype, **config.encoder_options()
+    )
+
+
+def check(name: str, *, source: str, has_weights: bool) -> None:
+    """Raise UserError for a model, or weights, that open_clip does not know."""
+    if has_weights:
+        model, tag = model_and_tag(name, source)
+        check_open_clip(model, tag)
+    else:
+        check_open_clip(name.partition("/")[0], None)
+
+
+def model_and_tag(name: str, source: str) -> tuple[str, str]:
+    """The parts of MODEL/TAG. Raises UserError where no weights are named."""
+    model, _, tag = name.partition("/")
+    if not tag:
+        raise UserError(
+            f"{source} names no weights{nearest_encoders_clause(source)}; "
+            "write open_clip:MODEL/TAG, or untrained:open_clip:MODEL"
+        )
+    return model, tag
+
+
+# -- models of open_clip
 
 
 def load_open_clip(
@@ -89,11 +148,11 @@ def load_open_clip(
     """The vision tower of `model` with the weights `tag`, a published name or a file, or random
     ones for None.
 
-    A file is a .safetensors file of the whole model, or what `open_clip_train` writes
+    A file is a .safetensors file of the complete model, or what `open_clip_train` writes
     (`epoch_3.pt`), read as weights only.
 
     image_size: (height, width) to which the positions are resampled; default as published.
-    `options` as for `Encoder`.
+    `options` are those of `Encoder`.
 
     Raises UserError for an unknown model or tag, weights of another kind of file, or where
     open_clip is missing.
@@ -101,20 +160,14 @@ def load_open_clip(
     config = model_config(model)
     config["quick_gelu"] = quick_gelu(model, tag)
     if tag is None:
-        config = {
-            **config,
-            "vision_cfg": {
-                **config["vision_cfg"],
-                **({"image_size": list(image_size)} if image_size else {}),
-            },
-        }
+        if image_size:
+            config["vision_cfg"] = {**config["vision_cfg"], "image_size": list(image_size)}
         return build_open_clip(config, dtype=dtype, **options)
-    whole = load_whole_model(model, tag, image_size=image_size)
-    visual = whole.visual.to(dtype).eval()
+    both_towers = load_both_towers(model, tag, image_size=image_size)
+    visual = both_towers.visual.to(dtype).eval()
     config["vision_cfg"]["image_size"] = list(visual.image_size)
-    return OpenClipEncoder(
-        visual, transform_from_preprocess(visual.preprocess_cfg), model_config=config, **options
-    )
+    transform = transform_from_preprocess(visual.preprocess_cfg)
+    return OpenClipEncoder(visual, transform, model_config=config, **options)
 
 
 def build_open_clip(
@@ -122,11 +175,9 @@ def build_open_clip(
 ) -> OpenClipEncoder:
     """A tower with random weights from open_clip's description of a model, with open_clip's default
     preprocessing."""
-    size = config["vision_cfg"]["image_size"]
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    return open_clip_from_architecture(
-        config, transform_from_preprocess({"size": size}), dtype=dtype, **options
-    )
+    refuse_position_options(options, options.get("source", "open_clip"))
+    transform = transform_from_preprocess({"size": config["vision_cfg"]["image_size"]})
+    return open_clip_from_architecture(config, transform, dtype=dtype, **options)
 
 
 def open_clip_from_architecture(
@@ -136,19 +187,17 @@ def open_clip_from_architecture(
     parts = import_open_clip().model
     fields = parts.CLIPVisionCfg.__dataclass_fields__
     vision = {name: value for name, value in architecture["vision_cfg"].items() if name in fields}
-    vision["image_size"] = (
-        tuple(vision["image_size"]) if isinstance(vision["image_size"], list) else vision["image_size"]
-    )
-    vision["timm_model_pretrained"] = False  # the weights come from a file of ours, or are to be random
-    visual = parts._build_vision_tower(
-        architecture["embed_dim"], vision, architecture.get("quick_gelu", False)
-    )
+    if isinstance(vision["image_size"], list):
+        vision["image_size"] = tuple(vision["image_size"])
+    vision["timm_model_pretrained"] = False  # the weights come from a saved encoder, or are random
+    use_quick_gelu = architecture.get("quick_gelu", False)
+    visual = parts._build_vision_tower(architecture["embed_dim"], vision, use_quick_gelu)
     if hasattr(visual, "trunk"):  # open_clip builds these at the size of timm's own description
         visual.set_input_size(visual.image_size)
     return OpenClipEncoder(visual.to(dtype), transform, model_config=architecture, **options)
 
 
-def load_whole_model(model: str, tag: str, image_size: tuple[int, int] | None = None) -> nn.Module:
+def load_both_towers(model: str, tag: str, image_size: tuple[int, int] | None = None) -> nn.Module:
     """Both towers of an open_clip model; see `load_open_clip`."""
     open_clip = import_open_clip()
     use_quick_gelu = quick_gelu(model, tag)
@@ -168,19 +217,19 @@ def load_whole_model(model: str, tag: str, image_size: tuple[int, int] | None = 
 
 
 def check_open_clip(model: str, tag: str | None) -> None:
-    """Raise UserError for an unknown model, and for weights, unless None, that are neither
-    published nor a file that can be read safely; loads nothing."""
+    """Raise UserError for an unknown model, and for weights that are neither published nor a file
+    that can be read safely. A tag of None stands for random weights. Nothing is loaded."""
     model_config(model)
     if tag is None:
         return
     known = import_open_clip().list_pretrained_tags_by_model(model)
-    if tag not in known and not os.path.exists(tag):
-        raise UserError(
-            f"open_clip has no weights {tag} for {model}{nearest(tag, known)}; it has {', '.join(known) or 'none'}"
-        )
-    if tag not in known:
-        check_openable(tag, tag, "give the file of the weights")
-    if tag not in known and not tag.endswith(WEIGHT_FILES):
+    if tag in known:
+        return
+    if not os.path.exists(tag):
+        listed = ", ".join(known) or "none"
+        raise UserError(f"open_clip has no weights {tag} for {model}{nearest(tag, known)}; it has {listed}")
+    check_openable(tag, tag, "give the file of the weights")
+    if not tag.endswith(WEIGHT_FILES):
         raise UserError(
             f"{tag} is no .safetensors file; convert it, or give the .pt file that open_clip_train wrote"
         )
@@ -196,8 +245,8 @@ def model_config(model: str) -> dict[str, Any]:
 
 
 def quick_gelu(model: str, tag: str | None) -> bool:
-    """Whether `model` was trained with the activation x * sigmoid(1.702 x): by its own description,
-    or by that of the weights `tag`.
+    """Whether `model` was trained with the activation x * sigmoid(1.702 x): its own description
+    says so, or that of the weights `tag`.
 
     open_clip itself only warns where the two differ (27 of its published pairs, ViT-B-32/openai
     among them), and then computes with another one.
@@ -207,7 +256,8 @@ def quick_gelu(model: str, tag: str | None) -> bool:
 
 
 def transform_from_preprocess(preprocess: dict[str, Any]) -> ImageTransform:
-    """open_clip's `preprocess_cfg`, where what is not said is open_clip's default."""
+    """open_clip's `preprocess_cfg` as an `ImageTransform`; keys that are missing have open_clip's
+    defaults."""
     from open_clip.transform import PreprocessCfg
 
     said = PreprocessCfg(**preprocess)
@@ -215,13 +265,16 @@ def transform_from_preprocess(preprocess: dict[str, Any]) -> ImageTransform:
         raise UserError(
             "open_clip's resize_mode longest pads images, which is not understood; give another model"
         )
-    fit = "squash" if said.resize_mode == "squash" else "crop"
     size = (said.size, said.size) if isinstance(said.size, int) else tuple(said.size)
-    interpolation = (
-        "bilinear" if said.interpolation == "bilinear" else "bicubic"
-    )  # `random` means bicubic outside of training
     return ImageTransform(
-        size, tuple(said.mean), tuple(said.std), fit, 1.0, interpolation, "published", "pillow"
+        size=size,
+        mean=tuple(said.mean),
+        std=tuple(said.std),
+        fit="squash" if said.resize_mode == "squash" else "crop",
+        # `random` means bicubic outside of training
+        interpolation="bilinear" if said.interpolation == "bilinear" else "bicubic",
+        preprocess="published",
+        resampler="pillow",
     )
 
 
@@ -237,18 +290,20 @@ def import_open_clip() -> Any:
 
 
 def _trunk(visual: nn.Module) -> Trunk:
+    """The layers of a tower. Raises UserError for ResNets and attentional pools."""
     if hasattr(visual, "trunk"):
         return Trunk.of(visual.trunk, takes_any_size=False)
     if not hasattr(visual, "transformer") or visual.attn_pool is not None:
         raise UserError(
-            "this open_clip tower is neither a plain ViT nor a timm model; its ResNets and attentional pools are not understood"
+            "this open_clip tower is neither a plain ViT nor a timm model; "
+            "its ResNets and attentional pools are not understood"
         )
-    depth, width = len(visual.transformer.resblocks), visual.transformer.width
+    depth = len(visual.transformer.resblocks)
     return Trunk(
-        (width,) * depth,
-        (visual.patch_size[0],) * depth,
-        1,
-        True,
-        tuple(visual.image_size),
+        widths=(visual.transformer.width,) * depth,
+        strides=(visual.patch_size[0],) * depth,
+        num_prefix_tokens=1,
+        has_cls=True,
+        native_size=tuple(visual.image_size),
         norms_layers=True,
     )

@@ -13,22 +13,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.base import Encoder, Features, LayerFeatures
+from encoders.base import Encoder, EncoderConfig, Features, LayerFeatures
 from encoders.names import nearest
+from encoders.positions import refuse_position_options
 from encoders.preprocess import ImageTransform
-from vision_core.errors import UserError
+from vision_core.errors import UserError, first_line
+from vision_core.hub import hub_or_cache
+
+LOCAL = "local-dir:"  # timm's prefix for a folder
+HUB = "hf-hub:"  # and for a name on the Hub
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """What a vision tower says about its layers; `Trunk.of` reads it off a timm model.
+    """The layers of a vision tower; `Trunk.of` reads them off a timm model.
 
-    widths: channels of each. strides: pixels from one feature to the next of each.
-    num_prefix_tokens: how many tokens of a layer stand in front and are no patches. has_cls: the
-    first of these is a CLS token, not a register. native_size: the only size it takes, or None for
-    any. norms_layers: its code puts the final norm behind every layer when asked to. map_norm: for
-    code that does not, the norm of maps of its width: the one behind the last layer (Swin) or
-    behind the pooling (ConvNeXt).
+    Attributes:
+        widths: channels of each layer's map.
+        strides: pixels from one feature to the next in each layer.
+        num_prefix_tokens: how many tokens of a layer come before those of the patches.
+        has_cls: whether the first of these is a CLS token and not a register.
+        native_size: the only size that it takes, or None for any.
+        norms_layers: whether its code puts the final norm behind every layer when asked to.
+        map_norm: where its code does not, the norm for maps of that width: the one behind the last
+            layer (Swin) or behind the pooling (ConvNeXt).
     """
 
     widths: tuple[int, ...]
@@ -44,31 +52,34 @@ class Trunk:
         """Raises UserError for a model without `forward_intermediates`."""
         if not hasattr(model, "forward_intermediates"):
             raise UserError(
-                f"timm's {type(model).__name__} has no forward_intermediates, so its maps cannot be read; choose another model"
+                f"timm's {type(model).__name__} has no forward_intermediates, so its maps cannot be read; "
+                "choose another model"
             )
         is_vit = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
         num_prefix_tokens = getattr(model, "num_prefix_tokens", 0) if is_vit else 0
+        # many ViTs that average their patches have an Identity here, and their norm behind the average
+        final_norm = getattr(model, "norm", nn.Identity())
         return cls(
-            tuple(entry["num_chs"] for entry in model.feature_info),
-            tuple(entry["reduction"] for entry in model.feature_info),
-            num_prefix_tokens,
-            num_prefix_tokens > 0 and getattr(model, "cls_token", None) is not None,
-            None if takes_any_size else _only_size(model),
-            # many ViTs that average their patches have their norm behind the average, and an
-            # Identity here
-            is_vit and not isinstance(getattr(model, "norm", nn.Identity()), nn.Identity),
-            None if is_vit else _map_norm(model),
+            widths=tuple(entry["num_chs"] for entry in model.feature_info),
+            strides=tuple(entry["reduction"] for entry in model.feature_info),
+            num_prefix_tokens=num_prefix_tokens,
+            has_cls=num_prefix_tokens > 0 and getattr(model, "cls_token", None) is not None,
+            native_size=None if takes_any_size else _only_size(model),
+            norms_layers=is_vit and not isinstance(final_norm, nn.Identity),
+            map_norm=None if is_vit else _map_norm(model),
         )
 
     def layer(self, number: int, output: Tensor | tuple[Tensor, Tensor], norm: bool) -> LayerFeatures:
-        """One layer's map, or map and prefix tokens, as `forward_intermediates` gives it, as the
-        contract has it."""
-        patch_map, prefix = output if isinstance(output, tuple) else (output, None)
-        if norm and self.map_norm is not None and self.map_norm.normalized_shape == (patch_map.shape[1],):
-            return LayerFeatures(number, _normed(patch_map, self.map_norm), None, True)
-        return LayerFeatures(
-            number, patch_map, prefix[:, 0] if self.has_cls else None, norm and self.norms_layers
-        )
+        """The features of a layer from what `forward_intermediates` returns for it: its map, or its
+        map and prefix tokens."""
+        patch_map = output[0] if isinstance(output, tuple) else output
+        if norm and self._has_map_norm_for(patch_map):
+            return LayerFeatures(number, _layer_norm_of_map(patch_map, self.map_norm), None, True)
+        cls = output[1][:, 0] if self.has_cls else None
+        return LayerFeatures(number, patch_map, cls, norm and self.norms_layers)
+
+    def _has_map_norm_for(self, patch_map: Tensor) -> bool:
+        return self.map_norm is not None and self.map_norm.normalized_shape == (patch_map.shape[1],)
 
 
 class TimmEncoder(Encoder):
@@ -76,7 +87,8 @@ class TimmEncoder(Encoder):
 
     Args:
         model: made by `timm.create_model(name, num_classes=0, **model_args)`.
-        takes_any_size: it interpolates its positions itself (`dynamic_img_size`).
+        name, model_args: those two, which make the same architecture again.
+        takes_any_size: whether it interpolates its positions itself (`dynamic_img_size`).
     """
 
     library = "timm"
@@ -95,9 +107,12 @@ class TimmEncoder(Encoder):
         untrained: bool = False,
     ) -> None:
         super().__init__(transform, layers=layers, norm=norm, source=source, untrained=untrained)
-        self.model, self.model_name, self.model_args = model, name, model_args
+        self.model = model
+        self.model_name = name
+        self.model_args = model_args
         self.trunk = Trunk.of(model, takes_any_size)
-        self.layer_widths, self.stride = self.trunk.widths, self.trunk.strides[-1]
+        self.layer_widths = self.trunk.widths
+        self.stride = self.trunk.strides[-1]
         self.num_channels = model_args.get("in_chans", model.pretrained_cfg["input_size"][0])
         # Virchow is published with all its tokens and no image vector
         self.pooled_width = None if getattr(model, "global_pool", None) == "" else model.head_hidden_size
@@ -125,18 +140,53 @@ class TimmEncoder(Encoder):
         return Features(chosen, pooled)
 
     def _check_grid(self, pixel_values: Tensor, layers: tuple[LayerFeatures, ...]) -> None:
-        """Other places than one per stride (Inception has no padding, LeViT has more than its size
-        needs) are none that a mask can be laid on."""
-        expected = self.grid(*pixel_values.shape[-2:])
+        """Raise UserError for a last map that has not one place for each stride: no mask can be laid
+        on it. Inception has no padding, LeViT has more than its size needs."""
+        size = pixel_values.shape[-2:]
+        expected = self.grid(*size)
         for layer in layers:
-            if layer.number == self.num_layers and layer.patch_map.shape[-2:] != expected:
-                shown, size = (
-                    " x ".join(str(side) for side in each.shape[-2:])
-                    for each in (layer.patch_map, pixel_values)
-                )
+            found = layer.patch_map.shape[-2:]
+            if layer.number == self.num_layers and found != expected:
                 raise UserError(
-                    f"{self.name}: its map of {size} pixels is {shown}, not {expected[0]} x {expected[1]}; choose another model"
+                    f"{self.name}: its map of {size[0]} x {size[1]} pixels is {found[0]} x {found[1]}, "
+                    f"not {expected[0]} x {expected[1]}; choose another model"
                 )
+
+
+# -- the adapter (see encoders/adapters/__init__.py)
+
+
+def load(
+    name: str, *, source: str, image_size: tuple[int, int] | None, dtype: torch.dtype, **options: Any
+) -> TimmEncoder:
+    """The model that timm calls `name`, with its published weights."""
+    options["source"] = source
+    with hub_or_cache(name.removeprefix(LOCAL), source):
+        return load_timm(name, pretrained=True, image_size=image_size, dtype=dtype, **options)
+
+
+def untrained(
+    name: str, *, source: str, image_size: tuple[int, int] | None, dtype: torch.dtype, **options: Any
+) -> TimmEncoder:
+    """The model that timm calls `name`, with random weights."""
+    options |= {"source": source, "untrained": True}
+    return load_timm(name, pretrained=False, image_size=image_size, dtype=dtype, **options)
+
+
+def build(
+    config: EncoderConfig, *, dtype: torch.dtype, attn_implementation: str | None = None
+) -> TimmEncoder:
+    """The encoder that the config describes, with random weights."""
+    transform = config.image_transform()
+    return timm_from_architecture(config.architecture, transform, dtype=dtype, **config.encoder_options())
+
+
+def check(name: str, *, source: str, has_weights: bool) -> None:
+    """Raise UserError where timm is missing or does not know the name."""
+    _architecture_and_args(name)
+
+
+# -- models of timm
 
 
 def load_timm(
@@ -148,39 +198,46 @@ def load_timm(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> TimmEncoder:
-    """The model `name` with its published weights or random ones; `options` as for `Encoder`.
+    """The model `name` with its published weights or random ones. `options` are those of `Encoder`.
 
     image_size: (height, width) that a model whose positions belong to one size is made for; default
-    as published. model_args: for `timm.create_model`.
+    as published.
+    model_args: for `timm.create_model`.
 
     Raises UserError where timm is missing, does not know the name, or cannot get the weights.
     """
+    refuse_position_options(options, options.get("source", f"timm:{name}"))
     # what is saved must not need the Hub, or the folder, that the name may point to
-    architecture, saved_args = _resolved(name)
-    args = {**saved_args, **_unsaid_args(name), **(model_args or {})}
+    architecture, published_args = _architecture_and_args(name)
+    args = {**published_args, **_args_of_weights(name), **(model_args or {})}
     if image_size is not None and _timm().get_pretrained_cfg(architecture).fixed_input_size:
         args["img_size"] = list(image_size)
     model, takes_any_size = _create(name, pretrained, args)
-    transform = published_transform(model, takes_any_size)
     return TimmEncoder(
-        model.to(dtype).eval(), transform, name=architecture, model_args=args, takes_any_size=takes_any_size, **options
-    )  # fmt: skip
-
-
-def check_timm(name: str) -> None:
-    """Raise UserError where timm is missing or does not know the name; loads nothing."""
-    _resolved(name)
+        model.to(dtype).eval(),
+        published_transform(model, takes_any_size),
+        name=architecture,
+        model_args=args,
+        takes_any_size=takes_any_size,
+        **options,
+    )
 
 
 def timm_from_architecture(
     architecture: dict[str, Any], transform: ImageTransform, *, dtype: torch.dtype, **options: Any
 ) -> TimmEncoder:
     """The model that `TimmEncoder.architecture` describes, with random weights."""
-    name, args = architecture["name"], architecture["args"]
-    _resolved(name)
+    name = architecture["name"]
+    args = architecture["args"]
+    _architecture_and_args(name)
     model, takes_any_size = _create(name, False, args)
     return TimmEncoder(
-        model.to(dtype), transform, name=name, model_args=args, takes_any_size=takes_any_size, **options
+        model.to(dtype),
+        transform,
+        name=name,
+        model_args=args,
+        takes_any_size=takes_any_size,
+        **options,
     )
 
 
@@ -194,31 +251,31 @@ def published_transform(model: nn.Module, takes_any_size: bool) -> ImageTransfor
 
     said = timm.data.resolve_model_data_config(model)
     if said["crop_mode"] == "border":
-        raise UserError(
-            f"timm's {type(model).__name__} pads its images to a square, which is not understood; choose another model"
-        )
+        raise _not_understood(model, "pads its images to a square")
     if said.get("crop_border_pixels"):
-        raise UserError(
-            f"timm's {type(model).__name__} cuts the border off its images, which is not understood; choose another model"
-        )
-    size = _only_size(model) if not takes_any_size else None
-    size = size or _multiple_of_stride(model, said["input_size"][-2:])
-    margin = math.floor(min(size) / said["crop_pct"]) / min(size)  # timm rounds the resized side down
-    fit = "squash" if said["crop_mode"] == "squash" else "crop"
+        raise _not_understood(model, "cuts the border off its images")
+    size = None if takes_any_size else _only_size(model)
+    if size is None:
+        size = _multiple_of_stride(model, said["input_size"][-2:])
     return ImageTransform(
-        size,
-        tuple(said["mean"]),
-        tuple(said["std"]),
-        fit,
-        margin,
-        said["interpolation"],
-        "published",
-        "pillow",
+        size=size,
+        mean=tuple(said["mean"]),
+        std=tuple(said["std"]),
+        fit="squash" if said["crop_mode"] == "squash" else "crop",
+        margin=math.floor(min(size) / said["crop_pct"]) / min(size),  # timm rounds the resized side down
+        interpolation=said["interpolation"],
+        preprocess="published",
+        resampler="pillow",
     )
 
 
+def _not_understood(model: nn.Module, what: str) -> UserError:
+    name = type(model).__name__
+    return UserError(f"timm's {name} {what}, which is not understood; choose another model")
+
+
 def native_size_problem(native: tuple[int, int], height: int, width: int) -> str | None:
-    """What is wrong with a size for a model that takes only one."""
+    """What is wrong with a size for a model that takes only one, or None."""
     if (height, width) == native:
         return None
     return (
@@ -227,27 +284,31 @@ def native_size_problem(native: tuple[int, int], height: int, width: int) -> str
 
 
 def _only_size(model: nn.Module) -> tuple[int, int] | None:
+    """(height, width) of a model that takes one size alone, or None."""
     if not model.pretrained_cfg.get("fixed_input_size"):
         return None
     return _made_for(model) or tuple(model.pretrained_cfg["input_size"][-2:])
 
 
 def _made_for(model: nn.Module) -> tuple[int, int] | None:
-    """The size that the positions of the patches belong to."""
+    """(height, width) that the positions of the patches belong to, or None."""
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return tuple(size) if size else None
 
 
 def _multiple_of_stride(model: nn.Module, published: Sequence[int]) -> tuple[int, int]:
-    """ViTs leave the pixels of half a patch out (SigLIP's 384 are 27 patches of 14), convolutions
-    pad them (ResNets are published for such as 176)."""
-    size, stride = _made_for(model), model.feature_info[-1]["reduction"]
+    """The size nearest to the published one that the model takes. ViTs leave the pixels of half a
+    patch out (SigLIP's 384 are 27 patches of 14), convolutions pad them (ResNets are published for
+    such as 176)."""
+    stride = model.feature_info[-1]["reduction"]
+    size = _made_for(model)
     if size:
         return size[0] // stride * stride, size[1] // stride * stride
     return math.ceil(published[0] / stride) * stride, math.ceil(published[1] / stride) * stride
 
 
 def _map_norm(model: nn.Module) -> nn.LayerNorm | None:
+    """The layer norm behind the last map or behind the pooling, if there is one."""
     candidates = [
         getattr(model, "norm", None),
         getattr(model, "norm_pre", None),
@@ -256,12 +317,12 @@ def _map_norm(model: nn.Module) -> nn.LayerNorm | None:
     return next((norm for norm in candidates if isinstance(norm, nn.LayerNorm)), None)
 
 
-def _normed(patch_map: Tensor, norm: nn.LayerNorm) -> Tensor:
+def _layer_norm_of_map(patch_map: Tensor, norm: nn.LayerNorm) -> Tensor:
     """`[B, C, h, w]` with the layer norm over its channels at every place, whichever layout timm's
     own code gives to `norm`."""
-    return F.layer_norm(
-        patch_map.movedim(1, -1), norm.normalized_shape, norm.weight, norm.bias, norm.eps
-    ).movedim(-1, 1)
+    channels_last = patch_map.movedim(1, -1)
+    normed = F.layer_norm(channels_last, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return normed.movedim(-1, 1)
 
 
 def _timm() -> Any:
@@ -280,46 +341,49 @@ def _hub() -> Any:
     return import_module("timm.models._hub")
 
 
-def _resolved(name: str) -> tuple[str, dict[str, Any]]:
+def _architecture_and_args(name: str) -> tuple[str, dict[str, Any]]:
     """timm's name of the architecture behind `name`, and the arguments that a checkpoint on the Hub
     or in a folder was made with."""
     models = _timm()
-    if name.startswith(("hf-hub:", "local-dir:")):
+    if name.startswith((HUB, LOCAL)):
         try:
             said = models.resolve_model_input_args(name)
         except Exception as error:  # an absent or broken config raises whatever its reader does
             raise _unloadable(name, error) from None
         return said["model_name"], said.get("pretrained_model_args", {})
-    if not (name in models.list_pretrained() if "." in name else models.is_model(name)):
-        raise UserError(
-            f"timm has no model {name}{nearest(name, [*models.list_pretrained(), *models.list_models()])}"
-        )
+    is_known = name in models.list_pretrained() if "." in name else models.is_model(name)
+    if not is_known:
+        known = [*models.list_pretrained(), *models.list_models()]
+        raise UserError(f"timm has no model {name}{nearest(name, known)}")
     return name, {}
 
 
-def _unsaid_args(name: str) -> dict[str, Any]:
+def _args_of_weights(name: str) -> dict[str, Any]:
     """The arguments of a model on the Hub or in a folder that JSON cannot hold, read off the shapes
     of its weights.
 
     Virchow and UNI2 have a gated MLP, whose second matrix takes half of what the first one gives;
     their cards have the user pass its classes.
     """
-    source, _, place = name.partition(":")
-    readers = {"local-dir": _hub().load_state_dict_from_path, "hf-hub": _hub().load_state_dict_from_hf}
-    if source not in readers:
+    readers = {LOCAL: _hub().load_state_dict_from_path, HUB: _hub().load_state_dict_from_hf}
+    prefix, colon, place = name.partition(":")
+    read = readers.get(prefix + colon)
+    if read is None:
         return {}
     try:
-        weights = readers[source](place)
+        weights = read(place)
     except Exception:  # what is wrong with the weights is said when they are loaded
         return {}
-    first, second = (weights.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
+    first = weights.get("blocks.0.mlp.fc1.weight")
+    second = weights.get("blocks.0.mlp.fc2.weight")
     if first is None or second is None or first.shape[0] != 2 * second.shape[1]:
         return {}
     return {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
 
 
 def _create(name: str, pretrained: bool, args: dict[str, Any]) -> tuple[nn.Module, bool]:
-    """The model, and whether it takes any size."""
+    """The model, and whether it takes any size. Raises UserError where it cannot be made or
+    loaded."""
     create_model = _timm().create_model
     options = {**args, "pretrained": pretrained, "num_classes": 0}
     options.pop("dynamic_img_size", None)
@@ -337,7 +401,7 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> tuple[nn.Modul
 
 
 def _unloadable(name: str, error: Exception) -> UserError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = first_line(error)
     return UserError(
         f"timm:{name} cannot be loaded ({reason}); check the name in list_encoders() and the network"
     )

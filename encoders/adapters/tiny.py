@@ -1,10 +1,12 @@
-"""A tiny random encoder of every family, made by the real libraries: what stands in where no
-checkpoint is at hand."""
+"""A tiny random encoder of every family, made by the real libraries, for tests and first runs that
+have no checkpoint."""
 
 from typing import Any
 
 import torch
 
+from encoders.adapters.open_clip_encoder import build_open_clip
+from encoders.adapters.timm_encoder import load_timm
 from encoders.adapters.transformers_encoder import build_transformers
 from encoders.base import Encoder
 from encoders.preprocess import ImageTransform
@@ -19,7 +21,8 @@ VIT = {
     "image_size": SIDE,
     "patch_size": 8,
 }
-DINO = {name: value for name, value in VIT.items() if name != "intermediate_size"} | {"mlp_ratio": 2}
+VIT_OF_ANY_SIZE = {name: value for name, value in VIT.items() if name != "image_size"}
+VIT_OF_A_RATIO = {name: value for name, value in VIT.items() if name != "intermediate_size"}
 STAGES = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}
 
 TRANSFORMERS: dict[str, dict[str, Any]] = {
@@ -30,11 +33,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "convnext": {**STAGES, "model_type": "convnext"},
     "convnextv2": {**STAGES, "model_type": "convnextv2"},
     "siglip": {**VIT, "model_type": "siglip_vision_model"},
-    "siglip2": {
-        **{name: value for name, value in VIT.items() if name != "image_size"},
-        "model_type": "siglip2_vision_model",
-        "num_patches": 64,
-    },
+    "siglip2": {**VIT_OF_ANY_SIZE, "model_type": "siglip2_vision_model", "num_patches": 64},
     "clip": {**VIT, "model_type": "clip_vision_model"},
     "metaclip_2": {**VIT, "model_type": "metaclip_2_vision_model"},
     "vit": {**VIT, "model_type": "vit"},
@@ -43,8 +42,8 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "aimv2": {**VIT, "model_type": "aimv2_vision_model"},
     "aimv2_native": {**VIT, "model_type": "aimv2_vision_model", "is_native": True},
     "internvl": {**VIT, "model_type": "internvl_vision", "image_size": [SIDE, SIDE], "patch_size": [8, 8]},
-    "radio": {**DINO, "model_type": "radio", "mlp_ratio": 2.0, "max_img_size": 128},
-    "tipsv2": {**DINO, "model_type": "tipsv2_vision_model"},
+    "radio": {**VIT_OF_A_RATIO, "model_type": "radio", "mlp_ratio": 2.0, "max_img_size": 128},
+    "tipsv2": {**VIT_OF_A_RATIO, "model_type": "tipsv2_vision_model", "mlp_ratio": 2},
 }
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm_vit": (
@@ -85,18 +84,30 @@ FAMILY_NAMES = (*TRANSFORMERS, *TIMM, *OPEN_CLIP)
 
 
 def tiny_encoder(family: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Encoder:
-    """An untrained encoder of `family`, one of `FAMILY_NAMES`; `options` as for `Encoder`. Raises
-    UserError for another name."""
+    """An untrained encoder of `family`, one of `FAMILY_NAMES`. `options` are those of `Encoder`.
+    Raises UserError for another name."""
+    _check_family(family)
     options["untrained"] = True
     if family in TRANSFORMERS:
         return build_transformers(TRANSFORMERS[family], ImageTransform((SIDE, SIDE)), dtype=dtype, **options)
     if family in TIMM:
-        from encoders.adapters.timm_encoder import load_timm
-
         name, args = TIMM[family]
         return load_timm(name, pretrained=False, model_args=args, dtype=dtype, **options)
-    if family in OPEN_CLIP:
-        from encoders.adapters.open_clip_encoder import build_open_clip
+    return build_open_clip(OPEN_CLIP[family], dtype=dtype, **options)
 
-        return build_open_clip(OPEN_CLIP[family], dtype=dtype, **options)
-    raise UserError(f"tiny:{family} does not exist; the families are {', '.join(FAMILY_NAMES)}")
+
+def load(
+    name: str, *, source: str, image_size: tuple[int, int] | None, dtype: torch.dtype, **options: Any
+) -> Encoder:
+    """The tiny encoder of the family `name` (see encoders/adapters/__init__.py)."""
+    return tiny_encoder(name, dtype=dtype, source=source, **options)
+
+
+def check(name: str, *, source: str, has_weights: bool) -> None:
+    """Raise UserError for a family that does not exist."""
+    _check_family(name)
+
+
+def _check_family(family: str) -> None:
+    if family not in FAMILY_NAMES:
+        raise UserError(f"tiny:{family} does not exist; the families are {', '.join(FAMILY_NAMES)}")

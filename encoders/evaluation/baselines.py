@@ -2,14 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-
-
-def raw_pixels(images: Tensor, side: int = 32) -> Tensor:
-    """`[B, C * side * side]` of `[B, C, H, W]` in 0..1: pixels at `side x side`, centred at 0.5."""
-    if images.shape[-2:] != (side, side):
-        images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
-    return images.flatten(1) - 0.5
 
 
 def colour_histogram(images: Tensor, bins: int = 8) -> Tensor:

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from encoders.attention import last_attention
+from encoders.attention import keep_mass, last_attention
 from encoders.evaluation.depth import DepthResult, depth_picture, dpt_depth, linear_depth
 from encoders.evaluation.depth_protocol import PROTOCOLS, DepthProtocol
-from encoders.evaluation.emergent_segmentation import EmergentResult, emergent_jaccard, keep_mass
+from encoders.evaluation.emergent_segmentation import EmergentResult, emergent_jaccard
 from encoders.evaluation.features import depth_layers
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.results import TaskResult

@@ -79,10 +79,10 @@ def linear_depth(
 
     It is DINOv2's linear depth ("lin. 1" with CLS tokens `[n, C]`) by the recipe that DINOv3
     released: 38,400 iterations of 16 images, AdamW, learning rate 3e-4, weight decay 1e-4, warm-up
-    over a third. What needs the images again is missing: random crops, rotations, colours, and the average
-    over the image and its mirror image. Depths `[H, W]` are float32 metres with 0 for unknown;
-    beyond `max_depth` (NYU: 10) they count nowhere. A `protocol` says which pixels of the test
-    depths a benchmark counts; without one these are all that are known.
+    over a third. What needs the images again is missing: random crops, rotations, colours, and the
+    average over the image and its mirror image. Depths `[H, W]` are float32 metres with 0 for
+    unknown; beyond `max_depth` (NYU: 10) they count nowhere. A `protocol` says which pixels of the
+    test depths a benchmark counts; without one these are all that are known.
 
     Raises UserError for depths that are not finite or negative, where none counts, for features
     that are not finite, for lengths that differ and for test depths of another size than the

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from encoders.attention import MASS_SHARE, keep_mass
 from vision_core.errors import UserError
 from vision_core.images.annotations import IGNORED as MASK_IGNORED
-
-SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -53,26 +52,6 @@ class ImageJaccards(NamedTuple):
     chance: Tensor
 
 
-def keep_mass(attention: Tensor, share: float = SHARE) -> Tensor:
-    """The fewest patches of `[..., h, w]` that hold `share` of the attention, bool; the greatest
-    first (Caron et al. 2021, section 4.2.2 and figure 4).
-
-    Raises UserError for attention that is not finite, negative or without mass.
-    """
-    values, order = attention.flatten(-2).double().sort(dim=-1, descending=True, stable=True)
-    mass = values.sum(-1, keepdim=True)
-    if not torch.isfinite(values).all() or (values < 0).any() or (mass <= 0).any():
-        raise UserError(
-            "emergent segmentation: attention must be finite, not negative and not all zero; "
-            "take it behind the softmax, in float32"
-        )
-    values = values / mass
-    # a patch stays unless those before it hold the share already, up to the rounding of a softmax
-    # in float32
-    kept = values.cumsum(-1) - values < share - 1e-6
-    return torch.zeros_like(kept).scatter(-1, order, kept).view(attention.shape)
-
-
 def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
     """|predicted and mask| / |predicted or mask| of bool `[..., H, W]`, float64 in 0..1; NaN where
     both are empty."""
@@ -83,7 +62,7 @@ def jaccard(predicted: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def emergent_jaccard(
-    attention: Tensor, masks: Sequence[Tensor], share: float = SHARE, progress: bool = False
+    attention: Tensor, masks: Sequence[Tensor], share: float = MASS_SHARE, progress: bool = False
 ) -> EmergentResult:
     """Jaccard indices of the patches that hold `share` of the CLS token's attention and the objects
     of `masks` (DINO, figure 4: PASCAL VOC 2012).

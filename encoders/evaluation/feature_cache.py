@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from encoders.base import Encoder
-from encoders.evaluation.features import evaluating
 from encoders.evaluation.stored_features import (
     CONTENTS,
     KEPT,
@@ -29,6 +28,7 @@ from encoders.evaluation.stored_features import (
     write_shard,
 )
 from encoders.evaluation.used_images import content_hash, none_readable
+from encoders.modes import evaluating
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
 from vision_core.files.disk_space import check_room, not_written
@@ -50,7 +50,9 @@ from vision_core.runs.checkpoints import MANIFEST
 from vision_core.unreadable import UnreadableImage
 
 SHARD_BYTES = 2**28
-ROOM = "make room and start again, which goes on from what is there, or name another folder by --cache_dir"
+MAKE_ROOM = (
+    "make room and start again, which goes on from what is there, or name another folder by --cache_dir"
+)
 
 Compute = Callable[[Encoder, Tensor], dict[str, Tensor]]
 
@@ -238,7 +240,7 @@ def _say_what_is_needed(folder: Path, encoder: Encoder, count: int, image_bytes:
     """Check that the features of `count` images have room, and say how much they take."""
     if count and image_bytes and is_main_process():
         what = f"features of {encoder.name} for {count:,} images"
-        line = check_room(folder, count * image_bytes, what, ROOM)
+        line = check_room(folder, count * image_bytes, what, MAKE_ROOM)
         if progress:
             say(line, file=sys.stderr)
 
@@ -400,7 +402,7 @@ class _CacheFill:
         except OSError as error:
             with suppress(OSError):
                 self.folder.rmdir()  # where nothing is in it
-            raise not_written(path, error, _bytes_of([tensors]), ROOM) from None
+            raise not_written(path, error, _bytes_of([tensors]), MAKE_ROOM) from None
         return path.name
 
 

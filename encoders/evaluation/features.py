@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from encoders.base import Encoder, LayerFeatures
 from encoders.evaluation.copy_detection import gem
+from encoders.modes import evaluating
 from vision_core.randomness import numpy_generator
 
 NUM_BLOCKS = 4  # the linear probe's greatest choice
@@ -97,19 +97,6 @@ def extract_features(
             cls.append(features.cls.float().cpu())
             patch_mean.append(features.patch_map.float().mean((2, 3)).cpu())
     return {"cls": torch.cat(cls), "patch_mean": torch.cat(patch_mean)}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def draw_subset(num_images: int, count: int, *names: int | str) -> list[int]:

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from vision_core.errors import UserError
 
 PUBLISHED_KS = (10, 20, 100, 200)
-LARGEST_KEY = 62  # bits of an int64 that a key may use
+MOST_KEY_BITS = 62  # bits of an int64 that a key may use
 # Bits to which similarities and votes are told apart: 1e-12, far above float64's noise and below
 # float32's.
-FINEST = 40
+FINEST_BITS = 40
 MOST_SIMILARITIES = 2**26  # held at a time
 
 
@@ -68,7 +68,7 @@ def nearest_neighbours(
     _check(bank, bank_labels, queries, k)
     bank = F.normalize(bank.double(), dim=-1)
     place_bits = math.ceil(math.log2(len(bank) + 1))
-    scale = 2 ** min(FINEST, LARGEST_KEY - place_bits)
+    scale = 2 ** min(FINEST_BITS, MOST_KEY_BITS - place_bits)
     places = torch.arange(len(bank), device=bank.device)
     similarities, labels = [], []
     chunk = max(min(chunk, MOST_SIMILARITIES // len(bank)), 1)
@@ -123,7 +123,7 @@ def _ranked_classes(
     neighbour is, then its own number.
     """
     tie_size = (k + 1) * num_classes
-    scale = 2 ** min(FINEST, LARGEST_KEY - math.ceil(math.log2(tie_size + 1)))
+    scale = 2 ** min(FINEST_BITS, MOST_KEY_BITS - math.ceil(math.log2(tie_size + 1)))
     reversed_numbers = torch.arange(num_classes - 1, -1, -1, device=similarity.device)
     for near, labels in zip(similarity[:, :k].split(chunk), neighbours[:, :k].split(chunk), strict=True):
         shares = (_vote_shares(near, labels, num_classes, temperature) * scale).round().long()

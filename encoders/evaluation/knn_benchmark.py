@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from encoders.adapters.raw_pixels import resized_pixels
 from encoders.base import Encoder
-from encoders.evaluation.baselines import channel_range, colour_histogram, raw_pixels, to_unit_range
+from encoders.evaluation.baselines import channel_range, colour_histogram, to_unit_range
 from encoders.evaluation.features import draw_subset, extract_features
 from encoders.evaluation.knn import check_k, knn_accuracy
 from encoders.evaluation.same_classes import classes_problem, numbers_in_bank
@@ -22,7 +23,7 @@ from vision_core.runs.data_facts import image_facts
 from vision_core.unreadable import UnreadableImage
 
 BATCH_SIZE = 128
-BASELINES = {"raw_pixels": raw_pixels, "colour_histogram": colour_histogram}
+BASELINES = {"raw_pixels": resized_pixels, "colour_histogram": colour_histogram}
 
 
 class _ToldToStop(Exception):

@@ -24,7 +24,7 @@ CONTENTS = "contents"
 NOT_FEATURES = (KEPT, CONTENTS)  # tensors of a shard that say which images it holds
 CHECKS = " crc32"  # behind a tensor's name: of each row's bytes, for those who read single rows
 SHARD_NAME = re.compile(r"([0-9]{9})-([0-9]{9})\.safetensors")
-AGAIN = "start the evaluation again, which computes it anew"
+START_AGAIN = "start the evaluation again, which computes it anew"
 
 Layout = tuple[torch.dtype, tuple[int, ...], int]  # of a row: dtype, shape, and where the first is
 
@@ -213,4 +213,6 @@ def _damage_as_user_error(path: Path) -> Iterator[None]:
         yield
     except (OSError, NotSealed, DamagedTensors) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} does not hold the features that were written: {reason}; {AGAIN}") from None
+        raise UserError(
+            f"{path} does not hold the features that were written: {reason}; {START_AGAIN}"
+        ) from None

@@ -23,6 +23,7 @@ from encoders.evaluation.kept_results import KeptResults
 from encoders.evaluation.results import TaskResult, figure_in_words
 from encoders.evaluation.tasks import TASKS
 from encoders.load import load_encoder
+from encoders.source_text import split_source
 from vision_core.files.json_reports import plain
 from vision_core.images.ranges import range_notes
 from vision_core.images.splits import Splits
@@ -71,12 +72,14 @@ class EvaluationSuite:
         return self.load_on_cpu(source).to(self.device)
 
     def load_on_cpu(self, source: str) -> Encoder:
-        """The frozen encoder, on the CPU."""
+        """The frozen encoder, on the CPU. A `?preprocess=` of the source text goes before the
+        suite's."""
+        _, options = split_source(source)
         return load_encoder(
             source,
             image_size=self.image_size,
             dtype=torch.bfloat16 if self.bf16 else torch.float32,
-            preprocess=self.preprocess,
+            preprocess=None if "preprocess" in options else self.preprocess,
             position_offset=self.position_offset,
             seed=self.seed,
         )

@@ -9,10 +9,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders.attention import attention_maps, last_attention
+from encoders.attention import attention_maps, keep_mass, last_attention
 from encoders.base import Encoder
-from encoders.evaluation.emergent_segmentation import keep_mass
-from encoders.evaluation.features import evaluating
+from encoders.modes import evaluating
 from encoders.pictures.sheets import colours, contact_sheet, heat, to_picture
 from vision_core.errors import UserError
 

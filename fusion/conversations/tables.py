@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from vision_core.conversation_kinds import parse_conversations
@@ -18,8 +16,9 @@ from vision_core.images.sources.parquet_footer import check_footers
 
 def open_table(kind: str, where: str, options: Mapping[str, str], streaming: bool = False) -> Any:
     """The `datasets.Dataset`, or `IterableDataset`, of a parquet or hf source. Raises UserError."""
-    asks_the_hub = kind == "hf" and not Path(where.partition(":")[0]).is_dir()
-    with hub_or_cache(f"hf:{where}") if asks_the_hub else nullcontext():
+    if kind == "parquet":
+        return _open_table(kind, where, options, streaming)
+    with hub_or_cache(where.partition(":")[0], f"hf:{where}"):
         return _open_table(kind, where, options, streaming)
 
 

@@ -10,7 +10,7 @@ from encoders import load_encoder
 from encoders.adapters.tiny import FAMILY_NAMES
 from encoders.adapters.transformers_encoder import TransformersEncoder
 from encoders.base import EncoderConfig
-from encoders.load import build_encoder, save_encoder
+from encoders.saved import build_encoder, save_encoder
 from vision_core.errors import UserError
 
 CLS = {

@@ -7,11 +7,12 @@ import torch
 from transformers import AutoImageProcessor, Dinov2Config, Dinov2Model
 
 from encoders import list_encoders, load_encoder
-from encoders.adapters.transformers_encoder import transform_from_processor
+from encoders.adapters.image_processors import transform_from_processor
 from encoders.base import EncoderConfig
-from encoders.load import build_encoder, check_source
+from encoders.load import check_source
 from encoders.names import nearest_encoders
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, save_image_processor
+from encoders.saved import build_encoder
 from vision_core.errors import UserError
 
 

@@ -12,8 +12,8 @@ from encoders import load_encoder, save_encoder
 from encoders.adapters.dinov2_weights import convert_dinov2
 from encoders.adapters.transformers_encoder import TransformersEncoder
 from encoders.base import EncoderConfig
-from encoders.load import build_encoder
 from encoders.preprocess import ImageTransform, save_image_processor
+from encoders.saved import build_encoder
 from tests.published_dinov2 import PublishedDinov2
 from vision_core.errors import UserError
 

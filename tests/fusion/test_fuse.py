@@ -72,9 +72,9 @@ def test_two_folders_and_a_language_model_become_one_and_its_card_works(runs, tm
         ),
         (
             ("--encoders", "tiny:dinov2?size=7"),
-            "unknown option 'size'; known: layers, norm, image_size, grid",
+            "unknown option 'size'; options of an encoder: layers, norm, image_size, grid",
         ),
-        (("--encoders", "tiny:dinov2?grid=x"), "grid=x cannot be read"),
+        (("--encoders", "tiny:dinov2?grid=x"), "grid=x is no whole number"),
         (("--encoders", "nowhere"), "'nowhere' is no folder and names no encoder"),
         (("--num_sva_layers", 2), "--num_sva_layers goes with --language_model"),
         (("--language_model", "tiny:nothing"), "tiny:nothing does not exist; the families are llama"),

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-from encoders.load import load_encoder, save_encoder
+from encoders import load_encoder, save_encoder
 from encoders.preprocess import PUBLISHED_MARGIN, save_image_processor
 from fusion.tiny import tiny_tokenizer
 from fusion.training.small_default import write_small_default

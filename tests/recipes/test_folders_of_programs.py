@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
+from encoders import load_encoder, save_encoder
 from encoders.image_text import load_image_text
-from encoders.load import load_encoder, save_encoder
 from fusion.assemble import load_language_model
 from fusion.convert_cambrian import read_config
 from fusion.training.models import check_model_folder

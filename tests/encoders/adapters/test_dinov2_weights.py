@@ -5,7 +5,7 @@ import timm
 import torch
 
 from encoders import load_encoder
-from encoders.adapters.dinov2_weights import convert_dinov2, load_dinov2_pth, renamed
+from encoders.adapters.dinov2_weights import convert_dinov2, load_dinov2_pth, names_in_transformers
 from encoders.adapters.transformers_encoder import TransformersEncoder
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
@@ -148,9 +148,9 @@ def test_bad_files(tmp_path):
 
 def test_unknown_keys_have_no_place():
     assert (
-        renamed("head.weight") == []
-        and renamed("blocks.3.other.bias") == []
-        and renamed("norm.bias") == ["layernorm.bias"]
+        names_in_transformers("head.weight") == []
+        and names_in_transformers("blocks.3.other.bias") == []
+        and names_in_transformers("norm.bias") == ["layernorm.bias"]
     )
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from encoders import load_encoder
 from encoders.adapters.open_clip_encoder import (
     build_open_clip,
+    load_both_towers,
     load_open_clip,
-    load_whole_model,
     open_clip_from_architecture,
     transform_from_preprocess,
 )
@@ -281,7 +281,7 @@ def test_preprocessing():
 
 
 def test_wrong_names_and_files(tmp_path, weights):
-    for load in (load_open_clip, load_whole_model):
+    for load in (load_open_clip, load_both_towers):
         with pytest.raises(UserError, match="open_clip has no model tiny-vitt; did you mean tiny-vit"):
             load("tiny-vitt", "openai")
         with pytest.raises(UserError, match="open_clip has no weights laion for tiny-vit; it has none"):

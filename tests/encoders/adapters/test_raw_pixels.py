@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from encoders.adapters.raw_pixels import RawPixels
-from encoders.evaluation.baselines import raw_pixels
+from encoders.adapters.raw_pixels import RawPixels, resized_pixels
 from encoders.preprocess import ImageTransform
 from vision_core.errors import UserError
 
@@ -22,7 +21,7 @@ def test_every_number_of_the_map_is_a_pixel():
 def test_pooled_is_the_baseline():
     images = torch.rand(3, 3, 64, 48, generator=torch.Generator().manual_seed(0))
     encoder = RawPixels()
-    assert torch.equal(encoder(images).pooled, raw_pixels(images)) and encoder(images).pooled.shape == (
+    assert torch.equal(encoder(images).pooled, resized_pixels(images)) and encoder(images).pooled.shape == (
         3,
         encoder.pooled_width,
     )
@@ -50,3 +49,11 @@ def test_sizes_layers_and_channels():
         RawPixels()(torch.zeros(1, 3, 64, 64), [2])
     with pytest.raises(UserError, match=r"must be \[batch, 3, height, width\]"):
         RawPixels()(torch.zeros(1, 4, 64, 64))
+
+
+def test_raw_pixels_are_the_pixels():
+    images = torch.rand(3, 3, 32, 32)
+    assert torch.allclose(resized_pixels(images), images.reshape(3, -1) - 0.5)
+    assert resized_pixels(torch.rand(2, 5, 100, 60)).shape == (2, 5 * 32 * 32)
+    flat = resized_pixels(torch.full((1, 3, 77, 91), 0.75), side=8)
+    assert flat.shape == (1, 192) and torch.allclose(flat, torch.full_like(flat, 0.25), atol=1e-5)

@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -16,7 +15,6 @@ from encoders.evaluation.depth import (
     linear_depth,
     sig_loss,
 )
-from encoders.evaluation.depth_protocol import NYU
 from vision_core.errors import UserError
 
 GRID = (4, 5)
@@ -168,50 +166,6 @@ def test_depths_are_judged_at_their_own_size():
     assert [
         tuple(each.shape) for each in linear_depth(maps, depths, maps, truths, 10, iterations=2).predictions
     ] == sizes
-
-
-def test_errors_on_nyu_are_those_of_a_loop_over_its_crop():
-    """Rows 45 to 470 and columns 41 to 600, depths strictly between 0.001 and 10 m, predictions
-    clipped to these."""
-    generator = torch.Generator().manual_seed(0)
-    truth = 12 * torch.rand(480, 640, generator=generator)
-    predicted = 14 * torch.rand(480, 640, generator=generator) - 1
-    truth[100, 100:110], truth[100, 110:120] = 10.0, 0.001
-    truth, predicted = truth.numpy(), predicted.numpy()
-    lowest = float(np.float32(0.001))
-    squares, relative, within, count = 0.0, 0.0, [0, 0, 0], 0
-    for row, column in itertools.product(range(45, 471), range(41, 601)):
-        t, p = truth[row, column].item(), min(max(predicted[row, column].item(), 0.001), 10.0)
-        if lowest < t < 10:
-            squares, relative, count = squares + (p - t) ** 2, relative + abs(p - t) / t, count + 1
-            within = [
-                number + (max(p / t, t / p) < 1.25**power) for power, number in enumerate(within, start=1)
-            ]
-    expected = [math.sqrt(squares / count), relative / count, *(number / count for number in within)]
-    pair = torch.tensor(predicted), torch.tensor(truth)
-    assert np.allclose(depth_errors(*pair, 10.0, NYU).numpy(), expected, rtol=1e-6)
-    assert not np.allclose(depth_errors(*pair, 10.0).numpy(), expected, rtol=1e-2)
-
-
-def test_what_lies_outside_the_crop_of_nyu_changes_no_figure():
-    maps, depths = problem(count=2)
-    truths = F.interpolate(depths[:, None], (480, 640))[:, 0]
-    other = truths.clone()
-    other[:, :45], other[:, 471:], other[:, :, :41], other[:, :, 601:] = 9, 9, 9, 9
-    layers = [maps] * 4
-    judges = (
-        lambda test: linear_depth(maps, depths, maps, test, 10, iterations=2, protocol=NYU),
-        lambda test: dpt_depth(layers, depths, layers, test, 10, channels=8, iterations=2, protocol=NYU),
-    )
-    for judge in judges:
-        one, two = judge(truths), judge(other)
-        assert (one.rmse, one.abs_rel, one.delta1) == (two.rmse, two.abs_rel, two.delta1)
-    outside = torch.zeros_like(truths)
-    outside[:, :45] = 5
-    with pytest.raises(UserError, match="no test image has a depth"):
-        linear_depth(maps, depths, maps, outside, 10, iterations=2, protocol=NYU)
-    with pytest.raises(UserError, match="NYU is judged on depths of 480 x 640 pixels, not 16 x 20; give the"):
-        linear_depth(maps, depths, maps, depths, 10, iterations=2, protocol=NYU)
 
 
 def test_depth_picture():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from encoders.evaluation.emergent_segmentation import emergent_jaccard, jaccard, keep_mass
+from encoders.attention import keep_mass
+from encoders.evaluation.emergent_segmentation import emergent_jaccard, jaccard
 from vision_core.errors import UserError
 
 

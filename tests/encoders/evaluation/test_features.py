@@ -7,12 +7,12 @@ from encoders.adapters.transformers_encoder import TransformersEncoder
 from encoders.evaluation.features import (
     depth_layers,
     draw_subset,
-    evaluating,
     extract_features,
     map_features,
     vector_features,
 )
 from encoders.load import load_encoder
+from encoders.modes import evaluating
 from encoders.preprocess import ImageTransform
 
 

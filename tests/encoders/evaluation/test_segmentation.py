@@ -7,11 +7,9 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from torch.nn import functional as F
 
-from encoders.evaluation.dense import head_outputs, one_cycle, shuffled_batches, train_head, training_targets
 from encoders.evaluation.segmentation import (
     confusion_matrix,
     label_picture,
-    linear_head,
     linear_segmentation,
     segmentation_loss,
     segmentation_scores,
@@ -136,54 +134,6 @@ def test_loss_is_that_of_a_loop_and_ignored_pixels_change_nothing():
     loss.backward()
     assert logits.grad[0, :, 0].abs().max() == 0 and logits.grad[0, :, 3].abs().min() > 0
     assert segmentation_loss(logits, torch.full_like(masks, 255)).item() == 0
-
-
-def test_the_trained_head_is_left_in_evaluation_mode():
-    maps, masks = problem(count=3)
-    head = linear_head(8, 4)
-    before = head[2].weight.clone()
-    train_head(
-        head, lambda logits, targets, step: segmentation_loss(logits, targets), [maps], torch.stack(masks), iterations=2, batch_size=2,
-        learning_rate=1e-3, weight_decay=0.0, warmup=0.1, seed=0, progress=False,
-    )  # fmt: skip
-    assert not head.training and not torch.equal(head[2].weight, before)
-    singles, batch = (torch.cat(list(head_outputs(head, [maps], size))) for size in (1, 3))
-    assert torch.allclose(singles, batch, atol=1e-6) and not batch.requires_grad
-
-
-def test_batches_walk_through_epochs():
-    batches = list(shuffled_batches(10, 4, 5, seed=3))
-    flat = sum(batches, [])
-    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10)) and flat[:10] != flat[10:]
-    assert list(shuffled_batches(10, 4, 5, seed=3)) == batches != list(shuffled_batches(10, 4, 5, seed=4))
-    assert sorted(next(shuffled_batches(3, 16, 1, seed=0))) == [0, 1, 2]
-
-
-def test_one_cycle():
-    rates = [one_cycle(step, 1000, 0.1) for step in range(1000)]
-    assert (
-        math.isclose(rates[0], 0.01)
-        and rates[:90] == sorted(rates[:90])
-        and rates[100:] == sorted(rates[100:], reverse=True)
-    )
-    assert max(rates) < 1 and rates[-1] < 1e-5
-
-
-def test_training_targets_take_the_nearest_pixel():
-    mask = torch.arange(24).view(4, 6)
-    assert torch.equal(
-        training_targets([mask], (2, 3), torch.uint8)[0], mask.byte()
-    )  # not more than the mask has
-    assert training_targets([mask], (1, 1), torch.uint8)[0, 0].tolist() == [
-        0,
-        2,
-        3,
-        5,
-    ]  # centres 0.25, 1.75, 3.25, 4.75
-    assert torch.equal(
-        training_targets([mask, torch.full((8, 8), 255)], (2, 3), torch.uint8)[1],
-        torch.full((4, 6), 255).byte(),
-    )
 
 
 def test_label_picture():

@@ -15,10 +15,22 @@ def samples(count):
     return [UnreadableSample(f"{number}.png", "truncated") for number in range(count)]
 
 
-@pytest.mark.parametrize(("bad", "images", "share", "stops"), [
-    (0, 0, 0.01, False), (1, 16, 0.01, False), (2, 16, 0.01, True), (13, 16, 0.01, True), (13, 16, 1.0, False), (10, 1000, 0.01, False),
-    (11, 1000, 0.01, True), (0, 9, 0.0, False), (1, 1000, 0.0, True), (8, 16, 0.5, False), (9, 16, 0.5, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "images", "share", "stops"),
+    [
+        (0, 0, 0.01, False),
+        (1, 16, 0.01, False),
+        (2, 16, 0.01, True),
+        (13, 16, 0.01, True),
+        (13, 16, 1.0, False),
+        (10, 1000, 0.01, False),
+        (11, 1000, 0.01, True),
+        (0, 9, 0.0, False),
+        (1, 1000, 0.0, True),
+        (8, 16, 0.5, False),
+        (9, 16, 0.5, True),
+    ],
+)
 def test_above_the_share_it_stops_and_one_image_is_forgiven(bad, images, share, stops):
     if not stops:
         return check_share(samples(bad), images, share, "test images")

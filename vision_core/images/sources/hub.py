@@ -4,7 +4,6 @@ streamed."""
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -80,7 +79,7 @@ def open_hub(
         raise UserError(
             f"hf:{name}: {beside[0]} needs an index, which a stream has not; leave out streaming=true"
         )
-    with nullcontext() if os.path.isdir(path) else hub_or_cache(f"hf:{name}"):
+    with hub_or_cache(path, f"hf:{name}"):
         dataset = _load_dataset(name, path, config, split, revision, streamed)
     asked_for = label is not None
     image, label = _columns(name, dataset.features, image, label)
