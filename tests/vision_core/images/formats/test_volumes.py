@@ -114,13 +114,13 @@ def test_a_compressed_volume_is_read_once_for_all_its_slices(
 
 
 def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volumes, "KEPT_BYTES", 5000)
+    monkeypatch.setattr(volumes, "CACHE_BYTES", 5000)
     for number in range(4):
         (tmp_path / f"{number}.nii").write_bytes(nifti(volume(9, 10, 9)))
     source = open_source(str(tmp_path), 1)
     for index in range(len(source)):
         assert source[index] is not None
-        assert sum(map(len, volumes._kept.values())) <= 5000
+        assert sum(map(len, volumes._cache.values())) <= 5000
     monkeypatch.setattr(volumes, "MAX_VOLUME_BYTES", 500)
     with pytest.raises(UnreadableImage, match="file_too_large"):
         decode_image(gzip.compress(nifti(volume(9, 10, 9))), 1, part=0)
