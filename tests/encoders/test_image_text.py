@@ -64,7 +64,8 @@ def write_checkpoint(family, folder):
     tokenizer = train_tokenizer(family)
     vision = {**TRANSFORMERS[family], "initializer_range": 0.3}
     text = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(tokenizer), "initializer_range": 0.3,
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+        "vocab_size": len(tokenizer), "initializer_range": 0.3,
         "max_position_embeddings": LENGTH, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
     }  # fmt: skip
     if TEXT_TOWERS[family].padded:

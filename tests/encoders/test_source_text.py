@@ -33,9 +33,7 @@ def test_the_kind_of_a_source(tmp_path):
 
 def test_options_in_the_text_are_those_of_the_arguments():
     written = load_encoder("tiny:dinov2?layers=2,-1&norm=false&image_size=48&preprocess=whole&grid=6")
-    given = load_encoder(
-        "tiny:dinov2", layers=(2, -1), norm=False, image_size=48, preprocess="whole", grid=6
-    )
+    given = load_encoder("tiny:dinov2", layers=(2, -1), norm=False, image_size=48, preprocess="whole", grid=6)
     assert written.config() == given.config()
     assert written.transform == given.transform and written.transform.size == (48, 48)
     assert written.fusion_grid == given.fusion_grid == 6
@@ -48,7 +46,9 @@ def test_options_in_the_text_are_those_of_the_arguments():
 def test_positions_in_the_text():
     config = load_encoder("tiny:dinov2?position_offset=0.1&position_antialias=true").config()
     assert (config.position_offset, config.position_antialias) == (0.1, True)
-    with pytest.raises(UserError, match="position_offset is for DINOv2 in transformers, not for tiny:timm_vit"):
+    with pytest.raises(
+        UserError, match="position_offset is for DINOv2 in transformers, not for tiny:timm_vit"
+    ):
         load_encoder("tiny:timm_vit?position_offset=0.1")
 
 
@@ -74,7 +74,9 @@ def test_wrong_options_are_one_line(text, said):
 
 
 def test_an_option_that_is_also_an_argument_is_refused():
-    with pytest.raises(UserError, match=r"^encoder 'tiny:dinov2\?norm=false': norm is also given as an argument"):
+    with pytest.raises(
+        UserError, match=r"^encoder 'tiny:dinov2\?norm=false': norm is also given as an argument"
+    ):
         load_encoder("tiny:dinov2?norm=false", norm=True)
 
 
@@ -86,19 +88,6 @@ def test_a_folder_whose_name_holds_a_question_mark(tmp_path):
         assert load_encoder(encoder.source).config() == encoder.config()
         assert load_encoder(f"{tmp_path / name}?layers=2").layers == (2,)
         check_source(f"untrained:{tmp_path / name}?norm=false")
-
-
-def test_what_is_saved_names_a_source_that_loads(tmp_path):
-    save_encoder(load_encoder("tiny:clip?layers=2&norm=false"), tmp_path / "saved")
-    saved = load_encoder(tmp_path / "saved", layers=None)
-    assert saved.layers == (-1,) and saved.norm  # as before: the arguments decide, not what was saved
-    assert "from tiny:clip" in (tmp_path / "saved" / "README.md").read_text()
-
-
-def test_a_saved_encoder_of_another_library_refuses_positions(tmp_path):
-    save_encoder(load_encoder("tiny:timm_vit"), tmp_path / "saved")
-    with pytest.raises(UserError, match="position_offset is for DINOv2 in transformers"):
-        load_encoder(tmp_path / "saved", position_offset=0.1)
 
 
 def test_options_that_do_not_apply_are_refused_where_weights_or_texts_are_wanted():
