@@ -15,7 +15,7 @@ from encoders.modes import evaluating
 from encoders.pictures.sheets import colours, contact_sheet, heat, to_picture
 from vision_core.errors import UserError
 
-Kind = Literal["pca", "attention", "cosine"]
+PictureKind = Literal["pca", "attention", "cosine"]
 # radius and colour of the discs that make the mark of a place, the largest first
 MARK = ((8, "black"), (7, "red"), (6, "red"), (5, "white"))
 
@@ -94,7 +94,7 @@ def cosine_picture(encoder: Encoder, images: Tensor, pixels: Tensor, patch: tupl
 def side_by_side(
     encoders: Mapping[str, Encoder],
     images: Sequence[Tensor],
-    kind: Kind = "pca",
+    kind: PictureKind = "pca",
     place: tuple[float, float] = (0.5, 0.5),
 ) -> Image.Image:
     """A row for each image (uint8 `[3, H, W]`, any sizes), a column for each encoder under its name.
@@ -115,7 +115,9 @@ def side_by_side(
     return contact_sheet(rows, ["image", *encoders])
 
 
-def _tiles(encoder: Encoder, pixels: Tensor, kind: Kind, place: tuple[float, float]) -> list[Image.Image]:
+def _tiles(
+    encoder: Encoder, pixels: Tensor, kind: PictureKind, place: tuple[float, float]
+) -> list[Image.Image]:
     """A tile for each image, with a pixel for each patch."""
     encoder.grid(*pixels.shape[-2:])
     if kind == "attention":

@@ -297,5 +297,5 @@ def test_open_clip_refuses_bad_input(tiny_open_clip):
         load_image_text("open_clip:tiny-clap/x")
     wrong = Path(source.partition("/")[2]).with_suffix(".npz")
     wrong.write_bytes(b"")
-    with pytest.raises(UserError, match="no .safetensors file"):
+    with pytest.raises(UserError, match="not a .safetensors file"):
         load_image_text(f"open_clip:tiny-clip/{wrong}")

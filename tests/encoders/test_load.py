@@ -138,7 +138,7 @@ def test_folders_that_hold_no_encoder(run_folder, tmp_path):
     with pytest.raises(UserError, match="has no image processor"):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match="is a bert, which is no known vision tower"):
+    with pytest.raises(UserError, match="is a bert, which is not a known vision tower"):
         load_encoder(tmp_path)
 
 

@@ -16,7 +16,7 @@ def test_saved_folders_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         load_encoder(tmp_path / "a")
     (tmp_path / "a/encoder.json").write_text("{}")
-    with pytest.raises(UserError, match="is no encoder's config"):
+    with pytest.raises(UserError, match="is not the config of an encoder"):
         load_encoder(tmp_path / "a")
 
 

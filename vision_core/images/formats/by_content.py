@@ -113,7 +113,7 @@ def ending_of(name: str) -> str:
     """The ending of a file's name in lower case, such as `.jpg` and `.nii.gz`; empty where there is
     none.
 
-    Digits alone are no ending: DICOM files are often named by numbers such as
+    Digits alone do not count as an ending: DICOM files are often named by numbers such as
     `1.2.840.113619.2.55.3`.
     """
     stem, dot, last = name.lower().rpartition(".")

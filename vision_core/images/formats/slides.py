@@ -27,7 +27,7 @@ SIDE_OF_A_BLOCK = 4096
 # open at a time in a process; each keeps 32 MiB of decoded tiles
 OPEN_SLIDES = 8
 
-# levels are padded to whole tiles, and may differ in shape by that
+# levels are padded to complete tiles, and may differ in shape by that
 MOST_SHAPE_RATIO = 2
 # those whose slides are one TIFF; a tile's place takes four bytes and more in it
 TIFF_VENDORS = ("aperio", "generic-tiff", "leica", "philips", "trestle", "ventana")
