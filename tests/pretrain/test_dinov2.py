@@ -149,7 +149,7 @@ def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume
     )
     options = (*options, "--eval_dataset", "none", "--per_device_train_batch_size", 4)
     run("--output_dir", tmp_path / "whole", *options)
-    plain, seen = dinov2.Trainer.on_device, []
+    plain, seen = dinov2.DistillationTrainer.on_device, []
 
     def told(self, batch):
         seen.append(self.step)
@@ -158,7 +158,7 @@ def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume
         return plain(self, batch)
 
     with monkeypatch.context() as patched, pytest.raises(Stopped, match="143"):
-        patched.setattr(dinov2.Trainer, "on_device", told)
+        patched.setattr(dinov2.DistillationTrainer, "on_device", told)
         run("--output_dir", tmp_path / "run", *options, "--grace_seconds", 0.0001)
     assert seen.count(3) == 2 and "told to stop: step 3 of 6 is saved" in capsys.readouterr().out
     run("--output_dir", tmp_path / "run", *options, "--resume_from_checkpoint", "true")
@@ -244,14 +244,14 @@ def test_non_finite_losses_never_reach_the_weights(run, tmp_path, monkeypatch):
     """Images of infinite pixels from step 7 on: three skipped steps, then the run stops with the
     weights, moments and centers of step 6."""
     folder = tmp_path / "run"
-    plain = dinov2.Trainer.on_device
+    plain = dinov2.DistillationTrainer.on_device
 
     def poisoned(self, batch):
         if self.step >= 6:
             batch["global_crops"] = batch["global_crops"] * float("inf")
         return plain(self, batch)
 
-    monkeypatch.setattr(dinov2.Trainer, "on_device", poisoned)
+    monkeypatch.setattr(dinov2.DistillationTrainer, "on_device", poisoned)
     with pytest.raises(UserError, match="not finite for 3 steps in a row, the last is step 9"):
         run("--output_dir", folder, "--save_steps", 6)
     skipped = [line for line in metrics(folder) if line.get("skipped")]

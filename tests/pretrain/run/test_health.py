@@ -9,8 +9,8 @@ from pretrain.backbone import build_backbone
 from pretrain.heads import ProjectionHead
 from pretrain.run.health import (
     CHECKS_IN_A_ROW,
-    MEANINGS,
     HealthWatch,
+    alarm_text,
     draw_probes,
     feature_figures,
     health_figures,
@@ -170,7 +170,7 @@ def test_each_sickness_is_told_once_when_it_has_lasted(name):
     told = course(watch, 20, 8, SICK[name])
     first = 8 + CHECKS_IN_A_ROW - 1 + (name == "teacher")  # a teacher stands still from the second look on
     assert told == {10 * first: [name]}
-    assert "\n" not in MEANINGS[name](HEALTHY | SICK[name])
+    assert "\n" not in alarm_text(name, HEALTHY | SICK[name])
 
 
 def test_growing_alike_is_an_alarm_and_being_alike_from_the_start_is_none():
