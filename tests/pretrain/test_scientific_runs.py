@@ -13,9 +13,10 @@ from transformers import AutoImageProcessor
 from encoders.load import load_encoder
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
 from pretrain import dinov2, mae, siglip
-from pretrain.image_training import fitted_processor, normalisation
 from pretrain.run.args import DINOv2Arguments, check_arguments
 from pretrain.run.build import build_multicrop
+from pretrain.run.build_evaluation import build_benchmark
+from pretrain.run.complete_model import fit_processor, normalisation_of
 from pretrain.run.feeding import feeding
 from vision_core.errors import UserError
 from vision_core.images.open_source import open_source
@@ -129,7 +130,7 @@ def test_images_that_are_judged_in_a_run_are_read_with_the_scale_that_was_learnt
         knn_num_queries=8,
     )
     source = open_source(args.dataset)
-    benchmark = dinov2.build_benchmark(args, source, True)
+    benchmark = build_benchmark(args, source, True)
     assert (
         benchmark.queries.images.mean() > 1.5 * benchmark.bank.images.mean()
     )  # with a scale of their own they would be equal
@@ -203,14 +204,14 @@ def test_other_methods_feed_scaled_images_once(name):
     source = open_source("scenes")
     source.pixel_options = PixelOptions(Scale("values", 0.0, 4095.0))
     if name == "mae":
-        processor = fitted_processor(mae.start(mae.MaeArguments(image_size=32))[1], source)
+        processor = fit_processor(mae.build_model(mae.MaeArguments(image_size=32))[1], source)
         fed = mae.collate(
             processor.image_mean, processor.image_std, [{"view": values, "noise": torch.rand(16)}]
         )["pixel_values"]
     else:
-        processor = fitted_processor(siglip.SiglipImageProcessor(size={"height": 32, "width": 32}), source)
+        processor = fit_processor(siglip.SiglipImageProcessor(size={"height": 32, "width": 32}), source)
         fed = processor([values], return_tensors="pt")["pixel_values"]
-    mean, std = (torch.tensor(figures).view(-1, 1, 1) for figures in normalisation(processor))
+    mean, std = (torch.tensor(figures).view(-1, 1, 1) for figures in normalisation_of(processor))
     torch.testing.assert_close(fed[0], (values - mean) / std, rtol=0, atol=1e-5)
     published = processor([values], return_tensors="pt", input_data_format="channels_first")["pixel_values"]
     torch.testing.assert_close(published[0], fed[0], rtol=0, atol=1e-5)
@@ -227,7 +228,7 @@ def test_cards_of_other_methods_feed_scaled_images(name):
     )
     assert feeding(loading, 3, PixelOptions(), False) == loading
     processor = siglip.SiglipImageProcessor(size={"height": 32, "width": 32}, do_rescale=False)
-    assert fitted_processor(processor, open_source("scenes")).do_rescale
+    assert fit_processor(processor, open_source("scenes")).do_rescale
 
 
 def test_three_bands_of_floats_are_published_as_numbers(run, tmp_path, capsys):
