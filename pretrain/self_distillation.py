@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.backbone import Backbone, num_register_tokens
+from pretrain.batches import NUM_GLOBAL_CROPS
 from pretrain.crop_groups import draw_kept_crops, forward_crop_groups
 from pretrain.heads import ProjectionHead
 from pretrain.losses.centering import SinkhornKnopp, SoftmaxCentering
 from pretrain.losses.dino import dino_loss, num_loss_terms
 from pretrain.losses.ibot import ibot_loss
 from pretrain.losses.koleo import koleo_loss
-
-NUM_GLOBAL_CROPS = 2
 
 
 class SelfDistillation(nn.Module):
