@@ -1,4 +1,4 @@
-"""KoLeo: spreads the features of a batch by pushing nearest neighbours apart."""
+"""KoLeo spreads the features of a batch by pushing nearest neighbours apart."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ def koleo_loss(
     precision: Literal["float32", "autocast"] = "float32",
 ) -> Tensor:
     """Kozachenko-Leonenko estimator of differential entropy (Sablayrolles et al. 2019, eq. 2), on
-    L2-normalised features.
+    L2-normalised features; a scalar.
 
         mean over i of -log(eps + min over j != i of ||x_i - x_j + eps||)
 
@@ -30,15 +30,15 @@ def koleo_loss(
     with torch.autocast(features.device.type, enabled=False):
         if precision == "float32":
             features = features.float()
-        own = F.normalize(features, p=2.0, dim=-1, eps=eps)
-        rows = gather_rows(own) if gather else own
+        own = F.normalize(features, p=2.0, dim=-1, eps=eps)  # [B, D]
+        rows = gather_rows(own) if gather else own  # [B or B of all processes, D]
         if len(rows) < 2:
             return features.sum() * 0
         with torch.no_grad():
-            similarity = own @ rows.T
-            first = rank() * len(own) if gather else 0
+            similarity = own @ rows.T  # [B, rows]
+            first = rank() * len(own) if gather else 0  # this process's first row
             itself = torch.arange(len(own), device=own.device)
             similarity[itself, first + itself] = -1
-            nearest = similarity.argmax(dim=1)
-        distance = F.pairwise_distance(own, rows[nearest], p=2.0, eps=eps)
+            nearest = similarity.argmax(dim=1)  # [B]
+        distance = F.pairwise_distance(own, rows[nearest], p=2.0, eps=eps)  # [B]
         return -torch.log(distance + eps).mean()
