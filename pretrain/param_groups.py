@@ -1,4 +1,4 @@
-"""Learning rate, weight decay and clipping by the role of each module (DINOv2
+"""Sets learning rate, weight decay and clipping by the role of each module (DINOv2
 `utils/param_groups.py`)."""
 
 import torch
@@ -10,13 +10,14 @@ from pretrain.backbone import Backbone, num_register_tokens
 def parameter_groups(
     backbone: Backbone, heads: list[nn.Module], layerwise_decay: float = 1.0, patch_embed_lr_mult: float = 0.2
 ) -> list[dict]:
-    """AdamW groups with `params`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`; equal ones are
-    fused, in a fixed order.
+    """Groups for AdamW with `params`, `lr_multiplier`, `wd_multiplier`, `is_last_layer`. Equal ones
+    are fused, in a fixed order.
 
-    Published rules: the tokens and patches of the embedding have layer id 0, block i has i + 1, the
-    final norm and the heads are at the top; the learning rate is multiplied by decay^(top - id),
-    the patch embedding's by `patch_embed_lr_mult` as well. Biases, norms and LayerScale are not
-    decayed; CLS, position, mask and register tokens and the heads' weight-norm g and v are.
+    These are the published rules. Tokens and patches of the embedding have layer id 0, block i has
+    i + 1, the final norm and the heads are at the top. The learning rate is multiplied by
+    decay^(top - id), that of the patch embedding by `patch_embed_lr_mult` as well. Biases, norms
+    and LayerScale are not decayed; CLS, position, mask and register tokens and the heads'
+    weight-norm g and v are.
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
 
@@ -34,7 +35,9 @@ def parameter_groups(
     lowest = layerwise_decay ** (len(layers) + 1)
     embeddings = backbone.embeddings
     tokens = [embeddings.cls_token, embeddings.mask_token, embeddings.position_embeddings]
-    for token in tokens + ([embeddings.register_tokens] if num_register_tokens(backbone) else []):
+    if num_register_tokens(backbone):
+        tokens.append(embeddings.register_tokens)
+    for token in tokens:
         add(token, lowest, decayed=True)
     add_module(embeddings.patch_embeddings, lowest * patch_embed_lr_mult)
     for index, layer in enumerate(layers):
@@ -54,12 +57,13 @@ def apply_schedules(
 ) -> None:
     """Set this step's learning rate and weight decay of every group."""
     for group in optimizer.param_groups:
-        group["lr"] = (last_layer_lr if group["is_last_layer"] else lr) * group["lr_multiplier"]
+        rate = last_layer_lr if group["is_last_layer"] else lr
+        group["lr"] = rate * group["lr_multiplier"]
         group["weight_decay"] = weight_decay * group["wd_multiplier"]
 
 
 def clip_per_module(modules: dict[str, nn.Module], max_norm: float) -> dict[str, Tensor]:
-    """Clip each module's gradients by its own norm (none where `max_norm` is 0); returns the norms
-    before clipping."""
+    """Clip each module's gradients by its own norm; a `max_norm` of 0 clips nothing. Returns the
+    norms before clipping."""
     limit = max_norm or float("inf")
     return {name: nn.utils.clip_grad_norm_(module.parameters(), limit) for name, module in modules.items()}
