@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pretrain.param_groups import apply_schedules, clip_per_module
-from pretrain.run.bad_images import BadImageWatch
 from pretrain.run.batch_reader import BatchReader
 from pretrain.run.health_check import HealthCheck
 from pretrain.run.knn_evaluation import KnnEvaluation
@@ -49,7 +48,6 @@ class DistillationTrainer:
     scaler: LossScaler
     schedules: dict[str, np.ndarray]
     batches: BatchReader
-    bad_images: BadImageWatch
     monitor: Monitor
     health: HealthCheck
     knn: KnnEvaluation
@@ -87,7 +85,7 @@ class DistillationTrainer:
                 self.knn.evaluate(self.step, None if is_last else stop)
                 stopped = stop.agreed()
             if self.monitor.is_due(self.step):
-                self.bad_images.report()
+                self.batches.bad_images.report()
             if self.files.is_due(self.step) or stopped:
                 with stop.save_watched(self.monitor.say):
                     self.save(needed=is_last or stopped)
@@ -204,7 +202,7 @@ class DistillationTrainer:
     def save(self, needed: bool) -> None:
         """Write a checkpoint and refresh the root of the run's folder from it. needed: the run ends
         where it cannot be written."""
-        self.bad_images.report()
+        self.batches.bad_images.report()
         places = gather_objects(self.batches.places.state_dict())
         self.files.save(self.state_dict(places), self.knn.references, needed)
 
@@ -214,7 +212,7 @@ class DistillationTrainer:
         return {
             "step": self.step,
             "monitor": self.monitor.state_dict(),
-            "bad_images": self.bad_images.state_dict(),
+            "bad_images": self.batches.bad_images.state_dict(),
             "stream": places,
             "health": self.health.watch.state_dict(),
             "knn": self.knn.accuracies,
@@ -228,7 +226,7 @@ class DistillationTrainer:
         self.health.watch.load_state_dict(state["health"])
         self.knn.accuracies = state["knn"]
         self.monitor.load_state_dict(state["monitor"])
-        self.bad_images.load_state_dict(state["bad_images"])
+        self.batches.bad_images.load_state_dict(state["bad_images"])
         self.scaler.load(state.get("loss_scaler"))
 
     def leave(self, stop: StopRequest) -> str:

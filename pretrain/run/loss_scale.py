@@ -1,10 +1,10 @@
 """Scales the loss so that small gradients do not round to 0 in float16, for GPUs that have no
 bfloat16 (V100, T4).
 
-The method is that of Micikevicius et al. 2018, sec. 3.2. Weights, optimizer, losses, Sinkhorn-Knopp, KoLeo, norms and the
-sums of the residual branches stay float32; matrix products and attention are float16. torch's
-scaler starts at 65536, halves where gradients overflow and doubles after 2000 steps in which none
-did.
+The method is that of Micikevicius et al. 2018, sec. 3.2. Weights, optimizer, losses,
+Sinkhorn-Knopp, KoLeo, norms and the sums of the residual branches stay float32; matrix products and
+attention are float16. torch's scaler starts at 65536, halves where gradients overflow and doubles
+after 2000 steps in which none did.
 """
 
 import torch
