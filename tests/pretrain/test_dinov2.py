@@ -13,8 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pretrain import dinov2
-from pretrain.run.args import DINOv2Arguments, check_arguments
-from vision_core.arguments import parse_arguments
 from vision_core.errors import Stopped, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,7 +270,8 @@ def test_multi_band_images_train(run, tmp_path):
     for number in range(20):
         np.save(images / f"{number}.npy", np.random.default_rng(number).random((5, 24, 30), dtype=np.float32))
     run(
-        "--dataset", images, "--eval_dataset", "none", "--output_dir", tmp_path / "run", "--max_steps", 3, "--num_channels", 5,
+        "--dataset", images, "--eval_dataset", "none", "--output_dir", tmp_path / "run", "--max_steps", 3,
+        "--num_channels", 5,
         "--image_mean", *[0.5] * 5, "--image_std", *[0.3] * 5, "--global_crop_size", 16, 32,
     )  # fmt: skip
     assert load_file(tmp_path / "run" / "model.safetensors")[
@@ -313,16 +312,3 @@ def test_mistakes_are_one_line_before_any_training(run, arguments, message, tmp_
 def test_the_folder_of_another_run_is_refused_with_the_two_commands(run, whole):
     with pytest.raises(UserError, match="--resume_from_checkpoint true.*--output_dir"):
         run("--output_dir", whole)
-
-
-def test_the_two_core_recipe_is_the_default_job():
-    named = parse_arguments(DINOv2Arguments, [str(ROOT / "pretrain" / "configs" / "scenes_2_cores.yaml")])
-    assert named == DINOv2Arguments(name="scenes")
-
-
-@pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "pretrain" / "configs").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_every_recipe_parses_and_is_possible(recipe):
-    check_arguments(parse_arguments(DINOv2Arguments, [str(recipe)]))
-    assert recipe.read_text().startswith("# ")

@@ -21,7 +21,8 @@ from vision_core.images.open_source import open_source
 from vision_core.images.source import ImageRecord, ImageStream, UnreadableSample
 
 HEALTHY = {
-    "teacher_entropy": 0.2, "information": 2.0, "prototypes_in_use": 0.3, "feature_spread": 0.8, "feature_cosine": 0.3, "rankme": 50.0,
+    "teacher_entropy": 0.2, "information": 2.0, "prototypes_in_use": 0.3, "feature_spread": 0.8,
+    "feature_cosine": 0.3, "rankme": 50.0,
     "dino_loss": 5.0, "gradient_norm": 1.0, "teacher_sum": 1.0,
 }  # fmt: skip
 
