@@ -15,12 +15,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+# A script's own folder is first on sys.path; the packages lie beside it.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from encoders.pictures.curves import curve_picture
 from encoders.pictures.sheets import contact_sheet
 
+ROOT = Path(__file__).resolve().parents[1]
 NUM_PROTOTYPES = 1024
 COMMON = {
     "eval_dataset": "none", "koleo_loss_weight": 0, "ibot_loss_weight": 0, "centering": "softmax", "num_prototypes": NUM_PROTOTYPES,
