@@ -170,7 +170,7 @@ def _proposal(
     pixels: Sequence[BandStatistics],
 ) -> list[str]:
     """The options to paste; mean and std are of the pixels that those options make."""
-    clipped = []
+    clipped: list[str] = []
     if options != source.pixel_options:
         text = with_option(text, f"scale={scale_text(options.scale)}")
         widest = replace(options.scale, high=whole_range(sample))
@@ -180,19 +180,24 @@ def _proposal(
         ]
     means = " ".join(f"{band.mean:.4g}" for band in pixels)
     stds = " ".join(f"{band.std:.4g}" for band in pixels)
-    lines = [
+    return [
         "to paste, mean and std of the pixels that it gives:",
         f'  --dataset "{text}" --num_channels {len(pixels)} \\',
         f"  --image_mean {means} --image_std {stds}",
         *clipped,
+        *_flat_bands(pixels),
     ]
+
+
+def _flat_bands(pixels: Sequence[BandStatistics]) -> list[str]:
+    """A line about bands whose std is 0, where there are any."""
     flat = [str(number) for number, band in enumerate(pixels, start=1) if not band.std > 0]
-    if flat:
-        lines.append(
-            f"  but band {', '.join(flat)} has one value only; leave it out by ?bands=, "
-            "an image_std of 0 is refused"
-        )
-    return lines
+    if not flat:
+        return []
+    return [
+        f"  but band {', '.join(flat)} has one value only; leave it out by ?bands=, "
+        "an image_std of 0 is refused"
+    ]
 
 
 def whole_range(sample: StoredSample) -> float:

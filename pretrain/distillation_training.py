@@ -99,12 +99,9 @@ class DistillationTrainer:
         checkpoint holds is as before the step.
         """
         settings = {name: float(values[self.step]) for name, values in self.schedules.items()}
-        apply_schedules(
-            self.optimizer,
-            settings["learning_rate"],
-            settings["last_layer_learning_rate"],
-            settings["weight_decay"],
-        )
+        learning_rate = settings["learning_rate"]
+        last_layer_rate = settings["last_layer_learning_rate"]
+        apply_schedules(self.optimizer, learning_rate, last_layer_rate, settings["weight_decay"])
         torch.manual_seed(seed_of(self.seed, "step", self.step, self.accelerator.process_index))
         own_losses = self.accumulate_gradients(micro_batches, settings["teacher_temp"], stop)
         if own_losses is None:
@@ -115,13 +112,7 @@ class DistillationTrainer:
         self.scaler.unscale_(self.optimizer)
         norms = clip_per_module(dict(self.method.student.items()), self.max_grad_norm)
         outcome = self.outcome_of(losses["loss"], norms)
-        if outcome == "taken":
-            self.scaler.step(self.optimizer)
-            self.method.update_teacher(settings["ema_momentum"])
-            self.method.update_centers()
-        else:
-            self.method.discard_centers()
-        self.scaler.update()
+        self.update_weights(outcome, settings["ema_momentum"])
         if outcome == "taken":
             self.latest = losses | {f"{name}_grad_norm": norm for name, norm in norms.items()}
             self.monitor.step_done(self.step + 1, self.latest, settings | self.scaler.figures())
@@ -129,6 +120,16 @@ class DistillationTrainer:
             self.tell_not_taken(outcome, own_losses["loss"], micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
         return outcome
+
+    def update_weights(self, outcome: Outcome, ema_momentum: float) -> None:
+        """Move student, teacher and centers, where the step is taken."""
+        if outcome == "taken":
+            self.scaler.step(self.optimizer)
+            self.method.update_teacher(ema_momentum)
+            self.method.update_centers()
+        else:
+            self.method.discard_centers()
+        self.scaler.update()
 
     def accumulate_gradients(
         self, micro_batches: list[dict], teacher_temp: float, stop: StopRequest

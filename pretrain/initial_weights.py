@@ -166,11 +166,15 @@ def fitted_state(backbone: Backbone, tensors: dict[str, Tensor], report: LoadRep
             unplaced = report.unused if name in MAY_BE_FRESH else wrong
             unplaced.append(name)
     if wrong:
-        raise UserError(
-            f"init_from={report.source}: {len(wrong)} tensors do not fit, first {wrong[:3]}; give the run "
-            "the checkpoint's hidden_size, num_hidden_layers, patch_size and ffn"
-        )
+        raise UserError(_wrong_text(report.source, wrong))
     return state
+
+
+def _wrong_text(source: str, names: list[str]) -> str:
+    return (
+        f"init_from={source}: {len(names)} tensors do not fit, first {names[:3]}; give the run the "
+        "checkpoint's hidden_size, num_hidden_layers, patch_size and ffn"
+    )
 
 
 def resize_position_embeddings(table: Tensor, side: int) -> Tensor:

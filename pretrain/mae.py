@@ -34,6 +34,7 @@ from pretrain.run.complete_model import load_model_and_processor
 from pretrain.run.feeding import feeding
 from pretrain.run.image_sources import open_training_and_held_out
 from vision_core.errors import run_script
+from vision_core.images.source import ImageSource
 from vision_core.randomness import seed_of
 
 CROP_SCALE = (0.2, 1.0)  # published: shares of the area
@@ -70,14 +71,10 @@ def main() -> None:
     )
     if held_out is None:
         args.eval_dataset = None
+    poses = Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns)
     side = model.config.image_size
-    make = partial(
-        masked_crop,
-        side,
-        (side // model.config.patch_size) ** 2,
-        args.seed,
-        poses=Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns),
-    )
+    num_patches = (side // model.config.patch_size) ** 2
+    make = partial(masked_crop, side, num_patches, args.seed, poses=poses)
     parts = ImageParts(
         model=model,
         processor=processor,
@@ -86,20 +83,39 @@ def main() -> None:
         collate=partial(collate, processor.image_mean, processor.image_std),
         trainer_type=MaeTrainer,
     )
-    card = {
+    card = card_texts(source)
+    train_images("mae", args, parts, dataset=args.dataset, init_from=args.init_from, card=card)
+
+
+def card_texts(source: ImageSource) -> dict[str, Any]:
+    """What the model card of every such run says."""
+    return {
         "title": "mae: a masked autoencoder",
         "summary": "Trained without labels to tell the pixels of hidden patches from those that are seen.",
         "tags": ("mae", "self-supervised"),
         "loading": feeding(LOADING, 3, source.pixel_options, source.pixel_options.scale is not None),
     }
-    train_images("mae", args, parts, dataset=args.dataset, init_from=args.init_from, card=card)
 
 
 def build_model(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """The model that is trained, and its image processor: loaded, or small and new."""
     if args.init_from:
         return load_model_and_processor(ViTMAEForPreTraining, AutoImageProcessor, args.init_from)
-    config = ViTMAEConfig(
+    torch.manual_seed(seed_of(args.seed, "mae"))
+    model = ViTMAEForPreTraining(new_config(args))
+    initialise_mae(model)
+    processor = ViTImageProcessor(
+        size={"height": args.image_size, "width": args.image_size},
+        resample=BICUBIC,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
+    return model, processor
+
+
+def new_config(args: MaeArguments) -> ViTMAEConfig:
+    """The shape of a new model; the decoder has half of the encoder's width and layers."""
+    return ViTMAEConfig(
         hidden_size=args.hidden_size,
         num_hidden_layers=args.num_hidden_layers,
         num_attention_heads=args.num_attention_heads,
@@ -113,16 +129,6 @@ def build_model(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProce
         mask_ratio=args.mask_ratio,
         norm_pix_loss=True,  # published: targets are a patch's pixels less their mean, over their deviation
     )
-    torch.manual_seed(seed_of(args.seed, "mae"))
-    model = ViTMAEForPreTraining(config)
-    initialise_mae(model)
-    processor = ViTImageProcessor(
-        size={"height": args.image_size, "width": args.image_size},
-        resample=BICUBIC,
-        image_mean=IMAGENET_DEFAULT_MEAN,
-        image_std=IMAGENET_DEFAULT_STD,
-    )
-    return model, processor
 
 
 def masked_crop(

@@ -19,18 +19,7 @@ def parameter_groups(
     and LayerScale are not decayed; CLS, position, mask and register tokens and the heads'
     weight-norm g and v are.
     """
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-
-    def add(parameter: nn.Parameter, lr: float, decayed: bool, last_layer: bool = False) -> None:
-        if parameter.requires_grad:
-            groups.setdefault((lr, float(decayed), last_layer), []).append(parameter)
-
-    def add_module(module: nn.Module, lr: float, last_layer: bool = False) -> None:
-        for part in module.modules():
-            for name, parameter in part.named_parameters(recurse=False):
-                is_scale = isinstance(part, nn.LayerNorm) or name == "lambda1"
-                add(parameter, lr, decayed=not is_scale and name != "bias", last_layer=last_layer)
-
+    groups = ParameterGroups()
     layers = backbone.encoder.layer
     lowest = layerwise_decay ** (len(layers) + 1)
     embeddings = backbone.embeddings
@@ -38,18 +27,42 @@ def parameter_groups(
     if num_register_tokens(backbone):
         tokens.append(embeddings.register_tokens)
     for token in tokens:
-        add(token, lowest, decayed=True)
-    add_module(embeddings.patch_embeddings, lowest * patch_embed_lr_mult)
+        groups.add(token, lowest, decayed=True)
+    groups.add_module(embeddings.patch_embeddings, lowest * patch_embed_lr_mult)
     for index, layer in enumerate(layers):
-        add_module(layer, layerwise_decay ** (len(layers) - index))
-    add_module(backbone.layernorm, 1.0)
+        groups.add_module(layer, layerwise_decay ** (len(layers) - index))
+    groups.add_module(backbone.layernorm, 1.0)
     for head in heads:
-        add_module(head.mlp, 1.0)
-        add_module(head.last_layer, 1.0, last_layer=True)
-    return [
-        {"params": parameters, "lr_multiplier": lr, "wd_multiplier": decay, "is_last_layer": last}
-        for (lr, decay, last), parameters in groups.items()
-    ]
+        groups.add_module(head.mlp, 1.0)
+        groups.add_module(head.last_layer, 1.0, last_layer=True)
+    return groups.as_list()
+
+
+class ParameterGroups:
+    """Parameters by learning-rate factor, by whether they are decayed, and by whether they are a
+    head's last layer."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+
+    def add(self, parameter: nn.Parameter, lr: float, decayed: bool, last_layer: bool = False) -> None:
+        """Add a parameter, unless it is frozen."""
+        if parameter.requires_grad:
+            self._groups.setdefault((lr, float(decayed), last_layer), []).append(parameter)
+
+    def add_module(self, module: nn.Module, lr: float, last_layer: bool = False) -> None:
+        """Add all parameters of a module; biases, norms and LayerScale are not decayed."""
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                is_scale = isinstance(part, nn.LayerNorm) or name == "lambda1"
+                self.add(parameter, lr, decayed=not is_scale and name != "bias", last_layer=last_layer)
+
+    def as_list(self) -> list[dict]:
+        """The groups for an optimizer, in the order in which they began."""
+        return [
+            {"params": parameters, "lr_multiplier": lr, "wd_multiplier": decay, "is_last_layer": last}
+            for (lr, decay, last), parameters in self._groups.items()
+        ]
 
 
 def apply_schedules(

@@ -93,14 +93,19 @@ def main() -> None:
         collate=partial(collate, processor, model.config.text_config.max_position_embeddings),
         trainer_type=SiglipTrainer,
     )
-    card = {
+    card = card_texts(source)
+    train_images("siglip", args, parts, dataset=args.dataset, init_from=args.init_from, card=card)
+
+
+def card_texts(source: ImageSource) -> dict[str, Any]:
+    """What the model card of every such run says."""
+    return {
         "title": "siglip: images and texts in one space",
         "summary": "Trained on pairs of images and captions with SigLIP's sigmoid loss.",
         "tags": ("siglip", "image-text"),
         "pipeline_tag": "zero-shot-image-classification",
         "loading": feeding(LOADING, 3, source.pixel_options, source.pixel_options.scale is not None),
     }
-    train_images("siglip", args, parts, dataset=args.dataset, init_from=args.init_from, card=card)
 
 
 def build_model(args: SiglipArguments, source: ImageSource) -> tuple[SiglipModel, Any]:

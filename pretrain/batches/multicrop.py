@@ -269,6 +269,12 @@ def random_box(
             top = int(top_draw * (height - box_height + 1))
             left = int(left_draw * (width - box_width + 1))
             return top, left, box_height, box_width
+    return central_box(height, width, middle)
+
+
+def central_box(height: int, width: int, middle: float) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the greatest central box whose aspect can be drawn around
+    `middle`."""
     box_width = min(width, max(round(height * ASPECT[1] * middle), 1))
     box_height = min(height, max(round(width / (ASPECT[0] * middle)), 1))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width

@@ -34,11 +34,17 @@ def koleo_loss(
         rows = gather_rows(own) if gather else own  # [B or B of all processes, D]
         if len(rows) < 2:
             return features.sum() * 0
-        with torch.no_grad():
-            similarity = own @ rows.T  # [B, rows]
-            first = rank() * len(own) if gather else 0  # this process's first row
-            itself = torch.arange(len(own), device=own.device)
-            similarity[itself, first + itself] = -1
-            nearest = similarity.argmax(dim=1)  # [B]
+        first = rank() * len(own) if gather else 0  # this process's first row
+        nearest = _nearest_rows(own, rows, first)  # [B]
         distance = F.pairwise_distance(own, rows[nearest], p=2.0, eps=eps)  # [B]
         return -torch.log(distance + eps).mean()
+
+
+@torch.no_grad()
+def _nearest_rows(own: Tensor, rows: Tensor, first: int) -> Tensor:
+    """The index `[B]` among `rows` of the neighbour of each of `own` `[B, D]`, which begin at row
+    `first` and are not their own neighbours."""
+    similarity = own @ rows.T  # [B, rows]
+    itself = torch.arange(len(own), device=own.device)
+    similarity[itself, first + itself] = -1
+    return similarity.argmax(dim=1)

@@ -414,6 +414,11 @@ def check_ranges(args: DINOv2Arguments) -> None:
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{name}={value}: it must lie between 0 and 1")
+    check_below_one(args)
+
+
+def check_below_one(args: DINOv2Arguments) -> None:
+    """Refuse a position offset of 1, and a drop path that leaves nothing."""
     if not 0 <= args.position_offset < 1:
         raise UserError(f"position_offset={args.position_offset}: the published one is 0.1, and 0 means none")
     if args.drop_path_rate == 1:

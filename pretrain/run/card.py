@@ -118,13 +118,11 @@ def judgement(
         return ["Nothing was measured: whether its features are good for anything is not known."]
     best = max(accuracies.values())
     sentences = [f"The numbers are k-NN on frozen features of {in_code(eval_dataset)} alone: {judged_on}."]
-    not_above = []
-    for name, value in references.items():
-        if value >= best:
-            not_above.append(f"{name.replace('_', ' ')} ({value:.1f} %)")
-    if not_above:
+    not_beaten = {name: value for name, value in references.items() if value >= best}
+    if not_beaten:
+        words = [f"{name.replace('_', ' ')} ({value:.1f} %)" for name, value in not_beaten.items()]
         sentences.append(
-            f"Its k-NN of {best:.1f} % is not above {' and '.join(not_above)}: "
+            f"Its k-NN of {best:.1f} % is not above {' and '.join(words)}: "
             "the model is worth no more than those there."
         )
     return sentences

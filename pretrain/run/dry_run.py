@@ -32,9 +32,7 @@ def describe_run(
 
     options: as YAML. notes: about the images' values.
     """
-    parameters: dict[str, int] = {}
-    for name, part in method.student.items():
-        parameters[name] = sum(value.numel() for value in part.parameters())
+    parameters = parameter_counts(method)
     states = sum(parameters.values()) * BYTES_PER_PARAMETER / GIB
     activations = activation_bytes(method, batch, is_half_precision) / GIB
     reading = pixel_options_text(source.pixel_options)
@@ -54,6 +52,14 @@ def describe_run(
         f"about {activations:.2f} GiB of activations",
     ]
     return "\n".join(lines)
+
+
+def parameter_counts(method: SelfDistillation) -> dict[str, int]:
+    """The parameters of the student's backbone and of each head."""
+    counts: dict[str, int] = {}
+    for name, part in method.student.items():
+        counts[name] = sum(value.numel() for value in part.parameters())
+    return counts
 
 
 def shape_lines(batch: dict) -> list[str]:

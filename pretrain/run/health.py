@@ -97,15 +97,7 @@ def draw_probes(
         records = _first_records(source, count)
     else:
         records = _drawn_records(source, count, seed)
-    images: list[Tensor] = []
-    unreadable: list[UnreadableSample] = []
-    kind = OneKind()
-    for record in records:
-        if isinstance(record, ImageRecord):
-            kind.look_at(record.image, record.id)
-            images.append(centre_view(record.image, size))
-        else:
-            unreadable.append(record)
+    images, unreadable = _read_views(records, size)
     shares = gather_objects((len(images), unreadable))
     smallest = min(number for number, _ in shares)
     if not smallest:
@@ -236,6 +228,22 @@ class HealthWatch:
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state_dict` was taken."""
         vars(self).update(state)
+
+
+def _read_views(
+    records: Iterator[ImageRecord | UnreadableSample], size: tuple[int, int]
+) -> tuple[list[Tensor], list[UnreadableSample]]:
+    """The centres of the images `[C, *size]`, and what could not be read."""
+    images: list[Tensor] = []
+    unreadable: list[UnreadableSample] = []
+    kind = OneKind()
+    for record in records:
+        if isinstance(record, ImageRecord):
+            kind.look_at(record.image, record.id)
+            images.append(centre_view(record.image, size))
+        else:
+            unreadable.append(record)
+    return images, unreadable
 
 
 def _no_probes_text(source: ImageSource | ImageStream, unreadable: list[UnreadableSample]) -> str:

@@ -189,21 +189,27 @@ def write_figures(
     """Write loss.png and health.png from metrics.jsonl; with a benchmark also knn.png, attention.png
     and pca.png on its first queries."""
     folder.mkdir(exist_ok=True)
-    # a checkpoint that was carried to another folder may have come without its history
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
-    losses: dict[str, Curve] = {}
-    accuracies: dict[str, Curve] = {}
-    for name, curve in _curves(lines).items():
-        if name.endswith("loss") and not name.startswith("health_"):
-            losses[name] = curve
-        if name.startswith("knn_"):
-            accuracies[name] = curve
+    lines = read_metrics(metrics)
+    curves = _curves(lines)
+    accuracies = {name: curve for name, curve in curves.items() if name.startswith("knn_")}
+    losses = {name: curve for name, curve in curves.items() if _is_loss(name)}
     curve_picture(losses, "Losses", "loss").save(folder / "loss.png")
     shares = _health_shares(lines, num_prototypes, model.config.hidden_size)
     curve_picture(shares, "Health", "share of the greatest value").save(folder / "health.png")
     if benchmark is not None:
         curve_picture(accuracies, "k-NN accuracy", "top-1, %", references).save(folder / "knn.png")
         write_encoder_pictures(folder, TransformersEncoder(model, benchmark.transform), benchmark)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of metrics.jsonl; [] where a checkpoint was carried to another folder without it."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _is_loss(name: str) -> bool:
+    return name.endswith("loss") and not name.startswith("health_")
 
 
 def write_encoder_pictures(folder: Path, encoder: TransformersEncoder, benchmark: KnnBenchmark) -> None:

@@ -157,17 +157,16 @@ def changed_course(state: dict, seed: int, global_batch: int, pixel_options: str
             f"note            images were read with {before or 'no options'} and are read with "
             f"{pixel_options or 'none'}: other pixels"
         )
-    for name, value in (("seed", seed), ("global_batch", global_batch)):
+    other_images = "other images and crops from here on than without the stop"
+    other_bits = "the same course, but not to the last bit"
+    for name, value, consequence in (
+        ("seed", seed, other_images),
+        ("global_batch", global_batch, other_images),
+        ("cpu_threads", torch.get_num_threads(), other_bits),
+        ("torch", torch.__version__, other_bits),
+    ):
         if state[name] != value:
-            lines.append(
-                f"note            {name} was {state[name]} and is {value}: "
-                "other images and crops from here on than without the stop"
-            )
-    for name, value in (("cpu_threads", torch.get_num_threads()), ("torch", torch.__version__)):
-        if state[name] != value:
-            lines.append(
-                f"note            {name} was {state[name]} and is {value}: the same course, but not to the last bit"
-            )
+            lines.append(f"note            {name} was {state[name]} and is {value}: {consequence}")
     return lines
 
 
