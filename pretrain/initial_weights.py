@@ -91,17 +91,21 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
     `UserError`.
     """
     found = find_weights(source)
-    heads = backbone.config.num_attention_heads
-    if found.num_heads not in (None, heads):
-        raise UserError(
-            f"init_from={source}: it has {found.num_heads} heads, the run {heads}; "
-            f"give --num_attention_heads {found.num_heads}"
-        )
+    _refuse_other_heads(source, found.num_heads, backbone.config.num_attention_heads)
     report = LoadReport(source)
     state = fitted_state(backbone, found.tensors, report)
     report.unused += found.unused
     backbone.load_state_dict(state)
     return report.lines() + _doubts(found, backbone)
+
+
+def _refuse_other_heads(source: str, num_heads: int | None, own_heads: int) -> None:
+    """Raises UserError where the source is known to have another number of heads."""
+    if num_heads not in (None, own_heads):
+        raise UserError(
+            f"init_from={source}: it has {num_heads} heads, the run {own_heads}; "
+            f"give --num_attention_heads {num_heads}"
+        )
 
 
 def _doubts(found: FoundWeights, backbone: Backbone) -> list[str]:

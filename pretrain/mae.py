@@ -72,14 +72,11 @@ def main() -> None:
     if held_out is None:
         args.eval_dataset = None
     poses = Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns)
-    side = model.config.image_size
-    num_patches = (side // model.config.patch_size) ** 2
-    make = partial(masked_crop, side, num_patches, args.seed, poses=poses)
     parts = ImageParts(
         model=model,
         processor=processor,
-        data=ImageDraws(source, make),
-        held_out=ImageDraws(held_out, make) if held_out is not None else None,
+        data=masked_crops_of(source, model.config, args.seed, poses),
+        held_out=masked_crops_of(held_out, model.config, args.seed, poses) if held_out is not None else None,
         collate=partial(collate, processor.image_mean, processor.image_std),
         trainer_type=MaeTrainer,
     )
@@ -129,6 +126,13 @@ def new_config(args: MaeArguments) -> ViTMAEConfig:
         mask_ratio=args.mask_ratio,
         norm_pix_loss=True,  # published: targets are a patch's pixels less their mean, over their deviation
     )
+
+
+def masked_crops_of(source: ImageSource, config: ViTMAEConfig, seed: int, poses: Poses) -> ImageDraws:
+    """The images of a source as crops for a model of this shape."""
+    num_patches = (config.image_size // config.patch_size) ** 2
+    make = partial(masked_crop, config.image_size, num_patches, seed, poses=poses)
+    return ImageDraws(source, make)
 
 
 def masked_crop(

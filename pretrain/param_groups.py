@@ -22,13 +22,9 @@ def parameter_groups(
     groups = ParameterGroups()
     layers = backbone.encoder.layer
     lowest = layerwise_decay ** (len(layers) + 1)
-    embeddings = backbone.embeddings
-    tokens = [embeddings.cls_token, embeddings.mask_token, embeddings.position_embeddings]
-    if num_register_tokens(backbone):
-        tokens.append(embeddings.register_tokens)
-    for token in tokens:
+    for token in _tokens_of(backbone):
         groups.add(token, lowest, decayed=True)
-    groups.add_module(embeddings.patch_embeddings, lowest * patch_embed_lr_mult)
+    groups.add_module(backbone.embeddings.patch_embeddings, lowest * patch_embed_lr_mult)
     for index, layer in enumerate(layers):
         groups.add_module(layer, layerwise_decay ** (len(layers) - index))
     groups.add_module(backbone.layernorm, 1.0)
@@ -36,6 +32,15 @@ def parameter_groups(
         groups.add_module(head.mlp, 1.0)
         groups.add_module(head.last_layer, 1.0, last_layer=True)
     return groups.as_list()
+
+
+def _tokens_of(backbone: Backbone) -> list[nn.Parameter]:
+    """The tokens of the embedding, and its positions."""
+    embeddings = backbone.embeddings
+    tokens = [embeddings.cls_token, embeddings.mask_token, embeddings.position_embeddings]
+    if num_register_tokens(backbone):
+        tokens.append(embeddings.register_tokens)
+    return tokens
 
 
 class ParameterGroups:

@@ -153,8 +153,7 @@ class StreamedCrops(IterableDataset):
         reader = worker.id if worker else 0
         readers = worker.num_workers if worker else 1
         place = self.places.get(reader) or ReaderPlace(reader, 0, self.first_step, None)
-        first_micro_batch = reader + place.samples // self.layout.per_device * readers
-        draws = self._draws(first_micro_batch, readers)
+        draws = self._draws(place, readers)
         bad: list[tuple[str, str]] = []
         while True:
             before = place.samples
@@ -176,9 +175,10 @@ class StreamedCrops(IterableDataset):
         """What is left of this process's share of a pass behind `place`."""
         return self.stream.records(self.layout.rank, self.layout.processes, place.epoch, place.record)
 
-    def _draws(self, micro_batch: int, readers: int) -> Iterator[Draw]:
-        """Step and slot of each record of this reader from `micro_batch` on: readers take turns,
-        one micro-batch each."""
+    def _draws(self, place: ReaderPlace, readers: int) -> Iterator[Draw]:
+        """Step and slot of each record of a reader behind `place`: readers take turns, one
+        micro-batch each."""
+        micro_batch = place.reader + place.samples // self.layout.per_device * readers
         while True:
             step, part = divmod(micro_batch, self.layout.micro_batches)
             for slot in self.layout.slots(part):

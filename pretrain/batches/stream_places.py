@@ -86,11 +86,7 @@ class StreamPlaces:
                 "note            the checkpoint is of an older version and holds no place in the stream, "
                 "which begins a new pass"
             ]
-        before = states[0]["dealing"]
-        changed = []
-        for name, now in self._dealing.items():
-            if before[name] != now:
-                changed.append(f"{name} was {before[name]} and is {now}")
+        changed = self._changed_dealing(states[0]["dealing"])
         if changed:
             return [
                 f"note            {', '.join(changed)}: the stream begins a new pass; with what was before "
@@ -101,3 +97,11 @@ class StreamPlaces:
         self.ahead = own["ahead"]
         self.readers = {reader: ReaderPlace(reader, *rest) for reader, *rest in own["readers"]}
         return []
+
+    def _changed_dealing(self, before: dict) -> list[str]:
+        """What deals the stream to other readers than before, in words."""
+        changed = []
+        for name, now in self._dealing.items():
+            if before[name] != now:
+                changed.append(f"{name} was {before[name]} and is {now}")
+        return changed

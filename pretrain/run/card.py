@@ -120,9 +120,13 @@ def judgement(
     sentences = [f"The numbers are k-NN on frozen features of {in_code(eval_dataset)} alone: {judged_on}."]
     not_beaten = {name: value for name, value in references.items() if value >= best}
     if not_beaten:
-        words = [f"{name.replace('_', ' ')} ({value:.1f} %)" for name, value in not_beaten.items()]
-        sentences.append(
-            f"Its k-NN of {best:.1f} % is not above {' and '.join(words)}: "
-            "the model is worth no more than those there."
-        )
+        sentences.append(_not_above_text(best, not_beaten))
     return sentences
+
+
+def _not_above_text(best: float, not_beaten: Mapping[str, float]) -> str:
+    words = [f"{name.replace('_', ' ')} ({value:.1f} %)" for name, value in not_beaten.items()]
+    return (
+        f"Its k-NN of {best:.1f} % is not above {' and '.join(words)}: "
+        "the model is worth no more than those there."
+    )

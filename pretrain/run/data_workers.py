@@ -50,13 +50,17 @@ def data_workers_watched(
             if cause is None:
                 raise
             images = _images_in_flight(source, layout, seed, step())
-        raise UserError(
-            f"step {step() + 1}: {cause}; the images in flight began with {images or 'unknown ones'}. "
-            "Killed: usually out of memory, lower dataloader_num_workers; timed out: look at the storage, "
-            "or raise dataloader_timeout. --resume_from_checkpoint true goes on"
-        ) from None
+        raise UserError(_death_text(step() + 1, cause, images)) from None
     finally:
         end_data_workers()
+
+
+def _death_text(step: int, cause: str, images: str) -> str:
+    return (
+        f"step {step}: {cause}; the images in flight began with {images or 'unknown ones'}. "
+        "Killed: usually out of memory, lower dataloader_num_workers; timed out: look at the storage, "
+        "or raise dataloader_timeout. --resume_from_checkpoint true goes on"
+    )
 
 
 def _worker_death(error: BaseException) -> str | None:

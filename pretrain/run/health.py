@@ -120,19 +120,24 @@ def health_figures(
     Probes that overflow in the teacher are left out. Call it between two steps: what softmax
     centering remembers is forgotten.
     """
-    device = next(method.parameters()).device
-    parts: list[Tensor] = []
-    for batch in probes.split(PROBE_BATCH):
-        pixels = normalise(batch, mean, std).to(device)  # [b, C, H, W]
-        (tokens,) = forward_crop_groups(method.teacher["backbone"], [pixels])  # [b, 1 + R + N, D]
-        parts.append(tokens[:, 0].float())
-    cls = gather_rows(torch.cat(parts))  # [P, D]
+    cls = gather_rows(_teacher_cls(method, probes, mean, std))  # [P, D]
     cls = cls[cls.isfinite().all(1)]
     targets = method.dino_centering(method.teacher["dino_head"](cls), teacher_temp)  # [P, K]
     method.dino_centering.discard()
     # in float64, where a sum notices that any of the parameters has moved
     teacher_sum = sum(float(parameter.double().abs().sum()) for parameter in method.teacher.parameters())
     return target_figures(targets) | feature_figures(cls) | {"teacher_sum": teacher_sum}
+
+
+def _teacher_cls(method: SelfDistillation, probes: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """The teacher's CLS features of this process's probes, float32 `[p, D]`."""
+    device = next(method.parameters()).device
+    parts: list[Tensor] = []
+    for batch in probes.split(PROBE_BATCH):
+        pixels = normalise(batch, mean, std).to(device)  # [b, C, H, W]
+        (tokens,) = forward_crop_groups(method.teacher["backbone"], [pixels])  # [b, 1 + R + N, D]
+        parts.append(tokens[:, 0].float())
+    return torch.cat(parts)
 
 
 def target_figures(targets: Tensor) -> dict[str, float]:

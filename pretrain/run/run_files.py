@@ -88,14 +88,7 @@ class RunFiles:
         """
         if self.saved_step == state["step"]:
             return
-        problem = ""
-        if self.run is not None:
-            try:
-                with worker_deaths_unnoticed():
-                    self._write(state, references)
-            except CheckpointNotWritten as error:
-                problem = str(error)
-        problem = broadcast_text(problem)
+        problem = broadcast_text(self._problem_of_writing(state, references))
         if not problem:
             self.failed_saves = 0
             self.saved_step = state["step"]
@@ -104,6 +97,17 @@ class RunFiles:
         if needed or self.failed_saves == MAX_FAILED_SAVES_IN_A_ROW:
             raise UserError(problem)
         self.say(f"warning: {problem}. The run goes on and tries again {self.every.steps} steps later")
+
+    def _problem_of_writing(self, state: dict[str, Any], references: Mapping[str, float]) -> str:
+        """Write on the main process; what was wrong, or ""."""
+        if self.run is None:
+            return ""
+        try:
+            with worker_deaths_unnoticed():
+                self._write(state, references)
+        except CheckpointNotWritten as error:
+            return str(error)
+        return ""
 
     def _write(self, state: dict[str, Any], references: Mapping[str, float]) -> None:
         """`checkpoint-<step>` with `state`, then the published files and the model card in the

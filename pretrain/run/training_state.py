@@ -150,12 +150,12 @@ def changed_course(state: dict, seed: int, global_batch: int, pixel_options: str
 
     global_batch: images of a step, over all processes. pixel_options: how images are read, as text.
     """
-    lines = []
     before = state.get("pixel_options", pixel_options)  # older checkpoints do not say
+    lines = []
     if before != pixel_options:
+        was = before or "no options"
         lines.append(
-            f"note            images were read with {before or 'no options'} and are read with "
-            f"{pixel_options or 'none'}: other pixels"
+            f"note            images were read with {was} and are read with {pixel_options or 'none'}: other pixels"
         )
     other_images = "other images and crops from here on than without the stop"
     other_bits = "the same course, but not to the last bit"
