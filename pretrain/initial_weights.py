@@ -109,7 +109,7 @@ def _refuse_other_heads(source: str, num_heads: int | None, own_heads: int) -> N
 
 
 def _doubts(found: FoundWeights, backbone: Backbone) -> list[str]:
-    """What the source does not say, where the run differs from all published models."""
+    """A note where the source does not say its heads and the run differs from all published models."""
     width, heads = backbone.config.hidden_size, backbone.config.num_attention_heads
     if found.num_heads is None and width != heads * HEAD_WIDTH:
         return [
@@ -240,7 +240,7 @@ def _of_saved_encoder(source: str) -> FoundWeights:
     encoder = load_encoder(source)
     if not isinstance(encoder, TransformersEncoder) or encoder.model.config.model_type not in MODEL_TYPES:
         raise UserError(
-            f"it is no DINOv2 of transformers ({encoder.library}); give one of {' or '.join(MODEL_TYPES)}"
+            f"it is not a DINOv2 of transformers ({encoder.library}); give one of {' or '.join(MODEL_TYPES)}"
         )
     return FoundWeights(encoder.model.state_dict(), [], encoder.model.config.num_attention_heads)
 

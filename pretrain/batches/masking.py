@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 MIN_BLOCK = 4  # patches
-ASPECT = (0.3, 1 / 0.3)
+BLOCK_ASPECT = (0.3, 1 / 0.3)
 TRIES = 10
 
 
@@ -43,8 +43,8 @@ def _add_block(mask: np.ndarray, remaining: int, generator: np.random.Generator)
     """Add one block to `mask`. Returns the patches that it newly covers, 0 where none of the tries
     fits."""
     height, width = mask.shape
-    log_low = math.log(ASPECT[0])
-    log_high = math.log(ASPECT[1])
+    log_low = math.log(BLOCK_ASPECT[0])
+    log_high = math.log(BLOCK_ASPECT[1])
     for area_draw, aspect_draw, top_draw, left_draw in generator.random((TRIES, 4)):
         area = MIN_BLOCK + area_draw * (remaining - MIN_BLOCK)
         aspect = math.exp(log_low + aspect_draw * (log_high - log_low))

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as V
 from pretrain.batches.band_augmentations import random_band_jitter, random_dropped_channels, solarize_bands
 from pretrain.batches.stain_jitter import random_stains
 
-ASPECT = (3 / 4, 4 / 3)
+CROP_ASPECT = (3 / 4, 4 / 3)
 JITTER_PROBABILITY = 0.8
 BRIGHTNESS = 0.4
 CONTRAST = 0.4
@@ -258,8 +258,8 @@ def random_box(
 
     After 10 misses it is the greatest central box.
     """
-    log_low = math.log(ASPECT[0])
-    log_high = math.log(ASPECT[1])
+    log_low = math.log(CROP_ASPECT[0])
+    log_high = math.log(CROP_ASPECT[1])
     for area_draw, aspect_draw, top_draw, left_draw in torch.rand(10, 4).tolist():
         area = height * width * (scale[0] + area_draw * (scale[1] - scale[0]))
         aspect = middle * math.exp(log_low + aspect_draw * (log_high - log_low))
@@ -275,8 +275,8 @@ def random_box(
 def central_box(height: int, width: int, middle: float) -> tuple[int, int, int, int]:
     """Top, left, height and width of the greatest central box whose aspect can be drawn around
     `middle`."""
-    box_width = min(width, max(round(height * ASPECT[1] * middle), 1))
-    box_height = min(height, max(round(width / (ASPECT[0] * middle)), 1))
+    box_width = min(width, max(round(height * CROP_ASPECT[1] * middle), 1))
+    box_height = min(height, max(round(width / (CROP_ASPECT[0] * middle)), 1))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 

@@ -23,7 +23,7 @@ def koleo_loss(
     Args:
         features: `[B, D]`. B < 2 has no neighbour and gives 0.
         gather: search neighbours among the rows of all processes; the mean is over this process's
-            rows, so that the average over processes is the value of the whole batch.
+            rows, so that the average over processes is the value of the global batch.
         precision: "autocast" keeps the features' type, as the published code does: in half
             precision duplicates give inf.
     """

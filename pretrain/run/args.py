@@ -66,7 +66,7 @@ class DINOv2Arguments:
     report_to: list[str] = option([], "trackers of accelerate: tensorboard, wandb, ...", "run")
     resume_from_checkpoint: str | None = option(
         None,
-        "auto: start, go on, or say that all is done; true: the newest whole checkpoint of output_dir; "
+        "auto: start, go on, or say that all is done; true: the newest complete checkpoint of output_dir; "
         "or the folder of one",
         "run",
     )
@@ -370,7 +370,7 @@ def check_arguments(args: DINOv2Arguments) -> None:
     check_channels(args)
     width, _, heads = backbone_shape(args)
     if width % heads:
-        raise UserError(f"hidden_size={width} is no multiple of num_attention_heads={heads}")
+        raise UserError(f"hidden_size={width} is not a multiple of num_attention_heads={heads}")
 
 
 def check_sizes(args: DINOv2Arguments) -> None:
@@ -392,7 +392,7 @@ def check_side(name: str, side: int, patch_size: int) -> None:
     if side < patch_size or side % patch_size:
         below = max(side // patch_size, 1) * patch_size
         raise UserError(
-            f"{name}={side} is no multiple of patch_size={patch_size}; "
+            f"{name}={side} is not a multiple of patch_size={patch_size}; "
             f"the next ones are {below} and {below + patch_size}"
         )
 

@@ -27,7 +27,7 @@ from vision_core.images.source import ImageSource, ImageStream
 from vision_core.randomness import seed_of
 
 # What tells two recipes apart; config.yaml beside the card has every option.
-CARD_SETTINGS = (
+DINOV2_CARD_SETTINGS = (
     "backbone", "patch_size", "num_register_tokens", "num_local_crops", "blur", "mask_count",
     "num_prototypes", "separate_ibot_head", "centering", "ibot_weighting", "koleo_precision",
     "train_weight_g", "learning_rate", "warmup_steps", "ema_momentum", "drop_path_rate", "bf16", "fp16",
@@ -45,7 +45,7 @@ def check_trackers(names: list[str]) -> None:
         if name in LOGGER_TYPE_TO_CLASS:
             problem = "is not installed; install its package"
         else:
-            problem = f"is no tracker; accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+            problem = f"is not a tracker; accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
         raise UserError(f"--report_to {name} {problem}, or leave it out")
 
 
@@ -201,7 +201,7 @@ def build_card_facts(args: DINOv2Arguments) -> CardFacts:
         image_sizes=", ".join(sizes),
         batch_size=args.per_device_train_batch_size,
         micro_batches=args.gradient_accumulation_steps,
-        settings={name: getattr(args, name) for name in CARD_SETTINGS},
+        settings={name: getattr(args, name) for name in DINOV2_CARD_SETTINGS},
     )
 
 

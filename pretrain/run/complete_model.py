@@ -30,7 +30,7 @@ def load_complete_model(
     name: str,
     option: str = "--init_from",
     config: PreTrainedConfig | None = None,
-    cure: str = "give a whole checkpoint",
+    cure: str = "give a complete checkpoint",
 ) -> PreTrainedModel:
     """A model from a folder, or inside `hub_or_cache` from the Hub, in float32.
 
@@ -43,7 +43,7 @@ def load_complete_model(
     name = name.removeprefix("hf:")
     wanted = model_class.config_class.model_type
     if os.path.isdir(name):
-        refuse_folder(name, f"a whole {wanted} of transformers", ("encoder", "model", "unknown"))
+        refuse_folder(name, f"a complete {wanted} of transformers", ("encoder", "model", "unknown"))
     saved_config = read_config(name)
     if saved_config.model_type != wanted:
         raise UserError(f"{option} {name} is a {saved_config.model_type}; give a {wanted}")
@@ -57,7 +57,7 @@ def load_complete_model(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{option} {name} cannot be loaded ({first_line(error)}); give a whole {wanted}"
+            f"{option} {name} cannot be loaded ({first_line(error)}); give a complete {wanted}"
         ) from None
     refuse_missing_weights(f"{option} {name}", wanted, report, cure)
     if config and report["unexpected_keys"]:

@@ -205,7 +205,7 @@ class HealthWatch:
         return [name for name, streak in streaks.items() if streak == CHECKS_IN_A_ROW]
 
     def _signs(self, figures: dict[str, float]) -> dict[str, bool]:
-        """Of each alarm, whether this check alone is sick."""
+        """Whether this check alone raises each alarm."""
         distance_to_uniform = abs(figures["dino_loss"] - self.uniform_loss)
         loss_is_uniform = distance_to_uniform < UNIFORM_LOSS * self.uniform_loss
         spread_is_lost = figures["feature_spread"] < LOST_SPREAD * self.first_spread

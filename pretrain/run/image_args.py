@@ -114,10 +114,10 @@ def check_widths(hidden_size: int, num_attention_heads: int, image_size: int, pa
     if min(hidden_size, num_attention_heads, image_size, patch_size) < 1:
         raise UserError("--hidden_size, --num_attention_heads, --image_size and --patch_size must be above 0")
     if image_size % patch_size:
-        raise UserError(f"--image_size {image_size} is no multiple of --patch_size {patch_size}")
+        raise UserError(f"--image_size {image_size} is not a multiple of --patch_size {patch_size}")
     if hidden_size % num_attention_heads:
         raise UserError(
-            f"--hidden_size {hidden_size} is no multiple of --num_attention_heads {num_attention_heads}"
+            f"--hidden_size {hidden_size} is not a multiple of --num_attention_heads {num_attention_heads}"
         )
 
 

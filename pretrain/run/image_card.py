@@ -13,7 +13,7 @@ from vision_core.processes.distributed import world_size
 from vision_core.runs.run_facts import batch_text, data_licence, made_with, millions, run_again
 from vision_core.trainer.options import TrainerOptions
 
-CARD_SETTINGS = ("learning_rate", "weight_decay", "warmup_steps", "bf16", "fp16", "seed")
+IMAGE_CARD_SETTINGS = ("learning_rate", "weight_decay", "warmup_steps", "bf16", "fp16", "seed")
 FIGURES = {"loss": "training loss, at the end", "eval_loss": "loss of held-out images"}
 
 
@@ -33,7 +33,7 @@ def write_image_card(
     name: `siglip` or `mae`. texts: title, summary and more of `write_model_card`.
     """
     settings = first_facts(options, trainer) | {"init_from": init_from}
-    for setting in CARD_SETTINGS:
+    for setting in IMAGE_CARD_SETTINGS:
         settings[setting] = getattr(options, setting)
     write_model_card(
         folder / "README.md",
@@ -41,7 +41,7 @@ def write_image_card(
         data=f"{source.description}. Source: `{dataset}`.\n\n{data_licence([dataset])}",
         results=loss_rows(trainer.state.log_history),
         settings=settings,
-        note=f"{seen_text(options, trainer, len(source))} A loss is no judgement of features; "
+        note=f"{seen_text(options, trainer, len(source))} A loss does not judge features; "
         "recipes/evaluate_encoder.py judges them. What the model makes of other images is not known, "
         "and nothing was done about biases in the data.",
         **texts,

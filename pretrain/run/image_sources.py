@@ -28,7 +28,8 @@ def open_images(text: str, auto_scale: Scale | None = None) -> ImageSource:
 
 
 def open_captioned_images(text: str, auto_scale: Scale | None = None) -> ImageSource:
-    """As `open_images`. Raises UserError for images without captions."""
+    """The images of a source text, as `open_images` gives them. Raises UserError for images without
+    captions."""
     source = open_images(text, auto_scale)
     if "captions" not in source.knows:
         raise UserError(

@@ -79,7 +79,8 @@ def resume_from(
     optimizer: torch.optim.Optimizer,
     changes: Changes = NO_CHANGES,
 ) -> dict:
-    """As `load_training_state`, where the run can go on from there; a dry run asks the same.
+    """Load a state as `load_training_state` does, where the run can go on from there. A dry run asks
+    the same.
 
     Raises UserError for another `init_from` than before, for a `max_steps` below the checkpoint's
     step, and for another model.

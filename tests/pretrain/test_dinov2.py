@@ -208,7 +208,7 @@ def test_dry_run_shows_and_writes_nothing(run, tmp_path, capsys, monkeypatch):
         (("--eval_dataset", "folder:absent"), "absent"),
         (("--knn_k", 1000), "k=1000 is not possible"),
         (("--resume_from_checkpoint", "true"), "no folder"),
-        (("--report_to", "tensorbord"), "--report_to tensorbord is no tracker"),
+        (("--report_to", "tensorbord"), "--report_to tensorbord is not a tracker"),
         (("--report_to", "clearml"), "--report_to clearml is not installed"),
     ],
 )
@@ -285,7 +285,7 @@ def test_multi_band_images_train(run, tmp_path):
         (["--learning_rat", "1"], "learning_rate"),
         (
             ["--global_crop_size", "33"],
-            "global_crop_size=33 is no multiple of patch_size=8; the next ones are 32 and 40",
+            "global_crop_size=33 is not a multiple of patch_size=8; the next ones are 32 and 40",
         ),
         (["--global_crop_scale", "0.9", "0.3"], "global_crop_scale"),
         (["--max_steps", "2"], "warmup_steps=2 is not below max_steps=2"),

@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     cases = {
         "heads": "it has 4 heads, the run 2; give --num_attention_heads 4",
         "vit": "it is a vit, and the run trains a DINOv2",
-        "siglip": "it is no DINOv2 of transformers",
+        "siglip": "it is not a DINOv2 of transformers",
         "nowhere": "nowhere cannot be loaded",
     }
     for name, message in cases.items():
