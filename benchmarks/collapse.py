@@ -18,13 +18,14 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+# A script's own folder is first on sys.path; the packages lie beside it.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from encoders.pictures.curves import curve_picture
 from encoders.pictures.sheets import contact_sheet
 from vision_core import markdown
 
+ROOT = Path(__file__).resolve().parents[1]
 NUM_PROTOTYPES = 1024
 COMMON = {
     "eval_dataset": "none",

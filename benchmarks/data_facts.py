@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+# A script's own folder is first on sys.path; the packages lie beside it.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from vision_core.files.regular_files import state_of_files

@@ -1,5 +1,5 @@
-"""The backbone: transformers' own Dinov2 / Dinov2WithRegisters, initialised as the published DINOv2
-is."""
+"""Builds the backbone: transformers' own Dinov2 or Dinov2WithRegisters, initialised as the published
+DINOv2 is."""
 
 import math
 
@@ -40,8 +40,8 @@ def build_backbone(
         initializer_range: std of the linear layers; the published 0.02 suits widths of 384 and
             more.
         position_offset: of the resampling of positions for other crop sizes, see
-            `encoders/positions.py`. It is kept in the config, from which `load_encoder` knows it;
-            transformers itself does not.
+            `encoders/positions.py`. The config of the backbone says it where it is not 0, for
+            `load_encoder`; transformers itself does not know it.
         use_swiglu_ffn: SwiGLU of hidden size ((int(4D * 2/3) + 7) // 8) * 8 in place of the GELU
             MLP.
     """
@@ -64,21 +64,23 @@ def build_backbone(
         backbone = Dinov2Model(Dinov2Config(**settings))
     if position_offset:
         backbone.config.position_offset = position_offset
-        set_position_interpolation(backbone, None, position_offset)
+        set_position_interpolation(backbone, antialias=None, offset=position_offset)
     initialise_backbone(backbone, register_init_std)
     return backbone
 
 
 @torch.no_grad()
 def initialise_backbone(backbone: Backbone, register_init_std: float) -> None:
-    """Published initialisation (DINOv2 `vision_transformer.py`), which is not the one of
-    transformers.
+    """Initialise as published (DINOv2 `vision_transformer.py`), which is not as transformers does.
 
-    Linear layers: truncated normal of std `config.initializer_range` (published 0.02), bias 0.
-    Patch convolution: PyTorch's default. CLS
-    token: normal of std 1e-6. Registers: normal of `register_init_std`; the published 1e-6 leaves
-    them equal for thousands of steps, DINOv3 has 0.02. Position embeddings: truncated normal of std
-    0.02. Mask token: 0. LayerScale: `config.layerscale_value`.
+    linear layers         truncated normal of std `config.initializer_range` (published 0.02), bias 0
+    patch convolution     PyTorch's default
+    CLS token             normal of std 1e-6
+    registers             normal of `register_init_std`; the published 1e-6 leaves them equal for
+                          thousands of steps, DINOv3 has 0.02
+    position embeddings   truncated normal of std 0.02
+    mask token            0
+    LayerScale            `config.layerscale_value`
     """
     for module in backbone.modules():
         if isinstance(module, nn.Linear):
@@ -98,11 +100,11 @@ def initialise_backbone(backbone: Backbone, register_init_std: float) -> None:
 
 
 def num_register_tokens(backbone: Backbone) -> int:
-    """How many register tokens stand between CLS and the patches."""
+    """How many register tokens there are between CLS and the patches."""
     return backbone.config.num_register_tokens if isinstance(backbone, Dinov2WithRegistersModel) else 0
 
 
 def position_grid_size(height: int, width: int, patch_size: int) -> int:
-    """Pixels of a side of the stored square position grid for crops of `height x width`: the square
-    of about the same area."""
+    """Pixels of a side of the stored position grid for crops of `height x width`: the grid is a
+    square of about the same area."""
     return round(math.sqrt(height * width) / patch_size) * patch_size

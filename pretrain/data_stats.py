@@ -1,7 +1,7 @@
-"""What numbers the images of a source hold, band by band, and the options that suit them:
-`?scale=`, --image_mean, --image_std.
+"""Measures what numbers the images of a source hold, band by band, and proposes the options that suit
+them: `?scale=`, --image_mean, --image_std.
 
-python pretrain/data_stats.py --dataset folder:$DATA/plates --num_channels 1
+    python pretrain/data_stats.py --dataset folder:$DATA/plates --num_channels 1
 """
 
 import sys
@@ -36,7 +36,8 @@ if __name__ == "__main__":
     look_first(DataStatsArguments, __doc__, loading="torch")
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from tqdm import tqdm
@@ -50,7 +51,7 @@ from vision_core.images.source import ImageSource
 from vision_core.printable import say
 from vision_core.unreadable import UnreadableImage
 
-NAMED = 4  # sizes, reasons
+MOST_NAMED = 4  # sizes, reasons
 EIGHT_BITS = 255
 
 
@@ -73,24 +74,19 @@ def report(text: str, num_channels: int, samples: int) -> str:
     )
     if not sample.images:
         raise UserError(
-            f"none of {sum(sample.unreadable.values())} images of {source.description} could be read: {_counts(sample.unreadable)}"
+            f"none of {sum(sample.unreadable.values())} images of {source.description} could be read: "
+            f"{_counts(sample.unreadable)}"
         )
     proposed = proposed_options(source, sample)
     pixels = pixel_statistics(source, samples, proposed)
-    return "\n".join(
-        [
-            *_about(source, sample),
-            "",
-            *band_table(sample),
-            "",
-            *_proposal(text, source, sample, proposed, pixels),
-        ]
-    )
+    lines = [*_about(source, sample), "", *band_table(sample), ""]
+    lines += _proposal(text, source, sample, proposed, pixels)
+    return "\n".join(lines)
 
 
 def proposed_options(source: ImageSource, sample: StoredSample) -> PixelOptions:
-    """Those of the source, with a scale where it has none, and less than a tenth of the full scale
-    is used or none is known."""
+    """The options of the source, with a scale where it has none and less than a tenth of the full
+    scale is used, or none is known."""
     options = source.pixel_options
     low, high = usual_range(sample)
     if options.scale is not None or not needs_scale(sample) or not low < high:
@@ -119,10 +115,15 @@ def pixel_statistics(source: ImageSource, samples: int, options: PixelOptions) -
 def band_table(sample: StoredSample) -> list[str]:
     """The stored values of every band: least, 1st percentile, mean, 99th percentile, greatest, std,
     bits in use, missing."""
-    titles = ["band", "least", "1 %", "mean", "99 %", "greatest", "std", "bits", "missing"]
-    rows = [titles, *(_band_row(sample, number) for number in range(len(sample.bands)))]
+    rows = [["band", "least", "1 %", "mean", "99 %", "greatest", "std", "bits", "missing"]]
+    for number in range(len(sample.bands)):
+        rows.append(_band_row(sample, number))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells))
+    return lines
 
 
 def _band_row(sample: StoredSample, number: int) -> list[str]:
@@ -134,8 +135,8 @@ def _band_row(sample: StoredSample, number: int) -> list[str]:
 
 
 def bits_in_use(sample: StoredSample, number: int) -> str:
-    """From the lowest to the highest bit that is set in any value: 12 for 0..4095, also where they
-    are stored times 16."""
+    """How many bits there are from the lowest to the highest that is set in any value: 12 for
+    0..4095, also where they are stored times 16."""
     if sample.bits is None:
         return "-"
     together = sample.bits[number]
@@ -147,12 +148,10 @@ def _about(source: ImageSource, sample: StoredSample) -> list[str]:
     tried = sample.images + sum(sample.unreadable.values())
     unreadable = sum(sample.unreadable.values()) / tried
     reasons = f" ({_counts(sample.unreadable)})" if sample.unreadable else ""
-    full, share = full_scale_of(sample), used_share(sample)
-    scale = (
-        "unknown: the files do not say what is black and white"
-        if full is None
-        else f"{full[0]:,g} to {full[1]:,g}, {share:.1%} used"
-    )
+    full = full_scale_of(sample)
+    scale = "unknown: the files do not say what is black and white"
+    if full is not None:
+        scale = f"{full[0]:,g} to {full[1]:,g}, {used_share(sample):.1%} used"
     sizes = {f"{height} x {width}": count for (height, width), count in sample.sizes.most_common()}
     return [
         f"images      {source.description}",
@@ -170,31 +169,35 @@ def _proposal(
     options: PixelOptions,
     pixels: Sequence[BandStatistics],
 ) -> list[str]:
-    """What to paste; mean and std are of the pixels that those options make."""
-    clipped = []
+    """The options to paste; mean and std are of the pixels that those options make."""
+    clipped: list[str] = []
     if options != source.pixel_options:
         text = with_option(text, f"scale={scale_text(options.scale)}")
         widest = replace(options.scale, high=whole_range(sample))
         clipped = [
-            f"  values above {_number(options.scale.high)} (0.1 %) become white; ?scale={scale_text(widest)} keeps all apart"
+            f"  values above {_number(options.scale.high)} (0.1 %) become white; "
+            f"?scale={scale_text(widest)} keeps all apart"
         ]
-    channels = len(pixels)
-    mean, std = (
-        " ".join(f"{value:.4g}" for value in values)
-        for values in zip(*((band.mean, band.std) for band in pixels), strict=True)
-    )
-    lines = [
+    means = " ".join(f"{band.mean:.4g}" for band in pixels)
+    stds = " ".join(f"{band.std:.4g}" for band in pixels)
+    return [
         "to paste, mean and std of the pixels that it gives:",
-        f'  --dataset "{text}" --num_channels {channels} \\',
+        f'  --dataset "{text}" --num_channels {len(pixels)} \\',
+        f"  --image_mean {means} --image_std {stds}",
+        *clipped,
+        *_flat_bands(pixels),
     ]
-    lines.append(f"  --image_mean {mean} --image_std {std}")
-    lines += clipped
+
+
+def _flat_bands(pixels: Sequence[BandStatistics]) -> list[str]:
+    """A line about bands whose std is 0, where there are any."""
     flat = [str(number) for number, band in enumerate(pixels, start=1) if not band.std > 0]
-    if flat:
-        lines.append(
-            f"  but band {', '.join(flat)} has one value only; leave it out by ?bands=, an image_std of 0 is refused"
-        )
-    return lines
+    if not flat:
+        return []
+    return [
+        f"  but band {', '.join(flat)} has one value only; leave it out by ?bands=, "
+        "an image_std of 0 is refused"
+    ]
 
 
 def whole_range(sample: StoredSample) -> float:
@@ -211,20 +214,25 @@ def whole_range(sample: StoredSample) -> float:
 
 def with_option(text: str, added: str) -> str:
     """A source's text with one option more."""
-    return f"{text}{'&' if parse_source(text)[2] else '?'}{added}"
+    has_options = bool(parse_source(text)[2])
+    return f"{text}{'&' if has_options else '?'}{added}"
 
 
-def _counts(counts) -> str:
-    """The most frequent ones, with how often; how many others there are."""
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    shown = [f"{name} ({count})" for name, count in ordered[:NAMED]]
-    return ", ".join(shown) + (f" and {len(ordered) - NAMED} more" if len(ordered) > NAMED else "")
+def _counts(counts: Mapping[str, int]) -> str:
+    """The most frequent names, each with its count, and how many others there are."""
+    ordered = Counter(counts).most_common()
+    text = ", ".join(f"{name} ({count})" for name, count in ordered[:MOST_NAMED])
+    if len(ordered) > MOST_NAMED:
+        text += f" and {len(ordered) - MOST_NAMED} more"
+    return text
 
 
 def _number(value: float) -> str:
-    if math.isfinite(value) and value == int(value) and abs(value) < 1e7:
-        return f"{value:,.0f}"
-    return f"{value:,.5g}" if math.isfinite(value) else "-"
+    """A number for people, "-" where there is none."""
+    if not math.isfinite(value):
+        return "-"
+    is_short_whole = value == int(value) and abs(value) < 1e7
+    return f"{value:,.0f}" if is_short_whole else f"{value:,.5g}"
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 
 class ProjectionHead(nn.Module):
-    """Linear-GELU layers to a bottleneck, L2-normalise, then a weight-normalised linear layer to K
-    prototypes.
+    """Turns tokens into K prototype logits: Linear-GELU layers to a bottleneck, L2 normalisation,
+    then a weight-normalised linear layer.
 
-    DINOv2 `layers/dino_head.py`: linear layers truncated normal of std 0.02 with bias 0; the last
-    layer has no bias, its direction v keeps PyTorch's default initialisation and its norm g starts
-    at 1.
+    It is initialised as DINOv2 `layers/dino_head.py`: linear layers are truncated normal of std 0.02
+    with bias 0. The last layer has no bias; its direction v keeps PyTorch's default initialisation,
+    and its norm g starts at 1.
 
     Args:
         in_dim: width D of the tokens.
@@ -47,8 +47,8 @@ class ProjectionHead(nn.Module):
         norm.requires_grad_(train_weight_g)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`[n, D]` -> logits `[n, K]`; n may be 0."""
-        bottleneck = self.mlp(tokens)
+        """Logits `[n, K]` of tokens `[n, D]`; n may be 0."""
+        bottleneck = self.mlp(tokens)  # [n, bottleneck_dim]
         with torch.autocast(bottleneck.device.type, enabled=False):
             bottleneck = F.normalize(bottleneck.float(), dim=-1, eps=1e-12)
-        return self.last_layer(bottleneck)
+        return self.last_layer(bottleneck)  # [n, K]

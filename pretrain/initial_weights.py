@@ -1,5 +1,5 @@
-"""`--init_from`: the weights of a DINOv2 that people have, fitted to the backbone of a new run,
-with a report."""
+"""Loads `--init_from`: the weights of a DINOv2 that people have are fitted to the backbone of a new
+run, with a report."""
 
 from __future__ import annotations
 
@@ -22,14 +22,9 @@ from vision_core.hub import hub_or_cache
 from vision_core.runs.folder_kinds import folder_kind, refuse_folder
 
 MODEL_TYPES = ("dinov2", "dinov2_with_registers")
-OF_OTHER_LIBRARIES = ("timm", "open_clip")
-UNDERSTOOD = (
-    "encoder",
-    "saved_encoder",
-    "weights",
-    "model",
-    "unknown",
-)  # kinds of folders that are looked into, or refused by their reader
+FOLDERS_OF_OTHER_LIBRARIES = ("timm", "open_clip")
+# Kinds of folders that are looked into, or refused by their reader.
+FOLDERS_TO_READ = ("encoder", "saved_encoder", "weights", "model", "unknown")
 POSITIONS = "embeddings.position_embeddings"
 REGISTERS = "embeddings.register_tokens"
 PATCHES = "embeddings.patch_embeddings.projection.weight"
@@ -38,8 +33,8 @@ MAY_BE_FRESH = (REGISTERS, "embeddings.mask_token")  # some checkpoints have non
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """A backbone's tensors under transformers' names, what else the file holds, and the number of
-    heads, None where it is not said."""
+    """A backbone's tensors under transformers' names, the names of what else the file holds, and the
+    number of heads, None where the file does not say it."""
 
     tensors: dict[str, Tensor]
     unused: list[str]
@@ -58,9 +53,12 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """For people: the counts, then each tensor that is not simply the source's."""
+        """The report for people: the counts, then each tensor that is not simply the source's."""
         total = len(self.loaded) + len(self.resized)
-        counts = f"{len(self.loaded)} as they are, {len(self.resized)} resized, {len(self.fresh)} fresh, {len(self.unused)} unused"
+        counts = (
+            f"{len(self.loaded)} as they are, {len(self.resized)} resized, "
+            f"{len(self.fresh)} fresh, {len(self.unused)} unused"
+        )
         lines = [f"{total} backbone tensors loaded from {self.source}: {counts}"]
         lines += [f"  resized: {name}, {how}" for name, how in self.resized.items()]
         lines += [f"  fresh: {name}, {why}" for name, why in self.fresh.items()]
@@ -73,7 +71,8 @@ class LoadReport:
             part = ".".join(name.split(".")[:2])
             parts[part] = parts.get(part, 0) + 1
         return [
-            f"  unused: {part}, {count} tensor{'s' if count > 1 else ''}" for part, count in parts.items()
+            f"  unused: {part}, {count} {'tensors' if count > 1 else 'tensor'}"
+            for part, count in parts.items()
         ]
 
 
@@ -92,11 +91,7 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
     `UserError`.
     """
     found = find_weights(source)
-    heads = backbone.config.num_attention_heads
-    if found.num_heads not in (None, heads):
-        raise UserError(
-            f"init_from={source}: it has {found.num_heads} heads, the run {heads}; give --num_attention_heads {found.num_heads}"
-        )
+    _refuse_other_heads(source, found.num_heads, backbone.config.num_attention_heads)
     report = LoadReport(source)
     state = fitted_state(backbone, found.tensors, report)
     report.unused += found.unused
@@ -104,12 +99,22 @@ def load_backbone_weights(backbone: Backbone, source: str) -> list[str]:
     return report.lines() + _doubts(found, backbone)
 
 
+def _refuse_other_heads(source: str, num_heads: int | None, own_heads: int) -> None:
+    """Raises UserError where the source is known to have another number of heads."""
+    if num_heads not in (None, own_heads):
+        raise UserError(
+            f"init_from={source}: it has {num_heads} heads, the run {own_heads}; "
+            f"give --num_attention_heads {num_heads}"
+        )
+
+
 def _doubts(found: FoundWeights, backbone: Backbone) -> list[str]:
-    """What the source does not say, where the run differs from all published models."""
+    """A note where the source does not say its heads and the run differs from all published models."""
     width, heads = backbone.config.hidden_size, backbone.config.num_attention_heads
     if found.num_heads is None and width != heads * HEAD_WIDTH:
         return [
-            f"  note: the file does not say its heads; published ones have a width of {HEAD_WIDTH}, the run's {width // heads}"
+            f"  note: the file does not say its heads; published ones have a width of {HEAD_WIDTH}, "
+            f"the run's {width // heads}"
         ]
     return []
 
@@ -136,16 +141,19 @@ def find_weights(source: str) -> FoundWeights:
 def _check_kind(folder: Path) -> None:
     """Raises UserError for a folder that holds no DINOv2 under names that are known here."""
     kind = folder_kind(folder)
-    if kind.name in OF_OTHER_LIBRARIES:
-        cure = "give the same model of transformers, such as hf:facebook/dinov2-small, or its published file as dinov2_pth:FILE"
-        raise UserError(f"init_from={folder} is {kind.is_a}, whose weights have other names; {cure}")
-    refuse_folder(folder, "an encoder", UNDERSTOOD)
+    if kind.name in FOLDERS_OF_OTHER_LIBRARIES:
+        raise UserError(
+            f"init_from={folder} is {kind.is_a}, whose weights have other names; give the same model of "
+            "transformers, such as hf:facebook/dinov2-small, or its published file as dinov2_pth:FILE"
+        )
+    refuse_folder(folder, "an encoder", FOLDERS_TO_READ)
 
 
 def fitted_state(backbone: Backbone, tensors: dict[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
-    """A state of the backbone: its own tensors replaced by those of the source, whose fate `report`
-    keeps."""
-    state, wrong = backbone.state_dict(), []
+    """A state of the backbone: its own tensors replaced by those of the source. `report` keeps what
+    becomes of each."""
+    state = backbone.state_dict()
+    wrong: list[str] = []
     for name, own in state.items():
         given = tensors.get(name)
         if given is None and name in MAY_BE_FRESH:
@@ -156,18 +164,25 @@ def fitted_state(backbone: Backbone, tensors: dict[str, Tensor], report: LoadRep
             state[name] = given
             report.loaded.append(name)
         else:
-            fitted = _fitted(name, given, own, report)
-            wrong += [name] if fitted is None else []
-            state[name] = own if fitted is None else fitted
-    left_over = [name for name in tensors if name not in state]
-    wrong += [name for name in left_over if name not in MAY_BE_FRESH]
-    report.unused += [name for name in left_over if name in MAY_BE_FRESH]
+            fitted = fit_tensor(name, given, own, report)
+            if fitted is None:
+                wrong.append(name)
+            else:
+                state[name] = fitted
+    for name in tensors:
+        if name not in state:
+            unplaced = report.unused if name in MAY_BE_FRESH else wrong
+            unplaced.append(name)
     if wrong:
-        raise UserError(
-            f"init_from={report.source}: {len(wrong)} tensors do not fit, first {wrong[:3]}; give the run the checkpoint's hidden_size, "
-            "num_hidden_layers, patch_size and ffn"
-        )
+        raise UserError(_wrong_text(report.source, wrong))
     return state
+
+
+def _wrong_text(source: str, names: list[str]) -> str:
+    return (
+        f"init_from={source}: {len(names)} tensors do not fit, first {names[:3]}; give the run the "
+        "checkpoint's hidden_size, num_hidden_layers, patch_size and ffn"
+    )
 
 
 def resize_position_embeddings(table: Tensor, side: int) -> Tensor:
@@ -191,32 +206,37 @@ def fit_channels(projection: Tensor, num_channels: int) -> Tensor:
     return mean.expand(-1, num_channels, -1, -1).to(projection.dtype).contiguous()
 
 
-def _fitted(name: str, given: Tensor, own: Tensor, report: LoadReport) -> Tensor | None:
+def fit_tensor(name: str, given: Tensor, own: Tensor, report: LoadReport) -> Tensor | None:
     """The source's tensor in the run's shape, or None where no rule makes it so."""
     if name == POSITIONS and given.shape[-1] == own.shape[-1]:
-        old, new = (math.isqrt(table.shape[1] - 1) for table in (given, own))
+        old = math.isqrt(given.shape[1] - 1)
+        new = math.isqrt(own.shape[1] - 1)
         report.resized[name] = f"position embeddings resized from {old} x {old} to {new} x {new} (bicubic)"
         return resize_position_embeddings(given, new)
     if name == PATCHES and (given.shape[0], *given.shape[2:]) == (own.shape[0], *own.shape[2:]):
-        old, new = given.shape[1], own.shape[1]
+        old = given.shape[1]
+        new = own.shape[1]
         report.resized[name] = (
             f"from {old} to {new} channels: each has the mean over the {old}, times {old} / {new}"
         )
         return fit_channels(given, new)
     if name == REGISTERS and given.shape[-1] == own.shape[-1]:
-        old, new = given.shape[1], own.shape[1]
-        kept = min(old, new)
-        report.resized[name] = f"the first {kept} of {old} are taken, {new - kept} start afresh"
-        return torch.cat([given[:, :kept].to(own.dtype), own[:, kept:]], dim=1)
+        old = given.shape[1]
+        new = own.shape[1]
+        shared = min(old, new)
+        report.resized[name] = f"the first {shared} of {old} are taken, {new - shared} start afresh"
+        return torch.cat([given[:, :shared].to(own.dtype), own[:, shared:]], dim=1)
     return None
 
 
 def _of_pth(path: Path) -> FoundWeights:
-    tensors, unused = {}, []
+    tensors: dict[str, Tensor] = {}
+    unused: list[str] = []
     for key, value in read_pth(path).items():
         parts = parts_of(key, value)
         tensors |= parts
-        unused += [] if parts else [key]
+        if not parts:
+            unused.append(key)
     return FoundWeights(tensors, unused, None)
 
 
@@ -224,7 +244,7 @@ def _of_saved_encoder(source: str) -> FoundWeights:
     encoder = load_encoder(source)
     if not isinstance(encoder, TransformersEncoder) or encoder.model.config.model_type not in MODEL_TYPES:
         raise UserError(
-            f"it is no DINOv2 of transformers ({encoder.library}); give one of {' or '.join(MODEL_TYPES)}"
+            f"it is not a DINOv2 of transformers ({encoder.library}); give one of {' or '.join(MODEL_TYPES)}"
         )
     return FoundWeights(encoder.model.state_dict(), [], encoder.model.config.num_attention_heads)
 

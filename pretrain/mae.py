@@ -1,8 +1,7 @@
-"""MAE pretraining: unlabelled images in, a masked autoencoder out whose encoder
+"""MAE pretraining: it takes unlabelled images and gives a masked autoencoder whose encoder
 `transformers.AutoModel` loads.
 
-accelerate launch pretrain/mae.py --dataset folder:photos --eval_dataset none --output_dir
-outputs/mae
+    accelerate launch pretrain/mae.py --dataset folder:photos --eval_dataset none --output_dir outputs/mae
 """
 
 import sys
@@ -13,11 +12,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from functools import partial
 
-from pretrain.run.image_args import MaeArguments, check_run
-from vision_core.processes.launchers import launchers_above
+from pretrain.run.image_args import MaeArguments, check_run, read_options
 from vision_core.start import look_first
-
-LAUNCHERS = launchers_above()  # now: one that dies during the imports must not leave an orphan that trains on
 
 if __name__ == "__main__":
     look_first(MaeArguments, __doc__, partial(check_run, "mae"))
@@ -31,13 +27,14 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from encoders.mae_weights import initialise_mae
 from encoders.preprocess import normalise
+from pretrain.batches.image_draws import ImageDraws, Item
 from pretrain.batches.multicrop import PUBLISHED_POSES, Poses, random_view
-from pretrain.image_training import DrawnImages, ImageTrainer, Item, load_whole, open_parts, train_images
+from pretrain.image_training import ImageParts, ImageTrainer, train_images
+from pretrain.run.complete_model import load_model_and_processor
 from pretrain.run.feeding import feeding
-from pretrain.run.own_evaluation import keep_evaluation_of_resumed_run
-from vision_core.arguments import parse_arguments
-from vision_core.errors import UserError, first_line, run_script
-from vision_core.hub import hub_or_cache
+from pretrain.run.image_sources import open_training_and_held_out
+from vision_core.errors import run_script
+from vision_core.images.source import ImageSource
 from vision_core.randomness import seed_of
 
 CROP_SCALE = (0.2, 1.0)  # published: shares of the area
@@ -53,47 +50,69 @@ processor = AutoImageProcessor.from_pretrained(folder)
 model = AutoModel.from_pretrained(folder, mask_ratio=0.0).eval()  # nothing is hidden
 
 inputs = processor(load_image("image.jpg"), return_tensors="pt")
-in_order = torch.arange(model.embeddings.patch_embeddings.num_patches)[None].float()  # without it the patches come in a random order
+# without noise in order the patches come in a random order
+in_order = torch.arange(model.embeddings.patch_embeddings.num_patches)[None].float()
 with torch.no_grad():
-    tokens = model(**inputs, noise=in_order).last_hidden_state  # [1, tokens, width]: the CLS token first, then the patches row by row
+    tokens = model(**inputs, noise=in_order).last_hidden_state
+# [1, tokens, width]: the CLS token first, then the patches row by row
 ```"""
 
 
 def main() -> None:
-    """Read the options, train."""
-    args = parse_arguments(MaeArguments, description=__doc__)
-    keep_evaluation_of_resumed_run(args)
-    check_run("mae", args)
-    model, processor = start(args)
-    source, held_out = open_parts(args)
-    side = model.config.image_size
+    """Read the options, build the parts, train."""
+    args = read_options("mae", MaeArguments, __doc__)
+    model, processor = build_model(args)
+    source, held_out = open_training_and_held_out(
+        args.dataset,
+        args.eval_dataset,
+        seed=args.seed,
+        batch_size=args.per_device_train_batch_size,
+        micro_batches=args.gradient_accumulation_steps,
+    )
+    if held_out is None:
+        args.eval_dataset = None
     poses = Poses(args.horizontal_flip_probability, args.vertical_flip_probability, args.quarter_turns)
-    make = partial(masked_crop, side, (side // model.config.patch_size) ** 2, args.seed, poses=poses)
-    train_images(
-        "mae",
-        args,
-        LAUNCHERS,
-        model,
-        processor,
-        *(each and DrawnImages(each, make) for each in (source, held_out)),
+    parts = ImageParts(
+        model=model,
+        processor=processor,
+        data=masked_crops_of(source, model.config, args.seed, poses),
+        held_out=masked_crops_of(held_out, model.config, args.seed, poses) if held_out is not None else None,
         collate=partial(collate, processor.image_mean, processor.image_std),
         trainer_type=MaeTrainer,
-        adam_betas=(0.9, 0.95),  # published
-        card={
-            "title": "mae: a masked autoencoder",
-            "summary": "Trained without labels to tell the pixels of hidden patches from those that are seen.",
-            "tags": ("mae", "self-supervised"),
-            "loading": feeding(LOADING, 3, source.pixel_options, source.pixel_options.scale is not None),
-        },
     )
+    card = card_texts(source)
+    train_images("mae", args, parts, dataset=args.dataset, init_from=args.init_from, card=card)
 
 
-def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
+def card_texts(source: ImageSource) -> dict[str, Any]:
+    """What the model card of every such run says."""
+    return {
+        "title": "mae: a masked autoencoder",
+        "summary": "Trained without labels to tell the pixels of hidden patches from those that are seen.",
+        "tags": ("mae", "self-supervised"),
+        "loading": feeding(LOADING, 3, source.pixel_options, source.pixel_options.scale is not None),
+    }
+
+
+def build_model(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
     """The model that is trained, and its image processor: loaded, or small and new."""
     if args.init_from:
-        with hub_or_cache(args.init_from, f"--init_from {args.init_from}"):
-            return load_whole(ViTMAEForPreTraining, args.init_from), load_processor(args.init_from)
-    config = ViTMAEConfig(
+        return load_model_and_processor(ViTMAEForPreTraining, AutoImageProcessor, args.init_from)
+    torch.manual_seed(seed_of(args.seed, "mae"))
+    model = ViTMAEForPreTraining(new_config(args))
+    initialise_mae(model)
+    processor = ViTImageProcessor(
+        size={"height": args.image_size, "width": args.image_size},
+        resample=BICUBIC,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
+    return model, processor
+
+
+def new_config(args: MaeArguments) -> ViTMAEConfig:
+    """The shape of a new model; the decoder has half of the encoder's width and layers."""
+    return ViTMAEConfig(
         hidden_size=args.hidden_size,
         num_hidden_layers=args.num_hidden_layers,
         num_attention_heads=args.num_attention_heads,
@@ -105,27 +124,15 @@ def start(args: MaeArguments) -> tuple[ViTMAEForPreTraining, ViTImageProcessor]:
         image_size=args.image_size,
         patch_size=args.patch_size,
         mask_ratio=args.mask_ratio,
-        norm_pix_loss=True,  # published: targets are the patches' pixels less their mean, over their deviation
-    )
-    torch.manual_seed(seed_of(args.seed, "mae"))
-    model = ViTMAEForPreTraining(config)
-    initialise_mae(model)
-    return model, ViTImageProcessor(
-        size={"height": args.image_size, "width": args.image_size},
-        resample=BICUBIC,
-        image_mean=IMAGENET_DEFAULT_MEAN,
-        image_std=IMAGENET_DEFAULT_STD,
+        norm_pix_loss=True,  # published: targets are a patch's pixels less their mean, over their deviation
     )
 
 
-def load_processor(name: str) -> Any:
-    """Raises UserError where there is none."""
-    try:
-        return AutoImageProcessor.from_pretrained(name.removeprefix("hf:"), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--init_from {name} has no image processor ({first_line(error)}); add its preprocessor_config.json"
-        ) from None
+def masked_crops_of(source: ImageSource, config: ViTMAEConfig, seed: int, poses: Poses) -> ImageDraws:
+    """The images of a source as crops for a model of this shape."""
+    num_patches = (config.image_size // config.patch_size) ** 2
+    make = partial(masked_crop, config.image_size, num_patches, seed, poses=poses)
+    return ImageDraws(source, make)
 
 
 def masked_crop(
@@ -137,8 +144,8 @@ def masked_crop(
     index: int,
     poses: Poses = PUBLISHED_POSES,
 ) -> Item:
-    """A random crop of an image `[3, H, W]`, flipped and turned as `poses` has it, as view `[3,
-    side, side]`; noise `[num_patches]`: the highest are hidden."""
+    """A random crop of an image `[3, H, W]`, flipped and turned by `poses`: view `[3, side, side]`
+    and noise `[N]`. The patches with the highest noise are hidden."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("mae", seed, epoch, index))
         view = random_view(image, (side, side), CROP_SCALE, poses)
@@ -146,18 +153,19 @@ def masked_crop(
 
 
 def collate(mean: list[float], std: list[float], items: list[Item]) -> dict[str, Tensor]:
-    """`pixel_values` `[B, 3, S, S]`; `noise` `[B, N]`."""
-    views, noise = (torch.stack([item[name] for item in items]) for name in ("view", "noise"))
+    """A batch: `pixel_values` `[B, 3, S, S]` and `noise` `[B, N]`."""
+    views = torch.stack([item["view"] for item in items])
+    noise = torch.stack([item["noise"] for item in items])
     return {"pixel_values": normalise(views, mean, std), "noise": noise}
 
 
 class MaeTrainer(ImageTrainer):
-    """The mean over the hidden patches."""
+    """ImageTrainer whose loss is the mean over the hidden patches."""
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
-    ) -> Any:
-        """Scalar."""
+    ) -> Tensor:
+        """The loss of a batch, a scalar."""
         return model(**inputs).loss
 
 

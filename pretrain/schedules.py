@@ -15,15 +15,18 @@ def cosine_schedule(
     """Float64 `[total_steps]`: linear from `start_warmup` to `base`, then a half cosine towards
     `final`.
 
-    warm-up: linspace(start_warmup, base, warmup_steps), both ends included then, i = 0 .. n - 1 of
-    n: final + (base - final) / 2 * (1 + cos(pi * i / n)), which never quite reaches `final`
+        warm-up: linspace(start_warmup, base, warmup_steps), both ends included
+        then, for i = 0 .. n - 1: final + (base - final) / 2 * (1 + cos(pi * i / n))
+
+    The cosine never quite reaches `final`.
     """
     if warmup_steps > total_steps:
         raise UserError(
             f"a warm-up of {warmup_steps} steps is longer than the run of {total_steps}; shorten it"
         )
     warmup = np.linspace(start_warmup, base, warmup_steps)
-    progress = np.arange(total_steps - warmup_steps) / max(total_steps - warmup_steps, 1)
+    steps_left = total_steps - warmup_steps
+    progress = np.arange(steps_left) / max(steps_left, 1)
     return np.concatenate([warmup, final + 0.5 * (base - final) * (1 + np.cos(np.pi * progress))])
 
 
@@ -34,7 +37,7 @@ def linear_warmup(start: float, end: float, warmup_steps: int, total_steps: int)
 
 
 def frozen(schedule: np.ndarray, steps: int) -> np.ndarray:
-    """A copy whose first `steps` values are 0."""
+    """A copy of a schedule whose first `steps` values are 0."""
     copy = schedule.copy()
     copy[:steps] = 0
     return copy
@@ -45,4 +48,6 @@ def scaled_learning_rate(base: float, global_batch: int, rule: Literal["sqrt", "
     `global_batch`."""
     if rule == "sqrt":
         return base * math.sqrt(global_batch / 1024)
-    return base * global_batch / 256 if rule == "linear" else base
+    if rule == "linear":
+        return base * global_batch / 256
+    return base

@@ -1,17 +1,21 @@
-"""DINOv2 self-distillation: a student learns to predict a slow average of itself across crops and
-masked patches.
+"""Implements the full DINOv2 recipe: a student learns to predict a slow average of itself, its
+teacher, across crops and masked patches.
 
 The nouns are the paper's (Oquab et al. 2023, sec. 4; DINO, Caron et al. 2021; iBOT, Zhou et al.
-2022; KoLeo, Sablayrolles et al. 2019).
+2022; KoLeo, Sablayrolles et al. 2019). Letters in shapes:
+
+    B images of a micro-batch      L local crops an image     M masked patches of all global crops
+    N patches of a global crop     D width of the backbone    K prototypes of a head
 """
 
 import copy
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.backbone import Backbone, num_register_tokens
+from pretrain.batches import NUM_GLOBAL_CROPS
 from pretrain.crop_groups import draw_kept_crops, forward_crop_groups
 from pretrain.heads import ProjectionHead
 from pretrain.losses.centering import SinkhornKnopp, SoftmaxCentering
@@ -19,12 +23,23 @@ from pretrain.losses.dino import dino_loss, num_loss_terms
 from pretrain.losses.ibot import ibot_loss
 from pretrain.losses.koleo import koleo_loss
 
-NUM_GLOBAL_CROPS = 2
+
+class StudentOutputs(NamedTuple):
+    """What the student makes of a micro-batch: CLS tokens before and after the DINO head, masked
+    patches after the iBOT head.
+
+    local_cls_after_head: None without local crops. patches_after_head: None without iBOT.
+    """
+
+    global_cls_before_head: Tensor  # [2B, D]
+    global_cls_after_head: Tensor  # [2B, K]
+    local_cls_after_head: Tensor | None  # [L*B, K]
+    patches_after_head: Tensor | None  # [M, K]
 
 
 class SelfDistillation(nn.Module):
-    """Student, teacher, heads and losses in one module; `forward` returns the losses of a batch
-    under `"loss"` and their names.
+    """Student, teacher, heads and losses in one module. `forward` returns the losses of a batch:
+    their sum under `"loss"`, each under its name.
 
     Teacher and student start equal. Only the student has gradients; the teacher moves by
     `update_teacher`. After a step that was taken call `update_teacher` and `update_centers`, after
@@ -62,8 +77,10 @@ class SelfDistillation(nn.Module):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        heads = {"dino_head": dino_head} | ({"ibot_head": ibot_head} if ibot_head is not None else {})
-        self.student = nn.ModuleDict({"backbone": backbone, **heads})
+        networks = {"backbone": backbone, "dino_head": dino_head}
+        if ibot_head is not None:
+            networks["ibot_head"] = ibot_head
+        self.student = nn.ModuleDict(networks)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
         def make_centering(head: ProjectionHead) -> nn.Module:
@@ -74,14 +91,14 @@ class SelfDistillation(nn.Module):
         self.dino_centering = make_centering(dino_head)
         self.ibot_centering = make_centering(ibot_head or dino_head)
         self.student_temp = student_temp
-        self.dino_loss_weight, self.ibot_loss_weight = dino_loss_weight, ibot_loss_weight
+        self.dino_loss_weight = dino_loss_weight
+        self.ibot_loss_weight = ibot_loss_weight
         self.ibot_weighting = ibot_weighting
-        self.koleo_loss_weight, self.koleo_gather, self.koleo_precision = (
-            koleo_loss_weight,
-            koleo_gather,
-            koleo_precision,
-        )
-        self.drop_path_rate, self.recompute = drop_path_rate, recompute
+        self.koleo_loss_weight = koleo_loss_weight
+        self.koleo_gather = koleo_gather
+        self.koleo_precision = koleo_precision
+        self.drop_path_rate = drop_path_rate
+        self.recompute = recompute
 
     def train(self, mode: bool = True) -> "SelfDistillation":
         """The teacher is always in evaluation mode."""
@@ -112,19 +129,18 @@ class SelfDistillation(nn.Module):
 
         Draws stochastic depth from torch's global CPU generator.
         """
-        teacher_cls, teacher_patches = self.teacher_targets(global_crops, mask_indices, teacher_temp)
+        cls_targets, patch_targets = self.teacher_targets(global_crops, mask_indices, teacher_temp)
         student = self.student_outputs(global_crops, local_crops, masks, mask_indices)
-        losses = self.dino_losses(student, teacher_cls) | {
-            "koleo_loss": self.koleo_loss_weight * self.koleo(student["global_cls"])
-        }
+        losses = self.dino_losses(student, cls_targets)
+        losses["koleo_loss"] = self.koleo_loss_weight * self.koleo(student.global_cls_before_head)
         if self.ibot_loss_weight:
             losses["ibot_loss"] = self.ibot_loss_weight * ibot_loss(
-                student["patch_logits"],
-                teacher_patches,
+                student.patches_after_head,
+                patch_targets,
                 mask_weights,
-                len(masks),
-                self.student_temp,
-                self.ibot_weighting,
+                num_crops=len(masks),
+                student_temp=self.student_temp,
+                weighting=self.ibot_weighting,
             )
         return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
 
@@ -132,61 +148,71 @@ class SelfDistillation(nn.Module):
     def teacher_targets(
         self, global_crops: Tensor, mask_indices: Tensor, teacher_temp: float
     ) -> tuple[Tensor, Tensor | None]:
-        """Teacher probabilities of the unmasked global crops: CLS `[2, B, K]` and masked patches
-        `[M, K]` (None without iBOT)."""
-        (tokens,) = forward_crop_groups(self.teacher["backbone"], [global_crops])
-        cls, patches = self._cls_and_patches(tokens)
-        cls_logits, patch_logits = self._project(self.teacher, cls, self._masked(patches, mask_indices))
-        cls_probs = self.dino_centering(cls_logits, teacher_temp).unflatten(0, (NUM_GLOBAL_CROPS, -1))
-        return cls_probs, None if patch_logits is None else self.ibot_centering(patch_logits, teacher_temp)
+        """The teacher's probabilities on the unmasked global crops, for CLS and for the patches that
+        the student does not see (None without iBOT)."""
+        (tokens,) = forward_crop_groups(self.teacher["backbone"], [global_crops])  # [2B, 1 + R + N, D]
+        cls, patches = self._cls_and_patches(tokens)  # [2B, D], [2B, N, D]
+        masked_patches = self._masked(patches, mask_indices)  # [M, D]
+        cls_after_head, patches_after_head = self._apply_heads(self.teacher, cls, masked_patches)
+        cls_targets = self.dino_centering(cls_after_head, teacher_temp)  # [2B, K]
+        patch_targets = None
+        if patches_after_head is not None:
+            patch_targets = self.ibot_centering(patches_after_head, teacher_temp)  # [M, K]
+        return (
+            cls_targets.unflatten(0, (NUM_GLOBAL_CROPS, -1)),  # [2, B, K]
+            patch_targets,  # [M, K]
+        )
 
     def student_outputs(
         self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor, mask_indices: Tensor
-    ) -> dict[str, Tensor | None]:
-        """Student logits of masked global crops and of local crops, and the global CLS tokens
-        before the head."""
-        groups = [global_crops] if local_crops is None else [global_crops, local_crops]
+    ) -> StudentOutputs:
+        """The student's outputs on masked global crops and on local crops."""
+        groups = [global_crops]
+        group_masks: list[Tensor | None] = [masks]
+        if local_crops is not None:
+            groups.append(local_crops)
+            group_masks.append(None)
         backbone = self.student["backbone"]
-        kept = draw_kept_crops(
-            len(backbone.encoder.layer), [len(group) for group in groups], self.drop_path_rate
+        crops_per_group = [len(group) for group in groups]
+        kept_crops = draw_kept_crops(len(backbone.encoder.layer), crops_per_group, self.drop_path_rate)
+        tokens = forward_crop_groups(backbone, groups, group_masks, kept_crops, self.recompute)
+        global_cls, patches = self._cls_and_patches(tokens[0])  # [2B, D], [2B, N, D]
+        cls = torch.cat([group[:, 0] for group in tokens])  # [2B + L*B, D]
+        masked_patches = self._masked(patches, mask_indices)  # [M, D]
+        cls_after_head, patches_after_head = self._apply_heads(self.student, cls, masked_patches)
+        num_global = len(global_crops)
+        return StudentOutputs(
+            global_cls_before_head=global_cls,  # [2B, D]
+            global_cls_after_head=cls_after_head[:num_global],  # [2B, K]
+            local_cls_after_head=None if local_crops is None else cls_after_head[num_global:],  # [L*B, K]
+            patches_after_head=patches_after_head,  # [M, K]
         )
-        group_masks = [masks, None][: len(groups)]
-        tokens = forward_crop_groups(backbone, groups, group_masks, kept, self.recompute)
-        global_cls, patches = self._cls_and_patches(tokens[0])
-        cls = torch.cat([group[:, 0] for group in tokens])
-        cls_logits, patch_logits = self._project(self.student, cls, self._masked(patches, mask_indices))
-        return {
-            "global_cls": global_cls,
-            "global_logits": cls_logits[: len(global_crops)],
-            "local_logits": cls_logits[len(global_crops) :] if local_crops is not None else None,
-            "patch_logits": patch_logits,
-        }
 
-    def dino_losses(self, student: dict[str, Tensor | None], teacher_cls: Tensor) -> dict[str, Tensor]:
-        """DINO's cross-entropies, local to global and across the two global crops, over their
-        common number of terms."""
-        images = teacher_cls.shape[1]
-        global_logits = student["global_logits"].unflatten(0, (-1, images))
-        local_logits = (
-            None if student["local_logits"] is None else student["local_logits"].unflatten(0, (-1, images))
-        )
-        scale = self.dino_loss_weight / num_loss_terms(
-            NUM_GLOBAL_CROPS, 0 if local_logits is None else len(local_logits)
-        )
-        losses = {"dino_global_loss": scale * dino_loss(global_logits, teacher_cls, True, self.student_temp)}
-        if local_logits is not None:
-            losses["dino_local_loss"] = scale * dino_loss(local_logits, teacher_cls, False, self.student_temp)
-        return losses
+    def dino_losses(self, student: StudentOutputs, cls_targets: Tensor) -> dict[str, Tensor]:
+        """DINO's cross-entropies, across the two global crops and from local to global crops, each
+        divided by their common number of terms. cls_targets: `[2, B, K]`."""
+        num_images = cls_targets.shape[1]
+        global_logits = student.global_cls_after_head.unflatten(0, (-1, num_images))  # [2, B, K]
+        if student.local_cls_after_head is None:
+            scale = self.dino_loss_weight / num_loss_terms(NUM_GLOBAL_CROPS, 0)
+            global_loss = dino_loss(global_logits, cls_targets, True, self.student_temp)
+            return {"dino_global_loss": scale * global_loss}
+        local_logits = student.local_cls_after_head.unflatten(0, (-1, num_images))  # [L, B, K]
+        scale = self.dino_loss_weight / num_loss_terms(NUM_GLOBAL_CROPS, len(local_logits))
+        global_loss = dino_loss(global_logits, cls_targets, True, self.student_temp)
+        local_loss = dino_loss(local_logits, cls_targets, False, self.student_temp)
+        return {"dino_global_loss": scale * global_loss, "dino_local_loss": scale * local_loss}
 
     def koleo(self, global_cls: Tensor) -> Tensor:
-        """KoLeo of each global crop's CLS tokens, summed over the crops (so the published weight
-        0.1 counts once a crop)."""
-        views = global_cls.chunk(NUM_GLOBAL_CROPS)
+        """KoLeo of the CLS tokens `[2B, D]`, summed over the first and the second global crops (so
+        the published weight 0.1 counts once a crop)."""
+        views = global_cls.chunk(NUM_GLOBAL_CROPS)  # 2 x [B, D]
         return sum(koleo_loss(view, self.koleo_gather, precision=self.koleo_precision) for view in views)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, for every parameter."""
+        """The EMA update: teacher <- momentum * teacher + (1 - momentum) * student, for every
+        parameter."""
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
 
     def update_centers(self) -> None:
@@ -200,19 +226,26 @@ class SelfDistillation(nn.Module):
         self.ibot_centering.discard()
 
     def _cls_and_patches(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """[crops, 1 + R + N, D] -> CLS [crops, D] and patches [crops, N, D]"""
-        return tokens[:, 0], tokens[:, 1 + num_register_tokens(self.student["backbone"]) :]
+        """`[crops, 1 + R + N, D]` without its R registers."""
+        first_patch = 1 + num_register_tokens(self.student["backbone"])
+        return (
+            tokens[:, 0],  # [crops, D]
+            tokens[:, first_patch:],  # [crops, N, D]
+        )
 
     def _masked(self, patches: Tensor, mask_indices: Tensor) -> Tensor | None:
+        """The masked ones of `[2B, N, D]` patches, as `[M, D]`; None without iBOT."""
         return patches.flatten(0, 1)[mask_indices] if self.ibot_loss_weight else None
 
     @staticmethod
-    def _project(
+    def _apply_heads(
         networks: nn.ModuleDict, cls: Tensor, patches: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Prototype logits of CLS and patch tokens; one call of the head where it is shared."""
+        """Prototype logits of CLS tokens `[n, D]` and patches `[M, D]`: `[n, K]` and `[M, K]`. A head
+        that they share is called once."""
         if patches is None:
             return networks["dino_head"](cls), None
         if "ibot_head" in networks:
             return networks["dino_head"](cls), networks["ibot_head"](patches)
-        return networks["dino_head"](torch.cat([cls, patches])).split([len(cls), len(patches)])
+        logits = networks["dino_head"](torch.cat([cls, patches]))  # [n + M, K]
+        return logits.split([len(cls), len(patches)])

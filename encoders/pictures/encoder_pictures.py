@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders.attention import attention_maps, keep_mass, last_attention
+from encoders.attention import MASS_SHARE, attention_maps, keep_mass, last_attention
 from encoders.base import Encoder
 from encoders.modes import evaluating
 from encoders.pictures.sheets import colours, contact_sheet, heat, to_picture

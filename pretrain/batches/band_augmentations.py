@@ -1,8 +1,8 @@
-"""Augmentations for images of any number of channels, in units that the data gives itself: each
-channel's mean and std.
+"""Augments images of any number of channels, in units that the data gives itself: each channel's
+mean and std.
 
 Bands have no common black and white: reflectance, kelvin, decibels and counts start at different
-places. So nothing here depends on the units. With z = (x - mean) / std, brightness adds to z,
+values. So nothing here depends on the units. With z = (x - mean) / std, brightness adds to z,
 contrast stretches z around the crop's own mean, and solarize reflects z at 0. For data a * x + b
 with a > 0, with its own mean and std, the normalised crops are the same.
 """
@@ -18,7 +18,7 @@ CONTRAST_REACH = 0.4
 
 
 def random_band_jitter(view: Tensor, std: Tensor, strength: float) -> Tensor:
-    """With probability 0.8, `[C, h, w]` with another brightness and contrast, the same for all
+    """`[C, h, w]`, with probability 0.8 with another brightness and contrast, the same for all
     channels.
 
         x -> m + f * (x - m) + b * std, with m the channel's mean over the crop
@@ -40,8 +40,8 @@ def solarize_bands(view: Tensor, mean: Tensor) -> Tensor:
 
 
 def random_dropped_channels(num_channels: int, probability: float) -> list[int]:
-    """With `probability`, the channels that an image loses: all but a random set of 1 to C - 1,
-    each size alike (ChannelViT, Bao et al. 2024)."""
+    """The channels that an image loses: with `probability` all but a random set of 1 to C - 1, each
+    size alike (ChannelViT, Bao et al. 2024), else none."""
     if num_channels < 2 or torch.rand(()).item() >= probability:
         return []
     kept = int(torch.randint(1, num_channels, ()))

@@ -1,12 +1,14 @@
-"""The crops and masks of every step: stateless draws, exact resume, unreadable images skipped and
-named."""
+"""Makes the crops and masks of every step from images: stateless draws, exact resume, unreadable
+images skipped and named."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from pretrain.batches import NUM_GLOBAL_CROPS
 from pretrain.batches.masking import block_mask, mask_targets
 from pretrain.batches.order import BatchLayout, Draw, StepSampler
 from pretrain.batches.stream_places import ReaderPlace, StreamPlaces
@@ -20,12 +22,11 @@ from vision_core.randomness import numpy_generator, seed_of
 
 MAX_REDRAWS = 20
 
-
-Crops = tuple[list[torch.Tensor], list[torch.Tensor]]
+Crops = tuple[list[Tensor], list[Tensor]]  # global, local
 
 
 class StepMasks:
-    """The block masks of the two global crops of one slot, drawn for the whole global batch from
+    """The block masks of the two global crops of one slot, drawn for a complete global batch from
     (seed, step, slot)."""
 
     def __init__(
@@ -37,70 +38,78 @@ class StepMasks:
         ratio: tuple[float, float] = (0.1, 0.5),
         exact: bool = False,
     ) -> None:
-        self.grid, self.global_batch, self.seed = grid, global_batch, seed
-        self.probability, self.ratio, self.exact = probability, ratio, exact
+        self.grid = grid
+        self.global_batch = global_batch
+        self.seed = seed
+        self.probability = probability
+        self.ratio = ratio
+        self.exact = exact
         self._targets: tuple[int, np.ndarray] | None = None
 
-    def __call__(self, step: int, slot: int) -> torch.Tensor:
-        """[2, N] bool; crop `view` of slot `s` is crop `view * global_batch + s` of the batch whose
-        ratios are stratified."""
-        crops = [view * self.global_batch + slot for view in range(2)]
-        masks = [
-            block_mask(
-                self.grid,
-                int(self.targets(step)[crop]),
-                numpy_generator(self.seed, "mask", step, crop),
-                self.exact,
-            )
-            for crop in crops
-        ]
+    def __call__(self, step: int, slot: int) -> Tensor:
+        """`[2, N]` bool. Crop `view` of slot `s` is crop `view * global_batch + s` of the batch
+        whose ratios are stratified."""
+        masks = []
+        for view in range(NUM_GLOBAL_CROPS):
+            crop = view * self.global_batch + slot
+            target = int(self.targets(step)[crop])
+            generator = numpy_generator(self.seed, "mask", step, crop)
+            masks.append(block_mask(self.grid, target, generator, self.exact))
         return torch.from_numpy(np.stack(masks)).flatten(1)
 
     def targets(self, step: int) -> np.ndarray:
         """Masked patches wanted in each of the `2 * global_batch` crops."""
         if self._targets is None or self._targets[0] != step:
-            generator = numpy_generator(self.seed, "mask targets", step)
-            num_patches = self.grid[0] * self.grid[1]
-            drawn = mask_targets(
-                2 * self.global_batch, num_patches, self.probability, self.ratio, generator, self.exact
+            targets = mask_targets(
+                NUM_GLOBAL_CROPS * self.global_batch,
+                self.grid[0] * self.grid[1],
+                self.probability,
+                ratio=self.ratio,
+                generator=numpy_generator(self.seed, "mask targets", step),
+                exact=self.exact,
             )
-            self._targets = (step, drawn)
+            self._targets = (step, targets)
         return self._targets[1]
 
 
-def cut(
-    record: ImageRecord,
-    multicrop: Callable[[torch.Tensor], Crops],
-    masks: StepMasks,
-    draw: Draw,
-    seed: int,
-    key,
-) -> dict:
-    """The crops and masks of one image. `key` names the image in the seed of its crops."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "crops", draw.epoch, key))
-        global_crops, local_crops = multicrop(record.image)
-    return {
-        "global_crops": global_crops,
-        "local_crops": local_crops,
-        "masks": masks(draw.step, draw.slot),
-        "id": record.id,
-    }
+class SampleMaker:
+    """Makes the crops and masks of one image. Both are functions of the seed: crops of the epoch
+    and the image, masks of the step and the slot."""
+
+    def __init__(self, multicrop: Callable[[Tensor], Crops], masks: StepMasks, seed: int) -> None:
+        self.multicrop = multicrop
+        self.masks = masks
+        self.seed = seed
+
+    def sample(self, record: ImageRecord, draw: Draw, image_key: int | str) -> dict:
+        """One sample of a batch. image_key: names the image in the seed of its crops."""
+        global_crops, local_crops = self.crops(record.image, draw.epoch, image_key)
+        return {
+            "global_crops": global_crops,  # 2 x [C, H, W]
+            "local_crops": local_crops,  # L x [C, h, w]
+            "masks": self.masks(draw.step, draw.slot),  # [2, N]
+            "id": record.id,
+        }
+
+    def crops(self, image: Tensor, epoch: int, image_key: int | str) -> Crops:
+        """The global and local crops of `[C, H, W]`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.seed, "crops", epoch, image_key))
+            return self.multicrop(image)
 
 
 class IndexedCrops(Dataset):
     """`source[draw.index]` as crops and masks. An unreadable image is named and another one is
     drawn from (seed, epoch, index)."""
 
-    def __init__(
-        self, source: ImageSource, multicrop: Callable[[torch.Tensor], Crops], masks: StepMasks, seed: int
-    ) -> None:
-        self.source, self.multicrop, self.masks, self.seed = source, multicrop, masks, seed
+    def __init__(self, source: ImageSource, maker: SampleMaker) -> None:
+        self.source = source
+        self.maker = maker
         self.kind = OneKind()
 
     def __getitem__(self, draw: Draw) -> dict:
         bad: list[tuple[str, str]] = []
-        redraws = numpy_generator(self.seed, "redraw", draw.epoch, draw.index)
+        redraws = numpy_generator(self.maker.seed, "redraw", draw.epoch, draw.index)
         index = draw.index
         for _ in range(MAX_REDRAWS):
             try:
@@ -110,10 +119,9 @@ class IndexedCrops(Dataset):
                 index = int(redraws.integers(len(self.source)))
                 continue
             self.kind.look_at(record.image, record.id)
-            return cut(record, self.multicrop, self.masks, draw, self.seed, draw.index) | {"bad": bad}
-        raise UserError(
-            f"{MAX_REDRAWS} images in a row could not be read, the last was {bad[-1][0]} ({bad[-1][1]})"
-        )
+            return self.maker.sample(record, draw, draw.index) | {"bad": bad}
+        name, reason = bad[-1]
+        raise UserError(f"{MAX_REDRAWS} images in a row could not be read, the last was {name} ({reason})")
 
 
 class StreamedCrops(IterableDataset):
@@ -128,45 +136,49 @@ class StreamedCrops(IterableDataset):
     def __init__(
         self,
         stream: ImageStream,
-        multicrop: Callable[[torch.Tensor], Crops],
-        masks: StepMasks,
-        seed: int,
+        maker: SampleMaker,
         layout: BatchLayout,
         first_step: int,
         places: dict[int, ReaderPlace] | None = None,
     ) -> None:
-        self.stream, self.multicrop, self.masks, self.seed = stream, multicrop, masks, seed
+        self.stream = stream
+        self.maker = maker
         self.kind = OneKind()
-        self.layout, self.first_step, self.places = layout, first_step, places or {}
+        self.layout = layout
+        self.first_step = first_step
+        self.places = places or {}
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
-        reader, readers = (worker.id, worker.num_workers) if worker else (0, 1)
-        at = self.places.get(reader) or ReaderPlace(reader, 0, self.first_step, None)
-        samples, epoch, start = at.samples, at.epoch, at.record
-        draws, bad = self._draws(reader + samples // self.layout.per_device * readers, readers), []
+        reader = worker.id if worker else 0
+        readers = worker.num_workers if worker else 1
+        place = self.places.get(reader) or ReaderPlace(reader, 0, self.first_step, None)
+        draws = self._draws(place, readers)
+        bad: list[tuple[str, str]] = []
         while True:
-            before = samples
-            for record in self.stream.records(self.layout.rank, self.layout.processes, epoch, start):
+            before = place.samples
+            begins_pass = place.record is None
+            for record in self._records(place):
                 if isinstance(record, UnreadableSample):
                     bad.append((record.id, record.reason))
                     continue
                 self.kind.look_at(record.image, record.id)
-                samples += 1
-                draw = next(draws)._replace(epoch=epoch)
-                place = ReaderPlace(reader, samples, epoch, record.place)
-                yield cut(record, self.multicrop, self.masks, draw, self.seed, record.id) | {
-                    "bad": bad,
-                    "place": place,
-                }
+                place = place._replace(samples=place.samples + 1, record=record.place)
+                draw = next(draws)._replace(epoch=place.epoch)
+                yield self.maker.sample(record, draw, record.id) | {"bad": bad, "place": place}
                 bad = []
-            if samples == before and start is None:
+            if place.samples == before and begins_pass:
                 return  # no shard for this worker; the others go on
-            epoch, start = epoch + 1, None
+            place = place._replace(epoch=place.epoch + 1, record=None)
 
-    def _draws(self, micro_batch: int, readers: int) -> Iterator[Draw]:
-        """Step and slot of each record of this reader from `micro_batch` on: readers take turns,
-        one micro-batch each."""
+    def _records(self, place: ReaderPlace) -> Iterator[ImageRecord | UnreadableSample]:
+        """What is left of this process's share of a pass behind `place`."""
+        return self.stream.records(self.layout.rank, self.layout.processes, place.epoch, place.record)
+
+    def _draws(self, place: ReaderPlace, readers: int) -> Iterator[Draw]:
+        """Step and slot of each record of a reader behind `place`: readers take turns, one
+        micro-batch each."""
+        micro_batch = place.reader + place.samples // self.layout.per_device * readers
         while True:
             step, part = divmod(micro_batch, self.layout.micro_batches)
             for slot in self.layout.slots(part):
@@ -175,29 +187,38 @@ class StreamedCrops(IterableDataset):
 
 
 def collate(samples: list[dict]) -> dict:
-    """A batch in crop-major order: global_crops [2B, ...], local_crops [L*B, ...] or None, masks
-    [2B, N] and their flat positions."""
+    """A batch in crop-major order: the first crops of all images, then their second crops.
 
-    def crop_major(name: str) -> torch.Tensor | None:
-        crops = [crop for view in zip(*(sample[name] for sample in samples), strict=True) for crop in view]
-        return torch.stack(crops) if crops else None
-
+    global_crops `[2B, C, H, W]`, local_crops `[L*B, C, h, w]` or None, masks `[2B, N]`,
+    mask_indices `[M]`, mask_weights `[M]`.
+    """
     masks = torch.stack([sample["masks"] for sample in samples], dim=1).flatten(0, 1)
+    bad: list[tuple[str, str]] = []
+    for sample in samples:
+        bad += sample["bad"]
     return {
-        "global_crops": crop_major("global_crops"),
-        "local_crops": crop_major("local_crops"),
+        "global_crops": _crop_major([sample["global_crops"] for sample in samples]),
+        "local_crops": _crop_major([sample["local_crops"] for sample in samples]),
         "masks": masks,
         "mask_indices": masks.flatten().nonzero().squeeze(1),
         "mask_weights": masked_token_weights(masks),
         "ids": [sample["id"] for sample in samples],
-        "bad": [bad for sample in samples for bad in sample["bad"]],
+        "bad": bad,
         "place": samples[-1].get("place"),
     }
 
 
+def _crop_major(crops_of_images: list[list[Tensor]]) -> Tensor | None:
+    """The crops of B images, V of each `[C, H, W]`, as `[V*B, C, H, W]`; None where V is 0."""
+    crops: list[Tensor] = []
+    for crops_of_view in zip(*crops_of_images, strict=True):
+        crops += crops_of_view
+    return torch.stack(crops) if crops else None
+
+
 def make_loader(
     source: ImageSource | ImageStream,
-    multicrop: Callable[[torch.Tensor], Crops],
+    multicrop: Callable[[Tensor], Crops],
     masks: StepMasks,
     layout: BatchLayout,
     seed: int,
@@ -216,12 +237,14 @@ def make_loader(
         "worker_init_fn": _start_worker,
         "prefetch_factor": 4 if num_workers else None,
     }
+    maker = SampleMaker(multicrop, masks, seed)
     if isinstance(source, ImageStream):
-        began, readers = (places.began, places.readers) if places else (first_step, None)
-        crops = StreamedCrops(source, multicrop, masks, seed, layout, began, readers)
+        began = places.began if places else first_step
+        readers = places.readers if places else None
+        crops = StreamedCrops(source, maker, layout, began, readers)
         return DataLoader(crops, batch_size=layout.per_device, drop_last=True, **settings)
     sampler = StepSampler(len(source), layout, seed, first_step, last_step)
-    return DataLoader(IndexedCrops(source, multicrop, masks, seed), batch_sampler=sampler, **settings)
+    return DataLoader(IndexedCrops(source, maker), batch_sampler=sampler, **settings)
 
 
 def _start_worker(worker: int) -> None:

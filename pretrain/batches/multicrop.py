@@ -1,4 +1,4 @@
-"""Two global and several local crops of an image, each with its own augmentation (DINOv2
+"""Makes two global and several local crops of an image, each with its own augmentation (DINOv2
 `data/augmentations.py`).
 
 The operations are torchvision v2's functional ones. Colours of uint8 images are changed on PIL
@@ -22,13 +22,18 @@ from torchvision.transforms.v2 import functional as V
 from pretrain.batches.band_augmentations import random_band_jitter, random_dropped_channels, solarize_bands
 from pretrain.batches.stain_jitter import random_stains
 
-ASPECT = (3 / 4, 4 / 3)
-JITTER_PROBABILITY, BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.8, 0.4, 0.4, 0.2, 0.1
-BLUR_KERNEL, BLUR_SIGMA = 9, (0.1, 2.0)
+CROP_ASPECT = (3 / 4, 4 / 3)
+JITTER_PROBABILITY = 0.8
+BRIGHTNESS = 0.4
+CONTRAST = 0.4
+SATURATION = 0.2
+HUE = 0.1
+BLUR_KERNEL = 9
+BLUR_SIGMA = (0.1, 2.0)
 SOLARIZE_THRESHOLD = 128 / 255
-# global 1, global 2, local. The published code hands 1 - p to torchvision's RandomApply, so
-# released models saw "official". Its 9 taps are pixels of a 224 px crop; on 32 px they wipe out the
-# object, hence "none".
+# Of global 1, global 2 and local crops. The published code hands 1 - p to torchvision's RandomApply,
+# so released models saw "official". Its 9 taps are pixels of a 224 px crop; on 32 px they wipe out
+# the object, hence "none".
 BLUR_PROBABILITY = {"official": (0.0, 0.9, 0.5), "paper": (1.0, 0.1, 0.5), "none": (0.0, 0.0, 0.0)}
 SOLARIZE_PROBABILITY = 0.2  # of global 2 alone
 QUARTER_TURNS = {
@@ -40,7 +45,8 @@ QUARTER_TURNS = {
 
 @dataclass(frozen=True)
 class CropKind:
-    """One kind of crop: size (height, width) in pixels, scale as shares of the image's area."""
+    """One kind of crop: size (height, width) in pixels, scale as shares of the image's area. The
+    probabilities are those of its augmentations."""
 
     size: tuple[int, int]
     scale: tuple[float, float]
@@ -108,81 +114,94 @@ class MultiCrop:
         stain_strength: float = 0.0,
         known_range: bool = True,
     ) -> None:
-        self.blur, self.is_rgb, self.known_range = blur, len(mean) == 3, known_range
+        self.blur = blur
+        self.is_rgb = len(mean) == 3
+        self.known_range = known_range
         self.solarizes_bands = solarize_probability is not None
         if solarize_probability is None:
             solarize_probability = SOLARIZE_PROBABILITY if self.is_rgb else 0.0
+        self.solarize_probability = solarize_probability
+        self.colour_strength = colour_strength
+        self.grayscale_probability = grayscale_probability
+        self.poses = poses
+        self.stain_strength = stain_strength
+        self.band_jitter_strength = band_jitter_strength
+        self.channel_drop_probability = channel_drop_probability
+        self.mean = torch.tensor(list(mean)).view(-1, 1, 1)
+        self.std = torch.tensor(list(std)).view(-1, 1, 1)
         first, second, local = BLUR_PROBABILITY[blur]
         self.global_crops = [
             CropKind(global_crop_size, global_crop_scale, first, 0.0),
             CropKind(global_crop_size, global_crop_scale, second, solarize_probability),
         ]
         self.local_crops = [CropKind(local_crop_size, local_crop_scale, local, 0.0)] * num_local_crops
-        self.colour_strength, self.grayscale_probability = colour_strength, grayscale_probability
-        self.poses, self.solarize_probability, self.stain_strength = (
-            poses,
-            solarize_probability,
-            stain_strength,
-        )
-        self.band_jitter_strength, self.channel_drop_probability = (
-            band_jitter_strength,
-            channel_drop_probability,
-        )
-        self.mean, self.std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """`image`: `[C, H, W]`, uint8 RGB or float32 of any channels."""
-        picture = V.to_pil_image(image) if image.dtype == torch.uint8 else image
-        dropped = (
-            random_dropped_channels(len(self.mean), self.channel_drop_probability)
-            if self.channel_drop_probability
-            else []
-        )
-        is_rgb = self.is_rgb and (self.known_range or image.dtype == torch.uint8)
-        cut = partial(self._cut, picture, is_rgb, dropped)
-        return [cut(kind) for kind in self.global_crops], [cut(kind) for kind in self.local_crops]
+        """The global and the local crops of `[C, H, W]`, uint8 RGB or float32 of any channels."""
+        is_picture = image.dtype == torch.uint8
+        picture = V.to_pil_image(image) if is_picture else image
+        dropped: list[int] = []
+        if self.channel_drop_probability:
+            dropped = random_dropped_channels(len(self.mean), self.channel_drop_probability)
+        is_rgb = self.is_rgb and (self.known_range or is_picture)
+        crop = partial(self._crop, picture, is_rgb, dropped)
+        global_crops = [crop(kind) for kind in self.global_crops]
+        local_crops = [crop(kind) for kind in self.local_crops]
+        return global_crops, local_crops
 
     def describe(self, of_floats: bool = False) -> str:
         """One line for people: what was chosen and what was left out. of_floats: of float images,
         whose range may not be known."""
-        poses, has_colours = self.poses, self.is_rgb and (self.known_range or not of_floats)
-        numbers = {
-            "colour strength": self.colour_strength if has_colours else None,
-            "grayscale": self.grayscale_probability if has_colours else None,
-            "stain strength": (has_colours and self.stain_strength) or None,
-            "band jitter": self.band_jitter_strength or None,
-            "solarize": self.solarize_probability if has_colours or self.solarizes_bands else 0.0,
-            "channel drop": self.channel_drop_probability or None,
-            "horizontal flip": poses.horizontal_flip_probability,
-            "vertical flip": poses.vertical_flip_probability,
-        }
-        said = [f"{name} {value:g}" for name, value in numbers.items() if value is not None]
-        said += ["quarter turns"] if poses.quarter_turns else []
-        text = f"{len(self.global_crops)} global and {len(self.local_crops)} local crops, blur {self.blur}, {', '.join(said)}"
+        has_colours = self.is_rgb and (self.known_range or not of_floats)
+        words = [f"{name} {value:g}" for name, value in self._strengths(has_colours).items()]
+        if self.poses.quarter_turns:
+            words.append("quarter turns")
+        text = (
+            f"{len(self.global_crops)} global and {len(self.local_crops)} local crops, "
+            f"blur {self.blur}, {', '.join(words)}"
+        )
         if has_colours:
             return text
         need = "RGB of a known range (?scale=)" if self.is_rgb else "RGB"
         return f"{text}; left out, they need {need}: hue, saturation, grayscale, stains"
 
-    def _cut(self, picture: Image.Image | Tensor, is_rgb: bool, dropped: list[int], kind: CropKind) -> Tensor:
+    def _strengths(self, has_colours: bool) -> dict[str, float]:
+        """The numbers of all augmentations that images can have, and that are on or published."""
+        strengths: dict[str, float] = {}
+        if has_colours:
+            strengths["colour strength"] = self.colour_strength
+            strengths["grayscale"] = self.grayscale_probability
+        if has_colours and self.stain_strength:
+            strengths["stain strength"] = self.stain_strength
+        if self.band_jitter_strength:
+            strengths["band jitter"] = self.band_jitter_strength
+        can_solarize = has_colours or self.solarizes_bands
+        strengths["solarize"] = self.solarize_probability if can_solarize else 0.0
+        if self.channel_drop_probability:
+            strengths["channel drop"] = self.channel_drop_probability
+        strengths["horizontal flip"] = self.poses.horizontal_flip_probability
+        strengths["vertical flip"] = self.poses.vertical_flip_probability
+        return strengths
+
+    def _crop(
+        self, picture: Image.Image | Tensor, is_rgb: bool, dropped: list[int], kind: CropKind
+    ) -> Tensor:
+        """One crop `[C, h, w]`, normalised. dropped: the channels that the image loses."""
         view = random_view(picture, kind.size, kind.scale, self.poses)
-        view = self._with_colours(view) if is_rgb else view
+        if is_rgb:
+            view = self._with_colours(view)
         if self.band_jitter_strength:
             view = random_band_jitter(view, self.std, self.band_jitter_strength)
         if _happens(kind.blur_probability):
             view = gaussian_blur(view, _uniform(*BLUR_SIGMA))
         if (is_rgb or self.solarizes_bands) and _happens(kind.solarize_probability):
-            view = (
-                torch.where(view >= SOLARIZE_THRESHOLD, 1 - view, view)
-                if is_rgb
-                else solarize_bands(view, self.mean)
-            )
+            view = solarize(view) if is_rgb else solarize_bands(view, self.mean)
         pixels = (view - self.mean) / self.std
         pixels[dropped] = 0
         return pixels
 
     def _with_colours(self, view: Image.Image | Tensor) -> Tensor:
-        """RGB with other colours, float32 `[3, h, w]` of 0..1."""
+        """The view with other colours, float32 `[3, h, w]` of 0..1."""
         if isinstance(view, Tensor):
             view = view.clamp(0, 1)  # bicubic weights overshoot; 8-bit images are clamped by Pillow
         view = random_colours(view, self.colour_strength, self.grayscale_probability)
@@ -194,17 +213,20 @@ class MultiCrop:
 def random_view(
     picture: Image.Image | Tensor, size: tuple[int, int], scale: tuple[float, float], poses: Poses
 ):
-    """A random crop, flipped and turned, of `size`; the box of one that is turned on its side is
-    cut for the exchanged size."""
+    """A random crop of `size`, flipped and turned. One that is turned on its side is cropped to the
+    exchanged size before."""
     turns = int(torch.randint(4, ())) if poses.quarter_turns else 0
-    view = random_resized_crop(picture, size[::-1] if turns % 2 else size, scale)
+    is_on_its_side = turns % 2 == 1
+    view = random_resized_crop(picture, size[::-1] if is_on_its_side else size, scale)
     if _happens(poses.horizontal_flip_probability):
         view = V.horizontal_flip(view)
     if poses.vertical_flip_probability and _happens(poses.vertical_flip_probability):
         view = V.vertical_flip(view)
     if not turns:
         return view
-    return view.rot90(turns, (-2, -1)) if isinstance(view, Tensor) else view.transpose(QUARTER_TURNS[turns])
+    if isinstance(view, Tensor):
+        return view.rot90(turns, (-2, -1))
+    return view.transpose(QUARTER_TURNS[turns])
 
 
 def random_resized_crop(picture: Image.Image | Tensor, size: tuple[int, int], scale: tuple[float, float]):
@@ -231,25 +253,30 @@ def random_resized_crop(picture: Image.Image | Tensor, size: tuple[int, int], sc
 def random_box(
     height: int, width: int, scale: tuple[float, float], middle: float = 1.0
 ) -> tuple[int, int, int, int]:
-    """Top, left, height, width: area uniform in `scale`, width / height log-uniform in 3/4..4/3
-    times `middle`.
+    """Top, left, height and width of a box: area uniform in `scale`, width / height log-uniform in
+    3/4..4/3 times `middle`.
 
-    After 10 misses the greatest central box.
+    After 10 misses it is the greatest central box.
     """
-    log_low, log_high = math.log(ASPECT[0]), math.log(ASPECT[1])
+    log_low = math.log(CROP_ASPECT[0])
+    log_high = math.log(CROP_ASPECT[1])
     for area_draw, aspect_draw, top_draw, left_draw in torch.rand(10, 4).tolist():
         area = height * width * (scale[0] + area_draw * (scale[1] - scale[0]))
         aspect = middle * math.exp(log_low + aspect_draw * (log_high - log_low))
-        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        box_width = round(math.sqrt(area * aspect))
+        box_height = round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
-            return (
-                int(top_draw * (height - box_height + 1)),
-                int(left_draw * (width - box_width + 1)),
-                box_height,
-                box_width,
-            )
-    box_width = min(width, max(round(height * ASPECT[1] * middle), 1))
-    box_height = min(height, max(round(width / (ASPECT[0] * middle)), 1))
+            top = int(top_draw * (height - box_height + 1))
+            left = int(left_draw * (width - box_width + 1))
+            return top, left, box_height, box_width
+    return central_box(height, width, middle)
+
+
+def central_box(height: int, width: int, middle: float) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the greatest central box whose aspect can be drawn around
+    `middle`."""
+    box_width = min(width, max(round(height * CROP_ASPECT[1] * middle), 1))
+    box_height = min(height, max(round(width / (CROP_ASPECT[0] * middle)), 1))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
@@ -262,34 +289,50 @@ def random_colours(
     A PIL image of 8 bits, or float32 `[3, h, w]` of 0..1. With strength 0 no colour changes.
     """
     if _happens(JITTER_PROBABILITY):
-        brightness, contrast, saturation = (
-            _uniform(1 - strength * reach, 1 + strength * reach)
-            for reach in (BRIGHTNESS, CONTRAST, SATURATION)
-        )
-        changes = [
-            partial(V.adjust_brightness, brightness_factor=brightness),
-            partial(V.adjust_contrast, contrast_factor=contrast),
-            partial(V.adjust_saturation, saturation_factor=saturation),
-            partial(V.adjust_hue, hue_factor=_uniform(-strength * HUE, strength * HUE)),
-        ]
-        order = torch.randperm(4).tolist()
-        for number in order if strength else []:  # a hue that is turned by 0 would still be rounded
-            picture = changes[number](picture)
+        picture = _jittered_colours(picture, strength)
     if _happens(grayscale_probability):
         picture = V.rgb_to_grayscale(picture, num_output_channels=3)
     return picture
 
 
+def _jittered_colours(picture: Image.Image | Tensor, strength: float) -> Image.Image | Tensor:
+    """Brightness, contrast, saturation and hue changed in random order. The draws are the same for
+    every strength."""
+    factors = [
+        _uniform(1 - strength * reach, 1 + strength * reach) for reach in (BRIGHTNESS, CONTRAST, SATURATION)
+    ]
+    turn = _uniform(-strength * HUE, strength * HUE)
+    changes = [
+        partial(V.adjust_brightness, brightness_factor=factors[0]),
+        partial(V.adjust_contrast, contrast_factor=factors[1]),
+        partial(V.adjust_saturation, saturation_factor=factors[2]),
+        partial(V.adjust_hue, hue_factor=turn),
+    ]
+    order = torch.randperm(4).tolist()
+    if not strength:  # a hue that is turned by 0 would still be rounded
+        return picture
+    for number in order:
+        picture = changes[number](picture)
+    return picture
+
+
+def solarize(view: Tensor) -> Tensor:
+    """RGB `[3, h, w]` of 0..1 with its bright values inverted."""
+    return torch.where(view >= SOLARIZE_THRESHOLD, 1 - view, view)
+
+
 def gaussian_blur(view: Tensor, sigma: float) -> Tensor:
-    """torchvision's gaussian_blur (9 taps, reflected borders) of `[C, h, w]`, as one matrix product
-    per axis."""
-    rows, columns = (_blur_matrix(side, sigma) for side in view.shape[-2:])
+    """`[C, h, w]` blurred as by torchvision's gaussian_blur (9 taps, reflected borders), with one
+    matrix product per axis."""
+    height, width = view.shape[-2:]
+    rows = _blur_matrix(height, sigma)
+    columns = _blur_matrix(width, sigma)
     return rows @ view @ columns.T
 
 
 def _blur_matrix(side: int, sigma: float) -> Tensor:
-    """`[side, side]`: row i holds the weights of the pixels around i, those beyond a border
-    reflected."""
+    """The matrix `[side, side]` whose row i holds the weights of the pixels around i. Those beyond a
+    border are reflected."""
     reach = BLUR_KERNEL // 2
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     band = torch.zeros(side, side + 2 * reach)

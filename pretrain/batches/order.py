@@ -1,5 +1,5 @@
-"""The order of images: which image stands where in the global batch of every step, as a function of
-the seed and the step alone."""
+"""Orders the images: the place of each image in the global batch of every step is a function of the
+seed and the step alone."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -32,17 +32,16 @@ class BatchLayout(NamedTuple):
 
     @property
     def global_batch(self) -> int:
+        """Images of a step, over all processes."""
         return self.per_device * self.micro_batches * self.processes
 
     def check(self, num_images: int) -> None:
         """Raise `UserError` where a global batch needs more images than there are."""
         if num_images < self.global_batch:
             fits = num_images // (self.micro_batches * self.processes)
-            cure = (
-                f"lower --per_device_train_batch_size to {fits} at most"
-                if fits
-                else "give more images, or start fewer processes"
-            )
+            cure = "give more images, or start fewer processes"
+            if fits:
+                cure = f"lower --per_device_train_batch_size to {fits} at most"
             raise UserError(
                 f"the dataset has {num_images} images, fewer than the global batch of {self.global_batch} "
                 f"(per_device_train_batch_size x gradient_accumulation_steps x processes); {cure}"
@@ -55,9 +54,10 @@ class BatchLayout(NamedTuple):
 
 
 class StepSampler(Sampler[list[Draw]]):
-    """Batches of `Draw`s for steps `first_step .. last_step - 1`; a function of (seed, step) alone.
+    """Gives the batches of `Draw`s for steps `first_step .. last_step - 1`, a function of (seed,
+    step) alone.
 
-    An epoch is a seeded permutation cut into whole global batches; the remainder of fewer images
+    An epoch is a seeded permutation divided into full global batches; the remainder of fewer images
     than a batch is left to the next epoch's permutation.
     """
 
@@ -65,15 +65,19 @@ class StepSampler(Sampler[list[Draw]]):
         self, num_images: int, layout: BatchLayout, seed: int, first_step: int, last_step: int
     ) -> None:
         layout.check(num_images)
-        self.num_images, self.layout, self.seed = num_images, layout, seed
-        self.first_step, self.last_step = first_step, last_step
+        self.num_images = num_images
+        self.layout = layout
+        self.seed = seed
+        self.first_step = first_step
+        self.last_step = last_step
         self.steps_per_epoch = num_images // layout.global_batch
 
     def __len__(self) -> int:
         return (self.last_step - self.first_step) * self.layout.micro_batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        epoch = -1
+        order = np.empty(0, dtype=np.int64)
         for step in range(self.first_step, self.last_step):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch

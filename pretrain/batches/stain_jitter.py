@@ -1,10 +1,12 @@
-"""Stain jitter for histology: the amounts of haematoxylin, eosin and DAB of an RGB image are
-changed.
+"""Jitters the stains of histology: the amounts of haematoxylin, eosin and DAB in an RGB image.
 
-Light passes through stains one after the other, so their optical densities add up: -ln(rgb) =
-stains @ HED (Beer and Lambert). The rows of the matrix are the colours measured by Ruifrok and
-Johnston 2001 (the matrix of scikit-image's rgb2hed); the change of each stain is that of Tellez et
-al. 2018: s -> alpha * s + beta.
+Light passes through stains one after the other, so their optical densities add up:
+
+    -ln(rgb) = stains @ HED    (Beer and Lambert)
+
+The rows of the matrix are the colours measured by Ruifrok and Johnston 2001 (the matrix of
+scikit-image's rgb2hed). The change of each stain is that of Tellez et al. 2018: s -> alpha * s +
+beta.
 """
 
 import torch
@@ -17,7 +19,7 @@ DARKEST = 1e-6  # of light that passes; as in scikit-image
 
 
 def random_stains(view: Tensor, strength: float) -> Tensor:
-    """`[3, h, w]` in 0..1 with other amounts of each stain: alpha uniform in 1 +- strength, beta in
+    """`[3, h, w]` of 0..1 with other amounts of each stain: alpha uniform in 1 +- strength, beta in
     +- strength.
 
     Amounts are optical densities to the base e: a beta of 0.05 takes about a twentieth of the
@@ -28,8 +30,8 @@ def random_stains(view: Tensor, strength: float) -> Tensor:
 
 
 def change_stains(view: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """`[3, h, w]` in 0..1, each stain s as alpha * s + beta; alpha and beta `[3]`: haematoxylin,
-    eosin, DAB.
+    """`[3, h, w]` of 0..1 with each stain s changed to alpha * s + beta. alpha, beta: `[3]`, for
+    haematoxylin, eosin and DAB.
 
     Negative amounts, which colours outside the stains' range have, are kept: with alpha 1 and beta
     0 the image stays as it is.

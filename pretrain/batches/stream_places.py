@@ -1,5 +1,5 @@
-"""Where a run is in a streamed data set: the place of each reader behind the last batch that was
-consumed, for the checkpoint."""
+"""Keeps where a run is in a streamed data set: the place of each reader behind the last batch that
+was used, for the checkpoint."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class StreamPlaces:
     """The places of this process's readers. Batches that were read ahead do not count: their places
     come with them.
 
-    Readers take turns, and a loader always begins with the first of them. So the places are kept of
-    the last whole round; of the `ahead` micro-batches that were consumed since, a resumed run reads
-    as many again and drops them, at most one of each reader.
+    Readers take turns, and a loader always begins with the first of them. So the places kept are
+    those after the last full round. A resumed run reads the `ahead` micro-batches that were used
+    since once more and drops them, at most one of each reader.
 
     Args:
-        stream: what is read, in words. num_workers: data workers of this process. first_step: the
-            step before which nothing was read.
+        stream: the images that are read, in words.
+        num_workers: data workers of this process.
+        first_step: the step before which nothing was read.
     """
 
     def __init__(self, stream: str, layout: BatchLayout, num_workers: int, first_step: int) -> None:
@@ -50,7 +51,7 @@ class StreamPlaces:
         self.ahead = 0  # micro-batches to read again and to drop, of a run that goes on
 
     def look_at(self, batch: dict) -> None:
-        """Remember where the reader of a batch of `training_data.collate` is behind it."""
+        """Remember where the reader of a batch of `crops.collate` is behind it."""
         place = batch["place"]
         if place is None:
             return
@@ -65,7 +66,9 @@ class StreamPlaces:
 
     def go_back(self, mark: tuple[dict[int, ReaderPlace], dict[int, ReaderPlace]]) -> None:
         """Forget the batches that were looked at since `mark`."""
-        self.readers, self._round = mark
+        readers, last_round = mark
+        self.readers = readers
+        self._round = last_round
 
     def state_dict(self) -> dict | None:
         """Plain values, or None where no stream has been read."""
@@ -75,24 +78,30 @@ class StreamPlaces:
         return {"began": self.began, "dealing": self._dealing, "readers": readers, "ahead": len(self._round)}
 
     def load_state_dict(self, states: list[dict | None] | None) -> list[str]:
-        """Go on from the `state_dict`s of all processes, in the order of their ranks. Returns what
-        a person should know: that a new pass begins, where the stream is dealt to other readers
-        than before."""
+        """Go on from the `state_dict`s of all processes, in the order of their ranks. Returns a
+        line for people where a new pass begins, because the stream is dealt to other readers than
+        before."""
         if not states or states[0] is None:
             return [
-                "note            the checkpoint is of an older version and holds no place in the stream, which begins a new pass"
+                "note            the checkpoint is of an older version and holds no place in the stream, "
+                "which begins a new pass"
             ]
-        before = states[0]["dealing"]
-        changed = [
-            f"{name} was {before[name]} and is {now}"
-            for name, now in self._dealing.items()
-            if before[name] != now
-        ]
+        changed = self._changed_dealing(states[0]["dealing"])
         if changed:
             return [
-                f"note            {', '.join(changed)}: the stream begins a new pass; with what was before it goes on where it stopped"
+                f"note            {', '.join(changed)}: the stream begins a new pass; with what was before "
+                "it goes on where it stopped"
             ]
         own = states[self._rank]
-        self.began, self.ahead = own["began"], own["ahead"]
+        self.began = own["began"]
+        self.ahead = own["ahead"]
         self.readers = {reader: ReaderPlace(reader, *rest) for reader, *rest in own["readers"]}
         return []
+
+    def _changed_dealing(self, before: dict) -> list[str]:
+        """What deals the stream to other readers than before, in words."""
+        changed = []
+        for name, now in self._dealing.items():
+            if before[name] != now:
+                changed.append(f"{name} was {before[name]} and is {now}")
+        return changed

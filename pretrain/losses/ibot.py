@@ -15,8 +15,8 @@ def ibot_loss(
     student_temp: float = 0.1,
     weighting: Literal["published", "masked_crops"] = "published",
 ) -> Tensor:
-    """Masked-patch cross-entropy, averaged within each crop and then over crops (iBOT, eq. 2;
-    DINOv2 `loss/ibot_patch_loss.py`).
+    """Cross-entropy on masked patches, averaged within each crop and then over crops (iBOT, eq. 2;
+    DINOv2 `loss/ibot_patch_loss.py`), a scalar.
 
         sum over m of weights[m] * -sum_k teacher[m, k] * log_softmax(student[m] / temp)[k] / crops
 
@@ -30,12 +30,14 @@ def ibot_loss(
 
     M = 0 gives 0, connected to the graph.
     """
-    cross_entropy = -(teacher_probs * F.log_softmax(student_logits.float() / student_temp, dim=-1)).sum(-1)
+    log_probs = F.log_softmax(student_logits.float() / student_temp, dim=-1)  # [M, K]
+    cross_entropy = -(teacher_probs * log_probs).sum(-1)  # [M]
     crops = num_crops if weighting == "published" else weights.sum().clamp_min(1)
     return (cross_entropy * weights).sum() / crops
 
 
 def masked_token_weights(masks: Tensor) -> Tensor:
-    """`[crops, N]` bool masks -> `[M]` 1 / (masked patches of the token's crop), in flat order."""
-    per_crop = 1 / masks.sum(-1, keepdim=True).clamp_min(1).to(torch.float32)
-    return per_crop.expand_as(masks)[masks]
+    """1 / (masked patches of its crop) of each masked patch, `[M]`, in flat order. masks:
+    `[crops, N]` bool."""
+    per_crop = 1 / masks.sum(-1, keepdim=True).clamp_min(1).to(torch.float32)  # [crops, 1]
+    return per_crop.expand_as(masks)[masks]  # [M]

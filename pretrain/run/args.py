@@ -1,5 +1,6 @@
 """Every option of `pretrain/dinov2.py`, and the checks that need no data. Imports nothing heavy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,8 +10,8 @@ from vision_core.errors import UserError
 from vision_core.processes.launchers import is_first_launched
 from vision_core.runs.folder_checks import check_folder, check_program, end_if_all_is_done
 
-# hidden size, layers, heads: S, B, L and g as published (head size 64); the smaller ones are for
-# small machines.
+# Hidden size, layers, heads: S, B, L and g as published (head size 64); the others are for small
+# machines.
 BACKBONE_SIZES = {
     "nano": (128, 4, 2),
     "micro": (192, 6, 3),
@@ -25,6 +26,28 @@ HELD_OUT_SCENES = "scenes?size=64&split=held_out&count=2000"
 
 PROGRAM = "pretrain/dinov2.py"
 LONGEST_DEFAULT_WARMUP = 50  # steps
+
+# Options by what their numbers may be.
+LOW_AND_HIGH_SHARES = ("global_crop_scale", "local_crop_scale", "mask_ratio")
+ABOVE_ZERO = (
+    "max_steps", "logging_steps", "health_steps", "save_steps", "save_total_limit", "eval_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "patch_size", "num_channels",
+    "num_prototypes", "head_hidden_dim", "head_bottleneck_dim", "knn_k", "knn_bank_size",
+    "knn_num_queries", "initializer_range", "register_init_std", "student_temp", "teacher_temp",
+    "warmup_teacher_temp", "learning_rate",
+)  # fmt: skip
+NOT_BELOW_ZERO = (
+    "num_local_crops", "num_register_tokens", "dataloader_num_workers", "warmup_steps",
+    "freeze_last_layer_steps", "warmup_teacher_temp_steps", "koleo_loss_weight", "ibot_loss_weight",
+    "dino_loss_weight", "max_grad_norm", "layerscale_value", "weight_decay", "weight_decay_end",
+    "dataloader_timeout", "band_jitter_strength", "stain_strength",
+)  # fmt: skip
+SHARES = (
+    "mask_probability", "colour_strength", "grayscale_probability", "solarize_probability",
+    "horizontal_flip_probability", "vertical_flip_probability", "channel_drop_probability",
+    "drop_path_rate", "ema_momentum", "ema_momentum_end", "center_momentum", "max_bad_fraction",
+)  # fmt: skip
+END_WITHIN_THE_RUN = ("warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps")
 
 
 @dataclass
@@ -43,7 +66,8 @@ class DINOv2Arguments:
     report_to: list[str] = option([], "trackers of accelerate: tensorboard, wandb, ...", "run")
     resume_from_checkpoint: str | None = option(
         None,
-        "auto: start, go on, or say that all is done; true: the newest whole checkpoint of output_dir; or the folder of one",
+        "auto: start, go on, or say that all is done; true: the newest complete checkpoint of output_dir; "
+        "or the folder of one",
         "run",
     )
     changed_data: Literal["note", "refuse"] = option(
@@ -58,7 +82,8 @@ class DINOv2Arguments:
     )
     grace_seconds: float = option(
         30.0,
-        "how long the scheduler lets a run live after its signal: a step that leaves too little of it for a save is broken off",
+        "how long the scheduler lets a run live after its signal: a step that leaves too little of it for a "
+        "save is broken off",
         "run",
     )
     dry_run: bool = option(
@@ -105,7 +130,10 @@ class DINOv2Arguments:
     # --- backbone
     backbone: Literal["nano", "micro", "tiny", "small", "base", "large", "giant"] = option(
         "nano",
-        "; ".join(f"{name} {d} x {n}, {h} heads" for name, (d, n, h) in BACKBONE_SIZES.items()),
+        "; ".join(
+            f"{name} {width} x {layers}, {heads} heads"
+            for name, (width, layers, heads) in BACKBONE_SIZES.items()
+        ),
         "backbone",
     )
     hidden_size: int | None = option(None, "width, instead of the one of `backbone`", "backbone")
@@ -263,13 +291,15 @@ class DINOv2Arguments:
     # --- evaluation
     eval_dataset: str | None = option(
         BY_DATASET,
-        "labelled images, the queries of k-NN; auto: held-out scenes where dataset is scenes, otherwise held_out; held_out: a tenth of dataset, which "
-        "is then not trained on, if it has labels; none: no evaluation",
+        "labelled images, the queries of k-NN; auto: held-out scenes where dataset is scenes, otherwise "
+        "held_out; held_out: a tenth of dataset, which is then not trained on, if it has labels; none: no "
+        "evaluation",
         "evaluation",
     )
     eval_bank_dataset: str | None = option(
         None,
-        "labelled images, the bank of k-NN; default: dataset if it has eval_dataset's classes, otherwise a part of eval_dataset",
+        "labelled images, the bank of k-NN; default: dataset if it has eval_dataset's classes, otherwise a "
+        "part of eval_dataset",
         "evaluation",
     )
     eval_steps: int = option(
@@ -288,14 +318,32 @@ class DINOv2Arguments:
             self.warmup_steps = min(LONGEST_DEFAULT_WARMUP, max(self.max_steps, 0) // 10)
 
 
-def image_size(size: list[int]) -> tuple[int, int]:
+def image_size(size: Sequence[int]) -> tuple[int, int]:
     """`[side]` or `[height, width]` as (height, width)."""
     return (size[0], size[-1])
 
 
+def evaluation_size(args: DINOv2Arguments) -> tuple[int, int]:
+    """(height, width) at which the run's encoder is judged and its image processor crops."""
+    return image_size(args.eval_image_size or args.global_crop_size)
+
+
+def backbone_shape(args: DINOv2Arguments) -> tuple[int, int, int]:
+    """Hidden size, layers and heads: those of `backbone`, each replaced where it is given by
+    itself."""
+    width, layers, heads = BACKBONE_SIZES[args.backbone]
+    return (args.hidden_size or width, args.num_hidden_layers or layers, args.num_attention_heads or heads)
+
+
+def backbone_text(args: DINOv2Arguments) -> str:
+    """The shape of the backbone, in words."""
+    width, layers, heads = backbone_shape(args)
+    return f"width {width}, {layers} layers, {heads} heads, patches of {args.patch_size}"
+
+
 def check_start(args: DINOv2Arguments) -> None:
-    """`check_arguments`, and a folder that the run could not use. The first process alone looks: it
-    is in its folder soon.
+    """Refuse options that cannot train, and a folder that the run could not use. Only the first
+    process looks at the folder: it is in it soon.
 
     A checkpoint, which takes long to verify, is looked at when it is resumed.
     """
@@ -307,108 +355,120 @@ def check_start(args: DINOv2Arguments) -> None:
 
 
 def config_of(args: DINOv2Arguments) -> str:
-    """What config.yaml says of the options. How a run was started is no part of what it is."""
+    """What config.yaml says of the options. It leaves out how a run was started."""
     return arguments_to_yaml(replace(args, resume_from_checkpoint=None))
 
 
 def check_arguments(args: DINOv2Arguments) -> None:
-    """Refuse values that cannot train, naming the key and the cure."""
+    """Refuse values that cannot train, naming the option and the cure."""
     if args.bf16 and args.fp16:
         raise UserError("bf16 and fp16 are two kinds of mixed precision; fp16 needs --bf16 false")
+    check_sizes(args)
+    check_ranges(args)
+    check_losses(args)
+    check_first_steps(args)
+    check_channels(args)
+    width, _, heads = backbone_shape(args)
+    if width % heads:
+        raise UserError(f"hidden_size={width} is not a multiple of num_attention_heads={heads}")
+
+
+def check_sizes(args: DINOv2Arguments) -> None:
+    """Refuse sizes of crops and evaluation that patches do not fill."""
     sizes = {"global_crop_size": args.global_crop_size}
     if args.num_local_crops:
         sizes["local_crop_size"] = args.local_crop_size
     if args.eval_image_size is not None:
         sizes["eval_image_size"] = args.eval_image_size
-    for key, size in sizes.items():
+    for name, size in sizes.items():
         if len(size) not in (1, 2):
-            raise UserError(f"{key}={size}: give one side, or height and width")
+            raise UserError(f"{name}={size}: give one side, or height and width")
         for side in size:
-            if side < args.patch_size or side % args.patch_size:
-                below = max(side // args.patch_size, 1) * args.patch_size
-                raise UserError(
-                    f"{key}={side} is no multiple of patch_size={args.patch_size}; the next ones are {below} and {below + args.patch_size}"
-                )
-    for key in ("global_crop_scale", "local_crop_scale", "mask_ratio"):
-        low_high = getattr(args, key)
+            check_side(name, side, args.patch_size)
+
+
+def check_side(name: str, side: int, patch_size: int) -> None:
+    """Refuse a side of an image that is not a multiple of the patches."""
+    if side < patch_size or side % patch_size:
+        below = max(side // patch_size, 1) * patch_size
+        raise UserError(
+            f"{name}={side} is not a multiple of patch_size={patch_size}; "
+            f"the next ones are {below} and {below + patch_size}"
+        )
+
+
+def check_ranges(args: DINOv2Arguments) -> None:
+    """Refuse numbers outside the range of their option."""
+    for name in LOW_AND_HIGH_SHARES:
+        low_high = getattr(args, name)
         if len(low_high) != 2 or not 0 <= low_high[0] <= low_high[1] <= 1:
-            raise UserError(f"{key}={low_high}: give two numbers, 0 <= low <= high <= 1")
-    for key in (
-        "max_steps", "logging_steps", "health_steps", "save_steps", "save_total_limit", "eval_steps", "per_device_train_batch_size",
-        "gradient_accumulation_steps", "patch_size", "num_channels", "num_prototypes", "head_hidden_dim", "head_bottleneck_dim",
-        "knn_k", "knn_bank_size", "knn_num_queries", "initializer_range", "register_init_std", "student_temp", "teacher_temp",
-        "warmup_teacher_temp", "learning_rate",
-    ):  # fmt: skip
-        if getattr(args, key) is not None and getattr(args, key) <= 0:
-            raise UserError(f"{key}={getattr(args, key)}: it must be above 0")
-    for key in (
-        "num_local_crops", "num_register_tokens", "dataloader_num_workers", "warmup_steps", "freeze_last_layer_steps",
-        "warmup_teacher_temp_steps", "koleo_loss_weight", "ibot_loss_weight", "dino_loss_weight", "max_grad_norm", "layerscale_value",
-        "weight_decay", "weight_decay_end", "dataloader_timeout", "band_jitter_strength", "stain_strength",
-    ):  # fmt: skip
-        if getattr(args, key) < 0:
-            raise UserError(f"{key}={getattr(args, key)}: it must not be below 0")
-    for key in (
-        "mask_probability",
-        "colour_strength",
-        "grayscale_probability",
-        "solarize_probability",
-        "horizontal_flip_probability",
-        "vertical_flip_probability",
-        "channel_drop_probability",
-        "drop_path_rate",
-        "ema_momentum",
-        "ema_momentum_end",
-        "center_momentum",
-        "max_bad_fraction",
-    ):
-        if getattr(args, key) is not None and not 0 <= getattr(args, key) <= 1:
-            raise UserError(f"{key}={getattr(args, key)}: it must lie between 0 and 1")
+            raise UserError(f"{name}={low_high}: give two numbers, 0 <= low <= high <= 1")
+    for name in ABOVE_ZERO:
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise UserError(f"{name}={value}: it must be above 0")
+    for name in NOT_BELOW_ZERO:
+        if getattr(args, name) < 0:
+            raise UserError(f"{name}={getattr(args, name)}: it must not be below 0")
+    for name in SHARES:
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{name}={value}: it must lie between 0 and 1")
+    check_below_one(args)
+
+
+def check_below_one(args: DINOv2Arguments) -> None:
+    """Refuse a position offset of 1, and a drop path that leaves nothing."""
     if not 0 <= args.position_offset < 1:
         raise UserError(f"position_offset={args.position_offset}: the published one is 0.1, and 0 means none")
     if args.drop_path_rate == 1:
         raise UserError("drop_path_rate=1 drops every branch; published values are 0 to 0.4")
+
+
+def check_losses(args: DINOv2Arguments) -> None:
+    """Refuse a run without a loss to learn from."""
     if args.dino_loss_weight == 0 and args.ibot_loss_weight == 0:
         raise UserError(
-            "dino_loss_weight and ibot_loss_weight are both 0: nothing is learned; set one of them, 1 as published"
+            "dino_loss_weight and ibot_loss_weight are both 0: nothing is learned; "
+            "set one of them, 1 as published"
         )
-    check_beginning(args)
-    for key in ("image_mean", "image_std"):
-        if len(getattr(args, key)) != args.num_channels:
-            raise UserError(
-                f"{key} has {len(getattr(args, key))} values, num_channels is {args.num_channels}; give one per channel"
-            )
-    if min(args.image_std) <= 0:
-        raise UserError(f"image_std={args.image_std}: every value must be above 0")
-    if args.stain_strength and args.num_channels != 3:
-        raise UserError(
-            f"stain_strength={args.stain_strength} needs RGB, num_channels is {args.num_channels}; set it to 0"
-        )
-    if args.channel_drop_probability and args.num_channels == 1:
-        raise UserError(
-            f"channel_drop_probability={args.channel_drop_probability} needs several channels, num_channels is 1; set it to 0"
-        )
-    width, _, heads = backbone_shape(args)
-    if width % heads:
-        raise UserError(f"hidden_size={width} is no multiple of num_attention_heads={heads}")
 
 
-def check_beginning(args: DINOv2Arguments) -> None:
-    """Refuse what is to end after some steps and would not end within the run, all at once, with
-    the words of a short trial."""
-    names = ("warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps")
-    too_long = [name for name in names if getattr(args, name) and getattr(args, name) >= args.max_steps]
+def check_first_steps(args: DINOv2Arguments) -> None:
+    """Refuse what is to end after some steps and would not end within the run. All of it is named
+    at once, with the words of a short trial."""
+    too_long = []
+    for name in END_WITHIN_THE_RUN:
+        steps = getattr(args, name)
+        if steps and steps >= args.max_steps:
+            too_long.append(name)
     if too_long:
         given = ", ".join(f"{name}={getattr(args, name)}" for name in too_long)
         short = " ".join(f"--{name} 0" for name in too_long)
         verb = "is" if len(too_long) == 1 else "are"
         raise UserError(
-            f"{given} {verb} not below max_steps={args.max_steps}; train longer, or for a short trial add {short}"
+            f"{given} {verb} not below max_steps={args.max_steps}; train longer, "
+            f"or for a short trial add {short}"
         )
 
 
-def backbone_shape(args: DINOv2Arguments) -> tuple[int, int, int]:
-    """Hidden size, layers and heads: those of `backbone`, each replaced where it is given by
-    itself."""
-    width, layers, heads = BACKBONE_SIZES[args.backbone]
-    return (args.hidden_size or width, args.num_hidden_layers or layers, args.num_attention_heads or heads)
+def check_channels(args: DINOv2Arguments) -> None:
+    """Refuse numbers per channel for other channels, and augmentations that need other channels."""
+    for name in ("image_mean", "image_std"):
+        count = len(getattr(args, name))
+        if count != args.num_channels:
+            raise UserError(
+                f"{name} has {count} values, num_channels is {args.num_channels}; give one per channel"
+            )
+    if min(args.image_std) <= 0:
+        raise UserError(f"image_std={args.image_std}: every value must be above 0")
+    if args.stain_strength and args.num_channels != 3:
+        raise UserError(
+            f"stain_strength={args.stain_strength} needs RGB, num_channels is {args.num_channels}; "
+            "set it to 0"
+        )
+    if args.channel_drop_probability and args.num_channels == 1:
+        raise UserError(
+            f"channel_drop_probability={args.channel_drop_probability} needs several channels, "
+            "num_channels is 1; set it to 0"
+        )

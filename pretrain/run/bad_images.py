@@ -1,4 +1,4 @@
-"""Images that cannot be read: they are named, counted, and above a share they end the run."""
+"""Names and counts images that cannot be read, and ends the run above a share."""
 
 from vision_core.errors import UserError
 from vision_core.processes.distributed import gather_objects
@@ -18,9 +18,12 @@ class BadImageWatch:
     MIN_DRAWS = 1000
 
     def __init__(self, max_fraction: float, run: RunFolder | None) -> None:
-        self.max_fraction, self.run = max_fraction, run
-        self.drawn, self.bad = 0, 0
-        self._drawn_here, self._bad_here = 0, []
+        self.max_fraction = max_fraction
+        self.run = run
+        self.drawn = 0
+        self.bad = 0
+        self._drawn_here = 0  # since the last report, by this process
+        self._bad_here: list[tuple[str, str]] = []
 
     def look_at(self, batch: dict) -> None:
         """Remember what a batch of `collate` says of its draws."""
@@ -29,15 +32,19 @@ class BadImageWatch:
 
     def forget(self, batches: list[dict]) -> None:
         """Take back `look_at` of the last `batches`, which a resumed run will draw again."""
-        self._drawn_here -= sum(len(batch["ids"]) + len(batch["bad"]) for batch in batches)
-        del self._bad_here[len(self._bad_here) - sum(len(batch["bad"]) for batch in batches) :]
+        for batch in reversed(batches):
+            self._drawn_here -= len(batch["ids"]) + len(batch["bad"])
+            del self._bad_here[len(self._bad_here) - len(batch["bad"]) :]
 
     def report(self) -> None:
         """Name and count what was remembered; raises `UserError` above the share."""
         shares = gather_objects((self._drawn_here, self._bad_here))
-        self._drawn_here, self._bad_here = 0, []
-        bad = [sample for _, samples in shares for sample in samples]
-        self.drawn += sum(drawn for drawn, _ in shares)
+        self._drawn_here = 0
+        self._bad_here = []
+        bad: list[tuple[str, str]] = []
+        for drawn, samples in shares:
+            self.drawn += drawn
+            bad += samples
         self.bad += len(bad)
         for name, reason in bad:
             if self.run is not None:
@@ -45,8 +52,9 @@ class BadImageWatch:
         if bad and self.bad > self.max_fraction * max(self.drawn, self.MIN_DRAWS):
             name, reason = bad[-1]
             raise UserError(
-                f"{self.bad} of {self.drawn} images drawn are unreadable, more than max_bad_fraction={self.max_fraction}; the last is "
-                f"{name} ({reason}), bad_samples.jsonl names them all; {cure(reason)}; or remove them, or raise max_bad_fraction"
+                f"{self.bad} of {self.drawn} images drawn are unreadable, more than "
+                f"max_bad_fraction={self.max_fraction}; the last is {name} ({reason}), bad_samples.jsonl "
+                f"names them all; {cure(reason)}; or remove them, or raise max_bad_fraction"
             )
 
     def state_dict(self) -> dict:
@@ -55,4 +63,5 @@ class BadImageWatch:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on counting from `state_dict`."""
-        self.drawn, self.bad = state["drawn"], state["bad"]
+        self.drawn = state["drawn"]
+        self.bad = state["bad"]

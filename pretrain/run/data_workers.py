@@ -1,4 +1,4 @@
-"""Data workers that die or hang end the run with the names of the images in flight."""
+"""Ends a run whose data workers die or hang, with the names of the images in flight."""
 
 import signal
 import traceback
@@ -16,11 +16,11 @@ NAMED_IN_FLIGHT = 8
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise in the main thread when waiting for data takes longer. Unlike DataLoader's own timeout
-    it also ends a wait for a worker that hangs while a tensor is fetched from it, and a hang in
-    this process."""
+    """Raise in the main thread when waiting for data takes longer; 0 waits for ever. Unlike
+    DataLoader's own timeout it also ends a wait for a worker that hangs while a tensor is fetched
+    from it, and a hang in this process."""
 
-    def give_up(number, frame):
+    def give_up(_number, _frame):
         raise RuntimeError(f"DataLoader timed out after {seconds:g} seconds")
 
     before = signal.signal(signal.SIGALRM, give_up)
@@ -50,12 +50,17 @@ def data_workers_watched(
             if cause is None:
                 raise
             images = _images_in_flight(source, layout, seed, step())
-        raise UserError(
-            f"step {step() + 1}: {cause}; the images in flight began with {images or 'unknown ones'}. Killed: usually out of memory, lower "
-            "dataloader_num_workers; timed out: look at the storage, or raise dataloader_timeout. --resume_from_checkpoint true goes on"
-        ) from None
+        raise UserError(_death_text(step() + 1, cause, images)) from None
     finally:
         end_data_workers()
+
+
+def _death_text(step: int, cause: str, images: str) -> str:
+    return (
+        f"step {step}: {cause}; the images in flight began with {images or 'unknown ones'}. "
+        "Killed: usually out of memory, lower dataloader_num_workers; timed out: look at the storage, "
+        "or raise dataloader_timeout. --resume_from_checkpoint true goes on"
+    )
 
 
 def _worker_death(error: BaseException) -> str | None:
@@ -63,11 +68,9 @@ def _worker_death(error: BaseException) -> str | None:
     if str(error).startswith("DataLoader"):
         return first_line(error).rstrip(". ")
     # a worker that dies while the parent fetches a tensor from it is noticed as a broken connection
-    if any(
-        Path(frame.filename).name == "resource_sharer.py"
-        for frame in traceback.extract_tb(error.__traceback__)
-    ):
-        return f"a DataLoader worker died while it handed over a batch ({type(error).__name__})"
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).name == "resource_sharer.py":
+            return f"a DataLoader worker died while it handed over a batch ({type(error).__name__})"
     return None
 
 

@@ -1,10 +1,10 @@
-"""Training in float16, for GPUs that have no bfloat16 (V100, T4): the loss is scaled so that small
-gradients do not round to 0.
+"""Scales the loss so that small gradients do not round to 0 in float16, for GPUs that have no
+bfloat16 (V100, T4).
 
-Micikevicius et al. 2018, sec. 3.2. Weights, optimizer, losses, Sinkhorn-Knopp, KoLeo, norms and the
-sums of the residual branches stay float32; matrix products and attention are float16. torch's
-scaler starts at 65536, halves where gradients overflow and doubles after 2000 steps in which none
-did.
+The method is that of Micikevicius et al. 2018, sec. 3.2. Weights, optimizer, losses,
+Sinkhorn-Knopp, KoLeo, norms and the sums of the residual branches stay float32; matrix products and
+attention are float16. torch's scaler starts at 65536, halves where gradients overflow and doubles
+after 2000 steps in which none did.
 """
 
 import torch
@@ -31,5 +31,5 @@ class LossScaler(torch.amp.GradScaler):
             self.load_state_dict(state)
 
     def figures(self) -> dict[str, float]:
-        """For metrics.jsonl, in float16 only."""
+        """The scale, for metrics.jsonl; {} where it is not enabled."""
         return {"loss_scale": self.get_scale()} if self.is_enabled() else {}

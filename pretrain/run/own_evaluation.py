@@ -1,5 +1,5 @@
-"""What a run is judged on where nobody has named images for it: a held-out part of its own data, or
-drawn scenes for drawn scenes."""
+"""Chooses what a run is judged on where nobody has named images for it: a held-out part of its own
+data, or drawn scenes for drawn scenes."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ HELD_OUT = "held_out"
 
 
 def chosen_evaluation(eval_dataset: str | None, dataset: str, scenes: str) -> str | None:
-    """What `auto` stands for: `scenes` where training images are scenes too, `held_out` for any
-    other `dataset`."""
+    """What `auto` means: `scenes` where training images are scenes too, `held_out` for any other
+    `dataset`."""
     if eval_dataset != BY_DATASET:
         return eval_dataset
     is_scenes = dataset.partition("?")[0].partition(":")[0] == "scenes"
@@ -21,7 +21,7 @@ def chosen_evaluation(eval_dataset: str | None, dataset: str, scenes: str) -> st
 
 
 def keep_evaluation_of_resumed_run(args: Any) -> None:
-    """A resumed run whose command names no --eval_dataset keeps that of its config.yaml, and with
+    """Let a resumed run whose command names no --eval_dataset keep that of its config.yaml, and with
     it the images that it trains on.
 
     Earlier versions judged every run on drawn scenes and held nothing out. Raises UserError for a
@@ -30,7 +30,9 @@ def keep_evaluation_of_resumed_run(args: Any) -> None:
     resume = str(args.resume_from_checkpoint).lower()
     if resume in ("none", "false") or "eval_dataset" in explicit_keys(type(args)):
         return
-    folder = args.output_dir if resume in ("true", "auto") else Path(args.resume_from_checkpoint).parent
-    kept = config_in(Path(folder or "outputs"))
-    if "eval_dataset" in kept:
-        args.eval_dataset = kept["eval_dataset"]
+    folder = args.output_dir or "outputs"
+    if resume not in ("true", "auto"):
+        folder = Path(args.resume_from_checkpoint).parent
+    config = config_in(Path(folder))
+    if "eval_dataset" in config:
+        args.eval_dataset = config["eval_dataset"]

@@ -1,5 +1,4 @@
-"""What a checkpoint of a pretraining run holds, and how it comes back. Safetensors and JSON
-only."""
+"""Writes and reads what a checkpoint of a DINOv2 run holds: safetensors and JSON only."""
 
 import json
 from collections.abc import Mapping
@@ -25,7 +24,9 @@ from vision_core.runs.checkpoint_fit import (
 )
 from vision_core.runs.checkpoints import checkpoint_step
 
-NOTHING: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
+Changes = Mapping[str, tuple[Any, Any]]  # options that differ from before: name -> (old, new)
+
+NO_CHANGES: Changes = MappingProxyType({})
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # The root of a run's folder holds copies of these from its newest checkpoint; weights last, so that
@@ -55,12 +56,12 @@ def load_training_state(
     folder: Path,
     method: SelfDistillation,
     optimizer: torch.optim.Optimizer,
-    changes: Mapping[str, tuple[Any, Any]] = NOTHING,
+    changes: Changes = NO_CHANGES,
 ) -> dict:
     """Bring `method` and `optimizer` to the state in `folder`; returns the JSON part.
 
-    changes: the options that differ from those of the run that saved it, name -> (old, new). Raises
-    `UserError` where it is another model's; then nothing has been assigned.
+    changes: the options that differ from those of the run that saved it. Raises `UserError` where
+    it is another model's; then nothing has been assigned.
     """
     try:
         misfit = first_misfit(folder, method)
@@ -77,9 +78,10 @@ def resume_from(
     max_steps: int,
     method: SelfDistillation,
     optimizer: torch.optim.Optimizer,
-    changes: Mapping[str, tuple[Any, Any]] = NOTHING,
+    changes: Changes = NO_CHANGES,
 ) -> dict:
-    """`load_training_state`, where the run can go on from there; a dry run asks the same.
+    """Load a state as `load_training_state` does, where the run can go on from there. A dry run asks
+    the same.
 
     Raises UserError for another `init_from` than before, for a `max_steps` below the checkpoint's
     step, and for another model.
@@ -103,38 +105,34 @@ def start_of(folder: Path) -> str:
 def first_misfit(folder: Path, method: SelfDistillation) -> str:
     """In what the model in `folder` differs from `method`, or "". Reads headers and a config
     alone."""
-    student, backbone = shapes(method.student.state_dict()), method.teacher["backbone"]
-    misfits = (
-        (misfit_of_shapes, shapes_in(folder / "student.safetensors"), student),
-        (misfit_of_shapes, shapes_in(folder / "heads.safetensors"), shapes(heads_and_centers(method))),
-        (
-            misfit_of_optimizer,
-            shapes_in(folder / "optimizer.safetensors"),
-            shapes(dict(method.student.named_parameters())),
-        ),
-        (
-            misfit_of_configs,
-            type(backbone.config).from_pretrained(folder).to_dict(),
-            backbone.config.to_dict(),
-        ),
+    student = shapes_in(folder / "student.safetensors")
+    heads = shapes_in(folder / "heads.safetensors")
+    moments = shapes_in(folder / "optimizer.safetensors")
+    own_config = method.teacher["backbone"].config
+    config = type(own_config).from_pretrained(folder)
+    return (
+        misfit_of_shapes(student, shapes_of(method.student.state_dict()))
+        or misfit_of_shapes(heads, shapes_of(heads_and_centers(method)))
+        or misfit_of_optimizer(moments, shapes_of(dict(method.student.named_parameters())))
+        or misfit_of_configs(config.to_dict(), own_config.to_dict())
     )
-    return next((found for compare, saved, own in misfits if (found := compare(saved, own))), "")
 
 
 def misfit_of_optimizer(saved: Shapes, parameters: Shapes) -> str:
-    """Whether AdamW's moments are of these parameters, in words, or ""."""
-    moments = {name: shape for name, shape in saved.items() if not name.endswith("/step")}
-    own = {f"{name}/{key}": shape for name, shape in parameters.items() for key in MOMENTS}
+    """In what AdamW's moments differ from these parameters, or ""."""
+    saved_moments = {name: shape for name, shape in saved.items() if not name.endswith("/step")}
     # a parameter that has had no gradient yet has no state, and one that has some has all of it
-    begun = {name.rpartition("/")[0] for name in saved}
-    return misfit_of_shapes(
-        moments, {name: shape for name, shape in own.items() if name.rpartition("/")[0] in begun}
-    )
+    with_state = {name.rpartition("/")[0] for name in saved}
+    own_moments: Shapes = {}
+    for name, shape in parameters.items():
+        if name in with_state:
+            own_moments |= {f"{name}/{moment}": shape for moment in MOMENTS}
+    return misfit_of_shapes(saved_moments, own_moments)
 
 
 def _load(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict:
-    """Assign what fits, once the library's reader has given the teacher, whose file has names of
-    its own."""
+    """Assign what is known to fit. The library reads the teacher, whose file has names of its
+    own."""
     state = json.loads((folder / "training_state.json").read_text())
     teacher = type(method.teacher["backbone"]).from_pretrained(folder)
     method.teacher["backbone"].load_state_dict(teacher.state_dict())
@@ -144,13 +142,13 @@ def _load(folder: Path, method: SelfDistillation, optimizer: torch.optim.Optimiz
     return state
 
 
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Of each tensor by its name."""
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, by its name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def course(seed: int, global_batch: int, pixel_options: str) -> dict[str, Any]:
-    """What a checkpoint keeps for `changed_course`, which says what each is."""
+    """What a checkpoint keeps for `changed_course`."""
     return {
         "seed": seed,
         "pixel_options": pixel_options,
@@ -165,40 +163,43 @@ def changed_course(state: dict, seed: int, global_batch: int, pixel_options: str
 
     global_batch: images of a step, over all processes. pixel_options: how images are read, as text.
     """
-    lines = []
     before = state.get("pixel_options", pixel_options)  # older checkpoints do not say
+    lines = []
     if before != pixel_options:
+        was = before or "no options"
         lines.append(
-            f"note            images were read with {before or 'no options'} and are read with {pixel_options or 'none'}: other pixels"
+            f"note            images were read with {was} and are read with {pixel_options or 'none'}: other pixels"
         )
-    for name, value in (("seed", seed), ("global_batch", global_batch)):
+    other_images = "other images and crops from here on than without the stop"
+    other_bits = "the same course, but not to the last bit"
+    for name, value, consequence in (
+        ("seed", seed, other_images),
+        ("global_batch", global_batch, other_images),
+        ("cpu_threads", torch.get_num_threads(), other_bits),
+        ("torch", torch.__version__, other_bits),
+    ):
         if state[name] != value:
-            lines.append(
-                f"note            {name} was {state[name]} and is {value}: other images and crops from here on than without the stop"
-            )
-    for name, value in (("cpu_threads", torch.get_num_threads()), ("torch", torch.__version__)):
-        if state[name] != value:
-            lines.append(
-                f"note            {name} was {state[name]} and is {value}: the same course, but not to the last bit"
-            )
+            lines.append(f"note            {name} was {state[name]} and is {value}: {consequence}")
     return lines
 
 
 def heads_and_centers(method: SelfDistillation) -> dict[str, Tensor]:
     """The teacher's heads as `dino_head.*`, `ibot_head.*`, and the centers as `dino_centering.*`,
     `ibot_centering.*`."""
-    heads = {
-        name: value for name, value in method.teacher.state_dict().items() if not name.startswith("backbone.")
-    }
-    for name in ("dino_centering", "ibot_centering"):
-        heads |= {f"{name}.{key}": value for key, value in getattr(method, name).state_dict().items()}
-    return heads
+    tensors: dict[str, Tensor] = {}
+    for name, value in method.teacher.state_dict().items():
+        if not name.startswith("backbone."):
+            tensors[name] = value
+    for centering in ("dino_centering", "ibot_centering"):
+        for key, value in getattr(method, centering).state_dict().items():
+            tensors[f"{centering}.{key}"] = value
+    return tensors
 
 
 def load_heads_and_centers(method: SelfDistillation, tensors: dict[str, Tensor]) -> None:
     """The inverse of `heads_and_centers`; every name must be there."""
     own = heads_and_centers(method)
-    if own.keys() != tensors.keys() or any(own[name].shape != tensors[name].shape for name in own):
+    if shapes_of(own) != shapes_of(tensors):
         raise RuntimeError(
             f"heads.safetensors has other tensors than the heads: {sorted(own.keys() ^ tensors.keys())[:3]}"
         )
@@ -210,11 +211,11 @@ def load_heads_and_centers(method: SelfDistillation, tensors: dict[str, Tensor])
 def optimizer_tensors(method: SelfDistillation, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """AdamW's state as `<parameter name>/<step, exp_avg or exp_avg_sq>`."""
     names = {parameter: name for name, parameter in method.student.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": value.reshape(-1) if value.ndim == 0 else value
-        for parameter, entry in optimizer.state.items()
-        for key, value in entry.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for parameter, entry in optimizer.state.items():
+        for key, value in entry.items():
+            tensors[f"{names[parameter]}/{key}"] = value.reshape(-1) if value.ndim == 0 else value
+    return tensors
 
 
 def load_optimizer_tensors(

@@ -13,8 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pretrain import dinov2
-from pretrain.run.args import DINOv2Arguments, check_arguments
-from vision_core.arguments import parse_arguments
 from vision_core.errors import Stopped, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,7 +147,7 @@ def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume
     )
     options = (*options, "--eval_dataset", "none", "--per_device_train_batch_size", 4)
     run("--output_dir", tmp_path / "whole", *options)
-    plain, seen = dinov2.Trainer.on_device, []
+    plain, seen = dinov2.DistillationTrainer.on_device, []
 
     def told(self, batch):
         seen.append(self.step)
@@ -158,7 +156,7 @@ def test_a_step_that_would_leave_no_time_for_a_save_is_broken_off_and_the_resume
         return plain(self, batch)
 
     with monkeypatch.context() as patched, pytest.raises(Stopped, match="143"):
-        patched.setattr(dinov2.Trainer, "on_device", told)
+        patched.setattr(dinov2.DistillationTrainer, "on_device", told)
         run("--output_dir", tmp_path / "run", *options, "--grace_seconds", 0.0001)
     assert seen.count(3) == 2 and "told to stop: step 3 of 6 is saved" in capsys.readouterr().out
     run("--output_dir", tmp_path / "run", *options, "--resume_from_checkpoint", "true")
@@ -210,7 +208,7 @@ def test_dry_run_shows_and_writes_nothing(run, tmp_path, capsys, monkeypatch):
         (("--eval_dataset", "folder:absent"), "absent"),
         (("--knn_k", 1000), "k=1000 is not possible"),
         (("--resume_from_checkpoint", "true"), "no folder"),
-        (("--report_to", "tensorbord"), "--report_to tensorbord is no tracker"),
+        (("--report_to", "tensorbord"), "--report_to tensorbord is not a tracker"),
         (("--report_to", "clearml"), "--report_to clearml is not installed"),
     ],
 )
@@ -244,14 +242,14 @@ def test_non_finite_losses_never_reach_the_weights(run, tmp_path, monkeypatch):
     """Images of infinite pixels from step 7 on: three skipped steps, then the run stops with the
     weights, moments and centers of step 6."""
     folder = tmp_path / "run"
-    plain = dinov2.Trainer.on_device
+    plain = dinov2.DistillationTrainer.on_device
 
     def poisoned(self, batch):
         if self.step >= 6:
             batch["global_crops"] = batch["global_crops"] * float("inf")
         return plain(self, batch)
 
-    monkeypatch.setattr(dinov2.Trainer, "on_device", poisoned)
+    monkeypatch.setattr(dinov2.DistillationTrainer, "on_device", poisoned)
     with pytest.raises(UserError, match="not finite for 3 steps in a row, the last is step 9"):
         run("--output_dir", folder, "--save_steps", 6)
     skipped = [line for line in metrics(folder) if line.get("skipped")]
@@ -272,7 +270,8 @@ def test_multi_band_images_train(run, tmp_path):
     for number in range(20):
         np.save(images / f"{number}.npy", np.random.default_rng(number).random((5, 24, 30), dtype=np.float32))
     run(
-        "--dataset", images, "--eval_dataset", "none", "--output_dir", tmp_path / "run", "--max_steps", 3, "--num_channels", 5,
+        "--dataset", images, "--eval_dataset", "none", "--output_dir", tmp_path / "run", "--max_steps", 3,
+        "--num_channels", 5,
         "--image_mean", *[0.5] * 5, "--image_std", *[0.3] * 5, "--global_crop_size", 16, 32,
     )  # fmt: skip
     assert load_file(tmp_path / "run" / "model.safetensors")[
@@ -286,7 +285,7 @@ def test_multi_band_images_train(run, tmp_path):
         (["--learning_rat", "1"], "learning_rate"),
         (
             ["--global_crop_size", "33"],
-            "global_crop_size=33 is no multiple of patch_size=8; the next ones are 32 and 40",
+            "global_crop_size=33 is not a multiple of patch_size=8; the next ones are 32 and 40",
         ),
         (["--global_crop_scale", "0.9", "0.3"], "global_crop_scale"),
         (["--max_steps", "2"], "warmup_steps=2 is not below max_steps=2"),
@@ -313,16 +312,3 @@ def test_mistakes_are_one_line_before_any_training(run, arguments, message, tmp_
 def test_the_folder_of_another_run_is_refused_with_the_two_commands(run, whole):
     with pytest.raises(UserError, match="--resume_from_checkpoint true.*--output_dir"):
         run("--output_dir", whole)
-
-
-def test_the_two_core_recipe_is_the_default_job():
-    named = parse_arguments(DINOv2Arguments, [str(ROOT / "pretrain" / "configs" / "scenes_2_cores.yaml")])
-    assert named == DINOv2Arguments(name="scenes")
-
-
-@pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "pretrain" / "configs").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_every_recipe_parses_and_is_possible(recipe):
-    check_arguments(parse_arguments(DINOv2Arguments, [str(recipe)]))
-    assert recipe.read_text().startswith("# ")

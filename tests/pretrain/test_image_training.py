@@ -86,7 +86,7 @@ def test_a_dry_run_says_what_the_run_would_be_and_writes_nothing(training, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--image_size", 36), "--image_size 36 is no multiple of --patch_size 8"),
+        (("--image_size", 36), "--image_size 36 is not a multiple of --patch_size 8"),
         (("--patch_size", 0), "must be above 0"),
         (
             ("--per_device_train_batch_size", 48),

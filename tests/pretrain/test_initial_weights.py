@@ -11,7 +11,7 @@ from encoders import load_encoder, save_encoder
 from encoders.adapters.transformers_encoder import TransformersEncoder
 from encoders.preprocess import ImageTransform
 from pretrain.backbone import build_backbone
-from pretrain.initial_weights import fit_channels, load_backbone_weights
+from pretrain.initial_weights import fit_channels, load_backbone_weights, resize_position_embeddings
 from tests.published_dinov2 import PublishedDinov2
 from vision_core.errors import UserError
 
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     cases = {
         "heads": "it has 4 heads, the run 2; give --num_attention_heads 4",
         "vit": "it is a vit, and the run trains a DINOv2",
-        "siglip": "it is no DINOv2 of transformers",
+        "siglip": "it is not a DINOv2 of transformers",
         "nowhere": "nowhere cannot be loaded",
     }
     for name, message in cases.items():
@@ -224,3 +224,24 @@ def test_a_folder_of_another_library_is_told_by_its_name(tmp_path, files, said):
         match=f"^init_from=.* {said} have other names; give .* hf:facebook/dinov2-small, .* dinov2_pth:FILE$",
     ):
         load_backbone_weights(backbone(), str(tmp_path))
+
+
+def test_weights_of_another_grid_are_resized_and_other_shapes_refused(tmp_path):
+    torch.manual_seed(0)
+    donor = build_backbone(32, 3, 2, patch_size=4, image_size=16)
+    donor.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    larger = build_backbone(32, 3, 2, patch_size=4, image_size=32)
+    lines = load_backbone_weights(larger, str(tmp_path))
+    assert "resized from 4 x 4 to 8 x 8" in lines[1]
+    assert torch.equal(larger.encoder.layer[0].mlp.fc1.weight, donor.encoder.layer[0].mlp.fc1.weight)
+    wider = build_backbone(64, 3, 2, patch_size=4, image_size=16)
+    with pytest.raises(UserError, match="do not fit"):
+        load_backbone_weights(wider, str(tmp_path))
+
+
+def test_resizing_a_constant_grid_keeps_it():
+    table = torch.cat([torch.zeros(1, 1, 6), torch.ones(1, 16, 6)], dim=1)
+    resized = resize_position_embeddings(table, 7)
+    assert resized.shape == (1, 50, 6)
+    torch.testing.assert_close(resized[:, 1:], torch.ones(1, 49, 6))

@@ -13,7 +13,7 @@ from encoders import load_encoder
 from encoders.evaluation.encoder_facts import training_paradigm
 from encoders.mae_weights import sincos_positions
 from pretrain.batches.multicrop import Poses, random_resized_crop
-from pretrain.mae import MaeArguments, collate, masked_crop, start
+from pretrain.mae import MaeArguments, build_model, collate, masked_crop
 from vision_core.errors import UserError
 from vision_core.randomness import seed_of
 
@@ -30,7 +30,7 @@ def whole(mae):
 
 @pytest.fixture
 def tiny():
-    return start(
+    return build_model(
         MaeArguments(image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     )
 

@@ -13,9 +13,9 @@ from encoders.evaluation.features import vector_features
 from encoders.evaluation.knn_benchmark import KnnBenchmark, load_images
 from encoders.preprocess import ImageTransform
 from pretrain.batches.crops import StepMasks, make_loader
+from pretrain.batches.image_draws import ImageDraws
 from pretrain.batches.multicrop import MultiCrop
 from pretrain.batches.order import BatchLayout
-from pretrain.image_training import DrawnImages
 from pretrain.run.health import draw_probes
 from vision_core.errors import UserError
 from vision_core.images.open_source import open_source
@@ -63,7 +63,7 @@ def features_of(source, folder, resampler="tensor"):
 
 
 def drawn_from(source):
-    data = DrawnImages(source, lambda image, epoch, index: image)
+    data = ImageDraws(source, lambda image, epoch, index: image)
     return [data[index] for index in range(len(data))]
 
 

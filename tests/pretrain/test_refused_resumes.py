@@ -157,7 +157,8 @@ def test_a_refused_resume_changes_nothing(finished, tmp_path):
         assert said in line, line
         print(f"refused, tree unchanged: {' '.join(map(str, edit))}: {line}")
     print(
-        f"{finished.script}: {len(edits)} of {len(edits)} edits refused, names, bytes and times of the folder are equal before and after"
+        f"{finished.script}: {len(edits)} of {len(edits)} edits refused, names, bytes and times of the folder "
+        "are equal before and after"
     )
     assert len(edits) >= (20 if "dinov2" in finished.script else 15)
 

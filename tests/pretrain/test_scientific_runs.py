@@ -12,14 +12,11 @@ from transformers import AutoImageProcessor
 
 from encoders.load import load_encoder
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform
-from pretrain import dinov2, mae, siglip
-from pretrain.image_training import fitted_processor, normalisation
-from pretrain.run.args import DINOv2Arguments, check_arguments
+from pretrain import dinov2
+from pretrain.run.args import DINOv2Arguments
 from pretrain.run.build import build_multicrop
-from pretrain.run.feeding import feeding
-from vision_core.errors import UserError
+from pretrain.run.build_evaluation import build_benchmark
 from vision_core.images.open_source import open_source
-from vision_core.images.pixel_options import PixelOptions, Scale
 
 TINY = """
 eval_dataset: none
@@ -129,7 +126,7 @@ def test_images_that_are_judged_in_a_run_are_read_with_the_scale_that_was_learnt
         knn_num_queries=8,
     )
     source = open_source(args.dataset)
-    benchmark = dinov2.build_benchmark(args, source, True)
+    benchmark = build_benchmark(args, source, True)
     assert (
         benchmark.queries.images.mean() > 1.5 * benchmark.bank.images.mean()
     )  # with a scale of their own they would be equal
@@ -158,76 +155,6 @@ def test_crops_take_three_bands_for_colours_only_where_black_and_white_are_known
     args = DINOv2Arguments()
     assert build_multicrop(args, open_source(f"folder:{plates}?scale=4095")).known_range
     assert not build_multicrop(args, open_source(f"folder:{plates}")).known_range
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (
-            {"stain_strength": 0.1, "num_channels": 4, "image_mean": [0.0] * 4, "image_std": [1.0] * 4},
-            "stain_strength=0.1 needs RGB",
-        ),
-        (
-            {"channel_drop_probability": 0.1, "num_channels": 1, "image_mean": [0.0], "image_std": [1.0]},
-            "needs several channels",
-        ),
-        ({"vertical_flip_probability": 1.5}, "vertical_flip_probability=1.5: it must lie between 0 and 1"),
-        ({"solarize_probability": -1.0}, "solarize_probability=-1.0: it must lie between 0 and 1"),
-        ({"band_jitter_strength": -1.0}, "band_jitter_strength=-1.0: it must not be below 0"),
-    ],
-)
-def test_options_that_are_not_possible_are_one_line(options, message):
-    with pytest.raises(UserError, match=message):
-        check_arguments(DINOv2Arguments(**options))
-
-
-def test_options_reach_the_crops():
-    args = DINOv2Arguments(
-        horizontal_flip_probability=0.1, vertical_flip_probability=0.2, quarter_turns=True, solarize_probability=0.3,
-        band_jitter_strength=0.4, channel_drop_probability=0.5, stain_strength=0.6,
-    )  # fmt: skip
-    crops = build_multicrop(args, open_source("scenes"))
-    assert crops.poses == (0.1, 0.2, True) and crops.global_crops[1].solarize_probability == 0.3
-    assert (crops.band_jitter_strength, crops.channel_drop_probability, crops.stain_strength) == (
-        0.4,
-        0.5,
-        0.6,
-    )
-
-
-@pytest.mark.parametrize("name", ["mae", "siglip"])
-def test_other_methods_feed_scaled_images_once(name):
-    """Images of 0 to 1 are not divided by 255 again, in training or by the processor that is
-    published."""
-    values = torch.rand(3, 32, 32)
-    source = open_source("scenes")
-    source.pixel_options = PixelOptions(Scale("values", 0.0, 4095.0))
-    if name == "mae":
-        processor = fitted_processor(mae.start(mae.MaeArguments(image_size=32))[1], source)
-        fed = mae.collate(
-            processor.image_mean, processor.image_std, [{"view": values, "noise": torch.rand(16)}]
-        )["pixel_values"]
-    else:
-        processor = fitted_processor(siglip.SiglipImageProcessor(size={"height": 32, "width": 32}), source)
-        fed = processor([values], return_tensors="pt")["pixel_values"]
-    mean, std = (torch.tensor(figures).view(-1, 1, 1) for figures in normalisation(processor))
-    torch.testing.assert_close(fed[0], (values - mean) / std, rtol=0, atol=1e-5)
-    published = processor([values], return_tensors="pt", input_data_format="channels_first")["pixel_values"]
-    torch.testing.assert_close(published[0], fed[0], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["mae", "siglip"])
-def test_cards_of_other_methods_feed_scaled_images(name):
-    """And a processor of another run is set both ways."""
-    loading = {"mae": mae, "siglip": siglip}[name].LOADING
-    card = feeding(loading, 3, PixelOptions(Scale("values", 0.0, 4095.0)), True)
-    assert (
-        "load_image" not in card
-        and 'open_source("folder:path/to/images?scale=4095", num_channels=3)[0].image' in card
-    )
-    assert feeding(loading, 3, PixelOptions(), False) == loading
-    processor = siglip.SiglipImageProcessor(size={"height": 32, "width": 32}, do_rescale=False)
-    assert fitted_processor(processor, open_source("scenes")).do_rescale
 
 
 def test_three_bands_of_floats_are_published_as_numbers(run, tmp_path, capsys):

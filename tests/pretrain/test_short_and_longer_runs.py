@@ -6,9 +6,6 @@ import json
 import pytest
 import yaml
 
-from pretrain.batches.order import BatchLayout
-from pretrain.run.args import DINOv2Arguments, check_arguments
-from pretrain.run.build import build_schedules
 from vision_core.errors import UserError
 from vision_core.trainer.run_trainer import check_warmup
 
@@ -18,41 +15,6 @@ SCRIPTS = {
     "mae": ("pretrain/mae.py", (*SCENES, "--eval_dataset", "none")),
     "siglip": ("pretrain/siglip.py", (*SCENES, "--eval_dataset", "none")),
 }
-
-
-@pytest.mark.parametrize(
-    ("steps", "warmup"), [(1, 0), (2, 0), (9, 0), (100, 10), (500, 50), (920, 50), (625_000, 50)]
-)
-def test_an_unset_warm_up_fits(steps, warmup):
-    args = DINOv2Arguments(max_steps=steps)
-    check_arguments(args)
-    assert args.warmup_steps == warmup and len(build_schedules(args, 64)["learning_rate"]) == steps
-
-
-@pytest.mark.parametrize("name", ["warmup_steps", "warmup_teacher_temp_steps", "freeze_last_layer_steps"])
-def test_a_beginning_that_was_given_and_does_not_end_is_refused(name):
-    with pytest.raises(UserError, match=rf"{name}=2 is not below max_steps=2; .*--{name} 0"):
-        check_arguments(DINOv2Arguments(max_steps=2, **{name: 2}))
-    check_arguments(DINOv2Arguments(max_steps=3, **{name: 2}))
-
-
-def test_all_that_does_not_end_is_said_at_once():
-    args = DINOv2Arguments(
-        max_steps=2, warmup_steps=100, warmup_teacher_temp_steps=30, freeze_last_layer_steps=12
-    )
-    with pytest.raises(UserError) as refused:
-        check_arguments(args)
-    assert "add --warmup_steps 0 --warmup_teacher_temp_steps 0 --freeze_last_layer_steps 0" in str(
-        refused.value
-    )
-
-
-def test_a_batch_larger_than_the_data_is_refused_with_the_largest_that_fits():
-    with pytest.raises(UserError, match="lower --per_device_train_batch_size to 5 at most"):
-        BatchLayout(64, 2, 2, 0).check(23)
-    BatchLayout(5, 2, 2, 0).check(23)
-    with pytest.raises(UserError, match="give more images, or start fewer processes"):
-        BatchLayout(64, 2, 2, 0).check(3)
 
 
 def test_the_trainers_warm_up():

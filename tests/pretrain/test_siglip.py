@@ -166,7 +166,7 @@ def test_mistakes_are_one_line(siglip, rows, tmp_path):
     assert "is a stream; give images that can be read in any order" in siglip.error(
         folder, "--dataset", stream
     )
-    assert "--hidden_size 33 is no multiple of --num_attention_heads 2" in siglip.error(
+    assert "--hidden_size 33 is not a multiple of --num_attention_heads 2" in siglip.error(
         folder, "--hidden_size", 33
     )
     assert not folder.exists(), "nothing is written before a run can start"

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from encoders.card import SNIPPET
 from pretrain.run.args import DINOv2Arguments
-from pretrain.run.card import judged
+from pretrain.run.card import judgement
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED = ("dinov2", "siglip", "mae", "align", "sft", "lora")
@@ -79,17 +80,15 @@ def test_a_warm_up_of_a_short_run_is_in_its_config(made):
 
 
 def test_a_model_below_its_references_is_said_to_be(made):
-    class Benchmark:
-        description = "bank 40, queries 20"
-
+    judged = partial(judgement, "scenes", "bank 40, queries 20")
     references = {"raw_pixels": 33.7, "colour_histogram": 5.0, "untrained": 17.6}
-    said = " ".join(judged(DINOv2Arguments(), references, {"cls": 10.0, "patch_mean": 12.0}, Benchmark()))
+    said = " ".join(judged(references, {"cls": 10.0, "patch_mean": 12.0}))
     assert (
         "Its k-NN of 12.0 % is not above raw pixels (33.7 %) and untrained (17.6 %)" in said
         and "histogram" not in said
     )
-    assert "not above" not in " ".join(judged(DINOv2Arguments(), references, {"cls": 55.0}, Benchmark()))
-    assert "Nothing was measured" in " ".join(judged(DINOv2Arguments(), {}, {}, None))
+    assert "not above" not in " ".join(judged(references, {"cls": 55.0}))
+    assert "Nothing was measured" in " ".join(judgement("scenes", "", {}, {}))
 
 
 def command_of(text: str) -> list[str]:

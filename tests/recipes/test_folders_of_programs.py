@@ -13,8 +13,8 @@ from fusion.assemble import load_language_model
 from fusion.convert_cambrian import read_config
 from fusion.training.models import check_model_folder
 from pretrain.backbone import build_backbone
-from pretrain.image_training import load_whole
 from pretrain.initial_weights import load_backbone_weights
+from pretrain.run.complete_model import load_complete_model
 from vision_core.errors import UserError
 from vision_core.runs.folder_kinds import folder_kind
 
@@ -56,7 +56,10 @@ LOADERS = {
     ),
     "fuse --language_model": (lambda folder: load_language_model(str(folder)), {"language_model"}),
     "dinov2.py --init_from": (lambda folder: load_backbone_weights(backbone(), str(folder)), ENCODERS),
-    "siglip.py, mae.py --init_from": (lambda folder: load_whole(siglip_model(), str(folder)), {"encoder"}),
+    "siglip.py, mae.py --init_from": (
+        lambda folder: load_complete_model(siglip_model(), str(folder)),
+        {"encoder"},
+    ),
     "convert_cambrian --checkpoint": (lambda folder: read_config(folder), {"language_model"}),
     "zero_shot": (lambda folder: load_image_text(folder), {"encoder"}),
 }

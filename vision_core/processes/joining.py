@@ -6,6 +6,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from vision_core.processes.fail_together import fail_together
+
 
 def join_processes() -> torch.device:
     """Start the process group under torchrun or accelerate, and give this process's device.
@@ -16,6 +18,7 @@ def join_processes() -> torch.device:
     device = _own_device()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(days=7))
+    fail_together()
     return device
 
 

@@ -9,7 +9,7 @@ from pretrain import dinov2
 from vision_core.errors import run_script
 
 step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-plain = dinov2.Trainer.on_device
+plain = dinov2.DistillationTrainer.on_device
 seen: list[int] = []
 
 
@@ -21,5 +21,5 @@ def told(self, batch: dict) -> dict:
     return plain(self, batch)
 
 
-dinov2.Trainer.on_device = told
+dinov2.DistillationTrainer.on_device = told
 run_script(dinov2.main)

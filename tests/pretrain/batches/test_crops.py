@@ -1,7 +1,5 @@
 """Order, resume and bad images of the training data."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -9,10 +7,7 @@ from PIL import Image
 
 from pretrain.batches.crops import StepMasks, make_loader
 from pretrain.batches.multicrop import MultiCrop
-from pretrain.batches.order import BatchLayout, StepSampler
-from pretrain.run.bad_images import BadImageWatch
-from pretrain.run.data_workers import time_limit
-from vision_core.errors import UserError
+from pretrain.batches.order import BatchLayout
 from vision_core.images.open_source import open_source
 from vision_core.images.source import ImageRecord, ImageStream, UnreadableSample
 
@@ -39,30 +34,6 @@ def same(left, right):
     assert left["ids"] == right["ids"] and left["bad"] == right["bad"]
     for name in ("global_crops", "local_crops", "masks", "mask_indices", "mask_weights"):
         assert torch.equal(left[name], right[name]), name
-
-
-def test_an_epoch_is_a_permutation_and_the_next_one_another():
-    sampler = StepSampler(10, BatchLayout(3, 1, 1, 0), seed=0, first_step=0, last_step=6)
-    drawn = [[draw.index for draw in batch] for batch in sampler]
-    first, second = sum(drawn[:3], []), sum(drawn[3:], [])
-    assert len(set(first)) == len(set(second)) == 9 and first != second
-
-
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_what_one_process_sees(processes):
-    one = [draw for batch in StepSampler(30, BatchLayout(6, 1, 1, 0), 0, 2, 7) for draw in batch]
-    per_process = [
-        list(StepSampler(30, BatchLayout(6 // processes, 1, processes, rank), 0, 2, 7))
-        for rank in range(processes)
-    ]
-    many = [draw for step in zip(*per_process, strict=True) for part in step for draw in part]
-    assert many == one
-
-
-def test_micro_batches_are_the_same_images_in_parts():
-    whole = [draw for batch in StepSampler(30, BatchLayout(6, 1, 1, 0), 0, 0, 4) for draw in batch]
-    parts = [draw for batch in StepSampler(30, BatchLayout(2, 3, 1, 0), 0, 0, 4) for draw in batch]
-    assert parts == whole
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -94,21 +65,6 @@ def test_bad_images_are_named_and_replaced_the_same_way_each_time(tmp_path):
     assert all(len(batch["ids"]) == 4 and not {"002.png", "007.png"} & set(batch["ids"]) for batch in once)
 
 
-def test_too_many_bad_images_stop_the_run():
-    watch = BadImageWatch(0.01, None)
-    watch.look_at({"ids": ["a"] * 100, "bad": [("x.png", "truncated")] * 10})
-    watch.report()
-    assert watch.state_dict() == {"drawn": 110, "bad": 10}
-    watch.look_at({"ids": [], "bad": [("x.png", "truncated")] * 2})
-    with pytest.raises(UserError, match=r"12 of 112 images drawn are unreadable.*x.png \(truncated\)"):
-        watch.report()
-
-
-def test_fewer_images_than_a_batch_are_refused():
-    with pytest.raises(UserError, match="has 3 images, fewer than the global batch of 8"):
-        StepSampler(3, BatchLayout(4, 1, 2, 0), 0, 0, 1)
-
-
 class Stream(ImageStream):
     """Twelve images, one of them bad."""
 
@@ -125,10 +81,3 @@ def test_a_stream_goes_on_past_its_end_and_names_bad_records():
     taken = [batch for _, batch in zip(range(5), loader, strict=False)]
     assert [name for batch in taken for name in batch["ids"]][:12] == [*"01235678", "9", "10", "11", "0"]
     assert ("4", "truncated") in taken[1]["bad"]
-
-
-def test_a_wait_for_data_has_an_end():
-    with pytest.raises(RuntimeError, match="DataLoader timed out after 0.1 seconds"), time_limit(0.1):
-        time.sleep(5)
-    with time_limit(0):  # none
-        time.sleep(0.01)

@@ -9,8 +9,8 @@ from pretrain.backbone import build_backbone
 from pretrain.heads import ProjectionHead
 from pretrain.run.health import (
     CHECKS_IN_A_ROW,
-    MEANINGS,
     HealthWatch,
+    alarm_text,
     draw_probes,
     feature_figures,
     health_figures,
@@ -21,7 +21,8 @@ from vision_core.images.open_source import open_source
 from vision_core.images.source import ImageRecord, ImageStream, UnreadableSample
 
 HEALTHY = {
-    "teacher_entropy": 0.2, "information": 2.0, "prototypes_in_use": 0.3, "feature_spread": 0.8, "feature_cosine": 0.3, "rankme": 50.0,
+    "teacher_entropy": 0.2, "information": 2.0, "prototypes_in_use": 0.3, "feature_spread": 0.8,
+    "feature_cosine": 0.3, "rankme": 50.0,
     "dino_loss": 5.0, "gradient_norm": 1.0, "teacher_sum": 1.0,
 }  # fmt: skip
 
@@ -170,7 +171,7 @@ def test_each_sickness_is_told_once_when_it_has_lasted(name):
     told = course(watch, 20, 8, SICK[name])
     first = 8 + CHECKS_IN_A_ROW - 1 + (name == "teacher")  # a teacher stands still from the second look on
     assert told == {10 * first: [name]}
-    assert "\n" not in MEANINGS[name](HEALTHY | SICK[name])
+    assert "\n" not in alarm_text(name, HEALTHY | SICK[name])
 
 
 def test_growing_alike_is_an_alarm_and_being_alike_from_the_start_is_none():

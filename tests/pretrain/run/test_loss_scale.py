@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from pretrain import dinov2
 from pretrain.backbone import build_backbone
+from pretrain.distillation_training import MAX_SKIPPED_IN_A_ROW
 from pretrain.heads import ProjectionHead
 from pretrain.run.loss_scale import LEAST_SCALE, LossScaler
 from pretrain.self_distillation import SelfDistillation
@@ -111,7 +112,7 @@ def test_more_overflows_in_a_row_than_may_be_skipped_lower_the_scale_and_trainin
     float16: ten steps in a row."""
     lines = metrics(whole)
     skipped = [line for line in lines if line.get("skipped")]
-    assert len(skipped) > dinov2.MAX_SKIPPED_IN_A_ROW
+    assert len(skipped) > MAX_SKIPPED_IN_A_ROW
     assert [line["loss_scale"] for line in skipped] == [
         65536 / 2**number for number in range(1, len(skipped) + 1)
     ]

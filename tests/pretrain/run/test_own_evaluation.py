@@ -123,8 +123,8 @@ def test_folders_of_years_are_no_classes_of_cats_and_dogs(run, data):
     """It passed for a bank, and gave 56.2 %."""
     line = knn_line(run("--dataset", data / "raw", "--eval_dataset", data / "lab"))
     assert (
-        "bank 12, queries 12, 2 classes, k = 3; the bank is a part of the evaluation images, because the queries' classes cat, dog"
-        in line
+        "bank 12, queries 12, 2 classes, k = 3; the bank is a part of the evaluation images, "
+        "because the queries' classes cat, dog" in line
     )
     assert "are not among 2021, 2022" in line
 
