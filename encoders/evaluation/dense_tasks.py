@@ -21,8 +21,7 @@ from encoders.evaluation.segmentation import label_picture, linear_segmentation
 from encoders.evaluation.stored_features import StoredRows
 from encoders.evaluation.used_images import none_readable
 from encoders.pictures.sheets import contact_sheet, display, to_picture
-from vision_core.images.annotations import IGNORED
-from vision_core.images.source import UnreadableSample
+from vision_core.images.source import MASK_IGNORED, UnreadableSample
 from vision_core.unreadable import UnreadableImage
 
 SHOWN = 6
@@ -188,7 +187,7 @@ def _num_classes(frozen: FrozenFeatures, masks: list[Tensor]) -> int:
     names = frozen.sources["train"].annotations.mask_names
     if names:
         return len(names)
-    return 1 + max(int(mask[mask != IGNORED].max()) for mask in masks if (mask != IGNORED).any())
+    return 1 + max(int(mask[mask != MASK_IGNORED].max()) for mask in masks if (mask != MASK_IGNORED).any())
 
 
 def _farthest(depths: list[Tensor], judged: DepthProtocol | None) -> float:

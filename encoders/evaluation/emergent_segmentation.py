@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vision_core.errors import UserError
+from vision_core.images.source import MASK_IGNORED
 
 SHARE = 0.6
-NOWHERE = 255  # value of a mask's pixels that count nowhere
 
 
 @dataclass(frozen=True)
@@ -114,5 +114,5 @@ def _judge(maps: Tensor, mask: Tensor, share: float) -> tuple[Tensor, Tensor, Te
 
 def _objects(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Where there is an object, and what counts at all, bool `[H, W]`."""
-    counted = torch.ones_like(mask, dtype=torch.bool) if mask.dtype == torch.bool else mask != NOWHERE
+    counted = torch.ones_like(mask, dtype=torch.bool) if mask.dtype == torch.bool else mask != MASK_IGNORED
     return (mask != 0) & counted, counted

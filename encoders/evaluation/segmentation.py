@@ -21,8 +21,7 @@ from encoders.evaluation.dense import (
     training_targets,
 )
 from vision_core.errors import UserError
-
-IGNORE = 255
+from vision_core.images.source import MASK_IGNORED
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,14 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Cross-entropy of `[B, classes, h, w]`, upsampled bilinearly to the masks `[B, H, W]`, over
     the pixels that are not 255; 0 without any."""
     logits = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
-    counted = (masks != IGNORE).sum().clamp_min(1)
-    return F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum") / counted
+    counted = (masks != MASK_IGNORED).sum().clamp_min(1)
+    return F.cross_entropy(logits, masks.long(), ignore_index=MASK_IGNORED, reduction="sum") / counted
 
 
 def confusion_matrix(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """`[classes, classes]` counts of pixels, a row per true class and a column per predicted one;
     pixels whose truth is 255 are left out."""
-    counted = truth != IGNORE
+    counted = truth != MASK_IGNORED
     pairs = truth[counted].long() * num_classes + predicted[counted]
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
@@ -161,11 +160,11 @@ def _judge(head: nn.Module, maps: Rows, masks: Rows, num_classes: int, batch_siz
 def _check_masks(split: str, masks: Rows, num_classes: int) -> Tensor:
     """Pixels `[classes]` of each class. Raises UserError for values that are no class and where no
     pixel counts."""
-    if not 2 <= num_classes <= IGNORE:
-        raise UserError(f"segmentation: {num_classes} classes; masks can hold 2 to {IGNORE}")
+    if not 2 <= num_classes <= MASK_IGNORED:
+        raise UserError(f"segmentation: {num_classes} classes; masks can hold 2 to {MASK_IGNORED}")
     pixels = torch.zeros(num_classes, dtype=torch.long)
     for index in range(len(masks)):
-        values = masks[index][masks[index] != IGNORE].long()
+        values = masks[index][masks[index] != MASK_IGNORED].long()
         wrong = values[(values < 0) | (values >= num_classes)]
         if len(wrong):
             raise UserError(
