@@ -51,6 +51,7 @@ from vision_core.files.text_files import check_openable, is_deep, open_bytes, pa
 from vision_core.images.pixel_options import take_pixel_options
 from vision_core.images.sources.hub import state_of_table
 from vision_core.randomness import numpy_generator
+from vision_core.scenes.defaults import DEFAULT_COUNTS, DEFAULT_SEED, DEFAULT_SIZE, DEFAULT_SPLIT, SPLITS
 from vision_core.scenes.draw import draw_scene
 from vision_core.source_text import true_or_false, whole_number
 
@@ -300,15 +301,15 @@ def open_conversations(text: str) -> ConversationSource:
 
 
 def _open_scenes(text: str, options: Mapping[str, str]) -> SceneConversations:
-    count = whole_number(options, "count", repr(text), 1000)
-    size = whole_number(options, "size", repr(text), 64)
-    seed = whole_number(options, "seed", repr(text), 0)
-    split = options.get("split", "train")
-    if split not in ("train", "held_out"):
+    split = options.get("split", DEFAULT_SPLIT)
+    if split not in SPLITS:
         raise UserError(f"{text!r}: there is no split {split!r} of scenes; use train or held_out")
     turns = options.get("turns", "one")
     if turns not in ("one", "all"):
         raise UserError(f"{text!r}: turns={turns} is neither one nor all")
+    count = whole_number(options, "count", repr(text), DEFAULT_COUNTS[split])
+    size = whole_number(options, "size", repr(text), DEFAULT_SIZE)
+    seed = whole_number(options, "seed", repr(text), DEFAULT_SEED)
     return SceneConversations(count, size, seed, split, turns)
 
 

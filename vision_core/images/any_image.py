@@ -1,4 +1,4 @@
-"""Whatever a user has an image as, made into the pixels that training's decoder makes of the
+"""Turn an image in any form that a user has into the pixels that training's decoder makes of the
 image's file."""
 
 from __future__ import annotations
@@ -23,26 +23,30 @@ from vision_core.unreadable import UnreadableImage, cure
 # the axes that may hold the channels: a library's own habit first
 NUMPY_CHANNEL_AXES = (2, 0)
 TORCH_CHANNEL_AXES = (0, 2)
-GREY, COLOUR = 1, 3
+# numbers of channels
+GREY = 1
+COLOUR = 3
 
 
 def image_tensor(image: Any, num_channels: int = COLOUR) -> Tensor:
-    """`[3, H, W]` uint8 on the CPU, equal to `decode_image` of the image's file.
+    """Give an image as `[3, H, W]` uint8 on the CPU, equal to `decode_image` of the image's file.
 
-    | image | rule | |---|---| | bytes | the file's content; of TIFF and arrays, three bands of
-    floats have no known range and are refused | | path, `file://`, `data:`, base64 | the content
-    that is read there | | `http://`, `https://` | refused: nothing is downloaded | | PIL image |
-    loaded or not, of a mode with a known scale; see `decode.picture_tensor` | | array, tensor of
-    uint8 | as it is | | array, tensor of uint16 | as 16 bits of a file: grey is divided by 257, of
-    colour the high byte is taken |
+    | image | rule |
+    |---|---|
+    | bytes | the file's content; three bands of floats have no known range and are refused |
+    | path, `file://`, `data:`, base64 | the content that is read there |
+    | `http://`, `https://` | refused: nothing is downloaded |
+    | PIL image | loaded or not, of a mode with a known scale; see `decode.picture_tensor` |
+    | array, tensor of uint8 | as it is |
+    | array, tensor of uint16 | as 16 bits of a file: grey / 257, the high byte of colour |
 
     Arrays are `[H, W]`, or have an axis of 1 or 3 channels. Where the first and the last axis could
     both be that one, it is the last of a NumPy array, and the first of a torch tensor. The limits
     on sizes hold for encoded images, not for PIL images, arrays and tensors. A tensor that is
     already such an image is returned as it is.
 
-    With another number of channels, files are what `decode_image(data, num_channels)` makes of
-    them, float32 `[C, H, W]`; arrays and tensors of such data are taken by `encoder_image.py`.
+    With another number of channels, `decode_image(data, num_channels)` reads files as float32
+    `[C, H, W]`; `encoder_image.py` takes arrays and tensors of such data.
 
     Raises:
         UserError: for anything else; the message names what was given and the cure.
@@ -56,23 +60,28 @@ def image_tensor(image: Any, num_channels: int = COLOUR) -> Tensor:
     if isinstance(image, Tensor):
         return _of_tensor(image)
     raise UserError(
-        f"an image is of type {type(image).__name__}; give a path, the bytes of a file, a PIL image, a NumPy array or a torch tensor"
+        f"an image is of type {type(image).__name__}; "
+        "give a path, the bytes of a file, a PIL image, a NumPy array or a torch tensor"
     )
 
 
 def file_tensor(
     image: Any, num_channels: int = COLOUR, options: PixelOptions = AS_STORED, pictures: bool = True
 ) -> Tensor:
-    """`[C, H, W]` of a path, bytes or text: `decode_image` of the file with `options`, uint8 or
+    """Decode the file that a path, bytes or a text names, with `options`, into `[C, H, W]` uint8 or
     float32.
 
-    pictures: three bands of floats without a known range are refused, as in `image_tensor`. Raises
-    UserError as that does.
+    pictures: whether three bands of floats without a known range are refused.
+
+    Raises UserError as `image_tensor` does.
     """
     if isinstance(image, bytes | bytearray | memoryview):
-        data, name = bytes(image), "an image given as bytes"
+        data = bytes(image)
+        name = "an image given as bytes"
+    elif isinstance(image, str):
+        data, name = _of_text(image)
     else:
-        data, name = _of_text(image) if isinstance(image, str) else _of_file(os.fspath(image))
+        data, name = _of_file(os.fspath(image))
     return _decoded(data, name, num_channels, options, pictures and options.scale is None)
 
 
@@ -87,7 +96,8 @@ def _decoded(data: bytes, name: str, num_channels: int, options: PixelOptions, p
 def _levels_of_file(image: Tensor, name: str) -> Tensor:
     if image.dtype != torch.uint8:
         raise UserError(
-            f"{name} holds three bands of numbers without a known range; make an image of uint8 of them, from 0 for black to 255 for white"
+            f"{name} holds three bands of numbers without a known range; "
+            "make an image of uint8 of them, from 0 for black to 255 for white"
         )
     return image
 
@@ -96,7 +106,8 @@ def _of_text(text: str) -> tuple[bytes, str]:
     scheme = text[:8].lower()
     if scheme.startswith(("http://", "https://")):
         raise UserError(
-            f"{text[:300]} is not downloaded here; fetch it yourself and give its bytes, such as httpx.get(url).content"
+            f"{text[:300]} is not downloaded here; "
+            "fetch it yourself and give its bytes, such as httpx.get(url).content"
         )
     if scheme.startswith("data:"):
         return _of_data_url(text)
@@ -114,7 +125,8 @@ def _of_data_url(url: str) -> tuple[bytes, str]:
     data = _from_base64(unquote(content)) if header.endswith(";base64") else None
     if data is None:
         raise UserError(
-            "an image is given as a data URL that is not in base64; write data:image/png;base64, and then the encoded file"
+            "an image is given as a data URL that is not in base64; "
+            "write data:image/png;base64, and then the encoded file"
         )
     return data, "an image given as a data URL"
 

@@ -1,4 +1,4 @@
-"""The one decoder: encoded bytes to a tensor, or a named reason why not."""
+"""The decoder of all images: encoded bytes become a tensor, or a named reason why not."""
 
 import io
 import os
@@ -38,24 +38,26 @@ __all__ = [
 ]
 Result = TypeVar("Result")
 
-NUMBER_FORMATS = {"PNG", "TIFF"}  # the others change numbers, or have none
-IMAGE_WIDTH_TAG, IMAGE_LENGTH_TAG = 256, 257  # TIFF 6.0
+NUMBER_FORMATS = {"PNG", "TIFF"}  # other formats change numbers, or hold only colours
+# tags of TIFF 6.0
+IMAGE_WIDTH_TAG = 256
+IMAGE_LENGTH_TAG = 257
 
 
 def decode_image(
     data: bytes, num_channels: int = 3, options: PixelOptions = AS_STORED, part: int | None = None
 ) -> Tensor:
-    """Encoded bytes to `[C, H, W]`; see `read_stored` and `to_pixels`, which this is.
+    """Decode bytes to `[C, H, W]`: `read_stored` followed by `to_pixels`.
 
     Sizes are checked in the header, before any pixel is decoded. EXIF orientation is applied, alpha
-    dropped, the first frame of an animation taken. Pictures of 8 bits become luminance 0..1 (ITU-R
-    601-2, Pillow's "L") where one channel is asked for.
+    is dropped, and the first frame of an animation is taken. Pictures of 8 bits become luminance
+    0..1 (ITU-R 601-2, Pillow's "L") where one channel is asked for.
 
     A flipped bit inside JPEG or WebP data mostly decodes to other pixels, which no decoder notices;
     only a content hash does.
 
     Raises:
-        UnreadableImage: for any bytes that are not a whole, supported image.
+        UnreadableImage: for any bytes that are not a complete, supported image.
         UserError: where a package that reads the format is missing.
     """
     return _guarded(lambda: _decode(data, num_channels, options, part), data)
@@ -64,44 +66,47 @@ def decode_image(
 def read_stored(
     data: bytes, num_channels: int = 3, options: PixelOptions = AS_STORED, part: int | None = None
 ) -> Stored:
-    """The numbers of an image as its file has them, with what is missing among them. Raises as
+    """Read the numbers of an image as its file has them, and which of them are missing. Raises as
     `decode_image` does.
 
     Args:
-        num_channels: how many are wanted of the file. The result may have one, which stands for
-            three, or the three of a colour for one. With `options.bands` it is what the file has,
-            and the result has those bands alone.
-        part: which of the images of a file that holds several, from 0 on.
+        num_channels: how many channels are wanted of the file. The result may have one channel
+            where three are wanted, or the three of a colour where one is. With `options.bands` it
+            is the number of channels of the file, and the result has those bands only.
+        part: the number of the image in a file that holds several, from 0 on.
     """
     return _guarded(lambda: _read(data, num_channels, options, part), data)
 
 
 def count_parts(data: bytes, num_channels: int = 3) -> int:
-    """How many images of `num_channels` the file holds: 1 where it is one image. Raises as
+    """Count the images of `num_channels` that a file holds: 1 where it is one image. Raises as
     `decode_image` does."""
     return _guarded(lambda: _count_parts(data, num_channels), data)
 
 
 def decode_values(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The numbers of a PNG or TIFF with one channel, int32 `[H, W]`: grey values of 8 or 16 bits, 0
-    and 1, or palette indices, never colours.
+    """Read the numbers of a PNG or TIFF with one channel as int32 `[H, W]`: grey values of 8 or 16
+    bits, 0 and 1, or palette indices, never colours.
 
-    Checked and turned as in `decode_image`. max_pixels: of the largest image that is read. Raises
-    UnreadableImage, with a reason that begins with `not_numbers` for whole pictures of another
-    kind: colour, lossy formats, and grey of 2 or 4 bits, which Pillow spreads over 0 to 255.
+    The file is checked and turned upright as in `decode_image`.
+
+    max_pixels: the number of pixels of the largest image that is read.
+
+    Raises UnreadableImage. Its reason begins with `not_numbers` for intact pictures of another kind:
+    colour, lossy formats, and grey of 2 or 4 bits, which Pillow spreads over 0 to 255.
     """
     return _guarded(lambda: _numbers(data, max_pixels), data)
 
 
 def picture_tensor(picture: Image.Image) -> Tensor:
-    """`[3, H, W]` uint8 of a PIL image: what `decode_image` makes of the file that the image was
+    """Turn a PIL image into `[3, H, W]` uint8, as `decode_image` would decode the file that it was
     opened from.
 
-    The image may be loaded or not. Of an animation the frame is taken at which the image stands,
-    which is the first after opening. EXIF orientation is applied where the image still has one. A
-    copy of a 16-bit TIFF no longer says that white is zero. A TIFF whose pixels Pillow does not
-    give as they are documented is read again from its file; of its pages a later one is taken as it
-    is where the image was turned to it. Sizes are not checked.
+    The image may be loaded or not. Of an animation the current frame is taken, which is the first
+    after opening. EXIF orientation is applied where the image still has one. A copy of a 16-bit
+    TIFF no longer says that white is zero. A TIFF whose pixels Pillow does not give as they are
+    documented is read again from its file, and a later page to which the image was turned is taken
+    as it is. Sizes are not checked.
 
     Raises:
         UnreadableImage: for values of no known scale, where the file behind the image cannot be
@@ -117,8 +122,8 @@ def is_picture(data: bytes) -> bool:
 
 
 def picture_size(data: bytes, options: PixelOptions = AS_STORED, part: int | None = None) -> tuple[int, int]:
-    """Height and width of the upright image of three channels; from its header where Pillow reads
-    it. Raises as `decode_image` does."""
+    """The height and width of the upright image of three channels, read from its header where
+    Pillow reads it. Raises as `decode_image` does."""
     return _guarded(lambda: _upright_size(data, options, part), data)
 
 
@@ -144,7 +149,7 @@ def _decode(data: bytes, num_channels: int, options: PixelOptions, part: int | N
 
 
 def _plain_picture(data: bytes, num_channels: int, max_pixels: int) -> Image.Image | None:
-    """The picture whose pixels Pillow gives as they are documented, or None."""
+    """Open a picture whose pixels Pillow gives as they are documented; None for any other."""
     reader = reader_of(data)
     if num_channels not in (1, 3) or reader not in (pictures, tiff):
         return None
@@ -184,13 +189,14 @@ def _pixels_of_picture(picture: Image.Image) -> Tensor:
 
 
 def _shows_its_numbers(picture: TiffImageFile) -> bool:
-    """Whether Pillow gives what `decode_image` would; a later page is one that somebody chose."""
+    """Whether Pillow gives the pixels that `decode_image` would; a later page was chosen by
+    somebody."""
     is_alone = picture.tell() > 0 or tiff.is_alone(picture)
     return is_alone and tiff.is_plain_page(picture, high_byte=True)
 
 
 def _content_behind(picture: TiffImageFile) -> bytes:
-    """The file that the picture was opened from."""
+    """Read the file that the picture was opened from."""
     if picture.tell() > 0:
         raise UnreadableImage("not_its_files_pixels")
     if picture.fp is not None and not picture.fp.closed:
@@ -212,17 +218,17 @@ def _numbers(data: bytes, max_pixels: int) -> Tensor:
         raise UnreadableImage(f"not_numbers {header.format}")
     if header.mode in pictures.EIGHT_BIT_MODES - {"1", "L", "P"}:
         raise UnreadableImage(f"not_numbers {header.mode}")
-    stored = (
-        header.tile[0].args if header.tile else "L"
-    )  # of Pillow's raw decoder, such as L;4; for TIFF the first of several
-    stored = stored if isinstance(stored, str) else stored[0]
+    # the mode for Pillow's raw decoder, such as L;4; for TIFF it is the first of several arguments
+    stored = header.tile[0].args if header.tile else "L"
+    if not isinstance(stored, str):
+        stored = stored[0]
     if header.mode == "L" and stored != "L":
         raise UnreadableImage(f"not_numbers {stored}")
     return torch.from_numpy(np.asarray(pictures.upright(header)).astype(np.int32))
 
 
 def _numbers_of_pages(data: bytes, max_pixels: int) -> Tensor:
-    """Of a TIFF that is no plain picture."""
+    """Read the numbers of a TIFF that Pillow does not read as they are documented."""
     stored = tiff.read_numbers(data, max_pixels)
     if len(stored.values) > 1:
         raise UnreadableImage("not_numbers RGB")
@@ -232,7 +238,7 @@ def _numbers_of_pages(data: bytes, max_pixels: int) -> Tensor:
 
 
 def _reason(error: Exception, data: bytes) -> str:
-    """A name for what Pillow, NumPy or tifffile raised on `data`."""
+    """The reason for an error that Pillow, NumPy or tifffile raised on `data`."""
     if isinstance(error, MemoryError | Image.DecompressionBombError):
         return "too_large"
     if isinstance(error, EOFError) or "truncated" in str(error).lower() or _short_webp(data):
@@ -245,8 +251,7 @@ def _reason(error: Exception, data: bytes) -> str:
 
 
 def _short_webp(data: bytes) -> bool:
-    """Whether a WebP file ends before the length in its RIFF header; Pillow's error does not
-    tell."""
-    return (
-        data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little")
-    )
+    """Whether a WebP file ends before the length in its RIFF header, which Pillow's error does not
+    say."""
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return is_webp and len(data) < 8 + int.from_bytes(data[4:8], "little")

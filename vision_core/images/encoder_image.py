@@ -1,4 +1,5 @@
-"""Whatever a user has an image as, made into what an encoder's preprocessing starts from."""
+"""Turn an image in any form that a user has into the tensor that an encoder's preprocessing starts
+from."""
 
 from __future__ import annotations
 
@@ -29,15 +30,15 @@ OVERSHOOT = 0.2
 def encoder_images(
     images: Any, num_channels: int = COLOUR, pictures: bool = True, options: PixelOptions = AS_STORED
 ) -> list[Tensor]:
-    """One image or several as a list of `[C, H, W]`; an array or tensor with four axes is a batch
-    of images.
+    """Give one image or several as a list of `[C, H, W]`; an array or tensor with four axes is a
+    batch of images.
 
     pictures: whether an encoder of 3 channels sees pictures, whose floats are 0 to 1; False takes
     floats as they are.
     options: how paths, bytes and base64 are read.
 
-    Raises UserError for no image, and for what `encoder_image` refuses, with the place of the image
-    in the list.
+    Raises UserError for an empty list, and for what `encoder_image` refuses, with the place of the
+    image in the list.
     """
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
         images = list(images)
@@ -45,19 +46,21 @@ def encoder_images(
         return [encoder_image(images, num_channels, pictures, options)]
     if isinstance(images, bytearray | memoryview | Image.Image):
         return [encoder_image(images, num_channels, pictures, options)]
-    taken = [
-        _numbered(number, image, num_channels, pictures, options)
-        for number, image in enumerate(images, start=1)
-    ]
-    if not taken:
+    tensors = []
+    for number, image in enumerate(images, start=1):
+        try:
+            tensors.append(encoder_image(image, num_channels, pictures, options))
+        except UserError as error:
+            raise UserError(f"image {number} of the list: {error}") from None
+    if not tensors:
         raise UserError("there is no image in the list; give at least one")
-    return taken
+    return tensors
 
 
 def encoder_image(
     image: Any, num_channels: int = COLOUR, pictures: bool = True, options: PixelOptions = AS_STORED
 ) -> Tensor:
-    """`[C, H, W]` of one image, uint8 or float32, on the CPU; `pictures` as in `encoder_images`.
+    """Give one image as `[C, H, W]` uint8 or float32 on the CPU; `pictures` as in `encoder_images`.
 
     | image | 3 channels | another number of channels |
     |---|---|---|
@@ -83,23 +86,16 @@ def encoder_image(
     return image_tensor(image, num_channels)
 
 
-def _numbered(number: int, image: Any, num_channels: int, pictures: bool, options: PixelOptions) -> Tensor:
-    try:
-        return encoder_image(image, num_channels, pictures, options)
-    except UserError as error:
-        raise UserError(f"image {number} of the list: {error}") from None
-
-
 def _of_numbers(image: np.ndarray | Tensor, num_channels: int, pictures: bool) -> Tensor:
-    is_tensor = isinstance(image, Tensor)
-    name = str(image.dtype).removeprefix("torch.") if is_tensor else image.dtype.name
-    _check_type(name, num_channels)
-    if is_tensor:
+    if isinstance(image, Tensor):
+        _check_type(str(image.dtype).removeprefix("torch."), num_channels)
         tensor = image.detach().cpu()
+        axes = TORCH_CHANNEL_AXES
     else:
+        _check_type(image.dtype.name, num_channels)
         native = image.astype(image.dtype.newbyteorder("="), copy=False)
         tensor = torch.from_numpy(np.array(native, order="C"))
-    axes = TORCH_CHANNEL_AXES if is_tensor else NUMPY_CHANNEL_AXES
+        axes = NUMPY_CHANNEL_AXES
     planes = _channels_first(tensor, axes, num_channels)
     if tensor.dtype == torch.uint8:
         return planes.contiguous()
@@ -123,16 +119,16 @@ def _check_type(name: str, num_channels: int) -> None:
 
 
 def _channels_first(values: Tensor, axes: tuple[int, int], num_channels: int) -> Tensor:
-    """`[C, H, W]` with `num_channels` channels."""
+    """Move the channels to the front and repeat grey: `[C, H, W]` with `num_channels` channels."""
     wanted = (num_channels, GREY) if num_channels == COLOUR else (num_channels,)
     planes = values[None] if values.ndim == 2 and GREY in wanted else values
     axis = 0 if values.ndim == 2 else None
     if values.ndim == 3:
         axis = next((axis for axis in axes if values.shape[axis] in wanted), None)
     if axis is None or planes.ndim != 3 or not planes.numel():
-        shapes = f"[{num_channels}, H, W] or [H, W, {num_channels}]" + (
-            " or [H, W]" if GREY in wanted else ""
-        )
+        shapes = f"[{num_channels}, H, W] or [H, W, {num_channels}]"
+        if GREY in wanted:
+            shapes += " or [H, W]"
         raise UserError(
             f"an image has the shape {list(values.shape)}; this encoder takes {shapes}, "
             "of an image with alpha the first three channels, and several images as a list"
@@ -160,11 +156,13 @@ def _check_values(planes: Tensor, pictures: bool) -> None:
 def _of_picture(picture: Image.Image, num_channels: int) -> Tensor:
     if num_channels != GREY:
         raise UserError(
-            f"a PIL image has no {num_channels} channels; give this encoder a float32 array [{num_channels}, H, W], a path or the bytes of a file"
+            f"a PIL image has no {num_channels} channels; "
+            f"give this encoder a float32 array [{num_channels}, H, W], a path or the bytes of a file"
         )
     if picture.mode.startswith("I"):
         raise UserError(
-            f"a PIL image of mode {picture.mode} has 16 bits; give its path or bytes, or an array of 0 to 1: np.asarray(image) / 65535"
+            f"a PIL image of mode {picture.mode} has 16 bits; "
+            "give its path or bytes, or an array of 0 to 1: np.asarray(image) / 65535"
         )
     red, green, blue = image_tensor(picture).to(torch.float32)
     # ITU-R 601-2 with Pillow's rounding, as `decode_image` reads the picture's file

@@ -1,5 +1,5 @@
-"""How a source's stored numbers become pixels, where the user says it: the options scale, nodata,
-bands and max_pixels."""
+"""The options scale, nodata, bands and max_pixels of a source: how its stored numbers become
+pixels."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,9 +16,11 @@ MOST_PIXELS = 178_956_970
 class Scale:
     """Which stored values become 0 and 1.
 
-    kind: `values`, low and high are stored values; `percentiles`, of each image by itself; `auto`,
-    of samples of the source, which `open_source` replaces by values; `full`, the whole range that
-    the file's type or header gives.
+    kind: says what low and high are.
+        values: stored values.
+        percentiles: percentiles of each image by itself.
+        auto: unused; `open_source` replaces this kind by values from samples of the source.
+        full: unused; the range is the one that the file's type or header gives.
     """
 
     kind: Literal["values", "percentiles", "auto", "full"]
@@ -30,9 +32,10 @@ class Scale:
 class PixelOptions:
     """How stored numbers become pixels.
 
-    scale: None leaves values as they are documented for their format. nodata: a value that stands
-    for none. bands: which ones of a file's are taken, in this order, counted from 1; None takes
-    all. bands_of: how many the file has, where `bands` is given.
+    scale: None leaves values as they are documented for their format.
+    nodata: the stored value that marks a missing one, or None.
+    bands: which bands of a file are taken, in this order, counted from 1; None takes all.
+    bands_of: how many bands the file has, where `bands` is given.
     """
 
     scale: Scale | None = None
@@ -42,11 +45,11 @@ class PixelOptions:
     bands_of: int = 0
 
     def file_channels(self, num_channels: int) -> int:
-        """How many channels a file has that gives images of `num_channels`."""
+        """The number of channels of a file whose images have `num_channels`."""
         return num_channels if self.bands is None else self.bands_of
 
     def image_channels(self, file_channels: int) -> int:
-        """How many channels are taken of a file that has `file_channels`."""
+        """The number of channels that are taken of a file with `file_channels`."""
         return file_channels if self.bands is None else len(self.bands)
 
 
@@ -54,8 +57,8 @@ AS_STORED = PixelOptions()
 
 
 def take_pixel_options(text: str, options: dict[str, str]) -> tuple[PixelOptions, dict[str, str]]:
-    """The pixel options among those of the source `text`, and the others. Raises UserError for a
-    value that is not possible."""
+    """Split the options of the source `text` into pixel options and the others. Raises UserError for
+    a value that is not possible."""
     others = {name: value for name, value in options.items() if name not in PIXEL_OPTIONS}
     scale = _scale(text, options["scale"]) if "scale" in options else None
     nodata = _number(text, "nodata", options["nodata"]) if "nodata" in options else None
@@ -65,8 +68,8 @@ def take_pixel_options(text: str, options: dict[str, str]) -> tuple[PixelOptions
 
 
 def pixel_options_text(options: PixelOptions) -> str:
-    """`scale=4012&nodata=-9999`: what `take_pixel_options` reads back as `options`; empty where
-    nothing is set."""
+    """Write options as `take_pixel_options` reads them: `scale=4012&nodata=-9999`, or nothing where
+    none is set."""
     parts = []
     if options.scale is not None:
         parts.append(f"scale={scale_text(options.scale)}")
@@ -81,15 +84,19 @@ def pixel_options_text(options: PixelOptions) -> str:
 
 def read_pixel_options(text: str) -> PixelOptions:
     """The inverse of `pixel_options_text`. Raises UserError for what it does not write."""
-    pairs = [part.partition("=") for part in text.split("&") if part]
-    options, others = take_pixel_options(text, {name: value for name, _, value in pairs})
+    values: dict[str, str] = {}
+    for part in text.split("&"):
+        if part:
+            name, _, value = part.partition("=")
+            values[name] = value
+    options, others = take_pixel_options(text, values)
     if others:
         raise UserError(f"{text!r} are no pixel options; the names are {', '.join(PIXEL_OPTIONS)}")
     return options
 
 
 def scale_text(scale: Scale) -> str:
-    """As `?scale=` has it."""
+    """Write a scale as the option `?scale=` has it."""
     if scale.kind in ("auto", "full"):
         return scale.kind
     if scale.kind == "percentiles":
@@ -103,16 +110,20 @@ def _shortest(number: float) -> str:
 
 
 def _bands(text: str, value: str) -> tuple[tuple[int, ...], int]:
-    """`4,3,2/12` as ((4, 3, 2), 12)."""
+    """Read `4,3,2/12` as ((4, 3, 2), 12)."""
     chosen, _, total = value.partition("/")
-    numbers = [int(part) if part.isascii() and part.isdigit() else 0 for part in (*chosen.split(","), total)]
-    bands, bands_of = tuple(numbers[:-1]), numbers[-1]
+    bands = tuple(map(_count_or_zero, chosen.split(",")))
+    bands_of = _count_or_zero(total)
     if min(bands) < 1 or max(bands) > bands_of or len(set(bands)) < len(bands):
         raise UserError(
-            f"dataset {text!r}: bands={value} is not possible; give different bands, counted from 1, and how many a file has, "
-            "such as bands=4,3,2/12"
+            f"dataset {text!r}: bands={value} is not possible; "
+            "give different bands, counted from 1, and how many a file has, such as bands=4,3,2/12"
         )
     return bands, bands_of
+
+
+def _count_or_zero(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _scale(text: str, value: str) -> Scale:
@@ -120,14 +131,17 @@ def _scale(text: str, value: str) -> Scale:
         return Scale(value)
     parts = value.split(",")
     percentiles = all(part.startswith("p") for part in parts)
-    numbers = [_number(text, "scale", part.removeprefix("p") if percentiles else part) for part in parts]
+    if percentiles:
+        parts = [part.removeprefix("p") for part in parts]
+    numbers = [_number(text, "scale", part) for part in parts]
     low, high = numbers if len(numbers) == 2 else (0.0, numbers[0])
-    possible = (
-        len(parts) <= 2 and low < high and (not percentiles or (len(parts) == 2 and low >= 0 and high <= 100))
-    )
-    if not possible:
+    is_possible = len(numbers) <= 2 and low < high
+    if percentiles:
+        is_possible = is_possible and len(numbers) == 2 and low >= 0 and high <= 100
+    if not is_possible:
         raise UserError(
-            f"dataset {text!r}: scale={value} is not possible; give the value of white (4095), of black and white (-1000,400), "
+            f"dataset {text!r}: scale={value} is not possible; "
+            "give the value of white (4095), of black and white (-1000,400), "
             "percentiles of each image (p1,p99), auto or full"
         )
     return Scale("percentiles" if percentiles else "values", low, high)

@@ -1,5 +1,5 @@
-"""The order of a streamed data set: shared out to readers, shuffled block by block, so that each
-can go on behind any row that it gave."""
+"""The order of a streamed data set: it is divided among readers and shuffled block by block, so that
+each reader can continue after any row that it gave."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ BEGINNING: Place = {"rows": None, "block": 0, "taken": 0}
 
 
 class PlacedRow(NamedTuple):
-    """number: of the row among those that its reader gives in this pass. place: what
-    `shuffled_rows` takes to go on behind it."""
+    """A row of a stream.
+
+    number: the number of the row among those that its reader gives in this pass.
+    place: what `shuffled_rows` takes as `start` to continue after this row.
+    """
 
     number: int
     row: dict
@@ -27,12 +30,12 @@ class PlacedRow(NamedTuple):
 
 
 def share_of(dataset: Any, rank: int, world_size: int, worker: int, workers: int) -> Any | None:
-    """What one data worker of one process reads of a `datasets.IterableDataset`; None for a worker
-    without a shard.
+    """The part of a `datasets.IterableDataset` that one data worker of one process reads; None for a
+    worker without a shard.
 
-    Processes get shards of their own where the number of shards is a multiple of theirs, and every
-    `world_size`-th row otherwise. Shards are given to data workers here and not by `datasets` as it
-    iterates, which cannot take up a place in a worker's share.
+    Processes get shards of their own where the number of shards is a multiple of the number of
+    processes, and every `world_size`-th row otherwise. Shards are given to data workers here,
+    because `datasets` cannot continue at a place in a share that it divided itself.
     """
     from datasets.distributed import split_dataset_by_node
 
@@ -47,47 +50,51 @@ def share_of(dataset: Any, rank: int, world_size: int, worker: int, workers: int
 def shuffled_rows(
     rows: Any, block_size: int, names: tuple, start: Place | None = None
 ) -> Iterator[PlacedRow]:
-    """The rows of a `datasets.IterableDataset`, each once: `block_size` of them are read, then
-    given in an order drawn from (names, block).
+    """Give every row of a `datasets.IterableDataset` once: blocks of `block_size` rows are read,
+    and each block is given in an order drawn from (names, block).
 
-    A shuffle buffer of `datasets` is lost with the process: what is in it comes from anywhere
-    before, and `state_dict` does not hold it. A block is known by the place where it began, so
-    going on costs the reading of one block at most, and of what `datasets` reads to find it.
+    A shuffle buffer of `datasets` is lost with the process: its rows come from anywhere before, and
+    `state_dict` does not hold them. A block is known by the place where it began, so to continue
+    costs the reading of one block at most, and what `datasets` reads to find it.
 
     Args:
-        names: what the orders are drawn from, such as epoch and reader.
+        names: the seeds of the orders, such as epoch and reader.
         start: the `place` of a row that these rows gave before, with the same arguments; None for
             their beginning.
     """
     start = start or BEGINNING
-    if start["rows"] is not None:
-        rows.load_state_dict(start["rows"])
-    began, taken, reading = start["rows"], start["taken"], _one_by_one(rows)
+    begin_of_block = start["rows"]
+    taken = start["taken"]
+    if begin_of_block is not None:
+        rows.load_state_dict(begin_of_block)
+    reading = _one_by_one(rows)
     for number in count(start["block"]):
-        with _no_word_of_lost_rows():
+        with _quiet_about_lost_rows():
             block = list(islice(reading, block_size))
         if not block:
             return
         order = numpy_generator(*names, number).permutation(len(block)).tolist()
         for turn in range(taken, len(block)):
-            place = {"rows": began, "block": number, "taken": turn + 1}
+            place = {"rows": begin_of_block, "block": number, "taken": turn + 1}
             yield PlacedRow(number * block_size + turn, block[order[turn]], place)
-        began, taken = rows.state_dict(), 0
+        begin_of_block = rows.state_dict()
+        taken = 0
 
 
 def _one_by_one(rows: Any) -> Iterator[dict]:
-    """All rows of the share. Iterating `rows` itself would share them out again to the data
-    workers."""
+    """Give all rows of a share. Iterating over `rows` itself would divide them among the data
+    workers once more."""
     if get_worker_info() is not None:
-        fsspec.asyn.reset_lock()  # forked, it has the lock of its parent, and not the thread that would open it
+        # a forked worker has the lock of its parent, but not the thread that would release it
+        fsspec.asyn.reset_lock()
     for batch in rows.iter(batch_size=1):
         yield {column: values[0] for column, values in batch.items()}
 
 
 @contextmanager
-def _no_word_of_lost_rows() -> Iterator[None]:
-    """`datasets` warns that a buffer's rows are lost wherever it goes on, also with the buffer of
-    one row, in which none ever waits."""
+def _quiet_about_lost_rows() -> Iterator[None]:
+    """Silence the warning of `datasets` that the rows of a buffer are lost; it comes wherever
+    reading continues, even for a buffer of one row, in which no row ever waits."""
     from datasets.utils import logging
 
     before = logging.get_verbosity()

@@ -1,1 +1,1 @@
-"""Synthetic scenes with their ground truth."""
+"""Synthetic scenes, drawn on the fly, with their ground truth."""

@@ -1,4 +1,4 @@
-"""The colours of the embedded scenes: eight named hues and the tones around them, in a space where
+"""The colours of the drawn scenes: eight named hues and the tones around them, in a space where
 equal steps look equally large."""
 
 import numpy as np
@@ -18,10 +18,11 @@ COLOURS = tuple(NAMED_COLOURS)
 
 
 def oklch_to_rgb(lightness: float, chroma: float, hue_degrees: float) -> np.ndarray:
-    """sRGB [3] in [0, 1], clipped to the gamut. Source: B. Ottosson, "A perceptual color space for
-    image processing" (2020)."""
+    """Convert a colour to sRGB `[3]` in [0, 1], clipped to the gamut. Source: B. Ottosson, "A
+    perceptual color space for image processing" (2020)."""
     hue = np.deg2rad(hue_degrees)
-    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
+    a = chroma * np.cos(hue)
+    b = chroma * np.sin(hue)
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
     short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
@@ -32,6 +33,5 @@ def oklch_to_rgb(lightness: float, chroma: float, hue_degrees: float) -> np.ndar
             -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
         ]
     ).clip(0.0, 1.0)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055).astype(
-        np.float32
-    )
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return encoded.astype(np.float32)

@@ -1,10 +1,10 @@
-"""What can be said about an embedded scene: captions, and questions whose answers cannot be guessed
-from the question."""
+"""Describe a drawn scene: captions, and questions whose answers cannot be guessed from the
+question."""
 
+from collections import Counter
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
-
-import numpy as np
 
 from vision_core.randomness import numpy_generator
 from vision_core.scenes.colours import COLOURS
@@ -18,7 +18,7 @@ COLUMNS = "abcdefgh"  # of the chessboard on which places are told; it has as ma
 
 
 class Place(NamedTuple):
-    """Where the centre of what is seen of an object is: column and row of a chessboard over the
+    """Where the centre of the visible part of an object is: column and row of a chessboard over the
     picture, from 0 at the top left, and whole metres."""
 
     column: int
@@ -33,8 +33,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object as it is seen: names, box of the visible part (x0, y0, x1, y1 in pixels, end
-    exclusive), depth in metres, visible area in pixels."""
+    """An object as it is seen.
+
+    box: of the visible part, (x0, y0, x1, y1) in pixels, end exclusive.
+    depth: in metres.
+    area: the number of visible pixels.
+    """
 
     category: str
     colour: str
@@ -48,18 +52,19 @@ class SceneObject:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     def place(self, side: int) -> Place:
-        """In a picture of `side` pixels."""
-        column, row = (min(int(at * len(COLUMNS) / side), len(COLUMNS) - 1) for at in self.centre)
-        return Place(column, row, round(self.depth))
+        """The place in a picture of `side` pixels."""
+        x, y = self.centre
+        return Place(_cell(x, side), _cell(y, side), round(self.depth))
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its answer. `kind`: category, colour, texture (what); left_of, above,
-    nearest, count, depth_order (where).
+    """A question with its answer.
 
-    `readings`: what a comparison is read off from, the column, row or metres of each of its two
-    objects behind the object's colour.
+    kind: category, colour, texture (what there is); left_of, above, nearest, count, depth_order
+        (where it is).
+    readings: what a comparison is read off from: the colour of each of its two objects, followed by
+        the object's column, row or metres.
     """
 
     kind: str
@@ -70,12 +75,13 @@ class Question:
 
 
 def describe(objects: list[SceneObject]) -> list[str]:
-    """Captions from short to long: the main object, what stands around it, each object with its
-    surface."""
-    main, same = objects[0], [each.category for each in objects[1:]].count(objects[0].category)
+    """Write captions from short to long: the main object, the objects around it, each object with
+    its surface."""
+    main = objects[0]
+    number_of_kind = Counter(each.category for each in objects)
+    same = number_of_kind[main.category] - 1
     short = f"{_with_article(main.colour)} {main.category}"
-    kinds = list(dict.fromkeys(each.category for each in objects))
-    counts = [_counted([each.category for each in objects].count(kind), kind) for kind in kinds]
+    counts = [_counted(number, kind) for kind, number in number_of_kind.items()]
     surfaces = [f"{_with_article(each.texture)} {each.colour} {each.category}" for each in objects]
     captions = [
         short,
@@ -90,36 +96,38 @@ def describe(objects: list[SceneObject]) -> list[str]:
 
 
 def question(objects: list[SceneObject], side: int, name: tuple[int | str, ...]) -> list[Question]:
-    """Questions about a scene; which objects they name, and in which order, is drawn from `name`,
+    """Ask about a scene. Which objects the questions name, and in which order, is drawn from `name`,
     so that every answer is equally likely."""
     rng = numpy_generator("scene_questions", *name)
-    questions = _what(objects, rng)
-    same = [each.category for each in objects].count(objects[0].category)
-    numbers = tuple(str(number) for number in range(1, MAX_COMPANIONS + 2))
-    questions.append(
-        Question(
-            "count", f"How many objects of the kind '{objects[0].category}' are there?", str(same), numbers
-        )
-    )
+    questions = [*_questions_about_main(objects[0]), _count_question(objects)]
     seen = [each for each in objects if each.area]
     if len(seen) < 2:
         return questions
     shuffled = [seen[place] for place in rng.permutation(len(seen))]
-    colours = tuple(each.colour for each in shuffled)
-    nearest = min(shuffled, key=lambda each: each.depth).colour
-    questions.append(
-        Question(
-            "nearest",
-            f"Which object is the nearest: {_listed(['the ' + each for each in colours], 'or')} one?",
-            nearest,
-            colours,
-        )
-    )
+    questions.append(_nearest_question(shuffled))
     return questions + _pair_questions(shuffled[0], shuffled[1], side)
 
 
-def _what(objects: list[SceneObject], rng: np.random.Generator) -> list[Question]:
-    main = objects[0]
+def _cell(at: float, side: int) -> int:
+    """The row or column of the chessboard at a coordinate in a picture of `side` pixels."""
+    return min(int(at * len(COLUMNS) / side), len(COLUMNS) - 1)
+
+
+def _count_question(objects: list[SceneObject]) -> Question:
+    kind = objects[0].category
+    count = [each.category for each in objects].count(kind)
+    numbers = tuple(map(str, range(1, MAX_COMPANIONS + 2)))
+    return Question("count", f"How many objects of the kind '{kind}' are there?", str(count), numbers)
+
+
+def _nearest_question(objects: list[SceneObject]) -> Question:
+    nearest = min(objects, key=attrgetter("depth"))
+    colours = tuple(each.colour for each in objects)
+    choices = _listed([f"the {colour}" for colour in colours], "or")
+    return Question("nearest", f"Which object is the nearest: {choices} one?", nearest.colour, colours)
+
+
+def _questions_about_main(main: SceneObject) -> list[Question]:
     return [
         Question("category", "What is the largest object?", main.category, CATEGORIES),
         Question("colour", "What colour is the largest object?", main.colour, COLOURS),
@@ -128,26 +136,28 @@ def _what(objects: list[SceneObject], rng: np.random.Generator) -> list[Question
 
 
 def _pair_questions(first: SceneObject, second: SceneObject, side: int) -> list[Question]:
-    """Yes/no questions about an ordered pair: the order is random, so yes and no are equally
-    likely."""
-    one, other = f"the {first.colour} {first.category}", f"the {second.colour} {second.category}"
+    """Ask yes/no questions about an ordered pair, whose order is random, so that yes and no are
+    equally likely."""
+    one = f"the {first.colour} {first.category}"
+    other = f"the {second.colour} {second.category}"
     column, row, metres = zip(first.place(side).words, second.place(side).words, strict=True)
     differences = (
         ("left_of", "left of", second.centre[0] - first.centre[0], CLEARLY_APART * side, column),
         ("above", "above", second.centre[1] - first.centre[1], CLEARLY_APART * side, row),
         ("depth_order", "nearer than", second.depth - first.depth, CLEARLY_DEEPER, metres),
     )
-    return [
-        Question(
-            kind,
-            f"Is {one} {words} {other}?",
-            "yes" if difference > 0 else "no",
-            ("yes", "no"),
-            (first.colour, here, second.colour, there),
-        )
-        for kind, words, difference, enough, (here, there) in differences
-        if abs(difference) >= enough
-    ]
+    questions = []
+    for kind, words, difference, enough, (here, there) in differences:
+        if abs(difference) >= enough:
+            question = Question(
+                kind=kind,
+                text=f"Is {one} {words} {other}?",
+                answer="yes" if difference > 0 else "no",
+                choices=("yes", "no"),
+                readings=(first.colour, here, second.colour, there),
+            )
+            questions.append(question)
+    return questions
 
 
 def _with_article(word: str) -> str:

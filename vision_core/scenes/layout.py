@@ -1,12 +1,12 @@
-"""What stands where in an embedded scene: numbers only, in units of the picture's side, so that a
-scene is the same at any resolution.
+"""Choose the objects of a drawn scene and their places: numbers only, in units of the picture's side,
+so that a scene is the same at any resolution.
 
-The constants decide how hard the scenes are. What two random crops of a scene share is what
-self-supervised learning finds, so the evidence of the category is everywhere: the main object comes
-with others of its kind, whose surfaces come from the kind's own three textures, before a backdrop
-whose pattern is mostly the kind's habitat, as fish are mostly seen in water. Colours, poses and
-sizes tell nothing. Every texture belongs to two kinds, and one backdrop in eleven is another
-kind's: a single surface does not settle the category.
+The constants decide how hard the scenes are. Self-supervised learning finds what two random crops
+of a scene share, so the evidence of the category is everywhere: the main object comes with others
+of its kind, whose surfaces come from the kind's own three textures, before a backdrop whose pattern
+is mostly the kind's habitat, as fish are mostly seen in water. Colours, poses and sizes tell
+nothing. Every texture belongs to two kinds, and one backdrop in eleven is another kind's, so that a
+single surface does not settle the category.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ from vision_core.scenes.shapes import SHAPES
 from vision_core.scenes.textures import TEXTURES
 
 CATEGORIES: tuple[str, ...] = tuple(SHAPES)
-SPLITS = ("train", "held_out")
 
 # Each kind's own surfaces; each texture stands in two rows, and two rows share one texture at most.
 TEXTURES_OF_KIND: dict[str, tuple[str, str, str]] = {
@@ -57,9 +56,8 @@ MAX_DISTRACTORS = 1  # objects of other kinds
 MAIN_DIAMETER = (0.5, 0.68)
 OTHER_DIAMETER = (0.26, 0.38)
 MAIN_CENTRE = (0.36, 0.64)
-OVERLAP = (
-    0.10  # how far two objects' discs may reach into each other, in sides, before another place is looked for
-)
+# how far two objects' discs may reach into each other, in sides, before another place is tried
+OVERLAP = 0.10
 PLACES_TRIED = 12
 ROTATION = 30.0  # degrees to either side
 TEXTURE_ROTATION = 25.0  # degrees to either side
@@ -78,8 +76,8 @@ BACKDROP_DEPTH = (9.0, 10.5)
 
 @dataclass(frozen=True)
 class Placed:
-    """One object: where, how large, what it looks like. Lengths in sides of the picture, angles in
-    radians, depth in metres."""
+    """One object: its place, size and looks. Lengths are in sides of the picture, angles in
+    radians, the depth in metres."""
 
     category: int
     colour: str
@@ -101,8 +99,8 @@ class Placed:
 
 @dataclass(frozen=True)
 class Habitat:
-    """The pattern of the backdrop. Lengths in sides of the picture, angles in radians; the sign of
-    `contrast` says which tone is lighter."""
+    """The pattern of the backdrop. Lengths are in sides of the picture, angles in radians; the sign
+    of `contrast` says which tone is lighter."""
 
     texture: str
     period: float
@@ -113,8 +111,8 @@ class Habitat:
 
 @dataclass(frozen=True)
 class Layout:
-    """A scene as numbers. `objects[0]` is the main one: the largest and the nearest. Backdrop tones
-    are OKLCH (lightness, chroma, hue)."""
+    """A scene as numbers. `objects[0]` is the main one, the largest and the nearest. The tones of
+    the backdrop are OKLCH (lightness, chroma, hue)."""
 
     objects: tuple[Placed, ...]
     backdrop_tones: tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -130,51 +128,63 @@ class Layout:
 def category_of(seed: int, split: str, index: int) -> int:
     """The category of a scene, without drawing it: every ten consecutive indices hold each category
     once, in a random order."""
-    kinds = len(CATEGORIES)
-    return int(
-        numpy_generator(seed, "scene_categories", split, index // kinds).permutation(kinds)[index % kinds]
-    )
+    block, place = divmod(index, len(CATEGORIES))
+    order = numpy_generator(seed, "scene_categories", split, block).permutation(len(CATEGORIES))
+    return int(order[place])
 
 
 def draw_layout(seed: int, index: int, split: str) -> Layout:
-    """The numbers of scene (seed, split, index)."""
+    """Draw the numbers of scene (seed, split, index)."""
     rng = numpy_generator(seed, "scene", split, index)
     main_kind = category_of(seed, split, index)
-    kinds = [main_kind] * (1 + rng.integers(MAX_COMPANIONS + 1))
-    kinds += [
-        (main_kind + int(step)) % len(CATEGORIES)
-        for step in rng.integers(1, len(CATEGORIES), rng.integers(MAX_DISTRACTORS + 1))
-    ]
+    kinds = _draw_kinds(rng, main_kind)
     diameters = [rng.uniform(*MAIN_DIAMETER), *rng.uniform(*OTHER_DIAMETER, len(kinds) - 1)]
-    centres = _places(rng, diameters)
-    depths = _depths(rng, diameters)
+    centres = _draw_centres(rng, diameters)
+    depths = _draw_depths(rng, diameters)
     colours = rng.permutation(len(COLOURS))
-    objects = tuple(
-        _placed(rng, *each) for each in zip(kinds, colours, centres, diameters, depths, strict=False)
-    )
-    hue, lightness = rng.uniform(0.0, 360.0), rng.uniform(*BACKGROUND_LIGHTNESS)
-    tones = (
-        (lightness, rng.uniform(*BACKGROUND_CHROMA), hue),
-        (
-            lightness + rng.uniform(-0.1, 0.1),
-            rng.uniform(*BACKGROUND_CHROMA),
-            hue + rng.uniform(-120.0, 120.0),
-        ),
-    )
+    objects = []
+    for kind, colour, centre, diameter, depth in zip(
+        kinds, colours, centres, diameters, depths, strict=False
+    ):
+        objects.append(_draw_object(rng, kind, colour, centre, diameter, depth))
     return Layout(
-        objects=objects,
-        backdrop_tones=tones,
+        objects=tuple(objects),
+        backdrop_tones=_draw_backdrop_tones(rng),
         backdrop_direction=rng.uniform(0.0, 2 * np.pi),
         backdrop_contrast=rng.uniform(*BACKGROUND_CONTRAST),
         backdrop_tilt=rng.uniform(0.0, 1.5),
-        habitat=_habitat(rng, main_kind),
+        habitat=_draw_habitat(rng, main_kind),
         light_direction=rng.uniform(-0.8, 0.8) - np.pi / 2,
         light_strength=rng.uniform(0.08, 0.22),
         noise=rng.uniform(-1.0, 1.0, (2, 14, 14)).astype(np.float32),
     )
 
 
-def _habitat(rng: np.random.Generator, main_kind: int) -> Habitat:
+def _draw_kinds(rng: np.random.Generator, main_kind: int) -> list[int]:
+    """Draw the categories of all objects: the main one, its companions, and distractors of other
+    kinds."""
+    kinds = [main_kind] * (1 + rng.integers(MAX_COMPANIONS + 1))
+    for step in rng.integers(1, len(CATEGORIES), rng.integers(MAX_DISTRACTORS + 1)):
+        kinds.append((main_kind + int(step)) % len(CATEGORIES))
+    return kinds
+
+
+def _draw_backdrop_tones(
+    rng: np.random.Generator,
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Draw two muted tones as (lightness, chroma, hue)."""
+    hue = rng.uniform(0.0, 360.0)
+    lightness = rng.uniform(*BACKGROUND_LIGHTNESS)
+    first = (lightness, rng.uniform(*BACKGROUND_CHROMA), hue)
+    second = (
+        lightness + rng.uniform(-0.1, 0.1),
+        rng.uniform(*BACKGROUND_CHROMA),
+        hue + rng.uniform(-120.0, 120.0),
+    )
+    return first, second
+
+
+def _draw_habitat(rng: np.random.Generator, main_kind: int) -> Habitat:
     kind = main_kind if rng.random() < HABITAT_SHARE else int(rng.integers(len(CATEGORIES)))
     return Habitat(
         texture=HABITAT_OF_KIND[CATEGORIES[kind]],
@@ -185,9 +195,9 @@ def _habitat(rng: np.random.Generator, main_kind: int) -> Habitat:
     )
 
 
-def _places(rng: np.random.Generator, diameters: list[float]) -> list[tuple[float, float]]:
-    """The main object near the middle, each other one at the first place tried that is clear of
-    those before, or else at the clearest."""
+def _draw_centres(rng: np.random.Generator, diameters: list[float]) -> list[tuple[float, float]]:
+    """Place the main object near the middle, and each other object at the first tried place that is
+    clear of those before, or else at the clearest."""
     centres = [tuple(rng.uniform(*MAIN_CENTRE, 2))]
     for place, diameter in enumerate(diameters[1:], start=1):
         tried = rng.uniform(0.4 * diameter, 1.0 - 0.4 * diameter, (PLACES_TRIED, 2))
@@ -197,14 +207,15 @@ def _places(rng: np.random.Generator, diameters: list[float]) -> list[tuple[floa
     return [(float(x), float(y)) for x, y in centres]
 
 
-def _depths(rng: np.random.Generator, diameters: list[float]) -> list[float]:
-    """Depth from apparent size; the main object is the nearest by at least DEPTH_GAP."""
+def _draw_depths(rng: np.random.Generator, diameters: list[float]) -> list[float]:
+    """Draw depths that fit the apparent sizes; the main object is the nearest by at least
+    DEPTH_GAP."""
     depths = rng.uniform(*REAL_DIAMETER, len(diameters)) / np.array(diameters)
     depths[1:] = np.maximum(depths[1:], depths[0] + DEPTH_GAP)
     return [float(depth) for depth in depths]
 
 
-def _placed(
+def _draw_object(
     rng: np.random.Generator,
     kind: int,
     colour: int,
@@ -226,13 +237,17 @@ def _placed(
         rotation=float(np.deg2rad(ROTATION) * (2 * uniform[0] - 1)),
         flip=1.0 if uniform[1] < 0.5 else -1.0,
         variations=(float(uniform[2]), float(uniform[3])),
-        period=float(TEXTURE_PERIOD[0] + uniform[4] * (TEXTURE_PERIOD[1] - TEXTURE_PERIOD[0])),
+        period=float(_between(TEXTURE_PERIOD, uniform[4])),
         texture_rotation=float(np.deg2rad(TEXTURE_ROTATION) * (2 * uniform[5] - 1)),
         texture_offset=(float(uniform[6]), float(uniform[7])),
         lightness=float(0.14 * (uniform[8] - 0.5)),
-        tone_step=float(
-            (TONE_STEP[0] + uniform[9] * (TONE_STEP[1] - TONE_STEP[0])) * (1 if rng.random() < 0.5 else -1)
-        ),
+        tone_step=float(_between(TONE_STEP, uniform[9]) * (1 if rng.random() < 0.5 else -1)),
         hue_shift=float(14.0 * (uniform[10] - 0.5)),
         tilt=(float(0.6 * (uniform[11] - 0.5)), float(0.6 * (rng.random() - 0.5))),
     )
+
+
+def _between(limits: tuple[float, float], share: float) -> float:
+    """The number at a share of the way from the lower limit to the upper one."""
+    low, high = limits
+    return low + share * (high - low)

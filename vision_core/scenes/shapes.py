@@ -1,4 +1,4 @@
-"""The shapes of the embedded scenes: ten categories as signed distances, so that edges are smooth
+"""The shapes of the drawn scenes: ten categories as signed distances, so that edges are smooth
 at any resolution.
 
 A shape takes x, y (arrays in the object's own frame: y downwards, the shape within radius `EXTENT`)
@@ -23,16 +23,18 @@ def _box(x: Array, y: Array, half_width: float, half_height: float) -> Array:
 
 
 def _half_plane(x: Array, y: Array, start: tuple[float, float], end: tuple[float, float]) -> Array:
-    """Distance to the line through two points, negative on the right of start -> end as seen on the
-    screen (y downwards)."""
-    step_x, step_y = end[0] - start[0], end[1] - start[1]
+    """The distance to the line through two points, negative on the right of start -> end as seen on
+    the screen (y downwards)."""
+    step_x = end[0] - start[0]
+    step_y = end[1] - start[1]
     length = (step_x**2 + step_y**2) ** 0.5
-    normal_x, normal_y = step_y / length, -step_x / length
+    normal_x = step_y / length
+    normal_y = -step_x / length
     return normal_x * x + normal_y * y - (normal_x * start[0] + normal_y * start[1])
 
 
 def _convex(x: Array, y: Array, *corners: tuple[float, float]) -> Array:
-    """A convex polygon; corners run clockwise on the screen."""
+    """A convex polygon whose corners run clockwise on the screen."""
     inside = _half_plane(x, y, corners[-1], corners[0])
     for start, end in zip(corners, corners[1:], strict=False):
         inside = np.maximum(inside, _half_plane(x, y, start, end))
@@ -40,11 +42,13 @@ def _convex(x: Array, y: Array, *corners: tuple[float, float]) -> Array:
 
 
 def star(x: Array, y: Array, a: float, b: float) -> Array:
-    """Five or six points; every point is folded onto one half of one tip, where the edge is a
-    single line."""
-    points = 5 if a < 0.5 else 6
-    tip, notch = 1.2, 0.56 + 0.1 * b
-    radius, sector = np.sqrt(x * x + y * y), 2 * np.pi / points
+    """A star with five or six tips. Every point is folded onto one half of one tip, where the edge
+    is a single line."""
+    tips = 5 if a < 0.5 else 6
+    tip = 1.2
+    notch = 0.56 + 0.1 * b
+    radius = np.sqrt(x * x + y * y)
+    sector = 2 * np.pi / tips
     angle = np.arctan2(x, -y)
     angle = np.abs(angle - sector * np.round(angle / sector))
     corner = (notch * np.cos(sector / 2), notch * np.sin(sector / 2))
@@ -57,7 +61,8 @@ def ring(x: Array, y: Array, a: float, b: float) -> Array:
 
 
 def cross(x: Array, y: Array, a: float, b: float) -> Array:
-    arm, width = 1.0 + 0.08 * b, 0.28 + 0.08 * a
+    arm = 1.0 + 0.08 * b
+    width = 0.28 + 0.08 * a
     return np.minimum(_box(x, y, arm, width), _box(x, y, width, arm))
 
 
@@ -66,16 +71,19 @@ def moon(x: Array, y: Array, a: float, b: float) -> Array:
 
 
 def arrow(x: Array, y: Array, a: float, b: float) -> Array:
-    neck, width = -0.05 + 0.2 * a, 0.3 + 0.06 * b
+    neck = -0.05 + 0.2 * a
+    width = 0.3 + 0.06 * b
     shaft = _box(x - (neck - 1.1) / 2, y, (neck + 1.1) / 2, width)
     return np.minimum(shaft, _convex(x, y, (neck, -0.92), (1.15, 0.0), (neck, 0.92)))
 
 
 def heart(x: Array, y: Array, a: float, b: float) -> Array:
     """A square on its corner with a disc on each of the two upper edges."""
-    x, y = x * (0.9 + 0.15 * a), y - 0.2
+    x = x * (0.9 + 0.15 * a)
+    y = y - 0.2
     half = 0.5 + 0.04 * b
-    right, left = (x - y) * 0.7071, (-x - y) * 0.7071
+    right = (x - y) * 0.7071
+    left = (-x - y) * 0.7071
     lobes = np.minimum(_disc(right - half, left, half), _disc(right, left - half, half))
     return np.minimum(_box(right, left, half, half), lobes)
 
@@ -95,8 +103,8 @@ def fish(x: Array, y: Array, a: float, b: float) -> Array:
     tail = _convex(x, y, (-1.1, -0.65 - 0.1 * b), (-0.2, 0.0), (-1.1, 0.65 + 0.1 * b))
     tail = np.maximum(tail, -_convex(x, y, (-1.2, -0.5), (-0.85, 0.0), (-1.2, 0.5)))
     fin = _convex(x, y, (-0.1, -0.88), (0.45, -0.4), (-0.1, -0.4))
-    whole = np.minimum(np.minimum(body, tail), fin)
-    return np.maximum(whole, -_disc(x - 0.8, y + 0.12, 0.1))
+    outline = np.minimum(np.minimum(body, tail), fin)
+    return np.maximum(outline, -_disc(x - 0.8, y + 0.12, 0.1))
 
 
 def house(x: Array, y: Array, a: float, b: float) -> Array:

@@ -4,8 +4,6 @@ data."""
 import io
 import os
 import pickle
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +14,9 @@ import torch
 from PIL import Image
 
 from vision_core.errors import UserError
-from vision_core.images.annotations import IGNORED
-from vision_core.images.decode import decode_values
-from vision_core.images.formats import tiff
 from vision_core.images.open_source import open_source
+from vision_core.images.source import MASK_IGNORED
 from vision_core.images.sources import parquet as parquet_source
-from vision_core.scenes.draw import draw_scene
 from vision_core.unreadable import UnreadableImage
 
 DATA = Path(__file__).resolve().parents[3] / "../shared/data"
@@ -87,7 +82,7 @@ def test_columns_by_their_usual_names(parquet_file, arrays, kind, monkeypatch):
     known = source.annotations
     for index in range(4):
         expected = torch.from_numpy(arrays[1][index].astype(np.int64))
-        assert torch.equal(known.mask(index), torch.where(expected == 5, IGNORED, expected))
+        assert torch.equal(known.mask(index), torch.where(expected == 5, MASK_IGNORED, expected))
         assert torch.equal(known.foreground(index), (expected != 0) & (expected != 5))
         torch.testing.assert_close(
             known.depth(index), torch.from_numpy(arrays[2][index].astype(np.float32)) / 500
@@ -128,10 +123,14 @@ def test_nothing_beside_the_images_is_read_before_it_is_asked_for(parquet_file, 
         parquet_source, "_read_column", lambda paths, column: read.append(column) or [["x"]] * 4
     )
     known = open_source(f"parquet:{parquet_file}").annotations
-    assert known.names == {"mask", "depth", "captions", "copy_of"} and read == [] and known.masks._cache == {}
+    assert (
+        known.names == {"mask", "depth", "captions", "copy_of"}
+        and read == []
+        and known.masks._row_groups == {}
+    )
     assert known.captions(0) == known.captions(1) == ["x"] and read == ["captions"]
     known.mask(0)
-    assert known.masks._cache != {}
+    assert known.masks._row_groups != {}
 
 
 def test_what_is_empty_is_kept_empty(arrays, tmp_path):
@@ -164,102 +163,6 @@ def test_originals_have_names_without_being_copies(arrays, tmp_path):
     )
 
 
-def grey_png(bits, rows, size=None):
-    """A grey PNG of 1, 2 or 4 bits, which Pillow does not write (PNG specification, 11.2.2)."""
-    lines = ["".join(f"{value:0{bits}b}" for value in row) for row in rows]
-    raw = b"".join(b"\0" + int(line, 2).to_bytes(len(line) // 8, "big") for line in lines)
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", *(size or (len(rows[0]), len(rows))), bits, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(raw))
-        + chunk(b"IEND", b"")
-    )
-
-
-def test_grey_that_pillow_would_spread_is_refused():
-    rows = np.random.default_rng(1).integers(0, 2, (8, 8)).tolist()
-    assert decode_values(grey_png(1, rows)).tolist() == rows
-    for bits in (2, 4):
-        with pytest.raises(UnreadableImage, match=f"not_numbers L;{bits}"):
-            decode_values(grey_png(bits, rows))
-
-
-@pytest.mark.parametrize(
-    ("file_format", "mode"), [("PNG", "uint8"), ("PNG", "uint16"), ("TIFF", "uint8"), ("TIFF", "uint16")]
-)
-def test_numbers_come_back_exactly(file_format, mode):
-    values = np.random.default_rng(2).integers(0, np.iinfo(mode).max, (9, 11), dtype=mode, endpoint=True)
-    stream = io.BytesIO()
-    Image.fromarray(values).save(stream, file_format)
-    assert decode_values(stream.getvalue()).tolist() == values.tolist()
-
-
-@pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "GIF", "BMP"])
-def test_formats_that_are_not_for_numbers(file_format):
-    stream = io.BytesIO()
-    Image.fromarray(np.zeros((9, 9), np.uint8)).save(stream, file_format)
-    with pytest.raises(UnreadableImage, match=f"not_numbers {file_format}"):
-        decode_values(stream.getvalue())
-
-
-def test_a_bomb_is_refused_by_its_header():
-    bomb = grey_png(1, [[0] * 8] * 8, size=(60_000, 60_000))
-    with pytest.raises(UnreadableImage, match="too_large"):
-        decode_values(bomb)
-
-
-def test_masks_are_as_large_as_the_source_allows_its_images_to_be(tmp_path, monkeypatch):
-    assert decode_values(grey_png(1, [[0] * 8] * 8, size=(8, 8)), max_pixels=64).tolist() == [[0] * 8] * 8
-    with pytest.raises(UnreadableImage, match="too_large"):
-        decode_values(grey_png(1, [[0] * 8] * 8), max_pixels=63)
-    side = 8_008  # more than 64 million pixels
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-        Image.new("L", (side, side), 3).save(tmp_path / name / "a.png", compress_level=1)
-    source = open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks&max_pixels=65000000")
-    assert source.annotations.mask(0).shape == (side, side)
-    with pytest.raises(UnreadableImage, match="too_large"):
-        open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks").annotations.mask(0)
-
-
-def test_large_masks_of_tiff_that_pillow_does_not_read():
-    tifffile = pytest.importorskip("tifffile")
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, np.full((16, 16), 5, np.uint16), photometric="minisblack", compression="zstd")
-    assert tiff.open_plain(stream.getvalue(), 256) is None
-    assert decode_values(stream.getvalue(), max_pixels=256).tolist() == [[5] * 16] * 16
-    with pytest.raises(UnreadableImage, match="too_large"):
-        decode_values(stream.getvalue(), max_pixels=255)
-
-
-def test_palette_indices_are_numbers_not_colours():
-    picture = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, 0).repeat(8, 1), "P")
-    picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    assert decode_values(stream.getvalue())[::8, ::8].tolist() == [[0, 1], [2, 1]]
-
-
-@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n broken", png(np.zeros((9, 9), np.uint8))[:40]])
-def test_bytes_that_are_no_picture(data):
-    with pytest.raises(UnreadableImage):
-        decode_values(data)
-
-
-def test_signed_bytes_are_no_class_numbers():
-    """Pillow reads int8 as unsigned: class -1 would be 255, which counts nowhere."""
-    tifffile = pytest.importorskip("tifffile")
-    stream = io.BytesIO()
-    tifffile.imwrite(stream, np.full((16, 16), -1, np.int8), photometric="minisblack")
-    with pytest.raises(UnreadableImage, match="unsupported_mode int8"):
-        decode_values(stream.getvalue())
-
-
 def test_what_does_not_fit_is_named(arrays, tmp_path):
     def write(name, **columns):
         pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / name)
@@ -289,7 +192,7 @@ def test_what_does_not_fit_is_named(arrays, tmp_path):
         with pytest.raises(UserError, match=f"no {option} .*name where it is by {option}=WHERE"):
             getattr(open_source(half).annotations, option)(0)
     numbers = write("numbers.parquet", image=images, label=[0, 1, 2, 3], share=[0.5] * 4, source=list("abcd"))
-    with pytest.raises(UserError, match="column 'label' holds no images; name another by mask=COLUMN"):
+    with pytest.raises(UserError, match="column 'label' holds no images; name another by .mask=COLUMN"):
         open_source(f"{numbers}?mask=label")
     with pytest.raises(UserError, match="column 'share' holds neither texts nor lists of texts"):
         open_source(f"{numbers}?captions=share")
@@ -349,7 +252,7 @@ def test_columns_of_a_data_set_of_the_hub(arrays, tmp_path, monkeypatch):
         ["d"],
     ]
     for options, message in (
-        ("mask=mask", "column 'mask' holds no images besides the images; name another by .mask=COLUMN"),
+        ("mask=mask", "column 'mask' holds no images; name another by .mask=COLUMN"),
         ("captions=share", "column 'share' holds neither texts nor lists of texts"),
         ("copy_of=source", "copy_of=source needs a column image_id"),
         ("depth=dephts", "no column 'dephts'; name one of image, mask, caption"),
@@ -361,21 +264,6 @@ def test_columns_of_a_data_set_of_the_hub(arrays, tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             open_source(f"hf:some/name?{options}")
-
-
-def test_scenes_know_everything():
-    source = open_source("scenes?size=64&count=5&split=held_out")
-    assert source.knows == {"label", "mask", "depth", "captions"}
-    scene, known = draw_scene(0, 3, 64, "held_out"), source.annotations
-    assert (
-        torch.equal(known.foreground(3), scene.masks == 1)
-        and torch.equal(known.depth(3), scene.depth)
-        and known.captions(3) == scene.captions
-    )
-    assert known.mask(3)[scene.masks == 1].unique().tolist() == [1 + scene.category] and known.mask(3)[
-        scene.masks == 0
-    ].unique().tolist() == [0]
-    assert len(known.mask_names) > int(known.mask(3).max())
 
 
 def test_fingerprints_change_with_the_data(parquet_file, tmp_path):
@@ -410,7 +298,7 @@ def test_real_data(text, known):
     source = open_source(text.format(DATA))
     assert source.knows == known
     if "mask" in known:
-        assert set(source.annotations.mask(0).unique().tolist()) <= {*range(11), IGNORED}
+        assert set(source.annotations.mask(0).unique().tolist()) <= {*range(11), MASK_IGNORED}
         assert source.annotations.mask(0).shape == source[0].image.shape[1:]
     if "depth" in known:
         depth = source.annotations.depth(0)

@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vision_core.images.decode import UnreadableImage, decode_image, picture_size
+from vision_core.images.decode import UnreadableImage, decode_image, decode_values, picture_size
+from vision_core.images.formats import tiff
+from vision_core.images.open_source import open_source
 
 ROOT = Path(__file__).resolve().parents[3]
 COLOUR = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -291,3 +293,101 @@ def test_one_channel_keeps_sixteen_bits() -> None:
 def test_pictures_have_no_five_channels() -> None:
     assert reason(HALVES["PNG"], 5) == "not_5_channels"
     assert reason(b"text", 5) == "not_an_image"
+
+
+def grey_png(bits, rows, size=None):
+    """A grey PNG of 1, 2 or 4 bits, which Pillow does not write (PNG specification, 11.2.2)."""
+    lines = ["".join(f"{value:0{bits}b}" for value in row) for row in rows]
+    raw = b"".join(b"\0" + int(line, 2).to_bytes(len(line) // 8, "big") for line in lines)
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", *(size or (len(rows[0]), len(rows))), bits, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(raw))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_grey_that_pillow_would_spread_is_refused():
+    rows = np.random.default_rng(1).integers(0, 2, (8, 8)).tolist()
+    assert decode_values(grey_png(1, rows)).tolist() == rows
+    for bits in (2, 4):
+        with pytest.raises(UnreadableImage, match=f"not_numbers L;{bits}"):
+            decode_values(grey_png(bits, rows))
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode"), [("PNG", "uint8"), ("PNG", "uint16"), ("TIFF", "uint8"), ("TIFF", "uint16")]
+)
+def test_numbers_come_back_exactly(file_format, mode):
+    values = np.random.default_rng(2).integers(0, np.iinfo(mode).max, (9, 11), dtype=mode, endpoint=True)
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, file_format)
+    assert decode_values(stream.getvalue()).tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "GIF", "BMP"])
+def test_formats_that_are_not_for_numbers(file_format):
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(stream, file_format)
+    with pytest.raises(UnreadableImage, match=f"not_numbers {file_format}"):
+        decode_values(stream.getvalue())
+
+
+def test_a_bomb_is_refused_by_its_header():
+    bomb = grey_png(1, [[0] * 8] * 8, size=(60_000, 60_000))
+    with pytest.raises(UnreadableImage, match="too_large"):
+        decode_values(bomb)
+
+
+def test_masks_are_as_large_as_the_source_allows_its_images_to_be(tmp_path, monkeypatch):
+    assert decode_values(grey_png(1, [[0] * 8] * 8, size=(8, 8)), max_pixels=64).tolist() == [[0] * 8] * 8
+    with pytest.raises(UnreadableImage, match="too_large"):
+        decode_values(grey_png(1, [[0] * 8] * 8), max_pixels=63)
+    side = 8_008  # more than 64 million pixels
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (side, side), 3).save(tmp_path / name / "a.png", compress_level=1)
+    source = open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks&max_pixels=65000000")
+    assert source.annotations.mask(0).shape == (side, side)
+    with pytest.raises(UnreadableImage, match="too_large"):
+        open_source(f"folder:{tmp_path}/images?mask={tmp_path}/masks").annotations.mask(0)
+
+
+def test_large_masks_of_tiff_that_pillow_does_not_read():
+    tifffile = pytest.importorskip("tifffile")
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.full((16, 16), 5, np.uint16), photometric="minisblack", compression="zstd")
+    assert tiff.open_plain(stream.getvalue(), 256) is None
+    assert decode_values(stream.getvalue(), max_pixels=256).tolist() == [[5] * 16] * 16
+    with pytest.raises(UnreadableImage, match="too_large"):
+        decode_values(stream.getvalue(), max_pixels=255)
+
+
+def test_palette_indices_are_numbers_not_colours():
+    picture = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8).repeat(8, 0).repeat(8, 1), "P")
+    picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    assert decode_values(stream.getvalue())[::8, ::8].tolist() == [[0, 1], [2, 1]]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x89PNG\r\n\x1a\n broken", encode(np.zeros((9, 9), np.uint8), "PNG")[:40]]
+)
+def test_bytes_that_are_no_picture(data):
+    with pytest.raises(UnreadableImage):
+        decode_values(data)
+
+
+def test_signed_bytes_are_no_class_numbers():
+    """Pillow reads int8 as unsigned: class -1 would be 255, which counts nowhere."""
+    tifffile = pytest.importorskip("tifffile")
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.full((16, 16), -1, np.int8), photometric="minisblack")
+    with pytest.raises(UnreadableImage, match="unsupported_mode int8"):
+        decode_values(stream.getvalue())

@@ -13,13 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from vision_core.errors import UserError
-from vision_core.images.sources.scenes import open_scenes
 from vision_core.scenes import layout as scene_layout
 from vision_core.scenes.colours import COLOURS, NAMED_COLOURS, oklch_to_rgb
 from vision_core.scenes.draw import CATEGORIES, Scene, draw_scene
-from vision_core.scenes.layout import HABITAT_OF_KIND, TEXTURES_OF_KIND, category_of, draw_layout
-from vision_core.scenes.shapes import EXTENT, SHAPES
-from vision_core.scenes.textures import TEXTURES, smooth_noise
+from vision_core.scenes.layout import HABITAT_OF_KIND, category_of
+from vision_core.scenes.textures import TEXTURES
 
 ROOT = Path(__file__).resolve().parents[3]
 MANY = 1500
@@ -145,18 +143,6 @@ def test_categories_are_balanced_and_known_without_drawing():
     assert labels[:50] != [category_of(3, "held_out", index) for index in range(50)]
 
 
-def test_every_texture_belongs_to_two_kinds():
-    counts = Counter(texture for own in TEXTURES_OF_KIND.values() for texture in own)
-    assert set(TEXTURES_OF_KIND) == set(CATEGORIES) and counts == {texture: 2 for texture in TEXTURES}
-    pairs = [
-        set(one) & set(other)
-        for one in TEXTURES_OF_KIND.values()
-        for other in TEXTURES_OF_KIND.values()
-        if one != other
-    ]
-    assert max(len(shared) for shared in pairs) == 1
-
-
 def test_a_habitat_belongs_to_one_kind_and_surrounds_it_nine_times_in_ten():
     assert set(HABITAT_OF_KIND) == set(CATEGORIES) and len(set(HABITAT_OF_KIND.values())) == len(CATEGORIES)
     assert set(HABITAT_OF_KIND.values()) <= set(TEXTURES)
@@ -261,47 +247,6 @@ def test_pixels_and_colours_do_not_give_the_category_away():
         assert right < 0.3
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
-def test_shapes_have_similar_areas_and_stay_within_their_extent(name: str):
-    at = (np.arange(300) + 0.5) / 100 - 1.5
-    y, x = np.meshgrid(at, at, indexing="ij")
-    for variations in ((0.0, 0.0), (0.99, 0.0), (0.0, 0.99), (0.5, 0.5)):
-        inside = SHAPES[name](x, y, *variations) < 0
-        assert 1.5 < inside.mean() * 9 < 2.7
-        assert np.hypot(x, y)[inside].max() < EXTENT
-
-
-@pytest.mark.parametrize("name", list(TEXTURES))
-def test_textures_mix_both_tones(name: str):
-    at = np.linspace(-4, 4, 160, dtype=np.float32)
-    noise = smooth_noise(
-        np.random.default_rng(0).uniform(-1, 1, (14, 14)).astype(np.float32), (at + 4) * 1.6, (at + 4) * 1.6
-    )
-    v, u = np.meshgrid(at, at, indexing="ij")
-    mix = TEXTURES[name](u, v, 0.05, noise)
-    assert mix.shape == (160, 160) and mix.min() >= 0 and mix.max() <= 1
-    assert 0.15 < mix.mean() < 0.85 and mix.std() > 0.2
-
-
-def test_smooth_noise_passes_through_its_lattice():
-    lattice = np.random.default_rng(0).uniform(-1, 1, (5, 5))
-    assert np.allclose(smooth_noise(lattice, np.arange(5.0), np.arange(5.0)), lattice)
-    between = smooth_noise(lattice, np.array([1.25]), np.array([2.0]))[0, 0]
-    eased = 3 * 0.25**2 - 2 * 0.25**3
-    assert np.isclose(between, lattice[1, 2] * (1 - eased) + lattice[2, 2] * eased)
-
-
-def test_oklch_of_white_black_and_red():
-    assert np.allclose(oklch_to_rgb(1.0, 0.0, 0.0), 1.0, atol=1e-3)
-    assert np.allclose(oklch_to_rgb(0.0, 0.0, 0.0), 0.0, atol=1e-6)
-    assert np.allclose(oklch_to_rgb(0.62796, 0.25768, 29.234), [1.0, 0.0, 0.0], atol=1e-3)
-
-
-def test_layouts_of_neighbouring_indices_differ():
-    layouts = [draw_layout(0, index, "train").objects[0] for index in range(50)]
-    assert len({placed.rotation for placed in layouts}) == 50
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -312,33 +257,3 @@ def test_layouts_of_neighbouring_indices_differ():
 def test_impossible_scenes_are_refused(changes: dict, message: str):
     with pytest.raises(UserError, match=message):
         draw_scene(0, 0, **changes)
-
-
-def test_scenes_as_a_source():
-    source = open_scenes({"size": "40", "count": "30", "seed": "2", "split": "held_out"})
-    assert len(source) == len(source.labels) == 30 and source.class_names == list(CATEGORIES)
-    record = source[17]
-    assert record.id == source.id_of(17) == "scenes/held_out/17"
-    assert record.label == source.labels[17] and torch.equal(
-        record.image, draw_scene(2, 17, 40, "held_out").image
-    )
-    assert "30 images" in source.description and "held_out" in source.description
-    assert len(open_scenes({})) == 20000
-    with pytest.raises(IndexError):
-        source[30]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"colour": "red"}, "unknown option 'colour'; the options are size, count, seed, split"),
-        ({"size": "31"}, "size=31 is not possible; give a whole number of 32 or more"),
-        ({"count": "0"}, "count=0"),
-        ({"count": "many"}, "count=many"),
-        ({"seed": "-1"}, "seed=-1"),
-        ({"split": "test"}, "unknown split 'test'"),
-    ],
-)
-def test_impossible_sources_are_refused(options: dict[str, str], message: str):
-    with pytest.raises(UserError, match=message):
-        open_scenes(options)
