@@ -39,7 +39,7 @@ from vision_core.images.ranges import range_notes
 from vision_core.images.source import ImageSource, ImageStream
 from vision_core.processes.distributed import print_once
 from vision_core.runs.checkpoint_fit import state_of_start
-from vision_core.runs.data_facts import facts_as_json, tell_changed_data
+from vision_core.runs.data_facts import DataFacts, facts_as_json, tell_changed_data
 from vision_core.runs.run_folder import RunFolder
 
 Source = ImageSource | ImageStream
@@ -97,11 +97,7 @@ def build_trainer(
         ),
         run=run,
         output_dir=output_dir,
-        course={
-            "data": facts_as_json(data),
-            "init_from": (state or {}).get("init_from") or state_of_start(args.init_from),
-            **course(args.seed, layout.global_batch, reading),
-        },
+        course=lasting_state(args, layout, reading, data, state or {}),
         seed=args.seed,
         max_steps=args.max_steps,
         max_grad_norm=args.max_grad_norm,
@@ -112,6 +108,19 @@ def build_trainer(
     if run is not None:
         greet(args, source, trainer, in_own_scale)
     return trainer
+
+
+def lasting_state(
+    args: DINOv2Arguments, layout: BatchLayout, reading: str, data: list[DataFacts], state: dict
+) -> dict:
+    """What every checkpoint of a run holds: its data, the weights it began from, and the options
+    that decide about its course. reading: how images are read. state: of the checkpoint that is
+    resumed, or {}."""
+    return {
+        "data": facts_as_json(data),
+        "init_from": state.get("init_from") or state_of_start(args.init_from),
+        **course(args.seed, layout.global_batch, reading),
+    }
 
 
 def build_reader(
