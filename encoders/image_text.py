@@ -47,7 +47,7 @@ TEXT_TOWERS = {
 }
 
 # folders of these kinds may hold a text tower, or are refused here with a message of their own
-FOLDER_KINDS = ("encoder", "other_vlm", "model", "unknown")
+TEXT_TOWER_FOLDERS = ("encoder", "other_vlm", "model", "unknown")
 
 
 class ImageTextModel(nn.Module):
@@ -197,7 +197,7 @@ def load_image_text(
 def _load(source: str, dtype: torch.dtype) -> ImageTextModel:
     kind, name = split_kind(source)
     if kind == FOLDER:
-        refuse_folder(name, "an encoder with a text tower", FOLDER_KINDS)
+        refuse_folder(name, "an encoder with a text tower", TEXT_TOWER_FOLDERS)
     if kind in (FOLDER, "hf"):
         with hub_or_cache(name, source):
             return _load_transformers(name, source, dtype)

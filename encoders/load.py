@@ -43,7 +43,7 @@ ADAPTERS = {
 }
 KINDS_WITHOUT_WEIGHTS = ("hf", "timm", "open_clip", SAVED)
 # folders of these kinds may hold an encoder, or are refused here with a message of their own
-FOLDER_KINDS = ("encoder", "other_vlm", "timm", "open_clip", "weights", "model", "unknown")
+ENCODER_FOLDERS = ("encoder", "other_vlm", "timm", "open_clip", "weights", "model", "unknown")
 
 
 def load_encoder(
@@ -197,7 +197,7 @@ def _kind_of_folder(folder: Path, has_weights: bool) -> tuple[str, str]:
 
 def _check_checkpoint(folder: Path) -> None:
     """Raise UserError for a folder that is not a checkpoint of transformers with its weights."""
-    refuse_folder(folder, "an encoder", FOLDER_KINDS, lacks="encoder")
+    refuse_folder(folder, "an encoder", ENCODER_FOLDERS, lacks="encoder")
     if (folder / "open_clip_config.json").is_file():
         raise UserError(
             f"{folder} is a folder of open_clip; "

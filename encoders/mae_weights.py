@@ -10,14 +10,17 @@ WAVELENGTH = 10000.0
 
 
 def initialise_mae(model: ViTMAEForPreTraining) -> None:
-    """In place, with torch's global generator. transformers leaves the positions of a new model at
-    zero, and without them all hidden patches look alike."""
-    embeddings, decoder = model.vit.embeddings, model.decoder
+    """Initialise a model in place, with torch's global generator.
+
+    transformers leaves the positions of a new model at zero, and without them all hidden patches
+    look alike.
+    """
+    embeddings = model.vit.embeddings
+    decoder = model.decoder
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(
-                module.weight.view(len(module.weight), -1)
-            )  # the patches' convolution is one product per patch
+            # the convolution of the patches is one matrix product for each patch
+            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
             nn.init.zeros_(module.bias)
     for token in (embeddings.cls_token, decoder.mask_token):
         nn.init.normal_(token, std=TOKEN_STD)
@@ -26,14 +29,15 @@ def initialise_mae(model: ViTMAEForPreTraining) -> None:
 
 
 def sincos_positions(num_patches: int, width: int) -> Tensor:
-    """`[1, 1 + num_patches, width]`: zeros for the CLS token, then a square grid row by row; the
-    columns' half comes first, as in the released weights.
+    """Positions `[1, 1 + num_patches, width]`: zeros for the CLS token, then a square grid row by row.
 
-    for each patch (row, column), each half of the vector (column, then row) is, with f_k = 10000 **
-    (-k / (width / 4)), sin(place * f_0), sin(place * f_1), ..., cos(place * f_0), cos(place * f_1),
-    ...
+    The vector of a patch has two halves, for its column first and then for its row, as in the
+    released weights. With f_k = 10000 ** (-k / (width / 4)) each half is
+
+        sin(place * f_0), sin(place * f_1), ..., cos(place * f_0), cos(place * f_1), ...
     """
-    side, quarter = round(num_patches**0.5), width // 4
+    side = round(num_patches**0.5)
+    quarter = width // 4
     assert side * side == num_patches and 4 * quarter == width, f"{num_patches} patches of width {width}"
     frequencies = WAVELENGTH ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies

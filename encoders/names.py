@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 
 ENOUGH_LIKENESS = 0.7  # of two texts, from 0 to 1
 
-# {size} stands for each of the sizes beside it
+# {size} is replaced by each of the sizes beside it
 HUB_FAMILIES = (
     ("facebook/dinov2-{size}", "small base large giant"),
     ("facebook/dinov2-with-registers-{size}", "small base large giant"),

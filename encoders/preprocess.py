@@ -1,5 +1,5 @@
-"""How an image becomes pixels for evaluation, and the image processor that says so to
-transformers."""
+"""How an image becomes pixels for evaluation, and the image processor by which transformers does the
+same."""
 
 from __future__ import annotations
 
@@ -23,33 +23,38 @@ Preprocess = Literal["published", "whole"]
 
 # The published evaluation resizes the shorter side to 256 for a centre crop of 224.
 PUBLISHED_MARGIN = 256 / 224
-# beyond which a description is a mistake, or made to exhaust the memory
-MAX_SIDE, MAX_CHANNELS, MAX_MARGIN = 2**15, 2**15, 100
-SHOWN_OF_A_VALUE = 60
+# a description with more than these is a mistake, or made to exhaust the memory
+MAX_SIDE = 2**15
+MAX_CHANNELS = 2**15
+MAX_MARGIN = 100
+SHOWN_OF_A_VALUE = 60  # characters
+# fields of `ImageTransform` that are lists in JSON
+FIELDS_OF_SEVERAL = ("size", "mean", "std")
 
 
 @dataclass(frozen=True)
 class ImageTransform:
     """How an image becomes the pixels `[C, height, width]` of a model; a value that fits into JSON.
 
-    size: (height, width).
-    mean, std: one number for all channels or one per channel.
-    fit: `crop` resizes so that the image covers `margin` times the size and takes the centre;
-        `squash` resizes both sides to `margin` times the size, whatever the aspect ratio, and takes
-        the centre.
-    margin: 1 means that nothing but the longer side is cut.
-    interpolation: of the resize, with antialiasing.
-    preprocess: `published` does so with every image, as the model's own library does. `whole` takes
-        margin 1 for images that are not larger than the size, and for all that are squashed: small
-        pictures are looked at whole.
-    resampler: of `published`: `tensor` as transformers' processors resize, `tensor_float` as
-        DINOv3's, which scale to 0..1 first, `pillow` as timm, open_clip and facebookresearch/dinov2
-        resize PIL images. `whole` is `tensor`.
-    num_channels: of the images.
-    pictures: whether images of 3 channels are pictures, whose floats are 0 to 1; False is for
-    numbers in the scale of mean and std.
-    pixel_options: how files are read, as the options of a source's text (`scale=4095`,
-    docs/data.md), and empty for as they are.
+    Attributes:
+        size: (height, width).
+        mean, std: one number for all channels or one for each.
+        fit: `crop` resizes so that the image covers `margin` times the size, and takes the centre.
+            `squash` resizes both sides to `margin` times the size, whatever the aspect ratio, and
+            takes the centre.
+        margin: with 1 the crop takes nothing away but what the longer side has too much.
+        interpolation: of the resize, with antialiasing.
+        preprocess: `published` treats every image so, as the model's own library does. `whole`
+            takes margin 1 for images that are not larger than the size, and for all that are
+            squashed, so that nothing of a small picture is cropped.
+        resampler: which resizing `published` uses: `tensor` as transformers' processors resize,
+            `tensor_float` as DINOv3's, which scale to 0..1 first, `pillow` as timm, open_clip and
+            facebookresearch/dinov2 resize PIL images. `whole` always uses `tensor`.
+        num_channels: how many channels the images have.
+        pictures: whether images of 3 channels are pictures, whose floats are 0 to 1; False is for
+            numbers in the scale of mean and std.
+        pixel_options: how files are read, as the options of a source's text (`scale=4095`,
+            docs/data.md); empty for as they are.
     """
 
     size: tuple[int, int]
@@ -65,10 +70,9 @@ class ImageTransform:
     pixel_options: str = ""
 
     def view(self, image: Tensor) -> Tensor:
-        """`[C, H, W]` resized and cropped to `[C, height, width]`: what a cache or a data worker
-        holds.
-
-        In its own type and scale, but float32 of 0..1 where the resampler is `tensor_float`.
+        """An image `[C, H, W]` resized and cropped to `[C, height, width]`, as a cache or a data
+        worker holds it: in its own type and scale, but float32 of 0..1 where the resampler is
+        `tensor_float`.
         """
         if self.preprocess == "published":
             return published_view(image, self.size, self.fit, self.margin, self.interpolation, self.resampler)
@@ -93,28 +97,30 @@ class ImageTransform:
         return self.pixels(torch.stack([self.view(image) for image in taken]))
 
     def resized(self, size: tuple[int, int], fit: Literal["crop", "squash"] | None = None) -> ImageTransform:
-        """The same with another size and, where given, another fit; an image that is squashed then
-        is seen whole."""
+        """The transform with another size and, where it is given, another fit. If that is `squash`,
+        the margin becomes 1, so that nothing of an image is cropped."""
         margin = 1.0 if fit == "squash" else self.margin
         return replace(self, size=tuple(size), fit=fit or self.fit, margin=margin)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        """The transform as JSON has it."""
+        values = asdict(self)
+        return values | {name: list(values[name]) for name in FIELDS_OF_SEVERAL}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageTransform:
-        """The inverse of `to_dict`. Raises UserError for what is no transform."""
+        """The inverse of `to_dict`. Raises UserError for values that describe no transform."""
         check_types(cls, values, "the description of an image transform")
+        values = dict(values)
+        for name in FIELDS_OF_SEVERAL:
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
         try:
-            made = cls(
-                **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-            )
+            made = cls(**values)
         except TypeError as error:
+            keys = ", ".join(cls.__dataclass_fields__)
             raise UserError(
-                f"not the description of an image transform ({error}); its keys are {', '.join(cls.__dataclass_fields__)}"
+                f"not the description of an image transform ({error}); its keys are {keys}"
             ) from None
         made._check_values()
         return made
@@ -132,15 +138,16 @@ class ImageTransform:
         if wrong:
             said = shortened(getattr(self, wrong[0]), SHOWN_OF_A_VALUE)
             raise UserError(
-                f"the description of an image transform says {wrong[0]} = {said}, with which no image becomes pixels"
+                f"the description of an image transform says {wrong[0]} = {said}, "
+                "with which no image becomes pixels"
             )
 
 
 def centre_view(
     image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN, interpolation: str = "bicubic"
 ) -> Tensor:
-    """`[C, H, W]` resized (with antialiasing) so that it covers `margin` times `size`, then the
-    central `[C, *size]` of it; same type.
+    """Resize an image `[C, H, W]` with antialiasing so that it covers `margin` times `size`, and take
+    its central `[C, *size]`, in its own type.
 
     Sizes and offsets are rounded as transformers' image processors round them: the shorter side to
     the nearest pixel, the longer one and the offsets of the crop down.
@@ -149,26 +156,33 @@ def centre_view(
 
 
 def margin_for(image: Tensor, size: tuple[int, int], margin: float = PUBLISHED_MARGIN) -> float:
-    """`margin`, or 1 for images that are not larger than `size`: small pictures are looked at
-    whole."""
-    return margin if min(image.shape[-2] / size[0], image.shape[-1] / size[1]) > 1 else 1.0
+    """The margin for an image: 1 where it is not larger than `size`, so that nothing of a small
+    picture is cropped, and otherwise `margin`."""
+    is_larger = min(image.shape[-2] / size[0], image.shape[-1] / size[1]) > 1
+    return margin if is_larger else 1.0
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`[n, C, H, W]` uint8 (scaled to 0..1) or float32 (in its own scale) to float32, minus mean,
-    over std.
+    """Images `[n, C, H, W]` as float32, minus mean, over std. uint8 is scaled to 0..1 first, float32
+    stays in its own scale.
 
     `mean` and `std` hold one number for all channels or one per channel; another count raises
     UserError.
     """
+    num_channels = images.shape[1]
     for values in (mean, std):
-        if len(values) not in (1, images.shape[1]):
+        if len(values) not in (1, num_channels):
             raise UserError(
-                f"image_mean and image_std need one number for each of {images.shape[1]} channels, not {len(values)}"
+                f"image_mean and image_std need one number for each of {num_channels} channels, "
+                f"not {len(values)}"
             )
-    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    mean, std = (torch.tensor(list(values), device=images.device).view(1, -1, 1, 1) for values in (mean, std))
-    return (images - mean) / std
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    return (scaled - _one_per_channel(mean, scaled)) / _one_per_channel(std, scaled)
+
+
+def _one_per_channel(values: Sequence[float], images: Tensor) -> Tensor:
+    """Numbers as `[1, C, 1, 1]`, beside the images."""
+    return torch.tensor(list(values), device=images.device).view(1, -1, 1, 1)
 
 
 def save_image_processor(
@@ -188,15 +202,17 @@ def save_image_processor(
     for other sizes the two agree where the image is at least as elongated as `size`; a less
     elongated one gets black bars from the processor.
 
-    in_own_scale: nothing is converted to RGB and nothing divided by 255, because `mean` and `std`
-    are in the scale of the data, which a source's `?scale=` has made 0..1 or which is its own. Give
-    it float `[C, H, W]` arrays or tensors with `input_data_format="channels_first"`. By default it
-    is so for other numbers of channels than 3.
-
-    pixel_options: how the files were read, as `ImageTransform` has it; a key that transformers
-    keeps and does not use.
+    Args:
+        in_own_scale: whether nothing is converted to RGB and nothing divided by 255, because `mean`
+            and `std` are in the scale of the data, which a source's `?scale=` has made 0..1 or
+            which is its own. Such a processor takes float `[C, H, W]` arrays or tensors with
+            `input_data_format="channels_first"`. Default: True for other numbers of channels than
+            3.
+        pixel_options: how the files were read, as `ImageTransform` has it. transformers keeps the
+            key and does not use it.
     """
-    in_own_scale = len(mean) != 3 if in_own_scale is None else in_own_scale
+    if in_own_scale is None:
+        in_own_scale = len(mean) != 3
     processor = BitImageProcessor(
         size={"shortest_edge": round(min(size) * margin)},
         crop_size={"height": size[0], "width": size[1]},

@@ -81,8 +81,8 @@ def is_saved_encoder(folder: str | os.PathLike) -> bool:
 def load(
     name: str, *, source: str, image_size: tuple[int, int] | None, dtype: torch.dtype, **options: Any
 ) -> Encoder:
-    """The encoder in a folder that `save_encoder` wrote; `options` in place of what it was saved
-    with."""
+    """The encoder in a folder that `save_encoder` wrote, with `options` in place of those that it was
+    saved with."""
     folder = Path(name)
     config = _config_with(folder, source=source, **options)
     encoder = _build(config, folder / CONFIG_FILE, dtype)
@@ -135,7 +135,7 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_config(folder: Path) -> EncoderConfig:
-    name = f"{folder / CONFIG_FILE} is no encoder's config"
+    name = f"{folder / CONFIG_FILE} is not the config of an encoder"
     said = parse_json(read_bytes(folder / CONFIG_FILE, name, SAVE_AGAIN), name, SAVE_AGAIN, finite=True)
     try:
         config = EncoderConfig.from_dict(said)

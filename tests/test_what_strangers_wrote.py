@@ -38,7 +38,7 @@ READ_THEIR_OWN = {
 OWNERS = {"vision_core/files/regular_files.py"}
 # A library opens these by their paths, behind `check_openable`, `refuse_special_files` or the like.
 CHECKED_FIRST = {
-    "encoders/load.py",
+    "encoders/saved.py",
     "encoders/adapters/dinov2_weights.py",
     "fusion/convert_cambrian.py",
     "pretrain/run/build.py",

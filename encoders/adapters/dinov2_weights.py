@@ -99,7 +99,7 @@ def load_dinov2_pth(path: Path, *, dtype: torch.dtype = torch.float32, **options
     model, report = convert_dinov2(read_pth(path), dtype)
     if report.missing:
         raise UserError(
-            f"{path}: no published DINOv2 backbone: "
+            f"{path} is not a published DINOv2 backbone: "
             f"nothing for {len(report.missing)} weights, such as {report.missing[0]}"
         )
     transform = ImageTransform(
@@ -175,7 +175,7 @@ def _check_backbone(tensors: dict[str, Tensor], path: Path) -> None:
             "licence there and log in by `hf auth login`, or timm's copy: list_encoders('timm:*dinov3*')"
         )
     else:
-        problem = "is no DINOv2 backbone: it has no pos_embed or patch_embed"
+        problem = "is not a DINOv2 backbone: it has no pos_embed or patch_embed"
         cure = "give the published .pth file"
     raise UserError(f"{path} {problem}; {cure}")
 

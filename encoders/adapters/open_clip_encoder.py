@@ -231,7 +231,7 @@ def check_open_clip(model: str, tag: str | None) -> None:
     check_openable(tag, tag, "give the file of the weights")
     if not tag.endswith(WEIGHT_FILES):
         raise UserError(
-            f"{tag} is no .safetensors file; convert it, or give the .pt file that open_clip_train wrote"
+            f"{tag} is not a .safetensors file; convert it, or give the .pt file that open_clip_train wrote"
         )
 
 

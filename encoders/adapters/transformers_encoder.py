@@ -86,7 +86,7 @@ FAMILIES = {
     "radio": Family("RadioModel", None, last_is_normed=False, prefix="num_summary_tokens", pooled="summary"),
     "tipsv2_vision_model": Family("Tipsv2VisionModel", "layernorm", registers="num_register_tokens"),
 }
-WHOLE_MODELS = {  # image-text and vision-language models that hold a vision tower
+MODELS_WITH_A_TOWER = {  # image-text and vision-language models that hold a vision tower
     "siglip": "siglip_vision_model",
     "siglip2": "siglip2_vision_model",
     "clip": "clip_vision_model",
@@ -389,7 +389,9 @@ def build_transformers(
         config = AutoConfig.for_model(values.pop("model_type"), **values)
     except (KeyError, ValueError, TypeError) as error:
         version = transformers.__version__
-        raise UserError(f"this is no vision tower of transformers {version}: {first_line(error)}") from None
+        raise UserError(
+            f"this is not a vision tower of transformers {version}: {first_line(error)}"
+        ) from None
     vision_class = getattr(transformers, family_of(config).vision_class)
     flag = ATTENTION_FLAGS.get(attn_implementation, "")
     if attn_implementation == "eager" or getattr(vision_class, flag, False):
@@ -429,18 +431,18 @@ def _refuse_own_code(said: dict[str, Any], name: str) -> None:
 
 
 def vision_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The vision tower's part of a whole model's config."""
-    return config.vision_config if config.model_type in WHOLE_MODELS else config
+    """The part of a complete model's config that describes its vision tower."""
+    return config.vision_config if config.model_type in MODELS_WITH_A_TOWER else config
 
 
 def family_of(config: PretrainedConfig, name: str = "the model") -> Family:
-    """The family of a vision tower, or of a whole model that holds one. Raises UserError for other
+    """The family of a vision tower, or of a complete model that holds one. Raises UserError for other
     model types."""
-    model_type = WHOLE_MODELS.get(config.model_type, config.model_type)
+    model_type = MODELS_WITH_A_TOWER.get(config.model_type, config.model_type)
     if model_type not in FAMILIES:
-        known = ", ".join([*FAMILIES, *WHOLE_MODELS])
+        known = ", ".join([*FAMILIES, *MODELS_WITH_A_TOWER])
         raise UserError(
-            f"{name} is a {config.model_type}, which is no known vision tower; known: {known}; "
+            f"{name} is a {config.model_type}, which is not a known vision tower; known: {known}; "
             "others may load as timm:NAME"
         )
     return FAMILIES[model_type]
@@ -463,7 +465,7 @@ def _has_pooler(config: PretrainedConfig) -> bool:
 
 
 def _num_prefix_tokens(family: Family, config: PretrainedConfig) -> int:
-    """How many tokens stand in front of the patches."""
+    """How many tokens come before those of the patches."""
     if family.prefix:
         return getattr(config, family.prefix)
     registers = getattr(config, family.registers) if family.registers else 0

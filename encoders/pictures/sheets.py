@@ -1,4 +1,4 @@
-"""Drawing: tensors as pictures, pictures beside each other with captions."""
+"""Tensors as pictures, and pictures beside each other with captions."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ HEAT_COLOURS = [
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image]], captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Pictures in rows with thin white gaps, captions above the columns, in as many lines as they
-    need.
+    """A picture of rows of pictures with thin white gaps, and captions above the columns, in as many
+    lines as they need.
 
-    A column is as wide as its widest picture, a row as high.
+    A column is as wide as its widest picture, a row as high as its highest.
     """
-    columns = max(len(row) for row in rows)
-    widths = [max(row[column].width for row in rows if column < len(row)) for column in range(columns)]
+    widths = _column_widths(rows)
     heights = [max(picture.height for picture in row) for row in rows]
     font = ImageFont.load_default(CAPTION_SIZE)
     texts = [wrap(text, width - GAP, font) for text, width in zip(captions or [], widths, strict=False)]
-    head = LINE_HEIGHT * max(len(lines) for lines in texts) + GAP if texts else 0
-    lefts = [sum(widths[:column]) + column * GAP for column in range(columns)]
-    tops = [head + sum(heights[:line]) + line * GAP for line in range(len(rows))]
+    head = LINE_HEIGHT * max(map(len, texts)) + GAP if texts else 0
+    lefts = _starts(widths)
+    tops = [head + top for top in _starts(heights)]
     sheet = Image.new("RGB", (lefts[-1] + widths[-1], tops[-1] + heights[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     for left, lines in zip(lefts, texts, strict=False):
-        for number, line in enumerate(lines, start=-len(lines)):  # the last line stands on the picture
+        # captions end at the same height, just above the pictures
+        for number, line in enumerate(lines, start=-len(lines)):
             draw.text((left + 2, head - GAP + number * LINE_HEIGHT), line, fill="black", font=font)
     for top, row in zip(tops, rows, strict=True):
         for left, picture in zip(lefts, row, strict=False):
@@ -51,12 +51,32 @@ def contact_sheet(
     return sheet
 
 
+def _column_widths(rows: Sequence[Sequence[Image.Image]]) -> list[int]:
+    """The width of the widest picture of each column; rows may have different lengths."""
+    widths: list[int] = []
+    for row in rows:
+        for column, picture in enumerate(row):
+            if column == len(widths):
+                widths.append(0)
+            widths[column] = max(widths[column], picture.width)
+    return widths
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    """Where pictures of these lengths begin, with gaps between them."""
+    starts = [0]
+    for length in lengths[:-1]:
+        starts.append(starts[-1] + length + GAP)
+    return starts
+
+
 def wrap(text: str, width: float, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Lines that are not wider than `width` pixels, broken behind spaces, slashes, colons, hyphens
-    and underscores, else anywhere."""
+    """Break a text into lines of at most `width` pixels: behind spaces, slashes, colons, hyphens and
+    underscores where that is possible, and otherwise anywhere."""
     lines = [""]
     for piece in re.findall(r"[^\s/:_-]*[\s/:_-]|[^\s/:_-]+", text):
-        for part in [piece] if font.getlength(piece.rstrip()) <= width else piece:
+        fits_in_a_line = font.getlength(piece.rstrip()) <= width
+        for part in [piece] if fits_in_a_line else piece:
             if lines[-1] and font.getlength((lines[-1] + part).rstrip()) > width:
                 lines.append("")
             lines[-1] += part
@@ -64,31 +84,34 @@ def wrap(text: str, width: float, font: ImageFont.FreeTypeFont) -> list[str]:
 
 
 def colours(image: Tensor) -> Image.Image:
-    """`[3, H, W]` in 0..1, a pixel each."""
-    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    """A picture of `[3, H, W]` in 0..1, with a pixel for each value."""
+    values = (image.clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """`[3, H, W]` in 0..1 as a picture whose shorter side is a tile's."""
+    """A picture of `[3, H, W]` in 0..1, whose shorter side is a tile's."""
     picture = colours(image)
     scale = TILE / min(picture.size)
-    return picture.resize(
-        (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
-    )
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def heat(values: Tensor, span: tuple[float, float] | None = None) -> Image.Image:
-    """`[rows, columns]`, a pixel each, from dark blue over red to pale yellow; span: the values of
-    the two ends, default the least and the greatest."""
-    low, high = (
-        (values.min(), values.max())
-        if span is None
-        else (torch.tensor(end, dtype=values.dtype) for end in span)
-    )
+    """A picture of values `[h, w]`, with a pixel for each, from dark blue over red to pale yellow.
+
+    span: the values of the two ends; default: the least and the greatest.
+    """
+    if span is None:
+        low = values.min()
+        high = values.max()
+    else:
+        low, high = torch.tensor(span, dtype=values.dtype)
     position = ((values - low) / (high - low).clamp_min(1e-12)) * (len(HEAT_COLOURS) - 1)
     left = position.long().clamp_max(len(HEAT_COLOURS) - 2)
     table = torch.tensor(HEAT_COLOURS)
-    return colours(torch.lerp(table[left], table[left + 1], (position - left)[..., None]).permute(2, 0, 1))
+    mixed = torch.lerp(table[left], table[left + 1], (position - left)[..., None])
+    return colours(mixed.permute(2, 0, 1))
 
 
 def display(images: Tensor) -> Tensor:
@@ -98,8 +121,12 @@ def display(images: Tensor) -> Tensor:
     Values outside 0..1, which multi-band data has, are stretched from each channel's least to its
     greatest value.
     """
-    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-    if shown.min() >= 0 and shown.max() <= 1:
-        return shown
-    low, high = shown.amin((0, 2, 3), keepdim=True), shown.amax((0, 2, 3), keepdim=True)
-    return (shown - low) / (high - low).clamp_min(1e-12)
+    if images.shape[1] >= 3:
+        channels = images[:, :3]
+    else:
+        channels = images[:, :1].expand(-1, 3, -1, -1)
+    if channels.min() >= 0 and channels.max() <= 1:
+        return channels
+    low = channels.amin((0, 2, 3), keepdim=True)
+    high = channels.amax((0, 2, 3), keepdim=True)
+    return (channels - low) / (high - low).clamp_min(1e-12)

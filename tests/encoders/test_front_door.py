@@ -17,9 +17,9 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from transformers import AutoImageProcessor
 
 from encoders import load_encoder
+from encoders.adapters.image_processors import transform_from_processor
 from encoders.adapters.open_clip_encoder import transform_from_preprocess
 from encoders.adapters.timm_encoder import published_transform
-from encoders.adapters.transformers_encoder import transform_from_processor
 from encoders.base import Encoder
 from encoders.preprocess import PUBLISHED_MARGIN, ImageTransform, save_image_processor
 from vision_core.errors import UserError

@@ -64,7 +64,8 @@ def write_checkpoint(family, folder):
     tokenizer = train_tokenizer(family)
     vision = {**TRANSFORMERS[family], "initializer_range": 0.3}
     text = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(tokenizer), "initializer_range": 0.3,
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+        "vocab_size": len(tokenizer), "initializer_range": 0.3,
         "max_position_embeddings": LENGTH, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
     }  # fmt: skip
     if TEXT_TOWERS[family].padded:
@@ -296,5 +297,5 @@ def test_open_clip_refuses_bad_input(tiny_open_clip):
         load_image_text("open_clip:tiny-clap/x")
     wrong = Path(source.partition("/")[2]).with_suffix(".npz")
     wrong.write_bytes(b"")
-    with pytest.raises(UserError, match="no .safetensors file"):
+    with pytest.raises(UserError, match="not a .safetensors file"):
         load_image_text(f"open_clip:tiny-clip/{wrong}")

@@ -118,6 +118,18 @@ def test_depth_is_judged_as_on_nyu(encoder, colours, run, tmp_path):
         run("--encoder", encoder, "--dataset", colours, "--tasks", "depth", "--depth_protocol", "nyu")
 
 
+def test_an_encoder_with_options_in_its_text(encoder, colours, run, runs, tmp_path):
+    text = f"{encoder}?layers=1&norm=false&image_size=48&preprocess=published"
+    config = run("--encoder", text, "--dataset", colours, "--tasks", "knn")["encoder"]["config"]
+    assert config["layers"] == [1] and config["norm"] is False and config["source"] == str(encoder)
+    assert config["transform"]["size"] == [48, 48] and config["transform"]["preprocess"] == "published"
+    said = runs.error(SCRIPT, "--encoder", f"{encoder}?layer=1", "--dataset", colours, folder=tmp_path)
+    assert "unknown option 'layer', did you mean 'layers'?" in said
+    both = ("--encoder", f"{encoder}?image_size=48", "--image_size", 64)
+    said = runs.error(SCRIPT, *both, "--dataset", colours, folder=tmp_path)
+    assert "image_size is also given as an argument; give it once" in said
+
+
 def test_features_are_extracted_once(encoder, colours, run, tmp_path):
     first = run("--encoder", encoder, "--dataset", colours, "--tasks", "knn")
     entries = sorted((tmp_path / "cache").iterdir())

@@ -115,3 +115,11 @@ def test_forbidden_by_the_environment_is_said():
     """As in all tests."""
     with pytest.raises(UserError, match="HF_HUB_OFFLINE=1 forbids the network"):
         load_encoder("hf:me/small")
+
+
+def test_what_lies_on_this_machine_does_not_ask_the_hub(no_network, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "_connects", lambda: pytest.fail("the Hub is asked"))
+    with hub_or_cache(str(tmp_path)):
+        assert constants.HF_HUB_OFFLINE is False
+    with pytest.raises(UserError, match="^its own words$"), hub_or_cache(str(tmp_path), "a folder"):
+        raise UserError("its own words") from LocalEntryNotFoundError("a file")

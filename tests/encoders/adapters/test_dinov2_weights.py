@@ -137,7 +137,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(UserError, match="cannot be read as weights"):
         load_dinov2_pth(tmp_path / "absent.pth")
     torch.save({"state": [1, 2]}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="no DINOv2 backbone"):
+    with pytest.raises(UserError, match="is not a DINOv2 backbone"):
         load_dinov2_pth(tmp_path / "other.pth")
     state = published(timm_model())
     del state["blocks.1.norm1.weight"]

@@ -287,7 +287,7 @@ def test_wrong_names_and_files(tmp_path, weights):
         with pytest.raises(UserError, match="open_clip has no weights laion for tiny-vit; it has none"):
             load("tiny-vit", "laion")
     (tmp_path / "weights.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match="weights.bin is no .safetensors file; convert it"):
+    with pytest.raises(UserError, match="weights.bin is not a .safetensors file; convert it"):
         load_open_clip("tiny-vit", str(tmp_path / "weights.bin"))
     _, path = weights("tiny-convnext")
     with pytest.raises(

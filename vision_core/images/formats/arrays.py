@@ -1,4 +1,4 @@
-"""Reads arrays that NumPy saved: `.npy`, and `.npz`, a zip of them."""
+"""The reader of arrays that NumPy saved: `.npy`, and `.npz`, a zip of them."""
 
 import io
 import math
@@ -11,28 +11,29 @@ from vision_core.images.pixel_options import PixelOptions
 from vision_core.images.stored import Stored, scale_of_type
 from vision_core.unreadable import UnreadableImage, check_inflation, check_size, check_values
 
-NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK\x03\x04"
+NPY_MAGIC = b"\x93NUMPY"
+ZIP_MAGIC = b"PK\x03\x04"
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """An array of two axes, or of three with the channels first or last; of a `.npz` its only one,
-    or number `part` by sorted name."""
+    """Read an array of two axes, or of three with the channels first or last. A `.npz` has one
+    array, or gives number `part` by sorted name."""
     if data.startswith(NPY_MAGIC):
         return _read_array(io.BytesIO(data), num_channels, options.max_pixels)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = _names(archive)
         if part is None and len(names) > 1:
             raise UnreadableImage(f"several_images arrays={len(names)}")
-        with archive.open(names[part or 0]) as file:
-            stored = _read_array(
-                file, num_channels, options.max_pixels, archive.getinfo(names[part or 0]).compress_size
-            )
+        name = names[part or 0]
+        packed = archive.getinfo(name).compress_size
+        with archive.open(name) as file:
+            stored = _read_array(file, num_channels, options.max_pixels, packed)
             file.read(1)  # behind its last byte zipfile compares the checksum
             return stored
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
-    """How many arrays there are. Raises UnreadableImage."""
+    """Count the arrays of a file. Raises UnreadableImage."""
     if file.read(len(NPY_MAGIC)) == NPY_MAGIC:
         return 1
     with zipfile.ZipFile(file) as archive:
@@ -49,10 +50,9 @@ def _names(archive: zipfile.ZipFile) -> list[str]:
 def _read_array(file: BinaryIO, num_channels: int, max_pixels: int, packed: int | None = None) -> Stored:
     """Read what the header promises and no more: a zip may hold more than it says, and a pickle is
     never loaded. packed: bytes in the zip."""
-    version = np.lib.format.read_magic(file)
-    read_header = (
-        np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    )
+    read_header = np.lib.format.read_array_header_2_0
+    if np.lib.format.read_magic(file) == (1, 0):
+        read_header = np.lib.format.read_array_header_1_0
     shape, columns_first, dtype = read_header(file)
     if dtype.hasobject:
         raise UnreadableImage("python_objects")
@@ -69,20 +69,20 @@ def _read_array(file: BinaryIO, num_channels: int, max_pixels: int, packed: int 
 
 
 def _check_bands(shape: tuple[int, ...], dtype: np.dtype, num_channels: int, max_pixels: int) -> int | None:
-    """The channels' axis. Refuse by what the header says, before anything of that size is
-    allocated."""
+    """The axis of the channels, see `_channel_axis`. What the header promises is refused before
+    anything of that size is allocated."""
     if dtype.kind not in "uifb":
         raise UnreadableImage(f"unsupported_type {dtype}")
     axis = _channel_axis(shape, num_channels)
-    height, width = shape if axis is None else (shape[1:] if axis == 0 else shape[:2])
+    height, width = shape[1:] if axis == 0 else shape[:2]
     check_size(width, height, max_pixels)
     check_values(math.prod(shape), max_pixels)
     return axis
 
 
 def _channel_axis(shape: tuple[int, ...], num_channels: int) -> int | None:
-    """Which axis, first (0) or last (2), holds the channels; None where the only channel has no
-    axis. One stands for three."""
+    """The axis that holds the channels, 0 or 2, or None where the only channel has no axis. One
+    channel of grey is also taken where three are asked for."""
     if len(shape) == 2 and num_channels in (1, 3):
         return None
     ends = (shape[0], shape[2]) if len(shape) == 3 else ()

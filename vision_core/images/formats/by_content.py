@@ -1,6 +1,7 @@
-"""Which module reads a file, by the first bytes of its content, and which files of a folder are
-images at all."""
+"""The table of formats: which module reads a file, by the first bytes of its content, and which
+files of a folder are images."""
 
+from itertools import chain
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from vision_core.images.formats.endings import ENDINGS_OF_FORMATS, SLIDE_ENDINGS
 from vision_core.images.formats.optional_packages import ASTROPY, NIBABEL, PILLOW_HEIF, PYDICOM, Package
 from vision_core.unreadable import UnreadableImage
 
-# all formats are told by these first bytes
+# every format can be told by these first bytes
 BYTES_THAT_TELL = 352
 READ_AS_TILES = "whole slides are read by ?tile=256"
 
@@ -19,11 +20,10 @@ class Format(NamedTuple):
 
     Attributes:
         name: for people.
-        endings: of the names of its files, in lower case.
-        offset, magic: what the content holds at this place; one of several.
-        reader: a module with `read(data, num_channels, options, part) -> Stored`, and with `count_parts(file, num_channels) -> int` where
-            a file may hold several images. Both raise UnreadableImage, and UserError where an optional package is missing, which they
-            import themselves.
+        endings: how the names of its files end, in lower case.
+        offset: the place in the content at which one of `magic` is found.
+        magic: the bytes there.
+        reader: a module as vision_core/images/formats/__init__.py describes it.
         package: what its files need besides the base dependencies. Without it they are left out of
             folders, which is said.
     """
@@ -61,25 +61,29 @@ FORMATS = (
     _format("AVIF", 4, heif.AVIF_BRANDS, heif, None if heif.pillow_reads_avif() else PILLOW_HEIF),
     _format("HEIC", 4, heif.HEIF_BRANDS, heif, PILLOW_HEIF),
 )
+ALL_ENDINGS = tuple(chain.from_iterable(format.endings for format in FORMATS))
 # those that are read with the packages that are installed
-ENDINGS = tuple(ending for format in FORMATS if format.is_readable for ending in format.endings)
-# of files that hold one image, or what is taken for one (of an animation the first frame)
-ENDINGS_OF_ONE = tuple(
-    ending
-    for format in FORMATS
-    for ending in format.endings
-    if ending == ".npy" or not hasattr(format.reader, "count_parts")
-)
-COMPRESSED_ENDINGS = tuple(
-    ending for format in FORMATS for ending in format.endings if ending.endswith(".gz")
-)
+ENDINGS = tuple(chain.from_iterable(format.endings for format in FORMATS if format.is_readable))
+COMPRESSED_ENDINGS = tuple(ending for ending in ALL_ENDINGS if ending.endswith(".gz"))
+
+
+def _endings_of_one() -> tuple[str, ...]:
+    """The endings of files that hold one image, or what is taken for one (of an animation the first
+    frame)."""
+    found: list[str] = []
+    for format in FORMATS:
+        holds_one = not hasattr(format.reader, "count_parts")
+        found += [ending for ending in format.endings if holds_one or ending == ".npy"]
+    return tuple(found)
+
+
+ENDINGS_OF_ONE = _endings_of_one()
 
 
 def format_of(data: bytes) -> Format | None:
-    """The format as whose files `data` begins, or None."""
-    if data.startswith(
-        DICOM.magic, DICOM.offset
-    ):  # what stands before its mark may be the header of a TIFF (PS3.10 7.1)
+    """The format whose files begin as `data` does, or None."""
+    # before the mark of DICOM a file may hold the header of a TIFF (PS3.10 7.1)
+    if data.startswith(DICOM.magic, DICOM.offset):
         return DICOM
     return next((format for format in FORMATS if data.startswith(format.magic, format.offset)), None)
 
@@ -109,7 +113,7 @@ def ending_of(name: str) -> str:
     """The ending of a file's name in lower case, such as `.jpg` and `.nii.gz`; empty where there is
     none.
 
-    Digits alone are no ending: DICOM files are often named by numbers such as
+    Digits alone do not count as an ending: DICOM files are often named by numbers such as
     `1.2.840.113619.2.55.3`.
     """
     stem, dot, last = name.lower().rpartition(".")
@@ -120,10 +124,10 @@ def ending_of(name: str) -> str:
 
 
 def why_left_out(ending: str) -> str:
-    """What files of this ending need, or nothing where they are no images."""
+    """What it takes to read files of this ending; empty for files that are not images."""
     if ending in SLIDE_ENDINGS:
         return READ_AS_TILES
-    needed = [
-        format.package.name for format in FORMATS if ending in format.endings and format.package is not None
-    ]
-    return f"needs {needed[0]}" if needed else ""
+    for format in FORMATS:
+        if ending in format.endings and format.package is not None:
+            return f"needs {format.package.name}"
+    return ""

@@ -1,5 +1,5 @@
-"""DICOM: frames as physical values, with the window that the file asks for (pydicom reads the
-files)."""
+"""The reader of DICOM: frames as physical values, with the window that the file asks for (pydicom
+reads the files)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from vision_core.unreadable import UnreadableImage, check_size
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 MOST_BITS = 32
-# of the file meta group, PS3.10 7.1: 128 bytes, DICM, and an element of 12 bytes that holds the
-# length of the rest
-META_LENGTH_AT, META_AT = 140, 144
+# The file meta group (PS3.10 7.1) begins with 128 bytes, DICM, and an element of 12 bytes, at whose
+# end the length of the rest is found.
+META_LENGTH_AT = 140
+META_AT = 144
 MOST_META_BYTES = 2**16
-# PS3.5 A.5; pydicom inflates it whole, however large it becomes
+# PS3.5 A.5; pydicom would inflate all of it, however large it becomes
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 # a window of width 1 is a threshold
 NARROWEST = 1e-3
-PER_FRAME, SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
-PADDING, PADDING_END = "PixelPaddingValue", "PixelPaddingRangeLimit"
+PER_FRAME = "PerFrameFunctionalGroupsSequence"
+SHARED = "SharedFunctionalGroupsSequence"
+PADDING = "PixelPaddingValue"
+PADDING_END = "PixelPaddingRangeLimit"
 
 
 class Levels(NamedTuple):
@@ -38,16 +41,16 @@ class Levels(NamedTuple):
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
-    """How many images a DICOM file holds; 0 for a report, a directory and whatever else has no
-    pixels. Raises UnreadableImage."""
+    """Count the frames of a file; 0 for a report, a directory and others without pixels. Raises
+    UnreadableImage."""
     return _count(_header(file))
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """One frame, `part` counted from 0, after the modality LUT or rescale slope and intercept.
+    """Read one frame, after the modality LUT or rescale slope and intercept.
 
     `full_scale` is the file's first window, or VOI LUT; where a scale is given or the file has
-    neither, the whole range of BitsStored in physical values. For MONOCHROME1 its ends are
+    neither, it is the full range of BitsStored in physical values. For MONOCHROME1 its ends are
     exchanged. Palette and YBR become RGB. PixelPaddingValue is missing.
 
     Raises:
@@ -73,7 +76,7 @@ def _pydicom():
 
 
 def _header(file: BinaryIO):
-    """Everything before the pixels."""
+    """Read everything before the pixels."""
     head = file.read(META_AT + MOST_META_BYTES)
     length = int.from_bytes(head[META_LENGTH_AT:META_AT], "little")
     if DEFLATED in head[META_AT : META_AT + length]:
@@ -98,14 +101,17 @@ def _count(header) -> int:
 
 def _check_header(header, max_pixels: int) -> None:
     check_size(int(header.Columns), int(header.Rows), max_pixels)
-    if int(header.get("SamplesPerPixel", 1)) not in (1, 3) or int(header.get("BitsAllocated", 8)) > MOST_BITS:
+    samples = int(header.get("SamplesPerPixel", 1))
+    bits = int(header.get("BitsAllocated", 8))
+    if samples not in (1, 3) or bits > MOST_BITS:
         raise UnreadableImage("unsupported_dicom samples")
-    if header.get("PhotometricInterpretation") not in (*GREY, *COLOURS):
-        raise UnreadableImage(f"unsupported_dicom {header.get('PhotometricInterpretation')}")
+    photometric = header.get("PhotometricInterpretation")
+    if photometric not in (*GREY, *COLOURS):
+        raise UnreadableImage(f"unsupported_dicom {photometric}")
 
 
 def _frame(data: bytes, part: int) -> np.ndarray:
-    """`[H, W]` or `[H, W, 3]` as stored; YBR has become RGB."""
+    """A frame `[H, W]` or `[H, W, 3]` as it is stored; YBR has become RGB."""
     try:
         frame = _pydicom().pixels.pixel_array(io.BytesIO(data), index=part)
     except (UserError, MemoryError):
@@ -119,9 +125,12 @@ def _frame(data: bytes, part: int) -> np.ndarray:
 
 
 def _grey(frame: np.ndarray, header, part: int, windowed: bool) -> Stored:
+    """A frame of grey as physical values; `windowed` gives it the range of the file's window, where
+    there is one."""
     missing = _padding(frame, header)
-    whole = _physical(frame, header, part)
-    values, full_scale = (_window(whole.values, header, part) if windowed else None) or whole
+    levels = _physical(frame, header, part)
+    window = _window(levels.values, header, part) if windowed else None
+    values, full_scale = levels if window is None else window
     if full_scale is not None and header.PhotometricInterpretation == "MONOCHROME1":
         full_scale = full_scale[::-1]
     return Stored(values[None], full_scale, None if missing is None else missing[None])

@@ -1,4 +1,4 @@
-"""FITS: image HDUs as physical values (astropy reads the files)."""
+"""The reader of FITS: image HDUs as physical values (astropy reads the files)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from vision_core.unreadable import UnreadableImage, check_size, check_values
 
 
 class Plane(NamedTuple):
-    """Where an image lies: the HDU's number, and its place along the axes before the last two; None
-    takes all of one axis as bands."""
+    """Where an image lies: in which HDU, and at which place along the axes before the last two. A
+    place of None takes the first of three axes as bands."""
 
     hdu: int
     place: tuple[int, ...] | None
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
-    """How many images a FITS file holds; 0 for tables alone. Raises UnreadableImage."""
-    with _opened(file) as hdus:
+    """Count the images of a file; 0 for tables alone. Raises UnreadableImage."""
+    with _open_hdus(file) as hdus:
         return len(_planes(hdus, num_channels))
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """One image, `part` counted from 0 through all image HDUs, after BSCALE and BZERO; BLANK and
-    NaN are missing.
+    """Read one image, after BSCALE and BZERO. `part` counts through all image HDUs. BLANK and NaN
+    are missing.
 
     An HDU with two axes is an image. A cube whose first axis (as NumPy counts; NAXIS3) has
     `num_channels` planes is one image with these bands; of any other cube every plane is an image.
@@ -44,17 +44,17 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
         UnreadableImage: several_images without `part`, no_pixels, corrupt.
         UserError: astropy is not installed.
     """
-    with _opened(io.BytesIO(data)) as hdus:
+    with _open_hdus(io.BytesIO(data)) as hdus:
         planes = _planes(hdus, num_channels)
         values = _values(hdus, planes[part_to_read(part, len(planes))], options.max_pixels)
-    native = values.astype(
-        np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("="), copy=False
-    )
+    dtype = np.float32 if values.dtype.kind == "f" else values.dtype.newbyteorder("=")
+    native = values.astype(dtype, copy=False)
     return Stored(native, scale_of_type(native.dtype))
 
 
 @contextmanager
-def _opened(file: BinaryIO) -> Iterator:
+def _open_hdus(file: BinaryIO) -> Iterator:
+    """The HDUs of a file. Raises UnreadableImage, UserError without astropy."""
     try:
         from astropy.io import fits
     except ImportError:
@@ -69,6 +69,7 @@ def _opened(file: BinaryIO) -> Iterator:
 
 
 def _planes(hdus, num_channels: int) -> list[Plane]:
+    """All images of a file, in order."""
     planes = []
     for number, hdu in enumerate(hdus):
         shape = hdu.shape if hdu.is_image else ()
@@ -82,7 +83,7 @@ def _planes(hdus, num_channels: int) -> list[Plane]:
 
 
 def _values(hdus, plane: Plane, max_pixels: int) -> np.ndarray:
-    """`[C, H, W]`, read alone where the HDU is not compressed."""
+    """The numbers `[C, H, W]` of a plane; nothing else is read where the HDU is not compressed."""
     hdu = hdus[plane.hdu]
     height, width = hdu.shape[-2:]
     check_size(width, height, max_pixels)

@@ -1,4 +1,4 @@
-"""Reads HEIC, HEIF and AVIF: Pillow where it can, else pillow-heif."""
+"""The reader of HEIC, HEIF and AVIF, by Pillow where it can, and otherwise by pillow-heif."""
 
 import io
 
@@ -13,8 +13,15 @@ from vision_core.unreadable import check_size
 
 # the kind of file in its first box, ISO/IEC 14496-12
 AVIF_BRANDS = (b"ftypavif", b"ftypavis")
-HEIF_BRANDS = tuple(
-    b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIF_BRANDS = (
+    b"ftypheic",
+    b"ftypheix",
+    b"ftypheim",
+    b"ftypheis",
+    b"ftyphevc",
+    b"ftyphevx",
+    b"ftypmif1",
+    b"ftypmsf1",
 )
 BRAND_AT = 4
 
@@ -25,7 +32,7 @@ def pillow_reads_avif() -> bool:
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """The first picture, upright, with 8 bits a channel; of 10 and 12 bits the upper 8 are kept."""
+    """Read the first picture, upright, with 8 bits a channel; of 10 and 12 bits the upper 8 are kept."""
     pictures.check_picture_channels(num_channels)
     picture = _open(data)
     check_size(*picture.size, options.max_pixels)

@@ -1,4 +1,4 @@
-"""NIfTI: axial slices of volumes as physical values (nibabel reads the files)."""
+"""The reader of NIfTI: axial slices of volumes as physical values (nibabel reads the files)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from vision_core.unreadable import UnreadableImage, check_size, check_values
 
 RGB = ("R", "G", "B")
 NIFTI_2_MAGIC = b"n+2\0\r\n\x1a\n"
-# where the numbers of a volume begin: behind its header, and what may stand behind that
-EARLIEST_START, EARLIEST_START_2, LATEST_START = 352, 544, 2**30
+# where the numbers of a volume begin, behind its header and the header's extensions
+EARLIEST_START = 352
+EARLIEST_START_2 = 544  # in the second version
+LATEST_START = 2**30
 # nibabel's canonical axes: to the right, to the front, to the top
-RIGHT, FRONT, TOP = 0, 1, 2
+RIGHT = 0
+FRONT = 1
+TOP = 2
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
-    """How many images a volume holds: its axial slices, times the volumes along the fourth axis
-    unless these are the channels.
+    """Count the images of a volume: its axial slices, times the volumes along the fourth axis unless
+    these are the channels.
 
     Only the header is read. Raises UnreadableImage.
     """
@@ -33,8 +37,8 @@ def count_parts(file: BinaryIO, num_channels: int) -> int:
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """One axial slice, `part` counted from 0: all slices of the first volume from the feet to the
-    head, then those of the next.
+    """Read one axial slice. `part` counts the slices of the first volume from the feet to the head,
+    then those of the next.
 
     Axial is the last axis of the canonical orientation (RAS+, nibabel's `as_closest_canonical`).
     Rows go from the front to the back and columns from the patient's right to the left, as DICOM
@@ -54,21 +58,17 @@ def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None
 
 
 def promised_bytes(head: bytes) -> int | None:
-    """How many bytes a file has, by the first 352 of them; None where they do not say it."""
+    """How many bytes a file has by the first 352 of them, or None where they do not say it."""
     second_version = head.startswith(NIFTI_2_MAGIC, 4)
     order = "<" if head.startswith((b"\x5c\x01\0\0", b"\x1c\x02\0\0")) else ">"
     if second_version:
         axes, *sides = struct.unpack_from(f"{order}8q", head, 16)
-        bits, start = (
-            *struct.unpack_from(f"{order}h", head, 14),
-            *struct.unpack_from(f"{order}q", head, 168),
-        )
+        bits = struct.unpack_from(f"{order}h", head, 14)[0]
+        start = struct.unpack_from(f"{order}q", head, 168)[0]
     else:
         axes, *sides = struct.unpack_from(f"{order}8h", head, 40)
-        bits, start = (
-            *struct.unpack_from(f"{order}h", head, 72),
-            *struct.unpack_from(f"{order}f", head, 108),
-        )
+        bits = struct.unpack_from(f"{order}h", head, 72)[0]
+        start = struct.unpack_from(f"{order}f", head, 108)[0]
     if not (1 <= axes <= 7 and bits > 0 and 0 <= start < LATEST_START and min(sides[:axes]) > 0):
         return None
     earliest = EARLIEST_START_2 if second_version else EARLIEST_START
@@ -77,10 +77,12 @@ def promised_bytes(head: bytes) -> int | None:
 
 def _count(volume, num_channels: int) -> int:
     shape = _four_axes(volume.shape)
-    return shape[_axis_to(volume, TOP)] * (1 if _is_bands(volume, num_channels) else shape[3])
+    slices = shape[_axis_to(volume, TOP)]
+    return slices if _is_bands(volume, num_channels) else slices * shape[3]
 
 
 def _volume(file: BinaryIO):
+    """The open volume, whose numbers are not read yet."""
     try:
         import nibabel
     except ImportError:
@@ -101,30 +103,31 @@ def _volume(file: BinaryIO):
 
 
 def _slice(volume, height: int, times: slice, max_pixels: int) -> np.ndarray:
-    """`[C, H, W]`: what lies at one height, read alone."""
+    """The slice `[C, H, W]` at one height; nothing else is read."""
     shape = _four_axes(volume.shape)
-    axes = [_axis_to(volume, direction) for direction in (RIGHT, FRONT, TOP)]
-    width, depth = shape[axes[RIGHT]], shape[axes[FRONT]]
-    check_size(width, depth, max_pixels)
-    check_values(width * depth * shape[3], max_pixels)
+    right = _axis_to(volume, RIGHT)
+    front = _axis_to(volume, FRONT)
+    top = _axis_to(volume, TOP)
+    check_size(shape[right], shape[front], max_pixels)
+    check_values(shape[right] * shape[front] * shape[3], max_pixels)
     where: list = [slice(None)] * 3 + [times]
-    top = axes[TOP]
     where[top] = shape[top] - 1 - height if _is_reversed(volume, top) else height
     try:
         plane = np.asarray(volume.dataobj[tuple(where[: len(volume.shape)])])
     except (OSError, ValueError, EOFError):
         raise UnreadableImage("truncated") from None
-    kept = sorted((axes[RIGHT], axes[FRONT]))
-    plane = plane.reshape(shape[kept[0]], shape[kept[1]], -1)
-    rows_then_columns = plane if kept[0] == axes[FRONT] else plane.swapaxes(0, 1)
-    if not _is_reversed(volume, axes[FRONT]):
-        rows_then_columns = rows_then_columns[::-1]
-    if not _is_reversed(volume, axes[RIGHT]):
-        rows_then_columns = rows_then_columns[:, ::-1]
-    return _channels_first(rows_then_columns)
+    plane = plane.reshape(shape[min(right, front)], shape[max(right, front)], -1)
+    if right < front:
+        plane = plane.swapaxes(0, 1)  # rows go from front to back, columns from right to left
+    if not _is_reversed(volume, front):
+        plane = plane[::-1]
+    if not _is_reversed(volume, right):
+        plane = plane[:, ::-1]
+    return _channels_first(plane)
 
 
 def _channels_first(plane: np.ndarray) -> np.ndarray:
+    """`[H, W, C]`, or `[H, W, 1]` of records of colours, as `[C, H, W]` in a type of this machine."""
     if plane.dtype.names == RGB:
         return np.stack([plane[name][:, :, 0] for name in RGB])
     values = np.ascontiguousarray(np.moveaxis(plane, -1, 0))
@@ -142,7 +145,7 @@ def _four_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _orientation(volume) -> np.ndarray:
-    """For each axis of the file the canonical axis and its direction."""
+    """The canonical axis and its direction for each axis of the file, `[axes, 2]`."""
     import nibabel
 
     orientation = nibabel.io_orientation(volume.affine)

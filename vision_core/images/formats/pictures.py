@@ -1,4 +1,4 @@
-"""Reads what Pillow reads: JPEG, PNG, WebP, GIF, BMP and plain TIFF."""
+"""The reader of what Pillow reads: JPEG, PNG, WebP, GIF, BMP and plain TIFF."""
 
 import io
 import struct
@@ -23,18 +23,20 @@ SIXTEEN_BIT_MODES = {"I;16", "I;16B", "I;16L", "I;16N"}
 
 # tags of TIFF 6.0
 PHOTOMETRIC_TAG = 262
-SAMPLE_FORMAT_TAG, SIGNED = 339, 2
+SAMPLE_FORMAT_TAG = 339
+SIGNED = 2
 WHITE_IS_ZERO = 0
 ORIENTATION_TAG = 0x0112
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """The numbers of a picture: one channel of grey of 8 or 16 bits, or three of colour. Alpha is
-    dropped, a palette's index becomes its colour."""
+    """Read one channel of grey of 8 or 16 bits, or three of colour. Alpha is dropped, the index of a
+    palette becomes its colour."""
     check_picture_channels(num_channels)
     picture = open_header(data, options.max_pixels)
     if is_deep(data):
-        return _all_16_bits(data, orientation(picture), options.max_pixels)
+        values = turned(read_deep(data, options.max_pixels), orientation(picture))
+        return Stored(values, (0, 65535), is_colour=len(values) == 3)
     return numbers_of(picture)
 
 
@@ -57,18 +59,11 @@ def check_picture_channels(num_channels: int) -> None:
         raise UnreadableImage(f"not_{num_channels}_channels")
 
 
-def _all_16_bits(data: bytes, turn: int, max_pixels: int) -> Stored:
-    """The numbers of a deep PNG."""
-    values = read_deep(data, max_pixels)
-    return Stored(turned(values, turn), (0, 65535), is_colour=len(values) == 3)
-
-
 def open_header(data: bytes, max_pixels: int, formats: list[str] = FORMATS) -> Image.Image:
     """A PIL image of 8 or 16 bits and of a size that is allowed, no pixel read yet."""
     if data.startswith(b"GIF8"):
-        check_size(
-            *struct.unpack_from("<HH", data, 6), max_pixels
-        )  # Pillow may fill the whole canvas while it opens a GIF
+        # Pillow may fill all of the canvas while it opens a GIF
+        check_size(*struct.unpack_from("<HH", data, 6), max_pixels)
     picture = Image.open(io.BytesIO(data), formats=formats)
     check_size(*picture.size, max_pixels)
     return of_known_scale(picture)
@@ -85,27 +80,32 @@ def of_known_scale(picture: Image.Image) -> Image.Image:
 
 
 def pixels_of(picture: Image.Image, num_channels: int) -> Tensor:
-    """What `to_pixels` makes of `numbers_of(picture)` without a scale, in fewer steps: uint8 `[3,
-    H, W]` or float32 `[1, H, W]`."""
-    picture = _seen(picture)
+    """The pixels of a picture, uint8 `[3, H, W]` or float32 `[1, H, W]`: what `to_pixels` makes of
+    `numbers_of(picture)` without a scale, in fewer steps."""
+    picture = _upright_and_bright(picture)
     if num_channels == 3:
         return _rgb(picture)
     if picture.mode in EIGHT_BIT_MODES:
-        return torch.from_numpy(np.array(picture.convert("L"), dtype=np.float32))[None].div_(255)
-    return torch.from_numpy(np.asarray(picture).astype(np.float32))[None].div_(65535)
+        values = np.array(picture.convert("L"), dtype=np.float32)
+        return torch.from_numpy(values)[None].div_(255)
+    values = np.asarray(picture).astype(np.float32)
+    return torch.from_numpy(values)[None].div_(65535)
 
 
 def _rgb(picture: Image.Image) -> Tensor:
+    """The colours of a picture, uint8 `[3, H, W]`."""
     if picture.mode in EIGHT_BIT_MODES:
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
     return torch.from_numpy(grey_levels(np.asarray(picture))).expand(3, -1, -1).contiguous()
 
 
-def _seen(picture: Image.Image) -> Image.Image:
+def _upright_and_bright(picture: Image.Image) -> Image.Image:
     """The picture as it is meant to be seen: upright, and the higher a value the brighter."""
-    inverted = is_inverted(picture)
+    is_dark_at_the_top = is_inverted(picture)
     upright_picture = upright(picture)
-    return Image.fromarray(65535 - np.asarray(upright_picture)) if inverted else upright_picture
+    if is_dark_at_the_top:
+        return Image.fromarray(65535 - np.asarray(upright_picture))
+    return upright_picture
 
 
 def is_inverted(picture: Image.Image) -> bool:
@@ -115,17 +115,18 @@ def is_inverted(picture: Image.Image) -> bool:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The picture with all its pixels read and turned, the values as they are stored."""
-    picture = _loaded(picture)
+    """The picture with all its pixels read and turned; the values stay as they are stored."""
+    picture = _load_pixels(picture)
     turn = UPRIGHT.get(orientation(picture))
     return picture if turn is None else picture.transpose(turn)
 
 
-def _loaded(picture: Image.Image) -> Image.Image:
+def _load_pixels(picture: Image.Image) -> Image.Image:
     """The picture with all its pixels read.
 
-    Pillow (seen in 13.0) maps an uncompressed TIFF into memory where it was opened by name, and takes the rows for columns
-    if EXIF turns it by a quarter. The file is then read once more from that memory, unless somebody has changed the pixels.
+    Pillow (seen in 13.0) maps an uncompressed TIFF into memory where it was opened by name, and
+    takes the rows for columns if EXIF turns it by a quarter. The file is then read once more from
+    that memory, unless somebody has changed the pixels.
     """
     picture.load()
     mapped = getattr(picture, "map", None) if isinstance(picture, TiffImageFile) else None
@@ -138,8 +139,8 @@ def _loaded(picture: Image.Image) -> Image.Image:
 
 
 def orientation(picture: Image.Image) -> int:
-    """The EXIF orientation; 1 (upright) where the EXIF block cannot be read: the pixels are whole
-    all the same."""
+    """The EXIF orientation, or 1 (upright) where the EXIF block cannot be read, which does not harm
+    the pixels."""
     try:
         return picture.getexif().get(ORIENTATION_TAG, 1)
     except Exception:

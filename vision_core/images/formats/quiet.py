@@ -1,5 +1,5 @@
-"""What image libraries would say on the terminal of a damaged or odd file, which is a line for each
-image of a source: nothing.
+"""Keeps image libraries from writing to the terminal about damaged or odd files, which would be a
+line for each image of a source.
 
 What they find wrong arrives as an exception, and becomes the reason of an `UnreadableImage`.
 """
@@ -33,9 +33,9 @@ MODULES = r"(PIL|tifffile|imagecodecs|pydicom|nibabel|astropy|pillow_heif|opensl
 def quiet_libraries() -> Iterator[None]:
     """Keep warnings and log lines of the image libraries from the terminal while the block runs.
 
-    Log lines of other threads are left alone. Warnings have one list of filters for a process: what
-    is shared by the threads that read at the same time is put in by the first of them and taken out
-    by the last, so that no thread brings back the filters of another.
+    Log lines of other threads are left alone. Warnings have one list of filters for a process. The
+    first of the threads that read at the same time puts its filter in, and the last takes it out,
+    so that no thread brings back the filters of another.
     """
     _hush_libtiff()
     _filter_logs()
@@ -53,15 +53,15 @@ class _State:
         self.lock = threading.Lock()
         self.thread = threading.local()
         self.open_blocks = 0
-        self.kept: warnings.catch_warnings | None = None
+        self.filters: warnings.catch_warnings | None = None
 
     def enter(self) -> None:
         self.thread.open_blocks = self.open_in_thread() + 1
         with self.lock:
             self.open_blocks += 1
             if self.open_blocks == 1:
-                self.kept = warnings.catch_warnings()
-                self.kept.__enter__()
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
                 warnings.filterwarnings("ignore", module=MODULES)
 
     def leave(self) -> None:
@@ -69,7 +69,7 @@ class _State:
         with self.lock:
             self.open_blocks -= 1
             if self.open_blocks == 0:
-                self.kept.__exit__(None, None, None)
+                self.filters.__exit__(None, None, None)
 
     def open_in_thread(self) -> int:
         return getattr(self.thread, "open_blocks", 0)
@@ -106,5 +106,6 @@ def _hush_libtiff() -> None:
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
         set_handler = getattr(library, name, None)
         if set_handler is not None:
-            set_handler.restype, set_handler.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+            set_handler.restype = ctypes.c_void_p
+            set_handler.argtypes = (ctypes.c_void_p,)
             set_handler(None)

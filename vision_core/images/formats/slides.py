@@ -27,7 +27,7 @@ SIDE_OF_A_BLOCK = 4096
 # open at a time in a process; each keeps 32 MiB of decoded tiles
 OPEN_SLIDES = 8
 
-# levels are padded to whole tiles, and may differ in shape by that
+# levels are padded to complete tiles, and may differ in shape by that
 MOST_SHAPE_RATIO = 2
 # those whose slides are one TIFF; a tile's place takes four bytes and more in it
 TIFF_VENDORS = ("aperio", "generic-tiff", "leica", "philips", "trestle", "ventana")
@@ -35,8 +35,8 @@ BYTES_OF_A_PLACE = 4
 
 
 class Grid(NamedTuple):
-    """The whole tiles of a slide: `rows` x `columns` of `tile` x `tile` pixels at `level`, which is
-    `downsample` times smaller than level 0."""
+    """The complete tiles of a slide: `rows` x `columns` of `tile` x `tile` pixels at `level`, which
+    is `downsample` times smaller than level 0."""
 
     rows: int
     columns: int
@@ -45,7 +45,7 @@ class Grid(NamedTuple):
     downsample: float
 
     def corner(self, row: int, column: int) -> tuple[int, int]:
-        """Of a tile, x and y at level 0."""
+        """The corner of a tile, x and y at level 0."""
         return round(column * self.tile * self.downsample), round(row * self.tile * self.downsample)
 
 
@@ -77,7 +77,8 @@ def grid_of(slide, name: str, tile: int, level: int) -> Grid:
     width, height = slide.level_dimensions[level]
     if tile > min(width, height):
         raise UserError(
-            f"{name} is {sizes[level]} pixels (width x height) at level={level}, less than tile={tile}; give a smaller tile"
+            f"{name} is {sizes[level]} pixels (width x height) at level={level}, less than tile={tile}; "
+            "give a smaller tile"
         )
     return Grid(height // tile, width // tile, tile, level, slide.level_downsamples[level])
 
@@ -87,8 +88,8 @@ def _numbered(sizes: list[str]) -> str:
 
 
 def tissue_shares(slide, grid: Grid) -> np.ndarray:
-    """`[rows, columns]` float: which share of every tile's pixels is tissue, seen on the smallest
-    level on which a tile has 16 pixels on a side."""
+    """The share of tissue among the pixels of every tile, `[rows, columns]` float, seen on the
+    smallest level on which a tile has 16 pixels on a side."""
     level = slide.get_best_level_for_downsample(grid.downsample * grid.tile / SIDE_OF_A_LOOK)
     side = grid.tile * grid.downsample / slide.level_downsamples[level]
     tiles = max(1, int(SIDE_OF_A_BLOCK / side))
@@ -107,19 +108,18 @@ def _is_tissue(pixels: np.ndarray) -> np.ndarray:
 
 
 def _shares(is_tissue: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """`[H, W]` bool to the mean of every cell of a grid of rows x columns."""
-    edges = [
-        np.arange(count) * length // count
-        for count, length in zip((rows, columns), is_tissue.shape, strict=True)
-    ]
-    sums = np.add.reduceat(np.add.reduceat(is_tissue.astype(np.int64), edges[0], axis=0), edges[1], axis=1)
-    sizes = [np.diff([*edge, length]) for edge, length in zip(edges, is_tissue.shape, strict=True)]
-    return sums / np.outer(*sizes)
+    """The mean of `[H, W]` bool in every cell of a grid, `[rows, columns]`."""
+    height, width = is_tissue.shape
+    tops = np.arange(rows) * height // rows
+    lefts = np.arange(columns) * width // columns
+    sums = np.add.reduceat(is_tissue.astype(np.int64), tops, axis=0)
+    sums = np.add.reduceat(sums, lefts, axis=1)
+    return sums / np.outer(np.diff([*tops, height]), np.diff([*lefts, width]))
 
 
 def read_tile(path: str, roots: tuple[str, ...], grid: Grid, row: int, column: int) -> Image.Image:
     """The RGB picture of one tile, on white where the slide has nothing. Raises UnreadableImage."""
-    slide = _opened(path, roots)
+    slide = _slide_of_this_process(path, roots)
     try:
         return _rgb(slide.read_region(grid.corner(row, column), grid.level, (grid.tile, grid.tile)))
     except import_openslide().OpenSlideError:
@@ -142,11 +142,14 @@ def open_slide(path: str, roots: tuple[str, ...]):
 
 
 def _levels_have_one_shape(slide) -> bool:
-    """Whether the sizes of the levels are those of one picture, made smaller; a header that lies of
-    one of them would be looked through for hours."""
+    """Whether the sizes of the levels are those of one picture, made smaller. With a header that lies
+    about one of them, looking for tissue would take hours."""
     width, height = slide.level_dimensions[0]
-    ratios = [(width * level[1]) / (height * level[0]) for level in slide.level_dimensions]
-    return all(1 / MOST_SHAPE_RATIO <= ratio <= MOST_SHAPE_RATIO for ratio in ratios)
+    for level_width, level_height in slide.level_dimensions:
+        ratio = (width * level_height) / (height * level_width)
+        if not 1 / MOST_SHAPE_RATIO <= ratio <= MOST_SHAPE_RATIO:
+            return False
+    return True
 
 
 def _has_room_for_its_tiles(slide, path: str) -> bool:
@@ -154,10 +157,13 @@ def _has_room_for_its_tiles(slide, path: str) -> bool:
     facts = slide.properties
     if facts.get("openslide.vendor") not in TIFF_VENDORS:
         return True
-    most = os.path.getsize(path) / BYTES_OF_A_PLACE
+    most_tiles = os.path.getsize(path) / BYTES_OF_A_PLACE
     for number, (width, height) in enumerate(slide.level_dimensions):
-        sides = [int(facts.get(f"openslide.level[{number}].tile-{side}", 0)) for side in ("width", "height")]
-        if all(sides) and math.ceil(width / sides[0]) * math.ceil(height / sides[1]) > most:
+        tile_width = int(facts.get(f"openslide.level[{number}].tile-width", 0))
+        tile_height = int(facts.get(f"openslide.level[{number}].tile-height", 0))
+        if not tile_width or not tile_height:
+            continue
+        if math.ceil(width / tile_width) * math.ceil(height / tile_height) > most_tiles:
             return False
     return True
 
@@ -165,9 +171,9 @@ def _has_room_for_its_tiles(slide, path: str) -> bool:
 _slides: OrderedDict = OrderedDict()
 
 
-def _opened(path: str, roots: tuple[str, ...]):
-    """This process's own open slide: forked data workers must not share the place at which a file
-    is read."""
+def _slide_of_this_process(path: str, roots: tuple[str, ...]):
+    """An open slide that belongs to this process alone: forked data workers must not share the place
+    at which a file is read."""
     key = (os.getpid(), path)
     if key not in _slides:
         _slides[key] = open_slide(path, roots)
@@ -178,5 +184,6 @@ def _opened(path: str, roots: tuple[str, ...]):
 
 
 def _rgb(region: Image.Image) -> Image.Image:
+    """A region on white, as RGB."""
     white = Image.new("RGBA", region.size, "white")
     return Image.alpha_composite(white, region).convert("RGB")

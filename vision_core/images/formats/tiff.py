@@ -1,4 +1,4 @@
-"""Reads TIFF: plain pictures through Pillow, every other file through tifffile.
+"""The reader of TIFF: plain pictures through Pillow, every other file through tifffile.
 
 Pillow is quick, and reads LZW and JPEG without further packages. But it shows the first of several
 pages, and takes the first of several bands for the picture, without a word; so it is asked only
@@ -21,9 +21,18 @@ MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 ONLY_TIFF = ["TIFF"]  # Pillow tries one format after the other
 
 # tags of TIFF 6.0
-BITS, COMPRESSION, PHOTOMETRIC, DESCRIPTION = 258, 259, 262, 270
-SAMPLES, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 277, 284, 338, 339
-CONTIGUOUS, UNSIGNED, VOID = 1, 1, 4
+BITS = 258
+COMPRESSION = 259
+PHOTOMETRIC = 262
+DESCRIPTION = 270
+SAMPLES = 277
+PLANAR = 284
+EXTRA_SAMPLES = 338
+SAMPLE_FORMAT = 339
+# values of PlanarConfiguration and SampleFormat
+CONTIGUOUS = 1
+UNSIGNED = 1
+VOID = 4
 ALPHAS = ((1,), (2,))  # ExtraSamples: associated and unassociated alpha
 # what a plain picture lacks: MetaMorph's and Zeiss's stacks within one page, depth, GDAL's nodata
 UNPLAIN_TAGS = {32997, 33628, 33629, 33630, 33631, 34412, 42113}
@@ -37,11 +46,12 @@ GREYS = (0, 1)
 
 
 def read(data: bytes, num_channels: int, options: PixelOptions, part: int | None) -> Stored:
-    """The bands of an image, in one page or in as many pages as channels are asked for; see
+    """Read the bands of an image, in one page or in as many pages as channels are asked for; see
     `tiff_pages.py`."""
-    picture = open_plain(data, options.max_pixels) if num_channels in (1, 3) and not part else None
-    if picture is not None:
-        return pictures.numbers_of(picture)
+    if num_channels in (1, 3) and not part:
+        picture = open_plain(data, options.max_pixels)
+        if picture is not None:
+            return pictures.numbers_of(picture)
     from vision_core.images.formats import tiff_pages
 
     return tiff_pages.read(data, num_channels, options, part)
@@ -56,8 +66,7 @@ def read_numbers(data: bytes, max_pixels: int) -> Stored:
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
-    """How many images the pages hold; of most files the header alone is read. Raises
-    UnreadableImage."""
+    """Count the images of a file; of most files the header alone is read. Raises UnreadableImage."""
     if has_one_page(file):
         return 1
     from vision_core.images.formats import tiff_pages
@@ -97,14 +106,16 @@ def is_plain_page(picture: TiffImageFile, high_byte: bool = False) -> bool:
         return False
     bits = set(tags.get(BITS, (1,)))
     few_bits = bits == {8} or (samples == 1 and bits <= {1, 2, 4})
-    sixteen_bits = bits == {16} and (
-        samples == 1 if photometric in GREYS else photometric == RGB and high_byte
-    )
+    sixteen_bits_of_grey = bits == {16} and photometric in GREYS and samples == 1
+    sixteen_bits_of_colour = bits == {16} and photometric == RGB and high_byte
+    if not (few_bits or sixteen_bits_of_grey or sixteen_bits_of_colour):
+        return False
     unsigned = SAMPLE_FORMAT not in tags or set(tags[SAMPLE_FORMAT]) <= {UNSIGNED, VOID}
-    return (few_bits or sixteen_bits) and unsigned and tags.get(COMPRESSION, 1) in PLAIN_COMPRESSIONS
+    return unsigned and tags.get(COMPRESSION, 1) in PLAIN_COMPRESSIONS
 
 
 def _has_its_samples(tags, photometric: int | None, samples: int) -> bool:
+    """Whether a page has the samples that its colours need, and at most alpha beside them."""
     if photometric not in COLOUR_SAMPLES or (samples > 1 and tags.get(PLANAR, CONTIGUOUS) != CONTIGUOUS):
         return False
     extra = samples - COLOUR_SAMPLES[photometric]

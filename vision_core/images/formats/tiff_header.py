@@ -5,8 +5,9 @@ import re
 import struct
 from typing import BinaryIO, NamedTuple
 
-# TIFF 6.0, and BigTIFF with wider numbers
-CLASSIC, BIG = 42, 43
+# versions: TIFF 6.0, and BigTIFF with wider numbers
+CLASSIC = 42
+BIG = 43
 DESCRIPTION = 270
 # MetaMorph's and Zeiss's stacks lie within one page
 STACK_TAGS = {33628, 33629, 33630, 33631, 34412}
@@ -14,12 +15,13 @@ STACK_TAGS = {33628, 33629, 33630, 33631, 34412}
 STACK_BEHIND_A_PAGE = re.compile(
     r'^ImageJ=.*^images=(?!1\s)|^\{"shape".*"truncated": true', re.DOTALL | re.MULTILINE
 )
-MOST_ENTRIES, MOST_DESCRIPTION = 4096, 2**20
+MOST_ENTRIES = 4096
+MOST_DESCRIPTION = 2**20
 
 
 class Layout(NamedTuple):
-    """How the directory of a page is written: the codes of `struct` for the number of entries, an
-    entry, and an offset."""
+    """How the directory of a page is written: as `struct` has the number of entries, an entry, and
+    an offset."""
 
     count: struct.Struct
     entry: struct.Struct
@@ -40,9 +42,8 @@ def _has_one_page(file: BinaryIO) -> bool:
     order = "<" if head.startswith(b"II") else ">"
     version = struct.unpack_from(f"{order}H", head, 2)[0]
     layout = _layout(order, version)
-    entries, next_page = _directory(
-        file, layout, layout.offset.unpack_from(head, 4 if version == CLASSIC else 8)[0]
-    )
+    start = layout.offset.unpack_from(head, 4 if version == CLASSIC else 8)[0]
+    entries, next_page = _directory(file, layout, start)
     if next_page or STACK_TAGS & {tag for tag, *_ in entries}:
         return False
     return not STACK_BEHIND_A_PAGE.search(_description(file, entries, layout))
@@ -69,10 +70,10 @@ def _directory(file: BinaryIO, layout: Layout, start: int) -> tuple[list[tuple[i
 
 
 def _description(file: BinaryIO, entries: list[tuple[int, ...]], layout: Layout) -> str:
+    """The page's ImageDescription, or nothing. A short one, which lies in the entry itself, says
+    nothing of stacks and is passed over."""
     for tag, _, count, offset in entries:
-        if (
-            tag == DESCRIPTION and count > layout.offset.size
-        ):  # a shorter one stands in the entry itself, and says nothing of stacks
+        if tag == DESCRIPTION and count > layout.offset.size:
             file.seek(offset)
             return file.read(min(count, MOST_DESCRIPTION)).decode("latin-1")
     return ""

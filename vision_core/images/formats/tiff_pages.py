@@ -1,10 +1,11 @@
-"""Reads the pages of any TIFF by the package tifffile: which of them are channels, and what their
-numbers mean."""
+"""The reader of the pages of any TIFF, by the package tifffile: which of them are channels, and what
+their numbers mean."""
 
 import io
 import math
 import zlib
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -18,22 +19,38 @@ from vision_core.images.stored import Stored, is_nodata
 from vision_core.unreadable import UnreadableImage, check_size, check_values
 
 REDUCED_OR_MASK = 0b101  # bits of NewSubfileType in TIFF 6.0
-ORIENTATION, GDAL_NODATA = 274, 42113
+ORIENTATION = 274
+GDAL_NODATA = 42113
 ALPHAS = (1, 2)  # ExtraSamples: associated and unassociated alpha
 # PhotometricInterpretation
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR = 0, 1, 2, 3, 5, 6
-JPEG, DEFLATE, WEBP = 7, (8, 32946), 50001
+WHITE_IS_ZERO = 0
+BLACK_IS_ZERO = 1
+RGB = 2
+PALETTE = 3
+SEPARATED = 5
+YCBCR = 6
+# compressions
+JPEG = 7
+DEFLATE = (8, 32946)
+WEBP = 50001
 # none, LZW, JPEG, deflate, PackBits, Zstandard, WebP: codecs whose output can be bounded by the
 # image's own size
 COMPRESSIONS = (1, 5, JPEG, *DEFLATE, 32773, 50000, WEBP)
-# tifffile's letters of axes: a page's samples and a stack's channels; pages of which the file says
-# no more than their number
-SAMPLES, CHANNELS, UNKNOWN = "S", "C", ("Q", "I")
+# tifffile's letters of axes: a page's samples, a stack's channels, and pages of which the file says
+# nothing but their number
+SAMPLES = "S"
+CHANNELS = "C"
+UNKNOWN = ("Q", "I")
 
 
 class Stack(NamedTuple):
-    """How the planes of a series are divided: `planes` are their numbers `[images, planes of one
-    image]`; `parts` says it for people."""
+    """How the planes of a series are divided into images.
+
+    Attributes:
+        series: of tifffile.
+        planes: the numbers of the planes, `[images, planes of one image]`.
+        parts: the same for people.
+    """
 
     series: object
     planes: np.ndarray
@@ -41,8 +58,8 @@ class Stack(NamedTuple):
 
 
 class OuterAxis(NamedTuple):
-    """An axis of a stack outside its pages: its place among them, what people call it, and whether
-    it counts channels or images."""
+    """An axis of a stack outside its pages: its place among such axes, its name for people, its
+    length, and whether it counts channels rather than images."""
 
     place: int
     name: str
@@ -53,18 +70,20 @@ class OuterAxis(NamedTuple):
 def read(
     data: bytes, num_channels: int, options: PixelOptions, part: int | None, colours_of_palette: bool = True
 ) -> Stored:
-    """The bands of one image, upright.
+    """Read the bands of one image, upright.
 
     Overviews and masks are passed over. Samples of a page and axis C of a stack are channels. Pages
-    of which the file does not say what they are, are channels where there are as many as asked for.
-    All other axes (Z, T, ...) count images.
+    of which the file does not say what they are count as channels where there are as many as asked
+    for. All other axes (Z, T, ...) count images.
+
+    colours_of_palette: whether a palette gives its colours, or the indices as they are stored.
 
     Raises:
         UnreadableImage: several_images, not_3_channels, unsupported_..., needs_imagecodecs,
             too_large, too_small.
         UserError: the package tifffile is missing.
     """
-    with _opened(io.BytesIO(data)) as file:
+    with _open_tiff(io.BytesIO(data)) as file:
         stack = _stack(file, num_channels)
         images, planes = stack.planes.shape
         if part is None and images > 1:
@@ -72,20 +91,19 @@ def read(
         page = stack.series.keyframe
         _check_page(page, options.max_pixels)
         _check_bands(page, planes, num_channels, options.max_pixels)
-        numbers = [
-            _plane(stack.series, number, data, options.max_pixels) for number in stack.planes[part or 0]
-        ]
+        numbers = [_plane(stack.series, number, data) for number in stack.planes[part or 0]]
         return _stored(page, np.concatenate(numbers), num_channels, colours_of_palette)
 
 
 def count_parts(file: BinaryIO, num_channels: int) -> int:
-    """How many images of `num_channels` the stack holds. Raises as `read` does."""
-    with _opened(file) as pages:
+    """Count the images of `num_channels` in a stack. Raises as `read` does."""
+    with _open_tiff(file) as pages:
         return len(_stack(pages, num_channels).planes)
 
 
 @contextmanager
-def _opened(stream: BinaryIO):
+def _open_tiff(stream: BinaryIO):
+    """The file as tifffile opens it; what its decoders find wrong becomes UnreadableImage."""
     try:
         import tifffile
     except ImportError:
@@ -112,16 +130,13 @@ def _stack(file, num_channels: int) -> Stack:
     if len(series) > 1:
         raise UnreadableImage(f"several_images series={len(series)}")
     axes = _outer_axes(series[0], num_channels)
-    of_parts = [axis for axis in axes if not axis.is_channel]
-    order = [axis.place for axis in of_parts] + [axis.place for axis in axes if axis.is_channel]
+    image_axes = [axis for axis in axes if not axis.is_channel]
+    order = [axis.place for axis in sorted(axes, key=attrgetter("is_channel"))]
     lengths = [axis.length for axis in axes]
     planes = np.arange(math.prod(lengths)).reshape(lengths).transpose(order)
-    images = math.prod(axis.length for axis in of_parts)
-    return Stack(
-        series[0],
-        planes.reshape(images, -1),
-        " ".join(f"{axis.name}={axis.length}" for axis in of_parts if axis.length > 1),
-    )
+    images = math.prod(axis.length for axis in image_axes)
+    parts = " ".join(f"{axis.name}={axis.length}" for axis in image_axes if axis.length > 1)
+    return Stack(series[0], planes.reshape(images, -1), parts)
 
 
 def _outer_axes(series, num_channels: int) -> list[OuterAxis]:
@@ -153,33 +168,34 @@ def _check_page(page, max_pixels: int) -> None:
 
 
 def _check_bands(page, planes: int, num_channels: int, max_pixels: int) -> None:
-    bands = _kept_bands(page, planes, num_channels)
+    """Refuse bands of which no image of so many channels can be made."""
+    bands = _bands_without_alpha(page, planes, num_channels)
     of_colour = page.photometric == PALETTE or (bands == 3 and _is_colour(page))
-    fits = (
-        bands == num_channels or (bands == 1 and num_channels == 3) or (of_colour and num_channels in (1, 3))
-    )
+    fits = bands == num_channels
+    if num_channels == 3:
+        fits = fits or bands == 1
+    if num_channels in (1, 3):
+        fits = fits or of_colour
     if not fits:
         raise UnreadableImage(f"not_{num_channels}_channels {bands} bands")
     check_values(planes * math.prod(page.shape), max_pixels)
 
 
-def _kept_bands(page, planes: int, num_channels: int) -> int:
-    """How many bands are left without alpha, which pictures of one and three channels do
-    without."""
+def _bands_without_alpha(page, planes: int, num_channels: int) -> int:
+    """How many bands there are without alpha, which pictures of one and three channels do without."""
     colours = 3 if _is_colour(page) else 1
-    declared = (
-        len(page.extrasamples) == 1 and page.extrasamples[0] in ALPHAS and page.samplesperpixel == colours + 1
-    )
-    dropped = declared and num_channels in (1, 3)
-    return planes * (page.samplesperpixel - dropped)
+    extra = page.extrasamples
+    has_alpha = len(extra) == 1 and extra[0] in ALPHAS and page.samplesperpixel == colours + 1
+    is_dropped = has_alpha and num_channels in (1, 3)
+    return planes * (page.samplesperpixel - is_dropped)
 
 
 def _is_colour(page) -> bool:
     return page.photometric in (RGB, YCBCR)
 
 
-def _plane(series, number: int, data: bytes, max_pixels: int) -> np.ndarray:
-    """The samples of page number `number`, `[S, H, W]`."""
+def _plane(series, number: int, data: bytes) -> np.ndarray:
+    """The samples `[S, H, W]` of page number `number`."""
     page = series.keyframe
     if series.is_truncated:
         values = _behind_the_page(page, number, data)
@@ -188,11 +204,13 @@ def _plane(series, number: int, data: bytes, max_pixels: int) -> np.ndarray:
         if own is None:
             raise UnreadableImage("unsupported_tiff missing_planes")
         _check_segments(own, page, data)
-        values = _decoded(own, page)
-    return values[None] if page.axes == "YX" else np.moveaxis(values, page.axes.index(SAMPLES), 0)
+        values = _decode(own, page)
+    if page.axes == "YX":
+        return values[None]
+    return np.moveaxis(values, page.axes.index(SAMPLES), 0)
 
 
-def _decoded(own, keyframe) -> np.ndarray:
+def _decode(own, keyframe) -> np.ndarray:
     """The numbers of a page. tifffile (seen in 2026.3.3) takes planes of JPEG, each of them grey,
     for colours, and fails."""
     photometric = keyframe.photometric
@@ -205,8 +223,8 @@ def _decoded(own, keyframe) -> np.ndarray:
 
 
 def _behind_the_page(page, number: int, data: bytes) -> np.ndarray:
-    """ImageJ and tifffile describe one page, and write the numbers of all of them one after the
-    other."""
+    """The numbers of a plane of a stack that describes one page and writes the numbers of all of them
+    one after the other, as ImageJ and tifffile do."""
     dtype = page.dtype.newbyteorder(page.parent.byteorder)
     count = math.prod(page.shape)
     start = page.dataoffsets[0] + number * count * dtype.itemsize
@@ -240,17 +258,19 @@ def _segments(page, data: bytes):
 def _stored(page, values: np.ndarray, num_channels: int, colours_of_palette: bool) -> Stored:
     nodata = page.tags.valueof(GDAL_NODATA)
     missing = None if nodata is None else is_nodata(values, float(nodata))
-    has_colours = page.photometric == PALETTE and colours_of_palette
-    is_colour = _is_colour(page) or has_colours
-    if has_colours:
-        values, full_scale = _colours(page, values), (0, 255)
-        missing = missing if missing is None else np.broadcast_to(missing, values.shape)
+    takes_colours = page.photometric == PALETTE and colours_of_palette
+    if takes_colours:
+        values = _colours(page, values)
+        full_scale = (0, 255)
     else:
         values, full_scale = _full_scale(page, values)
-    kept = slice(_kept_bands(page, 1, num_channels)) if len(values) == page.samplesperpixel else slice(None)
+    count = len(values)
+    if count == page.samplesperpixel:
+        count = _bands_without_alpha(page, 1, num_channels)
     turn = page.tags.valueof(ORIENTATION, 1)
-    missing = missing if missing is None else turned(missing[kept], turn)
-    return Stored(turned(values[kept], turn), full_scale, missing, is_colour)
+    if missing is not None:
+        missing = turned(np.broadcast_to(missing, values.shape)[:count], turn)
+    return Stored(turned(values[:count], turn), full_scale, missing, _is_colour(page) or takes_colours)
 
 
 def _colours(page, indices: np.ndarray) -> np.ndarray:
@@ -259,9 +279,10 @@ def _colours(page, indices: np.ndarray) -> np.ndarray:
 
 
 def _full_scale(page, values: np.ndarray) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """Up to 16 bits without sign have a white, the largest number of their bits; it may be zero
-    where a page has one sample."""
-    values = values.view(np.uint8) if values.dtype.kind == "b" else values
+    """The values, and their black and white. Up to 16 bits without sign have a white: the largest
+    number of their bits, or zero where a page has one sample and says so."""
+    if values.dtype.kind == "b":
+        values = values.view(np.uint8)
     if values.dtype.kind != "u" or page.bitspersample > 16:
         return values, None
     white = 2**page.bitspersample - 1

@@ -1,5 +1,5 @@
-"""What brings stored rows and columns upright: EXIF 2.3, tag 0x0112, which is also the Orientation
-of TIFF 6.0."""
+"""Turns stored rows and columns upright, as EXIF 2.3 says in tag 0x0112, which is also the
+Orientation of TIFF 6.0."""
 
 import numpy as np
 from PIL import Image
@@ -16,10 +16,11 @@ UPRIGHT = {
 
 
 def turned(values: np.ndarray, orientation: int) -> np.ndarray:
-    """`[C, H, W]` upright; an orientation that does not exist turns nothing."""
-    rows_are_columns = orientation in (5, 6, 7, 8)
-    from_the_right = orientation in (2, 3, 6, 7)
-    from_the_bottom = orientation in (3, 4, 7, 8)
-    upright = values.swapaxes(1, 2) if rows_are_columns else values
-    upright = upright[:, :, ::-1] if from_the_right else upright
-    return upright[:, ::-1] if from_the_bottom else upright
+    """Values `[C, H, W]` turned upright; an orientation that does not exist turns nothing."""
+    if orientation in (5, 6, 7, 8):  # rows are stored as columns
+        values = values.swapaxes(1, 2)
+    if orientation in (2, 3, 6, 7):  # from the right
+        values = values[:, :, ::-1]
+    if orientation in (3, 4, 7, 8):  # from the bottom
+        values = values[:, ::-1]
+    return values

@@ -1,5 +1,5 @@
-"""Files that hold several images, or a compressed one: how many, and their content, which is read
-once for many images."""
+"""Files that hold several images, or a compressed one: counts their images, and keeps their content,
+which is read once for many images."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from tqdm import tqdm
 
 from vision_core.files.regular_files import open_regular_file
 from vision_core.images.formats import nifti
-from vision_core.images.formats.by_content import BYTES_THAT_TELL, COMPRESSED_ENDINGS, ending_of, format_of
+from vision_core.images.formats.by_content import (
+    BYTES_THAT_TELL,
+    COMPRESSED_ENDINGS,
+    Format,
+    ending_of,
+    format_of,
+)
 from vision_core.images.formats.quiet import quiet_libraries
 from vision_core.processes.distributed import rank
 from vision_core.unreadable import UnreadableImage, check_inflation
 
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_VOLUME_BYTES = 2 * 2**30
-# of a process; every data worker has its own
-KEPT_BYTES = 256 * 2**20
+# how much content a process keeps; every data worker is one
+CACHE_BYTES = 256 * 2**20
 # behind the header of every format that may be compressed
 COMPRESSED_HEADER_BYTES = 2**20
 FILES_WITHOUT_A_BAR = 500
@@ -31,13 +37,11 @@ PIECE_BYTES = 16 * 2**20
 
 
 def count_images(paths: Sequence[str], num_channels: int, roots: Sequence[str]) -> list[int | None]:
-    """For every file how many images it holds, from its header; None where that cannot be read,
-    which reading the image will tell."""
+    """The number of images in every file, from its header; None where the header cannot be read,
+    whose reason is told when the image is."""
     quiet = len(paths) < FILES_WITHOUT_A_BAR or rank() != 0
-    return [
-        _count(path, num_channels, roots)
-        for path in tqdm(paths, "reading headers", unit="files", leave=False, disable=quiet)
-    ]
+    shown = tqdm(paths, "reading headers", unit="files", leave=False, disable=quiet)
+    return [_count(path, num_channels, roots) for path in shown]
 
 
 def _count(path: str, num_channels: int, roots: Sequence[str]) -> int | None:
@@ -76,35 +80,38 @@ def volume_bytes(path: str, *roots: str) -> bytes:
     with open_regular_file(path, *roots) as file:
         status = os.fstat(file.fileno())
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        content = _kept.get(key)
+        content = _cache.get(key)
         if content is None:
             if status.st_size > MAX_VOLUME_BYTES:
                 raise UnreadableImage("file_too_large")
             content = _read(file)
-            _keep(key, content)
-        _kept.move_to_end(key)
+            _cache_content(key, content)
+        _cache.move_to_end(key)
         return content
 
 
 def inflated(data: bytes) -> bytes:
-    """`data`, gunzipped where it is compressed, to at most 2 GiB. Raises UnreadableImage."""
-    return _read(io.BytesIO(data)) if data.startswith(GZIP_MAGIC) else data
+    """The data, gunzipped where it is compressed, to at most 2 GiB. Raises UnreadableImage."""
+    if data.startswith(GZIP_MAGIC):
+        return _read(io.BytesIO(data))
+    return data
 
 
-_kept: OrderedDict[tuple[int, ...], bytes] = OrderedDict()
+_cache: OrderedDict[tuple[int, ...], bytes] = OrderedDict()
 
 
-def _keep(key: tuple[int, ...], content: bytes) -> None:
-    _kept[key] = content
-    while len(_kept) > 1 and sum(map(len, _kept.values())) > KEPT_BYTES:
-        _kept.popitem(last=False)
+def _cache_content(key: tuple[int, ...], content: bytes) -> None:
+    """Keep the content, and let the oldest go where there is too much."""
+    _cache[key] = content
+    while len(_cache) > 1 and sum(map(len, _cache.values())) > CACHE_BYTES:
+        _cache.popitem(last=False)
 
 
 def _read(file: BinaryIO) -> bytes:
     compressed = file.read(2) == GZIP_MAGIC
     file.seek(0)
     try:
-        content = _gunzipped(file) if compressed else file.read(MAX_VOLUME_BYTES + 1)
+        content = _gunzip(file) if compressed else file.read(MAX_VOLUME_BYTES + 1)
     except EOFError:
         raise UnreadableImage("truncated") from None
     except (OSError, zlib.error):
@@ -114,9 +121,9 @@ def _read(file: BinaryIO) -> bytes:
     return content
 
 
-def _gunzipped(file: BinaryIO) -> bytes:
-    """What the header of the content promises, at most 2 GiB and a piece: what only inflates is no
-    image, and is not inflated."""
+def _gunzip(file: BinaryIO) -> bytes:
+    """The content that its own header promises, at most 2 GiB and a byte. Content that does not begin
+    as an image is not inflated."""
     packed = file.seek(0, os.SEEK_END)
     file.seek(0)
     with gzip.GzipFile(fileobj=file) as opened:
@@ -124,15 +131,24 @@ def _gunzipped(file: BinaryIO) -> bytes:
         format = format_of(pieces[0])
         if format is None:
             raise UnreadableImage("not_an_image")
-        promised = nifti.promised_bytes(pieces[0]) if format.reader is nifti else None
-        if promised is not None:
-            check_inflation(promised, packed)
-        most = MAX_VOLUME_BYTES + 1 if promised is None else min(promised, MAX_VOLUME_BYTES + 1)
-        missing = most - len(pieces[0])
-        while missing > 0 and (piece := opened.read(min(missing, PIECE_BYTES))):
+        missing = _bytes_to_read(format, pieces[0], packed) - len(pieces[0])
+        while missing > 0:
+            piece = opened.read(min(missing, PIECE_BYTES))
+            if not piece:
+                break
             pieces.append(piece)
             missing -= len(piece)
         opened.read(1)  # behind the last byte the checksum is compared
     content = b"".join(pieces)
     check_inflation(len(content), packed)
     return content
+
+
+def _bytes_to_read(format: Format, head: bytes, packed: int) -> int:
+    """How much to inflate of content that begins like this. Raises UnreadableImage where it promises
+    more than its `packed` bytes can hold."""
+    promised = nifti.promised_bytes(head) if format.reader is nifti else None
+    if promised is None:
+        return MAX_VOLUME_BYTES + 1
+    check_inflation(promised, packed)
+    return min(promised, MAX_VOLUME_BYTES + 1)
