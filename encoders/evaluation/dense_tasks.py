@@ -21,8 +21,7 @@ from encoders.evaluation.segmentation import label_picture, linear_segmentation
 from encoders.evaluation.stored_features import StoredRows
 from encoders.evaluation.used_images import none_readable
 from encoders.pictures.sheets import contact_sheet, display, to_picture
-from vision_core.images.annotations import IGNORED as MASK_IGNORED
-from vision_core.images.source import ImageSource, UnreadableSample
+from vision_core.images.source import MASK_IGNORED, ImageSource, UnreadableSample
 from vision_core.unreadable import UnreadableImage
 
 NUM_PICTURED = 6  # rows of a picture

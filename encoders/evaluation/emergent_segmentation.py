@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from encoders.attention import MASS_SHARE, keep_mass
 from vision_core.errors import UserError
-from vision_core.images.annotations import IGNORED as MASK_IGNORED
+from vision_core.images.source import MASK_IGNORED
 
 
 @dataclass(frozen=True)

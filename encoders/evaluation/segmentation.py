@@ -20,7 +20,7 @@ from encoders.evaluation.dense import (
     training_targets,
 )
 from vision_core.errors import UserError
-from vision_core.images.annotations import IGNORED as MASK_IGNORED
+from vision_core.images.source import MASK_IGNORED
 
 GOLDEN_STEP = 0.618034  # steps of the golden ratio spread hues evenly, however many there are
 SATURATIONS = (0.75, 0.45, 0.95)

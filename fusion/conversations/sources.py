@@ -50,6 +50,7 @@ from vision_core.images.pixel_options import take_pixel_options
 from vision_core.images.sources.hub import state_of_table
 from vision_core.images.sources.parquet_footer import check_footers
 from vision_core.randomness import numpy_generator
+from vision_core.scenes.defaults import DEFAULT_COUNTS, DEFAULT_SEED, DEFAULT_SIZE, DEFAULT_SPLIT, SPLITS
 from vision_core.scenes.draw import draw_scene
 from vision_core.source_text import true_or_false, whole_number
 
@@ -276,15 +277,15 @@ def open_conversations(text: str) -> ConversationSource:
         reader = image_reader(text, options, Path(where).parent)
         source: ConversationSource = JsonSource(Path(where), reader, columns_of(text, options))
     elif kind == "scenes":
-        count = whole_number(options, "count", repr(text), 1000)
-        size = whole_number(options, "size", repr(text), 64)
-        seed = whole_number(options, "seed", repr(text), 0)
-        split = options.get("split", "train")
-        if split not in ("train", "held_out"):
+        split = options.get("split", DEFAULT_SPLIT)
+        if split not in SPLITS:
             raise UserError(f"{text!r}: there is no split {split!r} of scenes; use train or held_out")
         turns = options.get("turns", "one")
         if turns not in ("one", "all"):
             raise UserError(f"{text!r}: turns={turns} is neither one nor all")
+        count = whole_number(options, "count", repr(text), DEFAULT_COUNTS[split])
+        size = whole_number(options, "size", repr(text), DEFAULT_SIZE)
+        seed = whole_number(options, "seed", repr(text), DEFAULT_SEED)
         source = SceneConversations(count, size, seed, split, turns)
     else:
         reader, columns = image_reader(text, options), columns_of(text, options)

@@ -1,4 +1,4 @@
-"""One string names a data source: `kind:where?option=value&option=value`."""
+"""Open the image source that a text names: `KIND:WHERE?option=value&option=value`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,13 @@ from vision_core.source_text import did_you_mean, refuse_unknown, split_options
 BESIDE_IMAGES = ("mask", "ignore", "depth", "depth_scale")
 IN_COLUMNS = (*BESIDE_IMAGES, "captions", "copy_of")
 LINKS_AND_TILES = ("follow_links", "tile", "level", "background")
-KINDS = {
+OF_THE_HUB = ("split", "image", "label", "revision", "streaming", "shuffle_buffer", "follow_links")
+# the kinds of image sources and their options
+IMAGE_KINDS: dict[str, tuple[str, ...]] = {
     "folder": (*BESIDE_IMAGES, *LINKS_AND_TILES, *PIXEL_OPTIONS),
     "list": ("root", *LINKS_AND_TILES, *PIXEL_OPTIONS),
     "parquet": ("image", "label", *IN_COLUMNS, *PIXEL_OPTIONS),
-    "hf": (
-        "split",
-        "image",
-        "label",
-        "revision",
-        "streaming",
-        "shuffle_buffer",
-        "follow_links",
-        *IN_COLUMNS,
-        *PIXEL_OPTIONS,
-    ),
+    "hf": (*OF_THE_HUB, *IN_COLUMNS, *PIXEL_OPTIONS),
     "wds": ("image", "label", *BESIDE_IMAGES, "captions", *PIXEL_OPTIONS),
     "scenes": ("size", "count", "seed", "split"),
 }
@@ -38,12 +30,13 @@ KINDS = {
 def open_source(
     text: str, num_channels: int = 3, auto_scale: Scale | None = None
 ) -> ImageSource | ImageStream:
-    """Open the source that `text` names; its images have `num_channels`. auto_scale: what
-    `?scale=auto` stands for, by default what is usual among this source's own images; for images
-    that are judged it is the scale of those that were learnt from.
+    """Open the source that `text` names; its images have `num_channels`.
 
-    `folder:PATH` or a plain path; `list:FILE.txt`; `parquet:GLOB`; `hf:NAME[:CONFIG]`; `wds:GLOB`;
-    `scenes`. See docs/data.md.
+    The text is `folder:PATH` or a plain path, `list:FILE.txt`, `parquet:GLOB`, `hf:NAME[:CONFIG]`,
+    `wds:GLOB` or `scenes`. See docs/data.md.
+
+    auto_scale: what `?scale=auto` means. The default is the usual range of this source's own
+        images; images that are judged take the scale of those that were learnt from.
 
     Raises:
         UserError: unknown kind or option, nothing found, a column that is not there.
@@ -56,7 +49,8 @@ def open_source(
     pixel_options, options = take_pixel_options(text, options)
     if pixel_options.bands is not None and len(pixel_options.bands) != num_channels:
         raise UserError(
-            f"dataset {text!r}: {len(pixel_options.bands)} bands are chosen, and num_channels is {num_channels}; make them equal"
+            f"dataset {text!r}: {len(pixel_options.bands)} bands are chosen, "
+            f"and num_channels is {num_channels}; make them equal"
         )
     source = _open(kind, where, pixel_options.file_channels(num_channels), options)
     source.pixel_options = pixel_options
@@ -68,11 +62,12 @@ def open_source(
 
 
 def _set_automatic_scale(text: str, source: ImageSource | ImageStream, given: Scale | None) -> None:
-    """Values in place of `scale=auto`; the description says which."""
+    """Put values in place of `scale=auto` and say in the description which."""
     from vision_core.images.ranges import automatic_scale
 
     if given is not None and given.kind == "values":
-        scale, origin = given, "as the images that were learnt from"
+        scale = given
+        origin = "as the images that were learnt from"
     elif isinstance(source, ImageStream):
         raise UserError(
             f"dataset {text!r}: scale=auto needs samples, which a stream has not; give scale=LOW,HIGH"
@@ -111,20 +106,22 @@ def _open(kind: str, where: str, num_channels: int, options: dict[str, str]) -> 
 
 
 def parse_source(text: str) -> tuple[str, str, dict[str, str]]:
-    """A source text as (kind, where, options); all is checked but what lies at `where`."""
+    """Split a source text into (kind, where, options) and check all but what lies at `where`."""
     name = f"dataset {text!r}"
     head, options = split_options(text, name)
     kind, colon, where = head.partition(":")
     if head == "scenes":
         kind = "scenes"
-    elif not colon or (kind not in KINDS and os.path.exists(head)):
-        kind, where = "folder", head
-    if kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise UserError(f"{name}: unknown kind {kind!r}{did_you_mean(kind, KINDS)}; known: {known}")
+    elif not colon or (kind not in IMAGE_KINDS and os.path.exists(head)):
+        kind = "folder"
+        where = head
+    if kind not in IMAGE_KINDS:
+        known = ", ".join(IMAGE_KINDS)
+        nearest = did_you_mean(kind, IMAGE_KINDS)
+        raise UserError(f"{name}: unknown kind {kind!r}{nearest}; known: {known}")
     if "?" in where and kind not in ("parquet", "wds", "folder"):
         raise UserError(f"{name}: an option is written name=value, several are joined by &")
     if not where and kind != "scenes":
         raise UserError(f"{name} names no data; write {kind}:WHERE")
-    refuse_unknown(options, KINDS[kind], name, kind)
+    refuse_unknown(options, IMAGE_KINDS[kind], name, kind)
     return kind, where, options

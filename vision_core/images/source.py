@@ -1,4 +1,5 @@
-"""What an image source is: images with an index, or a stream of them."""
+"""The types of image sources: images with an index or a stream of them, and what is known beside an
+image."""
 
 from __future__ import annotations
 
@@ -10,19 +11,23 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vision_core.images.decode import decode_image, read_stored
+from vision_core.images.label_values import Labels
 from vision_core.images.pixel_options import AS_STORED, PixelOptions
 from vision_core.images.stored import Stored
 
 if TYPE_CHECKING:
-    from vision_core.images.annotations import Annotations
-    from vision_core.images.label_values import Labels
     from vision_core.images.stream_order import Place
+
+MASK_IGNORED = 255  # the value of a mask's pixels that count nowhere
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image `[C, H, W]` with its name and, where it is known, its label; `place` is where a
-    stream goes on behind it."""
+    """One image `[C, H, W]` of a source.
+
+    label: its class number where it is known.
+    place: where a stream continues after this image; None in a source with an index.
+    """
 
     id: str
     image: Tensor
@@ -32,10 +37,43 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class UnreadableSample:
-    """What a stream gives in place of an image that cannot be used."""
+    """A stream gives this in place of an image that cannot be used."""
 
     id: str
     reason: str
+
+
+class Annotations(ABC):
+    """What a source knows about its images besides labels.
+
+    Attributes:
+        names: which of mask, depth, captions, copy_of there are.
+        mask_names: the names of the classes in masks, or None.
+        image_ids: the images' own names, or None.
+        copy_of: for every image the id of the one from which it was made, empty where there is
+            none; or None.
+    """
+
+    names: frozenset[str]
+    mask_names: list[str] | None = None
+    image_ids: list[str] | None = None
+    copy_of: list[str] | None = None
+
+    @abstractmethod
+    def mask(self, index: int) -> Tensor:
+        """`[H, W]` int64 class numbers, `MASK_IGNORED` for what counts nowhere."""
+
+    @abstractmethod
+    def foreground(self, index: int) -> Tensor:
+        """`[H, W]` bool: the pixels that show an object."""
+
+    @abstractmethod
+    def depth(self, index: int) -> Tensor:
+        """`[H, W]` float32 metres, 0 where the depth is not known."""
+
+    @abstractmethod
+    def captions(self, index: int) -> list[str]:
+        """The texts that describe image number `index`."""
 
 
 class ImageSource(ABC):
@@ -43,15 +81,16 @@ class ImageSource(ABC):
 
     Attributes:
         labels: one per image, known without decoding, or None.
-        multi_labels: where an image may have several classes or none, the numbers of each image's,
-            or None.
+        multi_labels: the class numbers of each image where it may have several classes or none; or
+            None.
         class_names: the names of the labels, or None.
-        names_from_texts: whether the classes are texts, numbered in sorted order, so that another
-            part may number otherwise.
+        names_from_texts: whether the classes are texts that were numbered in sorted order, so that
+            another part of the data may number them differently.
         description: one line for people.
-        fingerprint: a text that is another one when the data is.
+        fingerprint: a text that changes when the data or its options change.
         annotations: what is known besides labels, or None.
-        num_channels: of a file; with `pixel_options.bands`, images have those bands alone.
+        num_channels: the channels of a file; with `pixel_options.bands`, images have those bands
+            only.
     """
 
     labels: list[int] | None = None
@@ -65,12 +104,12 @@ class ImageSource(ABC):
 
     @property
     def content_fingerprint(self) -> str:
-        """A text that is another one when the files are, whatever is made of them."""
+        """A text that changes when the files change, whatever pixels are made of them."""
         raise NotImplementedError(f"{type(self).__name__} does not tell when its data changes")
 
     def state_of_files(self) -> tuple[str, str]:
-        """A hash over names and sizes, which a copy of the data elsewhere has too, and one over
-        times of change, "" where there are none."""
+        """Two hashes: one over names and sizes, which a copy of the data on another machine
+        shares, and one over modification times, "" where there are none."""
         return self.fingerprint, ""
 
     @property
@@ -82,79 +121,87 @@ class ImageSource(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> ImageRecord:
-        """Image number `index`; raises `UnreadableImage`."""
+        """Give image number `index`; raises `UnreadableImage`."""
 
     def stored(self, index: int) -> Stored:
-        """The numbers of image number `index` before they become pixels; raises
+        """Give the values of image number `index` before they become pixels; raises
         `UnreadableImage`."""
-        return Stored(self[index].image.numpy(), (0, 255))
+        return Stored(self[index].image.numpy(), full_scale=(0, 255))
 
     @abstractmethod
     def id_of(self, index: int) -> str:
         """The name of image number `index`, without decoding it."""
 
     def file_of(self, index: int) -> str:
-        """The file that image number `index` lies in: images of one file, slices of a volume or
-        tiles of a slide, are alike."""
+        """The file that holds image number `index`. Images of one file, such as the slices of a
+        volume or the tiles of a slide, resemble each other."""
         return self.id_of(index)
 
     @property
     def knows(self) -> frozenset[str]:
         """Which of label, multi_label, mask, depth, captions, copy_of the source has."""
-        known = self.annotations.names if self.annotations else frozenset()
-        beside = {"label": self.labels, "multi_label": self.multi_labels}
-        return known | {name for name, value in beside.items() if value is not None}
+        known = set(self.annotations.names) if self.annotations else set()
+        if self.labels is not None:
+            known.add("label")
+        if self.multi_labels is not None:
+            known.add("multi_label")
+        return frozenset(known)
 
     def take_labels(self, read: Labels) -> None:
-        """Have the labels that `read_labels` found."""
-        self.labels, self.multi_labels = read.labels, read.multi_labels
-        self.class_names, self.names_from_texts = read.class_names, read.from_texts
+        """Take over the labels that `read_labels` found."""
+        self.labels = read.labels
+        self.multi_labels = read.multi_labels
+        self.class_names = read.class_names
+        self.names_from_texts = read.from_texts
+
+    def label_of(self, index: int) -> int | None:
+        """The label of image number `index`, or None where the source has none."""
+        return None if self.labels is None else self.labels[index]
 
 
 class EncodedImageSource(ImageSource):
-    """A source of encoded images: `read_bytes` finds them, the one decoder reads them as
+    """A source of encoded images: `read_bytes` finds them, and the decoder reads them as
     `pixel_options` says."""
 
     @abstractmethod
     def read_bytes(self, index: int) -> bytes:
-        """The encoded image number `index`; raises `UnreadableImage`."""
+        """Give the bytes of the encoded image number `index`; raises `UnreadableImage`."""
 
     def part_of(self, index: int) -> int | None:
-        """Which of the images that its file holds image number `index` is, or None where a file is
-        one image."""
+        """The number of image `index` within its file, or None where the file is one image."""
         return None
 
     def stored(self, index: int) -> Stored:
-        return read_stored(self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index))
+        data = self.read_bytes(index)
+        return read_stored(data, self.num_channels, self.pixel_options, self.part_of(index))
 
     def __getitem__(self, index: int) -> ImageRecord:
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        image = decode_image(
-            self.read_bytes(index), self.num_channels, self.pixel_options, self.part_of(index)
-        )
-        return ImageRecord(self.id_of(index), image, None if self.labels is None else self.labels[index])
+        data = self.read_bytes(index)
+        image = decode_image(data, self.num_channels, self.pixel_options, self.part_of(index))
+        return ImageRecord(self.id_of(index), image, self.label_of(index))
 
 
 class ImageStream(ABC):
-    """Images without an index: every reader gets its share; the order depends on how many readers
-    there are."""
+    """Images without an index. Every reader gets its share, and the order depends on the number of
+    readers."""
 
     description: str = ""
     pixel_options: PixelOptions = AS_STORED
 
     def state_of_files(self) -> tuple[str, str]:
-        """As of an `ImageSource`, as far as a stream knows it before it is read."""
+        """The same as for an `ImageSource`, as far as a stream knows it before it is read."""
         return self.description, ""
 
     @abstractmethod
     def records(
         self, rank: int, world_size: int, epoch: int, start: Place | None = None
     ) -> Iterator[ImageRecord | UnreadableSample]:
-        """One pass over this process's share (in a data worker: that worker's), shuffled by
-        `epoch`.
+        """Make one pass over the share of this process (inside a data worker: of that worker),
+        shuffled by `epoch`.
 
-        `start` is the `place` of a record that the same reader gave in a pass of the same number:
-        it goes on behind that one.
+        start: the `place` of a record that the same reader gave in a pass of the same number; the
+            pass continues after that record.
         """

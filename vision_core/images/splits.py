@@ -1,9 +1,10 @@
-"""The training and the test images of one data set, from one text."""
+"""The training and the test images of one data set, from one source text."""
 
 from __future__ import annotations
 
 import glob
 import os
+from itertools import chain
 from typing import NamedTuple
 
 from vision_core.errors import UserError
@@ -13,29 +14,31 @@ from vision_core.images.pixel_options import Scale
 from vision_core.images.source import ImageSource
 from vision_core.images.sources.hub import NoSuchSplit
 from vision_core.images.sources.tar_shards import expand_braces
-from vision_core.scenes.layout import SPLITS as SCENE_SPLITS
+from vision_core.scenes.defaults import SPLITS as SCENE_SPLITS
 
 SPLIT = "{split}"
-NAMES = {"train": ("train", "database"), "test": ("test", "queries", "held_out", "validation", "val")}
-SCENES = {"train": {"split": "train", "count": "10000"}, "test": {"split": "held_out", "count": "2000"}}
-PARQUET_NAMES = (
-    f"{SPLIT}[-.]*parquet"  # train.parquet and train-00000-of-00001.parquet, but not train_notes.parquet
-)
+SPLIT_NAMES = {
+    "train": ("train", "database"),
+    "test": ("test", "queries", "held_out", "validation", "val"),
+}
+SCENES_SPLIT = {"train": "train", "test": "held_out"}
+# matches train.parquet and train-00000-of-00001.parquet, but not train_notes.parquet
+PARQUET_NAMES = f"{SPLIT}[-.]*parquet"
 
 
 class Splits(NamedTuple):
-    """What is learnt from, and what is judged on."""
+    """The images to learn from and the images to judge on."""
 
     train: ImageSource
     test: ImageSource
 
 
 def open_splits(text: str, test_text: str | None = None, num_channels: int = 3) -> Splits:
-    """Both parts of the data set that `text` names, or `text` and `test_text` as they are.
+    """Open both parts of the data set that `text` names, or `text` and `test_text` as they are.
 
-    `{split}` in the text stands for train (or database) and test (or queries, held_out, validation,
-    val), whichever is there first. A folder with parquet files or sub-folders of these names needs
-    no `{split}`. `scenes` without a split are 10,000 training and 2,000 held-out ones.
+    `{split}` in the text is replaced by train (or database) and by test (or queries, held_out,
+    validation, val), whichever exists first. A folder with parquet files or sub-folders of these
+    names needs no `{split}`. `scenes` without a split are training and held-out scenes.
 
     Raises UserError where a part is not found, is a stream, or the test images have other labels
     than the training images.
@@ -46,44 +49,51 @@ def open_splits(text: str, test_text: str | None = None, num_channels: int = 3) 
     else:
         train = _find(text, "train", num_channels)
         test = _find(text, "test", num_channels, train.pixel_options.scale)
-    splits = Splits(train, test)
-    _number_alike(*splits)
-    _check_labels(*splits)
-    return splits
+    _number_alike(train, test)
+    _check_labels(train, test)
+    return Splits(train, test)
 
 
 def _candidates(text: str, part: str) -> list[str]:
-    """The sources that may hold a part, the likeliest first."""
+    """The source texts that may name a part, the likeliest first."""
     if SPLIT in text:
-        return [text.replace(SPLIT, name) for name in NAMES[part]]
+        return [text.replace(SPLIT, name) for name in SPLIT_NAMES[part]]
     folder, mark, tail = text.removeprefix("folder:").partition("?")
     if os.path.isdir(folder):
-        parquet = f"{glob.escape(folder)}/{PARQUET_NAMES}"
-        is_parquet = any(
-            glob.glob(parquet.replace(SPLIT, name)) for names in NAMES.values() for name in names
-        )
-        where = f"parquet:{parquet}" if is_parquet else f"folder:{folder}/{SPLIT}"
-        return [f"{where}{mark}{tail}".replace(SPLIT, name) for name in NAMES[part]]
+        where = _files_of_split(folder) + mark + tail
+        return [where.replace(SPLIT, name) for name in SPLIT_NAMES[part]]
     kind, _, options = parse_source(text)
     if kind == "scenes" and "split" not in options:
-        return [_scenes({**SCENES[part], **options})]
+        options = {"split": SCENES_SPLIT[part], **options}
+        return ["scenes?" + "&".join(f"{name}={value}" for name, value in options.items())]
     raise UserError(
-        f"dataset {text!r} is one set of images; write {SPLIT} where the name of a split stands, or name the test images by "
-        "--test_dataset of recipes/evaluate_encoder.py"
+        f"dataset {text!r} is one set of images; write {SPLIT} where the name of a split stands, "
+        "or name the test images by --test_dataset of recipes/evaluate_encoder.py"
     )
 
 
+def _files_of_split(folder: str) -> str:
+    """The source text of a folder's parquet files where it has some, else of its sub-folders."""
+    parquet = f"{glob.escape(folder)}/{PARQUET_NAMES}"
+    for name in chain.from_iterable(SPLIT_NAMES.values()):
+        if glob.glob(parquet.replace(SPLIT, name)):
+            return f"parquet:{parquet}"
+    return f"folder:{folder}/{SPLIT}"
+
+
 def _find(text: str, part: str, num_channels: int, auto_scale: Scale | None = None) -> ImageSource:
-    """The first candidate that exists."""
-    candidates, reason = _candidates(text, part), ""
-    for each in candidates:
-        if _may_exist(each):
+    """Open the first candidate that exists."""
+    candidates = _candidates(text, part)
+    reason = ""
+    for candidate in candidates:
+        if _may_exist(candidate):
             try:
-                return _open(each, num_channels, auto_scale)
-            except NoSuchSplit as error:  # the only way in which a data set of the hub tells
+                return _open(candidate, num_channels, auto_scale)
+            except NoSuchSplit as error:  # a data set of the hub tells it in no other way
                 reason = f" ({error})"
     raise UserError(
-        f"no {part} images: none of {', '.join(candidates)} exists{reason}; write {SPLIT} where the name of a split stands, "
+        f"no {part} images: none of {', '.join(candidates)} exists{reason}; "
+        f"write {SPLIT} where the name of a split stands, "
         "or name both parts by --dataset and --test_dataset of recipes/evaluate_encoder.py"
     )
 
@@ -92,10 +102,12 @@ def _may_exist(text: str) -> bool:
     kind, where, options = parse_source(text)
     if kind == "scenes":
         return options.get("split") in SCENE_SPLITS
-    patterns = (
-        [where] if kind != "wds" else [each for part in where.split("::") for each in expand_braces(part)]
-    )
-    return kind == "hf" or any(os.path.exists(each) or glob.glob(each, recursive=True) for each in patterns)
+    if kind == "hf":
+        return True
+    patterns = [where]
+    if kind == "wds":
+        patterns = list(chain.from_iterable(map(expand_braces, where.split("::"))))
+    return any(os.path.exists(pattern) or glob.glob(pattern, recursive=True) for pattern in patterns)
 
 
 def _open(text: str, num_channels: int, auto_scale: Scale | None = None) -> ImageSource:
@@ -107,19 +119,16 @@ def _open(text: str, num_channels: int, auto_scale: Scale | None = None) -> Imag
     return source
 
 
-def _scenes(options: dict[str, str]) -> str:
-    return "scenes?" + "&".join(f"{name}={value}" for name, value in options.items())
-
-
 def _number_alike(train: ImageSource, test: ImageSource) -> None:
-    """Where classes are texts, each part has numbered its own: the test images take the numbers of
-    the training images."""
+    """Give the test images the class numbers of the training images where classes are texts, which
+    each part has numbered by itself."""
     if not (train.names_from_texts and test.names_from_texts) or train.class_names == test.class_names:
         return
     new = sorted(set(test.class_names) - set(train.class_names))
     if new:
         raise UserError(
-            f"{len(new)} classes of the test images, such as {new[0]!r}, have no training image; name parts of one data set"
+            f"{len(new)} classes of the test images, such as {new[0]!r}, have no training image; "
+            "name parts of one data set"
         )
     if test.labels is not None:
         test.labels = renumbered(test.labels, test.class_names, train.class_names)
@@ -131,20 +140,23 @@ def _number_alike(train: ImageSource, test: ImageSource) -> None:
 
 
 def _check_labels(train: ImageSource, test: ImageSource) -> None:
-    no_numbers = train.labels is None or test.labels is None
-    no_lists = train.multi_labels is None or test.multi_labels is None
-    if no_numbers and no_lists:
+    """Raise UserError where the test images have labels that the training images lack."""
+    have_labels = train.labels is not None and test.labels is not None
+    have_multi_labels = train.multi_labels is not None and test.multi_labels is not None
+    if not have_labels and not have_multi_labels:
         return
     if train.class_names and test.class_names and train.class_names != test.class_names:
         only = sorted(set(train.class_names) ^ set(test.class_names))
         raise UserError(
-            f"training and test images have other classes ({', '.join(only[:5]) or 'in another order'}); name parts of one data set"
+            f"training and test images have other classes ({', '.join(only[:5]) or 'in another order'}); "
+            "name parts of one data set"
         )
-    if no_numbers:
-        return  # of several classes an image, those without a training image are left out by the task, which counts them
+    if not have_labels:
+        return  # the task for several classes leaves out those without a training image, and counts them
     new = sorted(set(test.labels) - set(train.labels))
     if new:
         name = test.class_names[new[0]] if test.class_names else new[0]
         raise UserError(
-            f"{len(new)} labels of the test images, such as {name}, have no training image; name parts of one data set"
+            f"{len(new)} labels of the test images, such as {name}, have no training image; "
+            "name parts of one data set"
         )

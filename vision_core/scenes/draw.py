@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.scenes.colours import NAMED_COLOURS, oklch_to_rgb
+from vision_core.scenes.defaults import DEFAULT_SIZE, DEFAULT_SPLIT, SPLITS
 from vision_core.scenes.language import Question, SceneObject, describe, question
-from vision_core.scenes.layout import BACKDROP_DEPTH, CATEGORIES, SPLITS, Layout, Placed, draw_layout
+from vision_core.scenes.layout import BACKDROP_DEPTH, CATEGORIES, Layout, Placed, draw_layout
 from vision_core.scenes.shapes import EXTENT, SHAPES
 from vision_core.scenes.textures import TEXTURES, smooth_noise, soft_inside
 
@@ -87,7 +88,7 @@ class Scene:
         )
 
 
-def draw_scene(seed: int, index: int, size: int = 64, split: str = "train") -> Scene:
+def draw_scene(seed: int, index: int, size: int = DEFAULT_SIZE, split: str = DEFAULT_SPLIT) -> Scene:
     """Draw scene (seed, split, index) at size x size pixels; the same scene at every size.
 
     Raises UserError for a size below 32 or an unknown split.

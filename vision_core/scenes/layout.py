@@ -19,7 +19,6 @@ from vision_core.scenes.shapes import SHAPES
 from vision_core.scenes.textures import TEXTURES
 
 CATEGORIES: tuple[str, ...] = tuple(SHAPES)
-SPLITS = ("train", "held_out")
 
 # Each kind's own surfaces; each texture stands in two rows, and two rows share one texture at most.
 TEXTURES_OF_KIND: dict[str, tuple[str, str, str]] = {

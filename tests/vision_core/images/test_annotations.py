@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from vision_core.errors import UserError
-from vision_core.images.annotations import IGNORED
 from vision_core.images.decode import decode_values
 from vision_core.images.formats import tiff
 from vision_core.images.open_source import open_source
+from vision_core.images.source import MASK_IGNORED
 from vision_core.images.sources import parquet as parquet_source
 from vision_core.scenes.draw import draw_scene
 from vision_core.unreadable import UnreadableImage
@@ -87,7 +87,7 @@ def test_columns_by_their_usual_names(parquet_file, arrays, kind, monkeypatch):
     known = source.annotations
     for index in range(4):
         expected = torch.from_numpy(arrays[1][index].astype(np.int64))
-        assert torch.equal(known.mask(index), torch.where(expected == 5, IGNORED, expected))
+        assert torch.equal(known.mask(index), torch.where(expected == 5, MASK_IGNORED, expected))
         assert torch.equal(known.foreground(index), (expected != 0) & (expected != 5))
         torch.testing.assert_close(
             known.depth(index), torch.from_numpy(arrays[2][index].astype(np.float32)) / 500
@@ -128,10 +128,14 @@ def test_nothing_beside_the_images_is_read_before_it_is_asked_for(parquet_file, 
         parquet_source, "_read_column", lambda paths, column: read.append(column) or [["x"]] * 4
     )
     known = open_source(f"parquet:{parquet_file}").annotations
-    assert known.names == {"mask", "depth", "captions", "copy_of"} and read == [] and known.masks._cache == {}
+    assert (
+        known.names == {"mask", "depth", "captions", "copy_of"}
+        and read == []
+        and known.masks._row_groups == {}
+    )
     assert known.captions(0) == known.captions(1) == ["x"] and read == ["captions"]
     known.mask(0)
-    assert known.masks._cache != {}
+    assert known.masks._row_groups != {}
 
 
 def test_what_is_empty_is_kept_empty(arrays, tmp_path):
@@ -289,7 +293,7 @@ def test_what_does_not_fit_is_named(arrays, tmp_path):
         with pytest.raises(UserError, match=f"no {option} .*name where it is by {option}=WHERE"):
             getattr(open_source(half).annotations, option)(0)
     numbers = write("numbers.parquet", image=images, label=[0, 1, 2, 3], share=[0.5] * 4, source=list("abcd"))
-    with pytest.raises(UserError, match="column 'label' holds no images; name another by mask=COLUMN"):
+    with pytest.raises(UserError, match="column 'label' holds no images; name another by .mask=COLUMN"):
         open_source(f"{numbers}?mask=label")
     with pytest.raises(UserError, match="column 'share' holds neither texts nor lists of texts"):
         open_source(f"{numbers}?captions=share")
@@ -349,7 +353,7 @@ def test_columns_of_a_data_set_of_the_hub(arrays, tmp_path, monkeypatch):
         ["d"],
     ]
     for options, message in (
-        ("mask=mask", "column 'mask' holds no images besides the images; name another by .mask=COLUMN"),
+        ("mask=mask", "column 'mask' holds no images; name another by .mask=COLUMN"),
         ("captions=share", "column 'share' holds neither texts nor lists of texts"),
         ("copy_of=source", "copy_of=source needs a column image_id"),
         ("depth=dephts", "no column 'dephts'; name one of image, mask, caption"),
@@ -410,7 +414,7 @@ def test_real_data(text, known):
     source = open_source(text.format(DATA))
     assert source.knows == known
     if "mask" in known:
-        assert set(source.annotations.mask(0).unique().tolist()) <= {*range(11), IGNORED}
+        assert set(source.annotations.mask(0).unique().tolist()) <= {*range(11), MASK_IGNORED}
         assert source.annotations.mask(0).shape == source[0].image.shape[1:]
     if "depth" in known:
         depth = source.annotations.depth(0)

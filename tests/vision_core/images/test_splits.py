@@ -114,7 +114,7 @@ def test_options_are_kept(tmp_path):
 def test_scenes():
     splits = open_splits("scenes?size=32")
     assert (
-        (len(splits.train), len(splits.test)) == (10000, 2000)
+        (len(splits.train), len(splits.test)) == (20000, 2000)
         and splits.test.split == "held_out"
         and splits.train.size == 32
     )

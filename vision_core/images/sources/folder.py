@@ -1,9 +1,10 @@
-"""Images as files: a folder at any depth, or a list of paths."""
+"""Sources of images that are files: a folder at any depth, or a list of paths."""
 
 import os
 from collections.abc import Sequence
-from itertools import compress
+from itertools import chain, compress, repeat
 from pathlib import Path
+from typing import Any
 
 from vision_core.errors import UserError
 from vision_core.files.regular_files import (
@@ -19,21 +20,21 @@ from vision_core.images.formats.by_content import COMPRESSED_ENDINGS, ENDINGS, E
 from vision_core.images.formats.volumes import count_images, volume_bytes
 from vision_core.images.source import EncodedImageSource, ImageSource
 from vision_core.images.sources.folder_walk import Listing, labels_of_folders, list_images
-from vision_core.images.sources.slides import open_slides
+from vision_core.images.sources.slides import open_slides, tile_options
 
 MAX_LIST_BYTES = 2 * 2**30
 WITHOUT_PICTURES = "without a picture"
 
 
 class FileSource(EncodedImageSource):
-    """Files below `root`, named by their paths relative to it. A file outside of `roots`, links
-    resolved, is unreadable.
+    """Files below `root`, named by their paths relative to it. A file that lies outside of `roots`
+    after its links are resolved is unreadable.
 
-    A file that holds several images is as many, in order: `scan.dcm#0`, `scan.dcm#1`, ..., all with
-    the file's label.
+    A file that holds several images counts as many, in order: `scan.dcm#0`, `scan.dcm#1`, ..., all
+    with the file's label.
 
     Args:
-        labels: one for each of `paths`.
+        labels: one for each of `paths`, or None.
         roots: see `data_roots`.
         remarks: what a user should know besides the number of images.
     """
@@ -48,46 +49,55 @@ class FileSource(EncodedImageSource):
         roots: Sequence[str] | None = None,
         remarks: Sequence[str] = (),
     ) -> None:
-        self.root, self.num_channels, self.class_names = (os.path.realpath(root), num_channels, class_names)
-        self.roots = tuple(roots) if roots is not None else data_roots(root)
-        self.paths, self.parts, self.labels = paths, None, labels
-        without_pictures = self._expand()
+        self.root = os.path.realpath(root)
+        self.num_channels = num_channels
+        self.class_names = class_names
+        self.roots = data_roots(root) if roots is None else tuple(roots)
+        self.paths = paths
+        self.parts: list[int | None] | None = None
+        self.labels = labels
+        without_pictures = self._separate_images()
         if not self.paths:
             raise UserError(
                 f"0 images under {root}: none of {len(paths)} files holds a picture; name other files"
             )
-        images = f"{len(self.paths):,} images"
-        files = f" in {len(paths) - without_pictures:,} files" if self.parts else ""
-        classes = f", {len(set(self.labels))} classes" if self.labels else ""
-        self.description = "; ".join([f"{images}{files} under {root}{classes}", *remarks])
+        self.description = f"{len(self.paths):,} images"
+        if self.parts:
+            self.description += f" in {len(paths) - without_pictures:,} files"
+        self.description += f" under {root}"
+        if self.labels:
+            self.description += f", {len(set(self.labels))} classes"
+        remarks = list(remarks)
         if without_pictures:
-            self.description += f"; {without_pictures:,} files {WITHOUT_PICTURES}"
+            remarks.append(f"{without_pictures:,} files {WITHOUT_PICTURES}")
+        self.description = "; ".join([self.description, *remarks])
 
-    def _expand(self) -> int:
-        """Each image of a file by itself, where a file has several. Gives the number of files
-        without any."""
-        uncertain = [
-            number for number, path in enumerate(self.paths) if not path.lower().endswith(ENDINGS_OF_ONE)
-        ]
+    def _separate_images(self) -> int:
+        """List each image of the files that hold several. Returns the number of files without
+        any."""
+        counts = [1] * len(self.paths)
+        uncertain = []
+        for number, path in enumerate(self.paths):
+            if not path.lower().endswith(ENDINGS_OF_ONE):
+                uncertain.append(number)
         if not uncertain:
             return 0
         full_paths = [os.path.join(self.root, self.paths[number]) for number in uncertain]
-        counts = [1] * len(self.paths)
-        for number, count in zip(
-            uncertain, count_images(full_paths, self.num_channels, self.roots), strict=True
-        ):
+        counted = count_images(full_paths, self.num_channels, self.roots)
+        for number, count in zip(uncertain, counted, strict=True):
             counts[number] = 1 if count is None else count
         if any(count != 1 for count in counts):
             self._take_parts(counts)
         return counts.count(0)
 
     def _take_parts(self, counts: list[int]) -> None:
-        paths, labels = self.paths, self.labels
-        self.paths = [path for path, count in zip(paths, counts, strict=True) for _ in range(count)]
-        if labels is not None:
-            self.labels = [label for label, count in zip(labels, counts, strict=True) for _ in range(count)]
+        self.paths = repeat_each(self.paths, counts)
+        if self.labels is not None:
+            self.labels = repeat_each(self.labels, counts)
         if max(counts) > 1:
-            self.parts = [number if count > 1 else None for count in counts for number in range(count)]
+            self.parts = []
+            for count in counts:
+                self.parts += range(count) if count > 1 else [None] * count
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -118,11 +128,16 @@ class FileSource(EncodedImageSource):
         return read_regular_file(full_path, *self.roots)
 
 
-class FolderSource(FileSource):
-    """All images below a folder, sorted by path; see `folder_walk.list_images` for links and for
-    what is left out.
+def repeat_each(values: Sequence[Any], counts: Sequence[int]) -> list[Any]:
+    """Each value as many times as its count says."""
+    return list(chain.from_iterable(map(repeat, values, counts)))
 
-    Where all images lie in sub-folders, the first folder's name is the class.
+
+class FolderSource(FileSource):
+    """All images below a folder, sorted by path; `folder_walk.list_images` documents links and what
+    is left out.
+
+    Where all images lie in sub-folders, the name of the first folder of a path is the class.
     """
 
     def __init__(self, root: Path, num_channels: int = 3, follow_links: bool = False) -> None:
@@ -132,7 +147,13 @@ class FolderSource(FileSource):
         _check_listing(root, listing, follow_links)
         labels, names = labels_of_folders(listing.paths)
         super().__init__(
-            root, listing.paths, num_channels, labels, names, data_roots(root, follow_links), listing.remarks
+            root,
+            listing.paths,
+            num_channels,
+            labels=labels,
+            class_names=names,
+            roots=data_roots(root, follow_links),
+            remarks=listing.remarks,
         )
 
 
@@ -142,8 +163,8 @@ def _check_listing(root: Path, listing: Listing, follow_links: bool) -> None:
         raise UserError(f"0 images under {root} (looked for {', '.join(ENDINGS)} at any depth){remarks}")
     if len(listing.links_out) == len(listing.paths) and not follow_links:
         raise UserError(
-            f"all {len(listing.paths):,} images under {root} are links out of it, such as {listing.links_out[0]}; "
-            "add ?follow_links=true to read what they point to"
+            f"all {len(listing.paths):,} images under {root} are links out of it, "
+            f"such as {listing.links_out[0]}; add ?follow_links=true to read what they point to"
         )
 
 
@@ -158,48 +179,60 @@ def open_folder(
     background: str | None = None,
     **options: str,
 ) -> ImageSource:
-    """A folder, with masks and depths in parallel folders `mask` and `depth`: for `a/b.jpg` the
-    file `a/b.png`; `options` as for `make_annotations`.
+    """Open a folder, with masks and depths in the parallel folders `mask` and `depth`, where
+    `a/b.png` belongs to the image `a/b.jpg`. `options` as for `make_annotations`.
 
-    With `tile`, the whole slides below the folder by tiles; see `slide_source.open_slides`.
+    With `tile`, open the whole slides below the folder as tiles; see `slides.open_slides`.
     """
     follow = is_true("follow_links", follow_links)
     if tile is not None or level is not None or background is not None:
-        beside = [name for name, value in (("mask", mask), ("depth", depth)) if value] + list(options)
-        if beside:
-            raise UserError(
-                f"folder:{root}: {beside[0]} cannot stand beside tile=, because tiles have no files of their own; leave it out"
-            )
-        return open_slides(str(root), None, num_channels, tile, level, background, follow)
+        _refuse_beside_tiles(root, {"mask": mask, "depth": depth, **options})
+        tiles = tile_options(tile, level, background)
+        return open_slides(str(root), num_channels, tiles, follow)
     source = FolderSource(root, num_channels, follow)
-    beside = [_parallel(source, folder, kind, follow) for kind, folder in (("mask", mask), ("depth", depth))]
-    source.annotations = make_annotations(source, options, *beside)
+    masks = _open_parallel_folder(source, mask, "mask", follow)
+    depths = _open_parallel_folder(source, depth, "depth", follow)
+    source.annotations = make_annotations(source, options, masks, depths)
     return source
 
 
+def _refuse_beside_tiles(root: Path, options: dict[str, str | None]) -> None:
+    for option, value in options.items():
+        if value:
+            raise UserError(
+                f"folder:{root}: {option} cannot stand beside tile=, "
+                "because tiles have no files of their own; leave it out"
+            )
+
+
 def is_true(option: str, value: str) -> bool:
-    """An option's `true` or `false`. Raises UserError for anything else."""
+    """Read an option that is `true` or `false`. Raises UserError for anything else."""
     if value not in ("true", "false"):
         raise UserError(f"{option}={value} is not possible; use true or false")
     return value == "true"
 
 
-def _parallel(images: FolderSource, folder: str | None, kind: str, follow_links: bool) -> FileSource | None:
+def _open_parallel_folder(
+    images: FolderSource, folder: str | None, kind: str, follow_links: bool
+) -> FileSource | None:
+    """Open the masks or depths that lie under the images' own paths in another folder."""
     if folder is None:
         return None
     if images.parts is not None:
         several = next(compress(images.paths, [part is not None for part in images.parts]))
         raise UserError(
-            f"{kind}={folder}: {several} holds several images, and a {kind} belongs to one; save every image as its own file, "
-            f"or leave out {kind}="
+            f"{kind}={folder}: {several} holds several images, and a {kind} belongs to one; "
+            f"save every image as its own file, or leave out {kind}="
         )
     paths = [os.path.splitext(path)[0] + ".png" for path in images.paths]
     missing = [path for path in paths if not os.path.isfile(os.path.join(folder, path))]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(paths)} images have no {kind}, such as {folder}/{missing[0]}; add them, or name another folder"
+            f"{len(missing)} of {len(paths)} images have no {kind}, such as {folder}/{missing[0]}; "
+            "add them, or name another folder"
         )
-    return FileSource(Path(folder), paths, 1, None, None, data_roots(folder, follow_links))
+    roots = data_roots(folder, follow_links)
+    return FileSource(Path(folder), paths, num_channels=1, labels=None, class_names=None, roots=roots)
 
 
 def open_list(
@@ -211,14 +244,15 @@ def open_list(
     level: str | None = None,
     background: str | None = None,
 ) -> ImageSource:
-    """One path a line, relative to `root` (default: the list's folder) and inside it, with an
-    optional tab and integer label.
+    """Open a list: one path a line, relative to `root` (default: the list's folder) and inside it,
+    with an optional tab and integer label.
 
     Raises:
-        UserError: the list, or a line of it that leads outside, has a label that is no whole
-            number, or lacks one that others have.
+        UserError: the list is not there, or a line leads outside of `root`, has a label that is not
+            a whole number, or lacks a label where others have one.
     """
-    name, cure = f"list file {path}", "give a text file with one image path a line"
+    name = f"list file {path}"
+    cure = "give a text file with one image path a line"
     if not os.path.lexists(path):
         raise UserError(f"{name} does not exist; {cure}")
     text = read_bytes(path, name, cure, most_bytes=MAX_LIST_BYTES).decode("utf-8-sig", "surrogateescape")
@@ -226,31 +260,35 @@ def open_list(
     if not os.path.isdir(folder):
         raise UserError(f"list file {path}: the folder {folder} does not exist; name another by ?root=FOLDER")
     follow = is_true("follow_links", follow_links)
-    entries = []
+    paths, labels = _read_entries(text, folder, path)
+    if tile is not None or level is not None or background is not None:
+        tiles = tile_options(tile, level, background)
+        return open_slides(folder, num_channels, tiles, follow, listed=(paths, labels))
+    roots = data_roots(folder, follow)
+    return FileSource(Path(folder), paths, num_channels, labels=labels, class_names=None, roots=roots)
+
+
+def _read_entries(text: str, folder: str, list_file: Path) -> tuple[list[str], list[int] | None]:
+    """The paths and labels of the lines; None where no line has a label."""
+    paths = []
+    labels = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            entries.append(_list_entry(line.rstrip("\r"), folder, f"{path}:{number}"))
-    names, labels = _names_and_labels(path, entries)
-    if tile is not None or level is not None or background is not None:
-        return open_slides(folder, (names, labels), num_channels, tile, level, background, follow)
-    return FileSource(Path(folder), names, num_channels, labels, None, data_roots(folder, follow))
-
-
-def _names_and_labels(
-    path: Path, entries: list[tuple[str, int | None]]
-) -> tuple[list[str], list[int] | None]:
-    if not entries:
-        raise UserError(f"0 images in {path}; write one path a line")
-    labels = [label for _, label in entries]
-    if None in labels and any(label is not None for label in labels):
+            path, label = _list_entry(line.rstrip("\r"), folder, f"{list_file}:{number}")
+            paths.append(path)
+            labels.append(label)
+    if not paths:
+        raise UserError(f"0 images in {list_file}; write one path a line")
+    missing = labels.count(None)
+    if 0 < missing < len(labels):
         raise UserError(
-            f"{path}: {labels.count(None)} of {len(labels)} lines have no label; give all of them one, or none"
+            f"{list_file}: {missing} of {len(labels)} lines have no label; give all of them one, or none"
         )
-    return [name for name, _ in entries], None if None in labels else labels
+    return paths, None if missing else labels
 
 
 def _list_entry(line: str, folder: str, where: str) -> tuple[str, int | None]:
-    """A line as (path relative to `folder`, label)."""
+    """Read a line as (path relative to `folder`, label)."""
     name, tab, label = line.partition("\t")
     if tab and not (label.strip().isascii() and label.strip().isdigit()):
         raise UserError(f"{where}: the label {label!r} is no whole number; write path, tab, number")

@@ -1,10 +1,11 @@
-"""What lies below a folder: its images, what was left out and why, and where its links lead."""
+"""Walk through a folder: find its images, what is left out and why, and where its links lead."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from vision_core.errors import UserError
 from vision_core.files.regular_files import data_roots, is_inside, is_repository, open_regular_file
@@ -26,10 +27,9 @@ class Listing:
 
     Attributes:
         paths: the images, sorted.
-        left_out: how many files of every ending were left out, and the reason where there is one to
-            tell.
+        left_out: how many files were left out, by ending and reason ("" where none is known).
         links_out: files among `paths` that are links out of the folder, which will not be read.
-        read_once: linked folders whose target is read at another place already.
+        read_once: linked folders whose target is already read at another place.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Listing:
 
     @property
     def remarks(self) -> list[str]:
-        """What a user should know besides the number of images, a phrase for each kind."""
+        """Phrases about what a user should know besides the number of images."""
         remarks = []
         if self.left_out:
             remarks.append(f"left out: {', '.join(self.left_out_phrases())}")
@@ -54,18 +54,22 @@ class Listing:
         return remarks
 
     def left_out_phrases(self) -> list[str]:
-        """`90 .heic (needs pillow-heif)`, the largest number first."""
-        most_first = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-        return [f"{count:,} {ending}" + (f" ({why})" if why else "") for (ending, why), count in most_first]
+        """Phrases such as `90 .heic (needs pillow-heif)`, the largest number first."""
+        phrases = []
+        by_name = sorted(self.left_out.items())
+        for (ending, why), count in sorted(by_name, key=itemgetter(1), reverse=True):
+            phrases.append(f"{count:,} {ending} ({why})" if why else f"{count:,} {ending}")
+        return phrases
 
 
 def list_images(root: str, endings: tuple[str, ...], follow_links: bool = False) -> Listing:
-    """The files below `root` whose names end in `endings`, or that have no ending and begin like an
-    image.
+    """List the files below `root` whose names end in `endings`, or that have no ending and begin
+    like an image.
 
-    Hidden files and folders are passed over. A linked folder inside `root` is met where it really
-    is. With `follow_links` every other folder is read too, each once, so that loops end: in its own
-    place where that is below `root`, else at the first link to it.
+    Hidden files and folders are passed over. A link to a folder inside `root` is not followed,
+    because the folder is read where it really is. With `follow_links` linked folders elsewhere are
+    read too, each once so that loops end: at its own place where that is below `root`, else at the
+    first link to it.
 
     Raises:
         UserError: a folder that cannot be listed, or without `follow_links` a linked folder
@@ -78,11 +82,11 @@ def list_images(root: str, endings: tuple[str, ...], follow_links: bool = False)
 
 
 def labels_of_folders(paths: list[str]) -> tuple[list[int] | None, list[str] | None]:
-    """The number of every path's first folder, and the folders' names; None where a file lies
-    outside of all folders."""
-    folders = [path.partition("/")[0] if "/" in path else None for path in paths]
-    if None in folders:
+    """Number the first folder of every path; returns the numbers and the folders' names, or None
+    for both where a file lies outside of all folders."""
+    if not all("/" in path for path in paths):
         return None, None
+    folders = [path.partition("/")[0] for path in paths]
     names = sorted(set(folders))
     numbers = {name: number for number, name in enumerate(names)}
     return [numbers[folder] for folder in folders], names
@@ -90,29 +94,33 @@ def labels_of_folders(paths: list[str]) -> tuple[list[int] | None, list[str] | N
 
 class _Walk:
     def __init__(self, root: str, endings: tuple[str, ...], follow_links: bool) -> None:
-        self.root, self.real_root = root, os.path.realpath(root)
-        self.endings, self.follow_links = endings, follow_links
+        self.root = root
+        self.real_root = os.path.realpath(root)
+        self.endings = endings
+        self.follow_links = follow_links
         self.roots = data_roots(root, follow_links)
         self.listing = Listing()
         self._met: set[str] = set()
         self._linked_folders: list[str] = []
 
     def go(self) -> None:
-        """Real folders first, so that each is read in its own place; then linked ones, by name."""
-        self._below("")
+        """Read the real folders first, so that each is read at its own place, then the linked ones
+        by name."""
+        self._read_below("")
         while self._linked_folders:
-            waiting, self._linked_folders = sorted(self._linked_folders), []
+            waiting = sorted(self._linked_folders)
+            self._linked_folders = []
             for relative in waiting:
-                self._linked(relative)
+                self._read_linked(relative)
 
-    def _below(self, start: str) -> None:
+    def _read_below(self, start: str) -> None:
         waiting = [start]
         while waiting:
             relative = waiting.pop()
             path = os.path.join(self.root, relative) if relative else self.root
             if self.follow_links and not self._is_new(path):
                 continue
-            waiting += self._folder(path, relative)
+            waiting += self._read_folder(path, relative)
 
     def _is_new(self, path: str) -> bool:
         real = os.path.realpath(path)
@@ -120,47 +128,49 @@ class _Walk:
         self._met.add(real)
         return new
 
-    def _folder(self, path: str, relative: str) -> list[str]:
-        """Take the files of one folder, and give its real sub-folders."""
+    def _read_folder(self, path: str, relative: str) -> list[str]:
+        """Take the files of one folder, and return its real sub-folders."""
         prefix = f"{relative}/" if relative else ""
-        subfolders, paths, endings = [], self.listing.paths, self.endings
+        subfolders: list[str] = []
         for entry in _entries(path):
             name = entry.name
-            if name.lower().endswith(endings) and name[0] != "." and entry.is_file(follow_symlinks=False):
-                paths.append(prefix + name)
-            elif name[0] != ".":
-                self._other_entry(entry, prefix + name, subfolders)
-        if "blobs" in (sub.rpartition("/")[2] for sub in subfolders) and is_repository(path):
-            subfolders.remove(
-                prefix + "blobs"
-            )  # of the hub's cache: the same files, under their names in snapshots
+            if name[0] == ".":
+                continue
+            if name.lower().endswith(self.endings) and entry.is_file(follow_symlinks=False):
+                self.listing.paths.append(prefix + name)
+            else:
+                self._take_entry(entry, prefix + name, subfolders)
+        blobs = prefix + "blobs"
+        if blobs in subfolders and is_repository(path):
+            subfolders.remove(blobs)  # the hub's cache holds these files under their names in snapshots
         return subfolders
 
-    def _other_entry(self, entry: os.DirEntry, relative: str, subfolders: list[str]) -> None:
-        """What is neither hidden nor plainly an image: a folder, a link, a file of another
+    def _take_entry(self, entry: os.DirEntry, relative: str, subfolders: list[str]) -> None:
+        """Take an entry that is not plainly an image: a folder, a link, a file of another
         ending."""
         is_link = entry.is_symlink()
         if _is_folder(entry):
-            (self._linked_folders if is_link else subfolders).append(relative)
+            folders = self._linked_folders if is_link else subfolders
+            folders.append(relative)
         elif not relative.lower().endswith(self.endings):
-            self._other_file(relative)
+            self._take_file_of_another_ending(relative)
         else:
             self.listing.paths.append(relative)
             if is_link:
                 self._look_at_link(relative)
 
-    def _linked(self, relative: str) -> None:
+    def _read_linked(self, relative: str) -> None:
         path = os.path.join(self.root, relative)
         real = os.path.realpath(path)
         if self.follow_links:
             if real in self._met:
                 self.listing.read_once.append(relative)
             else:
-                self._below(relative)
+                self._read_below(relative)
         elif not is_inside(real, self.real_root) and real != self.real_root:
             raise UserError(
-                f"{path} is a link out of {self.root}, to {real}, which is not followed; name its target as the dataset, "
-                f"copy it, or add {FOLLOW}"
+                f"{path} is a link out of {self.root}, to {real}, which is not followed; "
+                f"name its target as the dataset, copy it, or add {FOLLOW}"
             )
 
     def _look_at_link(self, relative: str) -> None:
@@ -168,7 +178,7 @@ class _Walk:
         if not any(is_inside(real, root) for root in self.roots):
             self.listing.links_out.append(relative)
 
-    def _other_file(self, relative: str) -> None:
+    def _take_file_of_another_ending(self, relative: str) -> None:
         ending = ending_of(relative.rpartition("/")[2])
         if ending:
             self.listing.left_out[ending, why_left_out(ending)] += 1

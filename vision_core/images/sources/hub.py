@@ -1,5 +1,5 @@
-"""Data sets of the Hugging Face hub (or a local dataset folder) through `datasets`, indexed or
-streamed."""
+"""Data sets of the Hugging Face hub, or of a local dataset folder, read through `datasets` with an
+index or as a stream."""
 
 import hashlib
 import os
@@ -18,7 +18,6 @@ from vision_core.files.regular_files import (
     refuse_special_files,
 )
 from vision_core.hub import hub_or_cache
-from vision_core.images.annotations import Annotations, Read, holds_texts, make_annotations
 from vision_core.images.decode import decode_image
 from vision_core.images.label_values import label_column, read_labels
 from vision_core.images.source import (
@@ -28,13 +27,14 @@ from vision_core.images.source import (
     ImageStream,
     UnreadableSample,
 )
+from vision_core.images.sources.columns import Columns, annotations_in_columns
 from vision_core.images.sources.parquet_footer import check_footers
 from vision_core.images.stream_order import Place, share_of, shuffled_rows
 from vision_core.unreadable import UnreadableImage
 
 
 class NoSuchSplit(UserError):
-    """A part that the data does not have. `datasets` has a ValueError for it, and for a
+    """The data does not have this split. `datasets` raises ValueError for it, and also for a
     configuration that is not there."""
 
 
@@ -54,126 +54,132 @@ def open_hub(
     follow_links: str = "false",
     **options: str,
 ) -> ImageSource | ImageStream:
-    """`NAME[:CONFIG]` as `datasets.load_dataset` takes them; images stay encoded until our own
-    decoder reads them.
+    """Open `NAME[:CONFIG]` as `datasets.load_dataset` takes it; images stay encoded until our own
+    decoder reads them. `options` as for `make_annotations`.
 
     Raises:
         UserError: `datasets` is missing, the data cannot be loaded, or a column is not there.
     """
+    datasets = _import_datasets()
+    wanted = {"mask": mask, "depth": depth, "captions": captions, "copy_of": copy_of}
+    _check_options(name, {"streaming": streaming, "follow_links": follow_links}, shuffle_buffer)
+    is_streamed = streaming == "true"
+    if is_streamed:
+        _refuse_annotations_of_a_stream(name, wanted, options)
+    path, config = _path_and_config(name)
+    with hub_or_cache(path, f"hf:{name}"):
+        dataset = _load_dataset(name, path, config, split, revision, is_streamed)
+    columns = _columns_of(name, dataset.features)
+    image = columns.main_image(image)
+    if label is not None:
+        columns.require(label, "label")
+    table = ImageTable(
+        dataset=dataset.cast_column(image, datasets.Image(decode=False)),
+        name=f"{name}/{split}",
+        image=image,
+        label=label_column(columns.types, label),
+        num_channels=num_channels,
+        roots=_roots(path, follow_links == "true", datasets),
+    )
+    if is_streamed:
+        stream_label = _label_of_stream(name, dataset.features, table.label, asked_for=label is not None)
+        return HubStream(table._replace(label=stream_label), int(shuffle_buffer))
+    source = HubSource(table, asked_for=label is not None)
+
+    def open_images(column: str) -> HubSource:
+        encoded = table.dataset.cast_column(column, datasets.Image(decode=False))
+        return HubSource(table._replace(dataset=encoded, image=column, label=None, num_channels=1))
+
+    source.annotations = annotations_in_columns(
+        source,
+        columns,
+        main=image,
+        wanted=wanted,
+        options=options,
+        open_images=open_images,
+        read_column=partial(_read_column, dataset),
+    )
+    return source
+
+
+def _read_column(dataset, column: str) -> list:
+    return list(dataset.select_columns([column])[column])
+
+
+def _import_datasets():
     try:
         import datasets
     except ImportError:
         raise UserError(
             "hf: needs the package datasets; pip install 'vision-encoder-fusion[pretrain]'"
         ) from None
-    for option, value in (("streaming", streaming), ("follow_links", follow_links)):
+    return datasets
+
+
+def _check_options(name: str, switches: dict[str, str], shuffle_buffer: str) -> None:
+    for option, value in switches.items():
         if value not in ("true", "false"):
             raise UserError(f"hf:{name}: {option}={value!r} is not possible; use true or false")
     if not (shuffle_buffer.isascii() and shuffle_buffer.isdigit()):
-        raise UserError(f"hf:{name}: shuffle_buffer={shuffle_buffer!r} is no whole number; 0 keeps the order")
-    path, config = (name, "") if os.path.isdir(name) else name.partition(":")[::2]
-    streamed = streaming == "true"
-    wanted = {"mask": mask, "depth": depth, "captions": captions, "copy_of": copy_of}
-    beside = [*options, *(option for option, column in wanted.items() if column)]
-    if streamed and beside:
         raise UserError(
-            f"hf:{name}: {beside[0]} needs an index, which a stream has not; leave out streaming=true"
+            f"hf:{name}: shuffle_buffer={shuffle_buffer!r} is not a whole number; 0 keeps the order"
         )
-    with hub_or_cache(path, f"hf:{name}"):
-        dataset = _load_dataset(name, path, config, split, revision, streamed)
-    asked_for = label is not None
-    image, label = _columns(name, dataset.features, image, label)
-    dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    roots = _roots(path, follow_links == "true", datasets)
-    if streamed:
-        label = _numbers_only(name, dataset.features, label, asked_for)
-        return HubStream(dataset, f"{name}/{split}", image, label, num_channels, roots, int(shuffle_buffer))
-    source = HubSource(dataset, f"{name}/{split}", image, label, num_channels, roots, asked_for)
-    source.annotations = _annotations(dataset, source, wanted, options)
-    return source
 
 
-def _load_dataset(name: str, path: str, config: str, split: str, revision: str | None, streamed: bool) -> Any:
+def _refuse_annotations_of_a_stream(
+    name: str, wanted: dict[str, str | None], options: dict[str, str]
+) -> None:
+    given = [*options]
+    given += [option for option, column in wanted.items() if column]
+    if given:
+        raise UserError(
+            f"hf:{name}: {given[0]} needs an index, which a stream has not; leave out streaming=true"
+        )
+
+
+def _path_and_config(name: str) -> tuple[str, str]:
+    """`NAME:CONFIG` in its two parts; the path of a folder may hold a colon."""
+    if os.path.isdir(name):
+        return name, ""
+    path, _, config = name.partition(":")
+    return path, config
+
+
+def _load_dataset(
+    name: str, path: str, config: str, split: str, revision: str | None, is_streamed: bool
+) -> Any:
     import datasets
 
     refuse_special_files(path, at_any_depth=True)
     check_footers(path)
     try:
-        return datasets.load_dataset(path, config or None, split=split, revision=revision, streaming=streamed)
+        return datasets.load_dataset(
+            path, config or None, split=split, revision=revision, streaming=is_streamed
+        )
     except Exception as error:  # a wrong name, a wrong split, no network: `datasets` has a type for each
         kind = NoSuchSplit if isinstance(error, ValueError) else UserError
-        reason = first_line(
-            error.__cause__ or error
-        )  # `datasets` says that something failed, and its cause says what
+        # `datasets` says that something failed, and the error's cause says what
+        reason = first_line(error.__cause__ or error)
         raise kind(f"hf:{name}?split={split} cannot be loaded: {reason}") from None
 
 
-def _annotations(
-    dataset, source: "HubSource", wanted: dict[str, str | None], options: dict[str, str]
-) -> Annotations | None:
-    """The columns beside the image, by the usual names unless they are named; see
-    `parquet_source.open_parquet`."""
-    for option, column in wanted.items():
-        if column is not None and column not in dataset.features:
-            raise UserError(
-                f"hf:{source.name}: no column {column!r}; name one of {', '.join(dataset.features)} by ?{option}=COLUMN"
-            )
-    masks, depths = (_image_column(dataset, source, wanted[kind], kind) for kind in ("mask", "depth"))
-    texts = _text_column(dataset, source, wanted["captions"], "captions", "caption")
-    ids = _text_column(dataset, source, None, "image_id")
-    copies = (
-        _text_column(dataset, source, wanted["copy_of"], "target_image_id")
-        if ids or wanted["copy_of"]
-        else None
-    )
-    if copies and not ids:
-        raise UserError(
-            f"hf:{source.name}: copy_of={wanted['copy_of']} needs a column image_id with the names that it holds; add one"
-        )
-    return make_annotations(source, options, masks, depths, texts, ids, copies)
-
-
-def _image_column(dataset, source: "HubSource", wanted: str | None, usual: str) -> "HubSource | None":
+def _columns_of(name: str, features) -> Columns:
     import datasets
 
-    if (
-        isinstance(dataset.features.get(wanted or usual), datasets.Image)
-        and (wanted or usual) != source.image
-    ):
-        beside = dataset.cast_column(wanted or usual, datasets.Image(decode=False))
-        return HubSource(beside, source.name, wanted or usual, None, 1, source.roots)
-    if wanted is not None:
-        raise UserError(
-            f"hf:{source.name}: column {wanted!r} holds no images besides the images; name another by ?{usual}=COLUMN"
-        )
-    return None
-
-
-def _text_column(dataset, source: "HubSource", wanted: str | None, *usual: str) -> Read | None:
-    """What reads a column of texts, or None where none is named and there is none of the usual
-    names."""
-    schema = dataset.features.arrow_schema
-    found = [
-        name
-        for name in ([wanted] if wanted else usual)
-        if name in schema.names and holds_texts(schema.field(name).type)
-    ]
-    if wanted and not found:
-        raise UserError(
-            f"hf:{source.name}: column {wanted!r} holds neither texts nor lists of texts; name another"
-        )
-    return partial(_read_column, dataset.select_columns(found[:1]), found[0]) if found else None
-
-
-def _read_column(dataset, column: str) -> list:
-    return list(dataset[column])
+    if not features:
+        raise UserError(f"hf:{name}: the columns are not known before reading; use streaming=false")
+    return Columns(
+        where=f"hf:{name}",
+        types={field.name: field.type for field in features.arrow_schema},
+        images=[column for column, feature in features.items() if isinstance(feature, datasets.Image)],
+    )
 
 
 class Roots(NamedTuple):
-    """Where the images of a data set may lie that are files of their own.
+    """Where the images of a data set that are files of their own may lie.
 
-    real: folders in which a file must lie, its links resolved. named: a folder in whose files links
-    are followed wherever they lead, or None.
+    real: folders in which a file must lie after its links are resolved.
+    named: a folder in which links are followed wherever they lead, or None.
     """
 
     real: tuple[str, ...]
@@ -181,36 +187,47 @@ class Roots(NamedTuple):
 
     def of_file(self, path: str) -> tuple[str, ...]:
         """The real folders in which the file `path` must lie."""
-        is_named = self.named is not None and is_inside(os.path.abspath(path), self.named)
-        return (ANYWHERE,) if is_named else self.real
+        if self.named is not None and is_inside(os.path.abspath(path), self.named):
+            return (ANYWHERE,)
+        return self.real
+
+
+class ImageTable(NamedTuple):
+    """A table of `datasets` whose column `image` holds encoded images.
+
+    name: data set and split, for ids and messages.
+    label: the column of labels, or None.
+    num_channels: what the images are read as.
+    roots: where images that are files of their own may lie.
+    """
+
+    dataset: Any
+    name: str
+    image: str
+    label: str | None
+    num_channels: int
+    roots: Roots
 
 
 class HubSource(EncodedImageSource):
-    """A `datasets.Dataset` with an image column, memory-mapped by `datasets`; `asked_for` says
-    whether the user named the labels' column."""
+    """A `datasets.Dataset` with a column of images, memory-mapped by `datasets`.
 
-    def __init__(
-        self,
-        dataset,
-        name: str,
-        image: str,
-        label: str | None,
-        num_channels: int,
-        roots: Roots,
-        asked_for: bool = False,
-    ) -> None:
+    asked_for: whether the user named the column of labels.
+    """
+
+    def __init__(self, table: ImageTable, asked_for: bool = False) -> None:
+        dataset = table.dataset
         if not len(dataset):
-            raise UserError(f"0 rows in hf:{name}; choose another by ?split=NAME")
-        self.dataset, self.name, self.image, self.num_channels = (
-            dataset.select_columns([image]),
-            name,
-            image,
-            num_channels,
-        )
-        self.roots = roots
-        self.description = f"{len(dataset):,} images of hf:{name}"
-        if label is not None:
-            found = read_labels(list(dataset[label]), label, asked_for, _class_names(dataset.features[label]))
+            raise UserError(f"0 rows in hf:{table.name}; choose another by ?split=NAME")
+        self.dataset = dataset.select_columns([table.image])
+        self.name = table.name
+        self.image = table.image
+        self.num_channels = table.num_channels
+        self.roots = table.roots
+        self.description = f"{len(dataset):,} images of hf:{table.name}"
+        if table.label is not None:
+            names = _class_names(dataset.features[table.label])
+            found = read_labels(list(dataset[table.label]), table.label, asked_for, names)
             self.take_labels(found)
             self.description += found.described()
 
@@ -232,39 +249,32 @@ class HubSource(EncodedImageSource):
 
 
 class HubStream(ImageStream):
-    """A streamed data set: shards go to processes and data workers, and each of them shuffles
-    blocks of `shuffle_buffer` images.
+    """A streamed data set: processes and data workers get shards of their own, and each reader
+    shuffles blocks of `shuffle_buffer` images.
 
     A block is filled from up to ten shards in turn. The order is a function of (epoch, world size,
-    number of data workers): the same run twice sees the same images, and a reader goes on behind
+    number of data workers): two equal runs see the same images, and a reader can continue after
     any of them. With fewer shards than processes every process reads all shards and keeps its
     share; a data worker without a shard stays idle.
     """
 
-    def __init__(
-        self,
-        dataset,
-        name: str,
-        image: str,
-        label: str | None,
-        num_channels: int,
-        roots: Roots,
-        shuffle_buffer: int,
-    ) -> None:
-        self.dataset = dataset.select_columns([image, *([label] if label else [])])
-        self.name, self.image, self.label, self.num_channels, self.roots = (
-            name,
-            image,
-            label,
-            num_channels,
-            roots,
-        )
+    def __init__(self, table: ImageTable, shuffle_buffer: int) -> None:
+        columns = [table.image]
+        self.class_names = None
+        if table.label is not None:
+            columns.append(table.label)
+            self.class_names = getattr(table.dataset.features[table.label], "names", None)
+        self.dataset = table.dataset.select_columns(columns)
+        self.name = table.name
+        self.image = table.image
+        self.label = table.label
+        self.num_channels = table.num_channels
+        self.roots = table.roots
         self.shuffle_buffer = shuffle_buffer
-        self.class_names = getattr(dataset.features[label], "names", None) if label else None
-        order = (
-            f"shuffled in blocks of {shuffle_buffer:,}" if shuffle_buffer > 1 else "in the order of its files"
-        )
-        self.description = f"stream of hf:{name}, {order}"
+        order = "in the order of its files"
+        if shuffle_buffer > 1:
+            order = f"shuffled in blocks of {shuffle_buffer:,}"
+        self.description = f"stream of hf:{table.name}, {order}"
 
     def state_of_files(self) -> tuple[str, str]:
         return f"{state_of_table(self.dataset)} {self.dataset.num_shards} shards", ""
@@ -273,43 +283,45 @@ class HubStream(ImageStream):
         self, rank: int, world_size: int, epoch: int, start: Place | None = None
     ) -> Iterator[ImageRecord | UnreadableSample]:
         worker = get_worker_info()
-        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        reader = f"{self.name}:epoch{epoch}.rank{rank}.worker{worker_id}"
+        worker_id = worker.id if worker else 0
+        workers = worker.num_workers if worker else 1
         share = share_of(self.dataset, rank, world_size, worker_id, workers)
         if share is None:
             return
         if self.shuffle_buffer > 1:  # otherwise the order is that of the files, in every pass
-            share = share.shuffle(
-                seed=0, buffer_size=1
-            )  # shards in turn, one row at a time: the rows are shuffled in blocks
+            # the shards are shuffled here, and the rows in blocks: a buffer of one row leaves them
+            share = share.shuffle(seed=0, buffer_size=1)
             share.set_epoch(epoch)
         names = ("stream", epoch, rank, worker_id)
+        reader = f"{self.name}:epoch{epoch}.rank{rank}.worker{worker_id}"
         for number, row, place in shuffled_rows(share, max(self.shuffle_buffer, 1), names, start):
-            label = row[self.label] if self.label else None
-            try:
-                image = decode_image(
-                    encoded_bytes(row[self.image], self.roots), self.num_channels, self.pixel_options
-                )
-                yield ImageRecord(
-                    f"{reader}:{number}", image, label if label is not None and label >= 0 else None, place
-                )
-            except UnreadableImage as error:
-                yield UnreadableSample(f"{reader}:{number}", error.reason)
+            yield self._record(f"{reader}:{number}", row, place)
+
+    def _record(self, name: str, row: dict, place: Place) -> ImageRecord | UnreadableSample:
+        label = row[self.label] if self.label else None
+        if label is not None and label < 0:
+            label = None
+        try:
+            data = encoded_bytes(row[self.image], self.roots)
+            image = decode_image(data, self.num_channels, self.pixel_options)
+        except UnreadableImage as error:
+            return UnreadableSample(name, error.reason)
+        return ImageRecord(name, image, label, place)
 
 
 def state_of_table(dataset: Any) -> str:
-    """Columns, and bytes and rows of every split, as `datasets` knows them of a data set: the same
-    on another machine."""
-    splits = {
-        name: (split.num_bytes, split.num_examples) for name, split in (dataset.info.splits or {}).items()
-    }
-    digest = hashlib.blake2b(repr((dataset.features, sorted(splits.items()))).encode(), digest_size=16)
+    """A hash over the columns of a data set and the bytes and rows of every split, as `datasets`
+    knows them; it is the same on another machine."""
+    splits = []
+    for name, split in sorted((dataset.info.splits or {}).items()):
+        splits.append((name, (split.num_bytes, split.num_examples)))
+    digest = hashlib.blake2b(repr((dataset.features, splits)).encode(), digest_size=16)
     return digest.hexdigest()
 
 
 def encoded_bytes(value: dict | None, roots: Roots) -> bytes:
-    """The bytes of an undecoded `datasets.Image`. A path without bytes is read only inside `roots`:
-    it is what a data file says."""
+    """The bytes of an undecoded `datasets.Image`. A path without bytes comes from a data file and
+    is therefore read only inside `roots`."""
     value = value or {}
     if value.get("bytes") is not None:
         return value["bytes"]
@@ -331,26 +343,9 @@ def _cache_folders(datasets) -> list[str]:
     return [os.path.realpath(folder) for folder in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
 
 
-def _columns(name: str, features, image: str | None, label: str | None) -> tuple[str, str | None]:
-    """The columns of images and labels, by name or by their types."""
-    import datasets
-
-    if not features:
-        raise UserError(f"hf:{name}: the columns are not known before reading; use streaming=false")
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    image = image or ("image" if "image" in images else images[0] if len(images) == 1 else None)
-    if image not in features:
-        wanted = f"no column {image!r}" if image else f"{len(images)} image columns"
-        raise UserError(f"hf:{name}: {wanted}; name one of {', '.join(features)} by ?image=COLUMN")
-    if label and label not in features:
-        raise UserError(f"hf:{name}: no column {label!r}; name one of {', '.join(features)} by ?label=COLUMN")
-    schema = features.arrow_schema
-    return image, label_column({field.name: field.type for field in schema}, label)
-
-
-def _numbers_only(name: str, features, label: str | None, asked_for: bool) -> str | None:
-    """The column of a stream's labels: class numbers, for what texts there are is known at the end
-    alone."""
+def _label_of_stream(name: str, features, label: str | None, asked_for: bool) -> str | None:
+    """The column of a stream's labels where it holds class numbers, else None. Texts cannot be
+    numbered, because all of them are known only at the end of the stream."""
     if label is None:
         return None
     import datasets
@@ -360,7 +355,8 @@ def _numbers_only(name: str, features, label: str | None, asked_for: bool) -> st
         return label
     if asked_for:
         raise UserError(
-            f"hf:{name}: column {label!r} holds no whole numbers, which a stream needs for labels; leave out streaming=true"
+            f"hf:{name}: column {label!r} holds no whole numbers, which a stream needs for labels; "
+            "leave out streaming=true"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Images in parquet files: HF `Image` structs or plain bytes, with random access."""
+"""Images in parquet files, as HF `Image` structs or plain bytes, with random access."""
 
 import json
 from bisect import bisect_right
@@ -9,15 +9,15 @@ from typing import Any
 
 from vision_core.errors import UserError, first_line
 from vision_core.files.regular_files import files_fingerprint, files_matching, short_names, state_of_files
-from vision_core.images.annotations import Read, holds_texts, make_annotations
 from vision_core.images.label_values import Labels, label_column, read_labels
 from vision_core.images.source import EncodedImageSource
-from vision_core.images.sources.parquet_footer import CURE, read_footer
+from vision_core.images.sources.columns import Columns, annotations_in_columns
+from vision_core.images.sources.parquet_footer import CURE, Group, read_footer
 from vision_core.unreadable import UnreadableImage
 
 MAX_BYTES_IN_MEMORY = 2**30
 CACHED_ROW_GROUPS = 8
-USUAL_IMAGE = "image"
+LONGEST_SHOWN_TYPE = 60
 
 
 class ParquetSource(EncodedImageSource):
@@ -30,8 +30,8 @@ class ParquetSource(EncodedImageSource):
 
     Args:
         image: column of images; default `image`, or the only one that looks like images.
-        label: column of labels, of which `label_values.py` says what they mean; default `label` or
-            `labels`, where there is one.
+        label: column of labels, which `label_values.py` interprets; default `label` or `labels`,
+            where there is one.
         at_once: whether to read what fits into memory now, or when it is first asked for.
     """
 
@@ -50,30 +50,38 @@ class ParquetSource(EncodedImageSource):
         self._names = short_names(self.files)
         opened = [_open_parquet(parquet, path) for path in self.files]
         schema = opened[0].schema_arrow
-        image = image or _only_image_column(schema, pattern)
-        for path, file in zip(self.files, opened, strict=True):
-            for column in (image, *([label] if label else [])):
-                _check_column(path, file.schema_arrow, column)
-            _check_images(path, file.schema_arrow.field(image), _is_struct(schema.field(image)))
-        self.image_column = image
-        self._column = f"{image}.bytes" if _is_struct(schema.field(image)) else image
+        self.columns = _columns_of(schema, pattern)
+        self.image_column = image or self.columns.main_image(None)
+        _check_files(self.files, opened, self.image_column, label)
+        is_struct = _is_struct(schema.field(self.image_column))
+        self._column = f"{self.image_column}.bytes" if is_struct else self.image_column
         self._metadata = [file.metadata for file in opened]
-        self._groups = [
-            (number, group) for number, footer in enumerate(footers) for group in range(len(footer))
-        ]
-        self._group_ends = list(accumulate(group.rows for footer in footers for group in footer))
-        self._file_ends = list(accumulate(sum(group.rows for group in footer) for footer in footers))
+        self._number_rows(footers)
         if not len(self):
             raise UserError(f"0 rows in parquet:{pattern}; give files with at least one image")
-        found = _read_labels(self.files, opened, schema, label)
+        found = _read_labels(self.files, opened, self.columns.types, label)
         self.take_labels(found)
         self.description = f"{len(self):,} images in {len(self.files)} parquet files{found.described()}"
-        self._cache: dict[int, object] = {}
-        encoded_bytes = sum(group.unpacked(self._column) for footer in footers for group in footer)
-        self._in_memory = encoded_bytes < MAX_BYTES_IN_MEMORY
+        self._row_groups: dict[int, Any] = {}
         if self._in_memory and at_once:
             for position in range(len(self._groups)):
                 self._row_group(position)
+
+    def _number_rows(self, footers: list[list[Group]]) -> None:
+        """Find the number of the row at which each row group and each file ends."""
+        self._groups: list[tuple[int, int]] = []  # file and number of each row group
+        group_rows = []
+        file_rows = []
+        encoded_bytes = 0
+        for file, groups in enumerate(footers):
+            self._groups += [(file, number) for number in range(len(groups))]
+            rows = [group.rows for group in groups]
+            group_rows += rows
+            file_rows.append(sum(rows))
+            encoded_bytes += sum(group.unpacked(self._column) for group in groups)
+        self._group_ends = list(accumulate(group_rows))
+        self._file_ends = list(accumulate(file_rows))
+        self._in_memory = encoded_bytes < MAX_BYTES_IN_MEMORY
 
     def __len__(self) -> int:
         return self._file_ends[-1]
@@ -86,15 +94,15 @@ class ParquetSource(EncodedImageSource):
         return state_of_files(zip(self._names, self.files, strict=True), self._column)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_cache": {}}
+        return {**self.__dict__, "_row_groups": {}}
 
     def id_of(self, index: int) -> str:
         file = bisect_right(self._file_ends, index)
-        return f"{self._names[file]}:{index - (self._file_ends[file - 1] if file else 0)}"
+        return f"{self._names[file]}:{index - _start(self._file_ends, file)}"
 
     def read_bytes(self, index: int) -> bytes:
         position = bisect_right(self._group_ends, index)
-        row = index - (self._group_ends[position - 1] if position else 0)
+        row = index - _start(self._group_ends, position)
         data = self._row_group(position)[row].as_py()
         if data is None:
             raise UnreadableImage("no_bytes")  # a path inside a data file is never followed
@@ -102,20 +110,22 @@ class ParquetSource(EncodedImageSource):
 
     def _row_group(self, position: int):
         """The encoded images of one row group, as an arrow column of bytes."""
-        if position not in self._cache:
-            if not self._in_memory and len(self._cache) >= CACHED_ROW_GROUPS:
-                del self._cache[next(iter(self._cache))]
-            self._cache[position] = self._read_row_group(position)
-        return self._cache[position]
+        if position not in self._row_groups:
+            if not self._in_memory and len(self._row_groups) >= CACHED_ROW_GROUPS:
+                del self._row_groups[next(iter(self._row_groups))]
+            self._row_groups[position] = self._read_row_group(position)
+        return self._row_groups[position]
 
     def _read_row_group(self, position: int):
         import pyarrow.compute
 
         file, group = self._groups[position]
-        rows = self._group_ends[position] - (self._group_ends[position - 1] if position else 0)
+        rows = self._group_ends[position] - _start(self._group_ends, position)
         opened = _open_parquet(_import_parquet(), self.files[file], self._metadata[file])
         column = _read(self.files[file], self._column, rows, partial(opened.read_row_group, group))
-        return pyarrow.compute.struct_field(column, "bytes") if self._column.endswith(".bytes") else column
+        if self._column.endswith(".bytes"):
+            return pyarrow.compute.struct_field(column, "bytes")
+        return column
 
 
 def open_parquet(
@@ -129,58 +139,35 @@ def open_parquet(
     copy_of: str | None = None,
     **options: str,
 ) -> ParquetSource:
-    """The rows with what stands beside the image in columns: by default mask and depth (images),
-    captions or caption (text or lists of it), and target_image_id, the `image_id` from which a
-    picture was made. `options` as for `make_annotations`. Nothing of it is read before it is asked
-    for.
+    """Open the rows of the files that `pattern` matches, with the annotations in the columns beside
+    the images; see `annotations_in_columns`.
 
     Raises UserError for a column that is not there or holds something else.
     """
     source = ParquetSource(pattern, num_channels, image, label)
-    schema = _open_parquet(_import_parquet(), source.files[0]).schema_arrow
-    masks, depths = (
-        _image_column(source, pattern, schema, wanted, usual)
-        for wanted, usual in ((mask, "mask"), (depth, "depth"))
+    source.annotations = annotations_in_columns(
+        source,
+        source.columns,
+        main=source.image_column,
+        wanted={"mask": mask, "depth": depth, "captions": captions, "copy_of": copy_of},
+        options=options,
+        open_images=lambda column: ParquetSource(pattern, 1, column, at_once=False),
+        read_column=partial(_read_column, source.files),
     )
-    texts = _text_column(source, schema, captions, "captions", "caption")
-    ids = _text_column(source, schema, None, "image_id")
-    copies = _text_column(source, schema, copy_of, "target_image_id") if ids or copy_of else None
-    if copies and not ids:
-        raise UserError(
-            f"parquet:{pattern}: copy_of={copy_of} needs a column image_id with the names that it holds; add one"
-        )
-    source.annotations = make_annotations(source, options, masks, depths, texts, ids, copies)
     return source
 
 
-def _image_column(
-    source: ParquetSource, pattern: str, schema, wanted: str | None, usual: str
-) -> ParquetSource | None:
-    is_there = usual in schema.names and _holds_images(schema.field(usual)) and usual != source.image_column
-    if wanted is None and not is_there:
-        return None
-    _check_column(source.files[0], schema, wanted or usual)
-    if not _holds_images(schema.field(wanted or usual)):
-        raise UserError(
-            f"parquet:{pattern}: column {wanted!r} holds no images; name another by {usual}=COLUMN"
-        )
-    return ParquetSource(pattern, 1, wanted or usual, at_once=False)
+def _start(ends: list[int], position: int) -> int:
+    """Where the part at `position` begins, from the ends of all parts."""
+    return ends[position - 1] if position else 0
 
 
-def _text_column(source: ParquetSource, schema, wanted: str | None, *usual: str) -> Read | None:
-    """What reads a column of texts, or None where none is named and there is none of the usual
-    names."""
-    if wanted is None:
-        wanted = next(
-            (name for name in usual if name in schema.names and holds_texts(schema.field(name).type)), None
-        )
-        return wanted and partial(_read_column, source.files, wanted)
-    _check_column(source.files[0], schema, wanted)
-    if not holds_texts(schema.field(wanted).type):
-        raise UserError(
-            f"{source.files[0]}: column {wanted!r} holds neither texts nor lists of texts; name another"
-        )
-    return partial(_read_column, source.files, wanted)
+def _columns_of(schema, pattern: str) -> Columns:
+    return Columns(
+        where=f"parquet:{pattern}",
+        types={field.name: field.type for field in schema},
+        images=[field.name for field in schema if _holds_images(field)],
+    )
 
 
 def _read_column(paths: list[str], column: str) -> list:
@@ -255,68 +242,76 @@ def _holds_images(field) -> bool:
     return _is_struct(field) or _is_binary(field.type)
 
 
-def _only_image_column(schema, pattern: str) -> str:
-    columns = [field.name for field in schema if _holds_images(field)]
-    if USUAL_IMAGE in columns:
-        return USUAL_IMAGE
-    if len(columns) != 1:
-        found = (
-            f"columns {', '.join(columns)} all hold images"
-            if columns
-            else f"no images in columns {', '.join(schema.names)}"
-        )
-        raise UserError(f"parquet:{pattern}: {found}; name one by ?image=COLUMN")
-    return columns[0]
-
-
 def _check_column(path: str, schema, column: str) -> None:
     if column not in schema.names:
         raise UserError(f"{path} has no column {column!r}; its columns are {', '.join(schema.names)}")
 
 
-def _check_images(path: str, field, as_struct: bool) -> None:
-    """Every file has its images as the first one does. Raises UserError."""
+def _check_files(paths: list[str], opened: list, image: str, label: str | None) -> None:
+    """Raise UserError where a file lacks a column, or has other images than the first file."""
+    as_struct = None
+    for path, file in zip(paths, opened, strict=True):
+        schema = file.schema_arrow
+        _check_column(path, schema, image)
+        if label is not None:
+            _check_column(path, schema, label)
+        field = schema.field(image)
+        _check_images(path, field, as_struct)
+        as_struct = _is_struct(field)
+
+
+def _check_images(path: str, field, as_struct: bool | None) -> None:
+    """Raise UserError where a column holds no images, or not as `as_struct` says (None: any way)."""
     if not _holds_images(field):
         raise UserError(
-            f"{path}: column {field.name!r} holds {_shown_type(field)}, no images; name another by ?image=COLUMN"
+            f"{path}: column {field.name!r} holds {_shown_type(field)}, no images; "
+            "name another by ?image=COLUMN"
         )
-    if _is_struct(field) != as_struct:
+    if as_struct is not None and _is_struct(field) != as_struct:
         raise UserError(
-            f"{path}: column {field.name!r} holds {_shown_type(field)}, unlike the files before it; write all files alike"
+            f"{path}: column {field.name!r} holds {_shown_type(field)}, unlike the files before it; "
+            "write all files alike"
         )
 
 
 def _shown_type(field) -> str:
-    """An arrow type in words that fit a line, however it is nested."""
+    """An arrow type in words that fit a line, however deeply it is nested."""
     text = str(field.type)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= LONGEST_SHOWN_TYPE else f"{text[: LONGEST_SHOWN_TYPE - 3]}..."
 
 
-def _read_labels(paths: list[str], opened: list, schema, label: str | None) -> Labels:
-    column = label_column({field.name: field.type for field in schema}, label)
+def _read_labels(paths: list[str], opened: list, types: dict[str, Any], label: str | None) -> Labels:
+    column = label_column(types, label)
     if column is None or any(column not in file.schema_arrow.names for file in opened):
         return Labels()
-    values = [
-        value for path, file in zip(paths, opened, strict=True) for value in _values(path, file, column)
-    ]
-    return read_labels(values, column, label is not None, _class_names(paths[0], schema, column))
+    values = []
+    for path, file in zip(paths, opened, strict=True):
+        values += _values(path, file, column)
+    names = _class_names(paths[0], opened[0].schema_arrow, column)
+    return read_labels(values, column, asked_for=label is not None, names=names)
 
 
 def _class_names(path: str, schema, label: str) -> list[str] | None:
-    """Names of a ClassLabel, or of a list of them, in the metadata that `datasets` writes. Raises
-    UserError for something else in its place."""
+    """The names of a ClassLabel, or of a list of them, in the metadata that `datasets` writes.
+
+    Raises UserError where the metadata holds something else.
+    """
     try:
         metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         feature = metadata.get("info", {}).get("features", {}).get(label, {})
-        if isinstance(feature, list):  # as older versions write a list of labels
+        if isinstance(feature, list):  # older versions write a list of labels this way
             feature = feature[0]
         names = feature.get("feature", feature).get("names")
     except (ValueError, AttributeError, IndexError, RecursionError):
         raise UserError(
-            f"{path}: the note 'huggingface' beside its schema names no features; write the file anew by `datasets`"
+            f"{path}: the note 'huggingface' beside its schema names no features; "
+            "write the file anew by `datasets`"
         ) from None
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
-            f"{path}: the classes of column {label!r} have names that are no texts; write the file anew by `datasets`"
+            f"{path}: the classes of column {label!r} have names that are no texts; "
+            "write the file anew by `datasets`"
         )
     return names

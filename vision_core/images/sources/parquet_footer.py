@@ -1,4 +1,4 @@
-"""The footer of a parquet file, checked against the file before pyarrow reads anything by it.
+"""Check the footer of a parquet file against the file before pyarrow reads anything by it.
 
 pyarrow (seen in 26.0) ends the process where it is asked for a column of a footer whose statistics
 do not fit, and makes room for what a footer promises. The footer is Thrift's compact protocol; the
@@ -17,61 +17,77 @@ from vision_core.files.regular_files import open_regular_file
 from vision_core.images.sources.thrift import ThriftError, read_struct
 from vision_core.unreadable import UnreadableImage
 
-MAGIC, ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+MAGIC = b"PAR1"
+ENCRYPTED_MAGIC = b"PARE"
 TAIL_BYTES = 8  # the footer's length, and the mark
 MOST_FOOTER_BYTES = 256 * 2**20
 # a column that unpacks to more than this, and to so many times its bytes, holds no images
-MOST_UNPACKED_BYTES, MOST_TIMES_PACKED = 2**29, 100
+MOST_UNPACKED_BYTES = 2**29
+MOST_TIMES_PACKED = 100
 # a table of images has fewer rows to a byte of its columns
 MOST_ROWS_A_BYTE = 1024
 CURE = "copy it again, or write it anew"
 
-# fields of FileMetaData
-SCHEMA, ROWS, ROW_GROUPS = 2, 3, 4
-# of SchemaElement
-REPETITION, CHILDREN = 3, 5
-REQUIRED, REPEATED = 0, 2
+# numbers of the fields of FileMetaData
+SCHEMA = 2
+ROWS = 3
+ROW_GROUPS = 4
+# of SchemaElement, and two values of its field REPETITION
+REPETITION = 3
+CHILDREN = 5
+REQUIRED = 0
+REPEATED = 2
 # of RowGroup
-COLUMNS, GROUP_ROWS = 1, 3
+COLUMNS = 1
+GROUP_ROWS = 3
 # of ColumnChunk
-OTHER_FILE, COLUMN, ENCRYPTED = 1, 3, 8
+OTHER_FILE = 1
+COLUMN = 3
+ENCRYPTED = 8
 # of ColumnMetaData
-PATH, VALUES, UNPACKED, PACKED, DATA_PAGE, DICTIONARY_PAGE, SIZE_STATISTICS = 3, 5, 6, 7, 9, 11, 16
+PATH = 3
+VALUES = 5
+UNPACKED = 6
+PACKED = 7
+DATA_PAGE = 9
+DICTIONARY_PAGE = 11
+SIZE_STATISTICS = 16
 # of SizeStatistics
-REPETITION_HISTOGRAM, DEFINITION_HISTOGRAM = 2, 3
+REPETITION_HISTOGRAM = 2
+DEFINITION_HISTOGRAM = 3
 
 
 class Leaf(NamedTuple):
-    """A column as it is stored: how often its values may repeat and be missing on the way down to
-    it."""
+    """A column as it is stored: how many levels above it may repeat, and how many may be missing or
+    repeat."""
 
     most_repetition: int
     most_definition: int
 
 
 class Chunk(NamedTuple):
-    """A column of a row group: its name with dots, and the bytes that it unpacks to."""
+    """A column of a row group: its name with dots, and the number of bytes that it unpacks to."""
 
     path: str
     unpacked: int
 
 
 class Group(NamedTuple):
-    """A row group."""
+    """A row group: its number of rows, and its columns."""
 
     rows: int
     chunks: tuple[Chunk, ...]
 
     def unpacked(self, path: str) -> int:
-        """Bytes of the column `path`."""
+        """The number of bytes that the column `path` unpacks to."""
         return sum(chunk.unpacked for chunk in self.chunks if chunk.path == path)
 
 
 def check_footers(pattern: str) -> None:
-    """Read the footers of all files that a pattern matches, or that end in .parquet below a folder;
-    what lies elsewhere than on a disk is passed over.
+    """Read the footers of all files on disk that a pattern matches, or that end in .parquet below a
+    folder, before a library opens the files by itself.
 
-    For libraries that open the files themselves. Raises UserError for the first that is damaged.
+    Raises UserError for the first footer that is damaged.
     """
     if os.path.isdir(pattern):
         pattern = os.path.join(glob.escape(pattern), "**", "*.parquet")
@@ -80,10 +96,10 @@ def check_footers(pattern: str) -> None:
 
 
 def read_footer(path: str) -> list[Group]:
-    """The row groups of a file whose footer agrees with itself and with the file.
+    """Read the row groups of a file and check that the footer agrees with itself and with the file.
 
-    Raises UserError for a file that is no parquet file, truncated, encrypted, or of which counts,
-    places or sizes are not possible.
+    Raises UserError for a file that is not a parquet file, is truncated or encrypted, or has counts,
+    places or sizes that are not possible.
     """
     try:
         with open_regular_file(path) as file:
@@ -100,13 +116,15 @@ def _footer_bytes(file, path: str, size: int) -> bytes:
     head = file.read(len(MAGIC))
     if head != MAGIC and head != ENCRYPTED_MAGIC:
         raise UserError(
-            f"{path} is not a readable parquet file: it does not begin as one; give the files of the data, or write them anew"
+            f"{path} is not a readable parquet file: it does not begin as one; "
+            "give the files of the data, or write them anew"
         )
     file.seek(max(size - TAIL_BYTES, 0))
     tail = file.read(TAIL_BYTES)
     if ENCRYPTED_MAGIC in (head, tail[4:]):
         raise UserError(
-            f"{path} is not a readable parquet file: its footer is encrypted; write the table without encryption"
+            f"{path} is not a readable parquet file: its footer is encrypted; "
+            "write the table without encryption"
         )
     if tail[4:] != MAGIC:
         raise UserError(
@@ -121,21 +139,22 @@ def _footer_bytes(file, path: str, size: int) -> bytes:
 
 def _groups(footer: dict[int, Any], size: int) -> list[Group]:
     leaves = list(_leaves(_structs(footer, SCHEMA)))
-    groups = [
-        _group(group, number, leaves, size) for number, group in enumerate(_structs(footer, ROW_GROUPS))
-    ]
-    rows, of_groups = _number(footer, ROWS), sum(group.rows for group in groups)
-    if rows != of_groups:
-        raise ThriftError(f"counts {rows:,} rows, and its row groups {of_groups:,}")
+    groups = []
+    for number, group in enumerate(_structs(footer, ROW_GROUPS)):
+        groups.append(_group(group, number, leaves, size))
+    rows = _number(footer, ROWS)
+    rows_of_groups = sum(group.rows for group in groups)
+    if rows != rows_of_groups:
+        raise ThriftError(f"counts {rows:,} rows, and its row groups {rows_of_groups:,}")
     return groups
 
 
 def _leaves(elements: list[dict[int, Any]]) -> Iterator[Leaf]:
     """The columns as they are stored, from the schema, which is a tree written from the root
-    down."""
+    downwards."""
     if not elements:
         raise ThriftError("has no schema")
-    # of each group that is open: how many of its children are to come, and its levels
+    # for each open group: how many of its children are still to come, and its two levels
     open_groups = [[_number(elements[0], CHILDREN, 0), 0, 0]]
     for element in elements[1:]:
         while open_groups and not open_groups[-1][0]:
@@ -145,29 +164,32 @@ def _leaves(elements: list[dict[int, Any]]) -> Iterator[Leaf]:
         parent = open_groups[-1]
         parent[0] -= 1
         repetition = _number(element, REPETITION, REQUIRED)
-        levels = parent[1] + (repetition == REPEATED), parent[2] + (repetition != REQUIRED)
+        leaf = Leaf(
+            most_repetition=parent[1] + (repetition == REPEATED),
+            most_definition=parent[2] + (repetition != REQUIRED),
+        )
         children = _number(element, CHILDREN, 0)
         if children:
-            open_groups.append([children, *levels])
+            open_groups.append([children, *leaf])
         else:
-            yield Leaf(*levels)
+            yield leaf
     if any(group[0] for group in open_groups):
         raise ThriftError("has a schema that lacks columns")
 
 
 def _group(group: dict[int, Any], number: int, leaves: list[Leaf], size: int) -> Group:
-    rows, columns = _number(group, GROUP_ROWS), _structs(group, COLUMNS)
+    rows = _number(group, GROUP_ROWS)
+    columns = _structs(group, COLUMNS)
     if len(columns) != len(leaves):
         raise ThriftError(
             f"has {len(leaves)} columns in its schema, and {len(columns)} in row group {number}"
         )
-    chunks = tuple(
-        _chunk(column, leaf, rows, f"row group {number}", size)
-        for column, leaf in zip(columns, leaves, strict=True)
-    )
+    chunks = []
+    for column, leaf in zip(columns, leaves, strict=True):
+        chunks.append(_chunk(column, leaf, rows, f"row group {number}", size))
     if rows > MOST_ROWS_A_BYTE * sum(chunk.unpacked for chunk in chunks):
         raise ThriftError(f"counts {rows:,} rows in row group {number}, which has no bytes for them")
-    return Group(rows, chunks)
+    return Group(rows, tuple(chunks))
 
 
 def _chunk(column: dict[int, Any], leaf: Leaf, rows: int, where: str, size: int) -> Chunk:
@@ -180,7 +202,16 @@ def _chunk(column: dict[int, Any], leaf: Leaf, rows: int, where: str, size: int)
         raise ThriftError(f"does not say where the columns of {where} are")
     path = _name(facts)
     where = f"column {path[:60]!r} of {where}"
-    values, packed, unpacked = (_number(facts, field) for field in (VALUES, PACKED, UNPACKED))
+    _check_sizes(facts, leaf, rows, where, size)
+    _check_histograms(facts.get(SIZE_STATISTICS), leaf, where)
+    return Chunk(path, _number(facts, UNPACKED))
+
+
+def _check_sizes(facts: dict[int, Any], leaf: Leaf, rows: int, where: str, size: int) -> None:
+    """Raise ThriftError where a column's place, counts or sizes are not possible in the file."""
+    values = _number(facts, VALUES)
+    packed = _number(facts, PACKED)
+    unpacked = _number(facts, UNPACKED)
     pages = _number(facts, DATA_PAGE)
     start = min(pages, _number(facts, DICTIONARY_PAGE, 0) or pages)
     if values and not len(MAGIC) <= start <= pages <= start + packed <= size - TAIL_BYTES:
@@ -191,18 +222,18 @@ def _chunk(column: dict[int, Any], leaf: Leaf, rows: int, where: str, size: int)
         raise ThriftError(f"counts {values:,} values in {where}, which has {rows:,} rows")
     if unpacked > MOST_UNPACKED_BYTES and unpacked > MOST_TIMES_PACKED * packed:
         raise ThriftError(f"has {where}, which unpacks from {packed:,} bytes to {unpacked:,}")
-    _check_histograms(facts.get(SIZE_STATISTICS), leaf, where)
-    return Chunk(path, unpacked)
 
 
 def _check_histograms(statistics: Any, leaf: Leaf, where: str) -> None:
-    """Where pyarrow ends the process."""
+    """Raise ThriftError for statistics that do not fit their column; pyarrow ends the process for
+    them."""
     if not isinstance(statistics, dict):
         return
-    for field, most in (
-        (REPETITION_HISTOGRAM, leaf.most_repetition),
-        (DEFINITION_HISTOGRAM, leaf.most_definition),
-    ):
+    most_levels = {
+        REPETITION_HISTOGRAM: leaf.most_repetition,
+        DEFINITION_HISTOGRAM: leaf.most_definition,
+    }
+    for field, most in most_levels.items():
         histogram = statistics.get(field, [])
         if not isinstance(histogram, list) or len(histogram) not in (0, most + 1):
             raise ThriftError(f"has statistics of {where} that are not its own")
@@ -216,13 +247,12 @@ def _name(facts: dict[int, Any]) -> str:
 
 
 def _number(struct: dict[int, Any], field: int, otherwise: int | None = None) -> int:
-    """A count, a size or a place, which is not negative."""
+    """A count, a size or a place, which is never negative."""
     value = struct.get(field, otherwise)
-    if not isinstance(value, int) or value < 0:
-        raise ThriftError(
-            f"lacks a number, or has one that is not possible ({value if isinstance(value, int) else 'none'})"
-        )
-    return value
+    if isinstance(value, int) and value >= 0:
+        return value
+    found = value if isinstance(value, int) else "none"
+    raise ThriftError(f"lacks a number, or has one that is not possible ({found})")
 
 
 def _structs(struct: dict[int, Any], field: int) -> list[dict[int, Any]]:

@@ -1,11 +1,11 @@
-"""Webdataset shards: which files a text names, and where each member of a tar file lies."""
+"""Find the webdataset shards that a text names, and where each member of a tar file lies."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple
 
 from vision_core.errors import UserError, first_line
@@ -21,7 +21,7 @@ LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
 
 
 class Member(NamedTuple):
-    """Where a member's bytes lie; `refused` is the reason why they are not read."""
+    """Where a member's bytes lie. `refused` is the reason why they are not read, or None."""
 
     shard: int
     key: str
@@ -32,15 +32,15 @@ class Member(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """The members of a shard that have a key and a field, in their order, and how many files of
-    macOS were passed over."""
+    """The members of a shard that have a key and a field, in their order, and the number of files
+    of macOS that were passed over."""
 
     members: list[Member]
     of_macos: int
 
 
 def shards_named(pattern: str) -> list[str]:
-    """The shards that a text names, as webdataset reads it: several joined by `::`, and braces
+    """List the shards that a text names, as webdataset reads it: several joined by `::`, and braces
     `{000000..000003}` or `{a,b}`.
 
     Each of them may be a glob pattern or a folder. The order is that of the text, sorted within a
@@ -54,16 +54,16 @@ def shards_named(pattern: str) -> list[str]:
 
 
 def expand_braces(text: str) -> list[str]:
-    """The texts that bash makes of braces, as the package braceexpand does for webdataset:
-    `{000..120}`, `{0..8..2}`, `{a..c}`, `{train,val-{1..3}}`, several of them, one in another.
-    Braces that hold neither a range nor a comma stay.
+    """Expand braces as bash does, and the package braceexpand for webdataset: `{000..120}`,
+    `{0..8..2}`, `{a..c}`, `{train,val-{1..3}}`, also several or nested ones. Braces without a range
+    or a comma are kept.
 
     Raises UserError where a brace is not closed, or where there would be more than a million texts.
     """
     parts: list[list[str]] = []
     count = 1
-    for piece in _pieces(text):
-        parts.append(_choices(piece))
+    for piece in _split_at_braces(text):
+        parts.append(_expand_piece(piece))
         count *= len(parts[-1])
         if count > MAX_SHARDS:
             raise UserError(
@@ -72,10 +72,10 @@ def expand_braces(text: str) -> list[str]:
     return ["".join(chosen) for chosen in product(*parts)]
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces: what stands in outermost braces, with them, and what stands between
-    them."""
-    depth, start = 0, 0
+def _split_at_braces(text: str) -> Iterator[str]:
+    """Split a text into outermost braces with what they hold, and the texts between them."""
+    depth = 0
+    start = 0
     for place, character in enumerate(text):
         if character == "{":
             if depth == 0:
@@ -94,40 +94,47 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _choices(piece: str) -> list[str]:
-    """What a piece of `_pieces` stands for."""
+def _expand_piece(piece: str) -> list[str]:
+    """The texts that a piece of `_split_at_braces` expands to."""
     if not (piece.startswith("{") and piece.endswith("}")):
         return [piece]
     inner = piece[1:-1]
-    if found := NUMBERS.fullmatch(inner):
-        return _numbers(*found.groups())
-    if found := LETTERS.fullmatch(inner):
-        return [chr(code) for code in _range(ord(found[1]), ord(found[2]), found[3]) if chr(code).isalpha()]
-    items = list(_items(inner))
+    numbers = NUMBERS.fullmatch(inner)
+    if numbers:
+        return _expand_numbers(*numbers.groups())
+    letters = LETTERS.fullmatch(inner)
+    if letters:
+        codes = _inclusive_range(ord(letters[1]), ord(letters[2]), letters[3])
+        return list(filter(str.isalpha, map(chr, codes)))
+    items = list(_split_at_commas(inner))
     if len(items) == 1:
         return ["{" + expanded + "}" for expanded in expand_braces(inner)]
-    return [expanded for item in items for expanded in expand_braces(item)]
+    return list(chain.from_iterable(map(expand_braces, items)))
 
 
-def _numbers(first: str, last: str, step: str | None) -> list[str]:
-    """A zero in front of a number pads all of them to one width."""
+def _expand_numbers(first: str, last: str, step: str | None) -> list[str]:
+    """The numbers of a range; a zero in front of either end pads all of them to one width."""
     is_padded = any(re.match(r"-?0\d", number) for number in (first, last))
     width = max(len(first), len(last)) if is_padded else 0
-    return [f"{number:0{width}d}" for number in _range(int(first), int(last), step)]
+    return [f"{number:0{width}d}" for number in _inclusive_range(int(first), int(last), step)]
 
 
-def _range(first: int, last: int, step: str | None) -> range:
+def _inclusive_range(first: int, last: int, step: str | None) -> range:
     stride = int(step or 1) or 1
     if abs(last - first) // stride >= MAX_SHARDS:
         raise UserError(
-            f"wds: {{{first}..{last}}} names more than {MAX_SHARDS:,} shards; look at the numbers in its braces"
+            f"wds: {{{first}..{last}}} names more than {MAX_SHARDS:,} shards; "
+            "look at the numbers in its braces"
         )
-    return range(first, last + 1, stride) if first <= last else range(first, last - 1, -stride)
+    if first <= last:
+        return range(first, last + 1, stride)
+    return range(first, last - 1, -stride)
 
 
-def _items(inner: str) -> Iterator[str]:
-    """What stands between the commas that are in no inner brace."""
-    depth, start = 0, 0
+def _split_at_commas(inner: str) -> Iterator[str]:
+    """Split at the commas that are not inside inner braces."""
+    depth = 0
+    start = 0
     for place, character in enumerate(inner):
         depth += (character == "{") - (character == "}")
         if character == "," and depth == 0:
@@ -137,13 +144,14 @@ def _items(inner: str) -> Iterator[str]:
 
 
 def read_shard(number: int, path: str) -> Shard:
-    """The headers of a plain tar file, each read once. Raises UserError for a file that is no such
-    one, or is damaged."""
+    """Read the headers of a plain tar file once. Raises UserError for a file that is damaged or of
+    another kind."""
     members: list[Member] = []
     of_macos = 0
     try:
         with open_regular_file(path) as file:
-            for count, header in enumerate(read_headers(file, os.fstat(file.fileno()).st_size)):
+            size = os.fstat(file.fileno()).st_size
+            for count, header in enumerate(read_headers(file, size)):
                 if count >= MAX_MEMBERS:
                     raise UserError(f"{path} has more than {MAX_MEMBERS:,} members; write smaller shards")
                 key, field = key_and_field(header.name)
@@ -161,11 +169,12 @@ def read_shard(number: int, path: str) -> Shard:
 
 
 def key_and_field(name: str) -> tuple[str, str]:
-    """A member's name as key and field, the field in lower case and empty where there is none.
+    """Split a member's name into key and field; the field is in lower case, and empty where there
+    is none.
 
-    The field begins behind the first dot of the last part of the path, as webdataset has it, unless
-    what follows would hold a part that begins with a digit: `a.seg.png` is the field `seg.png` of
-    `a`, but `22.05.png` the field `png` of `22.05`.
+    The field begins after the first dot of the last part of the path, as webdataset has it, unless
+    it would hold a part that begins with a digit: `a.seg.png` is the field `seg.png` of `a`, but
+    `22.05.png` is the field `png` of `22.05`.
     """
     folder, slash, last = name.rpartition("/")
     stem, *parts = last.split(".")
@@ -184,7 +193,7 @@ def key_at_first_dot(key: str) -> str:
 
 
 def read_member(path: str, member: Member) -> bytes:
-    """A member's bytes, found by their offset. Raises UnreadableImage."""
+    """Read a member's bytes by their offset. Raises UnreadableImage."""
     if member.refused:
         raise UnreadableImage(member.refused)
     try:
@@ -199,8 +208,8 @@ def read_member(path: str, member: Member) -> bytes:
 
 
 def _is_of_macos(name: str) -> bool:
-    """What macOS puts beside each file of an archive: `._a.jpg`, which ends like a picture and is
-    none."""
+    """Whether macOS wrote this file beside another one of the archive: `._a.jpg` ends like a
+    picture and is not one."""
     return name.rpartition("/")[2].startswith("._")
 
 

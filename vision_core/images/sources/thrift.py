@@ -1,5 +1,5 @@
-"""Thrift's compact protocol, in which parquet writes its footer: structs as dicts of field numbers,
-and nothing that is not there."""
+"""Read Thrift's compact protocol, in which parquet writes its footer. A struct becomes a dict from
+field numbers to values; fields that are not written are not in it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 # types of the protocol (thrift/doc/specs/thrift-compact-protocol.md in apache/thrift)
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = range(1, 14)
 STOP = 0
-DOUBLE_BYTES, UUID_BYTES = 8, 16
+DOUBLE_BYTES = 8
+UUID_BYTES = 16
 MOST_DEPTH = 32
 LONGEST_NUMBER = 10  # bytes of a number of 64 bits
-LONG_LIST = 15  # the length stands behind
+LONG_LIST = 15  # the length follows as a number of its own
 
 
 class ThriftError(ValueError):
-    """Bytes that are no struct of the compact protocol."""
+    """The bytes are not a struct of the compact protocol."""
 
 
 def read_struct(data: bytes) -> dict[int, Any]:
-    """The fields of the struct with which `data` begins: numbers, bytes, lists, and structs as
-    dicts. Raises ThriftError."""
+    """Read the struct with which `data` begins: numbers, bytes, lists, and structs as dicts. Raises
+    ThriftError."""
     try:
         return _Reader(data).struct(MOST_DEPTH)
     except IndexError:
@@ -29,16 +30,20 @@ def read_struct(data: bytes) -> dict[int, Any]:
 
 class _Reader:
     def __init__(self, data: bytes) -> None:
-        self.data, self.place = data, 0
+        self.data = data
+        self.place = 0
 
     def struct(self, depth: int) -> dict[int, Any]:
         fields: dict[int, Any] = {}
         number = 0
         while (head := self.byte()) != STOP:
-            step, kind = head >> 4, head & 0x0F
+            step = head >> 4
+            kind = head & 0x0F
             number = number + step if step else self.signed()
-            # of a field, the type says what a truth value is
-            fields[number] = kind == TRUE if kind in (TRUE, FALSE) else self.value(kind, depth)
+            if kind in (TRUE, FALSE):
+                fields[number] = kind == TRUE  # the type of a field is its truth value
+            else:
+                fields[number] = self.value(kind, depth)
         return fields
 
     def value(self, kind: int, depth: int) -> Any:
@@ -62,11 +67,11 @@ class _Reader:
 
     def list(self, depth: int) -> list[Any]:
         head = self.byte()
-        length, kind = head >> 4, head & 0x0F
-        return [
-            self.value(kind, depth)
-            for _ in range(self.length(self.unsigned() if length == LONG_LIST else length))
-        ]
+        length = head >> 4
+        kind = head & 0x0F
+        if length == LONG_LIST:
+            length = self.unsigned()
+        return [self.value(kind, depth) for _ in range(self.length(length))]
 
     def map(self, depth: int) -> list[tuple[Any, Any]]:
         length = self.length(self.unsigned())
@@ -74,7 +79,7 @@ class _Reader:
         return [(self.value(kinds >> 4, depth), self.value(kinds & 0x0F, depth)) for _ in range(length)]
 
     def length(self, count: int) -> int:
-        """Every item takes a byte at least."""
+        """Check that the data can hold `count` items, each of at least one byte."""
         if count > len(self.data) - self.place:
             raise ThriftError("ends too early")
         return count
@@ -90,7 +95,7 @@ class _Reader:
         return self.data[start : self.place]
 
     def signed(self) -> int:
-        """Numbers with a sign are written in zigzag: 0, -1, 1, -2, ..."""
+        """Read a number with a sign, which is written in zigzag: 0, -1, 1, -2, ..."""
         value = self.unsigned()
         return (value >> 1) ^ -(value & 1)
 

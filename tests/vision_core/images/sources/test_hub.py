@@ -165,7 +165,7 @@ def test_data_workers_share_a_stream(tmp_path: Path) -> None:
         ("?label=fien", "no column 'fien'; name one of"),
         ("?label=image", "'image' holds no whole numbers"),
         ("?streaming=yes", "streaming='yes' is not possible; use true or false"),
-        ("?streaming=true&shuffle_buffer=many", "shuffle_buffer='many' is no whole number"),
+        ("?streaming=true&shuffle_buffer=many", "shuffle_buffer='many' is not a whole number"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: str, message: str) -> None:

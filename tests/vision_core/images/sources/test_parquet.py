@@ -53,10 +53,10 @@ def test_files_above_the_limit_are_read_by_row_group(tmp_path: Path, monkeypatch
     text = write(tmp_path / "x.parquet", image=structs(40), row_group_size=2)
     monkeypatch.setattr(parquet_source, "MAX_BYTES_IN_MEMORY", 100)
     source = open_source(text)
-    assert not source._cache
+    assert not source._row_groups
     order = np.random.default_rng(0).permutation(40)
     assert [int(source[row].image[0, 0, 0]) for row in order] == order.tolist()
-    assert len(source._cache) == parquet_source.CACHED_ROW_GROUPS
+    assert len(source._row_groups) == parquet_source.CACHED_ROW_GROUPS
 
 
 def test_a_row_without_bytes_is_unreadable_and_its_path_is_not_followed(tmp_path: Path) -> None:

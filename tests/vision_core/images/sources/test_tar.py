@@ -9,7 +9,8 @@ from PIL import Image
 
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage
-from vision_core.images.open_source import open_source, tar_shards
+from vision_core.images.open_source import open_source
+from vision_core.images.sources import tar_shards
 from vision_core.unreadable import MAX_FILE_BYTES, cure
 
 
