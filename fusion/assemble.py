@@ -62,7 +62,7 @@ def fuse_encoders(
         raise UserError("there is nothing to fuse; name at least one encoder")
     own_grids = [own_grid(encoder) for encoder in loaded]
     grid = grid or min(own_grids)
-    if encoder_grids is None:
+    if not encoder_grids:
         encoder_grids = []
         for encoder, own in zip(loaded, own_grids, strict=True):
             encoder_grids.append(encoder.fusion_grid or max(round(own / grid), 1) * grid)
