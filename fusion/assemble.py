@@ -63,7 +63,7 @@ def fuse_encoders(
     loaded = [load_encoder(each) if isinstance(each, str) else each for each in encoders]
     own_grids = [own_grid(encoder) for encoder in loaded]
     grid = grid or min(own_grids)
-    if encoder_grids is None:
+    if not encoder_grids:
         encoder_grids = []
         for encoder, own in zip(loaded, own_grids, strict=True):
             encoder_grids.append(encoder.fusion_grid or nearest_grid(own, grid))
