@@ -10,7 +10,7 @@ import pytest
 from encoders.image_text import load_image_text
 from encoders.load import load_encoder, save_encoder
 from fusion.assemble import load_language_model
-from fusion.convert_cambrian import read_config
+from fusion.convert_cambrian import read_released_config
 from fusion.training.models import check_model_folder
 from pretrain.backbone import build_backbone
 from pretrain.image_training import load_whole
@@ -57,7 +57,7 @@ LOADERS = {
     "fuse --language_model": (lambda folder: load_language_model(str(folder)), {"language_model"}),
     "dinov2.py --init_from": (lambda folder: load_backbone_weights(backbone(), str(folder)), ENCODERS),
     "siglip.py, mae.py --init_from": (lambda folder: load_whole(siglip_model(), str(folder)), {"encoder"}),
-    "convert_cambrian --checkpoint": (lambda folder: read_config(folder), {"language_model"}),
+    "convert_cambrian --checkpoint": (lambda folder: read_released_config(folder), {"language_model"}),
     "zero_shot": (lambda folder: load_image_text(folder), {"encoder"}),
 }
 
