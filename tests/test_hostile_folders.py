@@ -30,7 +30,11 @@ def model_case(name: str, files: dict[str, str | None], *said: str) -> None:
         folder = place.data / "m"
         if "fused" in name:
             return lambda: check_model_folder(str(folder))
-        return (lambda: read_released_config(folder)) if "cambrian" in name else (lambda: check_source(str(folder)))
+        return (
+            (lambda: read_released_config(folder))
+            if "cambrian" in name
+            else (lambda: check_source(str(folder)))
+        )
 
 
 NUMBERS = {
