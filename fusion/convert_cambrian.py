@@ -149,7 +149,7 @@ def convert(
 
     Raises UserError where a tensor does not fit.
     """
-    published = read_config(folder)
+    published = read_released_config(folder)
     template = named_template(chat_template or prompt_of(published))
     tensors = read_tensors(folder)
     dtype = next(iter(tensors.values())).dtype
@@ -198,7 +198,7 @@ def fuse_released_encoders(published: Mapping[str, Any], encoders: Iterable[str]
     return vision_model
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_released_config(folder: Path) -> dict[str, Any]:
     """Read a released model's config. Raises UserError where it cannot be read or lacks a key."""
     refuse_folder(folder, "a released Cambrian-1", ("cambrian", "language_model", "model", "unknown"))
     path = str(folder / "config.json")

@@ -8,7 +8,7 @@ import pytest
 
 from encoders.load import check_source, load_encoder
 from encoders.saved import save_encoder
-from fusion.convert_cambrian import read_config as read_cambrian
+from fusion.convert_cambrian import read_released_config
 from fusion.training.models import check_model_folder
 from tests.hostile import DEEP, ESCAPE, LONG, Cases, Place
 from vision_core.runs.checkpoints import write_checkpoint
@@ -31,7 +31,11 @@ def model_case(name: str, files: dict[str, str | None], *said: str) -> None:
         folder = place.data / "m"
         if "fused" in name:
             return lambda: check_model_folder(str(folder))
-        return (lambda: read_cambrian(folder)) if "cambrian" in name else (lambda: check_source(str(folder)))
+        return (
+            (lambda: read_released_config(folder))
+            if "cambrian" in name
+            else (lambda: check_source(str(folder)))
+        )
 
 
 NUMBERS = {
@@ -109,7 +113,7 @@ saved_case("a key with escape codes", **{ESCAPE: 1})
 @CASES.add("cambrian: a type that is a list", "; known: ")
 def _(place: Place) -> Callable[[], object]:
     place.write("m/config.json", json.dumps({"model_type": [["x"] * 1000]}))
-    return lambda: read_cambrian(place.data / "m")
+    return lambda: read_released_config(place.data / "m")
 
 
 def run_case(name: str, file: str, content: str | None, *said: str) -> None:

@@ -1,1 +1,1 @@
-"""From the feature maps of several encoders to the tokens of a language model."""
+"""Connectors turn the feature maps of several encoders into the tokens of a language model."""

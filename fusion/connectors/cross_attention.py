@@ -2,16 +2,18 @@
 softmax.
 
 This is equation 1 of Cambrian-1 (Tong et al. 2024), where the Spatial Vision Aggregator is
-described. For the query at row i and column j of a grid, and the K encoders,
+described. For the query at row i and column j of a grid, and K encoders of C channels,
 
-    q*_ij = softmax(q_ij . [k_ij1, ..., k_ijK]^T / sqrt(C)) [v_ij1, ..., v_ijK]          (1)
-    q_ij  = W_Q q_ij                             [1, C]
-    k_ijk = W_K,k F_k[window under (i, j)]       [r_k * r_k, C]
-    v_ijk = W_V,k F_k[window under (i, j)]       [r_k * r_k, C]
+    q*_ij = softmax(q_ij . [k_ij1, ..., k_ijK]^T / sqrt(C)) [v_ij1, ..., v_ijK]      (1)     [1, C]
 
-where F_k is the feature map of encoder k, `r_k * grid` on a side. `MultiEncoderAttention` computes
-it in the form of the released code: with several heads, and with norms on queries, keys and values.
-`VisionCrossAttentionLayer` puts around it what one layer of the released model has.
+    q_ij  = W_Q (the query before, at (i, j))                                                [1, C]
+    k_ijk = W_K,k F_k[r_k * i : r_k * (i + 1), r_k * j : r_k * (j + 1)]                      [r_k^2, C]
+    v_ijk = W_V,k F_k[r_k * i : r_k * (i + 1), r_k * j : r_k * (j + 1)]                      [r_k^2, C]
+
+where F_k is the feature map of encoder k, r_k times as fine as the grid of queries. The released
+code, and `MultiEncoderAttention` here, computes it with several heads, and with norms before the
+projections of queries, keys and values. `VisionCrossAttentionLayer` puts around it what one layer
+of the released model has.
 """
 
 from __future__ import annotations

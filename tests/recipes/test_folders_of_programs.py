@@ -10,7 +10,7 @@ import pytest
 from encoders import load_encoder, save_encoder
 from encoders.image_text import load_image_text
 from fusion.assemble import load_language_model
-from fusion.convert_cambrian import read_config
+from fusion.convert_cambrian import read_released_config
 from fusion.training.models import check_model_folder
 from pretrain.backbone import build_backbone
 from pretrain.initial_weights import load_backbone_weights
@@ -60,7 +60,7 @@ LOADERS = {
         lambda folder: load_complete_model(siglip_model(), str(folder)),
         {"encoder"},
     ),
-    "convert_cambrian --checkpoint": (lambda folder: read_config(folder), {"language_model"}),
+    "convert_cambrian --checkpoint": (lambda folder: read_released_config(folder), {"language_model"}),
     "zero_shot": (lambda folder: load_image_text(folder), {"encoder"}),
 }
 
