@@ -40,7 +40,9 @@ class EvaluateVlmArguments:
         "cv_bench:, mmvp:, pope:, gqa:, mmbench:, captions:, vqa:, textvqa:, or conversations",
         "tasks",
     )
-    max_samples: int | None = option(None, "ask only the first questions of each task; default: all", "tasks")
+    max_samples: int | None = option(
+        None, "how many questions of each task are asked, the first ones; default: all", "tasks"
+    )
     baselines: list[Literal["blind", "shuffled"]] = option(
         ["blind", "shuffled"],
         "ask the same questions without images, and with the images of other questions",
@@ -115,11 +117,11 @@ def main() -> None:
     work = None
     if is_main_process():
         work = WorkFolder.open(args.output_dir, NAME, config_of(args), args.resume_from_checkpoint, PROGRAM)
-    partial = Path(broadcast_text(str(work.partial) if work else ""))
+    answers_folder = Path(broadcast_text(str(work.partial) if work else ""))
     fingerprint = broadcast_text(model_fingerprint(Path(args.model), device.type) if work else "")
     results = []
     for task in tasks:
-        kept = KeptAnswers(partial, header_of(fingerprint, task, args.batch_size, args.thought_tokens))
+        kept = KeptAnswers(answers_folder, header_of(fingerprint, task, args.batch_size, args.thought_tokens))
         if len(kept) and is_main_process():
             say(f"{task.name}: {len(kept):,} answers of an earlier start are kept")
         scores = {}

@@ -195,6 +195,8 @@ def _fault_of_file(reason: str, name: str, path: str, folder: Path) -> str:
             return f"{fault} by a link; add follow_links=true to the options of the source"
         return f"{fault}; give paths inside it"
     if len(name) > 255 and not name.startswith(("/", ".")) and set(name).isdisjoint(" .\n"):
-        return f"an image is {quote(name)}, no path; in front of base64 goes data:image/png;base64,"
+        return (
+            f"an image is {quote(name)}, which is not a path; in front of base64 goes data:image/png;base64,"
+        )
     why = reason.replace("_", " ")
     return f"{one_line(path)} cannot be read ({why}); mend the path, or name another folder by images="

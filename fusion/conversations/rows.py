@@ -118,7 +118,8 @@ def read_row(row: Any, where: str, columns: Columns = Columns()) -> Row:  # noqa
     else:
         turns = _read_turns(row, where)
     messages = _add_system_prompt(tuple(turn.message for turn in turns), row, where)
-    _check_order_and_answers(messages, where)
+    _check_order(messages, where)
+    _check_answers(messages, where)
     shown: list[ShownImage] = []
     for turn in turns:
         shown += turn.shown
@@ -232,8 +233,8 @@ def _add_system_prompt(
     return messages
 
 
-def _check_order_and_answers(messages: tuple[Message, ...], where: str) -> None:
-    """Raises BadRow where turns are out of order, an answer is empty, or none is learnt."""
+def _check_order(messages: tuple[Message, ...], where: str) -> None:
+    """Raises BadRow unless user and assistant take turns behind at most one system turn."""
     roles = [message.role for message in messages]
     if "system" in roles[1:]:
         raise BadRow(f"{where}: a system turn stands behind others; it goes first")
@@ -242,6 +243,10 @@ def _check_order_and_answers(messages: tuple[Message, ...], where: str) -> None:
         listed = quote(", ".join(spoken) or "none")[1:-1]
         rule = "user and assistant take turns, and the assistant has the last"
         raise BadRow(f"{where}: turns are {listed}; {rule}: take out what has no answer")
+
+
+def _check_answers(messages: tuple[Message, ...], where: str) -> None:
+    """Raises BadRow where an answer is empty, or none is learnt."""
     is_any_learnt = False
     for number, message in enumerate(messages, 1):
         if message.role != "assistant":

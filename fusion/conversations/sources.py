@@ -29,12 +29,10 @@ it arrives (fusion/conversations/stream.py).
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,14 +43,13 @@ from fusion.conversations.conversation import BadRow, Conversation, one_line, sc
 from fusion.conversations.images import ImageReader
 from fusion.conversations.rows import Columns, Row, read_row, unread_keys
 from fusion.conversations.scene_turns import QuestionsPerScene, scene_turns
+from fusion.conversations.tables import open_table, state_of_parquet_files
 from vision_core.conversation_kinds import is_stream, parse_conversations
 from vision_core.errors import UserError, first_line
-from vision_core.files.regular_files import refuse_special_files, short_names, state_of_files
+from vision_core.files.regular_files import state_of_files
 from vision_core.files.text_files import check_openable, is_deep, open_bytes, parse_json, read_bytes
-from vision_core.hub import hub_or_cache
 from vision_core.images.pixel_options import take_pixel_options
 from vision_core.images.sources.hub import state_of_table
-from vision_core.images.sources.parquet_footer import check_footers
 from vision_core.randomness import numpy_generator
 from vision_core.scenes.draw import draw_scene
 from vision_core.source_text import true_or_false, whole_number
@@ -315,15 +312,6 @@ def _open_scenes(text: str, options: Mapping[str, str]) -> SceneConversations:
     return SceneConversations(count, size, seed, split, turns)
 
 
-def state_of_parquet_files(text: str) -> tuple[str, str] | None:
-    """The state of the files on this machine that a parquet source names; None for other sources."""
-    kind, where, _ = parse_conversations(text)
-    files = sorted(glob.glob(where, recursive=True)) if kind == "parquet" else []
-    if not files:
-        return None
-    return state_of_files(zip(short_names(files), files, strict=True))
-
-
 def image_reader(text: str, options: Mapping[str, str], folder: Path | None = None) -> ImageReader:
     """The reader of the images of the source `text`. Raises UserError.
 
@@ -338,10 +326,7 @@ def image_reader(text: str, options: Mapping[str, str], folder: Path | None = No
 
 
 def columns_of(text: str, options: Mapping[str, str]) -> Columns:
-    """The columns that the source `text` names.
-
-    Raises UserError for columns that do not go together.
-    """
+    """The columns that the source `text` names. Raises UserError where they do not go together."""
     columns = Columns(
         question=options.get("question"),
         answer=options.get("answer"),
@@ -360,41 +345,6 @@ def columns_of(text: str, options: Mapping[str, str]) -> Columns:
     return columns
 
 
-def open_table(kind: str, where: str, options: Mapping[str, str], streaming: bool = False) -> Any:
-    """The `datasets.Dataset`, or `IterableDataset`, of a parquet or hf source. Raises UserError."""
-    asks_the_hub = kind == "hf" and not Path(where.partition(":")[0]).is_dir()
-    with hub_or_cache(f"hf:{where}") if asks_the_hub else nullcontext():
-        return _open_table(kind, where, options, streaming)
-
-
-def _open_table(kind: str, where: str, options: Mapping[str, str], streaming: bool) -> Any:
-    import datasets
-
-    name, _, config = where.partition(":")
-    if kind == "parquet":
-        for path in glob.glob(where, recursive=True):
-            check_openable(path, f"{kind}:{where}: {path}", "name regular files of parquet")
-    else:
-        refuse_special_files(name, at_any_depth=True)
-    try:
-        check_footers(where)
-        if kind == "parquet":
-            return datasets.load_dataset("parquet", data_files=where, split="train", streaming=streaming)
-        return datasets.load_dataset(
-            name,
-            config or None,
-            split=options.get("split", "train"),
-            revision=options.get("revision"),
-            streaming=streaming,
-        )
-    except UserError:
-        raise
-    except Exception as error:  # a missing file, name or split raises whatever its reader does
-        # `datasets` says that something failed, and its cause says what
-        reason = first_line(error.__cause__ or error)
-        raise UserError(f"{kind}:{where} cannot be opened ({reason})") from None
-
-
 def weight_of(text: str, options: Mapping[str, str]) -> float:
     """The weight of the source `text`. Raises UserError."""
     value = options.get("weight", "1")
@@ -403,5 +353,5 @@ def weight_of(text: str, options: Mapping[str, str]) -> float:
     except ValueError:
         weight = -1.0
     if not 0 < weight < float("inf"):
-        raise UserError(f"{text!r}: weight={value} is no number above 0")
+        raise UserError(f"{text!r}: weight={value} is not a number above 0")
     return weight

@@ -29,10 +29,9 @@ from fusion.conversations.sources import (
     image_reader,
     is_stream,
     open_conversations,
-    open_table,
-    state_of_parquet_files,
     weight_of,
 )
+from fusion.conversations.tables import open_table, state_of_parquet_files
 from vision_core.conversation_kinds import parse_conversations
 from vision_core.errors import UserError, first_line
 from vision_core.images.sources.hub import state_of_table

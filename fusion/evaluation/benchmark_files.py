@@ -30,7 +30,7 @@ from vision_core.unreadable import UnreadableImage
 
 OWN_FILE = "is this the benchmark's own file?"
 NAME_OWN_FILE = "name the benchmark's own file"
-MOST_OF_A_VALUE = 60  # characters of a value in a message
+MOST_OF_A_FIELD = 60  # characters of a value in a message
 MAX_BENCHMARK_BYTES = 16 * 2**30  # MMBench holds its images
 FETCH_AGAIN = "mend it, or fetch the file again"
 
@@ -96,7 +96,7 @@ def text_field(row: Any, name: str, where: str, cure: str = OWN_FILE) -> str:
     if value is None or value == "":
         raise BadRow(f"{where}: there is no {name!r}; {cure}")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise BadRow(f"{where}: {name!r} is no text but {quote_value(value)}; {cure}")
+        raise BadRow(f"{where}: {name!r} is not a text but {quote_value(value)}; {cure}")
     return str(value)
 
 
@@ -104,7 +104,7 @@ def whole_number_field(row: Any, name: str, where: str) -> int:
     """The whole number in a field. Raises BadRow."""
     text = text_field(row, name, where).strip()
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise BadRow(f"{where}: {name!r} is no whole number but {quote_value(text)}; {FETCH_AGAIN}")
+        raise BadRow(f"{where}: {name!r} is not a whole number but {quote_value(text)}; {FETCH_AGAIN}")
     return int(text)
 
 
@@ -158,7 +158,7 @@ def base64_image(encoded: str, where: str) -> ImageReading:
         try:
             data = base64.b64decode(encoded)
         except binascii.Error as error:
-            raise BadRow(f"{where}: the image is no base64 ({error}); {FETCH_AGAIN}") from None
+            raise BadRow(f"{where}: the image is not base64 ({error}); {FETCH_AGAIN}") from None
         return [decode_row_image(data, where)]
 
     return read
@@ -174,4 +174,4 @@ def _leads_out(path: str, roots: Sequence[str]) -> bool:
 
 def quote_value(value: Any) -> str:
     """A value of a row as Python writes it, cut to 60 characters however large or deep it is."""
-    return shortened(reprlib.repr(value), MOST_OF_A_VALUE)
+    return shortened(reprlib.repr(value), MOST_OF_A_FIELD)

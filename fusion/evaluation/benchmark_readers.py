@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fusion.conversations.conversation import BadRow, decode_row_image
 from fusion.conversations.rows import CAPTION_INSTRUCTION
-from fusion.conversations.sources import open_table
+from fusion.conversations.tables import open_table
 from fusion.evaluation import grading
 from fusion.evaluation.benchmark_files import (
     FETCH_AGAIN,
@@ -277,7 +277,7 @@ def _plain_vqa_rows(where: Path) -> list[tuple[str, Any]]:
     text = read_text(where)
     if text.lstrip().startswith("{"):
         cure = f"VQAv2's questions need annotations=FILE beside them, TextVQA's file is textvqa:{where}"
-        raise UserError(f"{where} is no list of questions; {cure}")
+        raise UserError(f"{where} is not a list of questions; {cure}")
     rows = []
     for number, row in enumerate(parse_json_of_type(text, str(where), list), start=1):
         rows.append((f"{where}, row {number}", row))
@@ -327,5 +327,5 @@ def _answer_of_person(person: Any, at: str) -> str:
     """What one of the people answered, which may be an empty text."""
     answer = person.get("answer") if isinstance(person, Mapping) else person
     if not isinstance(answer, (str, int, float)):
-        raise BadRow(f"{at}: an answer is no text but {quote_value(answer)}; {FETCH_AGAIN}")
+        raise BadRow(f"{at}: an answer is not a text but {quote_value(answer)}; {FETCH_AGAIN}")
     return str(answer)

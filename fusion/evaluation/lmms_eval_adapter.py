@@ -54,7 +54,7 @@ class FusionVlm(lmms):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             cure = "give one, e.g. --batch_size 16"
-            raise UserError(f"batch_size={batch_size} is no number of questions; {cure}")
+            raise UserError(f"batch_size={batch_size} is not a number of questions; {cure}")
         self.batch_size = int(batch_size)
         self.max_new_tokens = max_new_tokens
         self.accelerator = Accelerator()

@@ -12,7 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from encoders.adapters.tiny import tiny_encoder
 from encoders.load import load_encoder
 from fusion.assemble import load_language_model
-from fusion.conversations.sources import open_table
+from fusion.conversations.tables import open_table
 from vision_core import hub
 from vision_core.errors import UserError
 from vision_core.hub import hub_or_cache

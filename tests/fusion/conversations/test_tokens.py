@@ -15,27 +15,35 @@ from vision_core.errors import UserError
 
 # The shapes of well-known templates, as their model cards describe them.
 CHATML = """{%- if messages[0]['role'] != 'system' -%}{{ '<|im_start|>system\\nBe helpful.<|im_end|>\\n' }}{%- endif -%}
-{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{%- endfor -%}
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"""
 LLAMA3 = """{{- bos_token -}}{%- for message in messages -%}
 {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' -}}
-{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"""
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"""
 MISTRAL = """{{- bos_token -}}{%- for message in messages -%}
 {%- if message['role'] == 'user' -%}{{- '[INST] ' + message['content'] + ' [/INST]' -}}
 {%- elif message['role'] == 'assistant' -%}{{- ' ' + message['content'] + eos_token -}}{%- endif -%}{%- endfor -%}"""
-GEMMA = """{{- bos_token -}}{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}
+GEMMA = """{{- bos_token -}}{%- if messages[0]['role'] == 'system' -%}
+{{ raise_exception('System role not supported') }}{%- endif -%}
 {%- for message in messages -%}{%- set role = 'model' if message['role'] == 'assistant' else 'user' -%}
 {{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' -}}{%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"""
-PHI3 = """{%- for message in messages -%}{{- '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' -}}{%- endfor -%}
+PHI3 = """{%- for message in messages -%}
+{{- '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' -}}{%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}"""
 QWEN3 = """{%- set seen = namespace(question=-1) -%}
-{%- for message in messages -%}{%- if message['role'] == 'user' -%}{%- set seen.question = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{%- set seen.question = loop.index0 -%}{%- endif -%}{%- endfor -%}
 {%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}
-{%- if message['role'] == 'assistant' and loop.index0 > seen.question -%}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}
+{%- if message['role'] == 'assistant' and loop.index0 > seen.question -%}
+{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}
 {{ message['content'] + '<|im_end|>\\n' }}{%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}
-{%- if enable_thinking is defined and not enable_thinking -%}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}{%- endif -%}"""
+{%- if enable_thinking is defined and not enable_thinking -%}
+{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif -%}{%- endif -%}"""
 ENDS = {
     "chatml": "<|im_end|>",
     "qwen3": "<|im_end|>",
@@ -181,8 +189,10 @@ def test_a_template_that_drops_answers_is_refused():
 
 def test_a_template_that_puts_words_before_answers_is_refused():
     processor = processor_with(
-        "{%- for message in messages -%}{{ message['role'] + ': ' }}{%- if message['role'] == 'assistant' -%}{{ 'I think ' }}{%- endif -%}"
-        "{{ message['content'] + eos_token }}{%- endfor -%}{%- if add_generation_prompt -%}{{ 'assistant: ' }}{%- endif -%}"
+        "{%- for message in messages -%}{{ message['role'] + ': ' }}"
+        "{%- if message['role'] == 'assistant' -%}{{ 'I think ' }}{%- endif -%}"
+        "{{ message['content'] + eos_token }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ 'assistant: ' }}{%- endif -%}"
     )
     with pytest.raises(UserError, match="chat template"):
         tokenise(talk("what?", "think"), processor, 2048)

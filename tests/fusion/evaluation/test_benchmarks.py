@@ -1,280 +1,172 @@
-"""Benchmarks' files as they are published, with the marks, spellings and gaps that they have; and
-broken files."""
+"""Benchmarks read from files in their published formats, scored as they are published."""
 
 import base64
 import csv
-import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from PIL import Image
 
 from fusion.conversations.conversation import BadRow
 from fusion.evaluation.answers import chance, score_answers
+from fusion.evaluation.benchmark_readers import cv_bench_weights
 from fusion.evaluation.benchmarks import open_task
-from fusion.training.small_default import write_small_default
+from fusion.evaluation.grading import letter
+from fusion.evaluation.tasks import BenchmarkQuestion
+from tests.fusion.evaluation.pictures import png
 from vision_core.errors import UserError
-
-SCRIPT = "recipes/evaluate_vlm.py"
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    write_small_default(path, ["is there a dog, yes or no?"], seed=0)
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("benchmarks")
+    for number in range(1, 5):
+        (path / f"{number}.jpg").write_bytes(png(number))
     return path
 
 
-def png():
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-IMAGE = base64.b64encode(png()).decode()
-LABELS = ("yes", "no", "yes", "no")
-POPE = [
-    {"question_id": n, "image": "1.jpg", "text": f"A {n}?", "label": label} for n, label in enumerate(LABELS)
-]
-
-
-def write(path, value):
-    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
-    return path
-
-
-def write_table(path, delimiter, *rows):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter=delimiter).writerows(rows)
-    return path
-
-
-def mmvp(folder, header=("lndex", "Question", "Options", "Correct Answer"), rows=None):
-    rows = rows or [
-        [number, "Open?", "(a) Open (b) Closed", "(a)" if number % 2 else "(b)"] for number in range(1, 5)
-    ]
-    write_table(folder / "Questions.csv", ",", header, *rows)
-    return f"mmvp:{folder}"
-
-
-def mmbench(folder, *rows, header=("index", "image", "question", "A", "B", "C", "D", "E", "F", "answer")):
-    return f"mmbench:{write_table(folder / 'dev.tsv', chr(9), header, *rows)}"
-
-
-def test_the_header_of_mmvps_released_file(tmp_path):
-    (tmp_path / "MMVP Images").mkdir()
-    (tmp_path / "MMVP Images" / "3.jpg").write_bytes(png())
-    for header in ("lndex", "Index"):
-        task = open_task(mmvp(tmp_path, (header, "Question", "Options", "Correct Answer")))
-        assert score_answers(task, ["A", "B", "(a)", "a"]).score == 50 and chance(task) == 25
-        assert tuple(task.questions[2].images()[0].shape) == (3, 8, 9)
-
-
-def test_pairs_of_mmvp_are_those_of_the_index(tmp_path):
-    rows = [[number, "Open?", "(a) Open (b) Closed", "(a)"] for number in (3, 1, 2, 4)]
-    assert score_answers(open_task(mmvp(tmp_path, rows=rows)), ["A", "B", "B", "A"]).score == 50
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_marks_of_the_byte_order_are_no_text(tmp_path, encoding):
-    """As Excel and PowerShell write them."""
-    mmvp(tmp_path)
-    row = ["7", IMAGE, "which?", "x", "y", "", "", "", "", "A"]
-    question = {"question": "?", "answer": "é", "imageId": "1"}
-    texts = [
-        (f"mmvp:{tmp_path}", tmp_path / "Questions.csv"),
-        (mmbench(tmp_path, row), tmp_path / "dev.tsv"),
-        (f"pope:{tmp_path / 'pope.json'}", write(tmp_path / "pope.json", "\n".join(map(json.dumps, POPE)))),
-        (f"gqa:{tmp_path / 'gqa.json'}", write(tmp_path / "gqa.json", {"1": question})),
-    ]
-
-    def read(task):
-        return [(each.text, each.expected) for each in open_task(task).questions]
-
-    for task, file in texts:
-        before = read(task)
-        file.write_bytes(file.read_text(encoding="utf-8").encode(encoding))
-        assert read(task) == before
-
-
-def test_gqa_is_called_as_it_was_asked_for(tmp_path):
-    questions = {number: {"question": "Colour?", "answer": "red", "imageId": "3"} for number in ("07", "08")}
-    text = f"gqa:{write(tmp_path / 'gqa.json', questions)}"
-    assert open_task(text).name == text
-
-
-def test_mmbench_has_as_many_choices_as_it_has_and_empty_ones_keep_their_letter(tmp_path):
-    task = open_task(
-        mmbench(
-            tmp_path,
-            ["1", IMAGE, "which?", "a", "b", "c", "d", "e", "f", "F"],
-            ["2", IMAGE, "which?", "x", "", "z", "", "", "", "C"],
-            ["3", IMAGE, "which?", "x", "y", "", "", "", "", "B"],
-        )
-    )
-    assert [len(each.choices) for each in task.questions] == [6, 3, 2]
-    assert task.prompt_for(task.questions[1]).splitlines()[1:-1] == ["(A) x", "(C) z"]
+def test_cv_bench_and_its_mean(folder):
+    struct = {"bytes": png(), "path": None}
+    rows = []
+    for kind, task, source, answer in [
+        ("2D", "Count", "ADE20K", "(A)"),
+        ("2D", "Relation", "COCO", "(B)"),
+        ("2D", "Count", "COCO", "(A)"),
+        ("3D", "Depth", "Omni3D_SUNRGBD", "(B)"),
+    ]:
+        row = {"type": kind, "task": task, "source": source, "answer": answer}
+        rows.append(row | {"image": struct, "question": "which?", "choices": ["one", "two"]})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "test.parquet")
+    task = open_task(f"cv_bench:{folder}/test.parquet")
     assert (
-        score_answers(task, ["F", "C", "y"]).score == 100 and score_answers(task, ["E", "B", "A"]).score == 0
+        task.prompt_for(task.questions[0]).splitlines()[1:3] == ["(A) one", "(B) two"] and chance(task) == 50
     )
-    assert chance(task) == pytest.approx(100 * (1 / 6 + 1 / 2 + 1 / 2) / 3)
+    assert tuple(task.questions[3].images()[0].shape) == (3, 40, 48)
+    score = score_answers(task, ["A", "A", "A", "(B) two"])
+    assert score.groups == {"ADE20K": (100.0, 1), "COCO": (50.0, 2), "Omni3D": (100.0, 1)}
+    assert score.score == ((100 + 50) / 2 + 100) / 2
+    assert score.error == pytest.approx(
+        100 * 0.25 * 0.5 / 2**0.5
+    )  # only COCO's two questions, a quarter of the figure, differ
 
 
-def test_textvqas_own_file(tmp_path):
-    answers = ["nokia"] * 7 + ["McDonald's"] * 3
-    row = {"question": "what brand?", "image_id": "0054c91397f2fe05", "question_id": 1, "answers": answers}
-    file = write(tmp_path / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": [row]})
-    text = f"textvqa:{file}?images={tmp_path}"
-    (tmp_path / "0054c91397f2fe05.jpg").write_bytes(png())
-    task = open_task(text)
-    assert task.grader == "textvqa" and tuple(task.questions[0].images()[0].shape) == (3, 8, 9)
-    assert score_answers(task, ["Nokia."]).score == 100
-    assert score_answers(task, ["mcdonald 's"]).score == pytest.approx(100 * (3 * 2 / 3 + 7) / 10)
-    with pytest.raises(UserError, match="TextVQA's file is textvqa:"):
-        open_task(text.replace("textvqa:", "vqa:", 1))
-
-
-def test_vqav2s_own_two_files(tmp_path):
-    question = {"question_id": 262148000, "image_id": 262148, "question": "Where?"}
-    questions = {"data_subtype": "val2014", "questions": [question]}
-    answers = [
-        {"answer": answer, "answer_id": number} for number, answer in enumerate(["down"] * 9 + [""], start=1)
+def test_chance_and_error_are_of_the_figure_that_is_weighted(folder):
+    """By the published formula, from chances by group; and the error against many sets of answers
+    drawn at random."""
+    counts = {"ADE20K": (40, 5), "COCO": (10, 4), "Omni3D": (20, 2)}
+    questions = [
+        BenchmarkQuestion("", "", ("A",), list, tuple("vwxyz"[:choices]), group)
+        for group, (count, choices) in counts.items()
+        for _ in range(count)
     ]
-    notes = {"annotations": [{"question_id": 262148000, "answers": answers}]}
-    files = (write(tmp_path / "questions.json", questions), write(tmp_path / "annotations.json", notes))
-    (tmp_path / "COCO_val2014_000000262148.jpg").write_bytes(png())
-    task = open_task(f"vqa:{files[0]}?annotations={files[1]}&images={tmp_path}")
-    assert score_answers(task, ["Down."]).score == 100 and tuple(task.questions[0].images()[0].shape) == (
-        3,
-        8,
-        9,
+    task = replace(open_task("scenes?count=1"), questions=questions, grade=letter, weights=cv_bench_weights)
+    assert chance(task) == pytest.approx(((20 + 25) / 2 + 50) / 2)
+    generator = np.random.default_rng(0)
+    scores = [score_answers(task, generator.choice(["A", "B"], len(questions))) for _ in range(400)]
+    assert np.mean([each.error for each in scores]) == pytest.approx(
+        np.std([each.score for each in scores]), rel=0.1
     )
-    write(files[1], {"annotations": [{"question_id": 1, "answers": answers}]})
-    with pytest.raises(
-        BadRow, match="question 1: .*annotations.json has no answers to question 262148000; name the"
-    ):
-        open_task(f"vqa:{files[0]}?annotations={files[1]}")
 
 
-def test_pope_prints_its_figures(runs, model_folder, tmp_path):
-    """In the table, the JSON and the page; they are those of the answers that were written down."""
-    (tmp_path / "1.jpg").write_bytes(png())
-    file = write(tmp_path / "pope.json", "\n".join(map(json.dumps, POPE)) + "\n\n")
-    arguments = ("--model", model_folder, "--tasks", f"pope:{file}", "--output_dir", tmp_path / "out")
-    printed = runs.finish(runs.start(SCRIPT, *arguments))
-    given = [
-        json.loads(line)["images"] for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
-    ]
-    expected = score_answers(open_task(f"pope:{file}"), given)
-    report = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"][f"pope:{file}"]
-    assert list(expected.figures) == ["F1", "precision", "recall", "yes ratio"]
-    for shown in ("images", "blind", "shuffled"):
-        assert report[shown]["figures"].keys() == expected.figures.keys()
-    assert report["images"]["figures"] == pytest.approx(expected.figures)
-    for name, value in expected.figures.items():
-        row = f"| {name} | {value:.1f} |"
-        assert row in printed and row in (tmp_path / "out" / "README.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("kind", "content", "message"),
-    [
-        ("pope", "[1, 2]", "line 1: the JSON should be an object, not a list"),
-        ("pope", '{"image": "1.jpg", "text": "?", "label": "maybe"}', "line 1: the label 'maybe' is neither yes nor no"),
-        ("pope", '{"image": {"a": 1}, "text": "?", "label": "no"}', "line 1: 'image' is no text but {'a': 1}"),
-        ("pope", '{"image": "\\u0000/../../x", "text": "?", "label": "no"}', "line 1: .* leads out of the image folder"),
-        ("pope", "", "line 1: no JSON"),
-        ("gqa", "[]", "the JSON should be an object"),
-        ("gqa", '{"07": {"question": "?", "answer": ["red"], "imageId": "3"}}', "question 07: 'answer' is no text"),
-        ("gqa", '{"07": null}', "question 07: there is no 'imageId'"),
-        ("gqa", "[" * 100_000, "no JSON"),
-        ("captions", '{"images": []}', "there is no list 'annotations'"),
-        ("captions", '{"images": [{}], "annotations": [{"image_id": 1, "caption": "x"}]}', "image 1: there is no 'id'"),
-        ("captions", '{"images": [{"id": 1}], "annotations": ["x"]}', "annotation 1: there is no 'image_id'"),
-        ("vqa", '[{"question": "?", "image": "1.jpg", "answers": []}]', "row 1: there is no list 'answers'"),
-        ("vqa", '[{"question": "?", "image": "1.jpg", "answers": ["x"]}]', "row 1: there is one answer"),
-        ("vqa", '[{"question": "?", "image": "1.jpg", "answers": [{"a": 1}, "x"]}]', "row 1: an answer is no text"),
-        ("vqa", "{}", "is no list of questions; VQAv2's questions need annotations=FILE"),
-        ("textvqa", '{"data": [{"question": "?", "image_id": "1"}]}', "row 1: there is no list 'answers'"),
-        ("textvqa", '{"data": [7]}', "row 1: there is no 'image_id'"),
-        ("mmbench", "index\tquestion\n1\tx\n", "has the columns index, question, and no 'A'"),
-        ("mmbench", "index\timage\tquestion\tA\tanswer\nx\t7\t?\tone\tA\n", "row 1: 'index' is no whole number but 'x'"),
-        ("mmbench", "index\timage\tquestion\tA\tanswer\n7\n", "row 1: there is no image"),
-        ("mmbench", "index\timage\tquestion\tA\tanswer\n7\t7\t?\tone\tA\tB\n", "row 1: there are more fields than the 5 columns"),
-        ("mmbench", f"index\timage\tquestion\tA\tanswer\n7\t{IMAGE}\t?\tone\tB\n", "row 1: the answer 'B' is none of the letters A"),
-        ("mmbench", f"index\timage\tquestion\tA\tanswer\n7\t{IMAGE}\t?\tone\t\n", "row 1: there is no 'answer'; take the file"),
-        ("mmbench", "", "has the columns none"),
-    ],
-)  # fmt: skip
-def test_a_broken_file_is_told_by_place_and_cure(tmp_path, kind, content, message):
-    file = write(tmp_path / "file", content)
-    with pytest.raises(UserError, match=message) as told:
-        open_task(f"{kind}:{file}")
-    assert str(file) in str(told.value) and "\n" not in str(told.value) and "; " in str(told.value)
-
-
-def test_a_broken_mmvp_is_told_by_place_and_cure(tmp_path):
-    with pytest.raises(BadRow, match="row 1: 'lndex' is no whole number but 'one'"):
-        open_task(mmvp(tmp_path, rows=[["one", "?", "(a) x (b) y", "(a)"]]))
-    with pytest.raises(BadRow, match=r"row 1: the answer '\(c\)' is none of the letters AB of its choices"):
-        open_task(mmvp(tmp_path, rows=[["1", "?", "(a) x (b) y", "(c)"]]))
-    with pytest.raises(UserError, match="has the columns lndex, Question, and no 'Options'"):
-        open_task(mmvp(tmp_path, ("lndex", "Question"), [["1", "?"]]))
-    with pytest.raises(BadRow, match="row 1: there is no 'lndex'"):
-        open_task(
-            mmvp(
-                tmp_path,
-                ("number", "Question", "Options", "Correct Answer"),
-                [["1", "?", "(a) x (b) y", "(a)"]],
-            )
+def test_mmvp_counts_pairs(folder):
+    (folder / "mmvp" / "MMVP Images").mkdir(parents=True)
+    for number in range(1, 5):
+        (folder / "mmvp" / "MMVP Images" / f"{number}.jpg").write_bytes(png(number))
+    with (folder / "mmvp" / "Questions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["Index", "Question", "Options", "Correct Answer"])
+        rows.writerows(
+            [
+                [number, "open?", "(a) Open (b) Closed", "(a)" if number % 2 else "(b)"]
+                for number in range(1, 5)
+            ]
         )
+    task = open_task(f"mmvp:{folder / 'mmvp'}")
+    assert task.questions[0].choices == ("Open", "Closed") and task.questions[1].expected == ("B",)
+    score = score_answers(task, ["(a)", "b", "Open", "(a)"])
+    assert score.score == 50 and score.groups == {"all": (50.0, 2)} and chance(task) == 25
 
 
-def test_a_broken_image_is_told_when_it_is_asked_for(tmp_path):
-    row = ["7", "?" * 65, "which?", "x", "y", "", "", "", "", "A"]
-    with pytest.raises(BadRow, match="row 1.*(no base64|cannot be decoded)"):
-        open_task(mmbench(tmp_path, row)).questions[0].images()
-    task = open_task(f"pope:{write(tmp_path / 'pope.json', json.dumps(POPE[0]))}")
-    with pytest.raises(
-        BadRow, match="line 1: .*1.jpg cannot be read .*name the folder of the images by images="
-    ):
-        task.questions[0].images()
-
-
-def test_a_broken_cv_bench_is_told_by_place_and_cure(tmp_path):
-    row = {"type": "2D", "source": "COCO", "question": "?", "choices": ["x", "y"], "answer": "(B)"}
-
-    def opened(number, **changes):
-        file = tmp_path / f"{number}.parquet"
-        columns = {name: [value] for name, value in (row | changes).items() if value is not ...}
-        kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-        image = pyarrow.array([{"bytes": None, "path": None}], kind)
-        pyarrow.parquet.write_table(pyarrow.table({**columns, "image": image}), file)
-        return open_task(f"cv_bench:{file}")
-
-    with pytest.raises(BadRow, match="row 1: there is no image"):
-        opened(1).questions[0].images()
-    with pytest.raises(BadRow, match=r"row 1: the answer '\(C\)' is none of the letters AB"):
-        opened(2, answer="(C)")
-    with pytest.raises(UserError, match="has no column 'choices'"):
-        opened(3, choices=...)
-    with pytest.raises(BadRow, match="row 1: there is no list 'choices'"):
-        opened(4, choices=[])
-    write(tmp_path / "5.parquet", "nothing of the kind")
-    with pytest.raises(UserError, match="5.parquet is not a readable parquet file"):
-        open_task(f"cv_bench:{tmp_path / '5.parquet'}")
-    with pytest.raises(UserError, match="6.parquet cannot be opened"):
-        open_task(f"cv_bench:{tmp_path / '6.parquet'}")
-
-
-def test_a_question_of_mmvp_without_its_other_half(tmp_path):
+def test_pope_gqa_vqa_and_captions(folder):
     lines = [
-        "Index,Question,Options,Correct Answer",
-        *(f"{number},open?,(a) Open (b) Closed,(a)" for number in (1, 2, 3)),
+        {"question_id": 1, "image": "1.jpg", "text": "Is there\u2028a dog?", "label": "yes"},
+        {"image": "2.jpg", "text": "A cat?", "label": "no"},
     ]
-    (tmp_path / "Questions.csv").write_text("\n".join(lines))
-    with pytest.raises(BadRow, match="row 3: the question has no other to be a pair with"):
-        open_task(f"mmvp:{tmp_path}")
+    (folder / "pope.json").write_text(
+        "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n"
+    )
+    task = open_task(f"pope:{folder / 'pope.json'}")
+    assert (
+        score_answers(task, ["Yes, there is.", "yes"]).score == 50
+        and task.questions[0].text == "Is there\u2028a dog?"
+    )
+    (folder / "gqa.json").write_text(
+        json.dumps({"07": {"question": "Colour?", "answer": "red", "imageId": "3"}})
+    )
+    assert score_answers(open_task(f"gqa:{folder / 'gqa.json'}?images={folder}"), ["Red."]).score == 100
+    (folder / "vqa.json").write_text(
+        json.dumps(
+            [{"question": "Colour?", "image": "1.jpg", "answers": [{"answer": "red"}] * 3 + ["blue"] * 7}]
+        )
+    )
+    assert score_answers(open_task(f"vqa:{folder / 'vqa.json'}"), ["red"]).score == pytest.approx(
+        100 * (3 * 2 / 3 + 7) / 10
+    )
+    notes = [
+        {"image_id": 1, "caption": "a dog runs"},
+        {"image_id": 1, "caption": "the dog"},
+        {"image_id": 2, "caption": "two cars drive by"},
+    ]
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in (1, 2, 3)]
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    task = open_task(f"captions:{folder / 'captions.json'}")
+    assert (
+        len(task.questions) == 2
+        and score_answers(task, ["a dog runs", "two cars drive by"]).score
+        > score_answers(task, ["two cars", "a dog"]).score
+    )
+    assert chance(task) is None
+
+
+def test_mmbench_is_circular(folder):
+    image = base64.b64encode(png()).decode()
+    rows = [["index", "image", "question", "hint", "A", "B", "C", "answer", "category"]]
+    rows += [
+        ["7", image, "which?", "", "x", "y", "z", "A", "shape"],
+        ["1000007", "7", "which?", "", "y", "z", "x", "C", "shape"],
+    ]
+    rows += [["8", image, "what?", "look\nhere", "x", "y", "", "B", "shape"]]
+    with (folder / "mmbench.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(rows)
+    task = open_task(f"mmbench:{folder / 'mmbench.tsv'}")
+    assert [question.bundle for question in task.questions] == ["7", "7", "8"] and task.questions[
+        2
+    ].text == "look\nhere what?"
+    assert tuple(task.questions[1].images()[0].shape) == (3, 40, 48)
+    assert (
+        score_answers(task, ["A", "C", "A"]).score == 50 and score_answers(task, ["A", "A", "B"]).score == 50
+    )
+    assert chance(task) == pytest.approx(100 * (1 / 9 + 1 / 2) / 2)
+
+
+def test_bad_files_are_named(folder):
+    with pytest.raises(UserError, match="names no task"):
+        open_task("tsv:x")
+    with pytest.raises(UserError, match="unknown option 'images'; options of mmvp: none"):
+        open_task("mmvp:x?images=y")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_task(f"pope:{folder / 'absent.json'}")
+    (folder / "bad.json").write_text('{"image": "1.jpg", "text": "x", "label": "yes"}\n{"image"')
+    with pytest.raises(BadRow, match="bad.json, line 2: no JSON"):
+        open_task(f"pope:{folder / 'bad.json'}")
+    (folder / "bad.json").write_text('{"image": "../x.jpg", "text": "x", "label": "yes"}')
+    with pytest.raises(BadRow, match="line 1.*leads out"):
+        open_task(f"pope:{folder / 'bad.json'}")
+    (folder / "bad.json").write_text(
+        '{"image": "9.jpg", "text": "x", "label": "yes"}\n{"image": "1.jpg", "text": "x"}'
+    )
+    with pytest.raises(BadRow, match="line 2: there is no 'label'"):
+        open_task(f"pope:{folder / 'bad.json'}")

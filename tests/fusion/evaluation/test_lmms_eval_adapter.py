@@ -14,27 +14,17 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from fusion import assemble_vlm, fuse_encoders
 from fusion.evaluation.answers import replies
-from fusion.evaluation.lmms_eval_requests import (
-    MultiRoundRequest,
-    batches_of_requests,
-    cut_at_first_stop,
-    generation_options,
-    pixels,
-    read_messages,
-)
+from fusion.evaluation.lmms_eval_requests import pixels
 from fusion.tiny import tiny_language_model
 from fusion.training.models import load_model
 from fusion.training.small_default import CHAT_TEMPLATE, LANGUAGE_MODEL, ROLES, small_encoders
+from tests.fusion.evaluation.pictures import picture
 from vision_core.corpus_tokenizer import corpus_tokenizer
 from vision_core.errors import UserError
-from vision_core.images.decode import decode_image
 
 ROOT = Path(__file__).resolve().parents[3]
 needs_lmms_eval = pytest.mark.skipif(
@@ -58,7 +48,8 @@ def to_round(doc, lmms_eval_specific_kwargs=None, previous_output=None, round_id
         return doc["question"]
     if round_idx == doc["rounds"]:
         return None, None, True, previous_output, None
-    return to_visual(doc)[:1], f"{previous_output[-1]} what else? {previous_round_info}", False, previous_output, round_idx
+    question = f"{previous_output[-1]} what else? {previous_round_info}"
+    return to_visual(doc)[:1], question, False, previous_output, round_idx
 
 def mean(items):
     return sum(items) / len(items)
@@ -82,12 +73,6 @@ metric_list:
     aggregation: !function utils.mean
     higher_is_better: true
 """
-
-
-def picture(seed, size=(48, 40), mode="RGB"):
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    ).convert(mode)
 
 
 def pictures(number):
@@ -170,8 +155,11 @@ def run_lmms_eval(tasks, model_folder, output, names, processes):
     ]
     command += ["--include_path", tasks, "--batch_size", "2", "--log_samples", "--output_path", output]
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(output.parent / "cache"), "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(output.parent / "cache"),
+        "ACCELERATE_USE_CPU": "true",
+    }
     done = subprocess.run(
         [*map(str, command)], env=environment, cwd=output.parent, capture_output=True, text=True, timeout=250
     )
@@ -302,138 +290,23 @@ def test_entry_point_names_a_function_that_needs_no_lmms_eval_to_import():
     assert callable(getattr(importlib.import_module(module), name))
 
 
-def test_messages_become_turns_with_images_at_their_places():
-    one, other = picture(1), picture(2, (20, 30))
-    messages = [
-        {"role": "system", "content": [{"type": "text", "text": "be short"}]},
-        {
-            "role": "user",
-            "content": [
-                {"type": "image", "url": one},
-                {"type": "text", "text": "first"},
-                {"type": "image", "url": other},
-            ],
-        },
-        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
-        {
-            "role": "user",
-            "content": [{"type": "image", "url": other}, {"type": "text", "text": "and <image> then?"}],
-        },
-    ]
-    turns, images = read_messages(messages)
-    assert [turn["content"] for turn in turns] == [
-        "be short",
-        "<image>\nfirst<image>\n",
-        "yes",
-        "and <image> then?",
-    ]
-    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
-    assert [tuple(image.shape) for image in images] == [(3, 40, 48), (3, 30, 20), (3, 30, 20)]
-
-
-def test_messages_that_cannot_be_shown_are_refused():
-    image = {"type": "image", "url": picture(1)}
-    with pytest.raises(UserError, match="the task shows video"):
-        read_messages([{"role": "user", "content": [{"type": "video", "url": "x.mp4"}]}])
-    with pytest.raises(UserError, match="1 images belong to a text with 2 <image>"):
-        read_messages([{"role": "user", "content": [image, {"type": "text", "text": "<image> or <image>?"}]}])
-    with pytest.raises(UserError, match=r"absent.png cannot be read"):
-        pixels("absent.png")
-
-
-def test_pictures_of_any_mode_and_files_are_the_same_pixels(tmp_path):
-    picture(1).save(tmp_path / "x.png")
-    whole = pixels(picture(1))
-    assert torch.equal(pixels(str(tmp_path / "x.png")), whole) and torch.equal(
-        pixels(picture(1, mode="RGBA")), whole
-    )
-    grey = pixels(picture(1, mode="L"))
-    assert grey.dtype == torch.uint8 and torch.equal(grey[0], grey[2])
-
-
-def test_a_tasks_pictures_are_those_of_training(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture(1).save(tmp_path / "turned.jpg", exif=exif)
-    ramp = np.tile(np.arange(0, 65536, 1024, dtype=np.uint16), (16, 1))
-    Image.fromarray(ramp).save(tmp_path / "grey.png")
-    for path in (tmp_path / "turned.jpg", tmp_path / "grey.png"):
-        expected = decode_image(path.read_bytes())
-        assert torch.equal(pixels(Image.open(path)), expected) and torch.equal(pixels(str(path)), expected)
-
-
 def test_replies_to_turns_are_those_of_one_by_one(fused):
+    def turns(first, second):
+        return [
+            {"role": "user", "content": first},
+            {"role": "assistant", "content": "two"},
+            {"role": "user", "content": second},
+        ]
+
     asked = [
         [{"role": "user", "content": "<image>\nwhich <image>\n colour?"}],
-        [{"role": role, "content": text} for role, text in (("user", "how many?"), ("assistant", "two"), ("user", "what else?"))],
-        [{"role": role, "content": text} for role, text in (("user", "<image>\nhow many?"), ("assistant", "two"), ("user", "<image>\nwhat else?"))],
-    ]  # fmt: skip
+        turns("how many?", "what else?"),
+        turns("<image>\nhow many?", "<image>\nwhat else?"),
+    ]
     images = [pixels(picture(number, (40 + 8 * number, 48))) for number in range(4)]
     together = replies(*fused, asked, images, max_new_tokens=6, do_sample=False)
     alone = [
-        replies(*fused, [turns], shown, max_new_tokens=6, do_sample=False)[0]
-        for turns, shown in zip(asked, (images[:2], [], images[2:]), strict=True)
+        replies(*fused, [each], shown, max_new_tokens=6, do_sample=False)[0]
+        for each, shown in zip(asked, (images[:2], [], images[2:]), strict=True)
     ]
     assert together == alone and len(set(together)) == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "until", "generation"),
-    [
-        ({}, [], {"max_new_tokens": 9, "do_sample": False}),
-        (
-            {"max_new_tokens": 4, "temperature": 0.0, "top_p": None, "until": ["\n\n"]},
-            [],
-            {"max_new_tokens": 4, "do_sample": False},
-        ),
-        (
-            {"temperature": 0.2, "top_p": 0.9, "do_sample": False, "num_beams": 2},
-            [],
-            {"num_beams": 2, "do_sample": False},
-        ),
-        ({"temperature": 0.2, "top_p": 0.9}, [], {"temperature": 0.2, "top_p": 0.9, "do_sample": True}),
-        ({"temperature": 0, "do_sample": True, "until": "Q:"}, ["Q:"], {"do_sample": False}),
-        (
-            {"do_sample": True, "until": ["Q:", "\n\n", ""], "image_aspect_ratio": "pad"},
-            ["Q:", "\n\n"],
-            {"do_sample": True},
-        ),
-    ],
-)
-def test_generation_options(options, until, generation):
-    assert generation_options(options, 9) == (until, {"max_new_tokens": 9} | generation)
-
-
-def test_an_answer_ends_at_the_first_stop():
-    assert (
-        cut_at_first_stop("red Q: and\n\nmore", ["\n\n", "Q:"]) == "red"
-        and cut_at_first_stop(" red ", []) == "red"
-    )
-
-
-def test_batches_hold_requests_with_the_same_options():
-    options = [{"a": 1, "b": 2}, {"a": 2}, {"b": 2, "a": 1}, {"a": 1, "b": 2}, {"a": 2}]
-    assert list(batches_of_requests(options, 2)) == [[0, 2], [3], [1, 4]]
-
-
-def test_a_task_ends_the_rounds_and_may_replace_the_answers():
-    def to_messages(document, round_idx=None, previous_output=None, previous_round_info=None):
-        if round_idx is None:
-            return ["first"]
-        seen.append((round_idx, previous_output, previous_round_info))
-        return (
-            (None, True, ["kept", *previous_output], None)
-            if round_idx == 2
-            else (["next"], False, None, "note")
-        )
-
-    seen = []
-    dialogue = MultiRoundRequest(to_messages, {})
-    dialogue.add_answer("a")
-    assert (dialogue.messages, dialogue.answers) == (["next"], ["a"])
-    dialogue.add_answer("b")
-    assert (dialogue.messages, dialogue.answers) == (None, ["kept", "a", "b"])
-    assert seen == [(1, ["a"], None), (2, ["a", "b"], "note")]
-    dialogue = MultiRoundRequest(lambda document, **told: ["the same"], {})
-    dialogue.add_answer("a")
-    assert (dialogue.messages, dialogue.answers) == (None, ["a"])

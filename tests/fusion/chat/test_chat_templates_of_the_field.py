@@ -162,16 +162,26 @@ def test_ends_with_a_tokenizer_that_eats_the_space_behind_them(chat_processor):
 
 @pytest.mark.skipif(
     not REAL.is_dir(),
-    reason="REAL_TOKENIZERS names no folder with tokenizers that packages ship; docs/fine_tuning.md says how to get some",
+    reason="REAL_TOKENIZERS names no folder with tokenizers that packages ship; "
+    "docs/fine_tuning.md says how to get some",
 )
 @pytest.mark.parametrize(
     ("folder", "template"),
     [
-        ("qwen3", None), ("gemma3", None), ("llama3", None), ("deepseek_v3", None), ("gptoss", "gptoss"), ("llama2", "llama2"),
-        ("llama2", "zephyr"), ("llama2", "plain"), ("llama2", "vicuna_v1"), ("deepseek_v3", "deepseek_r1_distill"),
-        ("llama3", "cambrian_llama3"), ("qwen3", "qwen3_6"),
+        ("qwen3", None),
+        ("gemma3", None),
+        ("llama3", None),
+        ("deepseek_v3", None),
+        ("gptoss", "gptoss"),
+        ("llama2", "llama2"),
+        ("llama2", "zephyr"),
+        ("llama2", "plain"),
+        ("llama2", "vicuna_v1"),
+        ("deepseek_v3", "deepseek_r1_distill"),
+        ("llama3", "cambrian_llama3"),
+        ("qwen3", "qwen3_6"),
     ],
-)  # fmt: skip
+)
 def test_real_tokenizers(folder, template, chat_processor, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(REAL / folder / "package" / "models", trust_remote_code=False)
     processor = chat_processor(

@@ -103,9 +103,15 @@ def test_the_programs_do_so_too(rows, untrained, runs, tmp_path):
     model.save_pretrained(tmp_path / "fused")
     processor.save_pretrained(tmp_path / "fused")
     given = {
-        "init_from": tmp_path / "fused", "conversations": rows, "eval_conversations": "[]", "max_steps": 120, "learning_rate": 3e-3,
-        "lr_scheduler_type": "constant", "per_device_train_batch_size": 2, "output_dir": tmp_path / "sft",
-    }  # fmt: skip
+        "init_from": tmp_path / "fused",
+        "conversations": rows,
+        "eval_conversations": "[]",
+        "max_steps": 120,
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 2,
+        "output_dir": tmp_path / "sft",
+    }
     runs.finish(
         runs.start(
             "recipes/sva_sft.py",
