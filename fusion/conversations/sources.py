@@ -51,7 +51,13 @@ from vision_core.files.text_files import check_openable, is_deep, open_bytes, pa
 from vision_core.images.pixel_options import take_pixel_options
 from vision_core.images.sources.hub import state_of_table
 from vision_core.randomness import numpy_generator
-from vision_core.scenes.defaults import DEFAULT_COUNTS, DEFAULT_SEED, DEFAULT_SIZE, DEFAULT_SPLIT, SPLITS
+from vision_core.scenes.defaults import (
+    DEFAULT_COUNTS,
+    DEFAULT_SEED,
+    DEFAULT_SIZE,
+    DEFAULT_SPLIT,
+    SCENE_SPLITS,
+)
 from vision_core.scenes.draw import draw_scene
 from vision_core.source_text import true_or_false, whole_number
 
@@ -302,7 +308,7 @@ def open_conversations(text: str) -> ConversationSource:
 
 def _open_scenes(text: str, options: Mapping[str, str]) -> SceneConversations:
     split = options.get("split", DEFAULT_SPLIT)
-    if split not in SPLITS:
+    if split not in SCENE_SPLITS:
         raise UserError(f"{text!r}: there is no split {split!r} of scenes; use train or held_out")
     turns = options.get("turns", "one")
     if turns not in ("one", "all"):

@@ -16,11 +16,11 @@ MOST_PIXELS = 178_956_970
 class Scale:
     """Which stored values become 0 and 1.
 
-    kind: says what low and high are.
-        values: stored values.
-        percentiles: percentiles of each image by itself.
-        auto: unused; `open_source` replaces this kind by values from samples of the source.
-        full: unused; the range is the one that the file's type or header gives.
+    kind: what low and high are.
+        values: they are stored values.
+        percentiles: they are percentiles of each image by itself.
+        auto: they are unused; `open_source` replaces this kind by values from samples.
+        full: they are unused; the file's type or header gives the range.
     """
 
     kind: Literal["values", "percentiles", "auto", "full"]
@@ -91,7 +91,7 @@ def read_pixel_options(text: str) -> PixelOptions:
             values[name] = value
     options, others = take_pixel_options(text, values)
     if others:
-        raise UserError(f"{text!r} are no pixel options; the names are {', '.join(PIXEL_OPTIONS)}")
+        raise UserError(f"{text!r} are not pixel options; the names are {', '.join(PIXEL_OPTIONS)}")
     return options
 
 
@@ -159,4 +159,4 @@ def _number(text: str, name: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise UserError(f"dataset {text!r}: {name}={value} is no number; write {name}=NUMBER") from None
+        raise UserError(f"dataset {text!r}: {name}={value} is not a number; write {name}=NUMBER") from None

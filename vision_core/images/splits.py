@@ -14,7 +14,7 @@ from vision_core.images.pixel_options import Scale
 from vision_core.images.source import ImageSource
 from vision_core.images.sources.hub import NoSuchSplit
 from vision_core.images.sources.tar_shards import expand_braces
-from vision_core.scenes.defaults import SPLITS as SCENE_SPLITS
+from vision_core.scenes.defaults import SCENE_SPLITS
 
 SPLIT = "{split}"
 SPLIT_NAMES = {

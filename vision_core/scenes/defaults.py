@@ -5,7 +5,7 @@ heavy.
 `split=held_out` it means 2,000 held-out scenes.
 """
 
-SPLITS = ("train", "held_out")
+SCENE_SPLITS = ("train", "held_out")
 DEFAULT_SIZE = 64
 DEFAULT_SEED = 0
 DEFAULT_SPLIT = "train"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vision_core.errors import UserError
 from vision_core.scenes.colours import NAMED_COLOURS, oklch_to_rgb
-from vision_core.scenes.defaults import DEFAULT_SIZE, DEFAULT_SPLIT, SPLITS
+from vision_core.scenes.defaults import DEFAULT_SIZE, DEFAULT_SPLIT, SCENE_SPLITS
 from vision_core.scenes.language import Question, SceneObject, describe, question
 from vision_core.scenes.layout import BACKDROP_DEPTH, CATEGORIES, Layout, Placed, draw_layout
 from vision_core.scenes.shapes import EXTENT, SHAPES
@@ -100,8 +100,8 @@ def draw_scene(seed: int, index: int, size: int = DEFAULT_SIZE, split: str = DEF
         raise UserError(
             f"scenes: size {size} is too small to tell the shapes apart; use {SMALLEST_SIDE} or more"
         )
-    if split not in SPLITS:
-        raise UserError(f"scenes: unknown split {split!r}; use {' or '.join(SPLITS)}")
+    if split not in SCENE_SPLITS:
+        raise UserError(f"scenes: unknown split {split!r}; use {' or '.join(SCENE_SPLITS)}")
     layout = draw_layout(seed, index, split)
     picture = _draw_backdrop(layout, size)
     masks = np.zeros((size, size), np.uint8)

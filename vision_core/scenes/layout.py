@@ -20,7 +20,7 @@ from vision_core.scenes.textures import TEXTURES
 
 CATEGORIES: tuple[str, ...] = tuple(SHAPES)
 
-# Each kind's own surfaces; each texture stands in two rows, and two rows share one texture at most.
+# Each kind's own surfaces; each texture is in two rows, and two rows share one texture at most.
 TEXTURES_OF_KIND: dict[str, tuple[str, str, str]] = {
     "star": ("striped", "dotted", "bricked"),
     "ring": ("striped", "checked", "marbled"),
@@ -68,7 +68,7 @@ BACKGROUND_LIGHTNESS = (0.55, 0.82)
 BACKGROUND_CONTRAST = (0.02, 0.07)
 
 # Depth in metres: an object of a real size near REAL_DIAMETER looks smaller the farther it is.
-# Behind all stands a tilted backdrop.
+# A tilted backdrop is behind all objects.
 REAL_DIAMETER = (1.5, 1.9)
 DEPTH_GAP = 0.4
 BACKDROP_DEPTH = (9.0, 10.5)

@@ -116,7 +116,11 @@ def closed() -> Image.Image:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (COLOUR / 255, r"values of type float64; give PIL images or uint8 arrays of 0 to 255: for values of 0 to 1 take \(image \* 255\).round\(\)"),
+        (
+            COLOUR / 255,
+            r"values of type float64; give PIL images or uint8 arrays of 0 to 255: "
+            r"for values of 0 to 1 take \(image \* 255\).round\(\)",
+        ),
         (torch.zeros(3, 8, 8, dtype=torch.bfloat16), r"type bfloat16; .* take \(image \* 255\).round\(\)"),
         (COLOUR.astype(np.int64), "type int64; .* where all values are 0 to 255, convert them to uint8"),
         (COLOUR.astype(np.int8), "type int8; .* convert them to uint8"),
@@ -132,7 +136,11 @@ def closed() -> Image.Image:
         (np.uint8(3), "of type uint8; give a path, the bytes of a file, a PIL image"),
         ({"bytes": PNG}, "an image is of type dict; give a path, the bytes of a file, a PIL image"),
         (None, "an image is of type NoneType"),
-        (Image.new("F", (9, 8)), r"PIL image of mode F, 9 x 8 cannot be taken \(unsupported_mode F\); .* save it as grey of 8 or 16 bits"),
+        (
+            Image.new("F", (9, 8)),
+            r"PIL image of mode F, 9 x 8 cannot be taken \(unsupported_mode F\); "
+            ".* save it as grey of 8 or 16 bits",
+        ),
         (Image.new("I", (8, 8)), "unsupported_mode I"),
         (Image.new("LAB", (8, 8)), "unsupported_mode LAB"),
         (Image.new("La", (8, 8)), "unsupported_mode La"),
@@ -147,7 +155,10 @@ def closed() -> Image.Image:
         ("data:image/png,%89PNG", "data URL that is not in base64; write data:image/png;base64,"),
         ("data:image/png;base64,?", "data URL that is not in base64"),
         ("data:image/png;base64,Y2F0", r"data URL cannot be decoded \(not_an_image\)"),
-        ("https://example.org/cat.png", r"https://example.org/cat.png is not downloaded here; .* httpx.get\(url\).content"),
+        (
+            "https://example.org/cat.png",
+            r"https://example.org/cat.png is not downloaded here; .* httpx.get\(url\).content",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_no_image_is_refused_with_the_cure(given, message):

@@ -65,7 +65,8 @@ def test_several_classes_an_image(values: list, labels: list[list[int]], names: 
     [
         (
             [0.5, 1.0],
-            "column 'x' holds no whole numbers but measurements such as 0.5; round them into classes, or name another column",
+            "column 'x' holds no whole numbers but measurements such as 0.5; "
+            "round them into classes, or name another column",
         ),
         (
             ["a", "b", "c", "a"],

@@ -1,5 +1,4 @@
-"""Samples of stored values against NumPy over all pixels, `?scale=auto`, `?bands=`, and what a run
-says of its range."""
+"""The automatic scale `?scale=auto`, the bands `?bands=`, and what a run says of its range."""
 
 import io
 
@@ -13,17 +12,12 @@ from PIL import Image
 from vision_core.errors import UserError
 from vision_core.images.decode import UnreadableImage, decode_image
 from vision_core.images.open_source import open_source
-from vision_core.images.pixel_options import PixelOptions, Scale, pixel_options_text, take_pixel_options
-from vision_core.images.ranges import automatic_scale, range_notes, usual_range
-from vision_core.images.sampled import BandStatistics, sample_stored
+from vision_core.images.pixel_options import PixelOptions, Scale, pixel_options_text
+from vision_core.images.ranges import automatic_scale, range_notes
+from vision_core.images.sampled import sample_stored
 from vision_core.images.splits import open_splits
 
 PICTURE = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-
-
-def arrays(count, shape=(3, 24, 30), seed=0):
-    generator = np.random.default_rng(seed)
-    return [generator.gamma(2.0, 300.0 + 50 * number, shape).astype(np.uint16) for number in range(count)]
 
 
 @pytest.fixture
@@ -45,41 +39,6 @@ def satellite(tmp_path):
     return tmp_path
 
 
-def test_statistics_are_numpys_over_all_pixels(tmp_path):
-    images = arrays(12)
-    for number, image in enumerate(images):
-        np.save(tmp_path / f"{number}.npy", image)
-    sample = sample_stored(open_source(f"folder:{tmp_path}", 3), 100)
-    together = np.stack(images, 1).astype(np.float64).reshape(3, -1)
-    for number, (band, values) in enumerate(zip(sample.bands, together, strict=True)):
-        assert (band.least, band.greatest, band.count, band.missing) == (
-            values.min(),
-            values.max(),
-            values.size,
-            0,
-        )
-        assert band.mean == pytest.approx(values.mean(), rel=1e-12) and band.std == pytest.approx(
-            values.std(), rel=1e-12
-        )
-        assert (
-            sample.percentiles((0.1, 1, 50, 99), number) == np.percentile(values, (0.1, 1, 50, 99)).tolist()
-        )
-        assert sample.bits[number] == np.bitwise_or.reduce(values.astype(np.uint16))
-    assert sample.percentiles((1, 99.9)) == np.percentile(together, (1, 99.9)).tolist()
-    assert sample.images == 12 and sample.sizes == {(24, 30): 12} and sample.types == {"uint16": 12}
-
-
-def test_statistics_in_parts_lose_no_digits():
-    """Values far from 0 with a small spread, where a sum of squares would have none left."""
-    values = 1e9 + np.random.default_rng(0).normal(0, 1, (50, 40, 40))
-    band = BandStatistics()
-    for part in values:
-        band.add(part)
-    assert band.std == pytest.approx(values.std(), rel=1e-9) and band.mean == pytest.approx(
-        values.mean(), rel=1e-15
-    )
-
-
 def test_missing_values_are_counted_and_left_out(satellite):
     sample = sample_stored(open_source(f"folder:{satellite}", 4), 100)
     values = np.concatenate([np.load(path).reshape(4, -1) for path in sorted(satellite.iterdir())], 1).astype(
@@ -90,17 +49,6 @@ def test_missing_values_are_counted_and_left_out(satellite):
         assert band.mean == pytest.approx(np.nanmean(expected), rel=1e-12) and band.std == pytest.approx(
             np.nanstd(expected), rel=1e-12
         )
-
-
-def test_large_images_are_measured_whole_and_their_percentiles_from_a_grid(tmp_path, monkeypatch):
-    monkeypatch.setattr("vision_core.images.sampled.MOST_KEPT_VALUES", 5000)
-    values = np.random.default_rng(0).normal(50, 10, (400, 300)).astype(np.float32)
-    np.save(tmp_path / "a.npy", values)
-    sample = sample_stored(open_source(f"folder:{tmp_path}", 1), 10)
-    assert sample.bands[0].mean == pytest.approx(values.mean(dtype=np.float64), rel=1e-12)
-    assert sample.kept[0][0].size <= 5000 and sample.percentiles((99,))[0] == pytest.approx(
-        np.percentile(values, 99), rel=0.02
-    )
 
 
 def test_automatic_scale_is_its_rule_and_is_said(twelve_bits):
@@ -208,30 +156,9 @@ def test_files_with_another_number_of_bands_are_unreadable():
         decode_image(stream.getvalue(), 12, PixelOptions(bands=(4, 3, 2), bands_of=12))
 
 
-@pytest.mark.parametrize("value", ["4,3,2", "4,3,2/3", "0,1/3", "1,1/3", "a/3", "1,2/", "/3"])
-def test_bands_that_are_not_possible_are_refused(value):
-    with pytest.raises(UserError, match="bands=.* is not possible; give different bands, counted from 1"):
-        take_pixel_options("folder:x", {"bands": value})
-
-
 def test_bands_and_channels_must_be_equal(tmp_path):
     with pytest.raises(UserError, match="3 bands are chosen, and num_channels is 5; make them equal"):
         open_source(f"folder:{tmp_path}?bands=4,3,2/12", 5)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "scale=4095",
-        "scale=-1000,400",
-        "scale=p1,p99",
-        "scale=full",
-        "scale=0.1&nodata=-9999&bands=4,3,2/12&max_pixels=1000",
-    ],
-)
-def test_pixel_options_as_text_read_back(text):
-    options, others = take_pixel_options("x", dict(part.split("=") for part in text.split("&")))
-    assert pixel_options_text(options) == text and not others
 
 
 def test_a_run_says_where_images_are_nearly_black(twelve_bits):
@@ -280,12 +207,3 @@ def test_pictures_scenes_and_streams_cost_nothing(tmp_path, monkeypatch):
     )
     assert range_notes(source, 3, *PICTURE) == [] and len(read) <= 4
     assert range_notes(open_source("scenes?count=5"), 3, *PICTURE) == []
-
-
-def test_a_grey_file_counts_for_three_channels_and_a_colour_for_one(tmp_path):
-    Image.fromarray(np.full((16, 16), 100, np.uint8)).save(tmp_path / "a.png")
-    Image.new("RGB", (16, 16), (10, 200, 30)).save(tmp_path / "b.png")
-    three, one = (sample_stored(open_source(f"folder:{tmp_path}", channels), 5) for channels in (3, 1))
-    assert [band.mean for band in three.bands] == [55, 150, 65] and len(one.bands) == 1
-    assert one.bands[0].least == 100 and one.bands[0].greatest == round(0.299 * 10 + 0.587 * 200 + 0.114 * 30)
-    assert usual_range(three) == (0, 255)

@@ -60,7 +60,8 @@ def by_tar(folder: Path, files: dict[str, bytes], *options: str) -> str:
 @pytest.mark.parametrize(
     "text",
     [
-        "data-{000000..000003}.tar", "{a,b}", "{a..e}", "{8..11}", "{08..11}", "{4..1}", "{0..9..3}", "x{train,val-{1..3}}.tar", "{2..-1}",
+        "data-{000000..000003}.tar", "{a,b}", "{a..e}", "{8..11}", "{08..11}",
+        "{4..1}", "{0..9..3}", "x{train,val-{1..3}}.tar", "{2..-1}",
         "{split}.tar", "{,a}", "a{b,c}d{0..2}", "plain.tar", "{}", "{-01..2}",
     ],
 )  # fmt: skip
@@ -124,7 +125,8 @@ def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
         assert source.annotations.mask(index).unique().tolist() == [index]
         assert source.annotations.depth(index).unique().item() == pytest.approx((100 + index) / 1000)
     named = open_source(
-        f"{text}?captions=json:caption&depth=depth.png&depth_scale=10&mask=seg.png&ignore=3&label=cls&image=jpg;png;webp"
+        f"{text}?captions=json:caption&depth=depth.png&depth_scale=10"
+        "&mask=seg.png&ignore=3&label=cls&image=jpg;png;webp"
     )
     assert named.annotations.captions(2) == [json.loads(expected[2]["json"])["caption"]]
     assert (
@@ -183,7 +185,8 @@ def test_dots_in_names(tmp_path: Path) -> None:
     and what is beside `22` is beside both."""
     for name, key, field in (
         ("22.05.png", "22.05", "png"), ("22.05.SEG.png", "22.05", "seg.png"), ("a/b.c/cat.1.jpg", "a/b.c/cat.1", "jpg"),
-        ("a.depth.png", "a", "depth.png"), ("v1.2-x.jpg", "v1.2-x", "jpg"), ("readme", "readme", ""), (".hidden.png", ".hidden.png", ""),
+        ("a.depth.png", "a", "depth.png"), ("v1.2-x.jpg", "v1.2-x", "jpg"),
+        ("readme", "readme", ""), (".hidden.png", ".hidden.png", ""),
     ):  # fmt: skip
         assert key_and_field(name) == (key, field)
     text = write(

@@ -43,7 +43,8 @@ def test_a_scene_depends_on_seed_split_and_index_only():
 
 def test_another_process_draws_the_same_scene():
     code = "import hashlib; from vision_core.scenes.draw import draw_scene as d; s = d(7, 12, 40); "
-    code += "print(hashlib.sha256(s.image.numpy().tobytes() + s.depth.numpy().tobytes() + repr(s.questions).encode()).hexdigest())"
+    code += "looks = s.image.numpy().tobytes() + s.depth.numpy().tobytes(); "
+    code += "print(hashlib.sha256(looks + repr(s.questions).encode()).hexdigest())"
     digests = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -85,21 +85,24 @@ def open_hub(
         stream_label = _label_of_stream(name, dataset.features, table.label, asked_for=label is not None)
         return HubStream(table._replace(label=stream_label), int(shuffle_buffer))
     source = HubSource(table, asked_for=label is not None)
-
-    def open_images(column: str) -> HubSource:
-        encoded = table.dataset.cast_column(column, datasets.Image(decode=False))
-        return HubSource(table._replace(dataset=encoded, image=column, label=None, num_channels=1))
-
     source.annotations = annotations_in_columns(
         source,
         columns,
         main=image,
         wanted=wanted,
         options=options,
-        open_images=open_images,
+        open_images=partial(_open_images, table),
         read_column=partial(_read_column, dataset),
     )
     return source
+
+
+def _open_images(table: "ImageTable", column: str) -> "HubSource":
+    """Open another column of a table as images of one channel."""
+    import datasets
+
+    encoded = table.dataset.cast_column(column, datasets.Image(decode=False))
+    return HubSource(table._replace(dataset=encoded, image=column, label=None, num_channels=1))
 
 
 def _read_column(dataset, column: str) -> list:

@@ -311,7 +311,7 @@ def _class_names(path: str, schema, label: str) -> list[str] | None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
-            f"{path}: the classes of column {label!r} have names that are no texts; "
+            f"{path}: the classes of column {label!r} have names that are not texts; "
             "write the file anew by `datasets`"
         )
     return names

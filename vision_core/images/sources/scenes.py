@@ -12,7 +12,7 @@ from vision_core.scenes.defaults import (
     DEFAULT_SEED,
     DEFAULT_SIZE,
     DEFAULT_SPLIT,
-    SPLITS,
+    SCENE_SPLITS,
 )
 from vision_core.scenes.draw import SMALLEST_SIDE, Scene, draw_scene
 from vision_core.scenes.layout import CATEGORIES, category_of
@@ -109,8 +109,8 @@ def open_scenes(options: dict[str, str]) -> ScenesSource:
     if unknown:
         raise UserError(f"scenes: unknown option {unknown[0]!r}; the options are {', '.join(SCENE_OPTIONS)}")
     split = options.get("split", DEFAULT_SPLIT)
-    if split not in SPLITS:
-        raise UserError(f"scenes: unknown split {split!r}; use {' or '.join(SPLITS)}")
+    if split not in SCENE_SPLITS:
+        raise UserError(f"scenes: unknown split {split!r}; use {' or '.join(SCENE_SPLITS)}")
     return ScenesSource(
         size=_whole_number(options, "size", DEFAULT_SIZE, smallest=SMALLEST_SIDE),
         count=_whole_number(options, "count", DEFAULT_COUNTS[split], smallest=1),

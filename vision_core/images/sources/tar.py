@@ -302,4 +302,6 @@ def _text(path: str, member: Member) -> str:
             "mend it, or name another field"
         ) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: {member.key}.{member.field} is no text in UTF-8; write it again") from None
+        raise UserError(
+            f"{path}: {member.key}.{member.field} is not a text in UTF-8; write it again"
+        ) from None

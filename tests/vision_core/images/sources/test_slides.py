@@ -89,7 +89,8 @@ def test_background_is_left_out_and_said(tmp_path: Path) -> None:
     ]
     assert [source.id_of(index) for index in range(len(source))] == expected, "by slide, row, column"
     assert source.description == (
-        f"35 tiles of 64 x 64 pixels at level 0 of 1 slides under {tmp_path}; 81.8% of 192 tiles are background and left out"
+        f"35 tiles of 64 x 64 pixels at level 0 of 1 slides under {tmp_path}; "
+        "81.8% of 192 tiles are background and left out"
     )
     kept = open_source(f"{tmp_path}?tile={SIDE}&background=keep")
     assert len(kept) == 192 and "are background" not in kept.description
