@@ -6,6 +6,7 @@ on the command line.
 """
 
 import dataclasses
+import inspect
 import math
 import re
 import sys
@@ -309,7 +310,7 @@ def _fields_by_group(arguments_type: type) -> dict[str, list[dataclasses.Field]]
 def _help_text(arguments_type: type, hints: dict[str, Any], description: str, program: str) -> str:
     lines = [f"usage: {program} [--config FILE.yaml] [--key value ...]", ""]
     if description:
-        lines += [*textwrap.wrap(description, width=110), ""]
+        lines += [*_wrapped(description), ""]
     for group, fields in _fields_by_group(arguments_type).items():
         lines.append(f"{group or 'options'}:")
         for field in fields:
@@ -319,6 +320,18 @@ def _help_text(arguments_type: type, hints: dict[str, Any], description: str, pr
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def _wrapped(description: str) -> list[str]:
+    """The paragraphs of a description in lines of 110 columns. Blocks that are indented, such as
+    example commands, stay as they are."""
+    lines: list[str] = []
+    for paragraph in inspect.cleandoc(description).split("\n\n"):
+        if lines:
+            lines.append("")
+        is_code = all(line.startswith("    ") for line in paragraph.splitlines())
+        lines += paragraph.splitlines() if is_code else textwrap.wrap(paragraph, width=110)
+    return lines
 
 
 def _describe_default(field: dataclasses.Field) -> str:

@@ -282,6 +282,22 @@ def test_help_shows_groups_types_and_defaults_and_exits_0(capsys):
     assert all(f"--{item.name}  " in text for item in fields(Sample))
 
 
+def test_help_keeps_example_commands_as_code(capsys):
+    description = """Fuses encoders.
+
+        python -m fusion.fuse --encoders a b
+        python -m fusion.fuse --encoders a --grid 24
+
+    A longer text
+    is one paragraph.
+    """
+    with pytest.raises(SystemExit):
+        parse_arguments(Sample, ["--help"], description)
+    text = capsys.readouterr().out
+    commands = "    python -m fusion.fuse --encoders a b\n    python -m fusion.fuse --encoders a --grid 24"
+    assert f"Fuses encoders.\n\n{commands}\n\nA longer text is one paragraph.\n" in text
+
+
 def test_list_defaults_are_not_shared():
     first, second = parse_arguments(Sample, []), parse_arguments(Sample, [])
     first.crop_scale.append(2.0)
