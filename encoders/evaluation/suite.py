@@ -21,6 +21,7 @@ from encoders.evaluation.bad_samples import write_bad_samples
 from encoders.evaluation.frozen import FrozenFeatures
 from encoders.evaluation.kept_results import KeptResults
 from encoders.evaluation.results import TaskResult, figure_in_words
+from encoders.evaluation.retrieval import read_ground_truth
 from encoders.evaluation.tasks import TASKS
 from encoders.load import load_encoder
 from encoders.source_text import split_source
@@ -66,6 +67,12 @@ class EvaluationSuite:
     num_workers: int
     cache_dir: str | None
     task_settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Read the ground truth once, so that a bad file is told before features are computed."""
+        ground_truth = self.task_settings.get("ground_truth")
+        if ground_truth is not None:
+            read_ground_truth(ground_truth)
 
     def load(self, source: str) -> Encoder:
         """The frozen encoder on the suite's device."""

@@ -25,7 +25,7 @@ num_attention_heads: 2
 num_prototypes: 16
 head_hidden_dim: 16
 head_bottleneck_dim: 8
-mixed_precision: "no"
+bf16: false
 per_device_train_batch_size: 4
 dataloader_num_workers: 0
 max_steps: 4

@@ -51,14 +51,14 @@ def words(number: signal.Signals) -> str:
 
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 138), (signal.SIGTERM, 143)])
-def test_while_the_cache_of_features_is_filled(number, status, runs, text_talk, tmp_path):
+def test_while_the_cache_of_features_is_filled(number, status, runs, text_given, tmp_path):
     """What was made stays, and the same command makes the rest."""
     folder = tmp_path / "run"
     cache = tmp_path / "cache"
     command = (
         *SFT,
         "--init_from",
-        text_talk / "model",
+        text_given / "model",
         "--feature_cache",
         cache,
         "--output_dir",

@@ -5,11 +5,13 @@ import pytest
 
 from fusion.training.stage import refuse_forgotten_start
 from vision_core.errors import UserError
+from vision_core.runs.checkpoints import seal_folder
 from vision_core.trainer.options import TrainerOptions
 
 
 def goes_on(tmp_path, init_from):
     (tmp_path / "checkpoint-2").mkdir()
+    seal_folder(tmp_path / "checkpoint-2", 2)
     (tmp_path / "config.yaml").write_text(f"init_from: {init_from}\n")
     return TrainerOptions(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
