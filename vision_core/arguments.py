@@ -6,7 +6,6 @@ on the command line.
 """
 
 import dataclasses
-import inspect
 import math
 import re
 import sys
@@ -326,7 +325,7 @@ def _wrapped(description: str) -> list[str]:
     """The paragraphs of a description in lines of 110 columns. Blocks that are indented, such as
     example commands, stay as they are."""
     lines: list[str] = []
-    for paragraph in inspect.cleandoc(description).split("\n\n"):
+    for paragraph in description.strip().split("\n\n"):
         if lines:
             lines.append("")
         is_code = all(line.startswith("    ") for line in paragraph.splitlines())

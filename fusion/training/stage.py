@@ -109,7 +109,9 @@ def make_small_model(folder: Path, conversations: Sequence[str], training: Train
     if is_first_launched():
         learning = "" if training.dry_run else ", and learn from drawn scenes first"
         say(f"no --init_from: small stand-ins are made{learning}")
-    write_small_default(folder, corpus(conversations), training.seed, stand_ins=True, learn=not training.dry_run)
+    write_small_default(
+        folder, corpus(conversations), training.seed, stand_ins=True, learn=not training.dry_run
+    )
 
 
 def join_processes(training: TrainerOptions, memory: MemoryOptions, has_held_out: bool) -> TrainingArguments:

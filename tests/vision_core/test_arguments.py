@@ -283,14 +283,10 @@ def test_help_shows_groups_types_and_defaults_and_exits_0(capsys):
 
 
 def test_help_keeps_example_commands_as_code(capsys):
-    description = """Fuses encoders.
-
-        python -m fusion.fuse --encoders a b
-        python -m fusion.fuse --encoders a --grid 24
-
-    A longer text
-    is one paragraph.
-    """
+    description = (
+        "Fuses encoders.\n\n    python -m fusion.fuse --encoders a b\n"
+        "    python -m fusion.fuse --encoders a --grid 24\n\nA longer text\nis one paragraph.\n"
+    )
     with pytest.raises(SystemExit):
         parse_arguments(Sample, ["--help"], description)
     text = capsys.readouterr().out
