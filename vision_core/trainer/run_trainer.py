@@ -148,7 +148,7 @@ class RunTrainer(SavingTrainer):
     every epoch.
     run: on the main process, the folder that gets the metrics; of a dry run, what it knows of it.
     keep: whole checkpoints that stay, None for all. facts: of the run, for its checkpoints
-    (`trainer_resume.look_at_start`).
+    (`look_at_start` in `resume.py`).
     """
 
     def __init__(
